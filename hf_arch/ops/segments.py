@@ -55,15 +55,15 @@ def chunk_length(length: int, chunk_size: int) -> int:
 
 
 def to_chunks(x: Tensor, chunk: int, dtype: torch.dtype, pad_value: float = 0.0) -> Tensor:
-    """[B, T, H, ...] to contiguous [B, H, N, C, ...] in `dtype`, the end padded with `pad_value` up to whole chunks."""
+    """[B, T, H, ...] to contiguous [N, B, H, C, ...] in `dtype`, the end padded with `pad_value` up to N whole chunks."""
     missing = -x.shape[1] % chunk
     if missing:
         x = F.pad(x, (0, 0) * (x.dim() - 2) + (0, missing), value=pad_value)
-    x = x.unflatten(1, (-1, chunk)).movedim(3, 1)
+    x = x.unflatten(1, (-1, chunk)).movedim((1, 3), (0, 2))
     return x.to(dtype, memory_format=torch.contiguous_format).contiguous()  # a change of dtype copies once, not twice
 
 
 def from_chunks(x: Tensor, length: int, dtype: torch.dtype) -> Tensor:
-    """[B, H, N, C, D] to contiguous [B, T, H, D] in `dtype`, the padding of `to_chunks` removed."""
-    x = x.flatten(2, 3)[:, :, :length].transpose(1, 2)
+    """[N, B, H, C, D] to contiguous [B, T, H, D] in `dtype`, the padding of `to_chunks` removed."""
+    x = x.movedim((0, 2), (1, 3)).flatten(1, 2)[:, :length]
     return x.to(dtype, memory_format=torch.contiguous_format).contiguous()

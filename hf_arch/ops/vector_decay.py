@@ -1,0 +1,178 @@
+r"""The chunk form of linear attention with one decay per key channel.
+
+Scores need $\sum_c q_{ic} k_{jc} \prod_{j<s\le i} d_{sc}$: the product of decays is inside the sum over channels, so no
+single matrix of decays exists. It is split by halving (see `decay.py`): with blocks of m steps, q carries the product
+from its block's first step and k the product up to its block's last, so that each pair of neighbouring blocks costs one
+matrix product; then both factors are extended to blocks of 2m by multiplying halves with a block's total decay. After
+log2(C) levels the same factors are those that read from, and write into, the state between chunks. Only products of
+numbers in [0, 1] are formed: no decay is too strong, and a decay of 0 resets exactly.
+
+Backward recomputes the factors. The gradient of the log decays needs no products at all: with b the cumulated log
+decays, q_i always comes with exp(b_i) and k_j with exp(-b_j), so dL/db = q dq - k dk, and dL/dg is its reverse
+cumulated sum plus what the state at the chunk's end passes on (GLA, arXiv:2312.06635).
+
+Legend: N chunks, B batch, H heads, C chunk (a power of two), K key dim, V value dim, M = N*B*H.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def chunk_vector_decay(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, *, keep: Tensor | None, bonus: Tensor | None, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Linear attention over chunks.
+
+    Args:
+        q: [N, B, H, C, K], scaled. k, g (log decay): same shape. v: [N, B, H, C, V].
+        keep: [N, B, 1, C], 0 where a document starts, or None.
+        bonus: [H, K] or None.
+        state: [B, H, K, V] or None.
+
+    Returns:
+        o [N, B, H, C, V] and the final state [B, H, K, V].
+    """
+    if state is None:
+        state = q.new_zeros(*q.shape[1:3], q.shape[-1], v.shape[-1])
+    return _VectorDecay.apply(q, k, v, g, keep, None if bonus is None else bonus.to(q.dtype), state)
+
+
+class _Level:
+    """Factors of one level of halving, kept for the backward pass: [blocks, m, K] and the totals [blocks, 1, K]."""
+
+    __slots__ = ("key", "query", "total_1", "total_2")
+
+    def __init__(self, query: Tensor, key: Tensor, total_1: Tensor, total_2: Tensor):
+        self.query, self.key, self.total_1, self.total_2 = query, key, total_1, total_2
+
+
+def _scores_of_level(scores: Tensor, block: int) -> Tensor:
+    """View [M, C/2m, m, m] of the scores [M, C, C] between the halves of every block of 2m steps."""
+    count = scores.shape[-1] // (2 * block)
+    blocks = scores.unflatten(-1, (count, 2 * block)).unflatten(-3, (count, 2 * block))
+    return blocks.diagonal(dim1=-4, dim2=-2)[..., block:, :block, :].movedim(-1, -3)
+
+
+def _factorise(query: Tensor, key: Tensor, decay: Tensor, levels: list[_Level] | None) -> tuple[Tensor, Tensor]:
+    """Scores [M, C, C] below the diagonal and total decay [M, K]; `query`, `key` [M, C, K] become the chunk's."""
+    rows, chunk, dim = query.shape
+    scores = query.new_zeros(rows, chunk, chunk)
+    total = decay.reshape(-1, 1, dim)
+    block = 1
+    while block < chunk:
+        query_2 = query.view(-1, 2, block, dim)[:, 1]
+        key_1 = key.view(-1, 2, block, dim)[:, 0]
+        total_1, total_2 = total[0::2], total[1::2]
+        cross = (query_2 * key_1).sum(-1, keepdim=True) if block == 1 else query_2 @ key_1.transpose(-1, -2)
+        _scores_of_level(scores, block).copy_(cross.view(rows, -1, block, block))
+        if levels is not None:
+            levels.append(_Level(query_2.clone(), key_1.clone(), total_1, total_2))
+        query_2.mul_(total_1)
+        key_1.mul_(total_2)
+        total = total_1 * total_2
+        block *= 2
+    return scores, total.view(rows, dim)
+
+
+class _VectorDecay(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, g: Tensor, keep: Tensor | None, bonus: Tensor | None, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        query, key, decay = _base_factors(q, k, g, keep, bonus)
+        scores, total = _factorise(query, key, decay, None)
+        scores.diagonal(dim1=-2, dim2=-1).copy_(_diagonal(q, k, bonus))
+        value = v.flatten(0, 2)
+        states = state.new_empty(len(q) + 1, *state.shape)
+        states[0] = state
+        torch.bmm(key.transpose(-1, -2), value, out=states[1:].flatten(0, 2))
+        for n, total_n in enumerate(total.view(len(q), *state.shape[:-1], 1).unbind(0)):
+            states[n + 1].addcmul_(total_n, states[n])
+        o = torch.bmm(query, states[:-1].flatten(0, 2)).baddbmm_(scores, value)
+        ctx.save_for_backward(q, k, v, g, keep, bonus, states)
+        return o.view_as(v), states[-1].clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, g, keep, bonus, states = ctx.saved_tensors
+        grad_o, grad_state = grads[0].flatten(0, 2), grads[1]
+        value = v.flatten(0, 2)
+        query, key, decay = _base_factors(q, k, g, keep, bonus)
+        read = _read_factor(decay, keep, bonus, q.shape)
+        levels: list[_Level] = []
+        scores, total = _factorise(query, key, decay, levels)
+        scores.diagonal(dim1=-2, dim2=-1).copy_(_diagonal(q, k, bonus))
+
+        grad_states = torch.empty_like(states)
+        grad_states[-1] = grad_state
+        torch.bmm(query.transpose(-1, -2), grad_o, out=grad_states[:-1].flatten(0, 2))
+        total = total.view(len(q), *states.shape[1:-1], 1)
+        for n in range(len(q) - 1, -1, -1):
+            grad_states[n].addcmul_(total[n], grad_states[n + 1])
+        grad_out = grad_states[1:].flatten(0, 2)
+
+        grad_v = torch.bmm(key, grad_out).baddbmm_(scores.transpose(-1, -2), grad_o)
+        grad_scores = torch.bmm(grad_o, value.transpose(-1, -2))
+        grad_q = torch.bmm(grad_o, states[:-1].flatten(0, 2).transpose(-1, -2))
+        grad_k = torch.bmm(value, grad_out.transpose(-1, -2))
+        dim = q.shape[-1]
+        for level in reversed(levels):
+            block = level.query.shape[1]
+            cross = _scores_of_level(grad_scores, block).reshape(-1, block, block)
+            grad_q.view(-1, 2, block, dim)[:, 1].mul_(level.total_1).add_(cross @ level.key)
+            grad_k.view(-1, 2, block, dim)[:, 0].mul_(level.total_2).add_(cross.transpose(-1, -2) @ level.query)
+        if read is not None:
+            grad_q.mul_(read)
+        grad_q, grad_k = grad_q.view_as(q), grad_k.view_as(k)
+
+        # The diagonal holds no decay: it is left out of the gradient of g, where it would cancel only up to rounding.
+        grad_b = (states[1:] * grad_states[1:]).sum(-1).unsqueeze(-2)
+        ones = q.new_ones(q.shape[-2], q.shape[-2])
+        later = ones.triu() if bonus is None else ones.triu(1)
+        if bonus is None:
+            grad_g = grad_b + later @ (q * grad_q - k * grad_k)
+        else:
+            grad_g = grad_b + later @ (q * grad_q) - ones.triu() @ (k * grad_k)
+        if keep is not None:
+            grad_g = grad_g * keep.unsqueeze(-1)
+
+        grad_diagonal = grad_scores.diagonal(dim1=-2, dim2=-1).reshape(q.shape[:-1]).unsqueeze(-1)
+        if bonus is None:
+            grad_bonus = None
+            grad_q.addcmul_(grad_diagonal, k)
+            grad_k.addcmul_(grad_diagonal, q)
+        else:
+            weight = bonus.unsqueeze(-2)
+            grad_bonus = (grad_diagonal * q * k).sum((0, 1, 3))
+            grad_q.add_(grad_diagonal * k * weight)
+            grad_k.add_(grad_diagonal * q * weight)
+        return grad_q, grad_k, grad_v.view_as(v), grad_g, None, grad_bonus, grad_states[0].clone()
+
+
+def _base_factors(
+    q: Tensor, k: Tensor, g: Tensor, keep: Tensor | None, bonus: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Fresh [M, C, K] factors for blocks of one step, and the decays."""
+    decay = g.exp()
+    if keep is not None:
+        decay *= keep.unsqueeze(-1)
+    read = _read_factor(decay, keep, bonus, q.shape)
+    query = q.clone() if read is None else q * read.view_as(q)
+    return query.flatten(0, 2), k.clone().flatten(0, 2), decay.flatten(0, 2)
+
+
+def _read_factor(decay: Tensor, keep: Tensor | None, bonus: Tensor | None, shape: torch.Size) -> Tensor | None:
+    """What multiplies the state before it is read: the decay, or with a bonus only the reset at a document's start."""
+    if bonus is None:
+        return decay
+    return None if keep is None else keep.unsqueeze(-1).expand(shape).reshape(-1, *shape[-2:])
+
+
+def _diagonal(q: Tensor, k: Tensor, bonus: Tensor | None) -> Tensor:
+    """The weight [M, C] with which every token reads itself."""
+    own = q * k if bonus is None else q * k * bonus.unsqueeze(-2)
+    return own.sum(-1).flatten(0, 2)
