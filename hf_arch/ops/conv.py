@@ -1,8 +1,8 @@
 """Depthwise causal convolution over time, and the shift by one token: the short memories of linear-recurrence models.
 
 `y_t = act(bias + sum_j weight[:, W-1-j] * x_{t-j})` for lags j = 0..W-1, per channel. Inputs are [B,T,C], C contiguous:
-W shifted multiply-adds over cache-sized blocks of rows are four times as fast as `F.conv1d(groups=C)` on a CPU. Sums are
-fp32.
+W shifted multiply-adds over cache-sized blocks of rows are 3-4 times as fast as `F.conv1d(groups=C)` on a CPU. Sums are
+in fp32.
 
 A change of `segment_ids` hides everything before it. The state is what a later call needs: the last W-1 raw inputs
 [B,C,W-1], or the last input [B,D] for `token_shift`, zeros where there were fewer. Every output depends on earlier

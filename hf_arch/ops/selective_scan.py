@@ -1,0 +1,271 @@
+"""Selective scan of Mamba (Gu & Dao 2023): a diagonal state per channel, its step size and weights chosen by the token.
+
+`h_t = exp(dt_t A) * h_{t-1} + dt_t x_t B_t`, `y_t = C_t . h_t + D x_t`, with h [E,N] in fp32. Only exp of dt A <= 0 is
+formed, so no decay can overflow.
+
+Training walks through time in place: the state of one step stays in the cache, while [B,T,E,N] would not fit anywhere.
+Every `CHUNK` steps the state is kept; the backward pass recomputes the others from there. It is an operator of its own
+(`torch.library`), so a compiler or a meta tensor sees one node and not T steps.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .segments import segment_keep, state_dtype, without_autocast
+
+CHUNK = 8
+# The module's own name: a copy of this file elsewhere (a model bundled with its code) registers operators of its own.
+NAMESPACE = re.sub(r"\W", "_", __name__)
+
+
+def naive_selective_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+    output_final_state: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Reference: the recurrence, one token after the other. Same arguments as `selective_scan`."""
+    dtype = state_dtype(x, dt)
+    state = x.new_zeros(*x.shape[::2], A.shape[1], dtype=dtype) if initial_state is None else initial_state.to(dtype)
+    keep = torch.ones_like(dt[..., 0], dtype=dtype) if segment_ids is None else segment_keep(segment_ids, dtype)
+    steps = zip(*(tensor.to(dtype).unbind(1) for tensor in (x, dt, B, C, keep)), strict=True)
+    outputs = []
+    for x_t, dt_t, B_t, C_t, keep_t in steps:
+        decay = torch.exp(dt_t.unsqueeze(-1) * A)
+        state = keep_t[:, None, None] * decay * state + (dt_t * x_t).unsqueeze(-1) * B_t.unsqueeze(1)
+        y_t = (state * C_t.unsqueeze(1)).sum(-1)
+        outputs.append(y_t if D is None else y_t + D * x_t)
+    return torch.stack(outputs, 1).to(x.dtype), state if output_final_state else None
+
+
+def selective_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+    output_final_state: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Mamba's recurrence over a row of tokens.
+
+    Args:
+        x: inputs [B,T,E], T >= 1.
+        dt: step sizes >= 0, [B,T,E], fp32; 0 makes a token a no-op (padding).
+        A: [E,N], negative, fp32.
+        B, C: input and output weights of each token, [B,T,N].
+        D: skip weights [E] or None.
+        initial_state: [B,E,N], of the row's first document; zeros where None.
+        segment_ids: [B,T] integers, one per document of a packed row; the state starts anew where they change.
+        output_final_state: also return the state after the last token.
+
+    Returns:
+        (y [B,T,E] in the dtype of x, state [B,E,N] in fp32 or None). Differentiable once in every tensor.
+    """
+    dtype = state_dtype(x, dt)
+    dt, A, B, C = dt.to(dtype), A.to(dtype), B.to(dtype), C.to(dtype)
+    D = None if D is None else D.to(dtype)
+    state = None if initial_state is None else initial_state.to(dtype)
+    if x.shape[1] == 1:
+        y, final = _step(x, dt, A, B, C, D, state)
+    else:
+        keep = None if segment_ids is None else segment_keep(segment_ids, dtype)
+        history = None if state is None else state.mT
+        y, final, _ = _scan(x, dt, A, B, C, D, history, keep, torch.is_grad_enabled())
+        final = final.mT
+    return y, final if output_final_state else None
+
+
+def _step(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """One token: (y [B,1,E], next state [B,E,N])."""
+    dt_t, x_t = dt.mT, x.mT.to(dt.dtype)  # [B,E,1]
+    inflow = dt_t * x_t * B
+    state = inflow if state is None else torch.addcmul(inflow, state, torch.exp(dt_t * A))
+    y = (state * C).sum(-1)
+    if D is not None:
+        y = torch.addcmul(y, x_t.squeeze(-1), D)
+    return y.unsqueeze(1).to(x.dtype), state
+
+
+def _rows(x: Tensor) -> tuple[Tensor, ...]:
+    """The steps of [B,T,D] as views [B,1,D]."""
+    return x.unsqueeze(2).unbind(1)
+
+
+def _columns(x: Tensor) -> tuple[Tensor, ...]:
+    """The steps of [B,T,D] as views [B,D,1]."""
+    return x.unsqueeze(3).unbind(1)
+
+
+def _chunk_decays(dt: Tensor, A_t: Tensor, keep: Tensor | None, steps: slice, buffer: Tensor) -> tuple[Tensor, ...]:
+    """exp(dt_t A), and 0 at a document's first token, for each step of a chunk: views [B,N,E] of the buffer."""
+    dt = dt[:, steps]
+    decays = torch.mul(dt.unsqueeze(2), A_t, out=buffer[:, : dt.shape[1]]).exp_()
+    if keep is not None:
+        decays.mul_(keep[:, steps, None, None])
+    return decays.unbind(1)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::scan", mutates_args=())
+def _scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    state: Tensor | None,
+    keep: Tensor | None,
+    for_backward: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(y [B,T,E], final state [B,N,E], state before each chunk [T/CHUNK,B,N,E]): N before E inside, for long rows."""
+    batch, length, width = x.shape
+    A_t = A.t().contiguous()
+    state = (
+        dt.new_zeros(batch, A.shape[1], width) if state is None else state.clone(memory_format=torch.contiguous_format)
+    )
+    y = dt.new_empty(x.shape)
+    kept = dt.new_empty(_kept_chunks(length, for_backward), *state.shape)
+    buffer = dt.new_empty(batch, min(CHUNK, length), *A_t.shape)
+    inflow, B_steps, C_steps, y_steps = _rows(dt * x), _columns(B), _rows(C), _rows(y)
+    with without_autocast(x):
+        for start in range(0, length, CHUNK):
+            if for_backward:
+                kept[start // CHUNK] = state
+            decays = _chunk_decays(dt, A_t, keep, slice(start, start + CHUNK), buffer)
+            for t, decay in enumerate(decays, start):
+                state.mul_(decay).addcmul_(inflow[t], B_steps[t])
+                torch.bmm(C_steps[t], state, out=y_steps[t])
+    if D is not None:
+        y.addcmul_(x.to(y.dtype), D)
+    return y.to(x.dtype), state, kept
+
+
+def _kept_chunks(length: int, for_backward: bool) -> int:
+    return -(-length // CHUNK) if for_backward else 0
+
+
+@_scan.register_fake
+def _(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    state: Tensor | None,
+    keep: Tensor | None,
+    for_backward: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, length, width = x.shape
+    state_shape = (batch, A.shape[1], width)
+    kept = dt.new_empty(_kept_chunks(length, for_backward), *state_shape)
+    return x.new_empty(x.shape), dt.new_empty(state_shape), kept
+
+
+@torch.library.custom_op(f"{NAMESPACE}::scan_backward", mutates_args=())
+def _scan_backward(
+    grad_y: Tensor,
+    grad_state: Tensor | None,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    keep: Tensor | None,
+    kept: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, dt, A, B, C, D (zeros where None) and the initial state [B,N,E]."""
+    batch, length, width = x.shape
+    A_t = A.t().contiguous()
+    grad_y = grad_y.to(dt.dtype)
+    # The gradient of the state after step t, then of the state before it.
+    grad = (
+        dt.new_zeros(kept.shape[1:]) if grad_state is None else grad_state.clone(memory_format=torch.contiguous_format)
+    )
+    grad_A = torch.zeros_like(grad)
+    grad_inflow, grad_dt = torch.empty_like(grad_y), torch.empty_like(grad_y)
+    grad_B, grad_C = B.new_empty(B.shape), C.new_empty(C.shape)
+    chunk = min(CHUNK, length)
+    buffer = dt.new_empty(batch, chunk, *A_t.shape)
+    states = dt.new_empty(chunk + 1, *grad.shape).unbind(0)
+    grad_exponent = torch.empty_like(grad)
+    inflow = dt * x
+    inflow_rows, inflow_columns, dt_rows = _rows(inflow), _columns(inflow), _rows(dt)
+    B_rows, B_columns, C_columns = _rows(B), _columns(B), _columns(C)
+    grad_y_rows, grad_y_columns = _rows(grad_y), _columns(grad_y)
+    grad_B_columns, grad_C_columns = _columns(grad_B), _columns(grad_C)
+    grad_inflow_rows, grad_dt_steps = _rows(grad_inflow), grad_dt.unbind(1)
+    with without_autocast(x):
+        for start in reversed(range(0, length, CHUNK)):
+            decays = _chunk_decays(dt, A_t, keep, slice(start, start + CHUNK), buffer)
+            states[0].copy_(kept[start // CHUNK])
+            for i, decay in enumerate(decays):
+                torch.mul(states[i], decay, out=states[i + 1]).addcmul_(inflow_rows[start + i], B_columns[start + i])
+            for i, decay in reversed(list(enumerate(decays))):
+                t = start + i
+                grad.addcmul_(C_columns[t], grad_y_rows[t])
+                torch.bmm(states[i + 1], grad_y_columns[t], out=grad_C_columns[t])
+                torch.bmm(B_rows[t], grad, out=grad_inflow_rows[t])
+                torch.bmm(grad, inflow_columns[t], out=grad_B_columns[t])
+                grad.mul_(decay)
+                torch.mul(grad, states[i], out=grad_exponent)
+                grad_A.addcmul_(grad_exponent, dt_rows[t])
+                torch.sum(grad_exponent.mul_(A_t), 1, out=grad_dt_steps[t])
+    grad_dt.addcmul_(grad_inflow, x.to(dt.dtype))
+    grad_x = grad_inflow.mul_(dt)
+    grad_D = A.new_zeros(width)
+    if D is not None:
+        grad_D = (grad_y * x).sum((0, 1))
+        grad_x.addcmul_(grad_y, D)
+    return grad_x.to(x.dtype), grad_dt, grad_A.sum(0).t().contiguous(), grad_B, grad_C, grad_D, grad
+
+
+@_scan_backward.register_fake
+def _(
+    grad_y: Tensor,
+    grad_state: Tensor | None,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    keep: Tensor | None,
+    kept: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    like = (x, dt, A, B, C, A[:, 0], kept[0])
+    grads = [tensor.new_empty(tensor.shape) for tensor in like]
+    return grads[0], grads[1], grads[2], grads[3], grads[4], grads[5], grads[6]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, dt, A, B, C, D, state, keep, _ = inputs
+    ctx.save_for_backward(x, dt, A, B, C, D, keep, output[2])
+    ctx.has_state = state is not None
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad_y: Tensor | None, grad_state: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    x, dt, A, B, C, D, keep, kept = ctx.saved_tensors
+    grad_y = x.new_zeros(x.shape) if grad_y is None else grad_y
+    *grads, grad_D, grad_initial = _scan_backward(grad_y, grad_state, x, dt, A, B, C, D, keep, kept)
+    return (*grads, None if D is None else grad_D, grad_initial if ctx.has_state else None, None, None)
+
+
+_scan.register_autograd(_backward, setup_context=_save)
