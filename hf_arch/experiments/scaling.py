@@ -1,0 +1,116 @@
+"""Scaling fit: loss against size as a power law with an offset, L(N) = E + A N^(-alpha), with a bootstrap band.
+
+For a fixed alpha the law is linear in E and A, so only alpha is searched (a grid, vectorised over the bootstrap) and
+E, A >= 0 come in closed form. Four sizes are the least for three parameters; the band says how little that pins down.
+Source of the form: Hoffmann et al., Training Compute-Optimal Large Language Models (2022), its term in N.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hf_arch.experiments.stats import LEVEL
+
+MIN_SIZES = 4
+ALPHAS = np.geomspace(0.01, 3.0, 400)
+
+
+@dataclass(frozen=True)
+class ScalingFit:
+    """E (irreducible loss, nats), A, alpha, their bootstrap intervals, and the bootstrap draws behind the band."""
+
+    offset: float
+    amplitude: float
+    alpha: float
+    offset_interval: tuple[float, float]
+    alpha_interval: tuple[float, float]
+    sizes: tuple[float, ...]
+    draws: np.ndarray  # [samples, 3]: E, A (of size / smallest size), alpha
+
+    def predict(self, sizes: Sequence[float]) -> np.ndarray:
+        """Loss at each size, float64 [n]."""
+        x = np.asarray(sizes, dtype=np.float64)
+        return self.offset + self.amplitude * x**-self.alpha
+
+    def band(self, sizes: Sequence[float], level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper edge of the pointwise bootstrap band at each size, float64 [n] each."""
+        x = np.asarray(sizes, dtype=np.float64) / self.sizes[0]
+        offset, amplitude, alpha = (column[:, None] for column in self.draws.T)
+        low, high = np.quantile(offset + amplitude * x[None] ** -alpha, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        return low, high
+
+    @property
+    def words(self) -> str:
+        """The law with its intervals, in one sentence."""
+        low, high = self.alpha_interval
+        return (
+            f"L(N) = {self.offset:.3g} + {self.amplitude:.3g} · N^(-{self.alpha:.3g}) over {len(self.sizes)} sizes; "
+            f"95 % bootstrap: exponent [{low:.2g}, {high:.2g}], "
+            f"offset [{self.offset_interval[0]:.3g}, {self.offset_interval[1]:.3g}]"
+        )
+
+
+def fit_scaling(
+    sizes: Sequence[float], losses: Sequence[Sequence[float]], samples: int = 1000, seed: int = 0, level: float = LEVEL
+) -> ScalingFit | None:
+    """Fits the law to `losses[i]` (a value a seed) at `sizes[i]`; None below 4 sizes and for a loss that never falls.
+
+    The bootstrap redraws seeds within a size where every size has at least two, and otherwise the residuals of the
+    fit (scaled for its three parameters).
+    """
+    if len(sizes) != len(losses):
+        raise ValueError(f"fit_scaling: {len(sizes)} sizes, but losses for {len(losses)}")
+    order = np.argsort(sizes)
+    x = np.asarray(sizes, dtype=np.float64)[order]
+    groups = [np.asarray(losses[i], dtype=np.float64) for i in order]
+    if len(set(x.tolist())) < MIN_SIZES:
+        return None
+    scaled = x / x[0]  # keeps A and E of one magnitude, whatever the unit of size
+    means = np.asarray([group.mean() for group in groups])
+    best = _fit(scaled, means[None])[0]
+    if best[1] == 0.0:
+        return None
+    draws = _fit(scaled, _resample(groups, scaled, means, best, samples, np.random.default_rng(seed)))
+    quantiles = [(1 - level) / 2, (1 + level) / 2]
+    offset_low, offset_high = np.quantile(draws[:, 0], quantiles)
+    alpha_low, alpha_high = np.quantile(draws[:, 2], quantiles)
+    return ScalingFit(
+        offset=float(best[0]),
+        amplitude=float(best[1] * x[0] ** best[2]),
+        alpha=float(best[2]),
+        offset_interval=(float(offset_low), float(offset_high)),
+        alpha_interval=(float(alpha_low), float(alpha_high)),
+        sizes=tuple(x.tolist()),
+        draws=draws,
+    )
+
+
+def _resample(
+    groups: list[np.ndarray], x: np.ndarray, means: np.ndarray, best: np.ndarray, samples: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Bootstrap versions of the mean losses, float64 [samples, sizes]."""
+    if min(group.size for group in groups) >= 2:
+        columns = [group[rng.integers(0, group.size, size=(samples, group.size))].mean(axis=1) for group in groups]
+        return np.stack(columns, axis=1)
+    fitted = best[0] + best[1] * x ** -best[2]
+    residuals = (means - fitted) * np.sqrt(x.size / max(x.size - 3, 1))
+    return fitted + rng.choice(residuals, size=(samples, x.size))
+
+
+def _fit(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Least-squares E, A >= 0 and alpha for every row of `y` [S, n] at `x` [n]; float64 [S, 3]."""
+    basis = x[None] ** -ALPHAS[:, None]  # [G, n]
+    centred = basis - basis.mean(axis=1, keepdims=True)
+    y_mean = y.mean(axis=1)
+    slope = (y @ centred.T) / (centred**2).sum(axis=1)  # [S, G]
+    slope = np.maximum(slope, 0.0)
+    offset = y_mean[:, None] - slope * basis.mean(axis=1)
+    through_zero = (y @ basis.T) / (basis**2).sum(axis=1)
+    slope, offset = np.where(offset < 0, through_zero, slope), np.maximum(offset, 0.0)
+    error = ((y[:, None, :] - offset[..., None] - slope[..., None] * basis) ** 2).sum(axis=-1)
+    pick = error.argmin(axis=1)
+    rows = np.arange(len(y))
+    return np.stack([offset[rows, pick], slope[rows, pick], ALPHAS[pick]], axis=1)

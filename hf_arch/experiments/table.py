@@ -1,0 +1,93 @@
+"""A comparison on the terminal: audit, table and statements by rich, at any width without cutting a number.
+
+Where the columns do not fit beside one another, they are laid out in several blocks, each headed by the names.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hf_arch.experiments.columns import COLUMNS, Column
+
+if TYPE_CHECKING:
+    from hf_arch.experiments.compare import Comparison
+
+STYLES = {"violation": "bold red", "note": "yellow", "ok": "green"}
+MAX_PAIRS = 15
+GAP = 3  # a border or space and the padding on both sides of a column
+
+
+def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
+    """Prints the audit, the table in as many blocks as the width asks for, and the statements."""
+    console = console or Console(highlight=False)
+    _print_audit(comparison, console)
+    for block in column_blocks(comparison, console.width):
+        console.print(_table(comparison, block, console.width))
+    console.print(Text(comparison.headline, style="bold"))
+    _print_pairs(comparison, console)
+    for verdict in comparison.verdicts:
+        console.print(Text.assemble(("Hypothesis: ", "bold"), verdict.claim))
+        console.print(Text.assemble((f"  {verdict.outcome}: ", "bold"), verdict.evidence))
+
+
+def column_blocks(comparison: Comparison, width: int) -> list[list[Column]]:
+    """The columns that hold a value, packed in order into blocks no wider than `width` characters."""
+    name_width = _name_width(comparison, width)
+    blocks: list[list[Column]] = [[]]
+    used = name_width + GAP + 1
+    for column in COLUMNS:
+        cells = [column.cell(comparison, group) for group in comparison.groups]
+        if all(cell == "–" for cell in cells):
+            continue
+        needed = max(len(text) for text in (column.title, *cells)) + GAP
+        if blocks[-1] and used + needed > width:
+            blocks.append([])
+            used = name_width + GAP + 1
+        blocks[-1].append(column)
+        used += needed
+    return blocks
+
+
+def _table(comparison: Comparison, columns: list[Column], width: int) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("name", overflow="fold", max_width=_name_width(comparison, width))
+    for column in columns:
+        # Words may wrap where even a block of one column is too wide; a number is never wrapped or cut.
+        words = column.key == "versus_baseline"
+        table.add_column(column.title, justify="left" if words else "right", no_wrap=not words, overflow="fold")
+    for group in comparison.groups:
+        cells = [Text(column.cell(comparison, group)) for column in columns]
+        table.add_row(Text(group.name), *cells, style="" if group.counted else "dim")
+    return table
+
+
+def _name_width(comparison: Comparison, width: int) -> int:
+    return min(max(len(group.name) for group in comparison.groups), max(width // 3, 8))
+
+
+def _print_audit(comparison: Comparison, console: Console) -> None:
+    violations = sum(finding.severity == "violation" for finding in comparison.findings)
+    verdict = f"{violations} violation{'s' if violations != 1 else ''}" if violations else "no violation"
+    console.print(Text(f"Audit: {verdict}", style="bold"))
+    lines = Table.grid(padding=(0, 1))
+    for finding in comparison.findings:
+        lines.add_row(" ", Text(finding.severity, style=STYLES[finding.severity]), Text(finding.sentence))
+    console.print(lines)
+
+
+def _print_pairs(comparison: Comparison, console: Console) -> None:
+    ranked = [group.name for group in comparison.groups if group.counted]
+    pairs = [(first, second) for i, first in enumerate(ranked) for second in ranked[i + 1 :]]
+    if len(pairs) > MAX_PAIRS:
+        console.print(f"{len(pairs)} pairs compared; --json lists them all, the table those with the baseline.")
+        return
+    for first, second in pairs:
+        pair = comparison.pair(first, second)
+        if pair is not None:
+            p = "" if pair.p_adjusted is None else f" (n={len(pair.seeds)}, Holm p={pair.p_adjusted:.2g})"
+            console.print(Text(f"  {first} against {second}: {pair.words}{p}"))
