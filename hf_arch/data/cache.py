@@ -1,0 +1,80 @@
+"""Where downloaded and prepared data lives, and how files get there whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+def data_cache(cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """The cache folder: `cache_dir`, else the environment's `HF_ARCH_CACHE`, else `~/.cache/hf_arch`."""
+    chosen = cache_dir or os.environ.get("HF_ARCH_CACHE") or "~/.cache/hf_arch"
+    return Path(chosen).expanduser().resolve()
+
+
+@contextmanager
+def locked(cache: Path, name: str) -> Iterator[None]:
+    """Holds the lock `name` of this cache, so that of several processes one prepares and the others find it ready."""
+    from filelock import FileLock
+
+    folder = cache / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f"{name}.lock"):
+        yield
+
+
+def publish_folder(finished: Path, target: Path) -> None:
+    """Moves a finished folder to its place in one step; where another process was first, ours is dropped."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.rename(finished, target)
+    except OSError:
+        if not any(target.glob("*")):
+            raise
+        shutil.rmtree(finished, ignore_errors=True)
+
+
+def temporary_name(path: Path) -> Path:
+    """A hidden name beside `path` that no other process uses (tempfile's would be closed to the user's group)."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A file for writing that takes its name when the block ends well: readers see all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(path)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Writes a whole small file atomically."""
+    with atomic_file(path) as file:
+        file.write(content)
+
+
+def hash_text(*parts: object) -> str:
+    """Hex sha256 over the parts, each ended by a zero byte so that their borders count."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(str(part).encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,155 @@
+"""Corpora of the Hub, by name. The same code reads a local folder of the same layout (`HubCorpus.path`).
+
+A corpus is streamed where it is too large to download whole, or where only its first tokens are asked for.
+Where a corpus has no validation split, its first documents are held out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_arch.data.cache import hash_text
+from hf_arch.data.corpora import part_range
+from hf_arch.data.local_files import check_column, quiet_bars
+from hf_arch.data.options import DataOptions
+from hf_arch.errors import ConfigError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """Where a corpus lies on the Hub.
+
+    config: the name of one of its configurations. revision: branch or commit. validation: the split that is held out,
+    or None: the first `held_out_documents` of train. streaming: never downloaded whole.
+    """
+
+    path: str
+    attribution: str
+    config: str | None = None
+    revision: str | None = None
+    text_column: str = "text"
+    validation: str | None = "validation"
+    held_out_documents: int = 5_000
+    streaming: bool = False
+
+
+HUB_CORPORA = {
+    "tiny-shakespeare": HubSource(
+        "karpathy/tiny_shakespeare",
+        "tiny Shakespeare (A. Karpathy), text in the public domain.",
+        # Its main branch is a loading script, which `datasets` no longer runs; this branch holds the same text.
+        revision="refs/convert/parquet",
+    ),
+    "tinystories": HubSource("roneneldan/TinyStories", "TinyStories (Eldan and Li 2023), CDLA-Sharing 1.0."),
+    "fineweb-edu-10b": HubSource(
+        "HuggingFaceFW/fineweb-edu",
+        "FineWeb-Edu, sample of 10 billion tokens (Penedo et al. 2024), ODC-By 1.0.",
+        config="sample-10BT",
+        validation=None,
+    ),
+    "c4": HubSource("allenai/c4", "C4, English (Raffel et al. 2020), ODC-By 1.0.", config="en", streaming=True),
+}
+
+
+@dataclass(frozen=True)
+class HubCorpus:
+    """A corpus opened by `datasets.load_dataset`; `path` is the Hub id, or a folder of the same layout."""
+
+    name: str
+    source: HubSource
+    path: str
+    streaming: bool
+    cache: Path
+    progress: bool
+
+    @property
+    def attribution(self) -> str:
+        return self.source.attribution
+
+    @classmethod
+    def open(
+        cls, name: str, options: DataOptions, cache: Path, *, path: str | None = None, progress: bool = True
+    ) -> HubCorpus:
+        """The corpus of that name in `HUB_CORPORA`.
+
+        Raises:
+            ConfigError: a streamed corpus without a limit of tokens.
+        """
+        source = HUB_CORPORA[name]
+        if source.streaming and options.max_train_tokens is None:
+            raise ConfigError(
+                f"data.max_train_tokens: {name!r} is streamed and does not end in a time worth waiting for; allowed: a "
+                "number of tokens, such as 1_000_000_000"
+            )
+        streaming = source.streaming or options.max_train_tokens is not None
+        return cls(name, source, path or source.path, streaming, cache, progress)
+
+    def fingerprint(self) -> str:
+        source = self.source
+        return hash_text(
+            self.path, source.config, source.revision, source.text_column, source.validation, self.streaming
+        )
+
+    def documents(self, split: str, part: int = 0, parts: int = 1) -> Iterator[str]:
+        rows, first, last = self._rows(split)
+        column = self.source.text_column
+        if self.streaming:
+            yield from _streamed(rows, column, first, last, part, parts)
+            return
+        check_column(rows.column_names, column, self.path)
+        numbers = range(first, len(rows) if last is None else min(last, len(rows)))
+        for place in part_range(len(numbers), part, parts):
+            text = rows[numbers[place]][column]
+            if text:
+                yield text
+
+    def _rows(self, split: str) -> tuple[Dataset | IterableDataset, int, int | None]:
+        """The rows that hold a split, and the first and last document of it among them."""
+        import datasets
+
+        source = self.source
+        first, last = 0, None
+        if split == "validation" and source.validation is None:
+            last = source.held_out_documents
+        elif split == "train" and source.validation is None:
+            first = source.held_out_documents
+        wanted = "train" if split == "train" or source.validation is None else source.validation
+        try:
+            with quiet_bars(self.progress):
+                rows = datasets.load_dataset(
+                    self.path,
+                    source.config,
+                    revision=source.revision,
+                    split=wanted,
+                    streaming=self.streaming,
+                    cache_dir=str(self.cache / "datasets"),
+                )
+        except Exception as error:  # the Hub client has dozens of kinds: offline, missing, gated, broken, full disk
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ConfigError(
+                f"data.corpus: {self.name!r} could not be loaded from {self.path!r} ({reason[:160]}); allowed "
+                "without the Hub: shakespeare, python-docs, or the path of a file or folder"
+            ) from error
+        return rows, first, last
+
+
+def _streamed(rows: IterableDataset, column: str, first: int, last: int | None, part: int, parts: int) -> Iterator[str]:
+    """Documents of a stream. Parts are groups of its files where it has enough, else every `parts`-th document."""
+    if rows.column_names is not None:
+        check_column(rows.column_names, column, "stream")
+    by_files = first == 0 and last is None and rows.num_shards >= parts
+    if by_files and parts > 1:
+        rows = rows.shard(num_shards=parts, index=part)
+    for number, row in enumerate(rows):
+        if number < first or (not by_files and (number - first) % parts != part):
+            continue
+        if last is not None and number >= last:
+            return
+        if row[column]:
+            yield row[column]

@@ -1,0 +1,190 @@
+"""Text of the user's own: txt (one document a file), jsonl, json and parquet (one document a row), read by `datasets`.
+
+Files named `validation...`, `valid...`, `val...` or `dev...` are the held-out text where there are such files
+(`test...` is left alone then). Otherwise the end of the text is held out: from the border between documents that
+comes near the wished share, else from the exact character, so that a single file is cut as nanoGPT cuts it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from glob import glob
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hf_arch.data.cache import hash_file, hash_text
+from hf_arch.data.corpora import part_range
+from hf_arch.data.options import DataOptions
+from hf_arch.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+
+_COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+_HELD_OUT_NAME = re.compile(r"(validation|valid|val|dev)(?![a-z])", re.IGNORECASE)
+_TEST_NAME = re.compile(r"test(?![a-z])", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """Files on disk; `border` is the document and the character in it at which the held-out text starts."""
+
+    name: str
+    train_files: tuple[str, ...]
+    validation_files: tuple[str, ...]
+    text_column: str
+    border: tuple[int, int] | None
+    cache: Path
+
+    @property
+    def attribution(self) -> str:
+        return f"Local files: {Path(self.name).name}."
+
+    @classmethod
+    def open(cls, name: str, options: DataOptions, cache: Path, *, progress: bool) -> LocalFiles:
+        """Finds the files and where to split them.
+
+        Raises:
+            ConfigError: nothing readable, a missing column, or no text.
+        """
+        files = _find(name)
+        held_out = tuple(file for file in files if _HELD_OUT_NAME.match(Path(file).name))
+        if held_out and len(held_out) < len(files):
+            rest = tuple(file for file in files if file not in held_out and not _TEST_NAME.match(Path(file).name))
+            return cls(name, rest, held_out, options.text_column, None, cache)
+        lengths = _lengths(_read(files, options.text_column, cache, progress))
+        if not lengths.sum():
+            raise ConfigError(f"data.corpus: {name!r} holds no text; allowed: files with at least two rows of tokens")
+        border = _border(lengths, options.validation_fraction)
+        return cls(name, files, (), options.text_column, border, cache)
+
+    def fingerprint(self) -> str:
+        files = [hash_file(Path(file)) for file in (*self.train_files, *self.validation_files)]
+        return hash_text(*files, len(self.train_files), self.text_column, self.border)
+
+    def documents(self, split: str, part: int = 0, parts: int = 1) -> Iterator[str]:
+        files = self.validation_files if split == "validation" and self.validation_files else self.train_files
+        rows = _read(files, self.text_column, self.cache, False)
+        first, last = (0, 0), (len(rows), 0)
+        if self.border is not None:
+            first, last = ((0, 0), self.border) if split == "train" else (self.border, last)
+        numbers = range(first[0], last[0] + (last[1] > 0))
+        for place in part_range(len(numbers), part, parts):
+            number = numbers[place]
+            text = rows[number]["text"] or ""
+            text = text[first[1] if number == first[0] else 0 : last[1] if number == last[0] else None]
+            if text:
+                yield text
+
+
+def _find(name: str) -> tuple[str, ...]:
+    path = Path(name).expanduser()
+    if path.is_file():
+        found = [path]
+    elif path.is_dir():
+        found = sorted(file for file in path.rglob("*") if file.is_file() and _reader(file))
+    else:
+        found = sorted(Path(file) for file in glob(str(path), recursive=True) if Path(file).is_file())
+    allowed = f"allowed: {', '.join(READERS)}"
+    if not found:
+        raise ConfigError(f"data.corpus: {name!r} holds no file that can be read; {allowed}")
+    for file in found:
+        if not _reader(file):
+            near = nearest(file.suffix, READERS)
+            hint = f"nearest: {near!r}; " if near else ""
+            raise ConfigError(f"data.corpus: {str(file)!r} has the unknown extension {file.suffix!r}; {hint}{allowed}")
+    return tuple(str(file) for file in found)
+
+
+def _reader(file: Path) -> str | None:
+    suffix = Path(file.stem).suffix if file.suffix in _COMPRESSED else file.suffix
+    return READERS.get(suffix.lower())
+
+
+@lru_cache(maxsize=8)
+def _read(files: tuple[str, ...], column: str, cache: Path, progress: bool) -> Dataset:
+    """All documents as one memory-mapped dataset with the one column `text`."""
+    import datasets
+
+    tables = []
+    for reader in dict.fromkeys(READERS.values()):
+        mine = [file for file in files if _reader(Path(file)) == reader and Path(file).stat().st_size]
+        if not mine:
+            continue
+        more = {"sample_by": "document"} if reader == "text" else {}
+        with quiet_bars(progress):
+            try:
+                table = datasets.load_dataset(
+                    reader, data_files=mine, split="train", cache_dir=str(cache / "datasets"), **more
+                )
+            except Exception as error:  # every reader has exceptions of its own for what it cannot parse
+                reason = next(iter(str(error.__cause__ or error).splitlines()), type(error).__name__)
+                raise ConfigError(f"data.corpus: {mine[0]!r} cannot be read as {reader} ({reason[:160]})") from error
+        wanted = "text" if reader == "text" else column
+        check_column(table.column_names, wanted, mine[0])
+        tables.append(table.select_columns([wanted]).rename_columns({wanted: "text"}))
+    if not tables:
+        raise ConfigError(f"data.corpus: {files[0]!r} is empty; allowed: files with text")
+    return tables[0] if len(tables) == 1 else datasets.concatenate_datasets(tables)
+
+
+def check_column(columns: Sequence[str], wanted: str, where: str) -> None:
+    """Raises ConfigError unless `wanted` is among the columns of `where`."""
+    if wanted not in columns:
+        near = nearest(wanted, columns)
+        hint = f"nearest: {near!r}; " if near else ""
+        raise ConfigError(
+            f"data.text_column: {where!r} has no column {wanted!r}; {hint}allowed: {', '.join(columns) or 'none'}"
+        )
+
+
+def _lengths(rows: Dataset) -> np.ndarray:
+    """Characters of each document, int64 [N]."""
+    import pyarrow.compute as pc
+
+    column = rows.with_format("arrow")[:]["text"]
+    try:
+        return pc.fill_null(pc.utf8_length(column), 0).to_numpy().astype(np.int64)
+    except Exception as error:
+        raise ConfigError(f"data.text_column: rows hold {column.type}, not text") from error
+
+
+def _border(lengths: np.ndarray, fraction: float) -> tuple[int, int]:
+    """Where the held-out text starts: a document and a character in it."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1])
+    cut = int(total * (1 - fraction))
+    document = int(np.searchsorted(ends, cut, side="right"))
+    start = int(ends[document] - lengths[document])
+    starts = {start: document, int(ends[document]): document + 1}
+    closest = min(starts, key=lambda place: abs(place - cut))
+    if 0 < closest < total and fraction / 2 <= (total - closest) / total <= 2 * fraction:
+        return starts[closest], 0
+    return document, cut - start
+
+
+class quiet_bars:
+    """Hides the progress bars of `datasets` inside a block, unless they are wanted or hidden already."""
+
+    def __init__(self, progress: bool) -> None:
+        self.progress = progress
+
+    def __enter__(self) -> None:
+        import datasets
+
+        self.hide = not self.progress and datasets.is_progress_bar_enabled()
+        if self.hide:
+            datasets.disable_progress_bars()
+
+    def __exit__(self, *_: object) -> None:
+        if self.hide:
+            import datasets
+
+            datasets.enable_progress_bars()

@@ -1,0 +1,402 @@
+"""Prepares data once and opens it ever after: text -> tokenizer -> token shards in the cache -> packed rows.
+
+Everything lies under a key: the hash of the text and its split, the tokenizer and the limits. A second call finds the
+key and reads no text; an interrupted one goes on with the shards that are there; several processes wait for one.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import wait as wait_for
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from hf_arch.data.cache import data_cache, hash_text, locked, publish_folder, temporary_name
+from hf_arch.data.corpora import SPLITS, Corpus, open_corpus
+from hf_arch.data.dataset import MixedDataset, TokenDataset, TokenStream
+from hf_arch.data.options import DataOptions
+from hf_arch.data.order import MixtureOrder, SeededOrder
+from hf_arch.data.store import (
+    FORMAT,
+    StoreMeta,
+    check_shards,
+    read_meta,
+    shard_name,
+    token_dtype,
+    write_shard,
+)
+from hf_arch.data.tokenizer import build_tokenizer, read_tokenizer, save_tokenizer, tokenizer_key
+from hf_arch.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+TOKENIZER_CHARACTERS = 100_000_000
+"""A tokenizer is made from at most so many characters of the train split: more change it no further."""
+
+_CHECKSUM_BELOW = 2 << 30
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """What a run trains and is judged on.
+
+    fingerprint: hex hash of all that decides the rows; equal fingerprints mean equal rows in the same places.
+    weights: of the corpora in a mixture, else None.
+    """
+
+    tokenizer: PreTrainedTokenizerFast
+    train: TokenDataset | MixedDataset
+    validation: TokenDataset | MixedDataset
+    fingerprint: str
+    attribution: str
+    corpus: str
+    weights: tuple[float, ...] | None = None
+
+    def order(self, seed: int) -> SeededOrder:
+        """The order of the train rows for this seed, in the mixture's proportions where there is one."""
+        if self.weights is None:
+            return SeededOrder(len(self.train), seed)
+        assert isinstance(self.train, MixedDataset)
+        return MixtureOrder([len(dataset) for dataset in self.train.datasets], self.weights, seed)
+
+
+@dataclass(frozen=True)
+class PreparedShards:
+    """A folder of token shards; `created` is False where it was there already."""
+
+    folder: Path
+    meta: StoreMeta
+    created: bool
+
+
+def prepare_data(
+    options: DataOptions, *, cache_dir: str | os.PathLike[str] | None = None, progress: bool = True
+) -> PreparedData:
+    """Tokenizer, train rows and validation rows of a recipe's `data` section, from the cache where they are there.
+
+    Args:
+        options: the `data` section.
+        cache_dir: instead of `HF_ARCH_CACHE` or `~/.cache/hf_arch`.
+        progress: bars on stderr while there is work to do.
+
+    Raises:
+        ConfigError: a wrong option, text that cannot be had, or too little of it for one row.
+    """
+    cache = data_cache(cache_dir)
+    ready = read_meta(Path(options.corpus).expanduser()) if options.mixture is None else None
+    if ready is not None:
+        stores = [_reopen(Path(options.corpus).expanduser(), ready, options)]
+    else:
+        names = list(options.mixture) if options.mixture is not None else [options.corpus]
+        corpora = [open_corpus(name, options, cache, progress=progress) for name in names]
+        tokenizer = _tokenizer_folder(options, corpora, cache)
+        stores = [_cached_store(options, corpus, tokenizer, cache, progress=progress) for corpus in corpora]
+    return _open(options, stores)
+
+
+def prepare_shards(
+    options: DataOptions,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    shards: int | None = None,
+    workers: int = 1,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> PreparedShards:
+    """Tokenises one corpus into memory-mapped shards; where they are there already, checks them and does nothing.
+
+    Args:
+        options: the `data` section; `mixture` is not for this.
+        out: the folder to make; by default the place in the cache where `prepare_data` looks.
+        shards: files of the train split; by default one for each worker.
+        workers: processes. More than one are spawned, so a script that asks for them needs a `__main__` guard.
+
+    Raises:
+        ConfigError: as `prepare_data`; also a damaged shard, or an `out` that holds something else.
+    """
+    for field, value in (("shards", shards), ("workers", workers)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{field}: {value} is too small; allowed: at least 1; nearest: 1")
+    if options.mixture is not None:
+        raise ConfigError("data.mixture: shards are prepared one corpus at a time; give a corpus")
+    cache = data_cache(cache_dir)
+    corpus = open_corpus(options.corpus, options, cache, progress=progress)
+    tokenizer = _tokenizer_folder(options, [corpus], cache)
+    key = _store_key(options, corpus, tokenizer.name)
+    folder = Path(out).expanduser().resolve() if out is not None else cache / "tokens" / key
+    meta = read_meta(folder)
+    if meta is not None:
+        if meta.key != key:
+            raise ConfigError(
+                f"out: {str(folder)!r} holds other data ({meta.corpus!r}); name another folder or delete it"
+            )
+        if shards not in (None, len(meta.splits["train"])):
+            raise ConfigError(
+                f"shards: {str(folder)!r} holds {len(meta.splits['train'])} already, not {shards}; name another folder "
+                "or delete it"
+            )
+        check_shards(folder, meta, checksums=True)
+        return PreparedShards(folder, meta, created=False)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise ConfigError(f"out: {str(folder)!r} is not empty and holds no shards; name another folder")
+    job = _Job(options, corpus, tokenizer, key, folder, shards or workers, workers)
+    return PreparedShards(folder, job.run(cache, progress=progress), created=True)
+
+
+def _tokenizer_folder(options: DataOptions, corpora: Sequence[Corpus], cache: Path) -> Path:
+    """The folder of the tokenizer, named by its key; made from the train split of all corpora where it is not there."""
+    text = hash_text(*(corpus.fingerprint() for corpus in corpora))
+    key = tokenizer_key(options.tokenizer, options.vocab_size, text)
+    folder = cache / "tokenizers" / key
+    if folder.is_dir():
+        return folder
+    with locked(cache, f"tokenizer-{key}"):
+        if not folder.is_dir():
+
+            def texts() -> Iterator[str]:
+                return _head(chain.from_iterable(corpus.documents("train") for corpus in corpora), TOKENIZER_CHARACTERS)
+
+            tokenizer = build_tokenizer(options.tokenizer, options.vocab_size, texts)
+            temporary = temporary_name(folder)
+            save_tokenizer(tokenizer, temporary)
+            publish_folder(temporary, folder)
+    return folder
+
+
+def _head(texts: Iterator[str], characters: int) -> Iterator[str]:
+    for text in texts:
+        if characters <= 0:
+            return
+        yield text[:characters]
+        characters -= len(text)
+
+
+def _store_key(options: DataOptions, corpus: Corpus, tokenizer: str) -> str:
+    limits = (options.max_train_tokens, options.max_validation_tokens)
+    return hash_text(FORMAT, corpus.fingerprint(), tokenizer, *limits)[:32]
+
+
+def _cached_store(
+    options: DataOptions, corpus: Corpus, tokenizer: Path, cache: Path, *, progress: bool
+) -> tuple[Path, StoreMeta]:
+    """The store of a corpus in the cache; made where it is missing, made again where it is damaged."""
+    key = _store_key(options, corpus, tokenizer.name)
+    folder = cache / "tokens" / key
+    try:
+        meta = read_meta(folder)
+        if meta is not None:
+            _check(folder, meta)
+            return folder, meta
+    except ConfigError as error:
+        logger.warning("%s (done now)", error)
+        shutil.rmtree(folder, ignore_errors=True)
+    return folder, _Job(options, corpus, tokenizer, key, folder, 1, 1).run(cache, progress=progress)
+
+
+def _check(folder: Path, meta: StoreMeta) -> None:
+    # A start should not read tens of gigabytes twice; `hf-arch data prepare` checks every byte of any store.
+    width = int(meta.dtype[-1])
+    check_shards(folder, meta, checksums=sum(meta.total(split, "tokens") for split in SPLITS) * width < _CHECKSUM_BELOW)
+
+
+def _reopen(folder: Path, meta: StoreMeta, options: DataOptions) -> tuple[Path, StoreMeta]:
+    """A store named by its folder; options that it cannot follow any more are refused."""
+    for field in ("max_train_tokens", "max_validation_tokens"):
+        if getattr(options, field) is not None:
+            raise ConfigError(f"data.{field}: {str(folder)!r} is tokenised already; set it when preparing the folder")
+    if options.tokenizer not in (DataOptions.tokenizer, meta.tokenizer):
+        raise ConfigError(
+            f"data.tokenizer: {str(folder)!r} was tokenised with {meta.tokenizer!r}, not {options.tokenizer!r}; "
+            f"nearest: {meta.tokenizer!r}"
+        )
+    _check(folder, meta)
+    return folder, meta
+
+
+def _open(options: DataOptions, stores: Sequence[tuple[Path, StoreMeta]]) -> PreparedData:
+    datasets = {split: [_dataset(options, folder, meta, split) for folder, meta in stores] for split in SPLITS}
+    tokenizer = read_tokenizer(stores[0][0] / "tokenizer")
+    tokenizer.model_max_length = options.sequence_length
+    weights = tuple(map(float, options.mixture.values())) if options.mixture is not None else None
+    # Where a limit cut the text, each shard was cut: only then does their number decide which tokens there are.
+    layouts = [len(meta.splits["train"]) if options.max_train_tokens else 0 for _, meta in stores]
+    parts = [(meta.key, layout) for (_, meta), layout in zip(stores, layouts, strict=True)]
+    return PreparedData(
+        tokenizer=tokenizer,
+        train=datasets["train"][0] if weights is None else MixedDataset(datasets["train"]),
+        validation=datasets["validation"][0] if weights is None else MixedDataset(datasets["validation"]),
+        fingerprint=hash_text(parts, weights, options.sequence_length, options.isolate_documents),
+        attribution=" ".join(meta.attribution for _, meta in stores),
+        corpus=" + ".join(meta.corpus for _, meta in stores),
+        weights=weights,
+    )
+
+
+def _dataset(options: DataOptions, folder: Path, meta: StoreMeta, split: str) -> TokenDataset:
+    tokens = meta.total(split, "tokens")
+    if tokens < options.sequence_length:
+        raise ConfigError(
+            f"data.corpus: the {split} split of {meta.corpus!r} has {tokens} tokens and one row needs "
+            f"{options.sequence_length} (data.sequence_length); give more text or shorter rows"
+            + (", or another validation_fraction" if split == "validation" else "")
+        )
+    return TokenDataset(
+        TokenStream([(folder / record.file, record.tokens) for record in meta.splits[split]], meta.dtype),
+        sequence_length=options.sequence_length,
+        num_bytes=meta.total(split, "bytes"),
+        eos_token_id=meta.eos_token_id,
+        isolate_documents=options.isolate_documents,
+    )
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """One shard to write, as sent to a worker."""
+
+    corpus: Corpus
+    split: str
+    part: int
+    parts: int
+    folder: Path
+    limit: int | None
+
+    def write(self, advance: Callable[[int], None]) -> Any:
+        tokenizer = read_tokenizer(self.folder / "tokenizer")
+        return write_shard(
+            self.folder,
+            shard_name(self.split, self.part, self.parts),
+            self.corpus.documents(self.split, self.part, self.parts),
+            tokenizer,
+            limit=self.limit,
+            advance=advance,
+        )
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The making of one store, in a folder beside its place that is renamed once it is whole."""
+
+    options: DataOptions
+    corpus: Corpus
+    tokenizer: Path
+    key: str
+    folder: Path
+    shards: int
+    workers: int
+
+    def run(self, cache: Path, *, progress: bool) -> StoreMeta:
+        with locked(cache, f"tokens-{hash_text(self.folder)[:32]}"):
+            ready = read_meta(self.folder)  # another process may have been at it while we waited
+            if ready is not None and ready.key == self.key:
+                return ready
+            partial = self.folder.with_name(f".{self.folder.name}.{self.key[:16]}.{self.shards}")
+            partial.mkdir(parents=True, exist_ok=True)
+            if not (partial / "tokenizer").is_dir():
+                shutil.copytree(self.tokenizer, partial / "tokenizer")
+            tasks = self._tasks(partial)
+            with _token_bar(self.corpus.name, progress) as advance:
+                records = _write_all(tasks, self.workers, advance)
+            tokenizer = read_tokenizer(partial / "tokenizer")
+            splits = {
+                split: [record for task, record in zip(tasks, records, strict=True) if task.split == split]
+                for split in SPLITS
+            }
+            meta = StoreMeta(
+                key=self.key,
+                corpus=self.corpus.name,
+                attribution=self.corpus.attribution,
+                tokenizer=self.options.tokenizer,
+                dtype=token_dtype(len(tokenizer)),
+                eos_token_id=tokenizer.eos_token_id,
+                splits=splits,
+            )
+            if not meta.total("train", "tokens"):
+                raise ConfigError(f"data.corpus: {self.corpus.name!r} holds no text; allowed: a corpus with text")
+            meta.write(partial)
+            for task in tasks:
+                (partial / f"{shard_name(task.split, task.part, task.parts)}.json").unlink()
+            publish_folder(partial, self.folder)
+            return meta
+
+    def _tasks(self, partial: Path) -> list[_Shard]:
+        limit = self.options.max_train_tokens
+        train = [
+            _Shard(
+                self.corpus,
+                "train",
+                part,
+                self.shards,
+                partial,
+                None if limit is None else limit * (part + 1) // self.shards - limit * part // self.shards,
+            )
+            for part in range(self.shards)
+        ]
+        return [_Shard(self.corpus, "validation", 0, 1, partial, self.options.max_validation_tokens), *train]
+
+
+def _write_all(tasks: Sequence[_Shard], workers: int, advance: Callable[[int], None]) -> list[Any]:
+    if workers == 1:
+        return [task.write(advance) for task in tasks]
+    # Spawned, not forked: the tokenizer's threads and torch's do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    counter = context.Value("q", 0)
+    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(counter,)) as pool:
+        futures = [pool.submit(_write_in_worker, task) for task in tasks]
+        shown, pending = 0, set(futures)
+        while pending:
+            _, pending = wait_for(pending, timeout=0.2)
+            advance(counter.value - shown)
+            shown = counter.value
+        return [future.result() for future in futures]
+
+
+_worker_counter: Any = None
+
+
+def _start_worker(counter: Any) -> None:
+    global _worker_counter
+    _worker_counter = counter
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core a worker
+
+
+def _write_in_worker(task: _Shard) -> Any:
+    def advance(tokens: int) -> None:
+        with _worker_counter.get_lock():
+            _worker_counter.value += tokens
+
+    return task.write(advance)
+
+
+@contextmanager
+def _token_bar(name: str, progress: bool) -> Iterator[Callable[[int], None]]:
+    """A running count of tokens on stderr; gives the function that moves it."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("tokenising {task.description}"),
+        TextColumn("{task.completed:,.0f} tokens"),
+        TextColumn("{task.fields[speed]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
+        task = bar.add_task(name, total=None, speed="")
+
+        def advance(tokens: int) -> None:
+            bar.advance(task, tokens)
+            seconds = bar.tasks[0].elapsed or 0
+            if seconds:
+                bar.update(task, speed=f"{bar.tasks[0].completed / seconds:,.0f}/s")
+
+        yield advance
