@@ -1,0 +1,192 @@
+"""The delta rule: a matrix state that is corrected towards each new value instead of only added to (DeltaNet).
+
+    S' = exp(g_t) S_{t-1}      u_t = beta_t (v_t - S'^T k_t)      S_t = S' + k_t u_t^T      o_t = (scale q_t)^T S_t
+
+Papers: DeltaNet in parallel (2406.06484), Gated DeltaNet (2412.06464), both on arXiv. In a chunk, with L the decays
+between positions and p those from the chunk's start, the corrections solve a triangular system (WY form):
+
+    (I + A) u = beta (v - p k S_0)        A_ij = beta_i L_ij k_i.k_j  for j < i
+
+Legend: B batch, T time, H heads, K key dim, V value dim, N chunks, C chunk. States are fp32, outputs have v's dtype.
+Keys are expected l2-normalised, and 0 <= beta <= 2 (above 1 the transition has negative eigenvalues).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .decay import decay_products
+from .segments import chunk_length, from_chunks, segment_keep, state_dtype, to_chunks, without_autocast
+
+
+def delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    g: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    segment_ids: Tensor | None = None,
+    chunk_size: int = 32,
+) -> tuple[Tensor, Tensor | None]:
+    """The (gated) delta rule in the form that suits T.
+
+    A token with k = v = 0, beta = 0 and g = 0 leaves the state alone wherever it stands: padding is passed so.
+
+    Args:
+        q, k: [B, T, H, K], any floating dtype; k l2-normalised.
+        v: [B, T, H, V].
+        beta: [B, T, H], the strength of the correction, in [0, 2].
+        g: [B, T, H] log decay <= 0, or None for no decay.
+        scale: of the queries; K^-0.5 if None.
+        initial_state: [B, H, K, V]; belongs to the first document of each row.
+        output_final_state: whether to return the state after the last token.
+        segment_ids: [B, T] integers; the state is reset where neighbours differ.
+        chunk_size: a power of two.
+
+    Returns:
+        o [B, T, H, V] in v's dtype, and the state [B, H, K, V] in fp32 (fp64 for fp64 inputs) or None.
+
+    Raises:
+        ValueError: for a `chunk_size` that is no power of two.
+    """
+    if q.shape[1] == 1:
+        o, state = step_delta_rule(q, k, v, beta, g, scale=scale, state=initial_state)
+        return o, state if output_final_state else None
+    return chunk_delta_rule(
+        q,
+        k,
+        v,
+        beta,
+        g,
+        scale=scale,
+        initial_state=initial_state,
+        output_final_state=output_final_state,
+        segment_ids=segment_ids,
+        chunk_size=chunk_size,
+    )
+
+
+def naive_delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    g: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    segment_ids: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """The recurrence as written in the papers, one token after another; arguments as in `delta_rule`."""
+    batch, _, heads, key_dim = q.shape
+    dtype = state_dtype(q, k, v, beta, g, initial_state)
+    scale = key_dim**-0.5 if scale is None else scale
+    state = q.new_zeros(batch, heads, key_dim, v.shape[-1], dtype=dtype) if initial_state is None else initial_state
+    state = state.to(dtype)
+    decay = torch.ones_like(beta, dtype=dtype) if g is None else g.to(dtype).exp()
+    if segment_ids is not None:
+        decay = decay * segment_keep(segment_ids, dtype).unsqueeze(-1)
+    outputs = []
+    with without_autocast(q):
+        steps = (x.unbind(1) for x in (q.to(dtype) * scale, k.to(dtype), v.to(dtype), beta.to(dtype), decay))
+        for q_t, k_t, v_t, beta_t, decay_t in zip(*steps, strict=True):
+            state = decay_t[..., None, None] * state
+            recalled = (k_t.unsqueeze(-2) @ state).squeeze(-2)
+            correction = beta_t.unsqueeze(-1) * (v_t - recalled)
+            state = state + k_t.unsqueeze(-1) * correction.unsqueeze(-2)
+            outputs.append((q_t.unsqueeze(-2) @ state).squeeze(-2))
+    return torch.stack(outputs, 1).to(v.dtype), state if output_final_state else None
+
+
+def step_delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    g: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One token: arguments as in `delta_rule` with T = 1, and the state before it. Returns o and the state."""
+    dtype = state_dtype(q, k, v, beta, g, state)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    query, key, value = (x.transpose(1, 2).to(dtype) for x in (q, k, v))  # [B, H, 1, .]
+    with without_autocast(q):
+        correction = value
+        if state is not None:
+            state = state.to(dtype)
+            if g is not None:
+                state = state * g[:, 0, :, None, None].to(dtype).exp()
+            correction = value - key @ state
+        correction = correction * beta[:, 0, :, None, None].to(dtype)
+        update = key.transpose(-1, -2) * correction
+        new_state = update if state is None else state + update
+        o = (query * scale) @ new_state
+    return o.transpose(1, 2).to(v.dtype), new_state
+
+
+def chunk_delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    g: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    segment_ids: Tensor | None = None,
+    chunk_size: int = 32,
+) -> tuple[Tensor, Tensor | None]:
+    """Chunks of matrix products and triangular solves, a state handed from each to the next.
+
+    Arguments as in `delta_rule`. Outputs before a changed token stay bit-equal.
+    """
+    length = q.shape[1]
+    dtype = state_dtype(q, k, v, beta, g, initial_state)
+    chunk = chunk_length(length, chunk_size)
+    decay = None if g is None else to_chunks(g, chunk, dtype).exp()
+    if segment_ids is not None:
+        keep = to_chunks(segment_keep(segment_ids, dtype).unsqueeze(-1), chunk, dtype, pad_value=1.0)
+        decay = keep if decay is None else decay * keep
+    with without_autocast(q):
+        query, key, value = (to_chunks(x, chunk, dtype) for x in (q, k, v))
+        strength = to_chunks(beta, chunk, dtype).unsqueeze(-1)
+        query = query * (query.shape[-1] ** -0.5 if scale is None else scale)
+        system = strength * (key @ key.transpose(-1, -2))
+        scores = query @ key.transpose(-1, -2)
+        recall = strength * key
+        totals: list[Tensor | None] = [None] * len(query)
+        if decay is None:
+            scores = scores.tril()
+        else:
+            between, prefix, suffix, total = decay_products(decay)
+            system, scores = system * between, scores * between
+            recall, query = recall * prefix.unsqueeze(-1), query * prefix.unsqueeze(-1)
+            key = key * suffix.unsqueeze(-1)
+            totals = list(total[..., None, None].unbind(0))
+        # Only what lies below the diagonal of `system` is read.
+        targets = torch.cat([strength * value, recall], -1)
+        solved = torch.linalg.solve_triangular(system, targets, upper=False, unitriangular=True)
+        fresh, recall = solved.split([v.shape[-1], q.shape[-1]], -1)
+
+        state = None if initial_state is None else initial_state.to(dtype)
+        if state is None:
+            state = query.new_zeros(*query.shape[1:3], q.shape[-1], v.shape[-1])
+        states, corrections = [], []
+        chunks = zip(fresh.unbind(0), recall.unbind(0), key.transpose(-1, -2).unbind(0), totals, strict=True)
+        for fresh_n, recall_n, key_n, total_n in chunks:
+            states.append(state)
+            correction = fresh_n - recall_n @ state
+            corrections.append(correction)
+            update = key_n @ correction
+            state = state + update if total_n is None else torch.addcmul(update, total_n, state)
+        o = scores @ torch.stack(corrections) + query @ torch.stack(states)
+        return from_chunks(o, length, v.dtype), state if output_final_state else None

@@ -1,0 +1,122 @@
+"""The delta rule: the three forms are one recurrence, also for nearly parallel keys, strong gates and beta up to 2."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hf_arch.ops.delta_rule import delta_rule, naive_delta_rule
+from tests.ops.recurrences import (
+    assert_close,
+    check_bit_causality,
+    check_continuation,
+    check_padding,
+    check_segments,
+    random_segments,
+    with_gradients,
+)
+
+B, H, K, V = 2, 3, 4, 5
+KINDS = ("plain", "gated", "negative eigenvalues", "parallel keys", "strong gates")
+
+
+def make_inputs(length: int, kind: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple:
+    """(q, k, v, beta, g)."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    q, k, v = (random(B, length, H, d) * 2 - 1 for d in (K, K, V))
+    beta = random(B, length, H)
+    g = None if kind == "plain" else -0.5 * random(B, length, H)
+    if kind == "negative eigenvalues":
+        beta = beta * 2
+    elif kind == "parallel keys":
+        k, beta = 0.05 * k + 1, 0.9 + 0.1 * beta
+    elif kind == "strong gates":
+        choice = random(B, length, H)
+        g = torch.where(choice < 0.3, 100 * g, torch.where(choice > 0.8, 0.0, g))
+    k = F.normalize(k, dim=-1)
+    gate_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    return *(x.to(dtype) for x in (q, k, v)), beta.to(gate_dtype), None if g is None else g.to(gate_dtype)
+
+
+def make_state(dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(B, H, K, V, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 33, 80])
+@pytest.mark.parametrize("kind", KINDS)
+def test_chunk_equals_naive(kind: str, length: int) -> None:
+    inputs = make_inputs(length, kind)
+    for segments in (None, random_segments(B, length)):
+        common = {"initial_state": make_state(), "segment_ids": segments}
+        naive = with_gradients(naive_delta_rule, inputs, **common)
+        assert_close(with_gradients(delta_rule, inputs, **common), naive, 1e-5)
+        assert_close(with_gradients(delta_rule, inputs, chunk_size=16, **common), naive, 1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_equal_the_whole(kind: str) -> None:
+    inputs = make_inputs(21, kind)
+    check_continuation(delta_rule, inputs, make_state(), list(range(22)), 1e-5)
+    check_continuation(delta_rule, inputs, make_state(), [0, 5, 6, 14, 21], 1e-5)
+
+
+@pytest.mark.parametrize("kind", ("plain", "gated"))
+def test_rows_properties(kind: str) -> None:
+    op = functools.partial(delta_rule, chunk_size=16)
+    check_segments(op, make_inputs(40, kind), make_state(), 1e-5)
+    check_padding(op, make_inputs(30, kind), make_state(), 1e-5)
+    for at in (13, 31, 32, 44):
+        check_bit_causality(op, make_inputs(45, kind), at)
+
+
+@pytest.mark.parametrize("kind", ("plain", "gated"))
+def test_gradients_are_those_of_finite_differences(kind: str) -> None:
+    inputs = [None if x is None else x[:1, :, :2].requires_grad_() for x in make_inputs(6, kind, torch.float64)]
+    segments = torch.tensor([[0, 0, 0, 1, 1, 1]])
+
+    def op(*inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        options = {"segment_ids": segments, "chunk_size": 4, "output_final_state": True}
+        return delta_rule(*inputs[:-1], initial_state=inputs[-1], **options)
+
+    assert torch.autograd.gradcheck(op, [*inputs, make_state(torch.float64)[:1, :2].requires_grad_()])
+
+
+def test_states_stay_fp32_under_autocast() -> None:
+    inputs = make_inputs(20, "gated", torch.bfloat16)
+    for length in (20, 1):
+        pieces = [x[:, :length] for x in inputs]
+        with torch.autocast("cpu", torch.bfloat16):
+            o, state = delta_rule(*pieces, initial_state=make_state(), output_final_state=True)
+        exact = [x.float() for x in pieces]
+        expected = naive_delta_rule(*exact, initial_state=make_state(), output_final_state=True)
+        assert o.dtype == torch.bfloat16 and state.dtype == torch.float32
+        assert_close(o, expected[0], 2**-8)  # one rounding of the output
+        assert_close(state, expected[1], 1e-5)
+
+
+def test_a_rewritten_key_recalls_its_last_value() -> None:
+    """With beta = 1 and orthonormal keys the state is a dictionary: what a plain sum of outer products cannot be."""
+    keys = torch.eye(4)[[0, 1, 0, 2]].view(1, 4, 1, 4)
+    values = torch.arange(1.0, 21.0).view(1, 4, 1, 5)
+    _, state = delta_rule(keys, keys, values, torch.ones(1, 4, 1), scale=1.0, output_final_state=True)
+    assert_close(state[0, 0], torch.stack([values[0, 2, 0], values[0, 1, 0], values[0, 3, 0], torch.zeros(5)]), 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_long_rows(kind: str, dtype: torch.dtype) -> None:
+    inputs = make_inputs(4096, kind, dtype)
+    outputs, gradients = with_gradients(delta_rule, inputs)
+    naive_outputs, naive_gradients = with_gradients(naive_delta_rule, inputs)
+    tolerance = 1e-4 if dtype == torch.float32 else 2**-7  # bf16: both forms round their results once
+    assert_close(outputs, naive_outputs, tolerance)
+    assert_close(gradients, naive_gradients, tolerance)
