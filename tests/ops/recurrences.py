@@ -23,7 +23,7 @@ def leaves(tree: object) -> list[Tensor]:
 
 
 def assert_close(actual: object, expected: object, tolerance: float) -> None:
-    """Each tensor within `tolerance` of the largest entry expected of it. Data are of order one: 0.1 where all are less."""
+    """Each tensor within `tolerance` of the largest entry expected of it (0.1 at least: data are of order one)."""
     pairs = list(zip(leaves(actual), leaves(expected), strict=True))
     assert pairs
     for index, (a, e) in enumerate(pairs):
