@@ -1,0 +1,304 @@
+"""`hf-arch`: the command line. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
+
+A mistake of the user is one line on stderr; results go to stdout, progress to stderr. Whatever is heavy (torch, transformers)
+is imported inside the command that needs it, so that help and usage errors come at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from hf_arch import __version__
+from hf_arch.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hf_arch.experiments.recipe import Recipe
+
+
+class OneLineErrors(TyperGroup):
+    """Turns every error into one line on stderr and the exit code that belongs to it."""
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        kwargs["standalone_mode"] = False
+        try:
+            code = super().main(*args, **kwargs)
+        except Exception as error:
+            sys.exit(_report_error(error))
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _report_error(error: Exception) -> int:
+    """Prints `error` as its kind deserves and returns the exit code."""
+    if isinstance(error, ConfigError):
+        return _complain(str(error), 2)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()  # type: ignore[attr-defined]
+        return 2
+    if hasattr(error, "format_message"):  # usage errors of typer, whose click is vendored in newer versions
+        return _complain(error.format_message(), 2)
+    if isinstance(error, typer.Abort):
+        return _complain("interrupted", 1)
+    if type(error).__name__ not in ("TrainingError", "OutOfMemoryError") and not isinstance(error, OSError):
+        traceback.print_exception(error)
+    return _complain(f"{type(error).__name__}: {error}", 1)
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Invent, ablate and compare language-model architectures.\n\n"
+    "Try `hf-arch list`, `hf-arch info llama`, `hf-arch run recipes/quickstart/quickstart.yaml`.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Prepare training text.")
+app.add_typer(data_app, name="data")
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, e.g. `training.max_steps=100`.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+Distributed = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|always|never",
+        help="`always` and `never` stop where the number of processes says otherwise; `auto` takes what was launched.",
+    ),
+]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"hf_arch {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    return
+
+
+@app.command("list")
+def list_command(
+    components: Annotated[bool, typer.Option("--components", help="Every registered component instead.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """List the architectures, or with `--components` every part that a config can name, with its options."""
+    from hf_arch.listing import architecture_rows, component_rows, print_rows
+
+    rows = component_rows() if components else architecture_rows()
+    if as_json:
+        _print_json(rows)
+    else:
+        print_rows(rows)
+    return 0
+
+
+@app.command()
+def info(
+    target: Annotated[str, typer.Argument(metavar="ARCH|RECIPE|PATH", help="A name, a YAML file, or a saved model.")],
+    overrides: Overrides = None,
+    seq_len: Annotated[int | None, typer.Option(min=1, help="Context length that the costs are for.")] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Show what a model is made of and what it costs, without building it.
+
+    Examples: `hf-arch info llama num_hidden_layers=12`, `hf-arch info recipes/quickstart/quickstart.yaml --json`,
+    `hf-arch info results/quickstart/llama_1a2b3c4d5e`.
+    """
+    from hf_arch.listing import model_reports
+
+    reports = model_reports(target, overrides or [], seq_len)
+    if as_json:
+        _print_json(reports[0] if len(reports) == 1 else reports)
+        return 0
+    from rich.console import Console
+
+    from hf_arch.training.startup import render_model_report
+
+    for report in reports:
+        Console().print(render_model_report(report))
+    return 0
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML recipe.")],
+    overrides: Overrides = None,
+    output_dir: Annotated[str | None, typer.Option(help="Run folder; by default `results/<name>_<hash>`.")] = None,
+    run: Annotated[str | None, typer.Option("--run", help="Which run, of a recipe that declares several.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
+    distributed: Distributed = "auto",
+) -> int:
+    """Train one model and write its run folder: results, metrics, checkpoints, and the model with its tokenizer.
+
+    Examples: `hf-arch train recipe.yaml training.max_steps=100 --output-dir runs/first`,
+    `hf-arch train recipes/quickstart/quickstart.yaml --run gla`.
+    """
+    from hf_arch.experiments.recipe import load_recipe
+
+    loaded = _select_run(load_recipe(recipe, overrides or []), run)
+    from hf_arch.training.run import check_distributed, default_folder, print_results, run_training
+
+    check_distributed(distributed)
+    folder = output_dir or default_folder(loaded)
+    results = run_training(loaded, folder, resume=resume)
+    print_results(results, folder)
+    return 0
+
+
+def _select_run(recipe: Recipe, name: str | None) -> Recipe:
+    """The one run to train; `ConfigError` where the recipe declares several and none is named."""
+    from hf_arch.errors import choice_error
+    from hf_arch.experiments.plan import plan_runs
+
+    planned = plan_runs(recipe)
+    if name is not None:
+        for run in planned:
+            if run.name == name:
+                return run.recipe
+        raise choice_error("--run", name, {run.name for run in planned})
+    if len(planned) > 1:
+        raise ConfigError(
+            f"the recipe declares {len(planned)} runs; use `hf-arch run`, or choose one by --run: "
+            f"{', '.join(dict.fromkeys(run.name for run in planned))}"
+        )
+    return planned[0].recipe
+
+
+@app.command("run")
+def run_command(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML recipe with `experiment.runs` or seeds.")],
+    overrides: Overrides = None,
+    scale: Annotated[str | None, typer.Option(help="A size the recipe declares, e.g. `cpu`.")] = None,
+    results_dir: Annotated[str | None, typer.Option(help="Folder of the set; by default `results/<name>`.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    engine: Annotated[str, typer.Option(metavar="local", help="What starts the runs.")] = "local",
+    distributed: Distributed = "auto",
+) -> int:
+    """Train every run of a set, each in its own process, then compare them and write `report.html`.
+
+    Finished runs are kept, interrupted ones resume, failed ones are reported and harm no other.
+    Example: `hf-arch run recipes/quickstart/quickstart.yaml training.max_steps=20`.
+    """
+    from hf_arch.errors import choice_error
+    from hf_arch.experiments.recipe import load_recipe
+
+    if engine != "local":
+        raise choice_error("--engine", engine, ["local"])
+    loaded = load_recipe(recipe, overrides or [], scale)
+    from hf_arch.experiments.runner import run_set
+
+    return run_set(loaded, results_dir or f"results/{loaded.experiment.name}", workers=workers, distributed=distributed)
+
+
+@app.command()
+def generate(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A run folder, a saved model, or a Hub id.")],
+    prompt: Annotated[str, typer.Option(help="Text to continue.")],
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to write.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token, 1 samples as learned.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Sample from the K likeliest tokens; 0: from all.")] = 50,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens that hold this probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
+) -> int:
+    """Continue a prompt with a trained model, printed as it is written; the speed goes to stderr.
+
+    Example: `hf-arch generate results/quickstart/gla_1a2b3c4d5e --prompt "ROMEO: " --temperature 0.8`.
+    """
+    from hf_arch.evaluation.generation import SamplingOptions, generate_text, load_model
+
+    options = SamplingOptions(max_new_tokens, temperature, top_k, top_p, seed)
+    from hf_arch.training.run import quiet_libraries
+
+    with quiet_libraries():
+        model, tokenizer = load_model(path)
+        print(prompt, end="", flush=True)
+        done = generate_text(model, tokenizer, prompt, options, write=lambda text: print(text, end="", flush=True))
+    print()
+    print(f"{done.tokens} tokens, {done.tokens_per_second:.1f} tokens/s", file=sys.stderr)
+    return 0
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Run folders or folders of runs.")] = None,
+    latest: Annotated[int | None, typer.Option(min=1, help="The N newest runs instead.")] = None,
+    results_dir: Annotated[str | None, typer.Option(help="Where to look for runs.")] = None,
+    csv: Annotated[str | None, typer.Option(metavar="FILE", help="Write the table as CSV too.")] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Compare runs in one table, with a fairness audit and statistics over seeds.
+
+    Examples: `hf-arch compare results/quickstart`, `hf-arch compare --latest 4 --csv table.csv`.
+    """
+    from hf_arch.experiments.compare import compare_command
+
+    return compare_command(runs or [], latest, results_dir, csv, as_json)
+
+
+@app.command()
+def report(
+    results_dir: Annotated[str, typer.Argument(metavar="RESULTS_DIR", help="A folder of runs.")],
+    output: Annotated[
+        str | None, typer.Option(metavar="FILE", help="By default `RESULTS_DIR/report.html`.")
+    ] = None,
+) -> int:
+    """Write one HTML page about the runs in a folder, with everything it needs inside.
+
+    Example: `hf-arch report results/quickstart`.
+    """
+    from hf_arch.experiments.report import report_command
+
+    return report_command(results_dir, output)
+
+
+@data_app.command("prepare")
+def data_prepare(
+    corpus: Annotated[str, typer.Argument(metavar="NAME|PATH", help="A known corpus, or txt, jsonl or parquet files.")],
+    tokenizer: Annotated[str, typer.Option(help="`char`, `byte`, `bpe`, a path, or a Hub id.")] = "bpe",
+    vocab_size: Annotated[int, typer.Option(help="Entries of a `bpe` made from the text.")] = 4096,
+    text_column: Annotated[str, typer.Option(help="The column of jsonl and parquet that holds the text.")] = "text",
+    out: Annotated[str | None, typer.Option(help="Folder of the shards; by default in the cache.")] = None,
+    shards: Annotated[int | None, typer.Option(min=1, help="Number of files.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that tokenise.")] = 1,
+) -> int:
+    """Read or download text, tokenise it and write shards that training maps into memory; again, it has nothing to do.
+
+    Examples: `hf-arch data prepare shakespeare`, `hf-arch data prepare texts/ --tokenizer char --out shards/`.
+    """
+    from hf_arch.data import DataOptions, prepare_shards
+
+    options = DataOptions(corpus=corpus, tokenizer=tokenizer, vocab_size=vocab_size, text_column=text_column)
+    done = prepare_shards(options, out, shards=shards, workers=workers)
+    print(f"{done.folder}: {'written' if done.created else 'nothing to do'}")
+    return 0
+
+
+def _print_json(document: Any) -> None:
+    import json
+
+    print(json.dumps(document, indent=2, allow_nan=False))
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    app()

@@ -1,0 +1,38 @@
+"""From the `model` section of a recipe and the tokenizer of its data to the model's config."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import hf_arch
+from hf_arch.errors import ConfigError
+from hf_arch.experiments.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+
+def build_config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = None) -> PreTrainedConfig:
+    """The config of the recipe's model. What the recipe leaves open is taken from the data: `vocab_size` and the
+    special tokens from the tokenizer, `max_position_embeddings` from the length of the rows.
+
+    Without a tokenizer (before the data is prepared) the vocabulary counts as `data.vocab_size`: enough to find
+    mistakes early. Raises `ConfigError` for options that the architecture does not have, and for a vocabulary smaller
+    than the tokenizer's.
+    """
+    values: dict[str, Any] = dict(recipe.model)
+    size = len(tokenizer) if tokenizer is not None else recipe.data.vocab_size
+    values.setdefault("vocab_size", size)
+    values.setdefault("max_position_embeddings", recipe.data.sequence_length)
+    if tokenizer is not None:
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            values.setdefault(name, getattr(tokenizer, name))
+        if isinstance(values["vocab_size"], int) and values["vocab_size"] < size:
+            raise ConfigError(
+                f"model.vocab_size: {values['vocab_size']} is too small for the tokenizer; allowed: at least {size}; "
+                f"nearest: {size}"
+            )
+    try:
+        return hf_arch.config_from_dict(values)
+    except ConfigError as error:
+        raise ConfigError(f"model: {error}" if not str(error).startswith("model") else str(error)) from error

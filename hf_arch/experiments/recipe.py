@@ -1,0 +1,265 @@
+"""A recipe: everything one run (or one set of runs) needs, read from YAML into typed, checked, frozen options.
+
+Sections: `model` (a config as a dict with `architecture:`), `data` (`hf_arch.data.DataOptions`), `training` (names of
+`transformers.TrainingArguments`, and `precision`), `evaluation` and `experiment`. Every wrong key or value is a
+`ConfigError` of one line that names the field. Precedence, weakest first: the file, `experiment.scale.<name>`,
+`experiment.runs.<name>`, a point of `experiment.matrix`, `key=value` overrides from the command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import hf_arch
+from hf_arch.data import DataOptions
+from hf_arch.errors import ConfigError, choice_error, unknown_key_error
+from hf_arch.experiments.sections import coerce, parse_section, require_mapping
+from hf_arch.experiments.yaml_text import parse_override, read_yaml
+
+SECTIONS = ("model", "data", "training", "evaluation", "experiment")
+# A run folder's experiment_config.json is a recipe too; what this section holds beside it is not read back.
+RUN_FACTS = "run"
+
+# Ours beside the names of TrainingArguments: what the run computes in.
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+# Set by the run folder, or by the parent process: never by a recipe.
+RESERVED_TRAINING = {
+    "output_dir": "the folder is given by --output-dir",
+    "resume_from_checkpoint": "resuming is asked for by --resume",
+    "bf16": "write `training.precision: bf16`",
+    "fp16": "write `training.precision: fp16`",
+}
+# Do not change a result, so they stay out of the hash that names a run.
+UNHASHED_TRAINING = (
+    *("logging_", "save_", "report_to", "run_name", "project", "trackio_"),
+    *("disable_tqdm", "push_to_hub", "hub_", "log_", "dataloader_"),
+)
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What is measured on the held-out text and on the trained model.
+
+    `sequences` validation sequences are scored during training, `final_sequences` after it (null: all of them).
+    `prompt` is continued by `new_tokens` tokens as the sample of the run; an empty prompt takes the first tokens of
+    the validation text. `speed` measures prefill of `speed_tokens` tokens and decoding of as many.
+    """
+
+    sequences: int | None = 256
+    final_sequences: int | None = None
+    prompt: str = ""
+    new_tokens: int = 64
+    temperature: float = 0.8
+    top_k: int = 50
+    speed: bool = True
+    speed_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("sequences", "final_sequences", "new_tokens", "speed_tokens"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"evaluation.{name}: expected at least 1, got {value}")
+
+
+@dataclass(frozen=True)
+class MatchOptions:
+    """Make the runs equal in `by`: the first run, or the run called `reference`, sets the number; others change
+    `vary`.
+    """
+
+    by: Literal["parameters", "flops"] = "parameters"
+    tolerance: float = 0.02
+    reference: str | None = None
+    vary: Literal["auto", "intermediate_size", "hidden_size"] = "auto"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.tolerance < 1:
+            raise ConfigError(f"experiment.match.tolerance: expected a share between 0 and 1, got {self.tolerance}")
+
+
+@dataclass(frozen=True)
+class ExperimentOptions:
+    """The question, and how it becomes runs: named `runs` x points of `matrix` x `seeds`, made equal by `match`."""
+
+    name: str = ""
+    hypothesis: str = ""
+    description: str = ""
+    seeds: tuple[int, ...] = ()
+    matrix: dict[str, list[Any]] = field(default_factory=dict)
+    match: MatchOptions | None = None
+    runs: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+    scale: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def is_set(self) -> bool:
+        """True where the recipe declares more than one run."""
+        return bool(self.runs or self.matrix or len(self.seeds) > 1)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One checked recipe. `overrides` are kept apart: they win over the runs and the matrix of a set as well."""
+
+    model: Mapping[str, Any]
+    data: DataOptions = field(default_factory=DataOptions)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
+    experiment: ExperimentOptions = field(default_factory=ExperimentOptions)
+    overrides: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, overrides: Iterable[tuple[str, Any]] = ()) -> Recipe:
+        """A recipe from nested plain values. Raises `ConfigError` for any key or value that is not known."""
+        overrides = tuple(overrides)
+        merged = dict(require_mapping(values, "recipe"))
+        for key, value in overrides:
+            merged = set_dotted(merged, key, value)
+        for key in merged:
+            if key not in SECTIONS:
+                raise unknown_key_error("recipe", key, SECTIONS)
+        model = dict(require_mapping(merged.get("model"), "model"))
+        experiment = parse_section(ExperimentOptions, merged.get("experiment"), "experiment")
+        architecture = model.get("architecture")
+        if architecture is None and not experiment.runs:
+            raise ConfigError("model.architecture: is missing; write for example `architecture: llama`")
+        if architecture is not None and not isinstance(architecture, str):
+            raise ConfigError(f"model.architecture: expected text, got {type(architecture).__name__} {architecture!r}")
+        return cls(
+            model=model,
+            data=parse_section(DataOptions, merged.get("data"), "data"),
+            training=parse_training(merged.get("training")),
+            evaluation=parse_section(EvaluationOptions, merged.get("evaluation"), "evaluation"),
+            experiment=experiment,
+            overrides=overrides,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that YAML and JSON can hold; `Recipe.from_dict` reads them back to an equal recipe."""
+        return {
+            "model": dict(self.model),
+            "data": _plain(self.data),
+            "training": dict(self.training),
+            "evaluation": _plain(self.evaluation),
+            "experiment": _plain(self.experiment),
+        }
+
+    def single(self, name: str, changes: Mapping[str, Any]) -> Recipe:
+        """One run of this set, called `name`: nested or dotted `changes` laid over the recipe, the overrides over
+        both.
+        """
+        values = self.to_dict()
+        for key, value in changes.items():
+            values = set_dotted(values, key, value)
+        for key, value in self.overrides:
+            values = set_dotted(values, key, value)
+        experiment = self.experiment
+        values["experiment"] = {
+            "name": name,
+            "hypothesis": experiment.hypothesis,
+            "description": experiment.description,
+        }
+        return Recipe.from_dict(values)
+
+    def with_model(self, changes: Mapping[str, Any]) -> Recipe:
+        """This recipe with other values in its `model` section."""
+        return dataclasses.replace(self, model={**self.model, **changes})
+
+    @property
+    def data_key(self) -> str:
+        """Equal for recipes with equal `data` sections."""
+        return json.dumps(_plain(self.data), sort_keys=True)
+
+    def stable_hash(self, *facts: str) -> str:
+        """Ten hex digits over what changes a result: model, data, training, evaluation, the package version, and
+        `facts` that the recipe only points to (the fingerprint of the data).
+        """
+        values = self.to_dict()
+        del values["experiment"]
+        values["training"] = {
+            key: value for key, value in values["training"].items() if not key.startswith(UNHASHED_TRAINING)
+        }
+        text = json.dumps([values, hf_arch.__version__, *facts], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = (), scale: str | None = None) -> Recipe:
+    """The recipe in the YAML file `path`, with `key=value` overrides and the changes of `experiment.scale.<scale>`.
+
+    Raises `ConfigError` of one line for a missing, empty or malformed file and for every unknown key or wrong value.
+    """
+    parsed = [parse_override(text) for text in overrides]
+    for key, _ in parsed:
+        if (section := key.split(".")[0]) not in SECTIONS:
+            raise choice_error(f"override {key}: section", section, SECTIONS)
+    values = dict(require_mapping(read_yaml(Path(path)), str(path)))
+    values.pop(RUN_FACTS, None)
+    experiment = dict(require_mapping(values.get("experiment"), "experiment"))
+    experiment.setdefault("name", Path(path).stem)
+    if isinstance(experiment.get("seeds"), int):
+        experiment["seeds"] = list(range(1, experiment["seeds"] + 1))
+    values["experiment"] = experiment
+    if scale is not None:
+        scales = require_mapping(experiment.get("scale"), "experiment.scale")
+        if not scales:
+            raise ConfigError(f"--scale: {scale!r} is not known; the recipe declares no experiment.scale")
+        if scale not in scales:
+            raise choice_error("--scale", scale, scales)
+        for key, value in require_mapping(scales[scale], f"experiment.scale.{scale}").items():
+            values = set_dotted(values, key, value)
+    return Recipe.from_dict(values, overrides=parsed)
+
+
+def parse_training(values: object) -> dict[str, Any]:
+    """The `training` section, checked against the fields of `transformers.TrainingArguments` and their types."""
+    from transformers import TrainingArguments
+
+    fields = {field.name: field.type for field in dataclasses.fields(TrainingArguments) if field.init}
+    fields = {name: hint for name, hint in fields.items() if name not in RESERVED_TRAINING}
+    fields["precision"] = Literal[PRECISIONS]
+    parsed = {}
+    for key, value in require_mapping(values, "training").items():
+        if key in RESERVED_TRAINING:
+            raise ConfigError(f"training.{key}: not a key of a recipe; {RESERVED_TRAINING[key]}")
+        if key not in fields:
+            raise unknown_key_error("training", key, fields)
+        parsed[key] = coerce(value, fields[key], f"training.{key}")
+    for key, least in (("max_steps", 1), ("per_device_train_batch_size", 1), ("per_device_eval_batch_size", 1),
+                       ("gradient_accumulation_steps", 1), ("learning_rate", 0.0), ("weight_decay", 0.0), ("seed", 0),
+                       ("num_train_epochs", 0.0), ("max_grad_norm", 0.0), ("warmup_steps", 0.0)):  # fmt: skip
+        if key in parsed and parsed[key] < least:
+            raise ConfigError(f"training.{key}: expected at least {least}, got {parsed[key]}")
+    return parsed
+
+
+def set_dotted(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A copy of the nested `values` with `value` at the dotted `key`; mappings are merged, everything else is
+    replaced.
+    """
+    head, _, rest = key.partition(".")
+    result = dict(values)
+    inner = result.get(head)
+    if rest:
+        if inner is not None and not isinstance(inner, Mapping):
+            raise ConfigError(f"{key}: {head!r} is {type(inner).__name__} {inner!r} and holds no keys")
+        result[head] = set_dotted(inner or {}, rest, value)
+    elif isinstance(inner, Mapping) and isinstance(value, Mapping):
+        for inner_key, inner_value in value.items():
+            inner = set_dotted(inner, inner_key, inner_value)
+        result[head] = inner
+    else:
+        result[head] = value
+    return result
+
+
+def _plain(options: Any) -> Any:
+    """A dataclass as nested dicts and lists."""
+    if dataclasses.is_dataclass(options) and not isinstance(options, type):
+        return {entry.name: _plain(getattr(options, entry.name)) for entry in dataclasses.fields(options)}
+    if isinstance(options, Mapping):
+        return {key: _plain(value) for key, value in options.items()}
+    return [_plain(item) for item in options] if isinstance(options, (list, tuple)) else options

@@ -1,0 +1,123 @@
+"""Runs a set: every run in its own process and folder, so that one that fails harms no other.
+
+A finished run (same name and hash) is skipped, an interrupted one resumes from its last checkpoint, a failed one is
+tried again from there. The folders are `<results_dir>/<name>_<hash>`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from hf_arch.data import PreparedData, prepare_data
+from hf_arch.errors import ConfigError
+from hf_arch.experiments.build import build_config
+from hf_arch.experiments.match import Build, Matched, match_models
+from hf_arch.experiments.plan import PlannedRun, plan_runs
+from hf_arch.experiments.recipe import Recipe
+from hf_arch.experiments.store import CONFIG_FILE, RESULTS_FILE, read_json, write_json_atomic
+
+LOG_FILE = "log.txt"
+
+
+@dataclass(frozen=True)
+class ReadyRun:
+    """A planned run after matching, with the folder that it will fill."""
+
+    name: str
+    recipe: Recipe
+    folder: Path
+    matched: Matched | None
+
+    @property
+    def status(self) -> str | None:
+        """What its results file says, or None before there is one."""
+        results = self.folder / RESULTS_FILE
+        return str(read_json(results).get("status")) if results.is_file() else None
+
+    @property
+    def reason(self) -> str:
+        """Why the run ended as it did, in its own words."""
+        results = self.folder / RESULTS_FILE
+        if not results.is_file():
+            return "ended before it wrote any results"
+        return str(read_json(results).get("provenance", {}).get("exit_reason", "unknown"))
+
+
+def prepare_runs(recipe: Recipe, results_dir: Path) -> list[ReadyRun]:
+    """Plans and matches a set and names its folders. Data is prepared here, once for all runs that share it.
+
+    Raises `ConfigError` for anything wrong in any run, before any of them starts.
+    """
+    planned = plan_runs(recipe)
+    for run in planned:  # every model first: a mistake should show before data is prepared
+        _check_model(run)
+    data = {run.recipe.data_key: run.recipe.data for run in planned}
+    prepared = {key: prepare_data(options) for key, options in data.items()}
+    matched = _match(recipe, planned, prepared)
+    ready = []
+    for run in planned:
+        found = matched.get(run.name)
+        single = run.recipe.with_model(found.changes) if found else run.recipe
+        folder = results_dir / f"{run.name}_{single.stable_hash(prepared[single.data_key].fingerprint)}"
+        ready.append(ReadyRun(run.name, single, folder, found))
+    return ready
+
+
+def run_all(
+    ready: Sequence[ReadyRun], *, workers: int = 1, tell: Callable[[str], None] = lambda line: None
+) -> list[ReadyRun]:
+    """Trains what is not finished, `workers` runs at a time, and returns the runs that did not complete.
+
+    With one worker a run shows its progress here; with several each writes to `log.txt` in its folder and shares the
+    cores fairly.
+    """
+
+    def work(run: ReadyRun) -> None:
+        if run.status == "completed":
+            tell(f"{run.folder.name}: finished already")
+            return
+        tell(f"{run.folder.name}: {'resumes' if run.status else 'starts'}")
+        code = _train_in_process(run, workers)
+        tell(f"{run.folder.name}: completed" if code == 0 else f"{run.folder.name}: failed: {run.reason}")
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(work, ready))
+    return [run for run in ready if run.status != "completed"]
+
+
+def _train_in_process(run: ReadyRun, workers: int) -> int:
+    """`hf-arch train` on the run's own recipe in a fresh process; its exit code."""
+    config = run.folder / CONFIG_FILE
+    write_json_atomic(config, {**run.recipe.to_dict(), "run": {"name": run.name}})
+    command = [sys.executable, "-m", "hf_arch", "train", str(config), "--output-dir", str(run.folder), "--resume"]
+    if workers == 1:
+        return subprocess.run(command, check=False).returncode
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    with (run.folder / LOG_FILE).open("a", encoding="utf-8") as log:
+        return subprocess.run(command, check=False, stdout=log, stderr=log, env=environment).returncode
+
+
+def _check_model(run: PlannedRun) -> None:
+    try:
+        build_config(run.recipe)
+    except ConfigError as error:
+        raise ConfigError(f"run {run.name!r}: {error}") from error
+
+
+def _match(recipe: Recipe, planned: Sequence[PlannedRun], prepared: Mapping[str, PreparedData]) -> dict[str, Matched]:
+    """Matched sizes by the name of the run; empty where the recipe asks for none."""
+    if recipe.experiment.match is None:
+        return {}
+
+    def builder(single: Recipe) -> Build:
+        return lambda changes: build_config(single.with_model(changes), prepared[single.data_key].tokenizer)
+
+    builders = {run.name: builder(run.recipe) for run in planned}
+    return match_models(builders, recipe.experiment.match, planned[0].recipe.data.sequence_length)

@@ -1,0 +1,71 @@
+"""YAML as recipes use it: duplicate keys are refused, `1e-3` is a number, every mistake is one line.
+
+YAML 1.1, which PyYAML reads, takes `1e-3` for text (it asks for a dot and a sign) and keeps the last of two equal keys
+without a word.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_arch.errors import ConfigError
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """SafeLoader with the floats of YAML 1.2, and without silent duplicates."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = key_node.value
+            if key_node.tag != "tag:yaml.org,2002:merge" and key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+_RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def read_yaml(path: Path) -> Any:
+    """The document in `path`. Raises `ConfigError` of one line where the file is missing, unreadable, empty or
+    malformed.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: is a folder, expected a YAML file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    document = parse_yaml(text, str(path))
+    if document is None:
+        raise ConfigError(f"{path}: is empty")
+    return document
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The value that `text` holds; `where` names it in the error."""
+    try:
+        return yaml.load(text, Loader=_RecipeLoader)  # a SafeLoader: builds plain values only
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{where}{place}: {' '.join((error.problem or 'not YAML').split())}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: {' '.join(str(error).split())}") from error
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`training.learning_rate=1e-3` as ("training.learning_rate", 0.001)."""
+    key, equals, value = text.partition("=")
+    if not equals or not key or any(not part for part in key.split(".")):
+        raise ConfigError(f"override {text!r}: expected key=value with a dotted key, e.g. training.max_steps=100")
+    return key, parse_yaml(value, f"override {key}")

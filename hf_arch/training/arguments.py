@@ -1,0 +1,81 @@
+"""`training` of a recipe -> transformers' TrainingArguments, with the few defaults that differ from theirs.
+
+Every run is counted in optimiser steps: `num_train_epochs` and `"epoch"` strategies become steps here, because the
+order of the data is a function of the step and runs on across the border of an epoch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from hf_arch.errors import ConfigError
+from hf_arch.training.precision import Precision
+
+# Where transformers' default would be wrong or noisy for pre-training; anything a recipe says wins.
+DEFAULTS: dict[str, Any] = {
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "cosine",
+    "weight_decay": 0.1,
+    "adam_beta2": 0.95,
+    "logging_steps": 10,
+    "logging_first_step": True,
+    "logging_nan_inf_filter": False,  # a loss that is not a number has to be seen
+    "eval_strategy": "steps",
+    "eval_steps": 100,
+    "save_strategy": "steps",
+    "save_steps": 500,
+    "save_total_limit": 2,
+    "disable_tqdm": True,  # progress and reports are our own callbacks, on stderr
+    "remove_unused_columns": False,
+    "ignore_data_skip": True,  # our sampler seeks; transformers would count through the batches
+    "seed": 0,
+}
+
+
+def build_arguments(
+    training: Mapping[str, Any], precision: Precision, checkpoints: Path, num_rows: int, world_size: int = 1
+) -> TrainingArguments:
+    """The arguments of one run over a dataset of `num_rows` rows. Raises `ConfigError` for values that do not go
+    together.
+    """
+    values = {**DEFAULTS, **{key: value for key, value in training.items() if key != "precision"}}
+    values.setdefault("per_device_eval_batch_size", values.get("per_device_train_batch_size", 8))
+    values.setdefault("dataloader_pin_memory", torch.cuda.is_available())
+    if values["lr_scheduler_type"] in ("cosine_with_min_lr", "warmup_stable_decay"):
+        _require_scheduler_kwargs(values)
+    batch = values.get("per_device_train_batch_size", 8) * values.get("gradient_accumulation_steps", 1) * world_size
+    epoch_steps = max(1, math.ceil(num_rows / batch))
+    if values.get("max_steps", -1) < 1:
+        values["max_steps"] = max(1, math.ceil(values.get("num_train_epochs", 1.0) * num_rows / batch))
+    for kind in ("logging", "eval", "save"):
+        if values.get(f"{kind}_strategy") == "epoch":
+            values[f"{kind}_strategy"], values[f"{kind}_steps"] = "steps", epoch_steps
+    try:
+        return TrainingArguments(
+            output_dir=str(checkpoints),
+            bf16=precision.name == "bf16",
+            fp16=precision.name == "fp16",
+            **values,
+        )
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"training: {' '.join(str(error).split())}") from error
+
+
+def _require_scheduler_kwargs(values: Mapping[str, Any]) -> None:
+    """Both schedules have a parameter without default, which transformers only misses once the run is under way."""
+    needed = {
+        "cosine_with_min_lr": ("min_lr", "min_lr_rate"),
+        "warmup_stable_decay": ("num_decay_steps",),
+    }[values["lr_scheduler_type"]]
+    given = values.get("lr_scheduler_kwargs") or {}
+    if not isinstance(given, Mapping) or not any(key in given for key in needed):
+        raise ConfigError(
+            f"training.lr_scheduler_kwargs: {values['lr_scheduler_type']!r} needs {' or '.join(needed)}, "
+            f"e.g. `lr_scheduler_kwargs: {{{needed[0]}: ...}}`; got {given!r}"
+        )

@@ -1,0 +1,226 @@
+"""What a run tells while it trains: `metrics.jsonl` for machines, a progress line on stderr for people.
+
+`MetricsLog` writes one JSON object per logging step (`step`, `loss` in nats, `learning_rate`, `grad_norm`,
+`tokens_seen`, `tokens_per_second`, `mfu`, `peak_memory_bytes`) and per evaluation (`step`, `val_loss`,
+`val_perplexity`, `bits_per_byte`). MFU = flops_per_token * tokens/s / (devices * peak FLOP/s), with the FLOPs that
+`hf_arch.cost` counts for this architecture.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hf_arch.experiments.store import read_metrics, to_jsonable
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says at which step, why, and what to try."""
+
+
+class TrainingClock:
+    """Seconds spent on training alone: evaluation and saving are taken out, so that tokens/s compares across
+    recipes.
+    """
+
+    def __init__(self) -> None:
+        self.window_start = self.step_end = time.perf_counter()
+        self.excluded = 0.0
+
+    def restart(self) -> None:
+        """Begins a new window now."""
+        self.window_start = self.step_end = time.perf_counter()
+        self.excluded = 0.0
+
+    def mark_step(self) -> None:
+        """The optimiser step is done; what follows until `exclude` is not training."""
+        self.step_end = time.perf_counter()
+
+    def exclude(self) -> None:
+        """Evaluation or saving is done."""
+        now = time.perf_counter()
+        self.excluded += now - self.step_end
+        self.step_end = now
+
+    def window(self) -> float:
+        """Training seconds since the window began."""
+        return max(time.perf_counter() - self.window_start - self.excluded, 1e-9)
+
+
+class MetricsLog(TrainerCallback):
+    """Appends to `metrics.jsonl`, and keeps what the results need: the last loss and the median speed."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        tokens_per_step: int,
+        flops_per_token: float,
+        peak_flops: float | None,
+        peak_memory: Callable[[], int | None],
+    ) -> None:
+        self.path = path
+        self.tokens_per_step = tokens_per_step
+        self.flops_per_token = flops_per_token
+        self.peak_flops = peak_flops
+        self.peak_memory = peak_memory
+        self.clock = TrainingClock()
+        self.last_step = 0
+        self.speeds: list[float] = []
+        self.final_loss: float | None = None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Median over the logging windows; the first, which warms up and compiles, counts only where it is alone."""
+        return statistics.median(self.speeds[1:] or self.speeds) if self.speeds else None
+
+    def mfu(self, tokens_per_second: float | None) -> float | None:
+        """Model FLOPs utilisation, a fraction; None where the peak of the device is not known."""
+        if tokens_per_second is None or self.peak_flops is None:
+            return None
+        return self.flops_per_token * tokens_per_second / self.peak_flops
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Drops what a broken run logged past the checkpoint it now resumes from, and starts the clock."""
+        if state.is_world_process_zero:
+            kept = (
+                [row for row in read_metrics(self.path) if row["step"] <= state.global_step]
+                if state.global_step
+                else []
+            )
+            self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            self.final_loss = next((row["loss"] for row in reversed(kept) if "loss" in row), None)
+        self.last_step = state.global_step
+        self.clock.restart()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.clock.mark_step()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.clock.exclude()
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
+    ) -> None:
+        self.clock.exclude()
+        if metrics and "eval_loss" in metrics:
+            row = {
+                "step": state.global_step,
+                "val_loss": metrics["eval_loss"],
+                "val_perplexity": metrics["eval_perplexity"],
+                "bits_per_byte": metrics["eval_bits_per_byte"],
+                "val_seconds": metrics["eval_runtime"],
+            }
+            self._write(state, row)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        """Only the rows of training: evaluation comes through `on_evaluate`, the closing summary goes to the
+        results.
+        """
+        if not logs or "loss" not in logs:
+            return
+        steps = state.global_step - self.last_step
+        speed = steps * self.tokens_per_step / self.clock.window()
+        self.speeds.append(speed)
+        self.last_step, self.final_loss = state.global_step, logs["loss"]
+        row = {
+            "step": state.global_step,
+            "epoch": logs.get("epoch"),
+            "loss": logs["loss"],
+            "learning_rate": logs["learning_rate"],
+            "grad_norm": logs.get("grad_norm"),
+            "tokens_seen": state.global_step * self.tokens_per_step,
+            "tokens_per_second": speed,
+            "mfu": self.mfu(speed),
+            "peak_memory_bytes": self.peak_memory(),
+        }
+        self._write(state, row)
+        self.clock.restart()
+        if not math.isfinite(logs["loss"]):
+            raise TrainingError(
+                f"the loss became {logs['loss']} by step {state.global_step}; lower training.learning_rate "
+                f"({args.learning_rate:g}) or lengthen training.warmup_steps ({args.warmup_steps:g})"
+            )
+
+    def _write(self, state: TrainerState, row: dict[str, Any]) -> None:
+        if not state.is_world_process_zero:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(to_jsonable(row), allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+class ProgressLine(TrainerCallback):
+    """A live bar with loss and tokens/s on a terminal; one plain line a logging step where stderr is a file."""
+
+    def __init__(self, log: MetricsLog, label: str) -> None:
+        self.log = log
+        self.label = label
+        self.console = Console(stderr=True)
+        self.bar: Progress | None = None
+        self.task: Any = None
+        self.val_loss = ""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero and self.console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                TextColumn("{task.fields[numbers]}"), TimeElapsedColumn(), TimeRemainingColumn(),
+            )  # fmt: skip
+            self.bar = Progress(*columns, console=self.console, transient=True)
+            self.bar.start()
+            self.task = self.bar.add_task(self.label, total=state.max_steps, completed=state.global_step, numbers="")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.bar:
+            self.bar.update(self.task, completed=state.global_step)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
+    ) -> None:
+        if metrics and "eval_loss" in metrics:
+            self.val_loss = f"  val {metrics['eval_loss']:.3f}"
+            self._say(state, f"val loss {metrics['eval_loss']:.4f}, perplexity {metrics['eval_perplexity']:.2f}")
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        if not logs or "loss" not in logs:
+            return
+        speed = self.log.speeds[-1] if self.log.speeds else 0.0
+        if self.bar:
+            self.bar.update(self.task, numbers=f"loss {logs['loss']:.3f}{self.val_loss}  {speed:,.0f} tok/s")
+        self._say(state, f"loss {logs['loss']:.4f}, lr {logs['learning_rate']:.2e}, {speed:,.0f} tokens/s")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Takes the bar off the screen, also after a failure."""
+        if self.bar:
+            self.bar.stop()
+            self.bar = None
+
+    def _say(self, state: TrainerState, text: str) -> None:
+        if state.is_world_process_zero and not self.console.is_terminal:
+            print(f"{self.label}: step {state.global_step}/{state.max_steps}: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,75 @@
+"""Peak FLOP/s of the device, the denominator of MFU: dense vendor figures for GPUs, a measured matmul for CPUs.
+
+A vendor's figure with sparsity is halved here. The CPU's figure is what a square matmul reaches with the threads of
+this process, measured once (a fraction of a second) and kept in `$HF_ARCH_CACHE/peak_flops.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+
+import torch
+
+from hf_arch.data.cache import data_cache
+from hf_arch.experiments.store import write_json_atomic
+from hf_arch.training.provenance import cpu_name
+
+# Part of the name that CUDA reports, longest match first -> dense TFLOP/s in (bf16 or fp16 tensor cores, fp32).
+GPU_TFLOPS: dict[str, tuple[float, float]] = {
+    "B200": (2250.0, 75.0),
+    "H200": (989.4, 66.9),
+    "GH200": (989.4, 66.9),
+    "H100 PCIe": (756.5, 51.2),
+    "H100 NVL": (835.5, 60.0),
+    "H100": (989.4, 66.9),
+    "A100": (312.0, 19.5),
+    "A10G": (70.0, 35.0),
+    "A10": (125.0, 31.2),
+    "L40S": (362.1, 91.6),
+    "L40": (181.1, 90.5),
+    "L4": (121.0, 30.3),
+    "RTX 5090": (209.5, 104.8),
+    "RTX 4090": (165.2, 82.6),
+    "RTX 3090": (71.0, 35.6),
+    "RTX A6000": (154.8, 38.7),
+    "V100": (125.0, 15.7),
+    "T4": (65.1, 8.1),
+    "MI300X": (1307.4, 163.4),
+}
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Peak FLOP/s of one device in `dtype`, or None for a GPU that the table does not know (MFU is then left out)."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        for part in sorted(GPU_TFLOPS, key=len, reverse=True):
+            if re.search(rf"\b{part}\b", name) and "Laptop" not in name:
+                half, single = GPU_TFLOPS[part]
+                return (single if dtype == torch.float32 else half) * 1e12
+        return None
+    return _cpu_peak_flops(dtype) if device.type == "cpu" else None
+
+
+def _cpu_peak_flops(dtype: torch.dtype) -> float:
+    cache = data_cache() / "peak_flops.json"
+    key = f"{cpu_name()}, {torch.get_num_threads()} threads, {dtype}, torch {torch.__version__}"
+    known = json.loads(cache.read_text()) if cache.exists() else {}
+    if key not in known:
+        known[key] = measure_matmul_flops(dtype)
+        write_json_atomic(cache, known)
+    return known[key]
+
+
+def measure_matmul_flops(dtype: torch.dtype, size: int = 1024, seconds: float = 0.4) -> float:
+    """FLOP/s of the fastest of repeated [size, size] @ [size, size] products on the CPU within about `seconds`."""
+    left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while True:
+        start = time.perf_counter()
+        left @ right
+        now = time.perf_counter()
+        best = min(best, now - start)
+        if now > end:
+            return 2 * size**3 / best

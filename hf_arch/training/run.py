@@ -1,0 +1,324 @@
+"""One run: recipe in, run folder out.
+
+<output_dir>/experiment_config.json   the recipe (a valid recipe file itself), the model's config, the data's
+fingerprint
+             metrics.jsonl            while it trains
+             checkpoints/             of Trainer; `resume` continues from the newest whole one
+             model/                   after success, with the tokenizer
+             results.json             the numbers, the status, the provenance; "running" until the end is known
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PrinterCallback,
+    ProgressCallback,
+    TrainingArguments,
+    default_data_collator,
+    set_seed,
+)
+from transformers.utils import logging as transformers_logging
+
+import hf_arch
+from hf_arch.data import PreparedData, prepare_data
+from hf_arch.errors import ConfigError
+from hf_arch.evaluation.generation import SamplingOptions, generate_text
+from hf_arch.evaluation.speed import measure_inference
+from hf_arch.experiments.build import build_config
+from hf_arch.experiments.recipe import Recipe
+from hf_arch.experiments.store import (
+    CHECKPOINTS_DIR,
+    CONFIG_FILE,
+    METRICS_FILE,
+    MODEL_DIR,
+    RESULTS_FILE,
+    read_json,
+    write_json_atomic,
+)
+from hf_arch.training.arguments import build_arguments
+from hf_arch.training.callbacks import MetricsLog, ProgressLine
+from hf_arch.training.peak_flops import peak_flops
+from hf_arch.training.precision import Precision, choose_precision
+from hf_arch.training.provenance import peak_memory_bytes, provenance, reset_peak_memory
+from hf_arch.training.startup import model_report, render_model_report, training_rows, two_columns
+from hf_arch.training.trainer import ArchTrainer
+
+
+def run_training(recipe: Recipe, output_dir: str | Path, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
+    """Trains the one run that `recipe` describes and returns what it wrote to `results.json`.
+
+    With `resume` an unfinished run in `output_dir` continues from its newest whole checkpoint (from the start where
+    there is none), over the same data in the same order; a finished one is returned as it is.
+
+    Raises:
+        ConfigError: something in the recipe or about `output_dir` is wrong; nothing has been written then.
+        Exception: whatever stopped the training; `results.json` then says `failed` (or `interrupted`) and why.
+    """
+    folder = Path(output_dir)
+    if recipe.experiment.is_set:
+        raise ConfigError("experiment: the recipe declares several runs; use `hf-arch run`, or name one by --run")
+    check_folder(folder, resume)
+    if resume and is_finished(folder):
+        return read_json(folder / RESULTS_FILE)
+    build_config(recipe)  # a mistake in the model section shows before minutes of data preparation
+    precision = choose_precision(recipe.training.get("precision", "auto"))
+    data = prepare_data(recipe.data)
+    config = build_config(recipe, data.tokenizer)
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    with quiet_libraries():
+        args = build_arguments(recipe.training, precision, folder / CHECKPOINTS_DIR, len(data.train), world_size)
+        return _Run(recipe, folder, data, config, args, precision, resume, quiet).execute()
+
+
+class _Run:
+    """The stages of one run over the things that all of them need."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        data: PreparedData,
+        config: PreTrainedConfig,
+        args: TrainingArguments,
+        precision: Precision,
+        resume: bool,
+        quiet: bool,
+    ) -> None:
+        self.recipe, self.folder, self.data, self.config = recipe, folder, data, config
+        self.args, self.precision, self.quiet = args, precision, quiet
+        self.checkpoint = newest_checkpoint(folder / CHECKPOINTS_DIR) if resume else None
+        self.report = model_report(config, recipe.data.sequence_length)
+        self.name = recipe.experiment.name or self.report["architecture"]
+        self.started = time.time()
+        self.earlier_seconds = _earlier_seconds(folder) if self.checkpoint else 0.0
+        self.is_main = args.process_index == 0
+
+    def execute(self) -> dict[str, Any]:
+        """Runs every stage; whatever ends it, the results file says so."""
+        self._write_config()
+        self._write_results({"status": "running"}, "running")
+        try:
+            numbers = self._train_and_measure()
+        except KeyboardInterrupt:
+            self._write_results({"status": "interrupted"}, "interrupted by the user")
+            raise
+        except BaseException as error:
+            self._write_results({"status": "failed"}, f"{type(error).__name__}: {error}")
+            raise
+        return self._write_results({**numbers, "status": "completed"}, "completed")
+
+    def _train_and_measure(self) -> dict[str, Any]:
+        set_seed(self.args.seed)
+        model = AutoModelForCausalLM.from_config(self.config)
+        # From the state file, not from the folder's name: a folder can be renamed.
+        start_step = read_json(self.checkpoint / "trainer_state.json")["global_step"] if self.checkpoint else 0
+        trainer = ArchTrainer(
+            model=model,
+            args=self.args,
+            order=self.data.order(self.args.data_seed if self.args.data_seed is not None else self.args.seed),
+            train_dataset=self.data.train,
+            eval_dataset=self.data.validation,
+            eval_sequences=self.recipe.evaluation.sequences,
+            start_step=start_step,
+            data_collator=default_data_collator,
+            processing_class=self.data.tokenizer,
+        )
+        for callback in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(callback)
+        log = self._metrics_log(trainer)
+        progress = ProgressLine(log, self.name)
+        trainer.add_callback(log)
+        if not self.quiet:
+            trainer.add_callback(progress)
+            self._print_report(trainer, start_step)
+        reset_peak_memory(self.args.device)
+        try:
+            trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+        finally:
+            progress.close()
+        return self._results(trainer, log)
+
+    def _metrics_log(self, trainer: ArchTrainer) -> MetricsLog:
+        peak = peak_flops(self.args.device, self.precision.dtype)
+        return MetricsLog(
+            self.folder / METRICS_FILE,
+            tokens_per_step=trainer.global_batch_size * self.recipe.data.sequence_length,
+            flops_per_token=self.report["flops_per_token_train"],
+            peak_flops=None if peak is None else peak * self.args.world_size,
+            peak_memory=lambda: peak_memory_bytes(self.args.device),
+        )
+
+    def _print_report(self, trainer: ArchTrainer, start_step: int) -> None:
+        if not self.is_main:
+            return
+        console = Console()
+        console.print(render_model_report(self.report))
+        rows = training_rows(
+            self.args,
+            self.precision,
+            sequence_length=self.recipe.data.sequence_length,
+            global_batch=trainer.global_batch_size,
+            start_step=start_step,
+        )
+        console.print(two_columns("training", rows))
+
+    def _results(self, trainer: ArchTrainer, log: MetricsLog) -> dict[str, Any]:
+        """The measured numbers, and `model/`. Memory is read before inference, which is no part of training."""
+        evaluation = self.recipe.evaluation
+        memory = peak_memory_bytes(self.args.device)
+        scored = trainer.score(self.data.validation, evaluation.final_sequences)
+        trainer.save_model(str(self.folder / MODEL_DIR))  # every process takes part where the weights are sharded
+        numbers: dict[str, Any] = {
+            "final_train_loss": log.final_loss,
+            "final_val_loss": scored.loss,
+            "final_val_perplexity": scored.perplexity,
+            "bits_per_byte": scored.bits_per_byte,
+            "val_tokens": scored.tokens,
+            "tokens_seen": trainer.state.global_step * log.tokens_per_step,
+            "steps": trainer.state.global_step,
+            "train_tokens_per_second": log.tokens_per_second,
+            "mfu": log.mfu(log.tokens_per_second),
+            "peak_memory_bytes": memory,
+        }
+        if not self.is_main:
+            return numbers
+        self.data.tokenizer.save_pretrained(str(self.folder / MODEL_DIR))
+        return {**numbers, **self._inference(trainer)}
+
+    def _inference(self, trainer: ArchTrainer) -> dict[str, Any]:
+        """Speed of generation and a sample. Sharded weights (FSDP) cannot generate here; the keys are left out then."""
+        evaluation, model = self.recipe.evaluation, trainer.accelerator.unwrap_model(trainer.model)
+        if trainer.is_fsdp_enabled:
+            return {}
+        measured: dict[str, Any] = {}
+        room = self.config.max_position_embeddings
+        row = self.data.validation[0]["input_ids"]
+        with trainer.accelerator.autocast():
+            if evaluation.speed:
+                tokens = max(2, min(evaluation.speed_tokens, len(row), room // 2))
+                speed = measure_inference(model, row[None, :tokens], tokens)
+                measured["prefill_tokens_per_second"] = speed.prefill
+                measured["decode_tokens_per_second"] = speed.decode
+            prompt = evaluation.prompt or self.data.tokenizer.decode(
+                row[: min(16, room // 2)], skip_special_tokens=True
+            )
+            used = len(self.data.tokenizer(prompt)["input_ids"])
+            options = SamplingOptions(
+                max_new_tokens=max(1, min(evaluation.new_tokens, room - used)),
+                temperature=evaluation.temperature,
+                top_k=evaluation.top_k,
+                seed=self.args.seed,
+            )
+            model.eval()
+            generated = generate_text(model, self.data.tokenizer, prompt, options)
+        measured["sample"] = {"prompt": prompt, "text": generated.text}
+        return measured
+
+    def _write_config(self) -> None:
+        if not self.is_main:
+            return
+        payload = {
+            **self.recipe.to_dict(),
+            "run": {
+                "name": self.name,
+                "seed": self.args.seed,
+                "hash": self.recipe.stable_hash(self.data.fingerprint),
+                "data_fingerprint": self.data.fingerprint,
+                "hf_arch": hf_arch.__version__,
+                "config": json.loads(self.config.to_json_string(use_diff=False)),
+            },
+        }
+        write_json_atomic(self.folder / CONFIG_FILE, payload)
+
+    def _write_results(self, numbers: dict[str, Any], reason: str) -> dict[str, Any]:
+        results = {
+            "name": self.name,
+            "architecture": self.report["architecture"],
+            "architecture_name": self.report["name"],
+            "components": self.report["components"],
+            "hypothesis": self.recipe.experiment.hypothesis,
+            "seed": self.args.seed,
+            "learning_rate": self.args.learning_rate,
+            "precision": self.precision.name,
+            "params_total": self.report["params_total"],
+            "params_trainable": self.report["params_trainable"],
+            "params_active": self.report["params_active"],
+            "params_embedding": self.report["params_embedding"],
+            "flops_per_token": self.report["flops_per_token_train"],
+            "state_bytes": self.report["state_bytes"],
+            "sequence_length": self.recipe.data.sequence_length,
+            "data_fingerprint": self.data.fingerprint,
+            "attribution": self.data.attribution,
+            **numbers,
+            "wall_seconds": self.earlier_seconds + time.time() - self.started,
+            "provenance": {**provenance(self.args.device), "exit_reason": reason},
+        }
+        if self.is_main:
+            write_json_atomic(self.folder / RESULTS_FILE, results)
+        return results
+
+
+def check_folder(folder: Path, resume: bool) -> None:
+    """Raises `ConfigError` where `folder` cannot take this run: it is a file, or holds a run that is not to be
+    continued.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--output-dir: {folder} is a file")
+    if not resume and (folder / CONFIG_FILE).exists():
+        state = "finished" if is_finished(folder) else "unfinished"
+        raise ConfigError(f"--output-dir: {folder} holds a run already ({state}); add --resume, or name another folder")
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run in `folder` completed."""
+    results = folder / RESULTS_FILE
+    return results.is_file() and read_json(results).get("status") == "completed"
+
+
+def newest_checkpoint(checkpoints: Path) -> Path | None:
+    """The checkpoint of the highest step that is whole, or None. Trainer writes the state file last, so one that can
+    be read and stands beside weights and optimiser closes a checkpoint; a half-written one is passed over.
+    """
+    found = []
+    for folder in checkpoints.glob("checkpoint-*"):
+        try:
+            step = json.loads((folder / "trainer_state.json").read_text())["global_step"]
+        except (OSError, ValueError, KeyError):
+            continue
+        if list(folder.glob("*.safetensors")) or list(folder.glob("pytorch_model*")):
+            found.append((step, folder))
+    return max(found)[1] if found else None
+
+
+def _earlier_seconds(folder: Path) -> float:
+    results = folder / RESULTS_FILE
+    return float(read_json(results).get("wall_seconds") or 0.0) if results.is_file() else 0.0
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """transformers says errors only, and its bars stay off, while our own reports stand."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"(transformers|accelerate|torch)(\.|$)")
+        try:
+            yield
+        finally:
+            transformers_logging.set_verbosity(verbosity)
+            if bars:
+                transformers_logging.enable_progress_bar()
