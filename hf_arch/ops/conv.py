@@ -142,6 +142,7 @@ def naive_causal_conv1d(
     weight: Tensor,
     bias: Tensor | None = None,
     activation: str | None = None,
+    *,
     initial_state: Tensor | None = None,
     segment_ids: Tensor | None = None,
     output_final_state: bool = False,
@@ -186,6 +187,7 @@ def causal_conv1d(
     weight: Tensor,
     bias: Tensor | None = None,
     activation: str | None = None,
+    *,
     initial_state: Tensor | None = None,
     segment_ids: Tensor | None = None,
     output_final_state: bool = False,
@@ -231,6 +233,7 @@ def causal_conv1d(
 
 def token_shift(
     x: Tensor,
+    *,
     initial_state: Tensor | None = None,
     segment_ids: Tensor | None = None,
     output_final_state: bool = False,

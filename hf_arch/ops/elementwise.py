@@ -1,0 +1,176 @@
+"""Elementwise gated recurrence of HGRN (Qin et al. 2023, arXiv 2311.04823): one state number per channel.
+
+`h_t = f_t * h_{t-1} + i_t` with the forget gate f in [0,1]; states are fp32.
+
+The gate enters as such and not as its logarithm: only products of gates are formed, which can underflow to the right
+answer but never overflow. The operator writes each step straight into its output and saves only f and h. Where a step
+is too small to pay for its launch, all chunks of the row advance together and one step per chunk joins them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .segments import segment_keep, state_dtype
+
+# The module's own name: a copy of this file elsewhere (a model bundled with its code) registers operators of its own.
+NAMESPACE = re.sub(r"\W", "_", __name__)
+CHUNK = 32
+# Measured on a CPU: chunks pay from this length on while one step [B,D] has no more elements than this.
+CHUNKED_LENGTH = 256
+CHUNKED_STEP_ELEMENTS = 2048
+
+
+def naive_hgrn_scan(
+    i: Tensor,
+    f: Tensor,
+    *,
+    initial_state: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+    output_final_state: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Reference: the recurrence, one token after the other. Same arguments as `hgrn_scan`."""
+    dtype = state_dtype(i, f)
+    state = torch.zeros_like(i[:, 0], dtype=dtype) if initial_state is None else initial_state.to(dtype)
+    keep = torch.ones_like(i[..., 0], dtype=dtype) if segment_ids is None else segment_keep(segment_ids, dtype)
+    outputs = []
+    for i_t, f_t, keep_t in zip(i.to(dtype).unbind(1), f.to(dtype).unbind(1), keep.unbind(1), strict=True):
+        state = f_t * (keep_t[:, None] * state) + i_t
+        outputs.append(state)
+    return torch.stack(outputs, 1).to(i.dtype), state if output_final_state else None
+
+
+def hgrn_scan(
+    i: Tensor,
+    f: Tensor,
+    *,
+    initial_state: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+    output_final_state: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """HGRN's recurrence over a row of tokens.
+
+    Args:
+        i: inputs [B,T,D], T >= 1; 0 at padding.
+        f: forget gates in [0,1], [B,T,D], best made in fp32 (near 1 a bf16 gate has lost its memory); 1 at padding.
+        initial_state: [B,D], of the row's first document; zeros where None.
+        segment_ids: [B,T] integers, one per document of a packed row; the state starts anew where they change.
+        output_final_state: also return the state after the last token.
+
+    Returns:
+        (h [B,T,D] in the dtype of i, state [B,D] in fp32 or None). Differentiable once in every tensor.
+    """
+    dtype = state_dtype(i, f)
+    inputs, gates = i.to(dtype), f.to(dtype)
+    state = None if initial_state is None else initial_state.to(dtype)
+    if i.shape[1] == 1:
+        h = inputs if state is None else torch.addcmul(inputs, gates, state.unsqueeze(1))
+    else:
+        if segment_ids is not None:
+            gates = gates * segment_keep(segment_ids, dtype).unsqueeze(-1)
+        h = _scan(inputs, gates, state)
+    return h.to(i.dtype), h[:, -1] if output_final_state else None
+
+
+def _walk(values: Sequence[Tensor], gates: Sequence[Tensor], out: Sequence[Tensor], state: Tensor | None) -> None:
+    """out_t = values_t + gates_t * out_{t-1} in the order of the sequences, from `state` (zeros where None)."""
+    if state is None:
+        out[0].copy_(values[0])
+        state, values, gates, out = out[0], values[1:], gates[1:], out[1:]
+    for value, gate, target in zip(values, gates, out, strict=True):
+        torch.addcmul(value, gate, state, out=target)
+        state = target
+
+
+def _walk_chunks(values: Tensor, gates: Tensor, out: Tensor, state: Tensor | None) -> None:
+    """The same over [B,T,D] tensors, T a multiple of CHUNK: every chunk from a zero state, then joined in order."""
+    values, gates, out = (x.unflatten(1, (-1, CHUNK)) for x in (values, gates, out))
+    _walk(values.unbind(2), gates.unbind(2), out.unbind(2), None)
+    products = torch.empty_like(out)  # of the gates from the chunk's start up to each step
+    _walk_products(gates.unbind(2), products.unbind(2))
+    chunks = list(zip(products.unbind(1), out.unbind(1), strict=True))
+    if state is None:
+        state = chunks.pop(0)[1][:, -1]
+    for product, chunk in chunks:
+        chunk.addcmul_(product, state.unsqueeze(1))
+        state = chunk[:, -1]
+
+
+def _walk_products(gates: Sequence[Tensor], out: Sequence[Tensor]) -> None:
+    out[0].copy_(gates[0])
+    for before, gate, target in zip(out, gates[1:], out[1:], strict=False):
+        torch.mul(before, gate, out=target)
+
+
+def _chunked_length(x: Tensor) -> int:
+    """How many leading steps of [B,T,D] to take in chunks: all whole chunks, or none where plain steps are faster."""
+    batch, length, width = x.shape
+    small_steps = x.device.type != "cpu" or batch * width <= CHUNKED_STEP_ELEMENTS
+    return length - length % CHUNK if length >= CHUNKED_LENGTH and small_steps else 0
+
+
+def _recur(values: Tensor, gates: Tensor, state: Tensor | None) -> Tensor:
+    """h_t = values_t + gates_t * h_{t-1} for [B,T,D] tensors, T >= 1."""
+    h = torch.empty(values.shape, dtype=values.dtype, device=values.device)
+    chunked = _chunked_length(values)
+    if chunked:
+        _walk_chunks(values[:, :chunked], gates[:, :chunked], h[:, :chunked], state)
+        state = h[:, chunked - 1]
+    if chunked < values.shape[1]:
+        _walk(values[:, chunked:].unbind(1), gates[:, chunked:].unbind(1), h[:, chunked:].unbind(1), state)
+    return h
+
+
+def _recur_backwards(values: Tensor, gates: Tensor) -> Tensor:
+    """g_t = values_t + gates_{t+1} * g_{t+1} for [B,T,D] tensors, T >= 1, from g_T = 0."""
+    if _chunked_length(values):
+        return _recur(values.flip(1), gates.roll(-1, 1).flip(1), None).flip(1)
+    grad = torch.empty(values.shape, dtype=values.dtype, device=values.device)
+    later_gates = gates.unbind(1)[:0:-1]
+    # The first gate of the walk has nothing to act on.
+    _walk(values.unbind(1)[::-1], (gates[:, 0], *later_gates), grad.unbind(1)[::-1], None)
+    return grad
+
+
+@torch.library.custom_op(f"{NAMESPACE}::hgrn_scan", mutates_args=())
+def _scan(i: Tensor, f: Tensor, state: Tensor | None) -> Tensor:
+    return _recur(i, f, state)
+
+
+@_scan.register_fake
+def _(i: Tensor, f: Tensor, state: Tensor | None) -> Tensor:
+    return i.new_empty(i.shape)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::hgrn_scan_backward", mutates_args=())
+def _scan_backward(grad_h: Tensor, f: Tensor, h: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Gradients of i and f."""
+    grad_i = _recur_backwards(grad_h, f)
+    grad_f = torch.empty_like(grad_i)
+    torch.mul(grad_i[:, 1:], h[:, :-1], out=grad_f[:, 1:])
+    grad_f[:, 0] = 0.0 if state is None else grad_i[:, 0] * state
+    return grad_i, grad_f
+
+
+@_scan_backward.register_fake
+def _(grad_h: Tensor, f: Tensor, h: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    return f.new_empty(f.shape), f.new_empty(f.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+    _, f, state = inputs
+    ctx.save_for_backward(f, output, state)
+
+
+def _backward(ctx: Any, grad_h: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    f, h, state = ctx.saved_tensors
+    grad_i, grad_f = _scan_backward(grad_h, f, h, state)
+    return grad_i, grad_f, None if state is None else f[:, 0] * grad_i[:, 0]
+
+
+_scan.register_autograd(_backward, setup_context=_save)
