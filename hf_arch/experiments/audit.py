@@ -161,15 +161,14 @@ def check_parameters(runs: Sequence[RunResult]) -> Finding:
         f"Parameters differ by {mismatch:.1%} (limit 1 %): {small} has {int(known[small]):,}, "
         f"{large} has {int(known[large]):,}"
     )
-    matched = {(run.experiment.get("match") or {}).get("by", "nothing") for run in runs}
-    if matched == {"flops"}:
+    if all(_match(run).get("by") == "flops" for run in runs):
         return Finding("parameters", "note", f"{sentence}; the recipe matches FLOPs per token instead.", _labels(runs))
     return Finding("parameters", "violation", f"{sentence}.", _labels(runs))
 
 
 def check_matched_flops(runs: Sequence[RunResult]) -> Finding | None:
     """FLOPs per token within the declared tolerance, where the recipe matches by them."""
-    match = next((run.experiment["match"] for run in runs if isinstance(run.experiment.get("match"), dict)), {})
+    match = next((match for run in runs if (match := _match(run))), {})
     flops = {run.name: run.numbers["flops_per_token"] for run in runs if run.numbers.get("flops_per_token")}
     if match.get("by") != "flops" or len(flops) < 2:
         return None
@@ -263,7 +262,7 @@ def check_versions(runs: Sequence[RunResult]) -> Finding:
         values = _by_value(recorded, lambda run, key=package: run.provenance["versions"].get(key))  # type: ignore[misc]
         if len(values) > 1:
             differing.append(f"{package} {' and '.join(str(value) for value in values)}")
-    commits = _distinct(_commit(run) for run in recorded)
+    commits = _distinct(commit for run in recorded if (commit := _commit(run)) is not None)
     if differing:
         return Finding("versions", "violation", f"Package versions differ: {', '.join(differing)}.", _labels(recorded))
     if len(commits) > 1:
@@ -417,6 +416,11 @@ def _flatten(prefix: str, node: Any, into: dict[str, Any]) -> None:
             _flatten(f"{prefix}.{key}", value, into)
     elif "." in prefix:
         into[prefix] = node
+
+
+def _match(run: RunResult) -> dict[str, Any]:
+    match = run.experiment.get("match")
+    return match if isinstance(match, dict) else {}
 
 
 def _commit(run: RunResult) -> Any:

@@ -97,6 +97,11 @@ class Comparison:
         """Direction of the metric."""
         return self.metric not in HIGHER_IS_BETTER
 
+    @property
+    def metric_name(self) -> str:
+        """The metric in words."""
+        return METRIC_NAMES.get(self.metric, self.metric.replace("_", " "))
+
     def group(self, name: str) -> Group:
         """The group called `name`."""
         return next(group for group in self.groups if group.name == name)
@@ -129,8 +134,7 @@ class Comparison:
         if not ranked:
             return "No run completed: there is nothing to compare."
         best = ranked[0]
-        title = METRIC_NAMES.get(self.metric, self.metric)
-        sentence = f"{best.name} has the best {title}, {interval_text(best.interval(self.metric))}."
+        sentence = f"{best.name} has the best {self.metric_name}, {interval_text(best.interval(self.metric))}."
         tied = [
             group.name for group in ranked[1:]
             if (pair := self.pair(best.name, group.name)) is not None and pair.verdict != "better"
@@ -313,7 +317,7 @@ def _default_baseline(runs: list[RunResult], groups: list[Group]) -> str | None:
         return None
     for run in runs:
         match, declared = run.experiment.get("match"), run.experiment.get("runs")
-        wanted = [match.get("reference")] if isinstance(match, dict) else []
+        wanted = [run.experiment.get("baseline"), match.get("reference") if isinstance(match, dict) else None]
         wanted += list(declared) if isinstance(declared, dict) else []
         for name in wanted:
             if name in names:

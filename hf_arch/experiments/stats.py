@@ -109,7 +109,9 @@ class PairedDifference:
             why = "one seed: no interval" if difference.n == 1 else "the same difference on every seed: no interval"
             return f"{abs(difference.mean):.3g} {'lower' if difference.mean < 0 else 'higher'} ({why})"
         mean, low, high = difference.mean, difference.low, difference.high
-        decimals = max(0, 1 - math.floor(math.log10((high - low) / 2)))  # two digits of the half-width
+        # Two digits of the half-width, but no more than four decimals where these show the mean.
+        decimals = max(0, 1 - math.floor(math.log10((high - low) / 2)))
+        decimals = min(decimals, 4) if abs(mean) >= 1e-3 else decimals
         if self.verdict == "not distinguishable":
             return f"not distinguishable ({mean:+.{decimals}f} [{low:+.{decimals}f}, {high:+.{decimals}f}])"
         if mean < 0:

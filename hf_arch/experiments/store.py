@@ -174,11 +174,14 @@ class RunResult:
         if status not in STATUSES:
             raise ConfigError(f"{results_file}: status: {status!r} is not known; allowed: {', '.join(STATUSES)}")
         model, training = _section(config, "model"), _section(config, "training")
+        written = (
+            results.get("name") or _section(config, "run").get("name") or _section(config, "experiment").get("name")
+        )
         architecture = str(results.get("architecture") or model.get("architecture") or "unknown")
         seed = finite(_first(results.get("seed"), config.get("seed"), training.get("seed")))
         return cls(
             path=folder,
-            name=str(results.get("name") or config.get("name") or re.sub(r"_[0-9a-f]{6,}$", "", folder.name)),
+            name=_group_name(str(written or re.sub(r"_[0-9a-f]{6,}$", "", folder.name))),
             architecture=architecture,
             architecture_name=str(results.get("architecture_name") or architecture),
             status=status,
@@ -201,8 +204,8 @@ class RunResult:
 
     @property
     def experiment(self) -> dict[str, Any]:
-        """The recipe's `experiment` section."""
-        return _section(self.config, "experiment")
+        """The recipe's `experiment` section, with what the set wrote about itself in `run`: its baseline and match."""
+        return {**_section(self.config, "experiment"), **_section(self.config, "run")}
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -308,6 +311,11 @@ def flat_row(run: RunResult) -> dict[str, Any]:
 def hypotheses(runs: Iterable[RunResult]) -> list[str]:
     """The distinct hypotheses of these runs, in order of appearance."""
     return list(dict.fromkeys(run.hypothesis for run in runs if run.hypothesis))
+
+
+def _group_name(name: str) -> str:
+    """The name without what a matrix appended for the learning rate or the seed: these repeat a run, and tune it."""
+    return re.sub(r"-(learning_rate|seed)-\d[\d.]*(e[+-]?\d+)?", "", name)
 
 
 def _section(mapping: dict[str, Any], key: str) -> dict[str, Any]:

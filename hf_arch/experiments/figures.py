@@ -1,0 +1,396 @@
+"""What is drawn of a comparison: differences, loss curves, Pareto fronts, bars, scaling fits, learning-rate curves.
+
+Each function returns the figures that the measured numbers allow; `hf_arch.experiments.plots` renders them.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from hf_arch.experiments.columns import byte_size, interval_text, quantity
+from hf_arch.experiments.plots import INK, OKABE_ITO, Figure, Series
+from hf_arch.experiments.scaling import fit_scaling
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from hf_arch.experiments.compare import Comparison, Group
+    from hf_arch.experiments.stats import Interval
+
+MAX_CURVES = 12
+
+Units = tuple[tuple[float, str], ...]  # (size, name), largest first
+SECONDS: Units = ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
+BYTES: Units = ((2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"))
+
+
+def figures(comparison: Comparison) -> dict[str, list[Figure]]:
+    """{section: figures} of all that the measured numbers allow."""
+    sections = {
+        "Quality": [*_means(comparison), *_forest(comparison)],
+        "Loss curves": [*_curves(comparison)],
+        "Quality against cost": [*_pareto(comparison)],
+        "Speed and size": [*_bars(comparison)],
+        "Scaling": [*_scaling(comparison)],
+        "Learning rates": [*_learning_rates(comparison)],
+    }
+    return {section: found for section, found in sections.items() if found}
+
+
+def series_of(comparison: Comparison) -> list[Series]:
+    """One look a group, in the order of the table."""
+    return [Series(index, group.name) for index, group in enumerate(comparison.groups)]
+
+
+def _curves(comparison: Comparison) -> list[Figure]:
+    """Validation loss (training loss where there is none) against tokens, training FLOPs and training time."""
+    drawn = [
+        (series, group) for series, group in zip(series_of(comparison), comparison.groups, strict=True) if group.counted
+    ][:MAX_CURVES]
+    key = (
+        "val_loss" if any("val_loss" in row for _s, g in drawn for run in g.counted for row in run.metrics) else "loss"
+    )
+    curves = [(series, group, mean_curve(group, key)) for series, group in drawn]
+    curves = [(series, group, curve) for series, group, curve in curves if curve.shape[1] > 1]
+    if not curves:
+        return []
+    loss = "validation loss" if key == "val_loss" else "training loss"
+    ends = ", ".join(f"{series.name} {curve[1][-1]:.3f}" for series, _group, curve in curves)
+    axes_kinds: tuple[tuple[str, str, Callable[[Group], float | None], Units], ...] = (
+        ("tokens", "tokens", lambda _group: 1.0, ()),
+        ("flops", "training FLOPs", lambda group: group.mean("flops_per_token"), ()),
+        ("time", "training time", _seconds_per_token, SECONDS),
+    )
+    found = []
+    for kind, label, per_token, units in axes_kinds:
+        scaled = [(series, per_token(group), curve) for series, group, curve in curves]
+        lines = [(series, factor, curve) for series, factor, curve in scaled if factor is not None]
+        note = "Time: tokens over the speed in training, without evaluations. " if kind == "time" else ""
+        if not lines:
+            continue
+
+        def draw(axes: Axes, lines: Any = tuple(lines), label: str = label, units: Units = units) -> None:
+            size, unit = axis_unit(max(factor * curve[0].max() for _series, factor, curve in lines), units)
+            for series, factor, (tokens, mean, low, high) in lines:
+                x = tokens * factor / size
+                axes.fill_between(x, low, high, color=series.color, alpha=0.18, linewidth=0)
+                axes.plot(
+                    x,
+                    mean,
+                    color=series.color,
+                    linestyle=series.dash,
+                    marker=series.marker,
+                    markevery=max(1, len(x) // 6),
+                    markersize=4,
+                    label=series.name,
+                    gid=series.gid(),
+                )
+            bottom = min(curve[2].min() for _series, _factor, curve in lines)
+            top = max(np.interp(0.12 * curve[0][-1], curve[0], curve[3]) for _series, _factor, curve in lines)
+            axes.set_ylim(bottom - 0.04 * (top - bottom), top)  # the first fall would flatten all that follows
+            axes.set(xlabel=f"{label} ({unit})" if unit else label, ylabel=f"{loss} (nats)")
+            _plain_ticks(axes.xaxis, units)
+
+        found.append(
+            Figure(
+                f"curve-{kind}",
+                f"{loss.capitalize()} against {label}",
+                f"Lines: mean over seeds; bands: lowest to highest seed. {note}",
+                f"Groups at the end of training: {ends}.",
+                draw,
+            )
+        )
+    return found
+
+
+def mean_curve(group: Group, key: str) -> np.ndarray:
+    """A loss over the counted runs at the steps that all of them have: float64 [4, n], rows tokens, mean, low, high."""
+    per_run = []
+    for run in group.counted:
+        rows = [row for row in run.metrics if isinstance(row.get(key), (int, float)) and np.isfinite(row[key])]
+        last = max((row.get("step", 0) for row in run.metrics), default=0)
+        tokens_per_step = run.numbers.get("tokens_seen", 0.0) / last if last else 0.0
+        per_run.append({row["step"]: (row.get("tokens_seen", row["step"] * tokens_per_step), row[key]) for row in rows})
+    if not per_run:
+        return np.empty((4, 0))
+    steps = sorted(set.intersection(*(set(points) for points in per_run)))
+    if not steps:
+        return np.empty((4, 0))
+    values = np.asarray([[points[step] for step in steps] for points in per_run], dtype=np.float64)  # [runs, n, 2]
+    losses = values[..., 1]
+    return np.stack([values[..., 0].mean(axis=0), losses.mean(axis=0), losses.min(axis=0), losses.max(axis=0)])
+
+
+def _seconds_per_token(group: Group) -> float | None:
+    speed = group.mean("train_tokens_per_second")
+    return 1.0 / speed if speed else None
+
+
+def _means(comparison: Comparison) -> list[Figure]:
+    """Every group's mean with its interval: dots, because a bar from zero would hide the differences."""
+    rows = [
+        (series, interval)
+        for series, group in zip(series_of(comparison), comparison.groups, strict=True)
+        if (interval := group.interval(comparison.metric)) is not None
+    ]
+    if not rows:
+        return []
+
+    def draw(axes: Axes) -> None:
+        for y, (series, interval) in enumerate(rows):
+            text = f"{series.name}: {interval_text(interval)}"
+            _dot(axes, series, y, interval, text)
+        _name_axis(axes, [series.name for series, _interval in rows])
+        axes.set_xlabel(comparison.metric_name)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+
+    alt = "; ".join(f"{series.name} {interval_text(interval)}" for series, interval in rows)
+    title = comparison.metric_name.capitalize()
+    note = (
+        "Mean over seeds with its 95 % interval. A seed moves all groups alike, which the paired differences take out."
+    )
+    return [Figure("means", title, note, f"{alt}.", draw, height=_rows_height(len(rows)), legend=False)]
+
+
+def _dot(axes: Axes, series: Series, y: int, interval: Interval, text: str) -> None:
+    """A mean and its interval on row `y`."""
+    if interval.low is not None and interval.high is not None:
+        axes.plot([interval.low, interval.high], [y, y], color=series.color, linewidth=2.2)
+    axes.plot(
+        [interval.mean],
+        [y],
+        color=series.color,
+        marker=series.marker,
+        markersize=7,
+        linestyle="none",
+        label=series.name,
+        gid=series.gid(text),
+    )
+
+
+def _forest(comparison: Comparison) -> list[Figure]:
+    """Every group's paired difference to the baseline with its interval: left of the line is better."""
+    rows = []
+    for series in series_of(comparison):
+        pair = comparison.pair(series.name, comparison.baseline) if comparison.baseline else None
+        if pair is not None and pair.difference is not None:
+            rows.append((series, pair))
+    if not rows:
+        return []
+
+    def draw(axes: Axes) -> None:
+        axes.axvline(0.0, color=INK, linewidth=1.0)
+        for y, (series, pair) in enumerate(rows):
+            _dot(axes, series, y, pair.difference, f"{series.name}: {pair.words}")
+        _name_axis(axes, [series.name for series, _pair in rows])
+        axes.set_xlabel(f"{'lower' if comparison.lower_is_better else 'higher'} is better")
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+
+    words = "; ".join(f"{series.name} {pair.words}" for series, pair in rows)
+    title = f"Difference to {comparison.baseline}, seed by seed"
+    note = (
+        f"Mean paired difference in {comparison.metric_name} with its 95 % interval, before correction for many pairs."
+    )
+    return [Figure("differences", title, note, f"{words}.", draw, height=_rows_height(len(rows)), legend=False)]
+
+
+def _bars(comparison: Comparison) -> list[Figure]:
+    """Plain bars from zero for what is a quantity: speeds, memory, FLOPs."""
+    kinds = (
+        ("train_tokens_per_second", "Training speed", "tokens/s", quantity),
+        ("decode_tokens_per_second", "Decoding speed", "tokens/s", quantity),
+        ("peak_memory_bytes", "Peak memory in training", "", byte_size),
+        ("state_bytes", "Cache or state per sequence", "", byte_size),
+        ("flops_per_token", "Training FLOPs per token", "FLOPs", quantity),
+        ("params_total", "Parameters", "parameters", quantity),
+    )
+    found = []
+    for key, title, label, show in kinds:
+        values = [
+            (series, value)
+            for series, group in zip(series_of(comparison), comparison.groups, strict=True)
+            if (value := group.mean(key)) is not None
+        ]
+        if not values:
+            continue
+
+        def draw(axes: Axes, values: Any = tuple(values), label: str = label, show: Any = show) -> None:
+            units = BYTES if show is byte_size else ()
+            size, unit = axis_unit(max(value for _series, value in values), units)
+            for y, (series, value) in enumerate(values):
+                bar = axes.barh([y], [value / size], height=0.62, color=series.color, label=series.name)
+                bar[0].set_gid(series.gid(f"{series.name}: {show(value)}"))
+                axes.annotate(show(value), (value / size, y), xytext=(4, 0), textcoords="offset points", va="center")
+            _name_axis(axes, [series.name for series, _value in values])
+            axes.set_xlabel(unit or label)
+            axes.set_xlim(0, 1.28 * max(value for _series, value in values) / size)
+            _plain_ticks(axes.xaxis, units)
+
+        alt = "; ".join(f"{series.name} {show(value)}" for series, value in values)
+        found.append(Figure(f"bar-{key}", title, "", f"{alt}.", draw, height=_rows_height(len(values)), legend=False))
+    return found
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points (cost, loss; both lower is better) that no other point beats in both, by rising cost."""
+    front: list[int] = []
+    for index in sorted(range(len(points)), key=lambda i: points[i]):
+        if not front or points[index][1] < points[front[-1]][1]:
+            front.append(index)
+    return front
+
+
+def _pareto(comparison: Comparison) -> list[Figure]:
+    """Quality against parameters, state bytes and decoding speed, with the front of those that nothing dominates."""
+    kinds = (
+        ("params_total", "parameters", quantity, False),
+        ("state_bytes", "cache or state per sequence", byte_size, False),
+        ("decode_tokens_per_second", "decoding speed (tokens/s)", quantity, True),
+    )
+    found = []
+    for key, label, show, more_is_better in kinds:
+        points = [
+            (series, cost, interval)
+            for series, group in zip(series_of(comparison), comparison.groups, strict=True)
+            if (cost := group.mean(key)) is not None and (interval := group.interval(comparison.metric)) is not None
+        ]
+        if len(points) < 2:
+            continue
+        quality = -1.0 if not comparison.lower_is_better else 1.0
+        front = pareto_front([(-c if more_is_better else c, quality * i.mean) for _s, c, i in points])
+
+        def draw(
+            axes: Axes, points: Any = tuple(points), front: Any = tuple(front), label: str = label, show: Any = show
+        ) -> None:
+            costs = [cost for _series, cost, _interval in points]
+            line = sorted((costs[i], points[i][2].mean) for i in front)
+            axes.plot(*zip(*line, strict=True), color=INK, linewidth=1.0, linestyle=(0, (3, 3)), alpha=0.6)
+            for series, cost, interval in points:
+                if interval.low is not None:
+                    axes.plot([cost, cost], [interval.low, interval.high], color=series.color, linewidth=1.2, alpha=0.7)
+                axes.plot(
+                    [cost], [interval.mean], color=series.color, marker=series.marker, markersize=7.5, linestyle="none",
+                    label=series.name, gid=series.gid(f"{series.name}: {show(cost)}, {interval.mean:.3f}"),
+                )  # fmt: skip
+            axes.margins(x=0.12)
+            axes.set(xlabel=label, ylabel=comparison.metric_name)
+            if show is byte_size or max(costs) / min(costs) > 8:
+                _log_ticks(axes.xaxis, show)
+            else:
+                _plain_ticks(axes.xaxis, ())
+
+        best = ", ".join(points[i][0].name for i in front)
+        alt = "; ".join(f"{series.name}: {show(cost)}, {interval.mean:.3f}" for series, cost, interval in points)
+        note = f"Nothing beats in both (dashed front): {best}."
+        found.append(Figure(f"pareto-{key}", f"Quality against {label}", note, f"{alt}.", draw))
+    return found
+
+
+def _scaling(comparison: Comparison) -> list[Figure]:
+    """A power law with its bootstrap band for every architecture that was trained at four sizes or more."""
+    found = []
+    for architecture in dict.fromkeys(group.reference.architecture for group in comparison.groups):
+        members = [
+            (series, group)
+            for series, group in zip(series_of(comparison), comparison.groups, strict=True)
+            if group.reference.architecture == architecture and group.mean("params_total") and group.counted
+        ]
+        sizes = [group.mean("params_total") or 0.0 for _series, group in members]
+        losses = [list(group.by_seed(comparison.metric).values()) for _series, group in members]
+        fit = fit_scaling(sizes, losses) if members and comparison.lower_is_better else None
+        if fit is None:
+            continue
+
+        def draw(axes: Axes, members: Any = tuple(members), fit: Any = fit) -> None:
+            x = np.geomspace(fit.sizes[0] / 1.2, fit.sizes[-1] * 2, 80)
+            axes.fill_between(x, *fit.band(x), color=OKABE_ITO[0], alpha=0.18, linewidth=0)
+            axes.plot(x, fit.predict(x), color=OKABE_ITO[0], label="fit")
+            for series, group in members:
+                interval = group.interval(comparison.metric)
+                axes.plot(
+                    [group.mean("params_total")],
+                    [interval.mean],
+                    color=series.color,
+                    marker=series.marker,
+                    markersize=7,
+                    linestyle="none",
+                    label=series.name,
+                    gid=series.gid(f"{series.name}: {interval.mean:.3f}"),
+                )
+            axes.set(xlabel="parameters", ylabel=comparison.metric_name)
+            _log_ticks(axes.xaxis, quantity)
+
+        key = f"scaling-{len(found)}"
+        found.append(Figure(key, f"Scaling of {architecture}", f"{fit.words}. Band: 95 % bootstrap.", fit.words, draw))
+    return found
+
+
+def _learning_rates(comparison: Comparison) -> list[Figure]:
+    """The learning-rate curve of every group that tried more than one."""
+    swept = [
+        (series, group)
+        for series, group in zip(series_of(comparison), comparison.groups, strict=True)
+        if len(group.rates) > 1
+    ][:MAX_CURVES]
+    if not swept:
+        return []
+
+    def draw(axes: Axes) -> None:
+        for series, group in swept:
+            rates = list(group.rates)
+            axes.plot(
+                rates, [group.rates[rate].mean for rate in rates], color=series.color, linestyle=series.dash,
+                marker=series.marker, label=series.name, gid=series.gid(),
+            )  # fmt: skip
+        axes.set(xlabel="learning rate", ylabel=comparison.metric_name)
+        _log_ticks(axes.xaxis, lambda rate: f"{rate:.3g}")
+
+    alt = "; ".join(f"{series.name}: best at {group.reference.learning_rate:.3g}" for series, group in swept)
+    note = f"Mean {comparison.metric_name} at each rate; the table has the best."
+    return [Figure("learning-rates", "Learning-rate sweep", note, f"{alt}.", draw)]
+
+
+def _name_axis(axes: Axes, names: Sequence[str]) -> None:
+    """Names down the side, first at the top, wrapped where they are long."""
+    axes.set_yticks(range(len(names)), [_wrapped(name) for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(False, axis="y")
+    axes.tick_params(axis="y", length=0)
+
+
+def _wrapped(name: str, width: int = 18) -> str:
+    lines = textwrap.wrap(name, width, break_on_hyphens=True)
+    return "\n".join(lines[:2]) + ("…" if len(lines) > 2 else "")
+
+
+def _rows_height(rows: int) -> float:
+    return max(1.6, 0.75 + 0.34 * rows)
+
+
+def axis_unit(largest: float, units: Units) -> tuple[float, str]:
+    """The largest unit that is at most half the largest value, and its name; (1, "") without units."""
+    return next(((size, unit) for size, unit in units if largest >= 2 * size), (1.0, units[-1][1] if units else ""))
+
+
+def _plain_ticks(axis: Any, units: Units) -> None:
+    """A few ticks; counts with a decimal prefix, values already in a unit as they are."""
+    axis.set_major_locator(MaxNLocator(4, min_n_ticks=3))
+    if not units:
+        axis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _log_ticks(axis: Any, show: Callable[[float], str]) -> None:
+    """A logarithmic axis with a few labelled ticks, in powers of two for bytes."""
+    axis.axes.set_xscale("log", base=2 if show is byte_size else 10)
+    low, high = axis.axes.get_xlim()
+    if show is byte_size:
+        axis.set_major_locator(LogLocator(base=2, numticks=5))
+    else:
+        axis.set_major_locator(LogLocator(base=10, subs=(1.0, 3.0) if high / low > 8 else (1.0, 2.0, 5.0), numticks=8))
+    axis.set_major_formatter(FuncFormatter(lambda value, _position: show(value)))
+    axis.set_minor_locator(NullLocator())

@@ -1,0 +1,167 @@
+"""The report: one HTML page that holds everything about a suite and refers to nothing outside itself.
+
+    write_report("results/quickstart")               # results/quickstart/report.html, and figures/*.png beside it
+
+Text from recipes and runs is escaped by Jinja2; the figures are inline SVG in the reader's light or dark theme.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hf_arch.errors import ConfigError
+from hf_arch.experiments.columns import COLUMNS, MISSING, byte_size, duration, quantity
+from hf_arch.experiments.compare import Comparison, Group, compare_runs
+from hf_arch.experiments.store import RunResult, write_text_atomic
+
+REPORT_FILE = "report.html"
+FIGURES_DIR = "figures"
+MAX_PAIRS = 60
+
+
+def write_report(results_dir: str | Path, output: str | Path | None = None, png: bool = True) -> Path:
+    """Writes the page (by default `<results_dir>/report.html`), and PNG figures in `figures/` beside it.
+
+    Returns the path of the page. Raises ConfigError where the folder is missing or holds no run.
+    """
+    from hf_arch.experiments.figures import figures
+    from hf_arch.experiments.plots import write_pngs
+
+    comparison = compare_runs(results_dir)
+    path = Path(results_dir) / REPORT_FILE if output is None else Path(output)
+    if path.is_dir():
+        raise ConfigError(f"output: {path} is a folder; give the name of a file, e.g. {path / REPORT_FILE}")
+    write_text_atomic(path, render(comparison, Path(results_dir).resolve().name))
+    if png:
+        write_pngs(
+            (figure for section in figures(comparison).values() for figure in section), path.parent / FIGURES_DIR
+        )
+    return path
+
+
+def render(comparison: Comparison, title: str) -> str:
+    """The page as text."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    from hf_arch.experiments.figures import figures, series_of
+    from hf_arch.experiments.plots import swatch, to_svg
+
+    environment = Environment(
+        loader=PackageLoader("hf_arch.experiments"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["duration"] = duration
+    environment.filters["unbroken"] = _unbroken
+    columns = [
+        column for column in COLUMNS if any(column.cell(comparison, group) != MISSING for group in comparison.groups)
+    ]
+    return environment.get_template("report.html").render(
+        title=title,
+        comparison=comparison,
+        experiments=_descriptions(comparison.runs),
+        violations=sum(finding.severity == "violation" for finding in comparison.findings),
+        columns=columns,
+        swatches={series.name: swatch(series) for series in series_of(comparison)},
+        sections={
+            section: [(figure, to_svg(figure)) for figure in found] for section, found in figures(comparison).items()
+        },
+        pairs=_ranked_pairs(comparison),
+        max_pairs=MAX_PAIRS,
+        cards=[_card(comparison, group) for group in comparison.groups],
+        runs=sorted(comparison.runs, key=lambda run: (run.name, run.seed or 0, run.path)),
+        versions=_versions(comparison.runs),
+        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+    )
+
+
+def report_command(results_dir: str, output: str | None) -> int:
+    """`hf-arch report`: writes the page, says where, and returns the exit code."""
+    from rich.console import Console
+
+    path = write_report(results_dir, output)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"report: {path}", markup=False)
+    console.print(f"figures: {path.parent / FIGURES_DIR}", markup=False)
+    return 0
+
+
+@dataclass(frozen=True)
+class Card:
+    """What one group is: its components, sizes and a sample of what it writes."""
+
+    group: Group
+    components: list[tuple[str, str, bool]]  # name, value, whether it differs from the baseline
+    sizes: list[tuple[str, str]]
+    sample: str
+
+
+def _card(comparison: Comparison, group: Group) -> Card:
+    baseline = comparison.group(comparison.baseline).reference.components if comparison.baseline else {}
+    numbers = group.reference.numbers
+    sizes = [
+        ("parameters", quantity(numbers.get("params_total"))),
+        ("active parameters", quantity(numbers.get("params_active"))),
+        ("in embeddings", quantity(numbers.get("params_embedding"))),
+        ("FLOPs per token", quantity(numbers.get("flops_per_token"))),
+        ("cache or state", byte_size(numbers.get("state_bytes"))),
+    ]
+    return Card(
+        group=group,
+        components=[
+            (
+                str(key),
+                _plain(value),
+                bool(baseline) and group.name != comparison.baseline and baseline.get(key) != value,
+            )
+            for key, value in group.reference.components.items()
+        ],
+        sizes=[(name, value) for name, value in sizes if value != MISSING],
+        sample=str(group.reference.results.get("sample") or "").strip(),
+    )
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_plain(item) for item in value)
+    return (
+        {True: "yes", False: "no", None: "none"}.get(value, str(value))
+        if isinstance(value, bool | None)
+        else str(value)
+    )
+
+
+def _unbroken(text: str) -> str:
+    """The text with its bracketed intervals kept on one line."""
+    return re.sub(r"\[[^\]]*\]", lambda match: match[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
+
+
+def _ranked_pairs(comparison: Comparison) -> list[Any]:
+    names = [group.name for group in comparison.groups if group.counted]
+    ranked = [comparison.pair(first, second) for i, first in enumerate(names) for second in names[i + 1 :]]
+    return [pair for pair in ranked if pair is not None]
+
+
+def _descriptions(runs: Iterable[RunResult]) -> list[str]:
+    """The distinct descriptions of the recipes."""
+    found = (str(run.experiment.get("description") or "").strip() for run in runs)
+    return [text for text in dict.fromkeys(found) if text]
+
+
+def _versions(runs: Iterable[RunResult]) -> dict[str, str]:
+    """{package: the versions that were used}."""
+    found: dict[str, dict[str, None]] = {}
+    for run in runs:
+        versions = run.provenance.get("versions")
+        for package, version in versions.items() if isinstance(versions, dict) else ():
+            found.setdefault(str(package), {})[str(version)] = None
+    return {package: ", ".join(versions) for package, versions in found.items()}
