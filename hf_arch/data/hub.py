@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_arch.data.cache import hash_text
-from hf_arch.data.corpora import part_range
-from hf_arch.data.local_files import check_column, quiet_bars
+from hf_arch.data.local_files import check_column, quiet_bars, texts_of
 from hf_arch.data.options import DataOptions
 from hf_arch.errors import ConfigError
 
@@ -102,10 +101,9 @@ class HubCorpus:
         if self.streaming:
             yield from _streamed(rows, column, first, last, part, parts)
             return
-        check_column(rows.column_names, column, self.path)
-        numbers = range(first, len(rows) if last is None else min(last, len(rows)))
-        for place in part_range(len(numbers), part, parts):
-            text = rows[numbers[place]][column]
+        check_column(rows, column, self.path)
+        numbers = range(min(first, len(rows)), len(rows) if last is None else min(last, len(rows)))
+        for _, text in texts_of(rows, column, numbers, part, parts):
             if text:
                 yield text
 
@@ -140,15 +138,19 @@ class HubCorpus:
 
 
 def _streamed(rows: IterableDataset, column: str, first: int, last: int | None, part: int, parts: int) -> Iterator[str]:
-    """Documents of a stream. Parts are groups of its files where it has enough, else every `parts`-th document."""
+    """Documents first..last of a stream; a part of several is a run of its files, found without reading the others."""
+    if parts > rows.num_shards:
+        raise ConfigError(
+            f"shards: {parts} are more than the {rows.num_shards} files of the stream; allowed: up to that"
+        )
     if rows.column_names is not None:
-        check_column(rows.column_names, column, "stream")
-    by_files = first == 0 and last is None and rows.num_shards >= parts
-    if by_files and parts > 1:
-        rows = rows.shard(num_shards=parts, index=part)
+        check_column(rows, column, "stream")
+    if parts > 1:
+        rows = rows.shard(num_shards=parts, index=part, contiguous=True)
+    if part == 0:
+        # What is held out lies at the start of the first file, as it has far more documents than that.
+        rows = rows.skip(first)
     for number, row in enumerate(rows):
-        if number < first or (not by_files and (number - first) % parts != part):
-            continue
         if last is not None and number >= last:
             return
         if row[column]:

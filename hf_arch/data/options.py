@@ -20,7 +20,7 @@ class DataOptions:
     """What text a run learns from and how it becomes rows of tokens.
 
     corpus: a known name (`hf_arch.data.corpora.KNOWN_CORPORA`), a path to a file, folder or glob of txt, jsonl or
-        parquet, or a folder written by `hf-arch data prepare`.
+        parquet, or a folder written by `hf-arch data prepare` (which brings its tokenizer).
     tokenizer: `char`, `byte`, `bpe` (each made from the train split), a path, or a Hub id.
     vocab_size: entries of a trained `bpe`, special tokens included.
     sequence_length: tokens in one row.

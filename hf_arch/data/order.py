@@ -32,7 +32,7 @@ def _key(seed: int, epochs: np.ndarray) -> np.ndarray:
 
 
 def permute(positions: np.ndarray, size: int, seed: int, epochs: np.ndarray) -> np.ndarray:
-    """Places of positions in [0, size) in the permutation of (seed, epoch); int64 arrays of one shape."""
+    """Places of positions in [0, size) in the permutation of (seed, epoch); int64 arrays [N]."""
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     mask = np.uint64((1 << int(half)) - 1)
     values = positions.astype(np.uint64)
@@ -63,7 +63,7 @@ class SeededOrder:
         self.seed = seed
 
     def rows(self, positions: np.ndarray) -> np.ndarray:
-        """Row numbers of the samples at int64 `positions` (counted from the start of the run), same shape."""
+        """Row numbers of the samples at int64 `positions` (counted from the start of the run), both [N]."""
         positions = np.asarray(positions, dtype=np.int64)
         return permute(positions % self.num_rows, self.num_rows, self.seed, positions // self.num_rows)
 
