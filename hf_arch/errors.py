@@ -21,7 +21,8 @@ def nearest(name: str, allowed: Iterable[str]) -> str | None:
 
 
 def choice_error(field: str, value: object, allowed: Iterable[str]) -> ConfigError:
-    """Error for a value outside a closed list, e.g. `model.norm: 'rmsnrm' is not known; nearest: 'rmsnorm'; allowed: ...`."""
+    """Error for a value outside a closed list, e.g. `model.norm: 'rmsnrm' is not known; nearest: 'rmsnorm';
+    allowed: ...`."""
     options = sorted(str(option) for option in allowed)
     near = nearest(str(value), options)
     hint = f"; nearest: {near!r}" if near else ""

@@ -1,0 +1,95 @@
+"""The public functions on configurations: list them, make them from a recipe's dict, describe them, count what
+they cost."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+
+from .architectures import load_all
+from .costs.model import ModelCost, model_cost
+from .errors import ConfigError, unknown_key_error
+from .modeling.configuration import ArchConfig, option_names
+from .modeling.describe import describe
+from .options import one_line
+from .registry import ARCHITECTURES, FFNS, MIXERS, load_plugin
+
+__all__ = ["config_from_dict", "cost", "describe", "list_architectures", "tiny_config"]
+
+load_all()
+
+
+def list_architectures() -> list[str]:
+    """Short names of the registered architectures, sorted; `hfa_<name>` is the model_type of each."""
+    return list(ARCHITECTURES)
+
+
+def tiny_config(name: str, **overrides: Any) -> ArchConfig:
+    """A config of a few thousand parameters with every feature of the architecture on; `overrides` are config fields.
+
+    Raises:
+        ConfigError: `name` is not registered.
+    """
+    return ARCHITECTURES.get(name).tiny_config(**overrides)
+
+
+def cost(config: ArchConfig, seq_len: int, batch_size: int = 1) -> ModelCost:
+    """Parameters, FLOPs and state bytes of a model with this config; see `hf_arch.costs.model.ModelCost`."""
+    return model_cost(config, seq_len, batch_size)
+
+
+def config_from_dict(model: dict[str, Any]) -> ArchConfig:
+    """The config that a recipe's `model` section asks for.
+
+    Args:
+        model: config fields and flat component options, with `architecture` (a short name); `plugins` may list files
+        to import first.
+
+    Raises:
+        ConfigError: one line; an unknown key names the nearest known one.
+    """
+    values = dict(model)
+    for path in values.pop("plugins", None) or []:
+        load_plugin(path)
+    if "architecture" not in values:
+        raise ConfigError(f"model: no `architecture`; allowed: {', '.join(ARCHITECTURES)}")
+    name = values.pop("architecture")
+    config_class = ARCHITECTURES.get(str(name), "model.architecture").config
+    known = [f.name for f in fields(config_class) if f.name not in _NOT_FOR_RECIPES]
+    for key in values:
+        if key not in known and key not in _flat_options(values, config_class):
+            raise unknown_key_error("model", key, {*known, *_flat_options(values, config_class)})
+    try:
+        return config_class(**values)
+    except ConfigError as error:
+        raise ConfigError(f"model.{error}") from None
+    except (StrictDataclassError, TypeError) as error:
+        cause = error.__cause__ if isinstance(error.__cause__, ConfigError) else error
+        raise ConfigError(f"model.{one_line(cause)}") from None
+
+
+_NOT_FOR_RECIPES = {
+    "architectures",
+    "transformers_version",
+    "chunk_size_feed_forward",
+    "is_encoder_decoder",
+    "output_hidden_states",
+    "return_dict",
+}
+
+
+def _flat_options(values: dict[str, Any], config_class: type[ArchConfig]) -> set[str]:
+    """Options of the mixers and FFNs that this section names, or that the architecture has by default."""
+    names: set[str] = set()
+    defaults = {f.name: f for f in fields(config_class)}
+    for field_name, registry in (("mixer", MIXERS), ("ffn", FFNS)):
+        default = defaults[field_name]
+        value = values.get(
+            field_name, default.default if isinstance(default.default, str) else default.default_factory()
+        )  # type: ignore[misc]
+        for spec in value if isinstance(value, list) else [value]:
+            kind = spec.get("type", default.default) if isinstance(spec, dict) else str(spec).split("*")[0].strip()
+            names.update(option_names(registry.get(kind, f"model.{field_name}")))
+    return names

@@ -1,0 +1,62 @@
+"""Norms, by name: `layernorm` (Ba et al. 2016), `layernorm_nobias`, `rmsnorm` (Zhang & Sennrich 2019).
+
+Class names contain LayerNorm or RMSNorm because transformers' weight initialisation recognises norms by them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..ops.norm import rms_norm
+from ..registry import NORMS
+
+
+@NORMS.register("layernorm")
+class ArchLayerNorm(nn.LayerNorm):
+    """LayerNorm with weight and bias over the last axis."""
+
+    def __init__(self, dim: int, eps: float = 1e-5, bias: bool = True):
+        super().__init__(dim, eps=eps, bias=bias)
+
+
+@NORMS.register("layernorm_nobias")
+class ArchLayerNormNoBias(ArchLayerNorm):
+    """LayerNorm with a weight alone."""
+
+    def __init__(self, dim: int, eps: float = 1e-5):
+        super().__init__(dim, eps, bias=False)
+
+
+@NORMS.register("rmsnorm")
+class ArchRMSNorm(nn.Module):
+    """RMSNorm with a weight over the last axis [..., dim]; `affine=False` leaves the weight out."""
+
+    def __init__(self, dim: int, eps: float = 1e-6, affine: bool = True):
+        super().__init__()
+        self.dim, self.eps = dim, eps
+        self.weight = nn.Parameter(torch.ones(dim)) if affine else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, eps={self.eps}"
+
+
+class GatedRMSNorm(ArchRMSNorm):
+    """`rms_norm(x) * gate_fn(gate)`: the norm first, the gate after (Yang et al. 2023, GLA's output gate)."""
+
+    def __init__(self, dim: int, eps: float = 1e-6, activation: str = "silu"):
+        super().__init__(dim, eps)
+        self.gate_fn = {"silu": F.silu, "sigmoid": torch.sigmoid}[activation]
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps) * self.gate_fn(gate)
+
+
+def l2_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
+    """`x / sqrt(sum(x^2) + eps)` over the last axis, in fp32, returned in x's dtype (eps is inside the root)."""
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + eps)).to(x.dtype)

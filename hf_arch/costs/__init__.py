@@ -1,0 +1,1 @@
+"""Parameters, FLOPs and state bytes from a config alone."""

@@ -1,0 +1,160 @@
+"""Softmax attention: multi-head, grouped-query and multi-query (Vaswani et al. 2017; Shazeer 2019; Ainslie et al.
+2023).
+
+    o_t = sum_{j <= t} softmax_j( q_t . k_j / sqrt(K) + bias ) v_j
+
+with any position kind (RoPE, ALiBi, absolute, none), a window `t - w < j <= t`, RMS-normed queries and keys
+(QK-norm), and a soft cap
+`c tanh(s / c)` on the scores. The product itself runs through transformers' AttentionInterface: eager, sdpa, flex or
+flash attention.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from ..components.attention_product import AttentionProduct, cache_element_bytes
+from ..components.norms import ArchRMSNorm
+from ..components.positions import RotarySpec, apply_rotary
+from ..errors import ConfigError
+from ..options import Options, options
+from ..registry import MIXERS, POSITIONS
+from .base import Mixer, MixerCost, divide
+
+
+@options
+class AttentionOptions(Options):
+    """None takes the config's value: heads, KV heads, head_dim, bias, window (0 = none), soft cap, RoPE parameters."""
+
+    num_heads: int | None = None
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    qkv_bias: bool | None = None
+    out_bias: bool | None = None
+    qk_norm: bool | None = None
+    qk_norm_eps: float | None = None
+    window: int | None = None
+    softcap: float | None = None
+    rope_theta: float | int | None = None
+
+
+@MIXERS.register("attention")
+class Attention(Mixer):
+    """Grouped-query softmax attention; KV heads from 1 (MQA) to the number of heads (MHA)."""
+
+    Options = AttentionOptions
+    cache_kind: ClassVar = "kv"
+
+    def __init__(self, config: Any, options: AttentionOptions, layer_idx: int):
+        super().__init__(config, options, layer_idx)
+        self.num_heads, self.num_kv_heads, self.head_dim = self.sizes(config, options)
+        self.attention_window = self.window(config, options)
+        self.softcap = config.attn_logit_softcapping if options.softcap is None else options.softcap
+        qkv_bias = config.attention_bias if options.qkv_bias is None else options.qkv_bias
+        out_bias = config.attention_bias if options.out_bias is None else options.out_bias
+        query, key = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, query, bias=qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, key, bias=qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, key, bias=qkv_bias)
+        self.o_proj = nn.Linear(query, config.hidden_size, bias=out_bias)
+        if config.qk_norm if options.qk_norm is None else options.qk_norm:
+            eps = config.norm_eps if options.qk_norm_eps is None else options.qk_norm_eps
+            self.q_norm: nn.Module | None = ArchRMSNorm(self.head_dim, eps)
+            self.k_norm: nn.Module | None = ArchRMSNorm(self.head_dim, eps)
+        else:
+            self.q_norm = self.k_norm = None
+        self.product = AttentionProduct(
+            config, layer_idx, self.num_heads, self.num_kv_heads, self.head_dim, self.head_dim**-0.5
+        )
+
+    @classmethod
+    def sizes(cls, config: Any, options: AttentionOptions) -> tuple[int, int, int]:
+        """(heads, KV heads, head_dim), each from the options or else the config."""
+        heads = options.num_heads or config.num_attention_heads
+        kv_heads = options.num_kv_heads or (heads if options.num_heads else config.num_key_value_heads) or heads
+        if options.head_dim is not None:
+            return heads, kv_heads, options.head_dim
+        if options.num_heads is None and config.head_dim is not None:
+            return heads, kv_heads, config.head_dim
+        return heads, kv_heads, divide(config.hidden_size, heads, "num_attention_heads", "hidden_size")
+
+    @classmethod
+    def validate(cls, config: Any, options: AttentionOptions) -> None:
+        heads, kv_heads, head_dim = cls.sizes(config, options)
+        divide(heads, kv_heads, "num_key_value_heads", "num_attention_heads")
+        if POSITIONS.get(config.position, "position").rotary and head_dim % 2:
+            raise ConfigError(
+                f"head_dim: {head_dim} is odd, RoPE rotates pairs; nearest valid: {head_dim - 1} or {head_dim + 1}"
+            )
+        window = cls.window(config, options)
+        if window is not None and window < 0:
+            raise ConfigError(
+                f"sliding_window: {window} is not allowed; use a number of tokens >= 1, or 0 for no window"
+            )
+
+    @classmethod
+    def layer_type(cls, config: Any, options: AttentionOptions) -> str:
+        return "full_attention" if cls.window(config, options) is None else "sliding_attention"
+
+    @classmethod
+    def window(cls, config: Any, options: AttentionOptions) -> int | None:
+        return (config.sliding_window if options.window is None else options.window) or None
+
+    @classmethod
+    def rotary(cls, config: Any, options: AttentionOptions) -> RotarySpec | None:
+        if not POSITIONS.get(config.position, "position").rotary:
+            return None
+        parameters = dict(config.rope_parameters)
+        if options.rope_theta is not None:
+            parameters["rope_theta"] = options.rope_theta
+        return RotarySpec(cls.sizes(config, options)[2], parameters, config.max_position_embeddings)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Any = None,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        position_bias: Tensor | None = None,
+        past_key_values: Any = None,
+        layout: Any = None,
+        carry: Any = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query = self.q_proj(hidden_states).view(shape)
+        key = self.k_proj(hidden_states).view(shape)
+        value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
+        if self.q_norm is not None and self.k_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
+        query, key = query.transpose(1, 2), key.transpose(1, 2)
+        if position_embeddings is not None:
+            query, key = apply_rotary(query, *position_embeddings), apply_rotary(key, *position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        out, _ = self.product(
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            sliding_window=self.attention_window,
+            softcap=self.softcap,
+            position_bias=position_bias,
+            **kwargs,
+        )
+        return self.o_proj(out.reshape(*hidden_states.shape[:-1], -1))
+
+    def cost(self, seq_len: int) -> MixerCost:
+        # Scores and values: 2 products of [T, K] with [K, S] a head; the whole square, as the kernels' counters
+        # count it.
+        pair = 4 * self.num_heads * self.head_dim
+        kept = seq_len if self.attention_window is None else min(seq_len, self.attention_window - 1)
+        element = 2 * self.num_kv_heads * self.head_dim * cache_element_bytes(self.config)
+        attended = seq_len + 1 if self.attention_window is None else min(seq_len + 1, self.attention_window)
+        return MixerCost(
+            mixing_flops=pair * seq_len * seq_len,
+            decode_flops=pair * attended,
+            state_bytes=kept * element,
+        )

@@ -1,0 +1,338 @@
+"""The decoder, written once: embeddings, blocks, norm, and the heads on top.
+
+What every layer needs of the batch (masks by kind, positions, rotary embeddings, documents and padding) is worked
+out once per call and handed down; layers are found in the registry, so this file imports no mixer.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import (
+    create_causal_mask,
+    create_sliding_window_causal_mask,
+    find_packed_sequence_indices,
+)
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from ..components.attention_product import AttentionProduct
+from ..components.positions import ArchRotaryEmbedding, alibi_slopes
+from ..registry import NORMS, POSITIONS
+from .block import DecoderLayer
+from .cache import RecurrentStateLayer
+from .configuration import ArchConfig
+from .initialization import init_arch_weights
+from .layout import build_layout, positions_from_mask
+from .loss import chunked_cross_entropy, loss_chunk_size
+
+
+class ArchPreTrainedModel(PreTrainedModel):
+    """What all models share: transformers' flags and the weight initialisation."""
+
+    config: ArchConfig
+    config_class = ArchConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str]] = ["DecoderLayer"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs: ClassVar[dict[str, Any]] = {
+        "hidden_states": DecoderLayer,
+        "attentions": OutputRecorder(AttentionProduct, index=1),
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        init_arch_weights(module, self.config)
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return True
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Nothing: saved checkpoints carry no code; `hf-arch export --format hub` writes a self-contained
+        repository."""
+
+
+class ArchModel(ArchPreTrainedModel):
+    """Decoder without a head: token ids [B, T] -> hidden states [B, T, D]."""
+
+    def __init__(self, config: ArchConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.position = POSITIONS.get(config.position, "position")(config)
+        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        self.embedding_norm = self._norm() if config.embedding_norm else None
+        self.layers = nn.ModuleList([DecoderLayer(config, index) for index in range(config.num_hidden_layers)])
+        has_final_norm = config.norm_position != "post" if config.final_norm is None else config.final_norm
+        self.norm = self._norm() if has_final_norm else nn.Identity()
+        specs = [mixer.rotary(config, options) for mixer, options in config.mixer_specs]
+        distinct = {spec.key: spec for spec in specs if spec is not None}
+        self.rotary_embs = nn.ModuleList([ArchRotaryEmbedding(spec) for spec in distinct.values()])
+        self._rotary_index = [None if spec is None else list(distinct).index(spec.key) for spec in specs]
+        self._layer_types, self._windows = config.layer_types, config.windows
+        # Which layers bias their attention scores, and by the slopes of how many heads.
+        self._bias_heads = [
+            layer.mixer.num_heads if self.position.bias and hasattr(layer.mixer, "product") else None
+            for layer in self.layers
+        ]
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def _norm(self) -> nn.Module:
+        return NORMS.get(self.config.norm, "norm")(self.config.hidden_size, self.config.norm_eps)
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPast:
+        """See transformers' decoder models. `position_ids` that restart within a row mark packed documents
+        (without a mask or filled cache)."""
+        if (input_ids is None) ^ (inputs_embeds is not None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        length = inputs_embeds.shape[1]
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+
+        segment_ids = None
+        if position_ids is not None and attention_mask is None and isinstance(past, int) and past == 0:
+            segment_ids = find_packed_sequence_indices(position_ids.expand(inputs_embeds.shape[0], -1))
+        position_ids = self._positions(position_ids, attention_mask, past, inputs_embeds)
+        masks = attention_mask
+        if not isinstance(masks, dict):
+            masks = self._masks(inputs_embeds, attention_mask, past_key_values, position_ids, segment_ids)
+        padding = masks.get("padding")
+        layout = build_layout(padding, segment_ids, has_state=padding is not None and bool(past > 0))
+        rotary = [embedding(inputs_embeds, position_ids) for embedding in self.rotary_embs]
+        biases = self._position_biases(inputs_embeds, attention_mask, past_key_values)
+
+        hidden_states = inputs_embeds
+        embedded_positions = self.position.embed(position_ids, hidden_states.dtype)
+        if embedded_positions is not None:
+            hidden_states = hidden_states + embedded_positions
+        hidden_states = self.embedding_dropout(hidden_states)
+        if self.embedding_norm is not None:
+            hidden_states = self.embedding_norm(hidden_states)
+        carry: Tensor | None = None
+        for index, layer in enumerate(self.layers):
+            rotary_index = self._rotary_index[index]
+            out = layer(
+                hidden_states,
+                carry,
+                attention_mask=masks.get(self._mask_key(index)),
+                layout=layout,
+                position_ids=position_ids,
+                position_embeddings=None if rotary_index is None else rotary[rotary_index],
+                position_bias=biases[index],
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **kwargs,
+            )
+            hidden_states, carry = out if isinstance(out, tuple) else (out, carry)
+        if past_key_values is not None:
+            for cache_layer in past_key_values.layers:
+                if isinstance(cache_layer, RecurrentStateLayer):
+                    cache_layer.advance(length)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+    def _positions(self, position_ids: Tensor | None, attention_mask: Any, past: Any, embeds: Tensor) -> Tensor:
+        """Given positions, or ones that count valid tokens (so that left padding changes nothing)."""
+        if position_ids is not None:
+            return position_ids
+        length = embeds.shape[1]
+        if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 and isinstance(past, int):
+            positions = positions_from_mask(attention_mask.to(embeds.device), length)
+            return positions if attention_mask.shape[1] > length or past == 0 else positions + past
+        return (torch.arange(length, device=embeds.device) + past).unsqueeze(0)
+
+    def _mask_key(self, index: int) -> str:
+        kind = (
+            self._layer_types[index].replace("hybrid_sliding", "sliding_attention").replace("hybrid", "full_attention")
+        )
+        return f"{kind}:{self._windows[index]}" if kind == "sliding_attention" else kind
+
+    def _masks(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | None,
+        past_key_values: Cache | None,
+        position_ids: Tensor | None,
+        segment_ids: Tensor | None = None,
+    ) -> dict[str, Any]:
+        """One mask per kind of layer (`full_attention`, `sliding_attention:<window>`), and the 2-D padding mask of
+        this call."""
+        masks: dict[str, Any] = {}
+        # transformers looks for documents only without a cache; an empty one makes no difference to the mask.
+        cache = past_key_values if segment_ids is None else None
+        common = {
+            "inputs_embeds": inputs_embeds,
+            "attention_mask": attention_mask,
+            "past_key_values": cache,
+            "position_ids": None if segment_ids is None else position_ids,
+        }
+        for index in range(len(self.layers)):
+            key = self._mask_key(index)
+            if key in masks:
+                continue
+            if key == "full_attention":
+                masks[key] = create_causal_mask(config=self.config, layer_idx=index, **common)
+            elif key.startswith("sliding_attention"):
+                config = self.config.with_window(self._windows[index])
+                masks[key] = create_sliding_window_causal_mask(config=config, layer_idx=index, **common)
+        if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
+            masks["padding"] = attention_mask[:, -inputs_embeds.shape[1] :].to(inputs_embeds.device)
+        return masks
+
+    def create_masks_for_generate(
+        self, inputs_embeds: Tensor, attention_mask: Any = None, past_key_values: Any = None, **kwargs: Any
+    ):
+        """The masks that `generate` prepares ahead of a compiled decoding step."""
+        return self._masks(inputs_embeds, attention_mask, past_key_values, None)
+
+    def _position_biases(self, embeds: Tensor, attention_mask: Any, cache: Cache | None) -> list[Tensor | None]:
+        """ALiBi's bias [1 or B, H, T, S] of each layer (shared by layers alike), None where it does not apply."""
+        if not self.position.bias:
+            return [None] * len(self.layers)
+        made: dict[Any, Tensor] = {}
+        biases: list[Tensor | None] = []
+        for index, heads in enumerate(self._bias_heads):
+            if heads is None:
+                biases.append(None)
+                continue
+            length = embeds.shape[1]
+            total, offset = cache.get_mask_sizes(length, index) if cache is not None else (length, 0)
+            past = cache.get_query_offset(index) if cache is not None else 0
+            key = (heads, total, str(offset))
+            if key not in made:
+                queries = torch.arange(length, device=embeds.device) + past
+                keys = torch.arange(total, device=embeds.device) + offset
+                if (
+                    isinstance(attention_mask, Tensor)
+                    and attention_mask.dim() == 2
+                    and attention_mask.shape[1] >= offset + total
+                ):
+                    counted = attention_mask.to(embeds.device).long().cumsum(-1)
+                    distance = counted[:, None, offset : offset + total] - counted[:, -length:, None]
+                else:
+                    distance = (keys[None, :] - queries[:, None])[None]
+                slopes = alibi_slopes(heads, embeds.device)[None, :, None, None]
+                made[key] = (slopes * distance[:, None]).to(embeds.dtype)
+            biases.append(made[key])
+        return biases
+
+
+class ArchForCausalLM(ArchPreTrainedModel, GenerationMixin):
+    """Decoder with a language-model head; in training with a large vocabulary the loss never holds all logits
+    (`logits` is then None)."""
+
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan: ClassVar[dict[str, str]] = {"lm_head": "colwise_gather_output"}
+    _pp_plan: ClassVar[dict[str, Any]] = {"lm_head": (["hidden_states"], ["logits"])}
+    _fsdp_plan: ClassVar[dict[str, str]] = {"lm_head": "keep_full_weight"}
+    model_class: ClassVar[type[ArchModel]] = ArchModel
+
+    def __init__(self, config: ArchConfig):
+        super().__init__(config)
+        self.model = self.model_class(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def create_masks_for_generate(self, **kwargs: Any) -> dict[str, Any]:
+        """See ArchModel."""
+        kwargs.pop("config", None)
+        return self.model.create_masks_for_generate(**kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CausalLMOutputWithPast:
+        """Logits [B, T or logits_to_keep, V], and the mean next-token loss where `labels` [B, T] are given
+        (shifted inside)."""
+        out = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        chunk = loss_chunk_size(self.config.loss_chunk_size, self.vocab_size)
+        logits = loss = None
+        if labels is not None and self.training and chunk > 0:
+            loss = chunked_cross_entropy(
+                out.last_hidden_state,
+                self.lm_head.weight,
+                labels,
+                chunk_size=chunk,
+                softcap=self.config.final_logit_softcapping,
+                num_items_in_batch=kwargs.get("num_items_in_batch"),
+                shift_labels=kwargs.get("shift_labels"),
+            )
+        else:
+            logits = self.lm_head(slice_logits_to_keep(out.last_hidden_state, logits_to_keep))
+            cap = self.config.final_logit_softcapping
+            if cap is not None:
+                logits = torch.tanh(logits / cap) * cap
+            if labels is not None:
+                loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=out.past_key_values,
+            hidden_states=out.hidden_states,
+            attentions=out.attentions,
+        )
+
+
+class ArchForSequenceClassification(GenericForSequenceClassification, ArchPreTrainedModel):
+    """A label for the whole sequence, read at its last token."""
+
+
+class ArchForTokenClassification(GenericForTokenClassification, ArchPreTrainedModel):
+    """A label for each token."""
+
+
+class ArchForQuestionAnswering(GenericForQuestionAnswering, ArchPreTrainedModel):
+    """Start and end of an answer span."""

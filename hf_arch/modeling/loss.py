@@ -1,0 +1,106 @@
+"""Next-token cross-entropy that never holds all logits.
+
+The logits of a batch, [B T, V] in fp32, are the largest tensor of a small model with a large vocabulary. This loss
+computes them `chunk_size`
+tokens at a time and takes the gradients with respect to hidden states and head weight in the same pass (three matrix
+products, as with full logits, and none recomputed):
+
+    loss = sum_t [ logsumexp(c(W h_t)) - c(W h_t)[y_t] ] / n,     dlogits = (softmax - onehot) c' / n
+
+with c the identity or the soft cap s tanh(x / s), and n the number of targets or `num_items_in_batch`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+IGNORE_INDEX = -100
+LARGE_VOCABULARY = 4096
+DEFAULT_CHUNK = 1024
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, chunk_size: int, softcap: float | None) -> Tensor:
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        low = (
+            torch.get_autocast_dtype(hidden.device.type)
+            if torch.is_autocast_enabled(hidden.device.type)
+            else hidden.dtype
+        )
+        cast_weight = weight.to(low)
+        grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, hidden.shape[0], chunk_size):
+                rows = slice(start, start + chunk_size)
+                kept = labels[rows] != IGNORE_INDEX
+                targets = labels[rows].clamp(min=0)[:, None]
+                block = hidden[rows].to(low)
+                logits = (block @ cast_weight.T).float()
+                if softcap is not None:
+                    squashed = torch.tanh_(logits.div_(softcap))
+                    logits = squashed * softcap
+                log_z = torch.logsumexp(logits, dim=-1, keepdim=True)
+                total += ((log_z - logits.gather(1, targets)).squeeze(1) * kept).sum()
+                if not (needs_hidden or needs_weight):
+                    continue
+                grad = logits.sub_(log_z).exp_()
+                grad.scatter_add_(1, targets, torch.full_like(log_z, -1.0))
+                if softcap is not None:
+                    grad.mul_(1 - squashed.square())
+                grad.mul_(kept[:, None])
+                grad_low = grad.to(low)
+                if grad_hidden is not None:
+                    grad_hidden[rows] = grad_low @ cast_weight
+                if grad_weight is not None:
+                    if low == torch.float32:
+                        grad_weight.addmm_(grad_low.T, block)
+                    else:
+                        grad_weight += grad_low.T @ block
+        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor):
+        grad_hidden, grad_weight = ctx.saved_tensors
+        hidden = None if grad_hidden is None else grad_hidden * grad.to(grad_hidden.dtype)
+        weight = None if grad_weight is None else grad_weight * grad.to(grad_weight.dtype)
+        return hidden, weight, None, None, None
+
+
+def chunked_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    chunk_size: int = DEFAULT_CHUNK,
+    softcap: float | None = None,
+    num_items_in_batch: Tensor | int | None = None,
+    shift_labels: Tensor | None = None,
+) -> Tensor:
+    """Cross-entropy of `softcap(hidden @ weight.T)` with the next token, a scalar in fp32.
+
+    Args:
+        hidden: [B, T, D]. weight: [V, D]. labels: [B, T] int64, shifted inside; -100 is ignored.
+        chunk_size: tokens whose logits are held at once.
+        num_items_in_batch: divide the sum by this instead of by the number of targets (gradient accumulation).
+        shift_labels: [B, T] already shifted labels, instead of `labels`.
+    """
+    targets = F.pad(labels, (0, 1), value=IGNORE_INDEX)[:, 1:] if shift_labels is None else shift_labels
+    targets = targets.reshape(-1).to(hidden.device)
+    total = _ChunkedCrossEntropy.apply(hidden.reshape(-1, hidden.shape[-1]), weight, targets, chunk_size, softcap)
+    count = (targets != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
+    return total / (count.to(total.device) if torch.is_tensor(count) else count)
+
+
+def loss_chunk_size(configured: int | None, vocab_size: int) -> int:
+    """Tokens per chunk of the training loss: the configured number, or 0 (all logits at once) for small
+    vocabularies."""
+    if configured is not None:
+        return configured
+    return DEFAULT_CHUNK if vocab_size >= LARGE_VOCABULARY else 0

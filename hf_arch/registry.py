@@ -1,0 +1,114 @@
+"""One mechanism for every kind of component: a named table that a user's own file can extend.
+
+    from hf_arch.registry import MIXERS
+
+    @MIXERS.register("my_mixer")
+    class MyMixer(RecurrentMixer): ...
+
+A registry entry is a class (or function) whose interface the registry's docstring names. Files named in the environment
+variable `HF_ARCH_PLUGINS` (separated by `os.pathsep`), or passed to `load_plugin`, are imported for the entries that
+they register.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from .errors import ConfigError, choice_error
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Named entries of one kind. `register` refuses a second entry under a name that is taken by another class."""
+
+    def __init__(self, kind: str, doc: str):
+        self.kind = kind
+        self.__doc__ = doc
+        self._entries: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator: enter a class or function under `name`; registering the same class again (a reload) replaces
+        it."""
+
+        def enter(entry: T) -> T:
+            taken = self._entries.get(name)
+            if taken is not None and _identity(taken) != _identity(entry):
+                raise ConfigError(
+                    f"{self.kind}: {name!r} is registered already by {_identity(taken)}; choose another name"
+                )
+            self._entries[name] = entry
+            return entry
+
+        return enter
+
+    def get(self, name: str, field: str | None = None) -> T:
+        """The entry called `name`; a ConfigError that names `field`, the nearest and all allowed names otherwise."""
+        if name not in self._entries:
+            load_environment_plugins()
+        if name not in self._entries:
+            raise choice_error(field or self.kind, name, self._entries)
+        return self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._entries))
+
+    def items(self) -> list[tuple[str, T]]:
+        return sorted(self._entries.items())
+
+
+def _identity(entry: Any) -> str:
+    # The bare name is kept for plugins, whose module name depends on where their file lies.
+    module = "" if entry.__module__.startswith("hf_arch_plugin_") else f"{entry.__module__}."
+    return f"{module}{entry.__qualname__}"
+
+
+def load_plugin(path: str | os.PathLike) -> None:
+    """Import a user's file, so that what it registers can be named in configs. Loading the same file twice does
+    nothing.
+
+    Raises:
+        ConfigError: the file does not exist.
+    """
+    file = Path(path).expanduser().resolve()
+    if not file.is_file():
+        raise ConfigError(f"plugin: no file at {str(path)!r}")
+    module_name = f"hf_arch_plugin_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    if module_name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(module_name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module_name]
+        raise
+
+
+def load_environment_plugins() -> None:
+    """Import the files that `HF_ARCH_PLUGINS` names."""
+    for path in filter(None, os.environ.get("HF_ARCH_PLUGINS", "").split(os.pathsep)):
+        load_plugin(path)
+
+
+MIXERS: Registry[type] = Registry("mixer", "Token mixers: subclasses of `hf_arch.mixers.base.Mixer`.")
+FFNS: Registry[type] = Registry("ffn", "Channel mixers: subclasses of `hf_arch.components.ffn.FeedForward`.")
+NORMS: Registry[type] = Registry("norm", "Norms: modules built as `norm(dim, eps)`.")
+POSITIONS: Registry[type] = Registry(
+    "position", "Position encodings: subclasses of `hf_arch.components.positions.Position`."
+)
+ACTIVATIONS: Registry[Callable] = Registry("activation", "Elementwise functions of one tensor.")
+ARCHITECTURES: Registry[Any] = Registry(
+    "architecture", "Architectures: `hf_arch.architectures.base.Architecture` entries."
+)
