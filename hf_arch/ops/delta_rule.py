@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .decay import decay_products
 from .segments import chunk_length, from_chunks, segment_keep, state_dtype, to_chunks, without_autocast
+from .vector_decay import DecayScores
 
 
 def delta_rule(
@@ -189,4 +190,145 @@ def chunk_delta_rule(
             update = key_n @ correction
             state = state + update if total_n is None else torch.addcmul(update, total_n, state)
         o = scores @ torch.stack(corrections) + query @ torch.stack(states)
+        return from_chunks(o, length, v.dtype), state if output_final_state else None
+
+
+def dplr_delta_rule(
+    r: Tensor,
+    w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    *,
+    scale: float = 1.0,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    segment_ids: Tensor | None = None,
+    chunk_size: int = 16,
+) -> tuple[Tensor, Tensor | None]:
+    """The delta rule with a transition of any diagonal plus any rank-one matrix (RWKV7, arXiv:2503.14456).
+
+        S_t = diag(exp w_t) S_{t-1} + b_t (a_t^T S_{t-1}) + k_t v_t^T        o_t = (scale r_t)^T S_t
+
+    A token with k = v = a = b = 0 and w = 0 leaves the state alone wherever it stands.
+
+    Args:
+        r, k, a, b: [B, T, H, K], any floating dtype. RWKV7 has a = -kappa and b = kappa * (its in-context rate).
+        w: [B, T, H, K] log decay <= 0.
+        v: [B, T, H, V].
+        scale: of r.
+        initial_state, output_final_state, segment_ids, chunk_size: as in `delta_rule`.
+
+    Returns:
+        o [B, T, H, V] in v's dtype, and the state [B, H, K, V] in fp32 (fp64 for fp64 inputs) or None.
+
+    Raises:
+        ValueError: for a `chunk_size` that is no power of two.
+    """
+    if r.shape[1] == 1:
+        return naive_dplr_delta_rule(
+            r, w, k, v, a, b, scale=scale, initial_state=initial_state, output_final_state=output_final_state
+        )
+    return chunk_dplr_delta_rule(
+        r,
+        w,
+        k,
+        v,
+        a,
+        b,
+        scale=scale,
+        initial_state=initial_state,
+        output_final_state=output_final_state,
+        segment_ids=segment_ids,
+        chunk_size=chunk_size,
+    )
+
+
+def naive_dplr_delta_rule(
+    r: Tensor,
+    w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    *,
+    scale: float = 1.0,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    segment_ids: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """The recurrence as written, one token after another; arguments as in `dplr_delta_rule`."""
+    batch, _, heads, key_dim = r.shape
+    dtype = state_dtype(r, w, k, v, a, b, initial_state)
+    state = r.new_zeros(batch, heads, key_dim, v.shape[-1], dtype=dtype) if initial_state is None else initial_state
+    state = state.to(dtype)
+    keep = torch.ones_like(r[..., 0, 0], dtype=dtype) if segment_ids is None else segment_keep(segment_ids, dtype)
+    outputs = []
+    with without_autocast(r):
+        read, decay = r.to(dtype) * scale, w.to(dtype).exp()
+        steps = (x.to(dtype).unbind(1) for x in (read, decay, k, v, a, b, keep))
+        for r_t, decay_t, k_t, v_t, a_t, b_t, keep_t in zip(*steps, strict=True):
+            if segment_ids is not None:
+                state = keep_t[:, None, None, None] * state
+            recalled = a_t.unsqueeze(-2) @ state
+            update = b_t.unsqueeze(-1) * recalled + k_t.unsqueeze(-1) * v_t.unsqueeze(-2)
+            state = torch.addcmul(update, decay_t.unsqueeze(-1), state)
+            outputs.append((r_t.unsqueeze(-2) @ state).squeeze(-2))
+    return torch.stack(outputs, 1).to(v.dtype), state if output_final_state else None
+
+
+def chunk_dplr_delta_rule(
+    r: Tensor,
+    w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    *,
+    scale: float = 1.0,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    segment_ids: Tensor | None = None,
+    chunk_size: int = 16,
+) -> tuple[Tensor, Tensor | None]:
+    """Chunks of matrix products and triangular solves; arguments as in `dplr_delta_rule`.
+
+    With z_t = a_t^T S_{t-1}, each step has two readers (a before the decay, r after it) and two writers (b z^T, k v^T),
+    and the z of a chunk solve (I - A_ab) z = a_in S_0 + A_ak v. Outputs before a changed token stay bit-equal.
+    """
+    length, key_dim = r.shape[1], r.shape[-1]
+    dtype = state_dtype(r, w, k, v, a, b, initial_state)
+    chunk = chunk_length(length, chunk_size)
+    with without_autocast(r):
+        readers = to_chunks(torch.stack([a.to(dtype), r.to(dtype) * scale], 3), chunk, dtype)
+        writers = to_chunks(torch.stack([b.to(dtype), k.to(dtype)], 3), chunk, dtype)
+        value, log_decay = to_chunks(v, chunk, dtype), to_chunks(w, chunk, dtype)
+        grid = value.shape[:3]  # [N, B, H]
+        keep = None
+        if segment_ids is not None:
+            keep = to_chunks(segment_keep(segment_ids, dtype).unsqueeze(-1), chunk, dtype, pad_value=1.0)
+            keep = keep.expand(*grid, chunk).reshape(-1, chunk, 1)
+        parts = DecayScores.apply(*(x.flatten(0, 2) for x in (readers, writers, log_decay)), keep)
+        scores, readers, writers, total = (x.unflatten(0, grid) for x in parts)
+
+        system = -scores[..., 0, :, 0]
+        targets = torch.cat([scores[..., 0, :, 1] @ value, readers[..., 0, :]], -1)
+        solved = torch.linalg.solve_triangular(system, targets, upper=False, unitriangular=True)
+        fresh, recall = solved.split([v.shape[-1], key_dim], -1)
+        increments = writers[..., 1, :].transpose(-1, -2) @ value
+        correct = writers[..., 0, :].transpose(-1, -2)
+
+        state = None if initial_state is None else initial_state.to(dtype)
+        if state is None:
+            state = value.new_zeros(*grid[1:], key_dim, v.shape[-1])
+        states, recalls = [], []
+        chunks = (x.unbind(0) for x in (fresh, recall, correct, increments, total.unsqueeze(-1)))
+        for fresh_n, recall_n, correct_n, increment_n, total_n in zip(*chunks, strict=True):
+            states.append(state)
+            recalled = fresh_n + recall_n @ state
+            recalls.append(recalled)
+            state = torch.addcmul(increment_n + correct_n @ recalled, total_n, state)
+        written = torch.stack([torch.stack(recalls), value], -2).flatten(-3, -2)
+        o = scores[..., 1, :, :].flatten(-2) @ written + readers[..., 1, :] @ torch.stack(states)
         return from_chunks(o, length, v.dtype), state if output_final_state else None

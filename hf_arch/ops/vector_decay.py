@@ -50,32 +50,50 @@ class _Level:
         self.query, self.key, self.total_1, self.total_2 = query, key, total_1, total_2
 
 
-def _scores_of_level(scores: Tensor, block: int) -> Tensor:
-    """View [M, C/2m, m, m] of the scores [M, C, C] between the halves of every block of 2m steps."""
-    count = scores.shape[-1] // (2 * block)
-    blocks = scores.unflatten(-1, (count, 2 * block)).unflatten(-3, (count, 2 * block))
-    return blocks.diagonal(dim1=-4, dim2=-2)[..., block:, :block, :].movedim(-1, -3)
+def _scores_of_level(scores: Tensor, rows: int) -> Tensor:
+    """View [M, blocks, rows, rows] of the scores [M, C', C'] between the halves of every block of 2 * rows."""
+    count = scores.shape[-1] // (2 * rows)
+    blocks = scores.unflatten(-1, (count, 2 * rows)).unflatten(-3, (count, 2 * rows))
+    return blocks.diagonal(dim1=-4, dim2=-2)[..., rows:, :rows, :].movedim(-1, -3)
 
 
 def _factorise(query: Tensor, key: Tensor, decay: Tensor, levels: list[_Level] | None) -> tuple[Tensor, Tensor]:
-    """Scores [M, C, C] below the diagonal and total decay [M, K]; `query`, `key` [M, C, K] become the chunk's."""
-    rows, chunk, dim = query.shape
-    scores = query.new_zeros(rows, chunk, chunk)
+    """Scores between different steps, and the total decay.
+
+    Args:
+        query, key: [M, G*C, K], G rows a step, factors of blocks of one step; they become those of the chunk.
+        decay: [M, C, K].
+        levels: to be filled for `_factorise_backward`, or None.
+
+    Returns:
+        scores [M, G*C, G*C], 0 on and above the (block) diagonal, and the total [M, K].
+    """
+    batch, length, dim = query.shape
+    scores = query.new_zeros(batch, length, length)
     total = decay.reshape(-1, 1, dim)
-    block = 1
-    while block < chunk:
-        query_2 = query.view(-1, 2, block, dim)[:, 1]
-        key_1 = key.view(-1, 2, block, dim)[:, 0]
+    rows = length // decay.shape[1]
+    while rows < length:
+        query_2 = query.view(-1, 2, rows, dim)[:, 1]
+        key_1 = key.view(-1, 2, rows, dim)[:, 0]
         total_1, total_2 = total[0::2], total[1::2]
-        cross = (query_2 * key_1).sum(-1, keepdim=True) if block == 1 else query_2 @ key_1.transpose(-1, -2)
-        _scores_of_level(scores, block).copy_(cross.view(rows, -1, block, block))
+        cross = (query_2 * key_1).sum(-1, keepdim=True) if rows == 1 else query_2 @ key_1.transpose(-1, -2)
+        _scores_of_level(scores, rows).copy_(cross.view(batch, -1, rows, rows))
         if levels is not None:
             levels.append(_Level(query_2.clone(), key_1.clone(), total_1, total_2))
         query_2.mul_(total_1)
         key_1.mul_(total_2)
         total = total_1 * total_2
-        block *= 2
-    return scores, total.view(rows, dim)
+        rows *= 2
+    return scores, total.view(batch, dim)
+
+
+def _factorise_backward(levels: list[_Level], grad_scores: Tensor, grad_query: Tensor, grad_key: Tensor) -> None:
+    """Turns the gradients of the chunk's factors into those of the factors of one step, in place."""
+    for level in reversed(levels):
+        rows, dim = level.query.shape[1:]
+        cross = _scores_of_level(grad_scores, rows).reshape(-1, rows, rows)
+        grad_query.view(-1, 2, rows, dim)[:, 1].mul_(level.total_1).add_(cross @ level.key)
+        grad_key.view(-1, 2, rows, dim)[:, 0].mul_(level.total_2).add_(cross.transpose(-1, -2) @ level.query)
 
 
 class _VectorDecay(torch.autograd.Function):
@@ -119,12 +137,7 @@ class _VectorDecay(torch.autograd.Function):
         grad_scores = torch.bmm(grad_o, value.transpose(-1, -2))
         grad_q = torch.bmm(grad_o, states[:-1].flatten(0, 2).transpose(-1, -2))
         grad_k = torch.bmm(value, grad_out.transpose(-1, -2))
-        dim = q.shape[-1]
-        for level in reversed(levels):
-            block = level.query.shape[1]
-            cross = _scores_of_level(grad_scores, block).reshape(-1, block, block)
-            grad_q.view(-1, 2, block, dim)[:, 1].mul_(level.total_1).add_(cross @ level.key)
-            grad_k.view(-1, 2, block, dim)[:, 0].mul_(level.total_2).add_(cross.transpose(-1, -2) @ level.query)
+        _factorise_backward(levels, grad_scores, grad_q, grad_k)
         if read is not None:
             grad_q.mul_(read)
         grad_q, grad_k = grad_q.view_as(q), grad_k.view_as(k)
@@ -176,3 +189,59 @@ def _diagonal(q: Tensor, k: Tensor, bonus: Tensor | None) -> Tensor:
     """The weight [M, C] with which every token reads itself."""
     own = q * k if bonus is None else q * k * bonus.unsqueeze(-2)
     return own.sum(-1).flatten(0, 2)
+
+
+class DecayScores(torch.autograd.Function):
+    """The factorisation alone, for two readers and two writers a step (the generalised delta rule).
+
+    `apply(query, key, g, keep)` with query, key [M, C, 2, K], g (log decay) [M, C, K], keep [M, C, 1] or None. The
+    first reader reads the state before the step's decay and writes; the second reads it after both. Returns
+
+        scores [M, C, 2, C, 2] between readers and writers; a step's own writes count for its second reader alone
+        query, key [M, C, 2, K]: what reads the state at the chunk's start, and writes into the state at its end
+        total [M, K]: decay of the whole chunk.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, g: Tensor, keep: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        decay = g.exp() if keep is None else g.exp() * keep
+        query_in, key_out = _read_twice(query, decay, keep), key.clone()
+        scores, total = _factorise(query_in.flatten(1, 2), key_out.flatten(1, 2), decay, None)
+        scores = scores.view(*query.shape[:3], *key.shape[1:3])
+        scores[:, :, 1].diagonal(dim1=1, dim2=2).copy_((query[:, :, 1:] * key).sum(-1).transpose(1, 2))
+        ctx.save_for_backward(query, key, g, keep)
+        return scores, query_in, key_out, total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, g, keep = ctx.saved_tensors
+        grad_scores, grad_in, grad_out, grad_total = grads
+        decay = g.exp() if keep is None else g.exp() * keep
+        query_in, key_out = _read_twice(query, decay, keep), key.clone()
+        levels: list[_Level] = []
+        _, total = _factorise(query_in.flatten(1, 2), key_out.flatten(1, 2), decay, levels)
+        grad_b_end = (key_out * grad_out).sum((1, 2)) + total * grad_total
+
+        grad_query, grad_key = grad_in.flatten(1, 2).clone(), grad_out.flatten(1, 2).clone()
+        _factorise_backward(levels, grad_scores.flatten(3, 4).flatten(1, 2), grad_query, grad_key)
+        grad_query, grad_key = _read_twice(grad_query.view_as(query), decay, keep), grad_key.view_as(key)
+
+        own = query * grad_query
+        ones = g.new_ones(g.shape[1], g.shape[1])
+        grad_b = own[:, :, 1] - (key * grad_key).sum(2)
+        grad_g = grad_b_end.unsqueeze(1) + ones.triu() @ grad_b + ones.triu(1) @ own[:, :, 0]
+        if keep is not None:
+            grad_g = grad_g * keep
+
+        grad_diagonal = grad_scores[:, :, 1].diagonal(dim1=1, dim2=2).transpose(1, 2).unsqueeze(-1)
+        grad_query[:, :, 1] += (grad_diagonal * key).sum(2)
+        grad_key += grad_diagonal * query[:, :, 1:]
+        return grad_query, grad_key, grad_g, None
+
+
+def _read_twice(query: Tensor, decay: Tensor, keep: Tensor | None) -> Tensor:
+    """A copy of `query` [M, C, 2, K] times what each reader finds of the state before the step."""
+    first = query[:, :, 0] if keep is None else query[:, :, 0] * keep
+    return torch.stack([first, query[:, :, 1] * decay], 2)

@@ -1,4 +1,4 @@
-"""The delta rule: the three forms are one recurrence, also for nearly parallel keys, strong gates and beta up to 2."""
+"""The delta rules: all forms are one recurrence, also for nearly parallel keys, strong gates and beta up to 2."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_arch.ops.delta_rule import delta_rule, naive_delta_rule
+from hf_arch.ops.delta_rule import delta_rule, dplr_delta_rule, naive_delta_rule, naive_dplr_delta_rule
 from tests.ops.recurrences import (
     assert_close,
     check_bit_causality,
@@ -110,6 +110,64 @@ def test_a_rewritten_key_recalls_its_last_value() -> None:
     assert_close(state[0, 0], torch.stack([values[0, 2, 0], values[0, 1, 0], values[0, 3, 0], torch.zeros(5)]), 1e-6)
 
 
+def make_dplr_inputs(length: int, strong: bool, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple:
+    """(r, w, k, v, a, b) as RWKV7 makes them; strong decays go down to -50, far beyond that model's bound of -0.61."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    r, k, v = (random(B, length, H, d) * 2 - 1 for d in (K, K, V))
+    kappa = F.normalize(random(B, length, H, K) - 0.5, dim=-1)
+    w = -0.6 * random(B, length, H, K)
+    if strong:
+        w = torch.where(random(B, length, H, K) < 0.3, 80 * w, w)
+    rate = random(B, length, H, K)
+    w = w.to(torch.float64 if dtype == torch.float64 else torch.float32)
+    r, k, v, a, b = (x.to(dtype) for x in (r, k, v, -kappa, kappa * rate))
+    return r, w, k, v, a, b
+
+
+@pytest.mark.parametrize("strong", [False, True])
+@pytest.mark.parametrize("length", [1, 2, 5, 33, 80])
+def test_dplr_chunk_equals_naive(length: int, strong: bool) -> None:
+    inputs = make_dplr_inputs(length, strong)
+    for segments in (None, random_segments(B, length)):
+        common = {"initial_state": make_state(), "segment_ids": segments}
+        naive = with_gradients(naive_dplr_delta_rule, inputs, **common)
+        assert_close(with_gradients(dplr_delta_rule, inputs, **common), naive, 1e-5)
+        assert_close(with_gradients(dplr_delta_rule, inputs, chunk_size=32, **common), naive, 1e-5)
+
+
+def test_dplr_rows_properties() -> None:
+    state = make_state()
+    for cuts in (list(range(22)), [0, 5, 6, 14, 21]):
+        check_continuation(dplr_delta_rule, make_dplr_inputs(21, False), state, cuts, 1e-5)
+    check_segments(dplr_delta_rule, make_dplr_inputs(40, False), state, 1e-5)
+    check_padding(dplr_delta_rule, make_dplr_inputs(30, False), state, 1e-5)
+    for at in (13, 31, 32, 44):
+        check_bit_causality(dplr_delta_rule, make_dplr_inputs(45, False), at)
+
+
+def test_dplr_gradients_are_those_of_finite_differences() -> None:
+    inputs = [x[:1, :, :2].requires_grad_() for x in make_dplr_inputs(6, False, torch.float64)]
+    segments = torch.tensor([[0, 0, 0, 1, 1, 1]])
+
+    def op(*inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        options = {"segment_ids": segments, "chunk_size": 4, "output_final_state": True}
+        return dplr_delta_rule(*inputs[:-1], initial_state=inputs[-1], **options)
+
+    assert torch.autograd.gradcheck(op, [*inputs, make_state(torch.float64)[:1, :2].requires_grad_()])
+
+
+def test_the_delta_rule_is_a_dplr_delta_rule() -> None:
+    q, k, v, beta, g = make_inputs(20, "gated")
+    decay = g.exp().unsqueeze(-1)
+    strength = beta.unsqueeze(-1)
+    general = dplr_delta_rule(q, g.unsqueeze(-1).expand_as(k), strength * k, v, -decay * k, strength * k, scale=0.5)
+    assert_close(general[0], delta_rule(q, k, v, beta, g, scale=0.5)[0], 1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
@@ -118,5 +176,17 @@ def test_long_rows(kind: str, dtype: torch.dtype) -> None:
     outputs, gradients = with_gradients(delta_rule, inputs)
     naive_outputs, naive_gradients = with_gradients(naive_delta_rule, inputs)
     tolerance = 1e-4 if dtype == torch.float32 else 2**-7  # bf16: both forms round their results once
+    assert_close(outputs, naive_outputs, tolerance)
+    assert_close(gradients, naive_gradients, tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("strong", [False, True])
+def test_dplr_long_rows(strong: bool, dtype: torch.dtype) -> None:
+    inputs = make_dplr_inputs(4096, strong, dtype)
+    outputs, gradients = with_gradients(dplr_delta_rule, inputs)
+    naive_outputs, naive_gradients = with_gradients(naive_dplr_delta_rule, inputs)
+    tolerance = 1e-4 if dtype == torch.float32 else 2**-7
     assert_close(outputs, naive_outputs, tolerance)
     assert_close(gradients, naive_gradients, tolerance)
