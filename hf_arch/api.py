@@ -8,8 +8,8 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
-from .architectures import load_all
 from .costs.model import ModelCost, model_cost
+from .deferred import load_all
 from .errors import ConfigError, unknown_key_error
 from .modeling.configuration import ArchConfig, option_names
 from .modeling.describe import describe

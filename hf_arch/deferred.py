@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import pkgutil
 import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
@@ -20,7 +21,7 @@ AUTO_MODULE = "transformers.models.auto.modeling_auto"
 def register_with_auto_classes() -> None:
     """Register every architecture, at once if the Auto classes are loaded, else right after they are."""
     if AUTO_MODULE in sys.modules:
-        _load_architectures()
+        load_all()
     elif not any(isinstance(finder, _WaitForAutoClasses) for finder in sys.meta_path):
         sys.meta_path.insert(0, _WaitForAutoClasses())
 
@@ -31,10 +32,12 @@ def require_auto_classes() -> None:
     importlib.import_module(AUTO_MODULE)
 
 
-def _load_architectures() -> None:
-    from .architectures import load_all
-
-    load_all()
+def load_all() -> None:
+    """Import every mixer and every architecture, which registers them."""
+    for name in ("mixers", "architectures"):
+        package = importlib.import_module(f".{name}", __package__)
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{package.__name__}.{module.name}")
 
 
 class _WaitForAutoClasses(MetaPathFinder):
@@ -63,4 +66,4 @@ class _LoadThenRegister(Loader):
         module.__loader__ = self.loader
         if module.__spec__ is not None:
             module.__spec__.loader = self.loader
-        _load_architectures()
+        load_all()

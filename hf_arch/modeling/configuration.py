@@ -1,9 +1,9 @@
 """`ArchConfig`: the one configuration class behind every architecture.
 
-Sizes carry transformers' standard names. A component is a name or a nested dict (`mixer={"type": "gla", "expand_k": 0.5}`),
-read by that component's own options class; `mixer` and `ffn` may also be a pattern that repeats over the layers
-(`["gla*3", "attention"]`). Options of the mixer and the FFN may be given flat (`expand_k=0.5`) and are stored nested. An
-unknown option is an error with the nearest known name.
+Sizes carry transformers' standard names. A component is a name or a nested dict, read by that component's own options
+class (`mixer={"type": "gla", "expand_k": 0.5}`); `mixer` and `ffn` may also be a pattern that repeats over the layers
+(`["gla*3", "attention"]`). Options of the mixer and the FFN may be given flat (`expand_k=0.5`) and are stored nested.
+An unknown option is an error with the nearest known name.
 """
 
 import copy
