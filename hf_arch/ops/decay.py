@@ -46,3 +46,63 @@ def decay_products(decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         total = total_1 * total_2
         block *= 2
     return between.squeeze(-3), prefix.squeeze(-2), suffix.squeeze(-2), total.squeeze(-1)
+
+
+class Level:
+    """Factors of one level of halving, kept for the backward pass: [blocks, m, K] and the totals [blocks, 1, K]."""
+
+    __slots__ = ("key", "query", "total_1", "total_2")
+
+    def __init__(self, query: Tensor, key: Tensor, total_1: Tensor, total_2: Tensor):
+        self.query, self.key, self.total_1, self.total_2 = query, key, total_1, total_2
+
+
+def scores_of_level(scores: Tensor, rows: int) -> Tensor:
+    """View [M, blocks, rows, rows] of the scores [M, C', C'] between the halves of every block of 2 * rows."""
+    count = scores.shape[-1] // (2 * rows)
+    blocks = scores.unflatten(-1, (count, 2 * rows)).unflatten(-3, (count, 2 * rows))
+    return blocks.diagonal(dim1=-4, dim2=-2)[..., rows:, :rows, :].movedim(-1, -3)
+
+
+def factorise(query: Tensor, key: Tensor, decay: Tensor, levels: list[Level] | None) -> tuple[Tensor, Tensor]:
+    """Scores between different steps, and the total decay.
+
+    Args:
+        query, key: [M, G*C, K], G rows a step, factors of blocks of one step; they become those of the chunk.
+        decay: [M, C, K].
+        levels: to be filled for `factorise_backward`, or None.
+
+    Returns:
+        scores [M, G*C, G*C], 0 on and above the (block) diagonal, and the total [M, K].
+    """
+    batch, length, dim = query.shape
+    scores = query.new_zeros(batch, length, length)
+    total = decay.reshape(-1, 1, dim)
+    rows = length // decay.shape[1]
+    while rows < length:
+        query_2 = query.view(-1, 2, rows, dim)[:, 1]
+        key_1 = key.view(-1, 2, rows, dim)[:, 0]
+        total_1, total_2 = total[0::2], total[1::2]
+        cross = (query_2 * key_1).sum(-1, keepdim=True) if rows == 1 else query_2 @ key_1.transpose(-1, -2)
+        scores_of_level(scores, rows).copy_(cross.view(batch, -1, rows, rows))
+        if levels is not None:
+            levels.append(Level(query_2.clone(), key_1.clone(), total_1, total_2))
+        query_2.mul_(total_1)
+        key_1.mul_(total_2)
+        total = total_1 * total_2
+        rows *= 2
+    return scores, total.view(batch, dim)
+
+
+def factorise_backward(levels: list[Level], grad_scores: Tensor, grad_query: Tensor, grad_key: Tensor) -> None:
+    """Turns the gradients of the chunk's factors into those of the factors of one step, in place."""
+    for level in reversed(levels):
+        rows, dim = level.query.shape[1:]
+        cross = scores_of_level(grad_scores, rows).reshape(-1, rows, rows)
+        grad_query.view(-1, 2, rows, dim)[:, 1].mul_(level.total_1).add_(cross @ level.key)
+        grad_key.view(-1, 2, rows, dim)[:, 0].mul_(level.total_2).add_(cross.transpose(-1, -2) @ level.query)
+
+
+def suffix_sums(x: Tensor, first: int = 0) -> Tensor:
+    """Sums over the steps t + first, t + first + 1, ... of a chunk: [..., C, K] as one small matrix product."""
+    return x.new_ones(x.shape[-2], x.shape[-2]).triu(first) @ x

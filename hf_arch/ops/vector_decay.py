@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .decay import Level, factorise, factorise_backward, suffix_sums
+
 
 def chunk_vector_decay(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, *, keep: Tensor | None, bonus: Tensor | None, state: Tensor | None
@@ -41,68 +43,13 @@ def chunk_vector_decay(
     return _VectorDecay.apply(q, k, v, g, keep, None if bonus is None else bonus.to(q.dtype), state)
 
 
-class _Level:
-    """Factors of one level of halving, kept for the backward pass: [blocks, m, K] and the totals [blocks, 1, K]."""
-
-    __slots__ = ("key", "query", "total_1", "total_2")
-
-    def __init__(self, query: Tensor, key: Tensor, total_1: Tensor, total_2: Tensor):
-        self.query, self.key, self.total_1, self.total_2 = query, key, total_1, total_2
-
-
-def _scores_of_level(scores: Tensor, rows: int) -> Tensor:
-    """View [M, blocks, rows, rows] of the scores [M, C', C'] between the halves of every block of 2 * rows."""
-    count = scores.shape[-1] // (2 * rows)
-    blocks = scores.unflatten(-1, (count, 2 * rows)).unflatten(-3, (count, 2 * rows))
-    return blocks.diagonal(dim1=-4, dim2=-2)[..., rows:, :rows, :].movedim(-1, -3)
-
-
-def _factorise(query: Tensor, key: Tensor, decay: Tensor, levels: list[_Level] | None) -> tuple[Tensor, Tensor]:
-    """Scores between different steps, and the total decay.
-
-    Args:
-        query, key: [M, G*C, K], G rows a step, factors of blocks of one step; they become those of the chunk.
-        decay: [M, C, K].
-        levels: to be filled for `_factorise_backward`, or None.
-
-    Returns:
-        scores [M, G*C, G*C], 0 on and above the (block) diagonal, and the total [M, K].
-    """
-    batch, length, dim = query.shape
-    scores = query.new_zeros(batch, length, length)
-    total = decay.reshape(-1, 1, dim)
-    rows = length // decay.shape[1]
-    while rows < length:
-        query_2 = query.view(-1, 2, rows, dim)[:, 1]
-        key_1 = key.view(-1, 2, rows, dim)[:, 0]
-        total_1, total_2 = total[0::2], total[1::2]
-        cross = (query_2 * key_1).sum(-1, keepdim=True) if rows == 1 else query_2 @ key_1.transpose(-1, -2)
-        _scores_of_level(scores, rows).copy_(cross.view(batch, -1, rows, rows))
-        if levels is not None:
-            levels.append(_Level(query_2.clone(), key_1.clone(), total_1, total_2))
-        query_2.mul_(total_1)
-        key_1.mul_(total_2)
-        total = total_1 * total_2
-        rows *= 2
-    return scores, total.view(batch, dim)
-
-
-def _factorise_backward(levels: list[_Level], grad_scores: Tensor, grad_query: Tensor, grad_key: Tensor) -> None:
-    """Turns the gradients of the chunk's factors into those of the factors of one step, in place."""
-    for level in reversed(levels):
-        rows, dim = level.query.shape[1:]
-        cross = _scores_of_level(grad_scores, rows).reshape(-1, rows, rows)
-        grad_query.view(-1, 2, rows, dim)[:, 1].mul_(level.total_1).add_(cross @ level.key)
-        grad_key.view(-1, 2, rows, dim)[:, 0].mul_(level.total_2).add_(cross.transpose(-1, -2) @ level.query)
-
-
 class _VectorDecay(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, g: Tensor, keep: Tensor | None, bonus: Tensor | None, state: Tensor
     ) -> tuple[Tensor, Tensor]:
         query, key, decay = _base_factors(q, k, g, keep, bonus)
-        scores, total = _factorise(query, key, decay, None)
+        scores, total = factorise(query, key, decay, None)
         scores.diagonal(dim1=-2, dim2=-1).copy_(_diagonal(q, k, bonus))
         value = v.flatten(0, 2)
         states = state.new_empty(len(q) + 1, *state.shape)
@@ -121,8 +68,8 @@ class _VectorDecay(torch.autograd.Function):
         value = v.flatten(0, 2)
         query, key, decay = _base_factors(q, k, g, keep, bonus)
         read = _read_factor(decay, keep, bonus, q.shape)
-        levels: list[_Level] = []
-        scores, total = _factorise(query, key, decay, levels)
+        levels: list[Level] = []
+        scores, total = factorise(query, key, decay, levels)
         scores.diagonal(dim1=-2, dim2=-1).copy_(_diagonal(q, k, bonus))
 
         grad_states = torch.empty_like(states)
@@ -137,19 +84,17 @@ class _VectorDecay(torch.autograd.Function):
         grad_scores = torch.bmm(grad_o, value.transpose(-1, -2))
         grad_q = torch.bmm(grad_o, states[:-1].flatten(0, 2).transpose(-1, -2))
         grad_k = torch.bmm(value, grad_out.transpose(-1, -2))
-        _factorise_backward(levels, grad_scores, grad_q, grad_k)
+        factorise_backward(levels, grad_scores, grad_q, grad_k)
         if read is not None:
             grad_q.mul_(read)
         grad_q, grad_k = grad_q.view_as(q), grad_k.view_as(k)
 
         # The diagonal holds no decay: it is left out of the gradient of g, where it would cancel only up to rounding.
         grad_b = (states[1:] * grad_states[1:]).sum(-1).unsqueeze(-2)
-        ones = q.new_ones(q.shape[-2], q.shape[-2])
-        later = ones.triu() if bonus is None else ones.triu(1)
         if bonus is None:
-            grad_g = grad_b + later @ (q * grad_q - k * grad_k)
+            grad_g = grad_b + suffix_sums(q * grad_q - k * grad_k)
         else:
-            grad_g = grad_b + later @ (q * grad_q) - ones.triu() @ (k * grad_k)
+            grad_g = grad_b + suffix_sums(q * grad_q, 1) - suffix_sums(k * grad_k)
         if keep is not None:
             grad_g = grad_g * keep.unsqueeze(-1)
 
@@ -208,7 +153,7 @@ class DecayScores(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         decay = g.exp() if keep is None else g.exp() * keep
         query_in, key_out = _read_twice(query, decay, keep), key.clone()
-        scores, total = _factorise(query_in.flatten(1, 2), key_out.flatten(1, 2), decay, None)
+        scores, total = factorise(query_in.flatten(1, 2), key_out.flatten(1, 2), decay, None)
         scores = scores.view(*query.shape[:3], *key.shape[1:3])
         scores[:, :, 1].diagonal(dim1=1, dim2=2).copy_((query[:, :, 1:] * key).sum(-1).transpose(1, 2))
         ctx.save_for_backward(query, key, g, keep)
@@ -220,18 +165,17 @@ class DecayScores(torch.autograd.Function):
         grad_scores, grad_in, grad_out, grad_total = grads
         decay = g.exp() if keep is None else g.exp() * keep
         query_in, key_out = _read_twice(query, decay, keep), key.clone()
-        levels: list[_Level] = []
-        _, total = _factorise(query_in.flatten(1, 2), key_out.flatten(1, 2), decay, levels)
+        levels: list[Level] = []
+        _, total = factorise(query_in.flatten(1, 2), key_out.flatten(1, 2), decay, levels)
         grad_b_end = (key_out * grad_out).sum((1, 2)) + total * grad_total
 
         grad_query, grad_key = grad_in.flatten(1, 2).clone(), grad_out.flatten(1, 2).clone()
-        _factorise_backward(levels, grad_scores.flatten(3, 4).flatten(1, 2), grad_query, grad_key)
+        factorise_backward(levels, grad_scores.flatten(3, 4).flatten(1, 2), grad_query, grad_key)
         grad_query, grad_key = _read_twice(grad_query.view_as(query), decay, keep), grad_key.view_as(key)
 
         own = query * grad_query
-        ones = g.new_ones(g.shape[1], g.shape[1])
         grad_b = own[:, :, 1] - (key * grad_key).sum(2)
-        grad_g = grad_b_end.unsqueeze(1) + ones.triu() @ grad_b + ones.triu(1) @ own[:, :, 0]
+        grad_g = grad_b_end.unsqueeze(1) + suffix_sums(grad_b) + suffix_sums(own[:, :, 0], 1)
         if keep is not None:
             grad_g = grad_g * keep
 

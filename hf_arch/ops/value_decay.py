@@ -1,0 +1,107 @@
+r"""The chunk form of linear attention that decays along the value channels: the first pass over slots (GSA, ABC).
+
+    S_t = S_{t-1} diag(exp g_t) + k_t v_t^T          o_t = q_t^T S_t
+
+that is $o_{tc} = \sum_{j \le t} (q_t \cdot k_j) v_{jc} \prod_{j<s\le t} d_{sc}$. It is the transpose of `vector_decay`:
+what is an input there (scores of decayed factors) is a gradient here, and the other way round, so that the same halving
+serves.
+
+Legend: N chunks, B batch, H heads, C chunk (a power of two), K key dim, V value dim, M = N*B*H.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .decay import Level, factorise, factorise_backward, scores_of_level, suffix_sums
+
+
+def chunk_value_decay(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, *, keep: Tensor | None, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The recurrence above over chunks.
+
+    Args:
+        q: [N, B, H, C, K], scaled. k: same shape. v, g (log decay): [N, B, H, C, V].
+        keep: [N, B, 1, C], 0 where a document starts, or None.
+        state: [B, H, K, V] or None.
+
+    Returns:
+        o [N, B, H, C, V] and the final state [B, H, K, V].
+    """
+    if state is None:
+        state = q.new_zeros(*q.shape[1:3], q.shape[-1], v.shape[-1])
+    return _ValueDecay.apply(q, k, v, g, keep, state)
+
+
+class _ValueDecay(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, g: Tensor, keep: Tensor | None, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        query, key, decay = q.flatten(0, 2), k.flatten(0, 2), _decay(g, keep)
+        scores = query @ key.transpose(-1, -2)
+        prefix, value, total = decay.clone(), v.flatten(0, 2).clone(), decay.reshape(-1, 1, v.shape[-1])
+        o = value * scores.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)
+        length, dim = value.shape[1:]
+        rows = 1
+        while rows < length:
+            prefix_2, o_2 = (x.view(-1, 2, rows, dim)[:, 1] for x in (prefix, o))
+            value_1 = value.view(-1, 2, rows, dim)[:, 0]
+            total_1, total_2 = total[0::2], total[1::2]
+            cross = scores_of_level(scores, rows).reshape(-1, rows, rows)
+            o_2.addcmul_(prefix_2, cross * value_1 if rows == 1 else cross @ value_1)
+            prefix_2.mul_(total_1)
+            value_1.mul_(total_2)
+            total = total_1 * total_2
+            rows *= 2
+
+        states = state.new_empty(len(q) + 1, *state.shape)
+        states[0] = state
+        torch.bmm(key.transpose(-1, -2), value, out=states[1:].flatten(0, 2))
+        for n, total_n in enumerate(total.view(len(q), *state.shape[:2], 1, dim).unbind(0)):
+            states[n + 1].addcmul_(total_n, states[n])
+        o.addcmul_(prefix, query @ states[:-1].flatten(0, 2))
+        ctx.save_for_backward(q, k, v, g, keep, states)
+        return o.view_as(v), states[-1].clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, g, keep, states = ctx.saved_tensors
+        grad_o, grad_state = grads
+        decay = _decay(g, keep)
+        query, key = q.flatten(0, 2), k.flatten(0, 2)
+        reader, writer = grad_o.flatten(0, 2) * decay, v.flatten(0, 2).clone()
+        levels: list[Level] = []
+        grad_scores, total = factorise(reader, writer, decay, levels)
+        grad_scores.diagonal(dim1=-2, dim2=-1).copy_((grad_o * v).sum(-1).flatten(0, 2))
+
+        grad_states = torch.empty_like(states)
+        grad_states[-1] = grad_state
+        torch.bmm(query.transpose(-1, -2), reader, out=grad_states[:-1].flatten(0, 2))
+        total = total.view(len(q), *states.shape[1:3], 1, v.shape[-1])
+        for n in range(len(q) - 1, -1, -1):
+            grad_states[n].addcmul_(total[n], grad_states[n + 1])
+        grad_out, before = grad_states[1:].flatten(0, 2), states[:-1].flatten(0, 2)
+
+        grad_q = torch.bmm(reader, before.transpose(-1, -2)).baddbmm_(grad_scores, key)
+        grad_k = torch.bmm(writer, grad_out.transpose(-1, -2)).baddbmm_(grad_scores.transpose(-1, -2), query)
+        scores = query @ key.transpose(-1, -2)
+        read, grad_v = query @ before, key @ grad_out
+        factorise_backward(levels, scores, read, grad_v)
+        read, grad_v = read.mul_(decay).view_as(v), grad_v.view_as(v)
+
+        # As in `vector_decay`: the diagonal holds no decay and stays out of the gradient of g.
+        grad_g = suffix_sums(grad_o * read - v * grad_v) + (states[1:] * grad_states[1:]).sum(-2, keepdim=True)
+        if keep is not None:
+            grad_g = grad_g * keep.unsqueeze(-1)
+        grad_v.addcmul_(scores.diagonal(dim1=-2, dim2=-1).reshape(v.shape[:-1]).unsqueeze(-1), grad_o)
+        return grad_q.view_as(q), grad_k.view_as(k), grad_v, grad_g, None, grad_states[0].clone()
+
+
+def _decay(g: Tensor, keep: Tensor | None) -> Tensor:
+    """[M, C, V]."""
+    return (g.exp() if keep is None else g.exp() * keep.unsqueeze(-1)).flatten(0, 2)
