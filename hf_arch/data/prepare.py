@@ -7,34 +7,23 @@ key and reads no text; an interrupted one goes on with the shards that are there
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures import wait as wait_for
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
 from hf_arch.data.cache import data_cache, hash_text, locked, publish_folder, temporary_name
-from hf_arch.data.corpora import SPLITS, Corpus, open_corpus
+from hf_arch.data.corpora import SPLITS, Corpus, open_corpus, part_range
 from hf_arch.data.dataset import MixedDataset, TokenDataset, TokenStream
 from hf_arch.data.options import DataOptions
 from hf_arch.data.order import MixtureOrder, SeededOrder
-from hf_arch.data.store import (
-    FORMAT,
-    StoreMeta,
-    check_shards,
-    read_meta,
-    shard_name,
-    token_dtype,
-    write_shard,
-)
+from hf_arch.data.sharding import ShardTask, write_shards
+from hf_arch.data.store import FORMAT, StoreMeta, check_shards, read_meta, token_dtype
 from hf_arch.data.tokenizer import build_tokenizer, read_tokenizer, save_tokenizer, tokenizer_key
 from hf_arch.errors import ConfigError
 
@@ -260,29 +249,6 @@ def _dataset(options: DataOptions, folder: Path, meta: StoreMeta, split: str) ->
 
 
 @dataclass(frozen=True)
-class _Shard:
-    """One shard to write, as sent to a worker."""
-
-    corpus: Corpus
-    split: str
-    part: int
-    parts: int
-    folder: Path
-    limit: int | None
-
-    def write(self, advance: Callable[[int], None]) -> Any:
-        tokenizer = read_tokenizer(self.folder / "tokenizer")
-        return write_shard(
-            self.folder,
-            shard_name(self.split, self.part, self.parts),
-            self.corpus.documents(self.split, self.part, self.parts),
-            tokenizer,
-            limit=self.limit,
-            advance=advance,
-        )
-
-
-@dataclass(frozen=True)
 class _Job:
     """The making of one store, in a folder beside its place that is renamed once it is whole."""
 
@@ -302,79 +268,53 @@ class _Job:
             partial = self.folder.with_name(f".{self.folder.name}.{self.key[:16]}.{self.shards}")
             partial.mkdir(parents=True, exist_ok=True)
             if not (partial / "tokenizer").is_dir():
-                shutil.copytree(self.tokenizer, partial / "tokenizer")
-            tasks = self._tasks(partial)
-            with _token_bar(self.corpus.name, progress) as advance:
-                records = _write_all(tasks, self.workers, advance)
+                copied = temporary_name(partial / "tokenizer")
+                shutil.copytree(self.tokenizer, copied)
+                publish_folder(copied, partial / "tokenizer")
             tokenizer = read_tokenizer(partial / "tokenizer")
-            splits = {
-                split: [record for task, record in zip(tasks, records, strict=True) if task.split == split]
-                for split in SPLITS
-            }
+            tasks = self._tasks(partial, tokenizer)
+            with _token_bar(Path(self.corpus.name).name, progress) as advance:
+                records = write_shards(tasks, self.workers, advance)
             meta = StoreMeta(
                 key=self.key,
                 corpus=self.corpus.name,
                 attribution=self.corpus.attribution,
                 tokenizer=self.options.tokenizer,
-                dtype=token_dtype(len(tokenizer)),
-                eos_token_id=tokenizer.eos_token_id,
-                splits=splits,
+                dtype=tasks[0].dtype,
+                eos_token_id=tasks[0].eos_token_id,
+                splits={"train": records[1:], "validation": records[:1]},
             )
             if not meta.total("train", "tokens"):
                 raise ConfigError(f"data.corpus: {self.corpus.name!r} holds no text; allowed: a corpus with text")
             meta.write(partial)
             for task in tasks:
-                (partial / f"{shard_name(task.split, task.part, task.parts)}.json").unlink()
+                task.record_path.unlink()
             publish_folder(partial, self.folder)
             return meta
 
-    def _tasks(self, partial: Path) -> list[_Shard]:
+    def _tasks(self, partial: Path, tokenizer: PreTrainedTokenizerFast) -> list[ShardTask]:
+        """The validation shard, which tells soonest that the tokenizer does not fit, then those of train."""
         limit = self.options.max_train_tokens
-        train = [
-            _Shard(
-                self.corpus,
-                "train",
-                part,
-                self.shards,
-                partial,
-                None if limit is None else limit * (part + 1) // self.shards - limit * part // self.shards,
+
+        def task(split: str, part: int, parts: int, limit: int | None) -> ShardTask:
+            return ShardTask(
+                corpus=self.corpus,
+                split=split,
+                part=part,
+                parts=parts,
+                folder=partial,
+                dtype=token_dtype(len(tokenizer)),
+                eos_token_id=tokenizer.eos_token_id,
+                unk_token_id=tokenizer.unk_token_id,
+                limit=limit,
             )
-            for part in range(self.shards)
+
+        parts = self.shards
+        shares = [None if limit is None else len(part_range(limit, part, parts)) for part in range(parts)]
+        return [
+            task("validation", 0, 1, self.options.max_validation_tokens),
+            *(task("train", part, parts, share) for part, share in enumerate(shares)),
         ]
-        return [_Shard(self.corpus, "validation", 0, 1, partial, self.options.max_validation_tokens), *train]
-
-
-def _write_all(tasks: Sequence[_Shard], workers: int, advance: Callable[[int], None]) -> list[Any]:
-    if workers == 1:
-        return [task.write(advance) for task in tasks]
-    # Spawned, not forked: the tokenizer's threads and torch's do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    counter = context.Value("q", 0)
-    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(counter,)) as pool:
-        futures = [pool.submit(_write_in_worker, task) for task in tasks]
-        shown, pending = 0, set(futures)
-        while pending:
-            _, pending = wait_for(pending, timeout=0.2)
-            advance(counter.value - shown)
-            shown = counter.value
-        return [future.result() for future in futures]
-
-
-_worker_counter: Any = None
-
-
-def _start_worker(counter: Any) -> None:
-    global _worker_counter
-    _worker_counter = counter
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core a worker
-
-
-def _write_in_worker(task: _Shard) -> Any:
-    def advance(tokens: int) -> None:
-        with _worker_counter.get_lock():
-            _worker_counter.value += tokens
-
-    return task.write(advance)
 
 
 @contextmanager
