@@ -206,7 +206,7 @@ def check_init(runs: Sequence[RunResult]) -> Finding:
 def check_settings(runs: Sequence[RunResult]) -> Finding:
     """Any other recipe setting in which the architectures differ: schedule, batch, weight decay, evaluation."""
     configured = [run for run in runs if run.config]
-    settings = {run: _shared_settings(run.config) for run in configured}
+    settings = {run: _shared_settings(run) for run in configured}
     keys = sorted({key for flat in settings.values() for key in flat})
     differing = []
     for key in keys:
@@ -257,19 +257,19 @@ def check_versions(runs: Sequence[RunResult]) -> Finding:
     recorded = [run for run in runs if isinstance(run.provenance.get("versions"), dict)]
     if len(recorded) < len([run for run in runs if run.completed]):
         return _not_recorded("versions", "provenance.versions", [run for run in runs if run not in recorded])
+    versions = {run: {"hf_arch": run.provenance.get("hf_arch"), **run.provenance["versions"]} for run in recorded}
     differing = []
-    for package in _distinct(key for run in recorded for key in run.provenance["versions"]):
-        values = _by_value(recorded, lambda run, key=package: run.provenance["versions"].get(key))  # type: ignore[misc]
+    for package in _distinct(key for used in versions.values() for key in used):
+        values = _distinct(used.get(package) for used in versions.values())
         if len(values) > 1:
             differing.append(f"{package} {' and '.join(str(value) for value in values)}")
-    commits = _distinct(commit for run in recorded if (commit := _commit(run)) is not None)
+    commits = _distinct(state for run in recorded if (state := _code_state(run)) is not None)
     if differing:
         return Finding("versions", "violation", f"Package versions differ: {', '.join(differing)}.", _labels(recorded))
     if len(commits) > 1:
         text = ", ".join(str(commit)[:10] for commit in commits)
-        return Finding(
-            "versions", "note", f"Same package versions, but different commits of the code: {text}.", _labels(recorded)
-        )
+        sentence = f"Same package versions, but the code of hf_arch changed between runs: {text}."
+        return Finding("versions", "note", sentence, _labels(recorded))
     return Finding("versions", "ok", "Same package versions and code.", _labels(recorded))
 
 
@@ -321,7 +321,8 @@ CHECKS: tuple[Callable[[Sequence[RunResult]], Finding | None], ...] = (
 
 def has_short_convolution(run: RunResult) -> bool:
     """Whether any mixer of the run's model uses a short convolution, by its component table or its config."""
-    return _uses_convolution(run.components) or _uses_convolution(run.config.get("model"))
+    resolved = (run.config.get("run") or {}).get("config")
+    return any(_uses_convolution(node) for node in (run.components, run.config.get("model"), resolved))
 
 
 def _uses_convolution(node: Any) -> bool:
@@ -395,7 +396,7 @@ def _reason(run: RunResult) -> str:
         return "completed without a finite validation loss"
     if run.status == "running":
         return "no result yet (still running, or killed)"
-    why = str(run.provenance.get("exit_reason") or run.provenance.get("exit reason") or "no reason recorded").strip()
+    why = str(run.provenance.get("exit_reason") or "no reason recorded").strip()
     return f"{run.status} ({why.splitlines()[-1] if why else why})"
 
 
@@ -403,11 +404,15 @@ def _is_not_finite(row: dict[str, Any]) -> bool:
     return any(isinstance(row.get(key), float) and not math.isfinite(row[key]) for key in ("loss", "val_loss"))
 
 
-def _shared_settings(config: dict[str, Any]) -> dict[str, Any]:
+def _shared_settings(run: RunResult) -> dict[str, Any]:
+    """{dotted key: value} of the sections that runs should share, and the precision that was chosen."""
     flat: dict[str, Any] = {}
     for section in SHARED_SECTIONS:
-        _flatten(section, config.get(section), flat)
-    return {key: value for key, value in flat.items() if not key.split(".")[1].startswith(UNSHARED_KEYS)}
+        _flatten(section, run.config.get(section), flat)
+    flat = {key: value for key, value in flat.items() if not key.split(".")[1].startswith(UNSHARED_KEYS)}
+    if "precision" in run.results:
+        flat["precision"] = run.results["precision"]
+    return flat
 
 
 def _flatten(prefix: str, node: Any, into: dict[str, Any]) -> None:
@@ -423,8 +428,9 @@ def _match(run: RunResult) -> dict[str, Any]:
     return match if isinstance(match, dict) else {}
 
 
-def _commit(run: RunResult) -> Any:
-    return run.provenance.get("git_commit") or run.provenance.get("git commit")
+def _code_state(run: RunResult) -> Any:
+    """What tells two states of the code apart: the digest of the sources, or the commit."""
+    return run.provenance.get("source_sha256") or run.provenance.get("git_commit")
 
 
 def _machine(machine: tuple[Any, Any]) -> str:

@@ -15,6 +15,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocat
 from hf_arch.experiments.columns import byte_size, interval_text, quantity
 from hf_arch.experiments.plots import INK, OKABE_ITO, Figure, Series
 from hf_arch.experiments.scaling import fit_scaling
+from hf_arch.experiments.store import finite
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,6 +93,7 @@ def _curves(comparison: Comparison) -> list[Figure]:
                 )
             bottom = min(curve[2].min() for _series, _factor, curve in lines)
             top = max(np.interp(0.12 * curve[0][-1], curve[0], curve[3]) for _series, _factor, curve in lines)
+            top = max(top, bottom + 1e-3)
             axes.set_ylim(bottom - 0.04 * (top - bottom), top)  # the first fall would flatten all that follows
             axes.set(xlabel=f"{label} ({unit})" if unit else label, ylabel=f"{loss} (nats)")
             _plain_ticks(axes.xaxis, units)
@@ -112,8 +114,8 @@ def mean_curve(group: Group, key: str) -> np.ndarray:
     """A loss over the counted runs at the steps that all of them have: float64 [4, n], rows tokens, mean, low, high."""
     per_run = []
     for run in group.counted:
-        rows = [row for row in run.metrics if isinstance(row.get(key), (int, float)) and np.isfinite(row[key])]
-        last = max((row.get("step", 0) for row in run.metrics), default=0)
+        rows = [row for row in run.metrics if finite(row.get(key)) is not None and finite(row.get("step")) is not None]
+        last = max((row["step"] for row in rows), default=0)
         tokens_per_step = run.numbers.get("tokens_seen", 0.0) / last if last else 0.0
         per_run.append({row["step"]: (row.get("tokens_seen", row["step"] * tokens_per_step), row[key]) for row in rows})
     if not per_run:
@@ -179,24 +181,24 @@ def _forest(comparison: Comparison) -> list[Figure]:
     for series in series_of(comparison):
         pair = comparison.pair(series.name, comparison.baseline) if comparison.baseline else None
         if pair is not None and pair.difference is not None:
-            rows.append((series, pair))
+            rows.append((series, pair.difference, pair.words))
     if not rows:
         return []
 
     def draw(axes: Axes) -> None:
         axes.axvline(0.0, color=INK, linewidth=1.0)
-        for y, (series, pair) in enumerate(rows):
-            _dot(axes, series, y, pair.difference, f"{series.name}: {pair.words}")
-        _name_axis(axes, [series.name for series, _pair in rows])
+        for y, (series, difference, words) in enumerate(rows):
+            _dot(axes, series, y, difference, f"{series.name}: {words}")
+        _name_axis(axes, [series.name for series, _difference, _words in rows])
         axes.set_xlabel(f"{'lower' if comparison.lower_is_better else 'higher'} is better")
         axes.xaxis.set_major_locator(MaxNLocator(4))
 
-    words = "; ".join(f"{series.name} {pair.words}" for series, pair in rows)
+    alt = "; ".join(f"{series.name} {words}" for series, _difference, words in rows)
     title = f"Difference to {comparison.baseline}, seed by seed"
     note = (
         f"Mean paired difference in {comparison.metric_name} with its 95 % interval, before correction for many pairs."
     )
-    return [Figure("differences", title, note, f"{words}.", draw, height=_rows_height(len(rows)), legend=False)]
+    return [Figure("differences", title, note, f"{alt}.", draw, height=_rows_height(len(rows)), legend=False)]
 
 
 def _bars(comparison: Comparison) -> list[Figure]:
@@ -293,7 +295,7 @@ def _pareto(comparison: Comparison) -> list[Figure]:
 
 def _scaling(comparison: Comparison) -> list[Figure]:
     """A power law with its bootstrap band for every architecture that was trained at four sizes or more."""
-    found = []
+    found: list[Figure] = []
     for architecture in dict.fromkeys(group.reference.architecture for group in comparison.groups):
         members = [
             (series, group)

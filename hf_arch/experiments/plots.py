@@ -128,7 +128,8 @@ def to_svg(figure: Figure) -> str:
 def swatch(series: Series) -> str:
     """A small <svg> of a series' line and marker, for the page's legend."""
     with matplotlib.rc_context({**RC, "svg.hashsalt": "swatch"}):
-        canvas = Canvas(figsize=(0.5, 0.2), layout="none")
+        canvas = Canvas(figsize=(0.5, 0.2))
+        canvas.set_layout_engine("none")
         axes = canvas.add_axes((0, 0, 1, 1))
         axes.axis("off")
         axes.set(xlim=(0, 1), ylim=(0, 1))

@@ -100,12 +100,14 @@ class Card:
     group: Group
     components: list[tuple[str, str, bool]]  # name, value, whether it differs from the baseline
     sizes: list[tuple[str, str]]
+    prompt: str
     sample: str
 
 
 def _card(comparison: Comparison, group: Group) -> Card:
     baseline = comparison.group(comparison.baseline).reference.components if comparison.baseline else {}
     numbers = group.reference.numbers
+    sample = group.reference.results.get("sample") or ""
     sizes = [
         ("parameters", quantity(numbers.get("params_total"))),
         ("active parameters", quantity(numbers.get("params_active"))),
@@ -124,7 +126,8 @@ def _card(comparison: Comparison, group: Group) -> Card:
             for key, value in group.reference.components.items()
         ],
         sizes=[(name, value) for name, value in sizes if value != MISSING],
-        sample=str(group.reference.results.get("sample") or "").strip(),
+        prompt=str(sample.get("prompt", "")).lstrip() if isinstance(sample, dict) else "",
+        sample=str(sample.get("text", "") if isinstance(sample, dict) else sample).rstrip(),
     )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -67,21 +68,30 @@ def bootstrap_interval(
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """`first` minus `second`, seed by seed, in the metric's unit.
+    """`first` minus `second` on each seed that both have, in the metric's unit.
 
     `p_value` is the paired t-test's, `p_adjusted` after Holm's correction over `family` pairs; both are None where
-    there is no spread to judge by. `bootstrap` is the percentile interval of the same differences.
+    there is no spread to judge by.
     """
 
     first: str
     second: str
     seeds: tuple[int, ...]
-    difference: Interval | None
-    bootstrap: Interval | None
-    p_value: float | None
+    values: tuple[float, ...]
     lower_is_better: bool
+    p_value: float | None
     p_adjusted: float | None = None
     family: int = 1
+
+    @cached_property
+    def difference(self) -> Interval | None:
+        """Mean difference with its t interval; None without a shared seed."""
+        return t_interval(self.values) if self.values else None
+
+    @property
+    def bootstrap(self) -> Interval | None:
+        """The same with the percentile bootstrap's interval."""
+        return bootstrap_interval(self.values) if self.values else None
 
     @property
     def verdict(self) -> str:
@@ -120,23 +130,15 @@ class PairedDifference:
 
     def reversed(self) -> PairedDifference:
         """The same comparison seen from the other side: `second` minus `first`."""
-        return replace(
-            self,
-            first=self.second,
-            second=self.first,
-            difference=_negated(self.difference),
-            bootstrap=_negated(self.bootstrap),
-        )
+        return replace(self, first=self.second, second=self.first, values=tuple(-value for value in self.values))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values with the verdict and the words, for JSON."""
-        return {**asdict(self), "verdict": self.verdict, "words": self.words}
-
-
-def _negated(interval: Interval | None) -> Interval | None:
-    if interval is None or interval.low is None or interval.high is None:
-        return None if interval is None else replace(interval, mean=-interval.mean)
-    return replace(interval, mean=-interval.mean, low=-interval.high, high=-interval.low)
+        """Plain values with intervals, verdict and words, for JSON."""
+        intervals = {
+            name: None if interval is None else asdict(interval)
+            for name, interval in (("difference", self.difference), ("bootstrap", self.bootstrap))
+        }
+        return {**asdict(self), **intervals, "verdict": self.verdict, "words": self.words}
 
 
 def paired_difference(
@@ -148,25 +150,14 @@ def paired_difference(
 ) -> PairedDifference:
     """Compares two groups of runs, given as {seed: value}, on the seeds that both have."""
     seeds = tuple(sorted(first_values.keys() & second_values.keys()))
-    if not seeds:
-        return PairedDifference(first, second, (), None, None, None, lower_is_better)
-    differences = np.asarray([first_values[seed] - second_values[seed] for seed in seeds])
-    interval = t_interval(differences)
-    return PairedDifference(
-        first=first,
-        second=second,
-        seeds=seeds,
-        difference=interval,
-        bootstrap=bootstrap_interval(differences),
-        p_value=_paired_p_value(differences),
-        lower_is_better=lower_is_better,
-    )
+    values = tuple(first_values[seed] - second_values[seed] for seed in seeds)
+    return PairedDifference(first, second, seeds, values, lower_is_better, _paired_p_value(values))
 
 
-def _paired_p_value(differences: np.ndarray) -> float | None:
+def _paired_p_value(differences: Sequence[float]) -> float | None:
     """Two-sided p of the paired t-test; None where there is no spread to judge by."""
     # Equal differences on every seed mean that the seed changed nothing: one observation, however often it was made.
-    if differences.size < 2 or np.ptp(differences) <= 1e-12 * max(1.0, abs(differences[0])):
+    if len(differences) < 2 or max(differences) - min(differences) <= 1e-12 * max(1.0, abs(differences[0])):
         return None
     from scipy.stats import ttest_1samp
 

@@ -1,0 +1,177 @@
+"""Statistics against SciPy on known cases, and over many simulated suites: coverage, and no false differences."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from hf_arch.experiments.scaling import fit_scaling
+from hf_arch.experiments.stats import (
+    Interval,
+    all_pairs,
+    bootstrap_interval,
+    holm,
+    paired_difference,
+    t_interval,
+)
+
+VALUES = [1.62, 1.58, 1.65, 1.60, 1.61]
+
+
+def by_seed(values: list[float]) -> dict[int, float]:
+    return dict(enumerate(values))
+
+
+def test_t_interval_is_scipys() -> None:
+    interval = t_interval(VALUES)
+    expected = scipy_stats.ttest_1samp(VALUES, 0.0).confidence_interval(0.95)
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), rel=1e-12)
+    assert interval.mean == pytest.approx(np.mean(VALUES))
+
+
+def test_bootstrap_interval_is_close_to_scipys() -> None:
+    values = np.random.default_rng(0).gamma(2.0, size=40).tolist()
+    interval = bootstrap_interval(values, samples=20_000)
+    expected = scipy_stats.bootstrap((values,), np.mean, method="percentile", n_resamples=20_000, rng=1)
+    ours, theirs = (interval.low, interval.high), expected.confidence_interval
+    assert ours == pytest.approx((theirs.low, theirs.high), abs=0.02 * np.std(values))
+
+
+def test_one_value_has_no_interval() -> None:
+    assert t_interval([1.5]) == Interval(1.5, None, None, 1, None)
+    assert bootstrap_interval([1.5]).low is None
+    with pytest.raises(ValueError, match="at least one value"):
+        t_interval([])
+
+
+def test_paired_test_is_scipys() -> None:
+    first, second = VALUES, [1.60, 1.57, 1.66, 1.55, 1.58]
+    pair = paired_difference("a", "b", by_seed(first), by_seed(second))
+    assert pair.p_value == pytest.approx(scipy_stats.ttest_rel(first, second).pvalue, rel=1e-12)
+
+
+def test_only_shared_seeds_are_paired() -> None:
+    pair = paired_difference("a", "b", {1: 1.0, 2: 2.0, 3: 9.0}, {2: 1.5, 1: 0.7, 4: 0.0})
+    assert pair.seeds == (1, 2)
+    assert pair.difference is not None and pair.difference.mean == pytest.approx(0.4)
+    assert paired_difference("a", "b", {1: 1.0}, {2: 1.0}).verdict == "no shared seed"
+
+
+def test_words_of_one_and_of_two_seeds() -> None:
+    one = paired_difference("a", "b", {1: 1.50}, {1: 1.52})
+    assert one.verdict == "one seed"
+    assert one.words == "0.02 lower (one seed: no interval)"
+    two = paired_difference("a", "b", {1: 1.50, 2: 1.60}, {1: 1.53, 2: 1.62})
+    assert two.difference is not None and two.difference.low is not None
+    assert two.verdict == "not distinguishable"  # one degree of freedom: 12.7 standard errors
+
+
+def test_words_say_who_is_better_whichever_way_round() -> None:
+    first, second = by_seed([1.500, 1.521, 1.540, 1.511]), by_seed([1.600, 1.620, 1.642, 1.613])
+    pair = paired_difference("a", "b", first, second)
+    assert pair.words.startswith("better by 0.101") or pair.words.startswith("better by 0.1008")
+    assert pair.reversed().words == pair.words.replace("better", "worse")
+    assert paired_difference("a", "b", first, second, lower_is_better=False).verdict == "worse"
+
+
+def test_equal_differences_on_every_seed_count_as_one_seed() -> None:
+    constant = paired_difference("a", "b", by_seed([1.0, 1.25, 1.5]), by_seed([1.5, 1.75, 2.0]))
+    assert constant.p_value is None and constant.verdict == "one seed"
+    same = paired_difference("a", "a", by_seed(VALUES), by_seed(VALUES))
+    assert same.verdict == "same" and same.words == "the same on every seed"
+
+
+def test_holm_on_a_known_case() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == []
+
+
+def test_correction_covers_all_pairs() -> None:
+    rng = np.random.default_rng(1)
+    groups = {name: by_seed((1.5 + 0.01 * rng.standard_normal(5)).tolist()) for name in "abcd"}
+    pairs = all_pairs(groups)
+    assert len(pairs) == 6
+    assert [pair.p_adjusted for pair in pairs] == pytest.approx(holm([pair.p_value or 0.0 for pair in pairs]))
+    assert {pair.family for pair in pairs} == {6}
+
+
+def test_an_architecture_against_itself_is_rarely_called_different(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A/A check: 400 suites of four equal architectures and three seeds; a suite errs with its first false difference.
+
+    The rate is 5 % at most; with 400 suites, 31 or fewer errors are what a true 5 % gives in 99 % of all cases.
+    """
+    monkeypatch.setattr(gc, "collect", lambda: 0)  # statsmodels collects garbage in every call: half a minute here
+    rng = np.random.default_rng(2024)
+    suites = 400
+    errors = 0
+    for _ in range(suites):
+        of_seed = 0.03 * rng.standard_normal(3)
+        groups = {name: by_seed((1.5 + of_seed + 0.01 * rng.standard_normal(3)).tolist()) for name in "abcd"}
+        errors += any(pair.verdict in ("better", "worse") for pair in all_pairs(groups))
+    assert errors <= scipy_stats.binom.ppf(0.99, suites, 0.05)
+
+
+def test_a_true_difference_is_found() -> None:
+    rng = np.random.default_rng(5)
+    found = 0
+    for _ in range(50):
+        of_seed = 0.03 * rng.standard_normal(5)
+        good, bad = (level + of_seed + 0.005 * rng.standard_normal(5) for level in (1.50, 1.55))
+        found += paired_difference("a", "b", by_seed(good.tolist()), by_seed(bad.tolist())).verdict == "better"
+    assert found >= 48
+
+
+@pytest.mark.parametrize("n", [2, 3, 8])
+def test_t_intervals_cover_the_mean_as_often_as_they_say(n: int) -> None:
+    trials = 2000
+    samples = np.random.default_rng(n).normal(1.5, 0.02, size=(trials, n))
+    intervals = [t_interval(sample.tolist()) for sample in samples]
+    covered = sum(i.low <= 1.5 <= i.high for i in intervals if i.low is not None and i.high is not None)
+    low, high = scipy_stats.binom.ppf([0.005, 0.995], trials, 0.95)
+    assert low <= covered <= high
+
+
+def test_bootstrap_intervals_cover_the_mean_of_thirty_values() -> None:
+    samples = np.random.default_rng(9).normal(1.5, 0.02, size=(400, 30))
+    intervals = [bootstrap_interval(sample.tolist(), samples=500) for sample in samples]
+    covered = sum(i.low <= 1.5 <= i.high for i in intervals if i.low is not None and i.high is not None)
+    assert covered >= scipy_stats.binom.ppf(
+        0.005, 400, 0.92
+    )  # the percentile bootstrap is known to fall a little short
+
+
+SIZES = [1e5, 3e5, 1e6, 3e6, 1e7]
+
+
+def law(size: float) -> float:
+    return 1.2 + 40.0 * size**-0.35
+
+
+def test_scaling_fit_recovers_an_exact_law() -> None:
+    fit = fit_scaling(SIZES, [[law(size)] for size in SIZES])
+    assert fit is not None
+    assert fit.predict([3e7]) == pytest.approx([law(3e7)], abs=0.01)
+    assert fit.alpha == pytest.approx(0.35, rel=0.05)
+    assert fit.offset == pytest.approx(1.2, rel=0.02)
+
+
+def test_scaling_band_covers_the_law() -> None:
+    rng = np.random.default_rng(3)
+    covered = 0
+    for trial in range(40):
+        losses = [(law(size) + 0.01 * rng.standard_normal(5)).tolist() for size in SIZES]
+        fit = fit_scaling(SIZES, losses, samples=300, seed=trial)
+        assert fit is not None
+        low, high = fit.band([1e6])
+        covered += bool(low[0] <= law(1e6) <= high[0])
+    assert covered >= 30  # few seeds narrow the percentile bootstrap; far below this it would be no band
+
+
+def test_scaling_needs_four_sizes_and_a_falling_loss() -> None:
+    assert fit_scaling(SIZES[:3], [[1.0], [0.9], [0.8]]) is None
+    assert fit_scaling(SIZES, [[1.0], [1.1], [1.2], [1.3], [1.4]]) is None
+    with pytest.raises(ValueError, match="5 sizes, but losses for 1"):
+        fit_scaling(SIZES, [[1.0]])
