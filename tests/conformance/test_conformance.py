@@ -10,6 +10,7 @@ The README beside this file says what is skipped, and why.
 
 from __future__ import annotations
 
+import functools
 import unittest
 from typing import Any
 
@@ -33,6 +34,7 @@ from transformers import (
 )
 
 import hf_arch
+from hf_arch.components.attention_product import AttentionProduct
 
 from .transformers_tests import test_fsdp_mixin, test_tensor_parallel_mixin
 from .transformers_tests.test_configuration_common import ConfigTester
@@ -52,6 +54,14 @@ AUTO_CLASSES = {
     "token_classification_class": AutoModelForTokenClassification,
     "question_answering_class": AutoModelForQuestionAnswering,
 }
+
+
+@functools.cache
+def count_attention_layers(architecture: str) -> int:
+    """Layers that form attention weights, which `output_attentions` returns."""
+    with torch.device("meta"):
+        model = AutoModel.from_config(hf_arch.tiny_config(architecture))
+    return sum(isinstance(module, AttentionProduct) for module in model.modules())
 
 
 class ModelTester:
@@ -93,10 +103,26 @@ class Conformance(
     def setUp(self) -> None:
         self.model_tester = ModelTester(self.architecture)
         self.all_model_classes = self.model_tester.all_model_classes
-        self.config_tester = ConfigTester(self, config_class=type(self.model_tester.get_config()))
+        config = self.model_tester.get_config()
+        self.config_tester = ConfigTester(self, config_class=type(config))
+        self.attention_layers = count_attention_layers(self.architecture)
+        self.has_attentions = self.attention_layers > 0
+        # Upstream takes every config that declares `rope_parameters`: ours all do, and `position` says who reads it.
+        uses_rope = config.position == "rope" and self.has_attentions
+        if self._testMethodName.startswith("test_model_rope_") and not uses_rope:
+            self.skipTest("No attention layer with rotary positions")
 
     def test_config(self) -> None:
         self.config_tester.run_common_tests()
+
+    def test_num_layers_is_small(self) -> None:
+        """Upstream allows two layers, and more by a list of class names; mixed layers show one of each kind."""
+        assert self.model_tester.num_hidden_layers <= 4
+
+    def test_attention_outputs(self) -> None:
+        """There are as many attention weights as layers of attention, not as layers."""
+        self.model_tester.num_hidden_layers = self.attention_layers
+        super().test_attention_outputs()
 
     def _get_tiny_config(self) -> tuple[type, dict[str, Any]]:
         """Upstream resizes a config in place; ours is tiny already, and its derived sizes belong to it.
