@@ -159,24 +159,24 @@ def chunk_delta_rule(
         decay = keep if decay is None else decay * keep
     with without_autocast(q):
         query, key, value = (to_chunks(x, chunk, dtype) for x in (q, k, v))
-        strength = to_chunks(beta, chunk, dtype).unsqueeze(-1)
+        strength = to_chunks(beta, chunk, dtype)
         query = query * (query.shape[-1] ** -0.5 if scale is None else scale)
-        system = strength * (key @ key.transpose(-1, -2))
+        system = strength.unsqueeze(-1) * (key @ key.transpose(-1, -2))
         scores = query @ key.transpose(-1, -2)
-        recall = strength * key
         totals: list[Tensor | None] = [None] * len(query)
-        if decay is None:
-            scores = scores.tril()
-        else:
+        if decay is not None:
             between, prefix, suffix, total = decay_products(decay)
             system, scores = system * between, scores * between
-            recall, query = recall * prefix.unsqueeze(-1), query * prefix.unsqueeze(-1)
-            key = key * suffix.unsqueeze(-1)
             totals = list(total[..., None, None].unbind(0))
-        # Only what lies below the diagonal of `system` is read.
-        targets = torch.cat([strength * value, recall], -1)
-        solved = torch.linalg.solve_triangular(system, targets, upper=False, unitriangular=True)
-        fresh, recall = solved.split([v.shape[-1], q.shape[-1]], -1)
+        # Inverting the system (of which only what lies below the diagonal is read) leaves the wide sides to products.
+        solution = torch.linalg.solve_triangular(system, strength.diag_embed(), upper=False, unitriangular=True)
+        fresh = solution @ value
+        if decay is None:
+            scores = scores.tril()
+            recall = solution @ key
+        else:
+            recall = (solution * prefix.unsqueeze(-2)) @ key
+            query, key = query * prefix.unsqueeze(-1), key * suffix.unsqueeze(-1)
 
         state = None if initial_state is None else initial_state.to(dtype)
         if state is None:
@@ -312,10 +312,10 @@ def chunk_dplr_delta_rule(
         parts = DecayScores.apply(*(x.flatten(0, 2) for x in (readers, writers, log_decay)), keep)
         scores, readers, writers, total = (x.unflatten(0, grid) for x in parts)
 
+        identity = torch.eye(chunk, dtype=dtype, device=r.device)
         system = -scores[..., 0, :, 0]
-        targets = torch.cat([scores[..., 0, :, 1] @ value, readers[..., 0, :]], -1)
-        solved = torch.linalg.solve_triangular(system, targets, upper=False, unitriangular=True)
-        fresh, recall = solved.split([v.shape[-1], key_dim], -1)
+        solution = torch.linalg.solve_triangular(system, identity, upper=False, unitriangular=True)
+        fresh, recall = solution @ (scores[..., 0, :, 1] @ value), solution @ readers[..., 0, :]
         increments = writers[..., 1, :].transpose(-1, -2) @ value
         correct = writers[..., 0, :].transpose(-1, -2)
 
