@@ -6,6 +6,7 @@ channel mix).
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -46,12 +47,21 @@ class FeedForward(nn.Module):
         """Raise a ConfigError where options and sizes do not fit together."""
         ACTIVATIONS.get(getattr(options, "hidden_act", None) or config.hidden_act, "hidden_act")
 
-    def intermediate_size(self) -> int:
-        return (
-            self.options.intermediate_size
-            or self.config.intermediate_size
-            or self.default_intermediate_size(self.config)
-        )
+    @classmethod
+    def width(cls, config: Any, options: Any) -> int:
+        """The intermediate size: the option's, the config's, or this FFN's own rule."""
+        return options.intermediate_size or config.intermediate_size or cls.default_intermediate_size(config)
+
+    @classmethod
+    def effective(cls, config: Any, options: Any) -> dict[str, Any]:
+        """As Mixer.effective."""
+        values = {"class": cls.__name__, **asdict(options)}
+        for name, resolved in (("hidden_act", config.hidden_act), ("bias", config.mlp_bias)):
+            if values.get(name, 0) is None:
+                values[name] = resolved
+        if "intermediate_size" in values:
+            values["intermediate_size"] = cls.width(config, options)
+        return values
 
     def forward(self, hidden_states: Tensor, **context: Any) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
@@ -85,7 +95,7 @@ class MLP(FeedForward):
 
     def __init__(self, config: Any, options: FeedForwardOptions, layer_idx: int):
         super().__init__(config, options, layer_idx)
-        size, bias = self.intermediate_size(), config.mlp_bias if options.bias is None else options.bias
+        size, bias = self.width(config, options), config.mlp_bias if options.bias is None else options.bias
         self.up_proj = nn.Linear(config.hidden_size, size, bias=bias)
         self.down_proj = nn.Linear(size, config.hidden_size, bias=bias)
         self.act_fn = ACTIVATIONS.get(options.hidden_act or config.hidden_act, "hidden_act")
@@ -102,7 +112,7 @@ class GatedMLP(FeedForward):
 
     def __init__(self, config: Any, options: FeedForwardOptions, layer_idx: int):
         super().__init__(config, options, layer_idx)
-        size, bias = self.intermediate_size(), config.mlp_bias if options.bias is None else options.bias
+        size, bias = self.width(config, options), config.mlp_bias if options.bias is None else options.bias
         self.gate_proj = nn.Linear(config.hidden_size, size, bias=bias)
         self.up_proj = nn.Linear(config.hidden_size, size, bias=bias)
         self.down_proj = nn.Linear(size, config.hidden_size, bias=bias)

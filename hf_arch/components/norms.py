@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..ops.norm import rms_norm
 from ..registry import NORMS
+from .activations import ACTIVATIONS
 
 
 @NORMS.register("layernorm")
@@ -48,9 +48,9 @@ class ArchRMSNorm(nn.Module):
 class GatedRMSNorm(ArchRMSNorm):
     """`rms_norm(x) * gate_fn(gate)`: the norm first, the gate after (Yang et al. 2023, GLA's output gate)."""
 
-    def __init__(self, dim: int, eps: float = 1e-6, activation: str = "silu"):
-        super().__init__(dim, eps)
-        self.gate_fn = {"silu": F.silu, "sigmoid": torch.sigmoid}[activation]
+    def __init__(self, dim: int, eps: float = 1e-6, activation: str = "silu", affine: bool = True):
+        super().__init__(dim, eps, affine)
+        self.gate_fn = ACTIVATIONS.get(activation, "gate_activation")
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps) * self.gate_fn(gate)

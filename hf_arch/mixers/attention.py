@@ -111,6 +111,22 @@ class Attention(Mixer):
             parameters["rope_theta"] = options.rope_theta
         return RotarySpec(cls.sizes(config, options)[2], parameters, config.max_position_embeddings)
 
+    @classmethod
+    def effective(cls, config: Any, options: AttentionOptions) -> dict[str, Any]:
+        heads, kv_heads, head_dim = cls.sizes(config, options)
+        spec = cls.rotary(config, options)
+        qk_norm = config.qk_norm if options.qk_norm is None else options.qk_norm
+        return {
+            "class": cls.__name__,
+            "heads": (heads, kv_heads, head_dim),
+            "rope": None if spec is None else spec.key,
+            "window": cls.window(config, options),
+            "softcap": config.attn_logit_softcapping if options.softcap is None else options.softcap,
+            "qkv_bias": config.attention_bias if options.qkv_bias is None else options.qkv_bias,
+            "out_bias": config.attention_bias if options.out_bias is None else options.out_bias,
+            "qk_norm": (config.norm_eps if options.qk_norm_eps is None else options.qk_norm_eps) if qk_norm else None,
+        }
+
     def forward(
         self,
         hidden_states: Tensor,

@@ -13,8 +13,8 @@ Shape legend: B batch, T time, D width, H heads, K key dim, V value dim, N state
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -60,6 +60,22 @@ class MixerCost:
     inactive_parameters: int = 0
 
 
+class SharedParameters(nn.Module):
+    """Parameters that several layers have in common: held by the model and called once a forward.
+
+    `forward()` gives a tensor (or list) whose entry i is handed to layer i as `shared`.
+    """
+
+    def init_weights(self) -> None:
+        """As Mixer.init_weights."""
+
+
+class SharedSpec(Protocol):
+    """Which SharedParameters a layer wants: a hashable value; layers with equal ones share one module."""
+
+    def build(self) -> SharedParameters: ...
+
+
 class Mixer(nn.Module):
     """Base of every token mixer; built as `MixerClass(config, options, layer_idx)`."""
 
@@ -93,6 +109,24 @@ class Mixer(nn.Module):
         """The rotary embedding whose (cos, sin) this mixer wants as `position_embeddings`, or None."""
         return None
 
+    @classmethod
+    def effective(cls, config: ArchConfig, options: Any) -> dict[str, Any]:
+        """Everything that decides the outputs, options left to the config resolved; two layers alike give equal
+        dicts."""
+        values = {"class": cls.__name__, **asdict(options)}
+        if values.get("num_heads", 0) is None:
+            values["num_heads"] = config.num_attention_heads
+            if values.get("num_kv_heads", 0) is None:
+                values["num_kv_heads"] = config.num_key_value_heads
+        if values.get("num_kv_heads", 0) is None:
+            values["num_kv_heads"] = values["num_heads"]
+        return values
+
+    @classmethod
+    def shared(cls, config: ArchConfig, options: Any) -> SharedSpec | None:
+        """The parameters that this layer has in common with others and wants as `shared`, or None."""
+        return None
+
     def forward(self, hidden_states: Tensor, **context: Any) -> Tensor:
         """Mix [B, T, D] over time -> [B, T, D].
 
@@ -100,8 +134,8 @@ class Mixer(nn.Module):
         kind, as transformers
         makes it), `position_ids` [B, T], `position_embeddings` (cos, sin) or None, `position_bias` (ALiBi) or None,
         `past_key_values` (Cache) or None, `carry` (the
-        first layer's carried tensor) or None. A mixer may return `(output, carry)` in the first layer to hand a
-        tensor to all later ones.
+        first layer's carried tensor) or None, and `shared` (this layer's entry) where `shared()` asks for it. A
+        mixer may return `(output, carry)` in the first layer to hand a tensor to all later ones.
         """
         raise NotImplementedError
 

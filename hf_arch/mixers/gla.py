@@ -38,6 +38,7 @@ class GLAOptions(Options):
     gate_low_rank_dim: int = 16
     clamp_min: float | None = None
     gate_activation: str = "silu"
+    output_norm_affine: bool = True
 
 
 @MIXERS.register("gla")
@@ -51,7 +52,7 @@ class GatedLinearAttention(LinearHeadsMixer):
         super().__init__(config, options, layer_idx)
         if options.use_short_conv:
             self.build_short_convs(options.conv_size)
-        self.build_output(options.use_output_gate, options.gate_activation)
+        self.build_output(options.use_output_gate, options.gate_activation, affine=options.output_norm_affine)
         if options.use_key_gate:
             self.gk_proj = nn.Sequential(
                 nn.Linear(config.hidden_size, options.gate_low_rank_dim, bias=False),

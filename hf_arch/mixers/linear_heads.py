@@ -102,14 +102,16 @@ class LinearHeadsMixer(RecurrentMixer):
         self.k_conv = ShortConvolution(sizes.kv_key_dim, conv_size, activation=activation, state_index=1)
         self.v_conv = ShortConvolution(sizes.kv_value_dim, conv_size, activation=activation, state_index=2)
 
-    def build_output(self, gated: bool, activation: str = "silu", eps: float | None = None) -> None:
+    def build_output(
+        self, gated: bool, activation: str = "silu", *, eps: float | None = None, affine: bool = True
+    ) -> None:
         """Add the norm over each head's output and, where `gated`, its gate (`read_out` applies them)."""
         eps = self.config.norm_eps if eps is None else eps
         if gated:
             self.g_proj = nn.Linear(self.config.hidden_size, self.sizes.value_dim, bias=False)
-            self.o_norm: nn.Module = GatedRMSNorm(self.sizes.head_v_dim, eps, activation)
+            self.o_norm: nn.Module = GatedRMSNorm(self.sizes.head_v_dim, eps, activation, affine)
         else:
-            self.o_norm = ArchRMSNorm(self.sizes.head_v_dim, eps)
+            self.o_norm = ArchRMSNorm(self.sizes.head_v_dim, eps, affine)
 
     def project(self, x: Tensor, layout: SequenceLayout, state: LayerState) -> tuple[Tensor, Tensor, Tensor]:
         """[B, T, D] -> q [B, T, H K], k [B, T, Hkv K], v [B, T, Hkv V], through the short convolutions where there

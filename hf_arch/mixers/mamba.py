@@ -76,7 +76,7 @@ class SelectiveStateSpace(RecurrentMixer):
 
     def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, **context: Any) -> Tensor:
         hidden, gate = self.in_proj(x).chunk(2, dim=-1)
-        hidden = self.conv(hidden, layout, state)
+        hidden = self.conv(layout.zero_padding(hidden), layout, state)  # a bias made padding nonzero
         low, B, C = self.x_proj(hidden).split([self.dt_rank, self.state_size, self.state_size], dim=-1)
         dt = layout.zero_padding(F.softplus(self.dt_proj(low).float()))  # a step of 0 leaves the state alone
         out, final = selective_scan(

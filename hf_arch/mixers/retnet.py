@@ -37,6 +37,7 @@ class RetentionOptions(Options):
     use_output_gate: bool = True
     rope_theta: float | int = 10000.0
     gate_activation: str = "silu"
+    output_norm_affine: bool = True
 
 
 @MIXERS.register("retnet")
@@ -49,7 +50,7 @@ class Retention(LinearHeadsMixer):
 
     def __init__(self, config: Any, options: RetentionOptions, layer_idx: int):
         super().__init__(config, options, layer_idx)
-        self.build_output(options.use_output_gate, options.gate_activation)
+        self.build_output(options.use_output_gate, options.gate_activation, affine=options.output_norm_affine)
 
     @classmethod
     def validate(cls, config: Any, options: RetentionOptions) -> None:

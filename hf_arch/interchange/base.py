@@ -1,0 +1,250 @@
+"""The two directions of a conversion, and what a family of checkpoints has to say for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from ..api import config_from_dict
+from ..errors import ConfigError, nearest
+from ..modeling.configuration import ArchConfig
+from ..registry import Registry
+
+FOREIGN: Registry[Any] = Registry("model_type", "Foreign checkpoints: subclasses of `Converter`, by their model_type.")
+
+# What every transformers config carries and no model's numbers depend on.
+_GENERIC = {
+    *PreTrainedConfig().to_dict(),
+    *("_name_or_path", "architectures", "auto_map", "model_type", "torch_dtype", "transformers_version", "use_cache"),
+    *("initializer_range", "num_labels", "task_specific_params", "pretraining_tp", "attn_implementation"),
+    *("_attn_implementation", "output_attentions", "name_or_path", "quantization_config", "is_decoder"),
+    *("pad_token_id", "bos_token_id", "eos_token_id"),
+}
+# Fields of ours that change neither a model's outputs nor its parameters.
+_NO_EFFECT = {
+    *("architectures", "transformers_version", "model_type", "dtype", "id2label", "label2id", "use_cache"),
+    *(
+        "initializer_range",
+        "rescale_residual_init",
+        "loss_chunk_size",
+        "classifier_dropout",
+        "intermediate_multiple_of",
+    ),
+    *("pad_token_id", "bos_token_id", "eos_token_id", "_name_or_path", "problem_type"),
+}
+
+
+class ConfigReader:
+    """Reads a foreign config key by key and knows which keys nobody has read."""
+
+    def __init__(self, config: dict[str, Any]):
+        self.config, self.seen = config, set(_GENERIC)
+        self.model_type = config.get("model_type")
+
+    def take(self, key: str, default: Any = None) -> Any:
+        """The value, or `default` where the key is absent."""
+        self.seen.add(key)
+        return self.config.get(key, default)
+
+    def need(self, key: str) -> Any:
+        """The value; a ConfigError where the key is absent."""
+        if key not in self.config:
+            raise ConfigError(f"config: no {key!r}, which a {self.model_type} checkpoint has")
+        return self.take(key)
+
+    def only(self, key: str, allowed: Iterable[Any], default: Any) -> Any:
+        """The value, which must be one of `allowed`: others have an effect that no component here has."""
+        value, options = self.take(key, default), list(allowed)
+        if value not in options:
+            listed = ", ".join(repr(option) for option in options)
+            raise ConfigError(f"config.{key}: {value!r} cannot be honoured by {self.model_type}; allowed: {listed}")
+        return value
+
+    def dead(self, *keys: str) -> None:
+        """Mark keys that have no effect on the numbers of the source either."""
+        self.seen.update(keys)
+
+    def finish(self) -> None:
+        """Raise a ConfigError for keys that were never read, since an option must not be ignored in silence."""
+        unread = sorted(set(self.config) - self.seen)
+        if unread:
+            near = nearest(unread[0], self.seen - _GENERIC)
+            hint = f"; nearest known: {near!r}" if near else ""
+            raise ConfigError(
+                f"config: {unread[0]!r} is not an option of {self.model_type} that can be converted{hint}"
+            )
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Some tensors of theirs are some tensors of ours: keys on both sides, and the change of layout each way."""
+
+    ours: tuple[str, ...]
+    theirs: tuple[str, ...]
+    to_ours: Callable[[list[Tensor]], list[Tensor]] = list
+    to_theirs: Callable[[list[Tensor]], list[Tensor]] = list
+
+
+def same(ours: str, theirs: str) -> Rule:
+    """One tensor under two names."""
+    return Rule((ours,), (theirs,))
+
+
+def parts(ours: str, theirs: str, names: Iterable[str] = ("weight",)) -> list[Rule]:
+    """`same` for each of a module's parameters."""
+    return [same(f"{ours}.{name}", f"{theirs}.{name}") for name in names]
+
+
+def transposed(ours: str, theirs: str) -> Rule:
+    """A matrix stored the other way round (GPT-2's Conv1D)."""
+
+    def flip(tensors: list[Tensor]) -> list[Tensor]:
+        return [tensor.mT.contiguous() for tensor in tensors]
+
+    return Rule((ours,), (theirs,), flip, flip)
+
+
+def fused(ours: Iterable[str], theirs: str, sizes: Iterable[int], *, flip: bool = False) -> Rule:
+    """Several of our tensors stacked along the first axis in one of theirs (the last axis where it is stored
+    flipped)."""
+    lengths, axis = list(sizes), -1 if flip else 0
+
+    def split(tensors: list[Tensor]) -> list[Tensor]:
+        pieces = tensors[0].split(lengths, dim=axis)
+        return [(piece.mT if flip else piece).contiguous() for piece in pieces]
+
+    def join(tensors: list[Tensor]) -> list[Tensor]:
+        return [torch.cat([tensor.mT if flip else tensor for tensor in tensors], dim=axis)]
+
+    return Rule(tuple(ours), (theirs,), split, join)
+
+
+class Converter:
+    """A family of checkpoints, one `model_type`. Subclasses are registered in `FOREIGN` and write these three."""
+
+    ignored_keys: tuple[str, ...] = ()
+    """Endings of keys that hold buffers, not parameters."""
+
+    def config_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
+        """The model section of a recipe (with `architecture`) that means the same as the foreign config."""
+        raise NotImplementedError
+
+    def config_to_theirs(self, config: ArchConfig) -> dict[str, Any]:
+        """The foreign config of one of our models, as far as it can say it (`to_foreign` checks that it said
+        everything)."""
+        raise NotImplementedError
+
+    def rules(self, config: ArchConfig, foreign: dict[str, Any]) -> list[Rule]:
+        """Every tensor, for this config."""
+        raise NotImplementedError
+
+
+def _converter(model_type: Any) -> Converter:
+    if not isinstance(model_type, str):
+        raise ConfigError(f"config: no `model_type`; allowed: {', '.join(FOREIGN)}")
+    return FOREIGN.get(model_type, "model_type")()
+
+
+def _convert_config(converter: Converter, config: dict[str, Any]) -> ArchConfig:
+    reader = ConfigReader(config)
+    values = converter.config_to_ours(reader)
+    reader.finish()
+    if config.get("initializer_range") is not None:
+        values.setdefault("initializer_range", config["initializer_range"])
+    return config_from_dict(values)
+
+
+def from_foreign(config: dict[str, Any], state_dict: dict[str, Tensor]) -> PreTrainedModel:
+    """Our model with the numbers of a foreign checkpoint, in fp32, in eval mode.
+
+    Args:
+        config: the source's configuration with its `model_type` and option names.
+        state_dict: the source's tensors under its keys; a tied head may be left out.
+
+    Raises:
+        ConfigError: an option that cannot be honoured, a missing, unknown or wrongly shaped tensor; one line.
+    """
+    converter = _converter(config.get("model_type"))
+    ours = _convert_config(converter, config)
+    rules = converter.rules(ours, config)
+    head = "lm_head.weight"
+    found: dict[str, Tensor] = {}
+    for rule in rules:
+        missing = [key for key in rule.theirs if key not in state_dict]
+        if missing and ours.tie_word_embeddings and rule.ours == (head,):
+            continue
+        if missing:
+            near = nearest(missing[0], state_dict)
+            raise ConfigError(f"state_dict: no tensor {missing[0]!r}" + (f"; nearest: {near!r}" if near else ""))
+        tensors = [state_dict[key].detach().to(torch.float32) for key in rule.theirs]
+        found.update(zip(rule.ours, rule.to_ours(tensors), strict=True))
+    known = {key for rule in rules for key in rule.theirs}
+    unknown = [key for key in state_dict if key not in known and not key.endswith(converter.ignored_keys or "\0")]
+    if unknown:
+        raise ConfigError(f"state_dict: {unknown[0]!r} has no place in {ours.model_type} ({len(unknown)} such tensors)")
+    if ours.tie_word_embeddings:
+        found.pop(head, None)
+    ours.dtype = torch.float32
+    model = AutoModelForCausalLM.from_config(ours)
+    expected = model.state_dict()
+    for key, tensor in found.items():
+        if key in expected and tensor.shape != expected[key].shape:
+            raise ConfigError(f"state_dict: {key} has shape {list(tensor.shape)}, expected {list(expected[key].shape)}")
+    left, extra = model.load_state_dict(found, strict=False)
+    assert not extra, f"conversion rules make unknown keys: {extra}"
+    left = [key for key in left if not (ours.tie_word_embeddings and key == head)]
+    assert not left, f"conversion rules leave out: {left}"
+    return model.eval()
+
+
+def to_foreign(model: PreTrainedModel, model_type: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(config, state dict) of a model of ours in another library's terms; tensors keep their dtype.
+
+    Raises:
+        ConfigError: no such `model_type`, or a component that the other library cannot express, by name.
+    """
+    converter = _converter(model_type)
+    config: ArchConfig = model.config
+    theirs = {"model_type": model_type, **converter.config_to_theirs(config)}
+    back = _convert_config(converter, theirs)
+    mine, again = _effective(config), _effective(back)
+    for key in mine:
+        if mine[key] != again.get(key):
+            raise ConfigError(
+                f"{key}: {mine[key]!r} cannot be said in a {model_type} checkpoint, where it would be {again.get(key)!r}"
+            )
+    state = model.state_dict()
+    result: dict[str, Tensor] = {}
+    for rule in converter.rules(config, theirs):
+        if config.tie_word_embeddings and rule.ours == ("lm_head.weight",):
+            continue
+        result.update(zip(rule.theirs, rule.to_theirs([state[key] for key in rule.ours]), strict=True))
+    return theirs, result
+
+
+def _effective(config: ArchConfig) -> dict[str, Any]:
+    """What decides a model's outputs: component by component and layer by layer, defaults resolved."""
+    values = {key: value for key, value in config.to_dict().items() if key not in _NO_EFFECT}
+    for key in ("mixer", "ffn", "intermediate_size", "head_dim", "num_key_value_heads", "hidden_act"):
+        values.pop(key, None)
+    attends = any(hasattr(mixer, "sizes") and mixer.label == "" for mixer, _ in config.mixer_specs)
+    if not attends:
+        for key in (
+            "attention_bias",
+            "attention_dropout",
+            "qk_norm",
+            "rope_parameters",
+            "num_attention_heads",
+            "position",
+        ):
+            values.pop(key, None)
+    if config.position != "rope":
+        values.pop("rope_parameters", None)
+    values["mixer"] = [mixer.effective(config, options) for mixer, options in config.mixer_specs]
+    values["ffn"] = [ffn.effective(config, options) for ffn, options in config.ffn_specs]
+    return values

@@ -1,0 +1,296 @@
+"""flash-linear-attention (FLA) 0.6: transformer, gla, retnet, and the parts that every FLA family shares.
+
+FLA's blocks are `x + attn(RMS(x))`, `x + mlp(RMS(x))`; a hybrid's `attn` (a dict or a list of dicts) puts softmax
+attention in some layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import ConfigError
+from ..modeling.configuration import ArchConfig
+from .base import FOREIGN, ConfigReader, Converter, Rule, parts, same
+from .transformers_dense import take_tokens, their_tokens
+
+_QK_NORM_EPS = 1e-5
+# FLA's normalisation of heads has this epsilon whatever the config says.
+
+
+class FLAConverter(Converter):
+    """What the "std" families share: sizes, the gated MLP, hybrids, the keys of a block."""
+
+    architecture: str
+    mixer: str
+    hidden_ratio = 4
+
+    def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
+        """The mixer's options in our names."""
+        raise NotImplementedError
+
+    def mixer_to_theirs(self, config: ArchConfig, options: Any) -> dict[str, Any]:
+        """The same, the other way."""
+        raise NotImplementedError
+
+    def mixer_rules(self, config: ArchConfig, options: Any, foreign: dict[str, Any], ours: str, theirs: str)
+    ->
+  
+   
+    list[Rule]:
+        """The tensors of one mixer; `ours` and `theirs` are the key
+        prefixes."""
+        raise NotImplementedError
+
+    def model_rules(self, config: ArchConfig) -> list[Rule]:
+        """Tensors of the model beside its layers and embeddings."""
+        return []
+
+    def config_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
+        reader.only("hidden_act", ["swish", "silu"], "swish")
+        reader.only("attnres_block_size", [None], None)
+        reader.only("use_l2warp", [False], False)
+        reader.dead("attn_mode", "fuse_norm", "fuse_swiglu", "fuse_cross_entropy", "fuse_linear_cross_entropy", "criterion")
+        heads = reader.take("num_heads", 4)
+        values = {
+            "architecture": self.architecture,
+            "vocab_size": reader.take("vocab_size", 32000),
+            "hidden_size": reader.need("hidden_size"),
+            "num_hidden_layers": reader.need("num_hidden_layers"),
+            "num_attention_heads": heads,
+            "num_key_value_heads": reader.take("num_kv_heads") or heads,
+            "max_position_embeddings": reader.take("max_position_embeddings", 2048) or 2048,
+            "norm_eps": reader.take("norm_eps", 1e-6),
+            "tie_word_embeddings": reader.take("tie_word_embeddings", False),
+            "ffn": "glu",
+        }
+        values["intermediate_size"] = reader.take("intermediate_size") or _mlp_width(
+            values["hidden_size"], reader.take("hidden_ratio", self.hidden_ratio) or self.hidden_ratio
+        )
+        reader.dead("hidden_ratio")
+        values["mixer"] = {"type": self.mixer, **self.mixer_to_ours(reader)}
+        hybrid = reader.take("attn")
+        if hybrid:
+            values["mixer"] = _hybrid_layers(values["mixer"], hybrid, values["num_hidden_layers"])
+            values["position"] = "rope"
+        return take_tokens(reader, values)
+
+    def config_to_theirs(self, config: ArchConfig) -> dict[str, Any]:
+        ffn, ffn_options = config.ffn_specs[0]
+        own = [options for mixer, options in config.mixer_specs if mixer.label != ""]
+        attention = [(i, o) for i, (mixer, o) in enumerate(config.mixer_specs) if mixer.label == ""]
+        if not own and self.mixer != "attention":
+            raise ConfigError(f"mixer: no layer is {self.mixer!r}; a {self.architecture} checkpoint needs at least one")
+        return {
+            "vocab_size": config.vocab_size,
+            "hidden_size": config.hidden_size,
+            "num_hidden_layers": config.num_hidden_layers,
+            "num_heads": config.num_attention_heads,
+            "num_kv_heads": config.num_key_value_heads,
+            "max_position_embeddings": config.max_position_embeddings,
+            "norm_eps": config.norm_eps,
+            "tie_word_embeddings": config.tie_word_embeddings,
+            "intermediate_size": ffn.width(config, ffn_options) if hasattr(ffn, "width") else None,
+            "hidden_act": "swish",
+            "initializer_range": config.initializer_range,
+            **their_tokens(config),
+            **self.mixer_to_theirs(config, own[0] if own else config.mixer_specs[0][1]),
+            **({"attn": _hybrid_dicts(config, attention)} if own and attention else {}),
+        }
+
+    def rules(self, config: ArchConfig, foreign: dict[str, Any]) -> list[Rule]:
+        rules = [
+            same("model.embed_tokens.weight", "model.embeddings.weight"),
+            same("model.norm.weight", "model.norm.weight"),
+            same("lm_head.weight", "lm_head.weight"),
+            *self.model_rules(config),
+        ]
+        for index, (mixer, options) in enumerate(config.mixer_specs):
+            layer = f"model.layers.{index}"
+            rules += parts(f"{layer}.mixer_norm", f"{layer}.attn_norm") + parts(f"{layer}.ffn_norm", f"{layer}.mlp_norm")
+            for name in ("gate_proj", "up_proj", "down_proj"):
+                rules += parts(f"{layer}.ffn.{name}", f"{layer}.mlp.{name}")
+            make: Callable[..., list[Rule]] = attention_rules if mixer.label == "" else self.mixer_rules
+            rules += make(config, options, foreign, f"{layer}.mixer", f"{layer}.attn")
+        return rules
+
+
+def _mlp_width(hidden_size: int, ratio: float) -> int:
+    return 256 * -(-int(hidden_size * ratio * 2 / 3) // 256)
+
+
+def _hybrid_layers(mixer: dict[str, Any], hybrid: Any, num_layers: int) -> list[dict[str, Any]]:
+    """One mixer a layer: softmax attention where a hybrid's `attn` names the layer."""
+    layers = [dict(mixer) for _ in range(num_layers)]
+    known = {"layers", "num_heads", "num_kv_heads", "qkv_bias", "window_size", "rope_theta"}
+    for group in hybrid if isinstance(hybrid, list) else [hybrid]:
+        unknown = sorted(set(group) - known)
+        if unknown:
+            raise ConfigError(f"config.attn: {unknown[0]!r} is not an option that can be converted; allowed: {', '.join(sorted(known))}")
+        if "layers" not in group or "num_heads" not in group:
+            raise ConfigError("config.attn: a group needs `layers` and `num_heads`")
+        for index in group["layers"]:
+            if not 0 <= index < num_layers:
+                raise ConfigError(f"config.attn.layers: {index} is not a layer; allowed: 0 to {num_layers - 1}")
+            layers[index] = {
+                "type": "attention",
+                "num_heads": group["num_heads"],
+                "num_kv_heads": group.get("num_kv_heads") or group["num_heads"],
+                "qkv_bias": bool(group.get("qkv_bias", False)),
+                "out_bias": False,
+                "window": group.get("window_size") or 0,
+                "rope_theta": float(group.get("rope_theta") or 10000.0),
+            }
+    return layers
+
+
+def _hybrid_dicts(config: ArchConfig, attention: list[tuple[int, Any]]) -> list[dict[str, Any]]:
+    """A hybrid's `attn`, a group per layer."""
+    groups = []
+    for index, options in attention:
+        mixer = config.mixer_specs[index][0]
+        effective = mixer.effective(config, options)
+        heads, kv_heads, _ = effective["heads"]
+        theta = options.rope_theta or (config.rope_parameters or {}).get("rope_theta", 10000.0)
+        groups.append(
+            {
+                "layers": [index],
+                "num_heads": heads,
+                "num_kv_heads": kv_heads,
+                "qkv_bias": effective["qkv_bias"],
+                "window_size": effective["window"],
+                "rope_theta": theta,
+            }
+        )
+    return groups
+
+
+def attention_rules(config: ArchConfig, options: Any, foreign: dict[str, Any], ours: str, theirs: str) -> list[Rule]:
+    """FLA's softmax attention."""
+    bias = config.attention_bias if options.qkv_bias is None else options.qkv_bias
+    rules = [same(f"{ours}.o_proj.weight", f"{theirs}.o_proj.weight")]
+    for name in ("q_proj", "k_proj", "v_proj"):
+        rules += parts(f"{ours}.{name}", f"{theirs}.{name}", ("weight", "bias") if bias else ("weight",))
+    if config.qk_norm if options.qk_norm is None else options.qk_norm:
+        rules += parts(f"{ours}.q_norm", f"{theirs}.q_norm") + parts(f"{ours}.k_norm", f"{theirs}.k_norm")
+    return rules
+
+
+def short_conv_rules(ours: str, theirs: str, names: str = "qkv") -> list[Rule]:
+    """The short convolutions on queries, keys and values."""
+    return [same(f"{ours}.{name}_conv.weight", f"{theirs}.{name}_conv1d.weight") for name in names]
+
+
+def gated_norm_rules(options: Any, foreign: dict[str, Any], ours: str, theirs: str) -> list[Rule]:
+    """The output gate and its norm, whose key depends on whether FLA fuses the two."""
+    gated = getattr(options, "use_output_gate", True)
+    rules = [same(f"{ours}.g_proj.weight", f"{theirs}.g_proj.weight")] if gated else []
+    if getattr(options, "output_norm_affine", True):
+        fused_gate = gated and foreign.get("fuse_norm", True)
+        rules.append(same(f"{ours}.o_norm.weight", f"{theirs}.{'g_norm_swish_gate' if fused_gate else 'g_norm'}.weight"))
+    return rules
+
+
+@FOREIGN.register("transformer")
+class FLATransformer(FLAConverter):
+    """FLA's Transformer, a Llama-like model."""
+
+    architecture, mixer = "llama", "attention"
+
+    def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
+        reader.dead("elementwise_affine")
+        return {
+            "qkv_bias": reader.take("qkv_bias", False),
+            "out_bias": False,
+            "qk_norm": reader.take("qk_norm", False),
+            "qk_norm_eps": _QK_NORM_EPS,
+            "window": reader.take("window_size") or 0,
+            "rope_theta": float(reader.take("rope_theta", 10000.0) or 10000.0),
+        }
+
+    def mixer_to_theirs(self, config: ArchConfig, options: Any) -> dict[str, Any]:
+        effective = config.mixer_specs[0][0].effective(config, options)
+        return {
+            "qkv_bias": effective["qkv_bias"],
+            "qk_norm": effective["qk_norm"] is not None,
+            "window_size": effective["window"],
+            "rope_theta": options.rope_theta or (config.rope_parameters or {}).get("rope_theta", 10000.0),
+        }
+
+
+@FOREIGN.register("gla")
+class FLAGLA(FLAConverter):
+    """FLA's GLA, also with softmax attention in some layers."""
+
+    architecture, mixer = "gla", "gla"
+
+    def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
+        reader.dead("use_gk", "use_gv", "gate_fn")
+        return {
+            "expand_k": reader.take("expand_k", 0.5),
+            "expand_v": reader.take("expand_v", 1.0),
+            "feature_map": _feature_map(reader),
+            "use_short_conv": reader.take("use_short_conv", False),
+            "conv_size": reader.take("conv_size", 4),
+            "use_output_gate": reader.take("use_output_gate", True),
+            "clamp_min": reader.take("clamp_min"),
+            "gate_logit_normalizer": reader.take("gate_logit_normalizer", 16),
+            "gate_low_rank_dim": reader.take("gate_low_rank_dim", 16),
+            "output_norm_affine": reader.take("elementwise_affine", True) is not False,
+        }
+
+    def mixer_to_theirs(self, config: ArchConfig, options: Any) -> dict[str, Any]:
+        names = ("expand_k", "expand_v", "feature_map", "use_short_conv", "conv_size", "use_output_gate", "clamp_min")
+        return {
+            **{name: getattr(options, name) for name in names},
+            "gate_logit_normalizer": options.gate_logit_normalizer,
+            "gate_low_rank_dim": options.gate_low_rank_dim,
+            "elementwise_affine": options.output_norm_affine,
+        }
+
+    def mixer_rules(self, config: ArchConfig, options: Any, foreign: dict[str, Any], ours: str, theirs: str)
+    ->
+  
+   
+    list[Rule]:
+        rules = [same(f"{ours}.{name}.weight", f"{theirs}.{name}.weight") for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
+        rules += parts(f"{ours}.gk_proj.0", f"{theirs}.gk_proj.0")
+        rules += parts(f"{ours}.gk_proj.1", f"{theirs}.gk_proj.1", ("weight", "bias"))
+        if options.use_short_conv:
+            rules += short_conv_rules(ours, theirs)
+        return rules + gated_norm_rules(options, foreign, ours, theirs)
+
+
+@FOREIGN.register("retnet")
+class FLARetNet(FLAConverter):
+    """FLA's RetNet, also with softmax attention in some layers."""
+
+    architecture, mixer, hidden_ratio = "retnet", "retnet", 2
+
+    def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
+        reader.dead("use_short_conv", "conv_size")  # FLA's config has them, its layer never sees them
+        return {
+            "expand_k": reader.take("expand_k", 1.0),
+            "expand_v": reader.take("expand_v", 2.0),
+            "feature_map": _feature_map(reader),
+            "use_output_gate": reader.take("use_output_gate", True),
+            "output_norm_affine": reader.take("elementwise_affine", True) is not False,
+        }
+
+    def mixer_to_theirs(self, config: ArchConfig, options: Any) -> dict[str, Any]:
+        names = ("expand_k", "expand_v", "feature_map", "use_output_gate")
+        return {**{name: getattr(options, name) for name in names}, "elementwise_affine": options.output_norm_affine}
+
+    def mixer_rules(self, config: ArchConfig, options: Any, foreign: dict[str, Any], ours: str, theirs: str)
+    ->
+  
+   
+    list[Rule]:
+        rules = [same(f"{ours}.{name}.weight", f"{theirs}.{name}.weight") for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
+        return rules + gated_norm_rules(options, foreign, ours, theirs)
+
+
+def _feature_map(reader: ConfigReader) -> str | None:
+    """An elementwise feature map in our name; an error for one that is not here."""
+    names = {None: None, "swish": "silu", "silu": "silu", "relu": "relu", "gelu": "gelu", "sigmoid": "sigmoid", "identity": None}
+    return names[reader.only("feature_map", names, None)]

@@ -1,0 +1,95 @@
+"""Mamba checkpoints: transformers' `MambaForCausalLM` and FLA's, which share keys and differ in some option names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..modeling.configuration import ArchConfig
+from .base import FOREIGN, ConfigReader, Converter, Rule, parts, same
+from .transformers_dense import take_tokens, their_tokens
+
+
+@FOREIGN.register("mamba")
+class Mamba(Converter):
+    """Mamba-1; option names of both libraries are read, transformers' are written."""
+
+    def config_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
+        reader.only("hidden_act", ["silu", "swish"], "silu")
+        reader.only("use_l2warp", [False], False)
+        reader.only("use_falcon_mambapy", [False], False)
+        reader.dead(
+            "rescale_prenorm_residual", "residual_in_fp32", "use_mambapy", "intermediate_size", "time_step_init_scheme"
+        )
+        reader.dead("fuse_norm", "fuse_cross_entropy", "fuse_linear_cross_entropy", "dt_init_scheme", "criterion")
+        hidden = reader.need("hidden_size")
+        rank = reader.take("time_step_rank", reader.take("dt_rank", "auto"))
+        return take_tokens(
+            reader,
+            {
+                "architecture": "mamba",
+                "vocab_size": reader.need("vocab_size"),
+                "hidden_size": hidden,
+                "num_hidden_layers": reader.need("num_hidden_layers"),
+                "norm_eps": reader.take("layer_norm_epsilon", reader.take("norm_eps", 1e-5)),
+                "tie_word_embeddings": reader.take("tie_word_embeddings", "layer_norm_epsilon" in reader.config),
+                "mixer": {
+                    "type": "mamba",
+                    "state_size": reader.take("state_size", 16),
+                    "expand": reader.take("expand", 2),
+                    "conv_size": reader.take("conv_kernel", 4),
+                    "dt_rank": -(-hidden // 16) if rank in ("auto", None) else rank,
+                    "conv_bias": reader.take("use_conv_bias", True),
+                    "proj_bias": reader.take("use_bias", False),
+                    "dt_scale": reader.take("time_step_scale", reader.take("dt_scale", 1.0)),
+                    "dt_min": reader.take("time_step_min", reader.take("dt_min", 1e-3)),
+                    "dt_max": reader.take("time_step_max", reader.take("dt_max", 1e-1)),
+                    "dt_init_floor": reader.take("time_step_floor", reader.take("dt_init_floor", 1e-4)),
+                },
+            },
+        )
+
+    def config_to_theirs(self, config: ArchConfig) -> dict[str, Any]:
+        options = config.mixer_specs[0][1]
+
+        def get(name: str) -> Any:
+            return getattr(options, name, None)  # of another mixer, which `to_foreign` then refuses
+
+        return {
+            "vocab_size": config.vocab_size,
+            "hidden_size": config.hidden_size,
+            "num_hidden_layers": config.num_hidden_layers,
+            "layer_norm_epsilon": config.norm_eps,
+            "tie_word_embeddings": config.tie_word_embeddings,
+            "initializer_range": config.initializer_range,
+            "hidden_act": "silu",
+            "state_size": get("state_size"),
+            "expand": get("expand"),
+            "intermediate_size": int((get("expand") or 2) * config.hidden_size),
+            "conv_kernel": get("conv_size"),
+            "time_step_rank": get("dt_rank") or -(-config.hidden_size // 16),
+            "use_conv_bias": get("conv_bias"),
+            "use_bias": get("proj_bias"),
+            "time_step_scale": get("dt_scale"),
+            "time_step_min": get("dt_min"),
+            "time_step_max": get("dt_max"),
+            "time_step_floor": get("dt_init_floor"),
+            **their_tokens(config),
+        }
+
+    def rules(self, config: ArchConfig, foreign: dict[str, Any]) -> list[Rule]:
+        options = config.mixer_specs[0][1]
+        rules = [
+            same("model.embed_tokens.weight", "backbone.embeddings.weight"),
+            same("model.norm.weight", "backbone.norm_f.weight"),
+            same("lm_head.weight", "lm_head.weight"),
+        ]
+        both = ("weight", "bias")
+        for index in range(config.num_hidden_layers):
+            ours, theirs = f"model.layers.{index}.mixer", f"backbone.layers.{index}.mixer"
+            rules.append(same(f"model.layers.{index}.mixer_norm.weight", f"backbone.layers.{index}.norm.weight"))
+            rules += [same(f"{ours}.{name}", f"{theirs}.{name}") for name in ("A_log", "D")]
+            rules += parts(f"{ours}.conv", f"{theirs}.conv1d", both if options.conv_bias else ("weight",))
+            rules += parts(f"{ours}.x_proj", f"{theirs}.x_proj") + parts(f"{ours}.dt_proj", f"{theirs}.dt_proj", both)
+            for name in ("in_proj", "out_proj"):
+                rules += parts(f"{ours}.{name}", f"{theirs}.{name}", both if options.proj_bias else ("weight",))
+        return rules
