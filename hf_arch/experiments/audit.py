@@ -111,15 +111,16 @@ def check_tokenizer(runs: Sequence[RunResult]) -> Finding:
 
 def check_order(runs: Sequence[RunResult]) -> Finding:
     """The same data order for all runs of one seed, which is what pairs the differences."""
-    known = [run for run in runs if run.results.get("order_fingerprint")]
+    known = [run for run in runs if _order(run)]
     if missing := [run for run in runs if run.completed and run not in known]:
         return _not_recorded("order", "order_fingerprint", missing)
-    for seed in _distinct(run.seed for run in known):
-        of_seed = [run for run in known if run.seed == seed]
-        orders = _by_value(of_seed, lambda run: run.results["order_fingerprint"])
-        if len(orders) > 1:
-            text = "; ".join(f"{value}: {_names(group)}" for value, group in orders.items())
-            return Finding("order", "violation", f"Data order differs within seed {seed}: {text}.", _labels(of_seed))
+    by_seed = {seed: _by_value(group, _order) for seed, group in _by_value(known, lambda run: run.seed).items()}
+    unequal = sorted((seed for seed, orders in by_seed.items() if len(orders) > 1), key=str)
+    if unequal:
+        text = "; ".join(f"{order}: {_names(group)}" for order, group in by_seed[unequal[0]].items())
+        seeds = ", ".join(map(str, unequal))
+        sentence = f"Data order differs between runs of one seed (seeds {seeds}); for seed {unequal[0]}, {text}."
+        return Finding("order", "violation", sentence, _labels(run for run in known if run.seed in unequal))
     return Finding(
         "order", "ok", "Same data order: runs of one seed saw the same sequences in the same order.", _labels(runs)
     )
@@ -383,6 +384,10 @@ def _same(
 def _not_recorded(check: str, key: str, runs: Sequence[RunResult]) -> Finding:
     sentence = f"{check.capitalize()}: cannot be checked, {key} is not recorded for {_names(runs)}."
     return Finding(check, "note", sentence, _labels(runs))
+
+
+def _order(run: RunResult) -> Any:
+    return run.results.get("order_fingerprint")
 
 
 def _unless_asked(runs: Sequence[RunResult]) -> Severity:

@@ -70,7 +70,8 @@ def duration(seconds: float | None) -> str:
 def _three_digits(value: float) -> str:
     if value == 0:
         return "0"
-    decimals = max(0, 2 - math.floor(math.log10(abs(value)) + 1e-9))
+    value = float(f"{value:.3g}")  # before counting digits: 0.9996 is 1.00
+    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{value:.{min(decimals, 6)}f}" if decimals < 6 else f"{value:.2e}"
 
 

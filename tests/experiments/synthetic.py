@@ -86,8 +86,8 @@ def write_run(
     for section, values in (config or {}).items():
         recipe[section] = {**recipe.get(section, {}), **values}
     folder = root / f"{name}_{zlib.crc32(repr((name, seed, learning_rate)).encode()):08x}"
-    (folder / "checkpoints" / "step-100").mkdir(parents=True)
-    (folder / "model").mkdir()
+    (folder / "checkpoints" / "step-100").mkdir(parents=True, exist_ok=True)
+    (folder / "model").mkdir(exist_ok=True)
     (folder / "model" / "config.json").write_text("{}")
     (folder / "experiment_config.json").write_text(json.dumps(recipe))
     (folder / "results.json").write_text(json.dumps(written))

@@ -1,0 +1,163 @@
+"""The audit: a clean suite passes every check, and each kind of unfairness is named with the runs that it concerns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_arch.experiments.audit import CHECKS, Finding, audit
+from hf_arch.experiments.store import find_runs
+from tests.experiments.synthetic import VERSIONS, write_failed_run, write_run
+
+NAMES = ("gla", "gpt2", "llama")  # mamba has a convolution, which is a finding of its own
+RATES = (1e-3, 3e-4)
+
+
+def clean_suite(root: Path, **changes: Any) -> None:
+    """Three architectures x 3 seeds x 2 learning rates without a flaw; `changes` go to every run of gla."""
+    for name in NAMES:
+        for seed in (1, 2, 3):
+            for rate in RATES:
+                write_run(root, name, seed, learning_rate=rate, **(changes if name == "gla" else {}))
+
+
+def findings(root: Path) -> dict[str, Finding]:
+    return {finding.check: finding for finding in audit(find_runs(root))}
+
+
+def test_a_fair_suite_has_no_violation_and_no_note(tmp_path: Path) -> None:
+    clean_suite(tmp_path)
+    assert {finding.sentence for finding in findings(tmp_path).values() if finding.severity != "ok"} == set()
+
+
+@pytest.mark.parametrize(
+    ("check", "results", "words"),
+    [
+        ("tokens", {"tokens_seen": 700_000}, "700,000: gla"),
+        ("data", {"data_fingerprint": "another"}, "another: gla"),
+        ("tokenizer", {"tokenizer_fingerprint": "another"}, "another: gla"),
+        ("order", {"order_fingerprint": "shuffled"}, "(seeds 1, 2, 3); for seed 1, shuffled: gla"),
+        ("parameters", {"params_total": 1_300_000}, "differ by 8.3%"),
+        ("short convolution", {"components": {"mixer": "gla", "use_short_conv": True}}, "with gla; without"),
+        ("initialisation", {"init_overridden": True}, "overridden in gla"),
+        ("utilisation", {"mfu": 1.33}, "gla (seed 1) 133%"),
+        ("device", {"provenance": {"versions": VERSIONS, "device": "cuda", "threads": 2}}, "cuda, 2 threads: gla"),
+        ("versions", {"provenance": {"versions": {**VERSIONS, "torch": "2.6.0"}, "device": "cpu"}}, "torch 2.6.0"),
+        ("settings", {"precision": "bf16"}, "precision ('bf16': gla; None: gpt2, llama)"),
+    ],
+)  # fmt: skip
+def test_a_difference_is_a_violation_in_words(tmp_path: Path, check: str, results: dict[str, Any], words: str) -> None:
+    clean_suite(tmp_path, results=results)
+    finding = findings(tmp_path)[check]
+    assert finding.severity == "violation"
+    assert words in finding.sentence
+    assert any(label.startswith("gla") for label in finding.runs)
+
+
+def test_another_schedule_is_named_with_its_values(tmp_path: Path) -> None:
+    clean_suite(tmp_path, config={"training": {"weight_decay": 0.0}})
+    finding = findings(tmp_path)["settings"]
+    assert finding.severity == "violation"
+    assert "training.weight_decay (0.0: gla; 0.1: gpt2, llama)" in finding.sentence
+
+
+def test_settings_of_one_model_are_a_question_not_a_violation(tmp_path: Path) -> None:
+    model = {"model": {"architecture": "gla"}}
+    for name, decay in (("low_decay", 0.0), ("high_decay", 0.3)):
+        write_run(tmp_path, name, 1, config={**model, "training": {"weight_decay": decay}})
+    assert findings(tmp_path)["settings"].severity == "note"
+
+
+def test_unequal_learning_rate_budgets(tmp_path: Path) -> None:
+    clean_suite(tmp_path)
+    for seed in (1, 2, 3):
+        write_run(tmp_path, "gla", seed, learning_rate=1e-4)
+    finding = findings(tmp_path)["learning rates"]
+    assert finding.severity == "violation"
+    assert "gla: 0.0001, 0.0003, 0.001; gpt2, llama: 0.0003, 0.001" in finding.sentence
+
+
+def test_broken_runs_are_named_with_their_reason(tmp_path: Path) -> None:
+    clean_suite(tmp_path)
+    write_failed_run(tmp_path, "gla", 4)
+    (write_run(tmp_path, "gpt2", 4) / "results.json").unlink()
+    write_run(tmp_path, "llama", 4, loss=float("nan"))
+    finding = findings(tmp_path)["finished"]
+    assert finding.severity == "violation"
+    assert set(finding.runs) == {"gla (seed 4)", "gpt2 (seed 4)", "llama (seed 4)"}
+    for words in ("MemoryError: no room", "still running, or killed", "without a finite validation loss"):
+        assert words in finding.sentence
+
+
+def test_a_loss_that_was_nan_on_the_way_is_found(tmp_path: Path) -> None:
+    clean_suite(tmp_path)
+    folder = write_run(tmp_path, "gla", 3, learning_rate=RATES[0])
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 210, "loss": float("nan")}) + "\n")
+    finding = findings(tmp_path)["finite"]
+    assert finding.severity == "violation" and finding.runs == ("gla (seed 3)",)
+    assert "step 210" in finding.sentence
+
+
+def test_few_seeds_and_unshared_seeds_are_notes(tmp_path: Path) -> None:
+    for name in NAMES:
+        write_run(tmp_path / "few", name, 1)
+    assert findings(tmp_path / "few")["seeds"].severity == "note"
+    assert "gla, gpt2, llama: 1" in findings(tmp_path / "few")["seeds"].sentence
+    for seed in (1, 2, 3):
+        write_run(tmp_path / "unshared", "gla", seed)
+        write_run(tmp_path / "unshared", "gpt2", seed + 1)
+    assert "shared seeds" in findings(tmp_path / "unshared")["seeds"].sentence
+
+
+def test_one_untuned_rate_is_a_note(tmp_path: Path) -> None:
+    write_run(tmp_path, "gla", 1)
+    assert findings(tmp_path)["learning rates"].severity == "note"
+
+
+def test_what_is_not_recorded_is_said(tmp_path: Path) -> None:
+    keys = (
+        "tokens_seen", "data_fingerprint", "tokenizer_fingerprint", "order_fingerprint", "params_total",
+        "learning_rate", "init_overridden", "provenance",
+    )  # fmt: skip
+    folder = write_run(tmp_path, "gla", 1, results=dict.fromkeys(keys))
+    (folder / "experiment_config.json").unlink()
+    unknown = {check for check, finding in findings(tmp_path).items() if "not recorded" in finding.sentence}
+    assert unknown == {
+        "tokens", "data", "tokenizer", "order", "parameters", "learning rates", "initialisation", "versions", "device",
+        "settings",
+    }  # fmt: skip
+
+
+def test_runs_matched_by_flops_may_differ_in_parameters(tmp_path: Path) -> None:
+    clean_suite(tmp_path, results={"params_total": 1_300_000, "flops_per_token": 8_505_000})
+    for folder in tmp_path.iterdir():
+        recipe = json.loads((folder / "experiment_config.json").read_text())
+        recipe["run"] = {"match": {"by": "flops", "tolerance": 0.02}}
+        (folder / "experiment_config.json").write_text(json.dumps(recipe))
+    found = findings(tmp_path)
+    assert found["parameters"].severity == "note"
+    assert found["FLOPs"].severity == "ok"
+
+
+def test_a_convolution_that_is_switched_off_does_not_count(tmp_path: Path) -> None:
+    clean_suite(tmp_path, config={"model": {"mixer": {"type": "gla", "use_short_conv": False, "conv_size": 4}}})
+    assert findings(tmp_path)["short convolution"].severity == "ok"
+
+
+def test_a_repeated_run_is_named(tmp_path: Path) -> None:
+    clean_suite(tmp_path / "a")
+    write_run(tmp_path / "b", "gla", 1, learning_rate=RATES[0])
+    assert findings(tmp_path)["duplicates"].runs == ("gla (seed 1)",)
+
+
+def test_violations_come_first_and_every_check_speaks_of_its_runs(tmp_path: Path) -> None:
+    clean_suite(tmp_path, results={"tokens_seen": 1, "init_overridden": True})
+    found = audit(find_runs(tmp_path))
+    severities = [finding.severity for finding in found]
+    assert severities == sorted(severities, key=["violation", "note", "ok"].index)
+    assert all(finding.runs and finding.sentence.endswith(".") for finding in found)
+    assert len(found) >= len(CHECKS) - 4  # four speak only where there is something to say

@@ -1,0 +1,219 @@
+"""The comparison: groups over seeds, the baseline, the table at any width, CSV and JSON, and the user's mistakes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hf_arch.errors import ConfigError
+from hf_arch.experiments.columns import byte_size, duration, interval_text, quantity
+from hf_arch.experiments.compare import compare, compare_command, compare_runs
+from hf_arch.experiments.stats import Interval
+from tests.experiments.synthetic import ARCHITECTURES, write_run, write_suite
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    return write_suite(tmp_path / "suite")
+
+
+def test_one_row_a_group_best_first(suite: Path) -> None:
+    frame = compare(suite)
+    assert sorted(frame["name"]) == sorted(ARCHITECTURES)
+    assert frame["final_val_loss"].is_monotonic_increasing
+    assert frame["seeds"].tolist() == [3, 3, 3, 3]
+    assert frame.set_index("name")["failed"].to_dict() == {"gla": 0, "gpt2": 0, "llama": 0, "mamba": 1}
+
+
+def test_means_are_over_completed_seeds(suite: Path) -> None:
+    row = compare(suite).set_index("name").loc["mamba"]
+    losses = [
+        results["final_val_loss"]
+        for path in suite.glob("mamba_*/results.json")
+        if (results := json.loads(path.read_text()))["status"] == "completed"
+    ]
+    assert row["final_val_loss"] == pytest.approx(np.mean(losses))
+    assert row["final_val_loss_low"] < row["final_val_loss"] < row["final_val_loss_high"]
+
+
+def test_pairs_read_alike_from_both_sides(suite: Path) -> None:
+    comparison = compare_runs(suite)
+    assert len(comparison.pairs) == 6
+    there, back = comparison.pair("gla", "gpt2"), comparison.pair("gpt2", "gla")
+    assert there is not None and back is not None
+    assert there.verdict == "better" and back.verdict == "worse"
+    assert comparison.versus_baseline("gla") == there.words
+
+
+def test_the_baseline_is_the_recipes_then_the_plainest(suite: Path, tmp_path: Path) -> None:
+    assert compare_runs(suite).baseline == "gpt2"
+    assert compare_runs(suite, baseline="llama").baseline == "llama"
+    for name in ("gpt2", "gla"):
+        write_run(tmp_path / "declared", name, 1, config={"run": {"baseline": "gla"}})
+    assert compare_runs(tmp_path / "declared").baseline == "gla"
+    with pytest.raises(ConfigError, match="nearest: 'llama'"):
+        compare_runs(suite, baseline="lama")
+
+
+def test_the_best_learning_rate_is_the_row_and_the_others_its_curve(tmp_path: Path) -> None:
+    for rate, loss in ((1e-4, 1.9), (1e-3, 1.5), (1e-2, 2.4)):
+        for seed in (1, 2):
+            write_run(tmp_path, "gla", seed, learning_rate=rate, loss=loss + 0.01 * seed)
+    group = compare_runs(tmp_path).group("gla")
+    assert group.reference.learning_rate == 1e-3
+    assert group.by_seed("final_val_loss") == {1: 1.51, 2: 1.52}
+    assert list(group.rates) == [1e-4, 1e-3, 1e-2]
+
+
+def test_a_rate_with_fewer_seeds_does_not_win_by_luck(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        write_run(tmp_path, "gla", seed, learning_rate=1e-3, loss=1.5)
+    write_run(tmp_path, "gla", 1, learning_rate=3e-3, loss=1.4)
+    assert compare_runs(tmp_path).group("gla").reference.learning_rate == 1e-3
+
+
+def test_of_repeated_runs_the_newest_counts(tmp_path: Path) -> None:
+    old = write_run(tmp_path / "a", "gla", 1, loss=1.9)
+    write_run(tmp_path / "b", "gla", 1, loss=1.5)
+    os.utime(old / "results.json", (1, 1))
+    assert compare_runs(tmp_path).group("gla").by_seed("final_val_loss") == {1: 1.5}
+
+
+def test_one_seed_is_compared_without_an_interval(tmp_path: Path) -> None:
+    for name in ("gla", "gpt2"):
+        write_run(tmp_path, name, 1)
+    comparison = compare_runs(tmp_path)
+    assert "one seed: no interval" in comparison.versus_baseline("gla")
+    assert math.isnan(comparison.frame()["final_val_loss_low"].astype(float).iloc[0])
+    assert "±" not in comparison.to_text()
+
+
+def test_different_tokenizers_are_compared_in_bits_per_byte(suite: Path) -> None:
+    assert compare_runs(suite).metric == "final_val_loss"
+    for seed in (1, 2, 3):
+        write_run(suite, "characters", seed, results={"tokenizer_fingerprint": "characters"})
+    assert compare_runs(suite).metric == "bits_per_byte"
+
+
+def test_a_suite_in_which_all_failed_is_still_shown(tmp_path: Path) -> None:
+    for name in ("gla", "gpt2"):
+        write_run(tmp_path, name, 1, results={"status": "failed", "final_val_loss": None})
+    text = compare_runs(tmp_path).to_text()
+    assert "No run completed" in text
+    assert "gla" in text and "gpt2" in text
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
+def test_the_table_cuts_no_number_at_any_width(suite: Path, width: int) -> None:
+    comparison = compare_runs(suite)
+    text = comparison.to_text(width)
+    assert max(len(line) for line in text.splitlines()) <= width
+    assert "…" not in text
+    for group in comparison.groups:
+        for key in ("final_val_loss", "final_val_perplexity", "bits_per_byte"):
+            assert interval_text(group.interval(key), 2 if key == "final_val_perplexity" else 3) in text
+        assert byte_size(group.mean("state_bytes")) in text
+
+
+def test_the_audit_stands_at_the_head(suite: Path) -> None:
+    lines = compare_runs(suite).to_text(200).splitlines()
+    assert lines[0] == "Audit: 2 violations"
+    assert lines.index(next(line for line in lines if "val loss" in line)) > len(compare_runs(suite).findings)
+
+
+@pytest.mark.parametrize(
+    ("hypothesis", "outcome"),
+    [
+        ("gla better than gpt2", "supported"),
+        ("We expect that gpt2 is better than gla.", "contradicted"),
+        ("gpt2 worse than llama in loss", "supported"),
+        ("gpt2 not distinguishable from gla", "contradicted"),
+        ("a gate helps", "not judged"),
+        ("gla better than rwkv6", "not judged"),
+    ],
+)
+def test_hypotheses_get_the_verdict_of_the_table(tmp_path: Path, hypothesis: str, outcome: str) -> None:
+    for name, loss in (("gpt2", 1.62), ("llama", 1.55), ("gla", 1.50)):
+        for seed in (1, 2, 3, 4):
+            noise = random.Random(f"{name}-{seed}").gauss(0, 0.002)
+            write_run(tmp_path, name, seed, loss=loss + noise, hypothesis=hypothesis)
+    assert [verdict.outcome for verdict in compare_runs(tmp_path).verdicts] == [outcome]
+
+
+def test_command_writes_csv_and_prints_the_table(
+    suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "table.csv"
+    assert compare_command([str(suite)], None, None, str(path), False) == 0
+    assert "Audit" in capsys.readouterr().out
+    frame = pd.read_csv(path)
+    assert frame["final_val_loss"].tolist() == pytest.approx(compare(suite)["final_val_loss"].tolist())
+
+
+def test_command_prints_one_json_document(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compare_command([], 100, str(suite), None, True)
+    document = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert len(document["runs"]) == 13
+    assert len(document["pairs"]) == 6
+    assert {"metric", "baseline", "headline", "audit", "groups", "hypotheses"} <= document.keys()
+
+
+def test_command_takes_runs_by_name_in_the_results_folder(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [path.name for path in suite.glob("gla_*")] + [path.name for path in suite.glob("gpt2_*")]
+    compare_command(names, None, str(suite), None, True)
+    assert len(json.loads(capsys.readouterr().out)["runs"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("runs", "latest", "results_dir", "words"),
+    [
+        (["missing"], None, None, "'missing' is no folder"),
+        ([], None, None, "no runs given"),
+        (["a"], 3, None, "both given"),
+        ([], 0, ".", "latest: 0"),
+        ([], 3, "missing", "missing does not exist"),
+    ],
+)
+def test_mistakes_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: list[str], latest: int | None, results_dir: str, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=re.escape(words)) as error:
+        compare_command(runs, latest, results_dir, None, False)
+    assert "\n" not in str(error.value)
+
+
+def test_numbers_are_written_with_three_digits() -> None:
+    assert [quantity(value) for value in (0, 7, 999, 1234, 999_600, 124_439_808)] == [
+        "0", "7.00", "999", "1.23k", "1.00M", "124M",
+    ]  # fmt: skip
+    assert [byte_size(value) for value in (100, 65_536, 2**20 - 1, 3.5 * 2**30)] == [
+        "100 B", "64.0 KiB", "1.00 MiB", "3.50 GiB",
+    ]  # fmt: skip
+    assert [duration(value) for value in (3.2, 119.6, 7500)] == ["3.2 s", "120 s", "2 h 05 min"]
+    assert interval_text(Interval(1.5, 1.4998, 1.5002, 3, 0.1)) == "1.5000 ± 0.0002"
+    assert interval_text(None) == quantity(None) == "–"
+
+
+def test_comparing_loads_no_model_library() -> None:
+    code = (
+        "import sys, types, pathlib; root = pathlib.Path(sys.argv[1]);"
+        "package = types.ModuleType('hf_arch'); package.__path__ = [str(root)]; sys.modules['hf_arch'] = package;"
+        "import hf_arch.experiments.compare, hf_arch.experiments.report;"
+        "print([name for name in ('torch', 'transformers', 'matplotlib', 'scipy', 'pandas') if name in sys.modules])"
+    )
+    import hf_arch
+
+    root = str(Path(hf_arch.__file__).parent)
+    done = subprocess.run([sys.executable, "-c", code, root], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
