@@ -131,11 +131,10 @@ class Mixer(nn.Module):
         """Mix [B, T, D] over time -> [B, T, D].
 
         `context` holds, computed once per model call: `layout` (SequenceLayout), `attention_mask` (of the layer's
-        kind, as transformers
-        makes it), `position_ids` [B, T], `position_embeddings` (cos, sin) or None, `position_bias` (ALiBi) or None,
-        `past_key_values` (Cache) or None, `carry` (the
-        first layer's carried tensor) or None, and `shared` (this layer's entry) where `shared()` asks for it. A
-        mixer may return `(output, carry)` in the first layer to hand a tensor to all later ones.
+        kind, as transformers makes it), `position_ids` [B, T], `position_embeddings` (cos, sin) or None,
+        `position_bias` (ALiBi) or None, `past_key_values` (Cache) or None, `carry` (the first layer's carried tensor)
+        or None, and `shared` (this layer's entry) where `shared()` asks for it. A mixer may return `(output, carry)`
+        in the first layer to hand a tensor to all later ones.
         """
         raise NotImplementedError
 

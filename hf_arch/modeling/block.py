@@ -18,8 +18,8 @@ from .configuration import ArchConfig
 
 
 class DecoderLayer(GradientCheckpointingLayer):
-    """A block; `forward` takes hidden states [B, T, D] (and the carried tensor of the first layer) by position,
-    the context by keyword."""
+    """A block; `forward` takes hidden states [B, T, D] (and the carried tensor of the first layer, and this
+    layer's entry of shared parameters) by position, the context by keyword."""
 
     def __init__(self, config: ArchConfig, layer_idx: int):
         super().__init__()
@@ -35,8 +35,11 @@ class DecoderLayer(GradientCheckpointingLayer):
         self.ffn_post_norm = _norm(config) if has_ffn and config.norm_position == "sandwich" else None
         self.dropout = nn.Dropout(config.residual_dropout)
 
-    def forward(self, hidden_states: Tensor, carry: Tensor | None = None, **context: Any) -> Any:
-        mixed = self._branch(self.mixer, self.mixer_norm, hidden_states, carry=carry, **context)
+    def forward(
+        self, hidden_states: Tensor, carry: Tensor | None = None, shared: Tensor | None = None, **context: Any
+    ) -> Any:
+        mine = context if shared is None else {**context, "shared": shared}
+        mixed = self._branch(self.mixer, self.mixer_norm, hidden_states, carry=carry, **mine)
         mixed, carried = mixed if isinstance(mixed, tuple) else (mixed, None)
         hidden_states = self._join(hidden_states, mixed, self.mixer_norm, self.mixer_post_norm)
         if self.ffn is not None:

@@ -90,6 +90,10 @@ class ArchModel(ArchPreTrainedModel):
         distinct = {spec.key: spec for spec in specs if spec is not None}
         self.rotary_embs = nn.ModuleList([ArchRotaryEmbedding(spec) for spec in distinct.values()])
         self._rotary_index = [None if spec is None else list(distinct).index(spec.key) for spec in specs]
+        wanted = [mixer.shared(config, options) for mixer, options in config.mixer_specs]
+        kinds = [kind for kind in dict.fromkeys(wanted) if kind is not None]
+        self.shared = nn.ModuleList([kind.build() for kind in kinds])
+        self._shared_index = [None if kind is None else kinds.index(kind) for kind in wanted]
         self._layer_types, self._windows = config.layer_types, config.windows
         # Which layers bias their attention scores, and by the slopes of how many heads.
         self._bias_heads = [
@@ -145,11 +149,13 @@ class ArchModel(ArchPreTrainedModel):
         if self.embedding_norm is not None:
             hidden_states = self.embedding_norm(hidden_states)
         carry: Tensor | None = None
+        shared = [parameters() for parameters in self.shared]
         for index, layer in enumerate(self.layers):
-            rotary_index = self._rotary_index[index]
+            rotary_index, shared_index = self._rotary_index[index], self._shared_index[index]
             out = layer(
                 hidden_states,
                 carry,
+                None if shared_index is None else shared[shared_index][index],
                 attention_mask=masks.get(self._mask_key(index)),
                 layout=layout,
                 position_ids=position_ids,

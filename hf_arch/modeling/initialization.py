@@ -12,7 +12,7 @@ from torch import nn
 from transformers import initialization as init
 
 from ..components.ffn import FeedForward
-from ..mixers.base import Mixer
+from ..mixers.base import Mixer, SharedParameters
 from .block import DecoderLayer
 from .configuration import ArchConfig
 
@@ -23,7 +23,7 @@ RESIDUAL_PROJECTIONS = ("o_proj", "down_proj", "out_proj")
 def init_arch_weights(module: nn.Module, config: ArchConfig) -> None:
     """Initialise what `module` adds to the general rule: a mixer's or FFN's own parameters, GPT-2's residual
     scaling."""
-    if isinstance(module, (Mixer, FeedForward)):
+    if isinstance(module, (Mixer, FeedForward, SharedParameters)):
         module.init_weights()
     if config.rescale_residual_init and isinstance(module, DecoderLayer):
         branches = 2 * config.num_hidden_layers
