@@ -216,7 +216,7 @@ def to_foreign(model: PreTrainedModel, model_type: str) -> tuple[dict[str, Any],
     for key in mine:
         if mine[key] != again.get(key):
             raise ConfigError(
-                f"{key}: {mine[key]!r} cannot be said in a {model_type} checkpoint, where it would be {again.get(key)!r}"
+                f"{key}: {mine[key]!r} cannot be said in a {model_type} checkpoint, where it is {again.get(key)!r}"
             )
     state = model.state_dict()
     result: dict[str, Tensor] = {}

@@ -33,11 +33,9 @@ class FLAConverter(Converter):
         """The same, the other way."""
         raise NotImplementedError
 
-    def mixer_rules(self, config: ArchConfig, options: Any, foreign: dict[str, Any], ours: str, theirs: str)
-    ->
-  
-   
-    list[Rule]:
+    def mixer_rules(
+        self, config: ArchConfig, options: Any, foreign: dict[str, Any], ours: str, theirs: str
+    ) -> list[Rule]:
         """The tensors of one mixer; `ours` and `theirs` are the key
         prefixes."""
         raise NotImplementedError
@@ -50,7 +48,9 @@ class FLAConverter(Converter):
         reader.only("hidden_act", ["swish", "silu"], "swish")
         reader.only("attnres_block_size", [None], None)
         reader.only("use_l2warp", [False], False)
-        reader.dead("attn_mode", "fuse_norm", "fuse_swiglu", "fuse_cross_entropy", "fuse_linear_cross_entropy", "criterion")
+        reader.dead(
+            "attn_mode", "fuse_norm", "fuse_swiglu", "fuse_cross_entropy", "fuse_linear_cross_entropy", "criterion"
+        )
         heads = reader.take("num_heads", 4)
         values = {
             "architecture": self.architecture,
@@ -107,7 +107,9 @@ class FLAConverter(Converter):
         ]
         for index, (mixer, options) in enumerate(config.mixer_specs):
             layer = f"model.layers.{index}"
-            rules += parts(f"{layer}.mixer_norm", f"{layer}.attn_norm") + parts(f"{layer}.ffn_norm", f"{layer}.mlp_norm")
+            rules += parts(f"{layer}.mixer_norm", f"{layer}.attn_norm") + parts(
+                f"{layer}.ffn_norm", f"{layer}.mlp_norm"
+            )
             for name in ("gate_proj", "up_proj", "down_proj"):
                 rules += parts(f"{layer}.ffn.{name}", f"{layer}.mlp.{name}")
             make: Callable[..., list[Rule]] = attention_rules if mixer.label == "" else self.mixer_rules
@@ -126,7 +128,7 @@ def _hybrid_layers(mixer: dict[str, Any], hybrid: Any, num_layers: int) -> list[
     for group in hybrid if isinstance(hybrid, list) else [hybrid]:
         unknown = sorted(set(group) - known)
         if unknown:
-            raise ConfigError(f"config.attn: {unknown[0]!r} is not an option that can be converted; allowed: {', '.join(sorted(known))}")
+            raise ConfigError(f"config.attn: {unknown[0]!r} cannot be converted; allowed: {', '.join(sorted(known))}")
         if "layers" not in group or "num_heads" not in group:
             raise ConfigError("config.attn: a group needs `layers` and `num_heads`")
         for index in group["layers"]:
@@ -187,7 +189,9 @@ def gated_norm_rules(options: Any, foreign: dict[str, Any], ours: str, theirs: s
     rules = [same(f"{ours}.g_proj.weight", f"{theirs}.g_proj.weight")] if gated else []
     if getattr(options, "output_norm_affine", True):
         fused_gate = gated and foreign.get("fuse_norm", True)
-        rules.append(same(f"{ours}.o_norm.weight", f"{theirs}.{'g_norm_swish_gate' if fused_gate else 'g_norm'}.weight"))
+        rules.append(
+            same(f"{ours}.o_norm.weight", f"{theirs}.{'g_norm_swish_gate' if fused_gate else 'g_norm'}.weight")
+        )
     return rules
 
 
@@ -248,12 +252,13 @@ class FLAGLA(FLAConverter):
             "elementwise_affine": options.output_norm_affine,
         }
 
-    def mixer_rules(self, config: ArchConfig, options: Any, foreign: dict[str, Any], ours: str, theirs: str)
-    ->
-  
-   
-    list[Rule]:
-        rules = [same(f"{ours}.{name}.weight", f"{theirs}.{name}.weight") for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
+    def mixer_rules(
+        self, config: ArchConfig, options: Any, foreign: dict[str, Any], ours: str, theirs: str
+    ) -> list[Rule]:
+        rules = [
+            same(f"{ours}.{name}.weight", f"{theirs}.{name}.weight")
+            for name in ("q_proj", "k_proj", "v_proj", "o_proj")
+        ]
         rules += parts(f"{ours}.gk_proj.0", f"{theirs}.gk_proj.0")
         rules += parts(f"{ours}.gk_proj.1", f"{theirs}.gk_proj.1", ("weight", "bias"))
         if options.use_short_conv:
@@ -281,16 +286,25 @@ class FLARetNet(FLAConverter):
         names = ("expand_k", "expand_v", "feature_map", "use_output_gate")
         return {**{name: getattr(options, name) for name in names}, "elementwise_affine": options.output_norm_affine}
 
-    def mixer_rules(self, config: ArchConfig, options: Any, foreign: dict[str, Any], ours: str, theirs: str)
-    ->
-  
-   
-    list[Rule]:
-        rules = [same(f"{ours}.{name}.weight", f"{theirs}.{name}.weight") for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
+    def mixer_rules(
+        self, config: ArchConfig, options: Any, foreign: dict[str, Any], ours: str, theirs: str
+    ) -> list[Rule]:
+        rules = [
+            same(f"{ours}.{name}.weight", f"{theirs}.{name}.weight")
+            for name in ("q_proj", "k_proj", "v_proj", "o_proj")
+        ]
         return rules + gated_norm_rules(options, foreign, ours, theirs)
 
 
 def _feature_map(reader: ConfigReader) -> str | None:
     """An elementwise feature map in our name; an error for one that is not here."""
-    names = {None: None, "swish": "silu", "silu": "silu", "relu": "relu", "gelu": "gelu", "sigmoid": "sigmoid", "identity": None}
+    names = {
+        None: None,
+        "swish": "silu",
+        "silu": "silu",
+        "relu": "relu",
+        "gelu": "gelu",
+        "sigmoid": "sigmoid",
+        "identity": None,
+    }
     return names[reader.only("feature_map", names, None)]
