@@ -1,7 +1,7 @@
 """`hf-arch`: the command line. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
 
-A mistake of the user is one line on stderr; results go to stdout, progress to stderr. Whatever is heavy (torch, transformers)
-is imported inside the command that needs it, so that help and usage errors come at once.
+A mistake of the user is one line on stderr; results go to stdout, progress to stderr. Whatever is heavy (torch,
+transformers) is imported inside the command that needs it, so that help and usage errors come at once.
 """
 
 from __future__ import annotations
@@ -9,16 +9,13 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from hf_arch import __version__
 from hf_arch.errors import ConfigError
-
-if TYPE_CHECKING:
-    from hf_arch.experiments.recipe import Recipe
 
 
 class OneLineErrors(TyperGroup):
@@ -154,33 +151,15 @@ def train(
     """
     from hf_arch.experiments.recipe import load_recipe
 
-    loaded = _select_run(load_recipe(recipe, overrides or []), run)
-    from hf_arch.training.run import check_distributed, default_folder, print_results, run_training
+    loaded = load_recipe(recipe, overrides or [])
+    from hf_arch.experiments.runner import select_run
+    from hf_arch.training.run import check_distributed, print_results, run_training
 
     check_distributed(distributed)
-    folder = output_dir or default_folder(loaded)
-    results = run_training(loaded, folder, resume=resume)
+    single, folder = select_run(loaded, run, output_dir)
+    results = run_training(single, folder, resume=resume)
     print_results(results, folder)
     return 0
-
-
-def _select_run(recipe: Recipe, name: str | None) -> Recipe:
-    """The one run to train; `ConfigError` where the recipe declares several and none is named."""
-    from hf_arch.errors import choice_error
-    from hf_arch.experiments.plan import plan_runs
-
-    planned = plan_runs(recipe)
-    if name is not None:
-        for run in planned:
-            if run.name == name:
-                return run.recipe
-        raise choice_error("--run", name, {run.name for run in planned})
-    if len(planned) > 1:
-        raise ConfigError(
-            f"the recipe declares {len(planned)} runs; use `hf-arch run`, or choose one by --run: "
-            f"{', '.join(dict.fromkeys(run.name for run in planned))}"
-        )
-    return planned[0].recipe
 
 
 @app.command("run")
@@ -191,7 +170,6 @@ def run_command(
     results_dir: Annotated[str | None, typer.Option(help="Folder of the set; by default `results/<name>`.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
     engine: Annotated[str, typer.Option(metavar="local", help="What starts the runs.")] = "local",
-    distributed: Distributed = "auto",
 ) -> int:
     """Train every run of a set, each in its own process, then compare them and write `report.html`.
 
@@ -206,7 +184,7 @@ def run_command(
     loaded = load_recipe(recipe, overrides or [], scale)
     from hf_arch.experiments.runner import run_set
 
-    return run_set(loaded, results_dir or f"results/{loaded.experiment.name}", workers=workers, distributed=distributed)
+    return run_set(loaded, results_dir or f"results/{loaded.experiment.name}", workers=workers)
 
 
 @app.command()
@@ -239,7 +217,9 @@ def generate(
 
 @app.command()
 def compare(
-    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Run folders or folders of runs.")] = None,
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN]...", help="Run folders or folders of runs.")
+    ] = None,
     latest: Annotated[int | None, typer.Option(min=1, help="The N newest runs instead.")] = None,
     results_dir: Annotated[str | None, typer.Option(help="Where to look for runs.")] = None,
     csv: Annotated[str | None, typer.Option(metavar="FILE", help="Write the table as CSV too.")] = None,
@@ -257,9 +237,7 @@ def compare(
 @app.command()
 def report(
     results_dir: Annotated[str, typer.Argument(metavar="RESULTS_DIR", help="A folder of runs.")],
-    output: Annotated[
-        str | None, typer.Option(metavar="FILE", help="By default `RESULTS_DIR/report.html`.")
-    ] = None,
+    output: Annotated[str | None, typer.Option(metavar="FILE", help="By default `RESULTS_DIR/report.html`.")] = None,
 ) -> int:
     """Write one HTML page about the runs in a folder, with everything it needs inside.
 

@@ -24,9 +24,9 @@ def build_config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = Non
     size = len(tokenizer) if tokenizer is not None else recipe.data.vocab_size
     values.setdefault("vocab_size", size)
     values.setdefault("max_position_embeddings", recipe.data.sequence_length)
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        values.setdefault(name, getattr(tokenizer, name, None))
     if tokenizer is not None:
-        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-            values.setdefault(name, getattr(tokenizer, name))
         if isinstance(values["vocab_size"], int) and values["vocab_size"] < size:
             raise ConfigError(
                 f"model.vocab_size: {values['vocab_size']} is too small for the tokenizer; allowed: at least {size}; "

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import hf_arch
 from hf_arch.errors import ConfigError, choice_error
 from hf_arch.experiments.recipe import MatchOptions
 
+FIELDS = ("intermediate_size", "hidden_size")
 STEPS = (64, 32, 16, 8, 4, 2, 1)
+LARGEST_GAP = 256  # between widths that go with a number of heads
+LARGEST_WIDTH = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,11 @@ class Matched:
     changes: dict[str, int]
     size: float
     residual: float
+
+    def describe(self) -> str:
+        """What was changed, what came of it, and how far it is from the reference."""
+        changed = ", ".join(f"{key}={value}" for key, value in self.changes.items()) or "as written"
+        return f"{changed}: {self.size:,.0f}, {self.residual:+.2%} from the reference"
 
 
 Build = Callable[[Mapping[str, int]], Any]
@@ -44,68 +53,54 @@ def match_models(models: Mapping[str, Build], options: MatchOptions, seq_len: in
         found = Matched({}, target, 0.0) if name == reference else _match(build, options, seq_len, target)
         if abs(found.residual) > options.tolerance:
             raise ConfigError(
-                f"experiment.match: run {name!r} comes to {found.size:,.0f} {options.by}, {found.residual:+.1%} from "
-                f"the {target:,.0f} of {reference!r}; allowed: {options.tolerance:.1%}; change its sizes or the tolerance"
+                f"experiment.match: run {name!r} comes to {found.size:,.0f} {options.by}, {found.residual:+.1%} "
+                f"from the {target:,.0f} of {reference!r}; allowed: {options.tolerance:.1%}; change its sizes"
             )
         matched[name] = found
     return matched
 
 
 def _match(build: Build, options: MatchOptions, seq_len: int, target: float) -> Matched:
-    def size_at(changes: dict[str, int]) -> float | None:
+    @cache
+    def at(field: str, width: int) -> Matched | None:
         try:
-            return _size(build(changes), options.by, seq_len)
+            size = _size(build({field: width}), options.by, seq_len)
         except ConfigError:  # this width does not go with the heads
             return None
+        return Matched({field: width}, size, size / target - 1)
 
-    unchanged = _size(build({}), options.by, seq_len)
-    candidates = [Matched({}, unchanged, unchanged / target - 1)]
-    if abs(candidates[0].residual) <= options.tolerance / 4:
-        return candidates[0]
-    fields = ("intermediate_size", "hidden_size") if options.vary == "auto" else (options.vary,)
-    for field in fields:
-        if size_at({field: 64}) is not None and size_at({field: 64}) == size_at({field: 128}):
+    size = _size(build({}), options.by, seq_len)
+    best = Matched({}, size, size / target - 1)
+    for field in FIELDS if options.vary == "auto" else (options.vary,):
+        small, large = at(field, 64), at(field, 128)
+        if small and large and small.size == large.size:
             continue  # the model has no such width
+        ideal = _solve(partial(at, field))
         for step in STEPS:
-            candidates += [
-                Matched({field: width}, size, size / target - 1)
-                for width, size in _around(field, step, size_at, target)
-            ]
-            best = min(candidates, key=lambda found: abs(found.residual))
             if abs(best.residual) <= options.tolerance / 2:
                 return best
-    return min(candidates, key=lambda found: abs(found.residual))
+            low = ideal // step * step
+            found = [at(field, width) for width in (low, low + step) if width > 0]
+            best = min([best, *filter(None, found)], key=lambda matched: abs(matched.residual))
+    return best
 
 
-def _around(
-    field: str, step: int, size_at: Callable[[dict[str, int]], float | None], target: float
-) -> list[tuple[int, float]]:
-    """The allowed multiples of `step` just below and just above the target, by bisection (size grows with width)."""
+def _solve(at: Callable[[int], Matched | None]) -> int:
+    """The largest width whose size does not exceed the target, by bisection: size grows with width."""
 
-    def allowed_from(multiple: int) -> tuple[int, float] | None:
-        for candidate in range(multiple, multiple + 65):
-            if (size := size_at({field: candidate * step})) is not None:
-                return candidate, size
-        return None
+    def exceeds(width: int) -> bool:
+        for candidate in range(width, width + LARGEST_GAP):
+            if (matched := at(candidate)) is not None:
+                return matched.residual > 0
+        return True
 
-    low, high = 0, 1
-    below: tuple[int, float] | None = None
-    while (found := allowed_from(high)) is not None and found[1] < target:
-        low, below = found[0], found
-        high = 2 * found[0]
-        if high * step > 1 << 20:
-            break
-    above = found
-    while high - low > 1 and above is not None:
+    low, high = 0, 64
+    while high < LARGEST_WIDTH and not exceeds(high):
+        low, high = high, 2 * high
+    while high - low > 1:
         middle = (low + high) // 2
-        found = allowed_from(middle)
-        if found is None or found[0] >= high:
-            high = middle
-        elif found[1] < target:
-            low, below = found[0], found
-        else:
-            high, above = middle, found
-    return [(found[0] * step, found[1]) for found in (below, above) if found is not None]
+        low, high = (low, middle) if exceeds(middle) else (middle, high)
+    return low
 
 
 def _size(config: Any, by: str, seq_len: int) -> float:

@@ -25,6 +25,11 @@ def plan_runs(recipe: Recipe) -> list[PlannedRun]:
     Raises `ConfigError` naming the run whose changes are wrong.
     """
     experiment = recipe.experiment
+    varied = {*experiment.matrix, *(["training.seed"] if experiment.seeds else [])}
+    for key, _ in recipe.overrides:
+        if key in varied:
+            home = "experiment.seeds" if key == "training.seed" else f"experiment.matrix.{key}"
+            raise ConfigError(f"override {key}: the recipe varies it over {home}; override that instead")
     runs = experiment.runs or {experiment.name: {}}
     seeds: tuple[int | None, ...] = experiment.seeds or (None,)
     planned = []

@@ -14,13 +14,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
+
 from hf_arch.data import PreparedData, prepare_data
-from hf_arch.errors import ConfigError
+from hf_arch.errors import ConfigError, choice_error
 from hf_arch.experiments.build import build_config
+from hf_arch.experiments.compare import compare_command
 from hf_arch.experiments.match import Build, Matched, match_models
 from hf_arch.experiments.plan import PlannedRun, plan_runs
 from hf_arch.experiments.recipe import Recipe
-from hf_arch.experiments.store import CONFIG_FILE, RESULTS_FILE, read_json, write_json_atomic
+from hf_arch.experiments.report import report_command
+from hf_arch.experiments.store import CONFIG_FILE, RESULTS_FILE, read_json, write_json_atomic, write_suite_results
 
 LOG_FILE = "log.txt"
 
@@ -67,6 +71,44 @@ def prepare_runs(recipe: Recipe, results_dir: Path) -> list[ReadyRun]:
         folder = results_dir / f"{run.name}_{single.stable_hash(prepared[single.data_key].fingerprint)}"
         ready.append(ReadyRun(run.name, single, folder, found))
     return ready
+
+
+def select_run(recipe: Recipe, name: str | None, output_dir: str | None) -> tuple[Recipe, Path]:
+    """The one run to train, matched as in its set, and its folder: `output_dir`, or `results/[<set>/]<name>_<hash>`.
+
+    Raises `ConfigError` where the recipe declares several runs and `name` chooses none of them.
+    """
+    planned = plan_runs(recipe)
+    names = list(dict.fromkeys(run.name for run in planned))
+    if name is not None and name not in names:
+        raise choice_error("--run", name, names)
+    chosen = [number for number, run in enumerate(planned) if name in (None, run.name)]
+    if len(chosen) > 1:
+        what = f"run {name!r} has {len(chosen)} seeds" if name else f"the recipe declares {len(planned)} runs"
+        raise ConfigError(f"{what}; use `hf-arch run`, or choose one by --run or training.seed: {', '.join(names)}")
+    if output_dir is not None and recipe.experiment.match is None:
+        return planned[chosen[0]].recipe, Path(output_dir)
+    parent = Path("results", recipe.experiment.name) if recipe.experiment.is_set else Path("results")
+    ready = prepare_runs(recipe, parent)[chosen[0]]
+    return ready.recipe, Path(output_dir) if output_dir is not None else ready.folder
+
+
+def run_set(recipe: Recipe, results_dir: str | Path, *, workers: int = 1) -> int:
+    """`hf-arch run`: trains, compares and reports; prints what it does, and returns the exit code (1: a run failed)."""
+    folder = Path(results_dir)
+    ready = prepare_runs(recipe, folder)
+    console = Console(stderr=True)
+    for run in ready:
+        if run.matched is not None:
+            console.print(f"{run.name}: {run.matched.describe()}", highlight=False)
+    failed = run_all(ready, workers=workers, tell=lambda line: console.print(line, highlight=False))
+    if len(failed) < len(ready):
+        write_suite_results(folder)
+        compare_command([str(run.folder) for run in ready if run not in failed], None, None, None, False)
+        report_command(str(folder), None)
+    for run in failed:
+        console.print(f"[red]failed[/red] {run.folder}: {run.reason}", highlight=False)
+    return 1 if failed else 0
 
 
 def run_all(

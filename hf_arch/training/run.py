@@ -33,7 +33,7 @@ from transformers.utils import logging as transformers_logging
 
 import hf_arch
 from hf_arch.data import PreparedData, prepare_data
-from hf_arch.errors import ConfigError
+from hf_arch.errors import ConfigError, choice_error
 from hf_arch.evaluation.generation import SamplingOptions, generate_text
 from hf_arch.evaluation.speed import measure_inference
 from hf_arch.experiments.build import build_config
@@ -52,7 +52,7 @@ from hf_arch.training.callbacks import MetricsLog, ProgressLine
 from hf_arch.training.peak_flops import peak_flops
 from hf_arch.training.precision import Precision, choose_precision
 from hf_arch.training.provenance import peak_memory_bytes, provenance, reset_peak_memory
-from hf_arch.training.startup import model_report, render_model_report, training_rows, two_columns
+from hf_arch.training.startup import human_bytes, model_report, render_model_report, training_rows, two_columns
 from hf_arch.training.trainer import ArchTrainer
 
 
@@ -180,6 +180,7 @@ class _Run:
         memory = peak_memory_bytes(self.args.device)
         scored = trainer.score(self.data.validation, evaluation.final_sequences)
         trainer.save_model(str(self.folder / MODEL_DIR))  # every process takes part where the weights are sharded
+        (self.folder / MODEL_DIR / "training_args.bin").unlink(missing_ok=True)  # a pickle, and it names folders
         numbers: dict[str, Any] = {
             "final_train_loss": log.final_loss,
             "final_val_loss": scored.loss,
@@ -268,6 +269,36 @@ class _Run:
         if self.is_main:
             write_json_atomic(self.folder / RESULTS_FILE, results)
         return results
+
+
+def check_distributed(mode: str) -> None:
+    """Raises `ConfigError` where what was launched is not what `mode` (auto, always, never) asks for."""
+    if mode not in ("auto", "always", "never"):
+        raise choice_error("--distributed", mode, ["auto", "always", "never"])
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if mode == "always" and processes == 1:
+        raise ConfigError(
+            "--distributed: 'always' but only one process runs; use `accelerate launch scripts/train.py RECIPE`"
+        )
+    if mode == "never" and processes > 1:
+        raise ConfigError(f"--distributed: 'never' but {processes} processes run; start `hf-arch train` by itself")
+
+
+def print_results(results: dict[str, Any], folder: str | Path) -> None:
+    """The run's numbers in a few lines on stdout, and where everything lies."""
+    formats = {
+        "final_train_loss": ".4f", "final_val_loss": ".4f", "final_val_perplexity": ".2f", "bits_per_byte": ".3f",
+        "tokens_seen": ",", "train_tokens_per_second": ",.0f", "decode_tokens_per_second": ",.0f", "mfu": ".1%",
+        "wall_seconds": ",.0f",
+    }  # fmt: skip
+    rows = [
+        (key.replace("_", " "), format(results[key], shape))
+        for key, shape in formats.items()
+        if results.get(key) is not None
+    ]
+    if results.get("peak_memory_bytes"):
+        rows.append(("peak memory", human_bytes(results["peak_memory_bytes"])))
+    Console().print(two_columns(f"{results['name']}: {results['status']}", [*rows, ("folder", str(folder))]))
 
 
 def check_folder(folder: Path, resume: bool) -> None:

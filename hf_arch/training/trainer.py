@@ -2,7 +2,7 @@
 
 - Order: sample p of a run is `order.rows(p)`, a function of (seed, step) alone; a resumed run seeks there in O(1). For
   this one Trainer "epoch" is the whole run.
-- Decay: matrices only. Norms, biases, and parameters flagged `_no_weight_decay` by their mixer (decays, step sizes,
+- Decay: matrices only. Norms, biases, and what a mixer lists in `no_weight_decay` (decays, step sizes,
   gates) keep none.
 - Evaluation: nats summed over tokens, divided once, over the same first sequences every time.
 """
@@ -47,7 +47,7 @@ class ArchTrainer(Trainer):
         self.order = order
         self.eval_sequences = eval_sequences
         self.start_step = start_step
-        # Named now: wrapping (FSDP) makes new parameters, which lose the flags.
+        # Named now: wrapping (FSDP) hides the modules that exempt their parameters.
         self._decay_names = decay_parameter_names(self.model)
 
     @property
@@ -58,6 +58,13 @@ class ArchTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> SeededSampler:
         samples = self.args.max_steps * self.global_batch_size
         return _RunSampler(self.order, samples, start=self.start_step * self.global_batch_size)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As Trainer's, with a generator of its own: to begin an iteration draws a number, and the global generator has
+        to stand where the checkpoint left it."""
+        loader = super().get_train_dataloader()
+        getattr(loader, "base_dataloader", loader).generator = torch.Generator()  # accelerate wraps the loader
+        return loader
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """Names of the parameters that weight decay applies to."""
@@ -90,9 +97,11 @@ class ArchTrainer(Trainer):
         """The exact loss over the first `sequences` rows of `dataset` (None: all), shared out over the processes."""
         count = len(dataset) if sequences is None else min(sequences, len(dataset))
         mine = range(self.args.process_index, count, self.args.world_size)
-        loader = DataLoader(Subset(dataset, mine), batch_size=self.args.per_device_eval_batch_size)
+        batch_size = self.args.per_device_eval_batch_size
+        # Its own generator, so that evaluating more often leaves dropout in training as it was.
+        loader = DataLoader(Subset(dataset, mine), batch_size=batch_size, generator=torch.Generator())
         # Sharded parameters are gathered by all processes together: each has to run as many forwards as the first.
-        rounds = -(-len(range(0, count, self.args.world_size)) // self.args.per_device_eval_batch_size)
+        rounds = -(-len(range(0, count, self.args.world_size)) // batch_size)
         with self.accelerator.autocast():
             nats, tokens = sum_nats(self.model, self._padded(loader, rounds), self.args.device)
         totals = torch.tensor([nats, tokens], dtype=torch.float64, device=self.args.device)
@@ -114,9 +123,14 @@ class ArchTrainer(Trainer):
 
 
 def decay_parameter_names(model: torch.nn.Module) -> list[str]:
-    """Names of the trainable parameters with two or more dimensions that no mixer flagged `_no_weight_decay`."""
+    """Names of the trainable parameters with two or more dimensions that no module exempts by its `no_weight_decay`."""
+    exempt = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        for name in getattr(module, "no_weight_decay", ())
+    }
     return [
         name
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and parameter.ndim >= 2 and not getattr(parameter, "_no_weight_decay", False)
+        if parameter.requires_grad and parameter.ndim >= 2 and name not in exempt
     ]

@@ -1,0 +1,70 @@
+"""Precision and peak FLOP/s: what is chosen for which device, and that it is said why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_arch.errors import ConfigError
+from hf_arch.training import peak_flops as peak_module
+from hf_arch.training.peak_flops import measure_matmul_flops, peak_flops
+from hf_arch.training.precision import choose_precision
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(("amx", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_a_cpu_takes_bf16_where_it_has_tiles(monkeypatch: pytest.MonkeyPatch, amx: bool, expected: str) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    chosen = choose_precision("auto", CPU)
+    assert chosen.name == expected
+    assert "AMX" in chosen.reason
+
+
+@pytest.mark.parametrize(("supported", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_a_gpu_takes_bf16_where_it_has_it(monkeypatch: pytest.MonkeyPatch, supported: bool, expected: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
+    assert choose_precision("auto", GPU).name == expected
+
+
+def test_a_recipe_decides_where_it_can() -> None:
+    assert choose_precision("bf16", CPU).dtype == torch.bfloat16
+    assert choose_precision("fp32", GPU).name == "fp32"
+    with pytest.raises(ConfigError, match="'fp16' needs a GPU"):
+        choose_precision("fp16", CPU)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "tera"),
+    [
+        ("NVIDIA H100 80GB HBM3", torch.bfloat16, 989.4),
+        ("NVIDIA H100 PCIe", torch.bfloat16, 756.5),
+        ("NVIDIA H200", torch.bfloat16, 989.4),
+        ("NVIDIA A100-SXM4-40GB", torch.bfloat16, 312.0),
+        ("NVIDIA A100-SXM4-40GB", torch.float32, 19.5),
+        ("NVIDIA L40S", torch.bfloat16, 362.1),
+        ("NVIDIA L4", torch.bfloat16, 121.0),
+        ("NVIDIA GeForce RTX 4090", torch.bfloat16, 165.2),
+        ("NVIDIA RTX A1000", torch.bfloat16, None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", torch.bfloat16, None),
+    ],
+)
+def test_gpus_are_known_by_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype, tera: float | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(GPU, dtype) == (None if tera is None else tera * 1e12)
+
+
+def test_this_cpu_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ARCH_CACHE", str(tmp_path))
+    first = peak_flops(CPU, torch.float32)
+    assert first is not None and first > 1e9
+    monkeypatch.setattr(peak_module, "measure_matmul_flops", lambda dtype: 0.0)
+    assert peak_flops(CPU, torch.float32) == first
+
+
+def test_a_matmul_has_a_speed() -> None:
+    assert measure_matmul_flops(torch.float32, size=64, seconds=0.01) > 0

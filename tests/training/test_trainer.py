@@ -1,0 +1,132 @@
+"""What ArchTrainer adds to Trainer: the order of the data, the decay groups, the exact validation loss."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, default_data_collator
+
+import hf_arch
+from hf_arch.data import PreparedData, prepare_data
+from hf_arch.evaluation.perplexity import TextLoss, sum_nats
+from hf_arch.experiments.build import build_config
+from hf_arch.experiments.recipe import Recipe
+from hf_arch.training.arguments import build_arguments
+from hf_arch.training.precision import Precision
+from hf_arch.training.trainer import ArchTrainer, decay_parameter_names
+from tests.training.tiny import recipe_values
+
+FP32 = Precision("fp32", "a test")
+
+
+def make_trainer(text: Path, folder: Path, start_step: int = 0, **training: Any) -> tuple[ArchTrainer, PreparedData]:
+    recipe = Recipe.from_dict(recipe_values(text, training=training))
+    data = prepare_data(recipe.data)
+    torch.manual_seed(0)
+    trainer = ArchTrainer(
+        model=AutoModelForCausalLM.from_config(build_config(recipe, data.tokenizer)),
+        args=build_arguments(recipe.training, FP32, folder, len(data.train)),
+        order=data.order(3),
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        start_step=start_step,
+        data_collator=default_data_collator,
+    )
+    return trainer, data
+
+
+def rows_given(trainer: ArchTrainer) -> list[list[list[int]]]:
+    return [batch["input_ids"].tolist() for batch in trainer.get_train_dataloader()]
+
+
+def test_each_step_gets_the_rows_of_the_order(text: Path, tmp_path: Path) -> None:
+    trainer, data = make_trainer(text, tmp_path)
+    expected = [
+        [data.train[row]["input_ids"].tolist() for row in data.order(3).indices(step, global_batch_size=4)]
+        for step in range(6)
+    ]
+    assert rows_given(trainer) == expected
+
+
+def test_a_resumed_run_seeks_to_its_step(text: Path, tmp_path: Path) -> None:
+    whole, _ = make_trainer(text, tmp_path)
+    resumed, _ = make_trainer(text, tmp_path, start_step=4)
+    assert rows_given(resumed) == rows_given(whole)[4:]
+
+
+def test_accumulation_gives_the_losses_of_the_whole_batch(text: Path, tmp_path: Path) -> None:
+    curves = []
+    for batch, accumulation in ((8, 1), (1, 8)):
+        trainer, _ = make_trainer(
+            text,
+            tmp_path / str(batch),
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+            save_strategy="no",
+        )
+        trainer.train()
+        curves.append([row["loss"] for row in trainer.state.log_history if "loss" in row])
+    assert len(curves[0]) == 6
+    assert curves[0] == pytest.approx(curves[1], abs=1e-5)
+
+
+def test_epochs_become_steps(text: Path, tmp_path: Path) -> None:
+    recipe = Recipe.from_dict(recipe_values(text))
+    training = {key: value for key, value in recipe.training.items() if key != "max_steps"}
+    args = build_arguments({**training, "num_train_epochs": 2.5, "eval_strategy": "epoch"}, FP32, tmp_path, num_rows=40)
+    assert (args.max_steps, args.eval_steps) == (25, 10)
+
+
+@pytest.mark.parametrize("name", hf_arch.list_architectures())
+def test_only_matrices_decay(name: str) -> None:
+    model = AutoModelForCausalLM.from_config(hf_arch.tiny_config(name))
+    decayed = set(decay_parameter_names(model))
+    for parameter_name, parameter in model.named_parameters():
+        spared = any(part in parameter_name for part in ("norm", "bias", "A_log")) or parameter_name.endswith(".D")
+        assert (parameter_name in decayed) == (not spared and parameter.ndim >= 2), parameter_name
+
+
+def test_the_decay_groups_reach_the_optimiser(text: Path, tmp_path: Path) -> None:
+    trainer, _ = make_trainer(text, tmp_path, weight_decay=0.3)
+    groups = trainer.create_optimizer().param_groups
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    decayed = {names[id(parameter)] for group in groups if group["weight_decay"] for parameter in group["params"]}
+    assert {group["weight_decay"] for group in groups} == {0.3, 0.0}
+    assert decayed == set(decay_parameter_names(trainer.model))
+
+
+def test_the_validation_loss_weighs_tokens_not_batches() -> None:
+    """Rows with few counted labels must not weigh as much as full ones."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(hf_arch.tiny_config("llama")).eval()
+    ids = torch.randint(0, 97, (3, 16))
+    labels = ids.clone()
+    labels[0, 3:] = -100
+    batches = [{"input_ids": ids[:1], "labels": labels[:1]}, {"input_ids": ids[1:], "labels": labels[1:]}]
+    nats, tokens = sum_nats(model, batches, torch.device("cpu"))
+    with torch.no_grad():
+        logits = model(ids).logits[:, :-1].double()
+    expected = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
+    assert tokens == 2 + 15 + 15
+    assert nats == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_scoring_takes_the_first_rows_whatever_the_batch(text: Path, tmp_path: Path) -> None:
+    scores = []
+    for batch in (3, 5):
+        trainer, data = make_trainer(text, tmp_path, per_device_eval_batch_size=batch)
+        scores.append(trainer.score(data.validation, 7))
+    assert scores[0].tokens == scores[1].tokens == 7 * 31
+    assert scores[0].nats == pytest.approx(scores[1].nats, rel=1e-6)
+
+
+def test_perplexity_and_bits_per_byte() -> None:
+    scored = TextLoss(nats=20 * math.log(8), tokens=20, bytes_per_token=2.0)
+    assert scored.perplexity == pytest.approx(8)
+    assert scored.bits_per_byte == pytest.approx(3 / 2)
+    assert TextLoss(nats=1e6, tokens=1, bytes_per_token=1.0).perplexity == math.inf
