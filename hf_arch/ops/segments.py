@@ -55,7 +55,7 @@ def chunk_length(length: int, chunk_size: int) -> int:
 
 
 def to_chunks(x: Tensor, chunk: int, dtype: torch.dtype, pad_value: float = 0.0) -> Tensor:
-    """[B, T, H, ...] to contiguous [N, B, H, C, ...] in `dtype`, the end padded with `pad_value` up to N whole chunks."""
+    """[B, T, H, ...] to contiguous [N, B, H, C, ...] in `dtype`, the end padded with `pad_value` to whole chunks."""
     missing = -x.shape[1] % chunk
     if missing:
         x = F.pad(x, (0, 0) * (x.dim() - 2) + (0, missing), value=pad_value)
