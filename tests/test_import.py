@@ -1,4 +1,4 @@
-"""`import hf_arch` is cheap and harmless: it loads neither torch nor transformers, opens no connection, says nothing."""
+"""`import hf_arch` is cheap and harmless: it loads no torch and no transformers, opens no connection, says nothing."""
 
 from __future__ import annotations
 
