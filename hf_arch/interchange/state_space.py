@@ -18,7 +18,12 @@ class Mamba(Converter):
         reader.only("use_l2warp", [False], False)
         reader.only("use_falcon_mambapy", [False], False)
         reader.dead(
-            "rescale_prenorm_residual", "residual_in_fp32", "use_mambapy", "intermediate_size", "time_step_init_scheme"
+            "rescale_prenorm_residual",
+            "use_associative_scan",
+            "residual_in_fp32",
+            "use_mambapy",
+            "intermediate_size",
+            "time_step_init_scheme",
         )
         reader.dead("fuse_norm", "fuse_cross_entropy", "fuse_linear_cross_entropy", "dt_init_scheme", "criterion")
         hidden = reader.need("hidden_size")
