@@ -6,17 +6,16 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment
 
 results=results/quickstart
-say "Training four architectures (again: finished runs are kept)"
+say "Training four architectures, one after another (run this again: finished runs are kept)"
 .venv/bin/hf-arch run recipes/quickstart/quickstart.yaml --results-dir "$results" "$@"
 
-say "Comparison"
-.venv/bin/hf-arch compare --latest 4 --results-dir "$results"
-
 say "A sample of each"
-for run in "$results"/*/model; do
-  printf '\n-- %s\n' "$(basename "$(dirname "$run")")"
-  .venv/bin/hf-arch generate "$run" --prompt "ROMEO: " --max-new-tokens 120 --temperature 0.8 --top-k 40 --seed 0
-done
+.venv/bin/python - "$results" <<'EOF_PYTHON'
+import json, pathlib, sys
+for file in sorted(pathlib.Path(sys.argv[1]).glob("*/results.json")):
+    results = json.loads(file.read_text())
+    if sample := results.get("sample"):
+        print(f"-- {file.parent.name}\n{sample['prompt']}{sample['text']}\n")
+EOF_PYTHON
 
-.venv/bin/hf-arch report "$results"
 say "Done. Open $PWD/$results/report.html in a browser"
