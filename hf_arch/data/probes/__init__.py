@@ -1,0 +1,21 @@
+"""Synthetic probes: small generated tasks that ask one question of a token mixer each.
+
+A probe is a function `generate(rng, examples, **options) -> ProbeData` with its settings, in `PROBES` by name; add one
+with `PROBES["name"] = Probe(...)`.
+"""
+
+from __future__ import annotations
+
+from hf_arch.data.probes.copying import SELECTIVE_COPYING
+from hf_arch.data.probes.induction import INDUCTION
+from hf_arch.data.probes.mad import COMPRESSION, FUZZY_RECALL, IN_CONTEXT_RECALL, MEMORIZATION, NOISY_RECALL
+from hf_arch.data.probes.mqar import MQAR
+from hf_arch.data.probes.probe import IGNORE, Probe, ProbeData, ProbeSetting
+from hf_arch.data.probes.state_tracking import PARITY, S3, S5
+
+MAD = (IN_CONTEXT_RECALL, FUZZY_RECALL, NOISY_RECALL, SELECTIVE_COPYING, COMPRESSION, MEMORIZATION)
+"""The six tasks of MAD; its score is the mean over them."""
+
+PROBES: dict[str, Probe] = {probe.name: probe for probe in (MQAR, *MAD, INDUCTION, PARITY, S3, S5)}
+
+__all__ = ["IGNORE", "MAD", "PROBES", "Probe", "ProbeData", "ProbeSetting"]

@@ -1,0 +1,65 @@
+"""Multi-query associative recall (Arora et al. 2023, "Zoology").
+
+A row is key-value pairs, k1 v1 k2 v2 ..., and then each key once more, at a gap drawn with probability ~ a i^(a-1):
+near the pairs mostly, far from them sometimes. Where a key comes again its value is to be answered. Keys are from the
+lower half of the vocabulary, values from the upper; the places between hold random tokens.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hf_arch.data.probes.probe import IGNORE, Probe, ProbeData, ProbeSetting, draw_distinct, require, to_data
+
+
+def mqar(
+    rng: np.random.Generator,
+    examples: int,
+    *,
+    vocab_size: int = 8192,
+    sequence_length: int = 64,
+    num_pairs: int = 4,
+    power: float = 0.01,
+) -> ProbeData:
+    """Rows of the task; `power` is a."""
+    half = vocab_size // 2
+    require(num_pairs >= 1, "mqar.num_pairs", num_pairs, "at least 1")
+    require(
+        sequence_length % 2 == 0 and sequence_length >= 4 * num_pairs,
+        "mqar.sequence_length",
+        sequence_length,
+        f"even numbers from 4 * num_pairs = {4 * num_pairs}",
+    )
+    require(half > num_pairs, "mqar.vocab_size", vocab_size, f"at least {2 * num_pairs + 2} for {num_pairs} pairs")
+
+    # Token 0 is no key, as in the original.
+    keys = 1 + draw_distinct(rng, examples, num_pairs, half - 1)
+    values = half + draw_distinct(rng, examples, num_pairs, vocab_size - half)
+    context = 2 * num_pairs
+
+    # The k largest of log p + Gumbel noise are k draws without replacement with probabilities p.
+    places = np.arange(1, (sequence_length - context) // 2 + 1)
+    noisy = (power - 1) * np.log(places) + rng.gumbel(size=(examples, places.size))
+    order = np.argpartition(-noisy, num_pairs - 1, axis=1)[:, :num_pairs]
+    order = np.take_along_axis(order, np.argsort(-np.take_along_axis(noisy, order, axis=1), axis=1), axis=1)
+    queries = context + 2 * order
+
+    inputs = rng.integers(0, vocab_size, (examples, sequence_length))
+    inputs[:, 0:context:2] = keys
+    inputs[:, 1:context:2] = values
+    labels = np.full((examples, sequence_length), IGNORE)
+    np.put_along_axis(inputs, queries, keys, axis=1)
+    np.put_along_axis(labels, queries, values, axis=1)
+    return to_data(inputs, labels, vocab_size)
+
+
+MQAR = Probe(
+    name="mqar",
+    question="How many key-value pairs can be looked up at once?",
+    generate=mqar,
+    settings=tuple(
+        ProbeSetting({"sequence_length": length, "num_pairs": pairs}, train_examples=100_000, test_examples=3_000)
+        for length, pairs in ((64, 4), (128, 8), (256, 16), (512, 64))
+    ),
+    cpu=ProbeSetting({"vocab_size": 256}, train_examples=8_192, test_examples=512),
+)

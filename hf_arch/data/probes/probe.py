@@ -1,0 +1,132 @@
+"""What every synthetic probe is: a seeded generator, the settings to try it at, and rows with marked answers.
+
+probe = PROBES["mqar"]
+train = probe.data("train", seed=0)                                  # the published setting
+small = probe.data("test", seed=0, setting=probe.cpu)                # minutes on two cores
+long = PROBES["induction"].data("test", seed=0, sequence_length=1024)
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from hf_arch.errors import ConfigError, choice_error, unknown_key_error
+
+IGNORE = -100
+
+Split = Literal["train", "test"]
+_SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class ProbeData:
+    """Rows of one probe.
+
+    inputs: int64 [N, T].
+    labels: int64 [N, T], -100 except at answers. They are aligned: the logits at t answer `labels[:, t]` (give them to
+        a model as `shift_labels`, or compare with its argmax; nothing is to be shifted).
+    vocab_size: tokens and answers lie below it.
+    from_last_state: all answers are to be read from the model's state at the last position alone, by a decoder that is
+        told t. Only compression asks for this; elsewhere each answer is read at its own position.
+    """
+
+    inputs: torch.Tensor
+    labels: torch.Tensor
+    vocab_size: int
+    from_last_state: bool = False
+
+
+@dataclass(frozen=True)
+class ProbeSetting:
+    """Options of a generator, and how many rows to learn from and to be scored on."""
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    train_examples: int = 12_800
+    test_examples: int = 1_280
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A generator with its published settings.
+
+    generate: called as generate(rng, examples, **options).
+    settings: the baseline, then the harder ones; a score is the mean over them.
+    cpu: a twin that keeps the question and runs in minutes on two cores.
+    test_options: options that differ when the model is scored.
+    """
+
+    name: str
+    question: str
+    generate: Callable[..., ProbeData]
+    settings: tuple[ProbeSetting, ...]
+    cpu: ProbeSetting
+    test_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def data(self, split: Split, seed: int, setting: ProbeSetting | None = None, **overrides: Any) -> ProbeData:
+        """The rows of a split; a function of the arguments. Splits and seeds draw from separate random streams.
+
+        Args:
+            split: `train` or `test`.
+            seed: which rows.
+            setting: one of `settings` (by default the first) or `cpu`.
+            overrides: options of the generator, or `examples`.
+
+        Raises:
+            ConfigError: an unknown split or option, or options that do not fit together.
+        """
+        if split not in _SPLITS:
+            raise choice_error("split", split, _SPLITS)
+        setting = setting or self.settings[0]
+        options = {**setting.options, **(self.test_options if split == "test" else {}), **overrides}
+        examples = options.pop("examples", setting.train_examples if split == "train" else setting.test_examples)
+        if not isinstance(examples, int) or examples < 1:
+            raise ConfigError(f"{self.name}.examples: {examples!r} is not allowed; allowed: a whole number above 0")
+        known = [name for name in inspect.signature(self.generate).parameters if name not in ("rng", "examples")]
+        for name in options:
+            if name not in known:
+                raise unknown_key_error(self.name, name, [*known, "examples"])
+        return self.generate(np.random.default_rng([seed, _SPLITS.index(split)]), examples, **options)
+
+
+def vary(
+    options: Mapping[str, Any], *, train_examples: int = 12_800, fewer: tuple[int, ...] = (), **axes: tuple[Any, ...]
+) -> tuple[ProbeSetting, ...]:
+    """The baseline `options`, then each axis changed alone: its options, and at last `fewer` rows to learn from."""
+    changed = [{**options, axis: value} for axis, values in axes.items() for value in values]
+    return (
+        ProbeSetting(options, train_examples),
+        *(ProbeSetting(variant, train_examples) for variant in changed),
+        *(ProbeSetting(options, examples) for examples in fewer),
+    )
+
+
+def to_data(inputs: np.ndarray, labels: np.ndarray, vocab_size: int, *, from_last_state: bool = False) -> ProbeData:
+    """Arrays of any integer type [N, T] as ProbeData."""
+    first, second = (torch.from_numpy(array.astype(np.int64, copy=False)) for array in (inputs, labels))
+    return ProbeData(first, second, vocab_size, from_last_state)
+
+
+def require(met: bool, field_name: str, value: object, allowed: str) -> None:
+    """Raises ConfigError, naming the option and what is allowed, unless `met`."""
+    if not met:
+        raise ConfigError(f"{field_name}: {value!r} is not allowed; allowed: {allowed}")
+
+
+def draw_distinct(rng: np.random.Generator, rows: int, count: int, size: int) -> np.ndarray:
+    """`count` different numbers below `size` in each row, every ordered choice equally likely; int64 [rows, count].
+
+    Floyd's algorithm: time and memory go with `count`, not with `size`.
+    """
+    drawn = np.full((rows, count), -1, dtype=np.int64)
+    for number in range(count):
+        last = size - count + number
+        candidate = rng.integers(0, last + 1, rows)
+        taken = (drawn[:, :number] == candidate[:, None]).any(axis=1)
+        drawn[:, number] = np.where(taken, last, candidate)
+    return rng.permuted(drawn, axis=1)  # Floyd draws a fair set, in an order that is not

@@ -1,0 +1,291 @@
+"""Probes can be solved from what they show, and are functions of their seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+
+from hf_arch.data.probes import IGNORE, MAD, PROBES, Probe, ProbeData, ProbeSetting
+from hf_arch.data.probes.mad import memorization
+from hf_arch.data.probes.probe import draw_distinct
+from hf_arch.data.probes.state_tracking import multiplication_table
+from hf_arch.errors import ConfigError
+
+Row = list[int]
+ALL = pytest.mark.parametrize("probe", PROBES.values(), ids=list(PROBES))
+SETTINGS = [(probe, setting) for probe in PROBES.values() for setting in (probe.cpu, *probe.settings)]
+
+
+def solve_mqar(row: Row, pairs: int) -> Row:
+    value_of = dict(zip(row[0 : 2 * pairs : 2], row[1 : 2 * pairs : 2], strict=True))
+    return [IGNORE] * (2 * pairs) + [value_of.get(token, IGNORE) for token in row[2 * pairs :]]
+
+
+def solve_recall(row: Row, vocab_size: int, noise_vocab_size: int = 0) -> Row:
+    value_of: dict[int, int] = {}
+    answers = [IGNORE] * len(row)
+    for place in range(0, len(row), 2):
+        key, value = row[place], row[place + 1]
+        if key >= vocab_size - noise_vocab_size:
+            continue
+        answers[place] = value_of.get(key, IGNORE)
+        value_of.setdefault(key, value)
+    return answers
+
+
+def solve_fuzzy_recall(row: Row, vocab_size: int) -> Row:
+    num_keys, pad = (vocab_size - 1) // 2, vocab_size - 1
+    value_of: dict[tuple[int, ...], Row] = {}
+    answers = [IGNORE] * len(row)
+    place = row.count(pad)
+    assert row[:place] == [pad] * place
+    while place < len(row):
+        start = place
+        while row[place] < num_keys:
+            place += 1
+        key, start = tuple(row[start:place]), place
+        while place < len(row) and row[place] >= num_keys:
+            place += 1
+        if key in value_of:
+            answers[start - 1 : place - 1] = value_of[key]
+        else:
+            value_of[key] = row[start:place]
+    return answers
+
+
+def solve_selective_copying(row: Row, vocab_size: int, num_tokens: int) -> Row:
+    copy = row.index(vocab_size - 1)
+    tokens = [token for token in row[:copy] if token < vocab_size - 2]
+    assert row[copy + 1 :] == [vocab_size - 2] * num_tokens
+    return [IGNORE] * (copy + 1) + tokens
+
+
+def solve_induction(row: Row, vocab_size: int) -> Row:
+    assert row.count(vocab_size - 1) == 2
+    return [IGNORE] * (len(row) - 1) + [row[row.index(vocab_size - 1) + 1]]
+
+
+def solve_words(row: Row, degree: int) -> Row:
+    elements = list(permutations(range(degree)))
+    state, answers = elements[0], []
+    for token in row:
+        state = tuple(elements[token][point] for point in state)
+        answers.append(elements.index(state))
+    return answers
+
+
+def solve_memorization(row: Row, value_of: dict[int, int]) -> Row:
+    return [IGNORE if place % 2 == 0 else value_of[row[place - 1]] for place in range(len(row))]
+
+
+def solver(probe: Probe, data: ProbeData, setting: ProbeSetting) -> Callable[[Row], Row]:
+    """A solver that sees a row of inputs and the options, never the labels of that row."""
+    vocab_size = data.vocab_size
+    match probe.name:
+        case "mqar":
+            return lambda row: solve_mqar(row, setting.options.get("num_pairs", 4))
+        case "in_context_recall":
+            return lambda row: solve_recall(row, vocab_size)
+        case "noisy_recall":
+            return lambda row: solve_recall(row, vocab_size, 16)
+        case "fuzzy_recall":
+            return lambda row: solve_fuzzy_recall(row, vocab_size)
+        case "selective_copying":
+            return lambda row: solve_selective_copying(row, vocab_size, setting.options.get("num_tokens", 16))
+        case "compression":
+            return lambda row: row
+        case "memorization":
+            learned = probe.data("train", 99, setting, examples=4_000)
+            shown = learned.labels[:, 1::2] != IGNORE
+            keys, values = learned.inputs[:, 0::2][shown], learned.labels[:, 1::2][shown]
+            value_of = dict(zip(keys.tolist(), values.tolist(), strict=True))
+            return lambda row: solve_memorization(row, value_of)
+        case "induction":
+            return lambda row: solve_induction(row, vocab_size)
+    return lambda row: solve_words(row, {"parity": 2, "s3": 3, "s5": 5}[probe.name])
+
+
+def agree(probe: Probe, answers: Row, labels: Row) -> bool:
+    if probe.name == "mqar":
+        # Random tokens between the queries may spell a key: the solver answers there too, unasked.
+        return all(answer == label for answer, label in zip(answers, labels, strict=True) if label != IGNORE)
+    return answers == labels
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize(
+    ("probe", "setting"), SETTINGS, ids=[f"{probe.name}-{dict(setting.options)}" for probe, setting in SETTINGS]
+)
+def test_every_answer_can_be_found_in_the_row(probe: Probe, setting: ProbeSetting, split: str):
+    data = probe.data(split, 3, setting, examples=12)
+    length = setting.options.get("sequence_length", data.inputs.shape[1])
+    assert data.inputs.shape == data.labels.shape == (12, length)
+    assert data.inputs.dtype == data.labels.dtype == torch.int64
+    assert 0 <= int(data.inputs.min()) <= int(data.inputs.max()) < data.vocab_size
+    answered = data.labels != IGNORE
+    assert answered.any(dim=1).all()
+    assert 0 <= int(data.labels[answered].min()) <= int(data.labels[answered].max()) < data.vocab_size
+    solve = solver(probe, data, setting)
+    for row, labels in zip(data.inputs.tolist(), data.labels.tolist(), strict=True):
+        assert agree(probe, solve(row), labels)
+
+
+@ALL
+def test_rows_are_a_function_of_split_and_seed(probe: Probe):
+    def rows(split: str, seed: int) -> torch.Tensor:
+        return probe.data(split, seed, probe.cpu, examples=20).inputs
+
+    assert torch.equal(rows("train", 0), rows("train", 0))
+    different = [rows("train", 0), rows("train", 1), rows("test", 0), rows("test", 1)]
+    assert len({tuple(table.flatten().tolist()) for table in different}) == 4
+
+
+@ALL
+def test_no_test_row_is_trained_on(probe: Probe):
+    train, test = (
+        {tuple(row) for row in probe.data(split, 0, probe.cpu, examples=500).inputs.tolist()}
+        for split in ("train", "test")
+    )
+    assert not train & test
+
+
+@ALL
+def test_global_random_numbers_are_left_alone(probe: Probe):
+    torch.manual_seed(1)
+    np.random.seed(1)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    first = probe.data("train", 0, probe.cpu, examples=10).inputs
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.random.get_state()[1].tolist() == before[1]
+    np.random.seed(2)
+    assert torch.equal(first, probe.data("train", 0, probe.cpu, examples=10).inputs)
+
+
+@ALL
+def test_the_cpu_twin_has_rows_enough_and_is_smaller(probe: Probe):
+    small, full = probe.data("train", 0, probe.cpu), probe.data("train", 0, examples=1)
+    assert len(small.inputs) == probe.cpu.train_examples <= probe.settings[0].train_examples
+    assert small.inputs.shape[1] * small.vocab_size < full.inputs.shape[1] * full.vocab_size
+
+
+def test_settings_are_the_published_ones():
+    def axis(name: str, option: str) -> list:
+        return sorted({setting.options[option] for setting in PROBES[name].settings if option in setting.options})
+
+    assert [tuple(s.options.values()) for s in PROBES["mqar"].settings] == [(64, 4), (128, 8), (256, 16), (512, 64)]
+    for name in ("in_context_recall", "fuzzy_recall"):
+        assert (axis(name, "vocab_size"), axis(name, "sequence_length")) == ([16, 32, 64, 128], [128, 256, 512, 1024])
+    assert (axis("noisy_recall", "vocab_size"), axis("noisy_recall", "noise")) == (
+        [32, 48, 80, 144],
+        [0.2, 0.4, 0.6, 0.8],
+    )
+    assert axis("selective_copying", "num_tokens") == [16, 32, 64, 96]
+    assert axis("selective_copying", "sequence_length") == [256, 512, 1024]
+    assert axis("compression", "sequence_length") == [32, 64, 128, 256]
+    assert axis("memorization", "vocab_size") == [256, 512, 1024, 2048, 4096, 8192]
+    assert {setting.train_examples for setting in PROBES["memorization"].settings} == {256}
+    for probe in MAD[:-1]:
+        assert sorted({s.train_examples for s in probe.settings}) == [800, 1_600, 3_200, 6_400, 12_800]
+        assert {s.test_examples for s in probe.settings} == {1_280}
+    assert len(MAD) == 6
+
+
+def test_mqar_keys_and_values_come_from_their_halves_once_each():
+    data = PROBES["mqar"].data("train", 0, examples=200)
+    keys, values = data.inputs[:, 0:8:2], data.inputs[:, 1:8:2]
+    assert 1 <= int(keys.min()) <= int(keys.max()) < 4096 <= int(values.min())
+    assert all(len(set(row)) == 4 for row in [*keys.tolist(), *values.tolist()])
+    assert ((data.labels != IGNORE).sum(dim=1) == 4).all()
+
+
+def test_mqar_gaps_follow_the_power_law():
+    examples, pairs, a = 20_000, 1, 0.01
+    data = PROBES["mqar"].data("train", 0, examples=examples, num_pairs=pairs, vocab_size=64, sequence_length=22)
+    gaps = ((data.labels != IGNORE).int().argmax(dim=1) - 2) // 2
+    expected = np.arange(1, 11) ** (a - 1.0)
+    expected *= examples / expected.sum()
+    observed = np.bincount(gaps.numpy(), minlength=10)
+    assert ((observed - expected) ** 2 / expected).sum() < 33.7  # chi-square, 9 degrees of freedom, p = 1e-4
+
+
+def test_distinct_draws_are_fair():
+    drawn = draw_distinct(np.random.default_rng(0), 60_000, 2, 4)
+    counts = np.bincount(drawn[:, 0] * 4 + drawn[:, 1], minlength=16).reshape(4, 4)
+    assert (np.diag(counts) == 0).all()
+    others = counts[~np.eye(4, dtype=bool)]
+    assert ((others - 5_000) ** 2 / 5_000).sum() < 37.4  # 11 degrees of freedom, p = 1e-4
+
+
+def test_noise_has_its_share():
+    data = PROBES["noisy_recall"].data("train", 0, examples=400, noise=0.6, sequence_length=256)
+    assert (data.inputs >= 16).float().mean().item() == pytest.approx(0.6, abs=0.02)
+
+
+def test_fuzzy_recall_is_scored_on_the_longest_keys():
+    probe = PROBES["fuzzy_recall"]
+
+    def longest_key_share(split: str) -> float:
+        rows = probe.data(split, 0, examples=200).inputs.numpy()
+        text = ["".join("k" if token < 7 else " " for token in row) for row in rows]
+        lengths = [len(key) for row in text for key in row.split()]
+        return lengths.count(3) / len(lengths)
+
+    assert longest_key_share("test") == 1.0
+    assert 0.2 < longest_key_share("train") < 0.45
+
+
+@pytest.mark.parametrize("degree", [2, 3, 4, 5])
+def test_tables_are_groups(degree: int):
+    table = multiplication_table(degree)
+    size = len(table)
+    assert (table[0] == np.arange(size)).all()
+    assert (table[:, 0] == np.arange(size)).all()
+    assert (np.sort(table, axis=1) == np.arange(size)).all()
+    a, b, c = np.random.default_rng(0).integers(0, size, (3, 200))
+    assert (table[table[a, b], c] == table[a, table[b, c]]).all()
+    assert (table == table.T).all() == (degree == 2)
+
+
+def test_parity_is_the_sum_of_bits():
+    data = PROBES["parity"].data("train", 0, examples=50)
+    assert torch.equal(data.labels, data.inputs.cumsum(dim=1) % 2)
+
+
+def test_facts_depend_on_the_seed_of_the_map_only():
+    def facts(map_seed: int, seed: int) -> set[tuple[int, int]]:
+        data = memorization(np.random.default_rng(seed), 200, vocab_size=32, map_seed=map_seed)
+        return set(zip(data.inputs[:, 0::2].flatten().tolist(), data.labels[:, 1::2].flatten().tolist(), strict=True))
+
+    assert facts(1, 0) == facts(1, 5) != facts(2, 0)
+    assert len(facts(1, 0)) == 15
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "parts"),
+    [
+        ("mqar", {"num_pair": 4}, ["unknown key 'num_pair'", "nearest: 'num_pairs'"]),
+        ("mqar", {"num_pairs": 40}, ["mqar.sequence_length: 64", "4 * num_pairs = 160"]),
+        ("mqar", {"vocab_size": 8}, ["mqar.vocab_size: 8"]),
+        ("selective_copying", {"num_tokens": 200}, ["sequence_length: 256", "at least 401"]),
+        ("in_context_recall", {"sequence_length": 7}, ["sequence_length: 7", "even"]),
+        ("noisy_recall", {"noise": 1.0}, ["recall.noise: 1.0", "below 1"]),
+        ("fuzzy_recall", {"motif_size": 9}, ["recall.vocab_size: 16", "at least 19"]),
+        ("s3", {"sequence_length": 0}, ["sequence_length: 0"]),
+        ("induction", {"examples": 0}, ["induction.examples: 0"]),
+    ],
+)
+def test_mistakes_are_named(name: str, options: dict, parts: list[str]):
+    with pytest.raises(ConfigError) as caught:
+        PROBES[name].data("train", 0, **options)
+    assert "\n" not in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_a_split_that_does_not_exist():
+    with pytest.raises(ConfigError, match="allowed: test, train"):
+        PROBES["mqar"].data("validation", 0)
