@@ -212,12 +212,10 @@ def to_foreign(model: PreTrainedModel, model_type: str) -> tuple[dict[str, Any],
     config: ArchConfig = model.config
     theirs = {"model_type": model_type, **converter.config_to_theirs(config)}
     back = _convert_config(converter, theirs)
-    mine, again = _effective(config), _effective(back)
-    for key in mine:
-        if mine[key] != again.get(key):
-            raise ConfigError(
-                f"{key}: {mine[key]!r} cannot be said in a {model_type} checkpoint, where it is {again.get(key)!r}"
-            )
+    difference = _first_difference(_effective(config), _effective(back))
+    if difference is not None:
+        key, mine, again = difference
+        raise ConfigError(f"{key}: {mine!r} cannot be said in a {model_type} checkpoint, where it is {again!r}")
     state = model.state_dict()
     result: dict[str, Tensor] = {}
     for rule in converter.rules(config, theirs):
@@ -248,3 +246,15 @@ def _effective(config: ArchConfig) -> dict[str, Any]:
     values["mixer"] = [mixer.effective(config, options) for mixer, options in config.mixer_specs]
     values["ffn"] = [ffn.effective(config, options) for ffn, options in config.ffn_specs]
     return values
+
+
+def _first_difference(mine: Any, again: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """(name, ours, theirs) of the first value in which two nested descriptions differ, or None."""
+    if isinstance(mine, dict) and isinstance(again, dict) and mine.get("class") == again.get("class"):
+        pairs = [(f"{name} {key}".strip(), mine[key], again.get(key)) for key in mine]
+    elif isinstance(mine, list) and isinstance(again, list) and len(mine) == len(again):
+        pairs = [(f"{name} of layer {index}", *pair) for index, pair in enumerate(zip(mine, again, strict=True))]
+    else:
+        short = [value.get("class", value) if isinstance(value, dict) else value for value in (mine, again)]
+        return None if mine == again else (name, *short)
+    return next((found for key, a, b in pairs if (found := _first_difference(a, b, key)) is not None), None)
