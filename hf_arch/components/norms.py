@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..ops.norm import rms_norm
 from ..registry import NORMS
@@ -54,6 +55,18 @@ class GatedRMSNorm(ArchRMSNorm):
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps) * self.gate_fn(gate)
+
+
+class HeadGroupNorm(nn.GroupNorm):
+    """Each head's LayerNorm over its own features, with a weight and a bias for all of them (RWKV's output norm)."""
+
+    def __init__(self, num_heads: int, head_dim: int, eps: float = 1e-5):
+        super().__init__(num_heads, num_heads * head_dim, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., H, V] -> [..., H V] in x's dtype."""
+        out = F.layer_norm(x.float(), x.shape[-1:], eps=self.eps).flatten(-2)
+        return torch.addcmul(self.bias, out, self.weight).to(x.dtype)
 
 
 def l2_norm(x: Tensor, eps: float = 1e-6) -> Tensor:

@@ -56,16 +56,22 @@ def repeat_kv_heads(sizes: HeadSizes, x: Tensor) -> Tensor:
     return x if groups == 1 else x.repeat_interleave(groups, dim=2)
 
 
+def kv_heads(config: Any, options: Any) -> tuple[int, int]:
+    """(heads, heads with keys and values of their own), from the options or else the config."""
+    heads = options.num_heads or config.num_attention_heads
+    own = options.num_kv_heads or (heads if options.num_heads else config.num_key_value_heads) or heads
+    divide(heads, own, "num_key_value_heads", "num_attention_heads")
+    return heads, own
+
+
 def linear_head_sizes(config: Any, options: Any) -> HeadSizes:
     """Sizes from options with `num_heads`, `num_kv_heads`, `expand_k` and `expand_v`; ConfigError where they do
     not divide."""
-    heads = options.num_heads or config.num_attention_heads
-    kv_heads = options.num_kv_heads or (heads if options.num_heads else config.num_key_value_heads) or heads
-    divide(heads, kv_heads, "num_key_value_heads", "num_attention_heads")
+    heads, own = kv_heads(config, options)
     key_dim, value_dim = int(config.hidden_size * options.expand_k), int(config.hidden_size * options.expand_v)
     return HeadSizes(
         heads,
-        kv_heads,
+        own,
         divide(key_dim, heads, "num_attention_heads", "hidden_size * expand_k ="),
         divide(value_dim, heads, "num_attention_heads", "hidden_size * expand_v ="),
     )
@@ -126,12 +132,15 @@ class LinearHeadsMixer(RecurrentMixer):
         out = self.o_norm(out, self.g_proj(x).view_as(out)) if hasattr(self, "g_proj") else self.o_norm(out)
         return self.o_proj(out.flatten(2))
 
+    def state_entries(self) -> int:
+        """fp32 numbers in the recurrent state of one sequence, each of which is written and read once a token."""
+        return self.sizes.num_heads * self.sizes.head_k_dim * self.sizes.head_v_dim
+
     def cost(self, seq_len: int) -> MixerCost:
-        """k v^T into the state and q^T S out of it: 4 K V a head and token; K V fp32 numbers a head, and the
-        convolutions' windows."""
+        """k v^T into the state and q^T S out of it: two products an entry and token; the convolutions' windows."""
         element = cache_element_bytes(self.config)
         convs = [module for module in self.children() if isinstance(module, ShortConvolution)]
-        entries = self.sizes.num_heads * self.sizes.head_k_dim * self.sizes.head_v_dim
+        entries = self.state_entries()
         per_token = 4 * entries + sum(conv.flops(1) for conv in convs)
         return MixerCost(
             mixing_flops=per_token * seq_len,
