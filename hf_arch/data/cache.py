@@ -14,8 +14,12 @@ from typing import BinaryIO
 
 def data_cache(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """The cache folder: `cache_dir`, else the environment's `HF_ARCH_CACHE`, else `~/.cache/hf_arch`."""
-    chosen = cache_dir or os.environ.get("HF_ARCH_CACHE") or "~/.cache/hf_arch"
-    return Path(chosen).expanduser().resolve()
+    return user_path(cache_dir or os.environ.get("HF_ARCH_CACHE") or "~/.cache/hf_arch").resolve()
+
+
+def user_path(name: str | os.PathLike[str]) -> Path:
+    """A path as the user wrote it, with `~` replaced; an unknown `~name` stays (Path.expanduser raises there)."""
+    return Path(os.path.expanduser(name))
 
 
 @contextmanager

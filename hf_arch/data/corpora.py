@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+from hf_arch.data.cache import user_path
 from hf_arch.data.options import DataOptions
+from hf_arch.data.store import META
 from hf_arch.errors import ConfigError, nearest
 
 SPLITS = ("train", "validation")
@@ -68,7 +70,9 @@ def open_corpus(name: str, options: DataOptions, cache: Path, *, progress: bool 
         return PythonDocs()
     if name in HUB_CORPORA:
         return HubCorpus.open(name, options, cache, progress=progress)
-    path = Path(name).expanduser()
+    path = user_path(name)
+    if (path / META).is_file():
+        raise ConfigError(f"data.corpus: {name!r} is tokenised already; give the text that it was made from")
     if path.exists() or any(letter in name for letter in "*?["):
         return LocalFiles.open(name, options, cache, progress=progress)
     if os.sep in name or path.suffix:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_arch.data.cache import hash_file, hash_text
+from hf_arch.data.cache import hash_file, hash_text, user_path
 from hf_arch.data.corpora import part_range
 from hf_arch.data.options import DataOptions
 from hf_arch.errors import ConfigError, nearest
@@ -89,7 +89,7 @@ class LocalFiles:
 
 
 def _find(name: str) -> tuple[str, ...]:
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_file():
         found = [path]
     elif path.is_dir():

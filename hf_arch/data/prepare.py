@@ -17,7 +17,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from hf_arch.data.cache import data_cache, hash_text, locked, publish_folder, temporary_name
+from hf_arch.data.cache import data_cache, hash_text, locked, publish_folder, temporary_name, user_path
 from hf_arch.data.corpora import SPLITS, Corpus, open_corpus, part_range
 from hf_arch.data.dataset import MixedDataset, TokenDataset, TokenStream
 from hf_arch.data.options import DataOptions
@@ -82,9 +82,10 @@ def prepare_data(
         ConfigError: a wrong option, text that cannot be had, or too little of it for one row.
     """
     cache = data_cache(cache_dir)
-    ready = read_meta(Path(options.corpus).expanduser()) if options.mixture is None else None
+    prepared = user_path(options.corpus)
+    ready = read_meta(prepared) if options.mixture is None else None
     if ready is not None:
-        stores = [_reopen(Path(options.corpus).expanduser(), ready, options)]
+        stores = [_reopen(prepared, ready, options)]
     else:
         names = list(options.mixture) if options.mixture is not None else [options.corpus]
         corpora = [open_corpus(name, options, cache, progress=progress) for name in names]
@@ -122,7 +123,7 @@ def prepare_shards(
     corpus = open_corpus(options.corpus, options, cache, progress=progress)
     tokenizer = _tokenizer_folder(options, [corpus], cache)
     key = _store_key(options, corpus, tokenizer.name)
-    folder = Path(out).expanduser().resolve() if out is not None else cache / "tokens" / key
+    folder = user_path(out).resolve() if out is not None else cache / "tokens" / key
     meta = read_meta(folder)
     if meta is not None:
         if meta.key != key:
@@ -287,8 +288,8 @@ class _Job:
             if not meta.total("train", "tokens"):
                 raise ConfigError(f"data.corpus: {self.corpus.name!r} holds no text; allowed: a corpus with text")
             meta.write(partial)
-            for task in tasks:
-                task.record_path.unlink()
+            for left_over in (*(task.record_path for task in tasks), *partial.glob(".*")):
+                left_over.unlink()
             publish_folder(partial, self.folder)
             return meta
 

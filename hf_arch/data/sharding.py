@@ -198,7 +198,8 @@ class _Encoder:
 def _pieces(document: str) -> Iterator[tuple[str, bool]]:
     """Cuts a long document, so that cores share it and memory stays small; the flag marks the last piece.
 
-    Cuts lie at a single line break between two other characters, where a byte-level tokenizer cuts in any case.
+    Cuts lie at a single line break between two other characters, where a byte-level tokenizer cuts in any case; another
+    kind may see one word border more there.
     """
     start = 0
     while len(document) - start > _PIECE:

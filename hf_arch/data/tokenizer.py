@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_arch.data.cache import hash_text
+from hf_arch.data.cache import hash_text, user_path
 from hf_arch.data.options import SPECIAL_TOKENS
 from hf_arch.errors import ConfigError, nearest
 
@@ -57,7 +57,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
     tokenizer: PreTrainedTokenizerBase
-    path = Path(name).expanduser()
+    path = user_path(name)
     try:
         if path.is_file():
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), clean_up_tokenization_spaces=False)

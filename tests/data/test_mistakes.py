@@ -36,6 +36,7 @@ def message(cache: Path, **options) -> str:
         ({"mixture": {}}, ["data.mixture"]),
         ({"corpus": "shakespear"}, ["data.corpus: 'shakespear'", "nearest: 'shakespeare'", "python-docs"]),
         ({"corpus": "no/such/file.txt"}, ["data.corpus: no file or folder 'no/such/file.txt'"]),
+        ({"corpus": "~nobody/x.txt"}, ["data.corpus: no file or folder '~nobody/x.txt'"]),
         ({"corpus": "no/such/*.txt"}, ["data.corpus: 'no/such/*.txt' holds no file"]),
         ({"corpus": "c4"}, ["data.max_train_tokens", "'c4' is streamed"]),
     ],

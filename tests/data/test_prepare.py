@@ -256,11 +256,20 @@ class TestShards:
             prepare_shards(options, tmp_path / "out", shards=3, cache_dir=cache, progress=False)
         assert not (tmp_path / "out").exists()
         monkeypatch.setattr(sharding, "write_shard", original)
+        next(tmp_path.glob(".out.*")).joinpath(".train-00002-of-00003.bin.killed").write_bytes(b"half")
         times = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob(".out.*/*.bin")}
         assert len(times) == 2
         made = prepare_shards(options, tmp_path / "out", shards=3, cache_dir=cache, progress=False)
         assert all((made.folder / name).stat().st_mtime_ns == time for name, time in times.items())
         assert not list(tmp_path.glob(".out.*"))
+        assert sorted(path.name for path in made.folder.iterdir()) == sorted(
+            [
+                "meta.json",
+                "tokenizer",
+                "validation-00000-of-00001.bin",
+                *(f"train-0000{n}-of-00003.bin" for n in range(3)),
+            ]
+        )
 
     @pytest.mark.parametrize("damage", ["changed", "cut", "gone"])
     def test_a_damaged_shard_is_named(self, options: DataOptions, tmp_path: Path, cache: Path, damage: str):
@@ -305,6 +314,8 @@ class TestShards:
         out = prepare_shards(options, tmp_path / "out", cache_dir=cache, progress=False).folder
         with pytest.raises(ValueError, match=r"data\.tokenizer: .* with 'byte', not 'char'"):
             prepare_data(DataOptions(corpus=str(out), tokenizer="char"), cache_dir=cache)
+        with pytest.raises(ValueError, match="tokenised already"):
+            prepare_data(DataOptions(mixture={str(out): 1.0}), cache_dir=cache)
         with pytest.raises(ValueError, match=r"data\.max_train_tokens"):
             prepare_data(DataOptions(corpus=str(out), max_train_tokens=5), cache_dir=cache)
 

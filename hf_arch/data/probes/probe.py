@@ -123,10 +123,12 @@ def draw_distinct(rng: np.random.Generator, rows: int, count: int, size: int) ->
 
     Floyd's algorithm: time and memory go with `count`, not with `size`.
     """
-    drawn = np.full((rows, count), -1, dtype=np.int64)
+    drawn = np.empty((count, rows), dtype=np.int64)
     for number in range(count):
         last = size - count + number
         candidate = rng.integers(0, last + 1, rows)
-        taken = (drawn[:, :number] == candidate[:, None]).any(axis=1)
-        drawn[:, number] = np.where(taken, last, candidate)
-    return rng.permuted(drawn, axis=1)  # Floyd draws a fair set, in an order that is not
+        taken = (drawn[:number] == candidate).any(axis=0)
+        drawn[number] = np.where(taken, last, candidate)
+    # Floyd draws a fair set, in an order that is not.
+    shuffle = np.argsort(rng.random((rows, count), dtype=np.float32), axis=1)
+    return np.take_along_axis(drawn.T, shuffle, axis=1)
