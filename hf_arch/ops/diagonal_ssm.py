@@ -27,19 +27,20 @@ from .segments import chunk_length, segment_keep, state_dtype, without_autocast
 CHUNK = 32
 
 
-def discretise(log_dt: Tensor, A_re: Tensor, A_im: Tensor | None, B: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Zero-order hold: (dt A, b), complex [D,M], or real [D,N] where `A_im` is None. Arguments as in `diagonal_ssm`."""
+def discretise(log_dt: Tensor, A_re: Tensor, A_im: Tensor | None, B: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Zero-order hold (dt A, a, b): complex [D,M], or real [D,N] where `A_im` is None. Arguments of `diagonal_ssm`."""
     dt = log_dt.exp().unsqueeze(-1)
     real = dt * A_re
+    # a - 1 without the cancellation of small dt A.
+    gain = torch.expm1(real)
     if A_im is None:
-        inflow = torch.expm1(real) / A_re
-        return real, inflow if B is None else inflow * B
+        inflow = gain / A_re
+        return real, gain + 1, inflow if B is None else inflow * B
     imag = dt * A_im
-    # exp(z) - 1 without the cancellation of small z.
-    gain_re = torch.expm1(real) * imag.cos() - 2 * (imag / 2).sin().square()
-    gain_im = real.exp() * imag.sin()
-    inflow = torch.complex(gain_re, gain_im) / torch.complex(A_re, A_im)
-    return torch.complex(real, imag), inflow if B is None else inflow * torch.view_as_complex(B.contiguous())
+    gain = torch.complex(gain * imag.cos() - 2 * (imag / 2).sin().square(), real.exp() * imag.sin())
+    inflow = gain / torch.complex(A_re, A_im)
+    inflow = inflow if B is None else inflow * torch.view_as_complex(B.contiguous())
+    return torch.complex(real, imag), gain + 1, inflow
 
 
 def _powers(exponent: Tensor, steps: Tensor) -> Tensor:
@@ -81,8 +82,8 @@ def naive_diagonal_ssm(
 ) -> tuple[Tensor, Tensor | None]:
     """Reference: the recurrence, one token after the other. Same arguments as `diagonal_ssm`."""
     dtype = state_dtype(u, A_re)
-    exponent, inflow = discretise(log_dt, A_re, A_im, B)
-    decay, readout = exponent.exp(), _readout(C, A_im)
+    _, decay, inflow = discretise(log_dt, A_re, A_im, B)
+    readout = _readout(C, A_im)
     state = decay.new_zeros(u.shape[0], *decay.shape)
     if initial_state is not None:
         state = initial_state if A_im is None else torch.view_as_complex(initial_state.contiguous())
@@ -140,13 +141,13 @@ def diagonal_ssm(
     inputs, log_dt, A_re, C = u.to(dtype), log_dt.to(dtype), A_re.to(dtype), C.to(dtype)
     A_im, B = (None if tensor is None else tensor.to(dtype) for tensor in (A_im, B))
     with without_autocast(u):
-        exponent, inflow = discretise(log_dt, A_re, A_im, B)
+        exponent, decay, inflow = discretise(log_dt, A_re, A_im, B)
         readout = _readout(C, A_im)
         state = None
         if initial_state is not None:
             state = _from_numbers(initial_state.to(dtype).flatten(2), exponent)
         if u.shape[1] == 1 and num_valid is None:
-            y, final = _step(inputs, _powers(exponent, torch.ones_like(log_dt[:, None])), inflow, readout, state)
+            y, final = _step(inputs, decay, inflow, readout, state)
         else:
             chunk = chunk_length(u.shape[1], chunk_size)
             system = _System.build(exponent, inflow, readout, chunk)

@@ -95,6 +95,7 @@ def test_groups_must_divide_the_heads() -> None:
         ssd(x, dt, A, B_in, C_out)
 
 
+@pytest.mark.slow
 def test_captured_graph_equals_eager() -> None:
     inputs, options = make_inputs(21), {"initial_state": make_state(), "segment_ids": random_segments(B, 21)}
     compiled = torch.compile(
