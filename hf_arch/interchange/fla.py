@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..modeling.configuration import ArchConfig
+from ..registry import MIXERS
 from .base import FOREIGN, ConfigReader, Converter, Rule, parts, same
 from .transformers_dense import take_tokens, their_tokens
 
@@ -24,6 +25,8 @@ class FLAConverter(Converter):
     architecture: str
     mixer: str
     hidden_ratio = 4
+    grouped_heads = True
+    """Whether it has `num_kv_heads`."""
 
     def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
         """The mixer's options in our names."""
@@ -44,9 +47,38 @@ class FLAConverter(Converter):
         """Tensors of the model beside its layers and embeddings."""
         return []
 
-    def config_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
+    def block_to_ours(self, reader: ConfigReader, hidden_size: int) -> dict[str, Any]:
+        """The norms and the feed-forward in our names."""
         reader.only("hidden_act", ["swish", "silu"], "swish")
         reader.only("attnres_block_size", [None], None)
+        ratio = reader.take("hidden_ratio", self.hidden_ratio) or self.hidden_ratio
+        return {
+            "norm_eps": reader.take("norm_eps", 1e-6),
+            "ffn": "glu",
+            "intermediate_size": reader.take("intermediate_size") or _mlp_width(hidden_size, ratio),
+        }
+
+    def block_to_theirs(self, config: ArchConfig) -> dict[str, Any]:
+        """The same, the other way."""
+        ffn, options = config.ffn_specs[0]
+        return {
+            "norm_eps": config.norm_eps,
+            "intermediate_size": ffn.width(config, options) if hasattr(ffn, "width") else None,
+            "hidden_act": "swish",
+        }
+
+    def norm_names(self, config: ArchConfig) -> tuple[str, ...]:
+        """The parameters of a block's norms."""
+        return ("weight",)
+
+    def block_rules(self, config: ArchConfig, layer: str) -> list[Rule]:
+        """The tensors of one layer beside its mixer; both sides number the layers alike."""
+        rules = parts(f"{layer}.mixer_norm", f"{layer}.attn_norm") + parts(f"{layer}.ffn_norm", f"{layer}.mlp_norm")
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            rules += parts(f"{layer}.ffn.{name}", f"{layer}.mlp.{name}")
+        return rules
+
+    def config_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
         reader.only("use_l2warp", [False], False)
         reader.dead(
             "attn_mode", "fuse_norm", "fuse_swiglu", "fuse_cross_entropy", "fuse_linear_cross_entropy", "criterion"
@@ -58,15 +90,11 @@ class FLAConverter(Converter):
             "hidden_size": reader.need("hidden_size"),
             "num_hidden_layers": reader.need("num_hidden_layers"),
             "num_attention_heads": heads,
-            "num_key_value_heads": reader.take("num_kv_heads") or heads,
+            "num_key_value_heads": (reader.take("num_kv_heads") if self.grouped_heads else None) or heads,
             "max_position_embeddings": reader.take("max_position_embeddings", 2048) or 2048,
-            "norm_eps": reader.take("norm_eps", 1e-6),
             "tie_word_embeddings": reader.take("tie_word_embeddings", False),
-            "ffn": "glu",
         }
-        values["intermediate_size"] = reader.take("intermediate_size") or _mlp_width(
-            values["hidden_size"], reader.take("hidden_ratio", self.hidden_ratio) or self.hidden_ratio
-        )
+        values |= self.block_to_ours(reader, values["hidden_size"])
         reader.dead("hidden_ratio")
         values["mixer"] = {"type": self.mixer, **self.mixer_to_ours(reader)}
         hybrid = reader.take("attn")
@@ -76,42 +104,35 @@ class FLAConverter(Converter):
         return take_tokens(reader, values)
 
     def config_to_theirs(self, config: ArchConfig) -> dict[str, Any]:
-        ffn, ffn_options = config.ffn_specs[0]
-        own = [options for mixer, options in config.mixer_specs if mixer.label != ""]
+        own = [options for mixer, options in config.mixer_specs if mixer is MIXERS.get(self.mixer)]
         attention = [(i, o) for i, (mixer, o) in enumerate(config.mixer_specs) if mixer.label == ""]
-        if not own and self.mixer != "attention":
+        if not own:
             raise ConfigError(f"mixer: no layer is {self.mixer!r}; a {self.architecture} checkpoint needs at least one")
         return {
             "vocab_size": config.vocab_size,
             "hidden_size": config.hidden_size,
             "num_hidden_layers": config.num_hidden_layers,
             "num_heads": config.num_attention_heads,
-            "num_kv_heads": config.num_key_value_heads,
+            **({"num_kv_heads": config.num_key_value_heads} if self.grouped_heads else {}),
             "max_position_embeddings": config.max_position_embeddings,
-            "norm_eps": config.norm_eps,
             "tie_word_embeddings": config.tie_word_embeddings,
-            "intermediate_size": ffn.width(config, ffn_options) if hasattr(ffn, "width") else None,
-            "hidden_act": "swish",
+            **self.block_to_theirs(config),
             "initializer_range": config.initializer_range,
             **their_tokens(config),
-            **self.mixer_to_theirs(config, own[0] if own else config.mixer_specs[0][1]),
-            **({"attn": _hybrid_dicts(config, attention)} if own and attention else {}),
+            **self.mixer_to_theirs(config, own[0]),
+            **({"attn": _hybrid_dicts(config, attention)} if self.mixer != "attention" and attention else {}),
         }
 
     def rules(self, config: ArchConfig, foreign: dict[str, Any]) -> list[Rule]:
         rules = [
             same("model.embed_tokens.weight", "model.embeddings.weight"),
-            same("model.norm.weight", "model.norm.weight"),
+            *parts("model.norm", "model.norm", self.norm_names(config)),
             same("lm_head.weight", "lm_head.weight"),
             *self.model_rules(config),
         ]
         for index, (mixer, options) in enumerate(config.mixer_specs):
             layer = f"model.layers.{index}"
-            rules += parts(f"{layer}.mixer_norm", f"{layer}.attn_norm") + parts(
-                f"{layer}.ffn_norm", f"{layer}.mlp_norm"
-            )
-            for name in ("gate_proj", "up_proj", "down_proj"):
-                rules += parts(f"{layer}.ffn.{name}", f"{layer}.mlp.{name}")
+            rules += self.block_rules(config, layer)
             make: Callable[..., list[Rule]] = attention_rules if mixer.label == "" else self.mixer_rules
             rules += make(config, options, foreign, f"{layer}.mixer", f"{layer}.attn")
         return rules
