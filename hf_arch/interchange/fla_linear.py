@@ -1,13 +1,16 @@
-"""flash-linear-attention (FLA) 0.6, the gated linear-attention families: hgrn2."""
+"""flash-linear-attention (FLA) 0.6, the gated linear-attention families: hgrn, hgrn2, rwkv6."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from ..mixers.hgrn2 import GatedStateExpansion
+from ..mixers.rwkv6 import STREAMS
 from ..modeling.configuration import ArchConfig
 from .base import FOREIGN, ConfigReader, Rule, parts, same
-from .fla import FLAConverter
+from .fla import FLAConverter, short_conv_rules
 
 
 @FOREIGN.register("hgrn2")
@@ -15,6 +18,7 @@ class FLAHGRN2(FLAConverter):
     """FLA's HGRN2; its `expand_ratio` decides the number of heads, and the output norm ignores `norm_eps`."""
 
     architecture, mixer = "hgrn2", "hgrn2"
+    grouped_heads = False
 
     def config_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
         values = super().config_to_ours(reader)
@@ -61,7 +65,146 @@ class FLAHGRN2(FLAConverter):
         return lower_bound_rules(config)
 
 
+@FOREIGN.register("hgrn")
+class FLAHGRN(FLAConverter):
+    """FLA's HGRN."""
+
+    architecture, mixer = "hgrn", "hgrn"
+    grouped_heads = False
+
+    def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
+        return {
+            "expand_ratio": reader.take("expand_ratio", 1),
+            "use_short_conv": reader.take("use_short_conv", False),
+            "conv_size": reader.take("conv_size", 4),
+            "use_lower_bound": reader.take("use_lower_bound", True),
+            "output_norm_affine": reader.take("elementwise_affine", True) is not False,
+        }
+
+    def mixer_to_theirs(self, config: ArchConfig, options: Any) -> dict[str, Any]:
+        names = ("expand_ratio", "use_short_conv", "conv_size", "use_lower_bound")
+        return {**{name: getattr(options, name) for name in names}, "elementwise_affine": options.output_norm_affine}
+
+    def mixer_rules(
+        self, config: ArchConfig, options: Any, foreign: dict[str, Any], ours: str, theirs: str
+    ) -> list[Rule]:
+        rules = [rule for name in "ifgo" for rule in parts(f"{ours}.{name}_proj", f"{theirs}.{name}_proj")]
+        if options.use_short_conv:
+            rules += short_conv_rules(ours, theirs, "if")
+        if options.output_norm_affine:
+            rules += parts(f"{ours}.o_norm", f"{theirs}.g_norm")
+        return rules
+
+    def model_rules(self, config: ArchConfig) -> list[Rule]:
+        return lower_bound_rules(config)
+
+
 def lower_bound_rules(config: ArchConfig) -> list[Rule]:
     """The bounds of all layers' gates."""
     bounded = any(getattr(options, "use_lower_bound", False) for _, options in config.mixer_specs)
     return [same("model.shared.0.logits", "model.lower_bounds")] if bounded else []
+
+
+@FOREIGN.register("rwkv6")
+class FLARWKV6(FLAConverter):
+    """FLA's RWKV6: LayerNorms, one more after the embeddings, a channel mix."""
+
+    architecture, mixer, hidden_ratio = "rwkv6", "rwkv6", 3.5
+    grouped_heads = False
+
+    def block_to_ours(self, reader: ConfigReader, hidden_size: int) -> dict[str, Any]:
+        ratio = reader.take("hidden_ratio", self.hidden_ratio) or self.hidden_ratio
+        return {
+            "norm": "layernorm" if reader.take("norm_bias", True) else "layernorm_nobias",
+            "norm_eps": reader.take("norm_eps", 1e-5),
+            "embedding_norm": bool(reader.take("norm_first", True)),
+            "intermediate_size": reader.take("intermediate_size") or 32 * -(-int(hidden_size * ratio) // 32),
+            "ffn": {
+                "type": "channel_mix",
+                "hidden_act": _ACTIVATIONS[reader.only("hidden_act", _ACTIVATIONS, "sqrelu")],
+            },
+        }
+
+    def block_to_theirs(self, config: ArchConfig) -> dict[str, Any]:
+        ffn, options = config.ffn_specs[0]
+        names = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
+        return {
+            "norm_bias": config.norm == "layernorm",
+            "norm_eps": config.norm_eps,
+            "norm_first": config.embedding_norm,
+            "intermediate_size": ffn.width(config, options) if hasattr(ffn, "width") else None,
+            "hidden_act": names.get(getattr(options, "hidden_act", None), "sqrelu"),
+        }
+
+    def norm_names(self, config: ArchConfig) -> tuple[str, ...]:
+        return ("weight", "bias") if config.norm == "layernorm" else ("weight",)
+
+    def model_rules(self, config: ArchConfig) -> list[Rule]:
+        if not config.embedding_norm:
+            return []
+        return parts("model.embedding_norm", "model.layers.0.pre_norm", self.norm_names(config))
+
+    def block_rules(self, config: ArchConfig, layer: str) -> list[Rule]:
+        names = self.norm_names(config)
+        return [
+            *parts(f"{layer}.mixer_norm", f"{layer}.attn_norm", names),
+            *parts(f"{layer}.ffn_norm", f"{layer}.ffn_norm", names),
+            same(f"{layer}.ffn.key_mix", f"{layer}.ffn.key.mu"),
+            same(f"{layer}.ffn.key_proj.weight", f"{layer}.ffn.key.linear.weight"),
+            same(f"{layer}.ffn.down_proj.weight", f"{layer}.ffn.value.weight"),
+            same(f"{layer}.ffn.receptance_mix", f"{layer}.ffn.receptance.mu"),
+            same(f"{layer}.ffn.receptance_proj.weight", f"{layer}.ffn.receptance.linear.weight"),
+        ]
+
+    def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
+        return {
+            "expand_k": reader.take("expand_k", 0.5),
+            "expand_v": reader.take("expand_v", 1.0),
+            "shift_rank": reader.take("proj_low_rank_dim", 32),
+            "decay_rank": reader.take("gate_low_rank_dim", 64),
+        }
+
+    def mixer_to_theirs(self, config: ArchConfig, options: Any) -> dict[str, Any]:
+        return {
+            "expand_k": options.expand_k,
+            "expand_v": options.expand_v,
+            "proj_low_rank_dim": options.shift_rank,
+            "gate_low_rank_dim": options.decay_rank,
+        }
+
+    def mixer_rules(
+        self, config: ArchConfig, options: Any, foreign: dict[str, Any], ours: str, theirs: str
+    ) -> list[Rule]:
+        streams = {"q_proj": "r_proj", "k_proj": "k_proj", "v_proj": "v_proj", "g_proj": "g_proj"}
+        return [
+            *(same(f"{ours}.{own}.weight", f"{theirs}.{their}.linear.weight") for own, their in streams.items()),
+            same(f"{ours}.o_proj.weight", f"{theirs}.o_proj.weight"),
+            same(f"{ours}.bonus", f"{theirs}.bonus"),
+            *parts(f"{ours}.o_norm", f"{theirs}.g_norm", ("weight", "bias")),
+            same(f"{ours}.shift_mix", f"{theirs}.x_proj.0.mu"),
+            same(f"{ours}.shift_down.weight", f"{theirs}.x_proj.0.linear.weight"),
+            Rule((f"{ours}.shift_up",), (f"{theirs}.x_proj.2.weight",), _by_stream, _by_width),
+            same(f"{ours}.shift_bias", f"{theirs}.x_bias"),
+            same(f"{ours}.decay_down.weight", f"{theirs}.w_proj.linear.lora.0.weight"),
+            *parts(f"{ours}.decay_up", f"{theirs}.w_proj.linear.lora.2", ("weight", "bias")),
+        ]
+
+
+_ACTIVATIONS = {
+    "sqrelu": "relu2",
+    "relu": "relu",
+    "gelu": "gelu",
+    "swish": "silu",
+    "silu": "silu",
+    "sigmoid": "sigmoid",
+}
+
+
+def _by_stream(tensors: list[Tensor]) -> list[Tensor]:
+    """[D, 5 R] -> [5, R, D]."""
+    return [tensor.unflatten(1, (len(STREAMS), -1)).permute(1, 2, 0).contiguous() for tensor in tensors]
+
+
+def _by_width(tensors: list[Tensor]) -> list[Tensor]:
+    """[5, R, D] -> [D, 5 R]."""
+    return [tensor.permute(2, 0, 1).flatten(1).contiguous() for tensor in tensors]
