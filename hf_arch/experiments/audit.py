@@ -159,7 +159,7 @@ def check_parameters(runs: Sequence[RunResult]) -> Finding:
     if mismatch <= PARAMETER_TOLERANCE:
         return Finding("parameters", "ok", f"Parameters match within {mismatch:.2%} (limit 1 %).", _labels(runs))
     sentence = (
-        f"Parameters differ by {mismatch:.1%} (limit 1 %): {small} has {int(known[small]):,}, "
+        f"Parameters differ by {_excess(mismatch)} (limit 1 %): {small} has {int(known[small]):,}, "
         f"{large} has {int(known[large]):,}"
     )
     if all(_match(run).get("by") == "flops" for run in runs):
@@ -384,6 +384,11 @@ def _same(
 def _not_recorded(check: str, key: str, runs: Sequence[RunResult]) -> Finding:
     sentence = f"{check.capitalize()}: cannot be checked, {key} is not recorded for {_names(runs)}."
     return Finding(check, "note", sentence, _labels(runs))
+
+
+def _excess(mismatch: float) -> str:
+    """By how much the larger exceeds the smaller: in per cent, or as a factor where it is more than double."""
+    return f"{mismatch:.1%}" if mismatch < 1 else f"a factor of {mismatch + 1:.3g}"
 
 
 def _order(run: RunResult) -> Any:

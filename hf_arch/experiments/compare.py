@@ -311,8 +311,9 @@ def _default_metric(runs: list[RunResult]) -> str:
 
 
 def _default_baseline(runs: list[RunResult], groups: list[Group]) -> str | None:
-    """The recipe's reference, else its first run, else the plainest architecture, else the first by name."""
-    names = {group.name for group in groups if group.counted}
+    """The recipe's reference or first run, else the plainest architecture, else the first name with most seeds."""
+    seeds = {group.name: len(group.counted) for group in groups}
+    names = {name for name, count in seeds.items() if count}
     if len(names) < 2:
         return None
     for run in runs:
@@ -326,7 +327,7 @@ def _default_baseline(runs: list[RunResult], groups: list[Group]) -> str | None:
         for group in groups:
             if group.name in names and group.reference.architecture == architecture:
                 return group.name
-    return min(names)
+    return min(names, key=lambda name: (-seeds[name], name))
 
 
 def _bounds(interval: Interval) -> list[float | None]:

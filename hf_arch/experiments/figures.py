@@ -5,7 +5,7 @@ Each function returns the figures that the measured numbers allow; `hf_arch.expe
 
 from __future__ import annotations
 
-import textwrap
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -156,7 +156,9 @@ def _means(comparison: Comparison) -> list[Figure]:
     note = (
         "Mean over seeds with its 95 % interval. A seed moves all groups alike, which the paired differences take out."
     )
-    return [Figure("means", title, note, f"{alt}.", draw, height=_rows_height(len(rows)), legend=False)]
+    return [
+        Figure("means", title, note, f"{alt}.", draw, height=_rows_height([row[0].name for row in rows]), legend=False)
+    ]
 
 
 def _dot(axes: Axes, series: Series, y: int, interval: Interval, text: str) -> None:
@@ -198,7 +200,17 @@ def _forest(comparison: Comparison) -> list[Figure]:
     note = (
         f"Mean paired difference in {comparison.metric_name} with its 95 % interval, before correction for many pairs."
     )
-    return [Figure("differences", title, note, f"{alt}.", draw, height=_rows_height(len(rows)), legend=False)]
+    return [
+        Figure(
+            "differences",
+            title,
+            note,
+            f"{alt}.",
+            draw,
+            height=_rows_height([row[0].name for row in rows]),
+            legend=False,
+        )
+    ]
 
 
 def _bars(comparison: Comparison) -> list[Figure]:
@@ -234,7 +246,17 @@ def _bars(comparison: Comparison) -> list[Figure]:
             _plain_ticks(axes.xaxis, units)
 
         alt = "; ".join(f"{series.name} {show(value)}" for series, value in values)
-        found.append(Figure(f"bar-{key}", title, "", f"{alt}.", draw, height=_rows_height(len(values)), legend=False))
+        found.append(
+            Figure(
+                f"bar-{key}",
+                title,
+                "",
+                f"{alt}.",
+                draw,
+                height=_rows_height([series.name for series, _value in values]),
+                legend=False,
+            )
+        )
     return found
 
 
@@ -282,7 +304,7 @@ def _pareto(comparison: Comparison) -> list[Figure]:
             axes.margins(x=0.12)
             axes.set(xlabel=label, ylabel=comparison.metric_name)
             if show is byte_size or max(costs) / min(costs) > 8:
-                _log_ticks(axes.xaxis, show)
+                _log_ticks(axes.xaxis, show if show is byte_size else EngFormatter(sep=""))
             else:
                 _plain_ticks(axes.xaxis, ())
 
@@ -325,7 +347,7 @@ def _scaling(comparison: Comparison) -> list[Figure]:
                     gid=series.gid(f"{series.name}: {interval.mean:.3f}"),
                 )
             axes.set(xlabel="parameters", ylabel=comparison.metric_name)
-            _log_ticks(axes.xaxis, quantity)
+            _log_ticks(axes.xaxis, EngFormatter(sep=""))
 
         key = f"scaling-{len(found)}"
         found.append(Figure(key, f"Scaling of {architecture}", f"{fit.words}. Band: 95 % bootstrap.", fit.words, draw))
@@ -365,13 +387,21 @@ def _name_axis(axes: Axes, names: Sequence[str]) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def _wrapped(name: str, width: int = 18) -> str:
-    lines = textwrap.wrap(name, width, break_on_hyphens=True)
-    return "\n".join(lines[:2]) + ("…" if len(lines) > 2 else "")
+def _wrapped(name: str, width: int = 20, limit: int = 56) -> str:
+    """A name on a few lines, broken after -, _ or a space; of a very long one the middle is left out."""
+    if len(name) > limit:
+        name = f"{name[: limit // 3]}…{name[-(limit - limit // 3) :]}"
+    lines = [""]
+    for part in re.findall(rf"[^-_ ]{{1,{width - 1}}}[-_ ]?|[-_ ]", name):
+        if len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
-def _rows_height(rows: int) -> float:
-    return max(1.6, 0.75 + 0.34 * rows)
+def _rows_height(names: Sequence[str]) -> float:
+    """Inches for one row a name, as high as its lines."""
+    return 0.75 + sum(max(0.34, 0.15 * (_wrapped(name).count("\n") + 1) + 0.06) for name in names)
 
 
 def axis_unit(largest: float, units: Units) -> tuple[float, str]:

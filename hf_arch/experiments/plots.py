@@ -126,7 +126,7 @@ def to_svg(figure: Figure) -> str:
 
 
 def swatch(series: Series) -> str:
-    """A small <svg> of a series' line and marker, for the page's legend."""
+    """A <symbol> with a series' line and marker, for the page's legend to <use>."""
     with matplotlib.rc_context({**RC, "svg.hashsalt": "swatch"}):
         canvas = Canvas(figsize=(0.5, 0.2))
         canvas.set_layout_engine("none")
@@ -135,7 +135,8 @@ def swatch(series: Series) -> str:
         axes.set(xlim=(0, 1), ylim=(0, 1))
         axes.plot([0.04, 0.96], [0.5, 0.5], color=series.color, linestyle=series.dash)
         axes.plot([0.5], [0.5], color=series.color, marker=series.marker)
-        return _inline_svg(canvas, f"swatch{series.index}", 'class="swatch" aria-hidden="true"')
+        svg = _inline_svg(canvas, f"s{series.index}", f'id="swatch-{series.index}"')
+        return f"<symbol{svg.strip().removeprefix('<svg').removesuffix('</svg>')}</symbol>"
 
 
 def _inline_svg(canvas: Canvas, prefix: str, attributes: str) -> str:
@@ -145,8 +146,11 @@ def _inline_svg(canvas: Canvas, prefix: str, attributes: str) -> str:
     svg = buffer.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = svg.replace("xlink:href", "href")
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
+    svg = re.sub(r' id="(?!series-)([^"]*)"', lambda match: match[0] if match[1] in used else "", svg)
     svg = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
     svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)
+    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)  # the page's own fonts
     for index, color in enumerate(OKABE_ITO):
         svg = svg.replace(color, f"var(--s{index})")
     svg = svg.replace(INK, "var(--ink)").replace(GRID, "var(--grid)")

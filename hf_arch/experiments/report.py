@@ -69,7 +69,8 @@ def render(comparison: Comparison, title: str) -> str:
         experiments=_descriptions(comparison.runs),
         violations=sum(finding.severity == "violation" for finding in comparison.findings),
         columns=columns,
-        swatches={series.name: swatch(series) for series in series_of(comparison)},
+        symbols=[swatch(series) for series in series_of(comparison)],
+        index={series.name: series.index for series in series_of(comparison)},
         sections={
             section: [(figure, to_svg(figure)) for figure in found] for section, found in figures(comparison).items()
         },
