@@ -1,6 +1,6 @@
 """GPT-2 (Radford et al. 2019): learned positions, LayerNorm, GELU MLP of 4x, biases everywhere, tied head."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 
@@ -21,6 +21,7 @@ class HfaGPT2Config(ArchConfig):
     """GPT-2's defaults are the 124M model."""
 
     model_type = "hfa_gpt2"
+    frozen_pad_embedding: ClassVar[bool] = False
 
     vocab_size: int = 50257
     hidden_size: int = 768

@@ -4,7 +4,7 @@ The class names avoid the word: transformers' generation looks for it in class n
 argument.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 
@@ -25,6 +25,7 @@ class HfaSelectiveSSMConfig(ArchConfig):
     """Mamba's published defaults: 48 blocks of the mixer alone."""
 
     model_type = "hfa_mamba"
+    frozen_pad_embedding: ClassVar[bool] = False
 
     hidden_size: int = 768
     num_hidden_layers: int = 24

@@ -4,7 +4,7 @@ The class names avoid the word: transformers' generation looks for it in class n
 argument.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 
@@ -25,6 +25,7 @@ class HfaStateSpaceDualConfig(ArchConfig):
     """The published 130M model: 24 blocks of the mixer alone, heads of width 64, 128 numbers of state a channel."""
 
     model_type = "hfa_mamba2"
+    frozen_pad_embedding: ClassVar[bool] = False
 
     hidden_size: int = 768
     num_hidden_layers: int = 24

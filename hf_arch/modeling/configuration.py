@@ -53,6 +53,8 @@ class ArchConfig(PreTrainedConfig):
     """
 
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    frozen_pad_embedding: ClassVar[bool] = True
+    """Whether the pad token's embedding gets no gradient, as in Llama; GPT-2 and Mamba train it like any other."""
 
     vocab_size: int = 32000
     hidden_size: int = 512

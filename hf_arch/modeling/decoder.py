@@ -79,7 +79,8 @@ class ArchModel(ArchPreTrainedModel):
 
     def __init__(self, config: ArchConfig):
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        padding = config.pad_token_id if config.frozen_pad_embedding else None
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, padding)
         self.position = POSITIONS.get(config.position, "position")(config)
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.embedding_norm = self._norm() if config.embedding_norm else None
