@@ -107,6 +107,13 @@ class GatedDeltaNet(LinearHeadsMixer):
             )
         return GroupedValueSizes(value_heads, heads, key_dim, int(value_dim))
 
+    @classmethod
+    def effective(cls, config: Any, options: GatedDeltaNetOptions) -> dict[str, Any]:
+        values = {**super().effective(config, options), "sizes": cls.head_sizes(config, options)}
+        for name in ("num_heads", "num_v_heads", "head_dim", "expand_v", "dt_min", "dt_max", "dt_init_floor"):
+            del values[name]
+        return values
+
     def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, **context: Any) -> Tensor:
         q, k, v = self.project(x, layout, state)
         if not self.options.use_short_conv:

@@ -107,6 +107,11 @@ class StateSpaceDual(RecurrentMixer):
         heads = divide(int(options.expand * config.hidden_size), options.head_dim, "head_dim", "expand * hidden_size =")
         divide(heads, options.n_groups, "n_groups", "the number of heads")
 
+    @classmethod
+    def effective(cls, config: Any, options: Mamba2Options) -> dict[str, Any]:
+        initial = ("A_min", "A_max", "dt_min", "dt_max", "dt_init_floor", "conv_init", "rescale_out_proj")
+        return {name: value for name, value in super().effective(config, options).items() if name not in initial}
+
     def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, **context: Any) -> Tensor:
         gate, hidden, step = self.in_proj(x).split(
             [self.inner, self.inner + 2 * self.group_width, self.num_heads], dim=-1
