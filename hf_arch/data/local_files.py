@@ -65,7 +65,7 @@ class LocalFiles:
         return cls(name, train, held_out, options.text_column, options.validation_fraction, cache, progress)
 
     def fingerprint(self) -> str:
-        files = [hash_file(Path(file)) for file in (*self.train_files, *self.validation_files)]
+        files = [_hash(file, Path(file).stat().st_mtime_ns) for file in (*self.train_files, *self.validation_files)]
         return hash_text(*files, len(self.train_files), self.text_column, self.validation_fraction)
 
     def documents(self, split: str, part: int = 0, parts: int = 1) -> Iterator[str]:
@@ -110,6 +110,12 @@ def _find(name: str) -> tuple[str, ...]:
 def _reader(file: Path) -> str | None:
     suffix = Path(file.stem).suffix if file.suffix in _COMPRESSED else file.suffix
     return READERS.get(suffix.lower())
+
+
+@lru_cache(maxsize=4096)
+def _hash(file: str, stamp: int) -> str:
+    """The hash of a file's bytes, worked out once a process as long as `stamp`, its time of change, stays."""
+    return hash_file(Path(file))
 
 
 @lru_cache(maxsize=8)

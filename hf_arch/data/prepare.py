@@ -182,15 +182,25 @@ def _cached_store(
     """The store of a corpus in the cache; made where it is missing, made again where it is damaged."""
     key = _store_key(options, corpus, tokenizer.name)
     folder = cache / "tokens" / key
+    job = _Job(options, corpus, tokenizer, key, folder, 1, 1)
     try:
-        meta = read_meta(folder)
-        if meta is not None:
-            _check(folder, meta)
-            return folder, meta
-    except ConfigError as error:
-        logger.warning("%s (done now)", error)
-        shutil.rmtree(folder, ignore_errors=True)
-    return folder, _Job(options, corpus, tokenizer, key, folder, 1, 1).run(cache, progress=progress)
+        meta = _checked(folder)
+    except ConfigError:
+        with locked(cache, f"repair-{key}"):
+            try:
+                meta = _checked(folder)  # another process may have made it good while we waited
+            except ConfigError as error:
+                logger.warning("%s: doing so", error)
+                shutil.rmtree(folder)
+                meta = job.run(cache, progress=progress)
+    return folder, meta or job.run(cache, progress=progress)
+
+
+def _checked(folder: Path) -> StoreMeta | None:
+    meta = read_meta(folder)
+    if meta is not None:
+        _check(folder, meta)
+    return meta
 
 
 def _check(folder: Path, meta: StoreMeta) -> None:
