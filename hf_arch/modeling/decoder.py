@@ -212,6 +212,10 @@ class ArchModel(ArchPreTrainedModel):
             key = self._mask_key(index)
             if key in masks:
                 continue
+            # A static layer's unused slots must be masked in a single step too; transformers sees to it only where
+            # every layer of the cache is static, which recurrent ones are not.
+            static = cache is not None and index < len(cache.layers) and cache.layers[index].is_compileable
+            common["allow_is_causal_skip"] = not (static and inputs_embeds.shape[1] == 1)
             if key == "full_attention":
                 masks[key] = create_causal_mask(config=self.config, layer_idx=index, **common)
             elif key.startswith("sliding_attention"):

@@ -1,0 +1,35 @@
+"""Tiny models of every registered architecture, for the checks that hold for all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+import hf_arch
+
+ARCHITECTURES = hf_arch.list_architectures()
+# An FFT, or grouping tokens by expert, makes the rounding of earlier outputs depend on later tokens.
+ROUNDING_MOVES = {"ssm", "moe"}
+
+
+def stirred_model(name: str, seed: int = 0, **overrides: Any) -> Any:
+    """A tiny model in eval mode, every parameter moved off its initial value so that each one shows in the logits."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(hf_arch.tiny_config(name, **overrides)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def token_ids(batch: int = 2, length: int = 21, seed: int = 3) -> Tensor:
+    """[batch, length] random tokens without the padding token."""
+    return torch.randint(3, 97, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
+    """Within `tolerance` of the largest expected entry (fp32 chunk form; logits here are of order 1)."""
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * max(1.0, expected.abs().max().item()))

@@ -1,0 +1,76 @@
+"""generate() over every registered architecture: each decoding strategy with a cache gives what it gives without
+one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.suite.models import ARCHITECTURES, close, stirred_model, token_ids
+
+pytestmark = pytest.mark.parametrize("name", ARCHITECTURES)
+
+
+def _both(name, **kwargs):
+    model, ids = stirred_model(name), token_ids(2, 6)
+    outputs = []
+    for use_cache in (True, False):
+        torch.manual_seed(11)
+        outputs.append(model.generate(ids, max_new_tokens=7, eos_token_id=None, use_cache=use_cache, **kwargs))
+    return outputs
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"do_sample": False},
+        {"do_sample": True, "top_k": 20, "temperature": 0.9},
+        {"do_sample": False, "num_beams": 3},
+        {"do_sample": False, "num_beams": 4, "num_return_sequences": 2},
+        {"do_sample": True, "num_return_sequences": 3, "top_p": 0.9},
+    ],
+    ids=["greedy", "sample", "beams", "beams_returned", "sample_returned"],
+)
+def test_a_cache_changes_no_token(name, kwargs):
+    with_cache, without = _both(name, **kwargs)
+    assert torch.equal(with_cache, without)
+
+
+def test_left_padded_batch_equals_singles(name):
+    model, ids = stirred_model(name), token_ids(3, 9)
+    padding = [0, 2, 5]
+    mask = torch.stack([(torch.arange(9) >= n).long() for n in padding])
+    batch = model.generate(
+        torch.stack(
+            [torch.cat([torch.zeros(n, dtype=torch.long), row[: 9 - n]]) for n, row in zip(padding, ids, strict=True)]
+        ),
+        attention_mask=mask,
+        max_new_tokens=6,
+        do_sample=False,
+        eos_token_id=None,
+    )
+    for n, row, out in zip(padding, ids, batch, strict=True):
+        single = model.generate(row[None, : 9 - n], max_new_tokens=6, do_sample=False, eos_token_id=None)
+        assert torch.equal(out[9:], single[0, 9 - n :])
+
+
+def test_static_cache_gives_the_same_tokens(name):
+    model, ids = stirred_model(name), token_ids(2, 6)
+    options = {"max_new_tokens": 7, "do_sample": False, "eos_token_id": None, "disable_compile": True}
+    static = model.generate(ids, cache_implementation="static", **options)
+    assert torch.equal(static, model.generate(ids, **options))
+
+
+@torch.no_grad()
+def test_a_returned_cache_continues(name):
+    model, ids = stirred_model(name), token_ids(1, 6)
+    options = {"do_sample": False, "eos_token_id": None}
+    first = model.generate(ids, max_new_tokens=4, return_dict_in_generate=True, **options)
+    second = model.generate(first.sequences, past_key_values=first.past_key_values, max_new_tokens=3, **options)
+    assert torch.equal(second, model.generate(ids, max_new_tokens=7, **options))
+
+
+@torch.no_grad()
+def test_logits_to_keep(name):
+    model, ids = stirred_model(name), token_ids(2, 9)
+    close(model(ids, logits_to_keep=2, use_cache=False).logits, model(ids, use_cache=False).logits[:, -2:], 1e-6)

@@ -1,0 +1,113 @@
+"""What training needs of every registered architecture: exact gradients under checkpointing and accumulation,
+learning, low precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.suite.models import ARCHITECTURES, close, stirred_model, token_ids
+
+pytestmark = pytest.mark.parametrize("name", ARCHITECTURES)
+
+
+def _gradients(model, batches, **kwargs):
+    model.zero_grad()
+    for ids in batches:
+        model(ids, labels=ids, use_cache=False, **kwargs).loss.backward()
+    return {key: parameter.grad.clone() for key, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def _same_gradients(actual, expected, tolerance=1e-5):
+    assert actual.keys() == expected.keys()
+    # A gradient that is zero by symmetry (a key bias under softmax) holds nothing but rounding errors of the others.
+    noise = 0.1 * max(gradient.abs().max() for gradient in expected.values())
+    for key, gradient in expected.items():
+        scale = gradient.abs().max().clamp(min=noise)
+        torch.testing.assert_close(actual[key] / scale, gradient / scale, rtol=0, atol=tolerance, msg=key)
+
+
+def _without_dropout(name):
+    return stirred_model(name, embedding_dropout=0.0, residual_dropout=0.0, attention_dropout=0.0).train()
+
+
+def test_every_parameter_gets_a_finite_gradient(name):
+    model = _without_dropout(name)
+    gradients = _gradients(model, [token_ids(2, 40)])
+    missing = {key for key, parameter in model.named_parameters() if parameter.requires_grad} - gradients.keys()
+    assert not missing
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradient_checkpointing_changes_nothing(name, use_reentrant):
+    model, ids = _without_dropout(name), token_ids()
+    plain = _gradients(model, [ids])
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
+    model.enable_input_require_grads()
+    _same_gradients(_gradients(model, [ids]), plain)
+
+
+def test_accumulation_equals_one_batch(name):
+    """Eight batches of one row give the gradients of one batch of eight, tokens weighted by num_items_in_batch."""
+    model, ids = _without_dropout(name), token_ids(8, 13)
+    if name == "moe":
+        model.config.router_aux_loss_coef = model.config.router_z_loss_coef = 0.0  # means over a batch, by definition
+    count = torch.tensor(8 * 12)
+    whole = _gradients(model, [ids], num_items_in_batch=count)
+    _same_gradients(_gradients(model, ids.split(1), num_items_in_batch=count), whole, 1e-4)
+
+
+def test_chunked_loss_equals_full_logits(name):
+    model, ids = _without_dropout(name), token_ids(2, 15)
+    model.config.loss_chunk_size = 0
+    full_loss = model(ids, labels=ids, use_cache=False).loss
+    full = _gradients(model, [ids])
+    model.config.loss_chunk_size = 4
+    chunked = model(ids, labels=ids, use_cache=False)
+    assert chunked.logits is None
+    close(chunked.loss, full_loss, 1e-6)
+    _same_gradients(_gradients(model, [ids]), full)
+
+
+def test_loss_falls_on_a_learnable_task(name):
+    """Repeating a period of four tokens: the loss must fall below half within sixty steps."""
+    torch.manual_seed(0)
+    model = stirred_model(name).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    ids = torch.tensor([5, 17, 60, 42] * 8)[None].repeat(4, 1)
+    losses = []
+    for _ in range(60):
+        loss = model(ids, labels=ids, use_cache=False).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_bfloat16_autocast_is_finite_and_near(name):
+    model, ids = _without_dropout(name), token_ids(2, 40)
+    exact = model(ids, labels=ids, use_cache=False).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(ids, labels=ids, use_cache=False).loss
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert abs(loss.item() - exact.item()) < 0.05 * exact.item()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+
+
+def test_bfloat16_weights_run(name):
+    model, ids = stirred_model(name).to(torch.bfloat16), token_ids(2, 12)
+    with torch.no_grad():
+        assert model(ids, use_cache=False).logits.isfinite().all()
+        assert model.generate(ids, max_new_tokens=3, eos_token_id=None).shape == (2, 15)
+
+
+@pytest.mark.slow
+def test_compiled_equals_eager(name):
+    torch._dynamo.reset()
+    model, ids = _without_dropout(name), token_ids(2, 24)
+    eager = _gradients(model, [ids])
+    model.forward = torch.compile(model.forward)
+    _same_gradients(_gradients(model, [ids]), eager, 1e-4)
