@@ -222,12 +222,12 @@ class _RunningLogSumExp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, s: Tensor, before: Tensor, start: Tensor | None) -> Tensor:
-        sums = torch.empty_like(s)
-        total = before
+        totals = [before]
         starts = [None] * s.shape[1] if start is None else start.unbind(1)
-        for s_t, start_t, out in zip(s.unbind(1), starts, sums.unbind(1), strict=True):
-            past = total if start_t is None else total.masked_fill(start_t, EMPTY)
-            total = torch.logaddexp(past, s_t, out=out)
+        for s_t, start_t in zip(s.unbind(1), starts, strict=True):
+            past = totals[-1] if start_t is None else totals[-1].masked_fill(start_t, EMPTY)
+            totals.append(torch.logaddexp(past, s_t))
+        sums = torch.stack(totals[1:], 1)
         ctx.save_for_backward(s, before, start, sums)
         return sums
 
