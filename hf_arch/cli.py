@@ -41,7 +41,9 @@ def _report_error(error: Exception) -> int:
         return _complain(error.format_message(), 2)
     if isinstance(error, typer.Abort):
         return _complain("interrupted", 1)
-    if type(error).__name__ not in ("TrainingError", "OutOfMemoryError") and not isinstance(error, OSError):
+    if type(error).__name__ == "TrainingError":
+        return _complain(str(error), 1)
+    if type(error).__name__ != "OutOfMemoryError" and not isinstance(error, OSError):
         traceback.print_exception(error)
     return _complain(f"{type(error).__name__}: {error}", 1)
 

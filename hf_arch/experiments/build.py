@@ -26,12 +26,11 @@ def build_config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = Non
     values.setdefault("max_position_embeddings", recipe.data.sequence_length)
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         values.setdefault(name, getattr(tokenizer, name, None))
-    if tokenizer is not None:
-        if isinstance(values["vocab_size"], int) and values["vocab_size"] < size:
-            raise ConfigError(
-                f"model.vocab_size: {values['vocab_size']} is too small for the tokenizer; allowed: at least {size}; "
-                f"nearest: {size}"
-            )
+    if tokenizer is not None and isinstance(values["vocab_size"], int) and values["vocab_size"] < size:
+        raise ConfigError(
+            f"model.vocab_size: {values['vocab_size']} is too small for the tokenizer; allowed: at least {size}; "
+            f"nearest: {size}"
+        )
     try:
         return hf_arch.config_from_dict(values)
     except ConfigError as error:

@@ -125,6 +125,7 @@ class MetricsLog(TrainerCallback):
                 "val_seconds": metrics["eval_runtime"],
             }
             self._write(state, row)
+            self._require_finite("validation loss", metrics["eval_loss"], args, state)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
@@ -151,9 +152,13 @@ class MetricsLog(TrainerCallback):
         }
         self._write(state, row)
         self.clock.restart()
-        if not math.isfinite(logs["loss"]):
+        self._require_finite("loss", logs["loss"], args, state)
+
+    @staticmethod
+    def _require_finite(what: str, loss: float, args: TrainingArguments, state: TrainerState) -> None:
+        if not math.isfinite(loss):
             raise TrainingError(
-                f"the loss became {logs['loss']} by step {state.global_step}; lower training.learning_rate "
+                f"the {what} became {loss} by step {state.global_step}; lower training.learning_rate "
                 f"({args.learning_rate:g}) or lengthen training.warmup_steps ({args.warmup_steps:g})"
             )
 

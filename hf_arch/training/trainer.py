@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Subset
-from transformers import Trainer
+from transformers import Trainer, TrainerControl
 
 from hf_arch.data import SeededOrder, SeededSampler, TokenDataset
+from hf_arch.data.dataset import MixedDataset
 from hf_arch.evaluation.perplexity import TextLoss, sum_nats
 
 
@@ -38,7 +39,8 @@ class ArchTrainer(Trainer):
         start_step: optimiser step of the checkpoint that is resumed from.
     """
 
-    eval_dataset: TokenDataset
+    eval_dataset: TokenDataset | MixedDataset
+    control: TrainerControl
 
     def __init__(
         self, *, order: SeededOrder, eval_sequences: int | None = None, start_step: int = 0, **kwargs: Any
@@ -93,7 +95,7 @@ class ArchTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def score(self, dataset: TokenDataset, sequences: int | None = None) -> TextLoss:
+    def score(self, dataset: TokenDataset | MixedDataset, sequences: int | None = None) -> TextLoss:
         """The exact loss over the first `sequences` rows of `dataset` (None: all), shared out over the processes."""
         count = len(dataset) if sequences is None else min(sequences, len(dataset))
         mine = range(self.args.process_index, count, self.args.world_size)

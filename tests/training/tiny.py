@@ -8,13 +8,13 @@ from typing import Any
 
 import yaml
 
-WORDS = "the king of france is dead and his crown lies in the dust where no man dares to lift it again my lord".split()
+SENTENCE = "the king of france is dead and his crown lies in the dust where no man dares to lift it again my lord"
 
 
 def write_text(folder: Path, characters: int = 20_000) -> Path:
     """A file of lines of random common words; the same at every call."""
     draw = random.Random(0)
-    lines = (" ".join(draw.choices(WORDS, k=8)).capitalize() + "." for _ in range(characters // 40))
+    lines = (" ".join(draw.choices(SENTENCE.split(), k=8)).capitalize() + "." for _ in range(characters // 40))
     path = folder / "text.txt"
     path.write_text("\n".join(lines) + "\n")
     return path
