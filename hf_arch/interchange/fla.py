@@ -324,7 +324,7 @@ def _feature_map(reader: ConfigReader) -> str | None:
         "swish": "silu",
         "silu": "silu",
         "relu": "relu",
-        "gelu": "gelu",
+        "gelu": "gelu_tanh",  # its name for the approximation
         "sigmoid": "sigmoid",
         "identity": None,
     }

@@ -1,4 +1,4 @@
-"""flash-linear-attention (FLA) 0.6, the gated linear-attention families: hgrn, hgrn2, rwkv6."""
+"""flash-linear-attention (FLA) 0.6, the gated linear-attention families: linear_attn, hgrn, hgrn2, gsa, abc, rwkv6."""
 
 from __future__ import annotations
 
@@ -208,3 +208,138 @@ def _by_stream(tensors: list[Tensor]) -> list[Tensor]:
 def _by_width(tensors: list[Tensor]) -> list[Tensor]:
     """[5, R, D] -> [D, 5 R]."""
     return [tensor.permute(2, 0, 1).flatten(1).contiguous() for tensor in tensors]
+
+
+@FOREIGN.register("linear_attn")
+class FLALinearAttention(FLAConverter):
+    """FLA's linear attention; a tied feature map is stored under both names there."""
+
+    architecture, mixer = "linear_attn", "linear_attn"
+
+    def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
+        learned = ("hedgehog", "t2r", "elementwise_product")
+        feature_map = reader.only("feature_map", (*learned, "dpfp", "elu", "relu", "identity"), "elementwise_product")
+        return {
+            "expand_k": reader.take("expand_k", 1.0),
+            "expand_v": reader.take("expand_v", 1.0),
+            "feature_map": feature_map,
+            "tie_feature_map": reader.take("tie_feature_map_qk", False) and feature_map in learned,
+            "norm_q": reader.take("norm_q", False),
+            "norm_k": reader.take("norm_k", False),
+            "normalize": reader.take("norm_feature_map", False),
+            "output_norm_affine": reader.take("elementwise_affine", True) is not False,
+        }
+
+    def mixer_to_theirs(self, config: ArchConfig, options: Any) -> dict[str, Any]:
+        names = ("expand_k", "expand_v", "feature_map", "norm_q", "norm_k")
+        return {
+            **{name: getattr(options, name) for name in names},
+            "tie_feature_map_qk": options.tie_feature_map,
+            "norm_feature_map": options.normalize,
+            "elementwise_affine": options.output_norm_affine,
+        }
+
+    def mixer_rules(
+        self, config: ArchConfig, options: Any, foreign: dict[str, Any], ours: str, theirs: str
+    ) -> list[Rule]:
+        rules = [rule for name in "qkvo" for rule in parts(f"{ours}.{name}_proj", f"{theirs}.{name}_proj")]
+        for name in _MAP_PARAMETERS.get(options.feature_map, ()):
+            of_q, of_k = f"{theirs}.feature_map_q.{name}", f"{theirs}.feature_map_k.{name}"
+            if options.tie_feature_map:
+                rules.append(Rule((f"{ours}.q_map.{name}",), (of_q, of_k), lambda pair: pair[:1], lambda one: one * 2))
+            else:
+                rules += [same(f"{ours}.q_map.{name}", of_q), same(f"{ours}.k_map.{name}", of_k)]
+        if options.output_norm_affine:
+            rules += parts(f"{ours}.o_norm", f"{theirs}.norm")
+        return rules
+
+
+_MAP_PARAMETERS = {
+    "hedgehog": ("layer.weight", "layer.bias"),
+    "t2r": ("layer.weight",),
+    "elementwise_product": ("layer1.weight", "layer1.bias", "layer2.weight", "layer2.bias"),
+}
+
+
+@FOREIGN.register("gsa")
+class FLAGSA(FLAConverter):
+    """FLA's GSA; its output norm ignores `norm_eps`, and neither output gate nor clamps exist there."""
+
+    architecture, mixer = "gsa", "gsa"
+
+    def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
+        reader.dead("use_output_gate", "use_norm", "clamp_min", "clamp_max", "exapnd_k", "exapnd_v", "gate_fn")
+        return {
+            "num_slots": reader.take("num_slots", 64),
+            "expand_k": reader.take("expand_k", reader.take("exapnd_k", 1.0)),
+            "expand_v": reader.take("expand_v", reader.take("exapnd_v", 1.0)),
+            "feature_map": _GSA_MAPS[reader.only("feature_map", _GSA_MAPS, "swish")],
+            "use_short_conv": reader.take("use_short_conv", False),
+            "conv_size": reader.take("conv_size", 4),
+            "gate_logit_normalizer": reader.take("gate_logit_normalizer", 8),
+            "output_norm_affine": reader.take("elementwise_affine", True) is not False,
+        }
+
+    def mixer_to_theirs(self, config: ArchConfig, options: Any) -> dict[str, Any]:
+        names = ("num_slots", "expand_k", "expand_v", "use_short_conv", "conv_size", "gate_logit_normalizer")
+        return {
+            **{name: getattr(options, name) for name in names},
+            "feature_map": {"silu": "swish"}.get(options.feature_map, options.feature_map),
+            "elementwise_affine": options.output_norm_affine,
+        }
+
+    def mixer_rules(
+        self, config: ArchConfig, options: Any, foreign: dict[str, Any], ours: str, theirs: str
+    ) -> list[Rule]:
+        rules = [rule for name in "qkvfo" for rule in parts(f"{ours}.{name}_proj", f"{theirs}.{name}_proj")]
+        if options.feature_map == "t2r":
+            rules += parts(f"{ours}.feature_map.layer", f"{theirs}.feature_map.layer")
+        if options.use_short_conv:
+            rules += short_conv_rules(ours, theirs)
+        return rules + (parts(f"{ours}.o_norm", f"{theirs}.g_norm") if options.output_norm_affine else [])
+
+
+_GSA_MAPS = {"swish": "silu", "silu": "silu", "relu": "relu", "t2r": "t2r"}
+
+
+@FOREIGN.register("abc")
+class FLAABC(FLAConverter):
+    """FLA's ABC."""
+
+    architecture, mixer = "abc", "abc"
+    grouped_heads = False
+
+    def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
+        reader.dead("gate_low_rank_dim", "exapnd_k", "exapnd_v")
+        return {
+            "num_slots": reader.take("num_slots", 64),
+            "expand_k": reader.take("expand_k", reader.take("exapnd_k", 0.5)),
+            "expand_v": reader.take("expand_v", reader.take("exapnd_v", 1.0)),
+            "use_short_conv": reader.take("use_short_conv", False),
+            "conv_size": reader.take("conv_size", 4),
+            "use_rope": reader.take("use_rope", True),
+            "clamp_min": reader.take("clamp_min", -32),
+            "clamp_max": reader.take("clamp_max", 32),
+            "output_norm_affine": reader.take("elementwise_affine", True) is not False,
+        }
+
+    def mixer_to_theirs(self, config: ArchConfig, options: Any) -> dict[str, Any]:
+        names = (
+            "num_slots",
+            "expand_k",
+            "expand_v",
+            "use_short_conv",
+            "conv_size",
+            "use_rope",
+            "clamp_min",
+            "clamp_max",
+        )
+        return {**{name: getattr(options, name) for name in names}, "elementwise_affine": options.output_norm_affine}
+
+    def mixer_rules(
+        self, config: ArchConfig, options: Any, foreign: dict[str, Any], ours: str, theirs: str
+    ) -> list[Rule]:
+        rules = [rule for name in "qkvsgo" for rule in parts(f"{ours}.{name}_proj", f"{theirs}.{name}_proj")]
+        if options.use_short_conv:
+            rules += short_conv_rules(ours, theirs)
+        return rules + (parts(f"{ours}.o_norm", f"{theirs}.g_norm") if options.output_norm_affine else [])
