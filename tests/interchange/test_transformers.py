@@ -1,0 +1,121 @@
+"""transformers' own models with random weights: converted they give the same logits, and go back bit-equal."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MambaConfig, MistralConfig, Qwen3Config
+
+import hf_arch
+from hf_arch.errors import ConfigError
+
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+
+
+def _rope(**parameters):
+    return {"rope_theta": 5e4, **parameters}
+
+
+CONFIGS = {
+    "gpt2": GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64),
+    "gpt2_untied_narrow": GPT2Config(
+        vocab_size=97, n_embd=32, n_layer=1, n_head=2, n_positions=64, n_inner=40, tie_word_embeddings=False
+    ),
+    "llama": LlamaConfig(**SIZES),
+    "llama_gqa_biases": LlamaConfig(**SIZES, num_key_value_heads=2, attention_bias=True, mlp_bias=True),
+    "llama_head_dim_tied": LlamaConfig(**SIZES, head_dim=16, tie_word_embeddings=True),
+    "llama_linear": LlamaConfig(**SIZES, rope_parameters=_rope(rope_type="linear", factor=2.0)),
+    "llama_dynamic": LlamaConfig(
+        **{**SIZES, "max_position_embeddings": 16}, rope_parameters=_rope(rope_type="dynamic", factor=2.0)
+    ),
+    "llama_yarn": LlamaConfig(
+        **SIZES, rope_parameters=_rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)
+    ),
+    "llama3": LlamaConfig(
+        **SIZES,
+        rope_parameters=_rope(
+            rope_type="llama3",
+            factor=8.0,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+            original_max_position_embeddings=16,
+        ),
+    ),
+    "mistral_window": MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=7),
+    "mistral_full": MistralConfig(**SIZES, num_key_value_heads=1, sliding_window=None),
+    "qwen3": Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=16),
+    "qwen3_some_windows": Qwen3Config(
+        **SIZES, num_key_value_heads=2, head_dim=16, use_sliding_window=True, sliding_window=5, max_window_layers=1
+    ),
+    "mamba": MambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, state_size=8, time_step_rank=4),
+    "mamba_biases": MambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, use_bias=True, conv_kernel=3),
+}
+
+
+def _random(config):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_same_logits_and_back(name):
+    config = CONFIGS[name]
+    source = _random(config)
+    ours = hf_arch.from_foreign(config.to_dict(), source.state_dict())
+    ids = torch.randint(3, 97, (2, 24), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids).logits, source(ids).logits, rtol=0, atol=1e-5)
+    values, state = hf_arch.to_foreign(ours, config.model_type)
+    values.pop("model_type")
+    again = AutoModelForCausalLM.from_config(type(config)(**values)).eval()
+    missing, unexpected = again.load_state_dict(state, strict=False)
+    assert not unexpected and set(missing) <= {"lm_head.weight"}
+    for key, tensor in state.items():
+        assert torch.equal(tensor, source.state_dict()[key]), key
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, source(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "model_type", "message"),
+    [
+        ("hybrid", "llama", r"^norm: 'layernorm' cannot be said in a llama checkpoint, where it is 'rmsnorm'$"),
+        ("gla", "llama", r"^mixer of layer 0: 'GatedLinearAttention' cannot be said in a llama"),
+        ("llama", "mistral", r"^qk_norm: True cannot be said in a mistral"),
+        ("llama", "lama", r"^model_type: 'lama' is not known; nearest: 'llama'"),
+    ],
+)
+def test_what_cannot_be_said_is_refused(architecture, model_type, message):
+    model = AutoModelForCausalLM.from_config(hf_arch.tiny_config(architecture))
+    with pytest.raises(ConfigError, match=message):
+        hf_arch.to_foreign(model, model_type)
+
+
+def test_mistakes_in_a_checkpoint_are_one_line():
+    config, state = CONFIGS["llama"].to_dict(), dict(_random(CONFIGS["llama"]).state_dict())
+    cases = [
+        ({**config, "rotary_magic": 2}, state, r"^config: 'rotary_magic' is not an option of llama"),
+        ({**config, "hidden_act": "mish"}, state, r"^config.hidden_act: 'mish' cannot be honoured by llama; allowed: "),
+        ({"model_type": None}, state, r"^config: no `model_type`; allowed: "),
+        (config, {**state, "extra.weight": torch.ones(1)}, r"^state_dict: 'extra.weight' has no place in hfa_llama"),
+        (
+            config,
+            {k: v for k, v in state.items() if k != "model.norm.weight"},
+            r"^state_dict: no tensor 'model.norm.weight'",
+        ),
+        (config, {**state, "model.norm.weight": torch.ones(5)}, r"model.norm.weight has shape \[5\], expected \[32\]$"),
+    ]
+    for values, tensors, message in cases:
+        with pytest.raises(ConfigError, match=message):
+            hf_arch.from_foreign(values, tensors)
