@@ -9,10 +9,15 @@ overflow for strong decays, and cannot express d = 0. Halving never divides: nei
     total'        = total_1 * total_2
 
 so that only products of numbers in [0, 1] are formed. A decay of exactly 0, the start of a document, is exact as well.
-Shapes: C chunk, a power of two.
+`decay_products` does this for one decay a step. With one a channel, `factorise` multiplies prefixes into q and suffixes
+into k, and every pair of neighbouring blocks becomes one matrix product.
+
+Legend: C chunk, a power of two; K channels; M chunks of the whole batch; G rows of q or k a step.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,17 +53,17 @@ def decay_products(decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return between.squeeze(-3), prefix.squeeze(-2), suffix.squeeze(-2), total.squeeze(-1)
 
 
-class Level:
-    """Factors of one level of halving, kept for the backward pass: [blocks, m, K] and the totals [blocks, 1, K]."""
+class Level(NamedTuple):
+    """What the backward pass needs of one level of halving; `rows` are G * m."""
 
-    __slots__ = ("key", "query", "total_1", "total_2")
-
-    def __init__(self, query: Tensor, key: Tensor, total_1: Tensor, total_2: Tensor):
-        self.query, self.key, self.total_1, self.total_2 = query, key, total_1, total_2
+    query: Tensor  # of second blocks, [blocks, rows, K]
+    key: Tensor  # of first blocks, [blocks, rows, K]
+    total_1: Tensor  # [blocks, 1, K]
+    total_2: Tensor
 
 
 def scores_of_level(scores: Tensor, rows: int) -> Tensor:
-    """View [M, blocks, rows, rows] of the scores [M, C', C'] between the halves of every block of 2 * rows."""
+    """View [M, blocks, rows, rows] of the scores [M, G*C, G*C] between the halves of every block of 2 * rows."""
     count = scores.shape[-1] // (2 * rows)
     blocks = scores.unflatten(-1, (count, 2 * rows)).unflatten(-3, (count, 2 * rows))
     return blocks.diagonal(dim1=-4, dim2=-2)[..., rows:, :rows, :].movedim(-1, -3)
