@@ -86,6 +86,18 @@ def test_packed_documents(golden):
         pytest.skip("the source ignores document borders; tests/suite holds the property")
     borders = tensors["packed/cu_seqlens"].tolist()
     positions = torch.cat([torch.arange(end - start) for start, end in pairwise(borders)])[None]
+    _near(model(tensors["packed/input_ids"], position_ids=positions, use_cache=False).logits, tensors["packed/logits"])
+
+
+@torch.no_grad()
+def test_decoding(golden):
+    """A prefill and five steps equal the source's steps where it has them, else its plain forward."""
+    model, _, _, tensors = golden
+    ids = tensors["input_ids"]
+    split = ids.shape[1] - 5
+    cache = DynamicCache(config=model.config)
+    model(ids[:, :split], past_key_values=cache)
+    steps = [model(ids[:, index : index + 1], past_key_values=cache).logits for index in range(split, ids.shape[1])]
     _near(torch.cat(steps, 1), tensors.get("decode/logits", tensors["logits"][:, split:]))
 
 
