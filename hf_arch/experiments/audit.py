@@ -162,6 +162,9 @@ def check_parameters(runs: Sequence[RunResult]) -> Finding:
         f"Parameters differ by {_excess(mismatch)} (limit 1 %): {small} has {int(known[small]):,}, "
         f"{large} has {int(known[large]):,}"
     )
+    declared = max((finite(_match(run).get("tolerance")) or 0.0 for run in runs), default=0.0)
+    if mismatch <= declared and all(_match(run).get("by") == "parameters" for run in runs):
+        return Finding("parameters", "note", f"{sentence}; the recipe allows {declared:.0%}.", _labels(runs))
     if all(_match(run).get("by") == "flops" for run in runs):
         return Finding("parameters", "note", f"{sentence}; the recipe matches FLOPs per token instead.", _labels(runs))
     return Finding("parameters", "violation", f"{sentence}.", _labels(runs))
@@ -196,12 +199,24 @@ def check_init(runs: Sequence[RunResult]) -> Finding:
     if unknown := [run for run in runs if "init_overridden" not in run.results and run.completed]:
         return _not_recorded("initialisation", "init_overridden", unknown)
     if not overridden:
-        return Finding(
-            "initialisation", "ok", "Initialisation: every architecture uses its own default.", _labels(runs)
-        )
+        rules = _by_value(runs, lambda run: str(run.components.get("init", "its own")))
+        text = "; ".join(f"{rule}: {_names(group)}" for rule, group in rules.items())
+        sentence = f"Initialisation: every architecture uses its own default{f' ({text})' if len(rules) > 1 else ''}."
+        return Finding("initialisation", "ok", sentence, _labels(runs))
     everywhere = len(overridden) == len(runs)
     sentence = f"Initialisation overridden in {'every run' if everywhere else _names(overridden)}."
     return Finding("initialisation", "note" if everywhere else "violation", sentence, _labels(overridden))
+
+
+def check_dropout(runs: Sequence[RunResult]) -> Finding | None:
+    """The same dropout: architectures have different defaults, and on a small corpus these decide."""
+    rates = _by_value([run for run in runs if "dropout" in run.components], lambda run: str(run.components["dropout"]))
+    if not rates:
+        return None
+    if len(rates) == 1:
+        return Finding("dropout", "ok", f"Same dropout: {next(iter(rates))}.", _labels(runs))
+    text = "; ".join(f"{rate}: {_names(group)}" for rate, group in rates.items())
+    return Finding("dropout", "violation", f"Dropout differs: {text}.", _labels(runs))
 
 
 def check_settings(runs: Sequence[RunResult]) -> Finding:
@@ -311,6 +326,7 @@ CHECKS: tuple[Callable[[Sequence[RunResult]], Finding | None], ...] = (
     check_matched_flops,
     check_short_convolution,
     check_init,
+    check_dropout,
     check_settings,
     check_seeds,
     check_duplicates,

@@ -133,15 +133,14 @@ def _card(comparison: Comparison, group: Group) -> Card:
 
 
 def _plain(value: Any) -> str:
+    """A component's value in words."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
     if isinstance(value, (list, tuple)):
         return ", ".join(_plain(item) for item in value)
-    return (
-        {True: "yes", False: "no", None: "none"}.get(value, str(value))
-        if isinstance(value, bool | None)
-        else str(value)
-    )
+    if value is None or isinstance(value, bool):
+        return {True: "yes", False: "no", None: "none"}[value]
+    return str(value).replace("=", " ")  # options read, and wrap, as words
 
 
 def _unbroken(text: str) -> str:

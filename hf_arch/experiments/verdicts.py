@@ -2,10 +2,11 @@
 
 A hypothesis is free text. Where it holds claims of the form
 
-    A better than B        A worse than B        A not distinguishable from B        (optionally: ... in bits_per_byte)
+    A better than B        A worse than B        A not distinguishable from B        A within 0.1 of B
 
 with A and B names of runs (or of architectures that one run has), each claim is judged by the paired difference of
-the table. Text without such a claim gets no verdict from a program: the reader judges it, with the result beside it.
+the table; `within` by its 95 % interval, which has to lie inside the bounds. Text without such a claim gets no verdict
+from a program: the reader judges it, with the result beside it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 Outcome = Literal["supported", "contradicted", "undecided", "not judged"]
 
 _CLAIM = re.compile(
-    r"(?P<first>[\w.+=-]+)\s+(?:is\s+)?(?P<relation>better than|worse than|not distinguishable from)\s+"
+    r"(?P<first>[\w.+=-]+)\s+(?:is\s+)?"
+    r"(?P<relation>better than|worse than|not distinguishable from|within (?P<bound>\d*\.?\d+) of)\s+"
     r"(?P<second>[\w.+=-]*\w)"
 )
 
@@ -49,7 +51,7 @@ def judge(hypothesis: str, comparison: Comparison) -> list[Verdict]:
         if first is None or second is None or first == second:
             continue
         pair = comparison.pair(first, second)
-        outcome = _outcome(match["relation"], pair)
+        outcome = _within(float(match["bound"]), pair) if match["bound"] else _outcome(match["relation"], pair)
         evidence = f"{first} against {second}: {'not compared' if pair is None else pair.words}"
         verdicts.append(Verdict(hypothesis, match[0], outcome, evidence))
     if not verdicts:
@@ -66,6 +68,16 @@ def _outcome(relation: str, pair: PairedDifference | None) -> Outcome:
     if pair.verdict in ("not distinguishable", "same"):
         return "undecided"
     return "supported" if relation.startswith(pair.verdict) else "contradicted"
+
+
+def _within(bound: float, pair: PairedDifference | None) -> Outcome:
+    """Whether the difference is smaller than `bound`: where its interval lies inside the bounds, outside, or across."""
+    if pair is None or pair.difference is None or pair.difference.low is None or pair.difference.high is None:
+        return "undecided"
+    low, high = pair.difference.low, pair.difference.high
+    if -bound <= low and high <= bound:
+        return "supported"
+    return "contradicted" if low > bound or high < -bound else "undecided"
 
 
 def _group_name(text: str, comparison: Comparison) -> str | None:

@@ -62,7 +62,7 @@ def write_run(
         "data_fingerprint": "d" * 16,
         "order_fingerprint": f"order-of-seed-{seed}",
         "tokenizer_fingerprint": "t" * 16,
-        "components": components,
+        "components": {**components, "dropout": "residual 0"},
         "init_overridden": False,
         "hypothesis": hypothesis,
         "sample": f"ROMEO. The {name} that speaks in measured line\nIs but a number wearing words of wine.",

@@ -43,6 +43,7 @@ def test_a_fair_suite_has_no_violation_and_no_note(tmp_path: Path) -> None:
         ("parameters", {"params_total": 1_300_000}, "differ by 8.3%"),
         ("short convolution", {"components": {"mixer": "gla", "use_short_conv": True}}, "with gla; without"),
         ("initialisation", {"init_overridden": True}, "overridden in gla"),
+        ("dropout", {"components": {"dropout": "residual 0.1"}}, "residual 0.1: gla; residual 0: gpt2, llama"),
         ("utilisation", {"mfu": 1.33}, "gla (seed 1) 133%"),
         ("device", {"provenance": {"versions": VERSIONS, "device": "cuda", "threads": 2}}, "cuda, 2 threads: gla"),
         ("versions", {"provenance": {"versions": {**VERSIONS, "torch": "2.6.0"}, "device": "cpu"}}, "torch 2.6.0"),
@@ -132,12 +133,23 @@ def test_what_is_not_recorded_is_said(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def declare_match(root: Path, **match: Any) -> None:
+    """Writes how a set was matched into every run's config, as the runner does."""
+    for path in root.glob("*/experiment_config.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "run": {"match": match}}))
+
+
+def test_a_declared_tolerance_above_one_per_cent_is_a_note(tmp_path: Path) -> None:
+    clean_suite(tmp_path, results={"params_total": 1_220_000})
+    assert findings(tmp_path)["parameters"].severity == "violation"
+    declare_match(tmp_path, by="parameters", tolerance=0.02)
+    finding = findings(tmp_path)["parameters"]
+    assert finding.severity == "note" and "the recipe allows 2%" in finding.sentence
+
+
 def test_runs_matched_by_flops_may_differ_in_parameters(tmp_path: Path) -> None:
     clean_suite(tmp_path, results={"params_total": 1_300_000, "flops_per_token": 8_505_000})
-    for folder in tmp_path.iterdir():
-        recipe = json.loads((folder / "experiment_config.json").read_text())
-        recipe["run"] = {"match": {"by": "flops", "tolerance": 0.02}}
-        (folder / "experiment_config.json").write_text(json.dumps(recipe))
+    declare_match(tmp_path, by="flops", tolerance=0.02)
     found = findings(tmp_path)
     assert found["parameters"].severity == "note"
     assert found["FLOPs"].severity == "ok"
