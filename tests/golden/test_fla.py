@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from transformers import DynamicCache
 
 import hf_arch
 from hf_arch.interchange.base import FOREIGN
