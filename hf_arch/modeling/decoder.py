@@ -64,6 +64,11 @@ class ArchPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         init_arch_weights(module, self.config)
 
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # For custom code transformers skips modules without unloaded parameters of their own, such as a block that
+        # rescales its projections; ours may all be visited, since `transformers.initialization` spares what is loaded.
+        super()._initialize_weights(module, is_custom_code=False)
+
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         return True
