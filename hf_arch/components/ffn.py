@@ -6,6 +6,7 @@ channel mix).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar
 
@@ -25,12 +26,19 @@ class FeedForwardOptions(Options):
     bias: bool | None = None
 
 
+class Router(nn.Module):
+    """Chooses experts: [N, D] -> logits [N, E], weights [N, k], experts [N, k]. Its logits are what a model gives as
+    `router_logits`."""
+
+
 class FeedForward(nn.Module):
     """Base of every channel mixer; built as `FFNClass(config, options, layer_idx)`."""
 
     Options: ClassVar[type[Options]] = FeedForwardOptions
     needs_conv_state: ClassVar[bool] = False
     """Whether it keeps a token shift state in the cache."""
+    routed: ClassVar[bool] = False
+    """Whether it has a Router; then `routing_losses` makes losses of what all routers of a model gave."""
     label: ClassVar[str] = ""
 
     def __init__(self, config: Any, options: Any, layer_idx: int):
@@ -65,6 +73,13 @@ class FeedForward(nn.Module):
 
     def forward(self, hidden_states: Tensor, **context: Any) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
+        raise NotImplementedError
+
+    @classmethod
+    def routing_losses(
+        cls, layers: Sequence[Any], router_logits: Sequence[Tensor], mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """(balance of the experts, what training adds to the loss); see `MixtureOfExperts`."""
         raise NotImplementedError
 
     def cost(self, seq_len: int) -> MixerCost:

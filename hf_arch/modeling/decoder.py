@@ -23,7 +23,11 @@ from transformers.modeling_layers import (
     GenericForSequenceClassification,
     GenericForTokenClassification,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    MoeCausalLMOutputWithPast,
+)
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
@@ -31,14 +35,15 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from ..components.attention_product import AttentionProduct
+from ..components.ffn import Router
 from ..components.positions import ArchRotaryEmbedding, alibi_slopes
 from ..registry import NORMS, POSITIONS
 from .block import DecoderLayer
 from .cache import RecurrentStateLayer
-from .configuration import ArchConfig
+from .configuration import ArchConfig, carries_code
 from .initialization import init_arch_weights
 from .layout import build_layout, positions_from_mask
-from .loss import chunked_cross_entropy, loss_chunk_size
+from .loss import batch_share, chunked_cross_entropy, loss_chunk_size
 
 
 class ArchPreTrainedModel(PreTrainedModel):
@@ -57,6 +62,7 @@ class ArchPreTrainedModel(PreTrainedModel):
     _can_record_outputs: ClassVar[dict[str, Any]] = {
         "hidden_states": DecoderLayer,
         "attentions": OutputRecorder(AttentionProduct, index=1),
+        "router_logits": OutputRecorder(Router, index=0),
     }
 
     @torch.no_grad()
@@ -70,13 +76,19 @@ class ArchPreTrainedModel(PreTrainedModel):
         super()._initialize_weights(module, is_custom_code=False)
 
     @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return True  # transformers looks for its decorator in this file; the experts are a component
+
+    @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         return True
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
-        """Nothing: saved checkpoints carry no code; `hf-arch export --format hub` writes a self-contained
-        repository."""
+        """Nothing for the package's own classes, whose checkpoints carry no code; a self-contained repository's classes
+        (`hf-arch export --format hub`) take theirs along when they are saved again."""
+        if carries_code(cls):
+            super().register_for_auto_class(auto_class)
 
 
 class ArchModel(ArchPreTrainedModel):
@@ -283,6 +295,7 @@ class ArchForCausalLM(ArchPreTrainedModel, GenerationMixin):
         self.model = self.model_class(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self._routed = [spec for spec in config.ffn_specs if spec[0].routed]
         self.post_init()
 
     def create_masks_for_generate(self, **kwargs: Any) -> dict[str, Any]:
@@ -302,9 +315,12 @@ class ArchForCausalLM(ArchPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> CausalLMOutputWithPast:
+    ) -> CausalLMOutputWithPast | MoeCausalLMOutputWithPast:
         """Logits [B, T or logits_to_keep, V], and the mean next-token loss where `labels` [B, T] are given
-        (shifted inside)."""
+        (shifted inside); in training with the losses of routers."""
+        trains_routers = bool(self._routed) and self.training and labels is not None
+        if trains_routers:
+            kwargs["output_router_logits"] = True
         out = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -333,13 +349,29 @@ class ArchForCausalLM(ArchPreTrainedModel, GenerationMixin):
                 logits = torch.tanh(logits / cap) * cap
             if labels is not None:
                 loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=out.past_key_values,
-            hidden_states=out.hidden_states,
-            attentions=out.attentions,
-        )
+        fields = {
+            "loss": loss,
+            "logits": logits,
+            "past_key_values": out.past_key_values,
+            "hidden_states": out.hidden_states,
+            "attentions": out.attentions,
+        }
+        router_logits = out.get("router_logits")
+        if not router_logits:
+            return CausalLMOutputWithPast(**fields)
+        aux_loss, penalty = self._routing_losses(router_logits, attention_mask)
+        if trains_routers:
+            fields["loss"] = loss + penalty * batch_share(labels, **kwargs)
+        return MoeCausalLMOutputWithPast(**fields, aux_loss=aux_loss, router_logits=router_logits)
+
+    def _routing_losses(self, router_logits: tuple[Tensor, ...], attention_mask: Any) -> tuple[Tensor, Tensor]:
+        """(balance of the experts, what training adds to the loss)."""
+        mask = attention_mask.get("padding") if isinstance(attention_mask, dict) else attention_mask
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            mask = mask[:, -(router_logits[0].shape[0] // mask.shape[0]) :].to(router_logits[0].device)
+        else:
+            mask = None
+        return self._routed[0][0].routing_losses([options for _, options in self._routed], router_logits, mask)
 
 
 class ArchForSequenceClassification(GenericForSequenceClassification, ArchPreTrainedModel):

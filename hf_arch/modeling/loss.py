@@ -12,6 +12,8 @@ with c the identity or the soft cap s tanh(x / s), and n the number of targets o
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -91,11 +93,30 @@ def chunked_cross_entropy(
         num_items_in_batch: divide the sum by this instead of by the number of targets (gradient accumulation).
         shift_labels: [B, T] already shifted labels, instead of `labels`.
     """
-    targets = F.pad(labels, (0, 1), value=IGNORE_INDEX)[:, 1:] if shift_labels is None else shift_labels
-    targets = targets.reshape(-1).to(hidden.device)
+    targets = _targets(labels, shift_labels).reshape(-1).to(hidden.device)
     total = _ChunkedCrossEntropy.apply(hidden.reshape(-1, hidden.shape[-1]), weight, targets, chunk_size, softcap)
     count = (targets != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
     return total / (count.to(total.device) if torch.is_tensor(count) else count)
+
+
+def _targets(labels: Tensor, shift_labels: Tensor | None) -> Tensor:
+    return F.pad(labels, (0, 1), value=IGNORE_INDEX)[:, 1:] if shift_labels is None else shift_labels
+
+
+def batch_share(
+    labels: Tensor,
+    *,
+    num_items_in_batch: Tensor | int | None = None,
+    shift_labels: Tensor | None = None,
+    **kwargs: Any,
+) -> Tensor | float:
+    """The share of this call in its optimiser step: its targets over `num_items_in_batch`, 1 without that.
+
+    What is added to a loss that is divided so has to be weighted by it, or accumulation would add it several times.
+    """
+    if num_items_in_batch is None:
+        return 1.0
+    return (_targets(labels, shift_labels) != IGNORE_INDEX).sum() / num_items_in_batch
 
 
 def loss_chunk_size(configured: int | None, vocab_size: int) -> int:
