@@ -6,14 +6,19 @@ the widths that come within the tolerance the roundest is taken: multiples of 64
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hf_arch
 from hf_arch.errors import ConfigError, choice_error
-from hf_arch.experiments.recipe import MatchOptions
+from hf_arch.experiments.build import build_config
+from hf_arch.experiments.plan import PlannedRun
+from hf_arch.experiments.recipe import MatchOptions, Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 FIELDS = ("intermediate_size", "hidden_size")
 STEPS = (64, 32, 16, 8, 4, 2, 1)
@@ -37,6 +42,24 @@ class Matched:
 
 Build = Callable[[Mapping[str, int]], Any]
 """From changes of a model's sizes to its config; raises `ConfigError` where the sizes do not go together."""
+
+
+def match_runs(
+    recipe: Recipe, planned: Sequence[PlannedRun], tokenizers: Mapping[str, PreTrainedTokenizerBase] | None = None
+) -> dict[str, Matched]:
+    """What `experiment.match` of `recipe` asks for, by the name of the run; empty where it asks for nothing.
+
+    `tokenizers` by `Recipe.data_key`; without them the vocabulary counts as the recipe says.
+    """
+    if recipe.experiment.match is None:
+        return {}
+
+    def builder(single: Recipe) -> Build:
+        tokenizer = (tokenizers or {}).get(single.data_key)
+        return lambda changes: build_config(single.with_model(changes), tokenizer)
+
+    builders = {run.name: builder(run.recipe) for run in planned}
+    return match_models(builders, recipe.experiment.match, planned[0].recipe.data.sequence_length)
 
 
 def match_models(models: Mapping[str, Build], options: MatchOptions, seq_len: int) -> dict[str, Matched]:

@@ -9,18 +9,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-
-from hf_arch.data import PreparedData, prepare_data
+from hf_arch.data import prepare_data
 from hf_arch.errors import ConfigError, choice_error
 from hf_arch.experiments.build import build_config
 from hf_arch.experiments.compare import compare_command
-from hf_arch.experiments.match import Build, Matched, match_models
+from hf_arch.experiments.match import Matched, match_runs
 from hf_arch.experiments.plan import PlannedRun, plan_runs
 from hf_arch.experiments.recipe import Recipe
 from hf_arch.experiments.report import report_command
@@ -63,7 +62,7 @@ def prepare_runs(recipe: Recipe, results_dir: Path) -> list[ReadyRun]:
         _check_model(run)
     data = {run.recipe.data_key: run.recipe.data for run in planned}
     prepared = {key: prepare_data(options) for key, options in data.items()}
-    matched = _match(recipe, planned, prepared)
+    matched = match_runs(recipe, planned, {key: entry.tokenizer for key, entry in prepared.items()})
     ready = []
     for run in planned:
         found = matched.get(run.name)
@@ -97,17 +96,17 @@ def run_set(recipe: Recipe, results_dir: str | Path, *, workers: int = 1) -> int
     """`hf-arch run`: trains, compares and reports; prints what it does, and returns the exit code (1: a run failed)."""
     folder = Path(results_dir)
     ready = prepare_runs(recipe, folder)
-    console = Console(stderr=True)
-    for run in ready:
-        if run.matched is not None:
-            console.print(f"{run.name}: {run.matched.describe()}", highlight=False)
-    failed = run_all(ready, workers=workers, tell=lambda line: console.print(line, highlight=False))
-    if len(failed) < len(ready):
+    tell = partial(print, file=sys.stderr, flush=True)
+    for name, matched in {run.name: run.matched for run in ready if run.matched is not None}.items():
+        tell(f"{name}: {matched.describe()}")
+    failed = run_all(ready, workers=workers, tell=tell)
+    completed = [str(run.folder) for run in ready if run not in failed]
+    if completed:
         write_suite_results(folder)
-        compare_command([str(run.folder) for run in ready if run not in failed], None, None, None, False)
+        compare_command(completed, None, None, None, False)
         report_command(str(folder), None)
     for run in failed:
-        console.print(f"[red]failed[/red] {run.folder}: {run.reason}", highlight=False)
+        tell(f"failed: {run.folder}: {run.reason}")
     return 1 if failed else 0
 
 
@@ -151,15 +150,3 @@ def _check_model(run: PlannedRun) -> None:
         build_config(run.recipe)
     except ConfigError as error:
         raise ConfigError(f"run {run.name!r}: {error}") from error
-
-
-def _match(recipe: Recipe, planned: Sequence[PlannedRun], prepared: Mapping[str, PreparedData]) -> dict[str, Matched]:
-    """Matched sizes by the name of the run; empty where the recipe asks for none."""
-    if recipe.experiment.match is None:
-        return {}
-
-    def builder(single: Recipe) -> Build:
-        return lambda changes: build_config(single.with_model(changes), prepared[single.data_key].tokenizer)
-
-    builders = {run.name: builder(run.recipe) for run in planned}
-    return match_models(builders, recipe.experiment.match, planned[0].recipe.data.sequence_length)

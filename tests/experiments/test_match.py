@@ -1,4 +1,4 @@
-"""Matching: equal within the tolerance, by the width that leaves the mixer alone, and honest where it cannot be done."""
+"""Matching: equal within the tolerance, by the width that leaves the mixer alone; what cannot be done is said."""
 
 from __future__ import annotations
 
