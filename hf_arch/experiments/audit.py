@@ -17,26 +17,13 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from hf_arch.experiments.run_settings import has_short_convolution, shared_settings
 from hf_arch.experiments.store import RunResult, finite
 
 Severity = Literal["violation", "note", "ok"]
 SEVERITIES: tuple[Severity, ...] = ("violation", "note", "ok")
 PARAMETER_TOLERANCE = 0.01
 MIN_SEEDS = 3
-
-# Sections of a recipe in which runs of one comparison should agree; learning rate and seed have checks of their own.
-SHARED_SECTIONS = ("data", "training", "evaluation")
-UNSHARED_KEYS = (
-    "learning_rate",
-    "seed",
-    "data_seed",
-    "run_name",
-    "report_to",
-    "logging_",
-    "save_",
-    "dataloader_",
-    "disable_tqdm",
-)
 
 
 @dataclass(frozen=True)
@@ -222,7 +209,7 @@ def check_dropout(runs: Sequence[RunResult]) -> Finding | None:
 def check_settings(runs: Sequence[RunResult]) -> Finding:
     """Any other recipe setting in which the architectures differ: schedule, batch, weight decay, evaluation."""
     configured = [run for run in runs if run.config]
-    settings = {run: _shared_settings(run) for run in configured}
+    settings = {run: shared_settings(run) for run in configured}
     keys = sorted({key for flat in settings.values() for key in flat})
     differing = []
     for key in keys:
@@ -336,33 +323,6 @@ CHECKS: tuple[Callable[[Sequence[RunResult]], Finding | None], ...] = (
 )
 
 
-def has_short_convolution(run: RunResult) -> bool:
-    """Whether any mixer of the run's model uses a short convolution, by its component table or its config."""
-    resolved = (run.config.get("run") or {}).get("config")
-    return any(_uses_convolution(node) for node in (run.components, run.config.get("model"), resolved))
-
-
-def _uses_convolution(node: Any) -> bool:
-    if isinstance(node, list):
-        return any(_uses_convolution(item) for item in node)
-    if not isinstance(node, dict):
-        return False
-    switches = [value for key, value in node.items() if key.startswith("use_") and "conv" in key]
-    if switches:  # sizes are kept in a config whose convolution is switched off
-        used = any(bool(value) for value in switches)
-    else:
-        used = any(
-            _is_on(value) for key, value in node.items() if "conv" in key.lower() and not isinstance(value, dict)
-        )
-    return used or any(_uses_convolution(value) for value in node.values())
-
-
-def _is_on(value: Any) -> bool:
-    if isinstance(value, str):
-        return value.strip().lower() not in ("", "none", "off", "no", "false", "0")
-    return bool(value)
-
-
 def _same_fingerprint(runs: Sequence[RunResult], what: str) -> Finding:
     return _same(
         runs,
@@ -428,25 +388,6 @@ def _reason(run: RunResult) -> str:
 
 def _is_not_finite(row: dict[str, Any]) -> bool:
     return any(isinstance(row.get(key), float) and not math.isfinite(row[key]) for key in ("loss", "val_loss"))
-
-
-def _shared_settings(run: RunResult) -> dict[str, Any]:
-    """{dotted key: value} of the sections that runs should share, and the precision that was chosen."""
-    flat: dict[str, Any] = {}
-    for section in SHARED_SECTIONS:
-        _flatten(section, run.config.get(section), flat)
-    flat = {key: value for key, value in flat.items() if not key.split(".")[1].startswith(UNSHARED_KEYS)}
-    if "precision" in run.results:
-        flat["precision"] = run.results["precision"]
-    return flat
-
-
-def _flatten(prefix: str, node: Any, into: dict[str, Any]) -> None:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            _flatten(f"{prefix}.{key}", value, into)
-    elif "." in prefix:
-        into[prefix] = node
 
 
 def _match(run: RunResult) -> dict[str, Any]:

@@ -1,0 +1,67 @@
+"""What a run's recipe and model say, in the form in which runs are compared: shared settings, short convolutions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hf_arch.experiments.store import RunResult
+
+# Sections of a recipe in which runs of one comparison should agree; learning rate and seed have checks of their own.
+SHARED_SECTIONS = ("data", "training", "evaluation")
+UNSHARED_KEYS = (
+    "learning_rate",
+    "seed",
+    "data_seed",
+    "run_name",
+    "report_to",
+    "logging_",
+    "save_",
+    "dataloader_",
+    "disable_tqdm",
+)
+
+
+def shared_settings(run: RunResult) -> dict[str, Any]:
+    """{dotted key: value} of the sections that runs should share, and the precision that was chosen."""
+    flat: dict[str, Any] = {}
+    for section in SHARED_SECTIONS:
+        _flatten(section, run.config.get(section), flat)
+    flat = {key: value for key, value in flat.items() if not key.split(".")[1].startswith(UNSHARED_KEYS)}
+    if "precision" in run.results:
+        flat["precision"] = run.results["precision"]
+    return flat
+
+
+def _flatten(prefix: str, node: Any, into: dict[str, Any]) -> None:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            _flatten(f"{prefix}.{key}", value, into)
+    elif "." in prefix:
+        into[prefix] = node
+
+
+def has_short_convolution(run: RunResult) -> bool:
+    """Whether any mixer of the run's model uses a short convolution, by its component table or its config."""
+    described = (run.components, run.config.get("model"), run.experiment.get("config"))
+    return any(_uses_convolution(node) for node in described)
+
+
+def _uses_convolution(node: Any) -> bool:
+    if isinstance(node, list):
+        return any(_uses_convolution(item) for item in node)
+    if not isinstance(node, dict):
+        return False
+    switches = [value for key, value in node.items() if key.startswith("use_") and "conv" in key]
+    if switches:  # sizes are kept in a config whose convolution is switched off
+        used = any(bool(value) for value in switches)
+    else:
+        used = any(
+            _is_on(value) for key, value in node.items() if "conv" in key.lower() and not isinstance(value, dict)
+        )
+    return used or any(_uses_convolution(value) for value in node.values())
+
+
+def _is_on(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.strip().lower() not in ("", "none", "off", "no", "false", "0")
+    return bool(value)
