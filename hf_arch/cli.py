@@ -6,9 +6,11 @@ transformers) is imported inside the command that needs it, so that help and usa
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
+from contextlib import AbstractContextManager, redirect_stdout
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -100,9 +102,10 @@ def list_command(
     as_json: AsJson = False,
 ) -> int:
     """List the architectures, or with `--components` every part that a config can name, with its options."""
-    from hf_arch.listing import architecture_rows, component_rows, print_rows
+    with _only_results_on_stdout():
+        from hf_arch.listing import architecture_rows, component_rows, print_rows
 
-    rows = component_rows() if components else architecture_rows()
+        rows = component_rows() if components else architecture_rows()
     if as_json:
         _print_json(rows)
     else:
@@ -122,9 +125,10 @@ def info(
     Examples: `hf-arch info llama num_hidden_layers=12`, `hf-arch info recipes/quickstart/quickstart.yaml --json`,
     `hf-arch info results/quickstart/llama_1a2b3c4d5e`.
     """
-    from hf_arch.listing import model_reports
+    with _only_results_on_stdout():
+        from hf_arch.listing import model_reports
 
-    reports = model_reports(target, overrides or [], seq_len)
+        reports = model_reports(target, overrides or [], seq_len)
     if as_json:
         _print_json(reports[0] if len(reports) == 1 else reports)
         return 0
@@ -203,11 +207,11 @@ def generate(
 
     Example: `hf-arch generate results/quickstart/gla_1a2b3c4d5e --prompt "ROMEO: " --temperature 0.8`.
     """
-    from hf_arch.evaluation.generation import SamplingOptions, generate_text, load_model
+    with _only_results_on_stdout():
+        from hf_arch.evaluation.generation import SamplingOptions, generate_text, load_model
+        from hf_arch.training.run import quiet_libraries
 
     options = SamplingOptions(max_new_tokens, temperature, top_k, top_p, seed)
-    from hf_arch.training.run import quiet_libraries
-
     with quiet_libraries():
         model, tokenizer = load_model(path)
         print(prompt, end="", flush=True)
@@ -272,6 +276,11 @@ def data_prepare(
     return 0
 
 
+def _only_results_on_stdout() -> AbstractContextManager[Any]:
+    """Libraries that print while they are imported (transformers in W&B's offline mode) print to stderr meanwhile."""
+    return redirect_stdout(sys.stderr)
+
+
 def _print_json(document: Any) -> None:
     import json
 
@@ -281,4 +290,7 @@ def _print_json(document: Any) -> None:
 def main() -> None:
     """Entry point of the console script."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Installed, torchao tells at every import of transformers which kernels it was not built with.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     app()
