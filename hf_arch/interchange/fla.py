@@ -24,7 +24,7 @@ class FLAConverter(Converter):
 
     architecture: str
     mixer: str
-    hidden_ratio = 4
+    hidden_ratio: float = 4
     grouped_heads = True
     """Whether it has `num_kv_heads`."""
 

@@ -133,7 +133,7 @@ class FLARWKV6(FLAConverter):
             "norm_eps": config.norm_eps,
             "norm_first": config.embedding_norm,
             "intermediate_size": ffn.width(config, options) if hasattr(ffn, "width") else None,
-            "hidden_act": names.get(getattr(options, "hidden_act", None), "sqrelu"),
+            "hidden_act": names.get(getattr(options, "hidden_act", ""), "sqrelu"),
         }
 
     def norm_names(self, config: ArchConfig) -> tuple[str, ...]:
