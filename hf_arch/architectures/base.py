@@ -14,10 +14,11 @@ from transformers import (
 )
 from transformers.models.auto import modeling_auto
 
+from ..bundled import BUNDLED
 from ..modeling.configuration import ArchConfig
 from ..registry import ARCHITECTURES
 
-_AUTO_CLASSES: dict[str, Any] = {
+AUTO_CLASSES: dict[str, Any] = {
     "model": AutoModel,
     "causal_lm": AutoModelForCausalLM,
     "sequence_classification": AutoModelForSequenceClassification,
@@ -71,11 +72,15 @@ class Architecture:
 
 
 def register_architecture(entry: Architecture) -> Architecture:
-    """Enter an architecture here, with transformers' Auto classes, and in transformers' tables of names."""
+    """Enter an architecture here, with transformers' Auto classes, and in transformers' tables of names.
+
+    A model that brings its own code does not claim its model_type: the next repository brings its own classes for it.
+    """
     ARCHITECTURES._entries[entry.name] = entry
     model_type = entry.config.model_type
-    AutoConfig.register(model_type, entry.config, exist_ok=True)
-    for kind, auto_class in _AUTO_CLASSES.items():
+    if not BUNDLED:
+        AutoConfig.register(model_type, entry.config, exist_ok=True)
+    for kind, auto_class in AUTO_CLASSES.items():
         model_class = getattr(entry, kind)
         auto_class.register(entry.config, model_class, exist_ok=True)
         getattr(modeling_auto, _NAME_TABLES[kind])[model_type] = model_class.__name__

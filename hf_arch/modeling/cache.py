@@ -16,7 +16,9 @@ from torch import Tensor
 from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING, Cache, CacheLayerMixin, LinearAttentionLayer
 from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING, create_recurrent_attention_mask
 
-RECURRENT = "hfa_recurrent"
+from ..bundled import BUNDLED
+
+RECURRENT = f"hfa_recurrent:{__name__}" if BUNDLED else "hfa_recurrent"
 
 
 class RecurrentStateLayer(LinearAttentionLayer, CacheLayerMixin):

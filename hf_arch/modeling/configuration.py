@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from ..bundled import BUNDLED
 from ..components.activations import ACTIVATIONS
 from ..components.ffn import FFNS
 from ..components.norms import NORMS
@@ -98,6 +99,8 @@ class ArchConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = 2
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if not BUNDLED:
+            kwargs.pop("auto_map", None)  # names code that a copy saved from here would not have
         self._check_sizes()
         default_mixer, default_ffn = type(self).mixer, type(self).ffn
         self.mixer = _normalise(self.mixer, MIXERS, "mixer", default_mixer)

@@ -40,7 +40,7 @@ from ..components.positions import ArchRotaryEmbedding, alibi_slopes
 from ..registry import NORMS, POSITIONS
 from .block import DecoderLayer
 from .cache import RecurrentStateLayer
-from .configuration import ArchConfig, carries_code
+from .configuration import ArchConfig
 from .initialization import init_arch_weights
 from .layout import build_layout, positions_from_mask
 from .loss import batch_share, chunked_cross_entropy, loss_chunk_size
@@ -85,10 +85,8 @@ class ArchPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
-        """Nothing for the package's own classes, whose checkpoints carry no code; a self-contained repository's classes
-        (`hf-arch export --format hub`) take theirs along when they are saved again."""
-        if carries_code(cls):
-            super().register_for_auto_class(auto_class)
+        """Nothing: saved checkpoints carry no code; `hf-arch export --format hub` writes a self-contained
+        repository."""
 
 
 class ArchModel(ArchPreTrainedModel):
