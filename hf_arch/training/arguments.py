@@ -34,6 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "disable_tqdm": True,  # progress and reports are our own callbacks, on stderr
     "remove_unused_columns": False,
     "ignore_data_skip": True,  # our sampler seeks; transformers would count through the batches
+    "ddp_find_unused_parameters": False,  # every parameter of a decoder takes part; looking for others costs a pass
     "seed": 0,
 }
 

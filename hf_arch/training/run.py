@@ -69,7 +69,8 @@ def run_training(recipe: Recipe, output_dir: str | Path, resume: bool = False, q
     folder = Path(output_dir)
     if recipe.experiment.is_set:
         raise ConfigError("experiment: the recipe declares several runs; use `hf-arch run`, or name one by --run")
-    check_folder(folder, resume)
+    if is_main_process():  # the others would find what it has begun to write
+        check_folder(folder, resume)
     if resume and is_finished(folder):
         return read_json(folder / RESULTS_FILE)
     build_config(recipe)  # a mistake in the model section shows before minutes of data preparation
@@ -103,7 +104,7 @@ class _Run:
         self.name = recipe.experiment.name or self.report["architecture"]
         self.started = time.time()
         self.earlier_seconds = _earlier_seconds(folder) if self.checkpoint else 0.0
-        self.is_main = args.process_index == 0
+        self.is_main = is_main_process()
 
     def execute(self) -> dict[str, Any]:
         """Runs every stage; whatever ends it, the results file says so."""
@@ -271,6 +272,11 @@ class _Run:
         return results
 
 
+def is_main_process() -> bool:
+    """Whether this is the first of the processes that a launcher started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def check_distributed(mode: str) -> None:
     """Raises `ConfigError` where what was launched is not what `mode` (auto, always, never) asks for."""
     if mode not in ("auto", "always", "never"):
@@ -285,7 +291,9 @@ def check_distributed(mode: str) -> None:
 
 
 def print_results(results: dict[str, Any], folder: str | Path) -> None:
-    """The run's numbers in a few lines on stdout, and where everything lies."""
+    """The run's numbers in a few lines on stdout, and where everything lies; by the first process alone."""
+    if not is_main_process():
+        return
     formats = {
         "final_train_loss": ".4f", "final_val_loss": ".4f", "final_val_perplexity": ".2f", "bits_per_byte": ".3f",
         "tokens_seen": ",", "train_tokens_per_second": ",.0f", "decode_tokens_per_second": ",.0f", "mfu": ".1%",

@@ -82,13 +82,45 @@ def test_epochs_become_steps(text: Path, tmp_path: Path) -> None:
     assert (args.max_steps, args.eval_steps) == (25, 10)
 
 
+def test_label_smoothing_trains_on_shifted_labels(text: Path, tmp_path: Path) -> None:
+    trainer, data = make_trainer(text, tmp_path, label_smoothing_factor=0.1)
+    batch = default_data_collator([data.train[row] for row in range(2)])
+    with torch.no_grad():
+        logits = trainer.model(batch["input_ids"]).logits[:, :-1].flatten(0, 1)
+        expected = F.cross_entropy(logits, batch["labels"][:, 1:].flatten(), label_smoothing=0.1)
+        assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("training", "last"),
+    [
+        ({"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.1}}, 0.1),
+        ({"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 2}}, 0.0),
+        ({"lr_scheduler_type": "constant"}, 1.0),
+        ({"lr_scheduler_type": "linear"}, 0.0),
+    ],
+)
+def test_schedules_end_where_they_should(text: Path, tmp_path: Path, training: dict[str, Any], last: float) -> None:
+    trainer, _ = make_trainer(text, tmp_path, **training)
+    trainer.create_optimizer_and_scheduler(num_training_steps=6)
+    for _ in range(6):
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    assert trainer.lr_scheduler.get_last_lr()[0] == pytest.approx(last * 0.005, abs=1e-9)
+
+
 @pytest.mark.parametrize("name", hf_arch.list_architectures())
-def test_only_matrices_decay(name: str) -> None:
+def test_matrices_decay_and_decays_biases_and_norms_do_not(name: str) -> None:
     model = AutoModelForCausalLM.from_config(hf_arch.tiny_config(name))
     decayed = set(decay_parameter_names(model))
-    for parameter_name, parameter in model.named_parameters():
-        spared = any(part in parameter_name for part in ("norm", "bias", "A_log")) or parameter_name.endswith(".D")
-        assert (parameter_name in decayed) == (not spared and parameter.ndim >= 2), parameter_name
+    matrices = {
+        f"{module_name}.weight"
+        for module_name, module in model.named_modules()
+        if isinstance(module, (torch.nn.Linear, torch.nn.Embedding))
+    }
+    assert matrices & {parameter for parameter, _ in model.named_parameters()} <= decayed
+    for parameter in decayed:
+        assert not parameter.endswith(("bias", "A_log", ".D")) and "norm" not in parameter, parameter
 
 
 def test_the_decay_groups_reach_the_optimiser(text: Path, tmp_path: Path) -> None:
