@@ -1,0 +1,163 @@
+"""The code of one model as a flat folder that `trust_remote_code=True` loads where hf_arch is not installed.
+
+transformers copies a repository's modules only if they lie side by side and import each other by `from .x import y`.
+So the closure of package imports is walked from the architecture's module and from those of the components that the
+config names (a pattern may name mixers that its architecture does not import); every module becomes one file,
+`hf_arch/ops/conv.py` as `ops_conv.py`, with its imports rewritten. The architecture's own file is called
+`modeling_<model_type>.py`.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hf_arch import __version__
+from hf_arch.architectures.base import AUTO_CLASSES, Architecture
+from hf_arch.errors import ConfigError
+from hf_arch.modeling.configuration import ArchConfig
+from hf_arch.registry import ACTIVATIONS, ARCHITECTURES, NORMS, POSITIONS
+
+PACKAGE = "hf_arch"
+PLUGIN = "hf_arch_plugin_"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Source text by file name, and the `auto_map` of config.json that points into it."""
+
+    files: dict[str, str]
+    auto_map: dict[str, str]
+
+    def write(self, folder: Path) -> None:
+        """Write every file into `folder`, which exists."""
+        for name, text in self.files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+
+
+def bundle(config: ArchConfig) -> Bundle:
+    """The code that a model with this config needs, and no more.
+
+    Raises:
+        ConfigError: the config's class belongs to no registered architecture.
+        ValueError: a module imports in a way that cannot be flattened; names file and line.
+    """
+    architecture = _architecture(config)
+    entry = architecture.config.__module__
+    sources: dict[str, _Source] = {}
+    _collect(entry, sources)
+    unreached = [(module, name) for module, name in _components(config) if module not in sources]
+    for module, _ in unreached:
+        _collect(module, sources)
+    names = {entry: f"modeling_{config.model_type}"}
+    for module in sources:
+        names.setdefault(module, _flat_name(module))
+    if len(set(names.values())) < len(names):
+        twice = sorted(name for name in names.values() if list(names.values()).count(name) > 1)
+        raise ValueError(f"two modules would both be written as {twice[0]}.py; rename one")
+    extra = [f"from .{names[module]} import {name} as {name}" for module, name in unreached]
+    files = {
+        f"{names[module]}.py": source.flattened(names, extra if module == entry else [])
+        for module, source in sorted(sources.items())
+    }
+    auto_map = {"AutoConfig": f"{names[entry]}.{architecture.config.__name__}"}
+    for kind, auto_class in AUTO_CLASSES.items():
+        auto_map[auto_class.__name__] = f"{names[entry]}.{getattr(architecture, kind).__name__}"
+    return Bundle(files, auto_map)
+
+
+def _collect(module: str, sources: dict[str, _Source]) -> None:
+    """Add `module` and everything of ours that it imports to `sources`."""
+    if module not in sources:
+        sources[module] = _Source(module)
+        for target in sources[module].imports.values():
+            _collect(target, sources)
+
+
+def _architecture(config: ArchConfig) -> Architecture:
+    for _, architecture in ARCHITECTURES.items():
+        if architecture.config is type(config):
+            return architecture
+    raise ConfigError(f"model: {type(config).__name__} belongs to no registered architecture")
+
+
+def _components(config: ArchConfig) -> list[tuple[str, str]]:
+    """(module, name) of the registered classes that the config names, each once, those of other libraries left out."""
+    used = [component for component, _ in (*config.mixer_specs, *config.ffn_specs)]
+    used += [NORMS.get(config.norm), POSITIONS.get(config.position), ACTIVATIONS.get(config.hidden_act)]
+    return list(dict.fromkeys((part.__module__, part.__name__) for part in used if _is_ours(part.__module__)))
+
+
+def _is_ours(module: str) -> bool:
+    return module.split(".")[0] == PACKAGE or module.startswith(PLUGIN)
+
+
+def _flat_name(module: str) -> str:
+    if module.startswith(PLUGIN):
+        return f"plugin_{Path(str(sys.modules[module].__file__)).stem}"
+    return module.removeprefix(f"{PACKAGE}.").replace(".", "_")
+
+
+class _Source:
+    """One module's text, with its imports of other modules of ours found."""
+
+    def __init__(self, module: str):
+        self.module = module
+        loaded = importlib.import_module(module)
+        if hasattr(loaded, "__path__"):
+            raise ValueError(f"{module} is a package: import from the module that defines the name, so that it bundles")
+        self.lines = Path(str(loaded.__file__)).read_text(encoding="utf-8").split("\n")
+        self.tree = ast.parse("\n".join(self.lines))
+        self.dropped = [node for node in ast.walk(self.tree) if _is_type_checking(node)]
+        self.imports = dict(self._imports(self.tree))
+
+    def _imports(self, parent: ast.AST) -> Iterator[tuple[ast.ImportFrom, str]]:
+        """(statement, dotted module) of every import of ours, also inside functions, but not under TYPE_CHECKING."""
+        for node in ast.iter_child_nodes(parent):
+            if isinstance(node, ast.Import) and any(_is_ours(alias.name) for alias in node.names):
+                raise ValueError(f"{self.module}:{node.lineno}: write `from {PACKAGE}.x import y`, so that it bundles")
+            if isinstance(node, ast.ImportFrom):
+                target = self._resolve(node)
+                if _is_ours(target):
+                    yield node, target
+            elif node not in self.dropped:
+                yield from self._imports(node)
+
+    def _resolve(self, node: ast.ImportFrom) -> str:
+        if node.level == 0:
+            return node.module or ""
+        parts = self.module.split(".")[: -node.level]
+        return ".".join([*parts, *filter(None, [node.module])])
+
+    def flattened(self, names: dict[str, str], extra: list[str]) -> str:
+        """The text with every import of ours as `from .flat_name import ...`, and `extra` lines after the imports."""
+        lines: list[str | None] = [*self.lines]
+        for node in self.dropped:
+            _replace(lines, node, None)
+        for node, target in self.imports.items():
+            imported = ", ".join(ast.unparse(alias) for alias in node.names)
+            _replace(lines, node, f"{' ' * node.col_offset}from .{names[target]} import {imported}")
+        if extra:
+            last = max(
+                node.end_lineno or 0 for node in self.tree.body if isinstance(node, (ast.Import, ast.ImportFrom))
+            )
+            lines[last:last] = extra
+        origin = self.module.replace(".", "/") if not self.module.startswith(PLUGIN) else names[self.module]
+        header = f"# {origin}.py of {PACKAGE} {__version__}, flattened for `trust_remote_code`."
+        return "\n".join([header, *(line for line in lines if line is not None)])
+
+
+def _replace(lines: list[str | None], node: ast.stmt | ast.AST, text: str | None) -> None:
+    first, last = node.lineno - 1, node.end_lineno  # type: ignore[attr-defined]
+    lines[first:last] = [text, *([None] * (last - first - 1))]
+
+
+def _is_type_checking(node: ast.AST) -> bool:
+    """`if TYPE_CHECKING:` without an else: what it imports is for annotations only, and may not be needed."""
+    if not (isinstance(node, ast.If) and not node.orelse):
+        return False
+    return ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")

@@ -1,0 +1,201 @@
+"""A repository that brings its own code loads, generates and saves again where the package is not installed."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+import hf_arch
+from hf_arch.errors import ConfigError
+from hf_arch.hub.bundle import bundle
+from hf_arch.hub.repository import stage_model
+from hf_arch.registry import load_plugin
+
+from .conftest import save_tiny
+
+TOKENS = torch.randint(3, 97, (2, 19), generator=torch.Generator().manual_seed(3))
+
+# What a stranger does with each repository, one after the other in one process.
+STRANGER = """
+import json, sys, warnings
+from pathlib import Path
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+torch.set_num_threads(1)
+results, first = {}, None
+for folder in map(Path, sys.argv[1:]):
+    said = load_file(folder / "expected.safetensors")
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+    assert type(model).__module__.startswith("transformers_modules."), type(model)
+    with torch.no_grad():
+        logits = model(said["tokens"]).logits
+    generated = model.generate(said["tokens"], max_new_tokens=6, do_sample=False, use_cache=True)
+    copy = folder.parent / (folder.name + "_copy")
+    model.save_pretrained(copy)
+    again = AutoModelForCausalLM.from_pretrained(copy, trust_remote_code=True).eval()
+    body = AutoModel.from_pretrained(copy, trust_remote_code=True)
+    head = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
+    with torch.no_grad():
+        again_logits = again(said["tokens"]).logits
+    if first is None:
+        first = model, said
+    results[folder.name] = {
+        "logits": torch.equal(logits, said["logits"]),
+        "generated": torch.equal(generated, said["generated"]),
+        "copied": torch.equal(again_logits, logits),
+        "heads": [type(body).__name__, type(head).__name__],
+    }
+# The other repositories' classes have not touched the first one's.
+generated = first[0].generate(first[1]["tokens"], max_new_tokens=6, do_sample=False, use_cache=True)
+assert torch.equal(generated, first[1]["generated"])
+assert not any(name.split(".")[0] == "hf_arch" for name in sys.modules)
+print(json.dumps(results))
+"""
+
+
+def repository(folder: Path, name: str, **overrides) -> Path:
+    """A staged repository of a tiny model, and beside its weights what the model says."""
+    saved = save_tiny(folder / "saved" / folder.name / name, name, **overrides)
+    model = AutoModelForCausalLM.from_pretrained(saved).eval()
+    with torch.no_grad():
+        logits = model(TOKENS).logits
+    generated = model.generate(TOKENS, max_new_tokens=6, do_sample=False, use_cache=True)
+    staged = folder / f"repo_{name}"
+    staged.mkdir()
+    stage_model(saved, staged)
+    save_file({"tokens": TOKENS, "logits": logits, "generated": generated}, staged / "expected.safetensors")
+    return staged
+
+
+def check(done: subprocess.CompletedProcess[str], names: list[str]) -> None:
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads(done.stdout.splitlines()[-1])
+    assert list(results) == names
+    for name, result in results.items():
+        assert result["logits"] and result["generated"] and result["copied"], (name, result)
+        assert result["heads"][0].endswith("Model") and result["heads"][1].endswith("ForSequenceClassification")
+
+
+@pytest.mark.timeout(600)
+def test_every_architecture_and_any_mix_of_components_loads_without_the_package(tmp_path: Path, python):
+    plugin = tmp_path / "running_mean.py"
+    plugin.write_text(PLUGIN)
+    load_plugin(plugin)
+    folders = [repository(tmp_path, name) for name in hf_arch.list_architectures()]
+    # Mixers that the architecture's module does not import, and one from a file outside of the package.
+    for index, mixer in enumerate((["gla", "mamba", "attention"], ["running_mean_of_a_test", "attention"])):
+        (tmp_path / f"mix{index}").mkdir()
+        mixed = repository(tmp_path / f"mix{index}", "llama", num_hidden_layers=3, mixer=mixer)
+        folders.append(mixed.rename(mixed.with_name(f"mix{index}")))
+    plugin.unlink()
+    done = python(STRANGER, *map(str, folders), installed=False, timeout=500)
+    check(done, [folder.name for folder in folders])
+
+
+PLUGIN = '''
+"""A mixer in a file of its own."""
+
+from torch import Tensor
+
+from hf_arch.mixers.base import MixerCost, RecurrentMixer
+from hf_arch.options import Options, options
+from hf_arch.registry import MIXERS
+
+
+@options
+class RunningMeanOptions(Options):
+    scale: float = 1.0
+
+
+@MIXERS.register("running_mean_of_a_test")
+class RunningMean(RecurrentMixer):
+    Options = RunningMeanOptions
+    label = "Mean"
+
+    def mix(self, x: Tensor, layout, state, **context) -> Tensor:
+        before = state.recurrent()
+        total = x.cumsum(1) if before is None else x.cumsum(1) + before
+        state.write_recurrent(total[:, -1:])
+        return total * self.options.scale
+
+    def cost(self, seq_len: int) -> MixerCost:
+        return MixerCost()
+'''
+
+
+def test_a_bundle_holds_only_what_its_model_needs():
+    files = set(bundle(hf_arch.tiny_config("gpt2")).files)
+    assert "modeling_hfa_gpt2.py" in files and "mixers_attention.py" in files
+    assert not any(name.startswith(("mixers_gla", "ops_selective", "architectures_gla", "costs")) for name in files)
+    assert "deferred.py" not in files and "hf_arch.py" not in files
+
+
+def test_a_bundle_imports_the_package_nowhere():
+    for name, text in bundle(hf_arch.tiny_config("mixed")).files.items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 1 or (node.module or "").split(".")[0] != "hf_arch", name
+
+
+def test_the_installed_classes_win_and_copies_name_no_code(tmp_path: Path):
+    staged = repository(tmp_path, "gla")
+    config = AutoConfig.from_pretrained(staged, trust_remote_code=True)
+    assert type(config).__module__ == "hf_arch.architectures.gla"
+    model = AutoModelForCausalLM.from_pretrained(staged, trust_remote_code=True)
+    assert type(model).__module__ == "hf_arch.architectures.gla"
+    head = AutoModelForSequenceClassification.from_pretrained(staged)
+    assert type(head).__module__ == "hf_arch.architectures.gla"
+    model.save_pretrained(tmp_path / "copy")
+    assert "auto_map" not in json.loads((tmp_path / "copy" / "config.json").read_text())
+    assert not list((tmp_path / "copy").glob("*.py"))
+
+
+def test_code_is_not_run_without_trust(tmp_path: Path, python):
+    staged = repository(tmp_path, "gpt2")
+    (staged / "modeling_hfa_gpt2.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    code = "import sys; from transformers import AutoModelForCausalLM as M; M.from_pretrained(sys.argv[1])"
+    done = python(code, str(staged), installed=False)
+    assert done.returncode != 0 and "trust_remote_code" in done.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_foreign_config_cannot_be_bundled():
+    from transformers import LlamaConfig
+
+    with pytest.raises(ConfigError, match="LlamaConfig belongs to no registered architecture"):
+        bundle(LlamaConfig())
+
+
+@pytest.mark.slow
+@pytest.mark.network
+@pytest.mark.timeout(1800)
+def test_every_architecture_loads_in_an_environment_of_only_transformers_and_torch(tmp_path: Path):
+    folders = [repository(tmp_path, name) for name in hf_arch.list_architectures()]
+    venv.create(tmp_path / "venv", with_pip=True)
+    interpreter = str(tmp_path / "venv" / "bin" / "python")
+    from importlib.metadata import version
+
+    pinned = [f"{name}=={version(name).partition('+')[0]}" for name in ("torch", "transformers")]
+    install = [interpreter, "-m", "pip", "install", "--quiet", *pinned]
+    done = subprocess.run(install, capture_output=True, text=True, timeout=1200)
+    if done.returncode:
+        pytest.skip(f"no package index: {done.stderr.strip().splitlines()[-1][:100]}")
+    env = {"PATH": "/usr/bin:/bin", "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    listed = subprocess.run([interpreter, "-m", "pip", "list"], capture_output=True, text=True, env=env)
+    assert "hf-arch" not in listed.stdout and "hf_arch" not in listed.stdout
+    done = subprocess.run(
+        [interpreter, "-c", STRANGER, *map(str, folders)], env=env, cwd=tmp_path, capture_output=True, text=True
+    )
+    check(done, [folder.name for folder in folders])
+    assert sys.version_info >= (3, 11)
