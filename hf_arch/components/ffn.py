@@ -26,11 +26,6 @@ class FeedForwardOptions(Options):
     bias: bool | None = None
 
 
-class Router(nn.Module):
-    """Chooses experts: [N, D] -> logits [N, E], weights [N, k], experts [N, k]. Its logits are what a model gives as
-    `router_logits`."""
-
-
 class FeedForward(nn.Module):
     """Base of every channel mixer; built as `FFNClass(config, options, layer_idx)`."""
 
@@ -38,7 +33,7 @@ class FeedForward(nn.Module):
     needs_conv_state: ClassVar[bool] = False
     """Whether it keeps a token shift state in the cache."""
     routed: ClassVar[bool] = False
-    """Whether it has a Router; then `routing_losses` makes losses of what all routers of a model gave."""
+    """Whether its `forward` gives (output, router logits), of which `routing_losses` makes losses over all layers."""
     label: ClassVar[str] = ""
 
     def __init__(self, config: Any, options: Any, layer_idx: int):

@@ -28,7 +28,7 @@ from ..ops.segments import without_autocast
 from ..options import Options, options
 from ..registry import FFNS
 from .experts import GatedExperts, PlainExperts
-from .ffn import MLP, FeedForward, FeedForwardOptions, GatedMLP, Router
+from .ffn import MLP, FeedForward, FeedForwardOptions, GatedMLP
 
 
 @options
@@ -53,8 +53,9 @@ class MoEOptions(Options):
     bias_update_rate: float = 0.001
 
 
-class TopKRouter(Router):
-    """Scores in fp32, the choice by score plus bias, the weights by score alone."""
+class TopKRouter(nn.Module):
+    """[N, D] -> logits [N, E] in fp32, weights [N, k], experts [N, k]; the choice is by score plus bias, the weights by
+    score alone."""
 
     score_bias: Tensor | None
 
@@ -144,13 +145,13 @@ class MixtureOfExperts(FeedForward):
         if options.num_shared_experts < 0:
             raise ConfigError(f"ffn moe: num_shared_experts {options.num_shared_experts} is not allowed; use 0 or more")
 
-    def forward(self, hidden_states: Tensor, layout: SequenceLayout = PLAIN_LAYOUT, **context: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, layout: SequenceLayout = PLAIN_LAYOUT, **context: Any) -> Any:
         tokens = hidden_states.flatten(0, -2)
-        _, weights, chosen = self.router(tokens)
+        logits, weights, chosen = self.router(tokens)
         if self.load is not None and self.training:
             self.count(chosen, layout)
         out = self.experts(tokens, chosen, weights).view_as(hidden_states)
-        return out if self.shared_experts is None else out + self.shared_experts(hidden_states)
+        return (out if self.shared_experts is None else out + self.shared_experts(hidden_states)), logits
 
     @torch.no_grad()
     def count(self, chosen: Tensor, layout: SequenceLayout) -> None:

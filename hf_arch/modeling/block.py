@@ -42,10 +42,12 @@ class DecoderLayer(GradientCheckpointingLayer):
         mixed = self._branch(self.mixer, self.mixer_norm, hidden_states, carry=carry, **mine)
         mixed, carried = mixed if isinstance(mixed, tuple) else (mixed, None)
         hidden_states = self._join(hidden_states, mixed, self.mixer_norm, self.mixer_post_norm)
+        router_logits = None
         if self.ffn is not None:
             fed = self._branch(self.ffn, self.ffn_norm, hidden_states, **context)
+            fed, router_logits = fed if isinstance(fed, tuple) else (fed, None)
             hidden_states = self._join(hidden_states, fed, self.ffn_norm, self.ffn_post_norm)
-        return hidden_states if carried is None else (hidden_states, carried)
+        return hidden_states if carried is None and router_logits is None else (hidden_states, carried, router_logits)
 
     def _branch(self, module: nn.Module, norm: nn.Module | None, hidden_states: Tensor, **context: Any) -> Any:
         if self.norm_position != "post" and norm is not None:

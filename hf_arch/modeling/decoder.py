@@ -27,6 +27,7 @@ from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
     MoeCausalLMOutputWithPast,
+    MoeModelOutputWithPast,
 )
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.processing_utils import Unpack
@@ -35,7 +36,6 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from ..components.attention_product import AttentionProduct
-from ..components.ffn import Router
 from ..components.positions import ArchRotaryEmbedding, alibi_slopes
 from ..registry import NORMS, POSITIONS
 from .block import DecoderLayer
@@ -62,7 +62,6 @@ class ArchPreTrainedModel(PreTrainedModel):
     _can_record_outputs: ClassVar[dict[str, Any]] = {
         "hidden_states": DecoderLayer,
         "attentions": OutputRecorder(AttentionProduct, index=1),
-        "router_logits": OutputRecorder(Router, index=0),
     }
 
     @torch.no_grad()
@@ -133,7 +132,7 @@ class ArchModel(ArchPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithPast:
+    ) -> BaseModelOutputWithPast | MoeModelOutputWithPast:
         """See transformers' decoder models. `position_ids` that restart within a row mark packed documents
         (without a mask or filled cache)."""
         if (input_ids is None) ^ (inputs_embeds is not None):
@@ -165,6 +164,8 @@ class ArchModel(ArchPreTrainedModel):
         if self.embedding_norm is not None:
             hidden_states = self.embedding_norm(hidden_states)
         carry: Tensor | None = None
+        router_logits: list[Tensor] = []
+        wants_router_logits = kwargs.pop("output_router_logits", getattr(self.config, "output_router_logits", False))
         shared = [parameters() for parameters in self.shared]
         for index, layer in enumerate(self.layers):
             rotary_index, shared_index = self._rotary_index[index], self._shared_index[index]
@@ -181,12 +182,18 @@ class ArchModel(ArchPreTrainedModel):
                 use_cache=use_cache,
                 **kwargs,
             )
-            hidden_states, carry = out if isinstance(out, tuple) else (out, carry)
+            hidden_states, carried, routed = out if isinstance(out, tuple) else (out, None, None)
+            carry = carry if carried is None else carried
+            if routed is not None:
+                router_logits.append(routed)
         if past_key_values is not None:
             for cache_layer in past_key_values.layers:
                 if isinstance(cache_layer, RecurrentStateLayer):
                     cache_layer.advance(length)
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+        fields = {"last_hidden_state": self.norm(hidden_states), "past_key_values": past_key_values}
+        if wants_router_logits and router_logits:
+            return MoeModelOutputWithPast(**fields, router_logits=tuple(router_logits))
+        return BaseModelOutputWithPast(**fields)
 
     def _positions(self, position_ids: Tensor | None, attention_mask: Any, past: Any, embeds: Tensor) -> Tensor:
         """Given positions, or ones that count valid tokens (so that left padding changes nothing)."""
@@ -247,7 +254,7 @@ class ArchModel(ArchPreTrainedModel):
         return self._masks(inputs_embeds, attention_mask, past_key_values, None)
 
     def _position_biases(self, embeds: Tensor, attention_mask: Any, cache: Cache | None) -> list[Tensor | None]:
-        """ALiBi's bias [1 or B, H, T, S] of each layer (shared by layers alike), None where it does not apply."""
+        """ALiBi's bias [B, H, T, S] of each layer (shared by layers alike), None where it does not apply."""
         if not self.position.bias:
             return [None] * len(self.layers)
         made: dict[Any, Tensor] = {}
@@ -273,7 +280,8 @@ class ArchModel(ArchPreTrainedModel):
                 else:
                     distance = (keys[None, :] - queries[:, None])[None]
                 slopes = alibi_slopes(heads, embeds.device)[None, :, None, None]
-                made[key] = (slopes * distance[:, None]).to(embeds.dtype)
+                bias = (slopes * distance[:, None]).to(embeds.dtype)
+                made[key] = bias.expand(embeds.shape[0], -1, -1, -1)  # flex attention indexes it by row
             biases.append(made[key])
         return biases
 
@@ -293,7 +301,6 @@ class ArchForCausalLM(ArchPreTrainedModel, GenerationMixin):
         self.model = self.model_class(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self._routed = [spec for spec in config.ffn_specs if spec[0].routed]
         self.post_init()
 
     def create_masks_for_generate(self, **kwargs: Any) -> dict[str, Any]:
@@ -316,7 +323,7 @@ class ArchForCausalLM(ArchPreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast | MoeCausalLMOutputWithPast:
         """Logits [B, T or logits_to_keep, V], and the mean next-token loss where `labels` [B, T] are given
         (shifted inside); in training with the losses of routers."""
-        trains_routers = bool(self._routed) and self.training and labels is not None
+        trains_routers = self.training and labels is not None
         if trains_routers:
             kwargs["output_router_logits"] = True
         out = self.model(
@@ -354,13 +361,12 @@ class ArchForCausalLM(ArchPreTrainedModel, GenerationMixin):
             "hidden_states": out.hidden_states,
             "attentions": out.attentions,
         }
-        router_logits = out.get("router_logits")
-        if not router_logits:
+        if not isinstance(out, MoeModelOutputWithPast):
             return CausalLMOutputWithPast(**fields)
-        aux_loss, penalty = self._routing_losses(router_logits, attention_mask)
+        aux_loss, penalty = self._routing_losses(out.router_logits, attention_mask)
         if trains_routers:
             fields["loss"] = loss + penalty * batch_share(labels, **kwargs)
-        return MoeCausalLMOutputWithPast(**fields, aux_loss=aux_loss, router_logits=router_logits)
+        return MoeCausalLMOutputWithPast(**fields, aux_loss=aux_loss, router_logits=out.router_logits)
 
     def _routing_losses(self, router_logits: tuple[Tensor, ...], attention_mask: Any) -> tuple[Tensor, Tensor]:
         """(balance of the experts, what training adds to the loss)."""
@@ -369,7 +375,8 @@ class ArchForCausalLM(ArchPreTrainedModel, GenerationMixin):
             mask = mask[:, -(router_logits[0].shape[0] // mask.shape[0]) :].to(router_logits[0].device)
         else:
             mask = None
-        return self._routed[0][0].routing_losses([options for _, options in self._routed], router_logits, mask)
+        routed = [layer.ffn for layer in self.model.layers if layer.ffn is not None and layer.ffn.routed]
+        return routed[0].routing_losses([ffn.options for ffn in routed], router_logits, mask)
 
 
 class ArchForSequenceClassification(GenericForSequenceClassification, ArchPreTrainedModel):
