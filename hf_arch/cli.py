@@ -195,7 +195,7 @@ def run_command(
 
 @app.command()
 def generate(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A run folder, a saved model, or a Hub id.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A run folder or a saved model.")],
     prompt: Annotated[str, typer.Option(help="Text to continue.")],
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to write.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token, 1 samples as learned.")] = 0.8,

@@ -1,0 +1,1 @@
+"""Measuring trained models: loss, speed, benchmarks, and the text they write."""

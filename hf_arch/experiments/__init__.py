@@ -1,0 +1,1 @@
+"""Experiments: recipes, plans, matched runs, and what is made of their results."""
