@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import hf_arch
@@ -35,3 +37,28 @@ def build_config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = Non
         return hf_arch.config_from_dict(values)
     except ConfigError as error:
         raise ConfigError(f"model: {error}" if not str(error).startswith("model") else str(error)) from error
+
+
+def changed_initialisation(recipe: Recipe, config: PreTrainedConfig) -> list[str]:
+    """Fields of the `model` section that set the initialisation to another value than the architecture's own."""
+    own = hf_arch.config_from_dict(
+        {"architecture": recipe.model["architecture"], "plugins": recipe.model.get("plugins")}
+    )
+    given = {key for key, value in _leaves(recipe.model) if _INITIALISATION.search(key)}
+    mine, defaults = dict(_leaves(config.to_dict())), dict(_leaves(own.to_dict()))
+    return sorted(key for key in given if mine.get(key) != defaults.get(key))
+
+
+_INITIALISATION = re.compile(r"(^|_)init(ializer)?(_|$)")
+
+
+def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """(last key, value) of everything in nested mappings and lists."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _leaves(value, str(key))
+    elif isinstance(node, list) and any(isinstance(item, Mapping) for item in node):
+        for item in node:
+            yield from _leaves(item, name)
+    else:
+        yield name, node

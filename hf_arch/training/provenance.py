@@ -13,9 +13,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 import hf_arch
+from hf_arch.data import SeededOrder
 
 PACKAGES = (
     "torch",
@@ -27,6 +30,8 @@ PACKAGES = (
     "flash-linear-attention",
     "flash-attn",
 )
+
+ORDER_SAMPLES = 4096  # an order is a function of seed and size: two that agree on so many samples are one
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
@@ -68,6 +73,19 @@ def source_digest() -> str:
     for path in sorted(root.rglob("*.py")):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
+
+
+def order_fingerprint(order: SeededOrder, data_fingerprint: str) -> str:
+    """Hash of the first rows that a run sees: equal for runs that see the same sequences in the same order."""
+    rows = order.rows(np.arange(ORDER_SAMPLES))
+    return hashlib.sha256(data_fingerprint.encode() + rows.astype("<i8").tobytes()).hexdigest()[:16]
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of all that decides the ids of a text: the fast tokenizer's own description of itself."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = repr(sorted(tokenizer.get_vocab().items())) if backend is None else backend.to_str()
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def git_commit() -> str | None:

@@ -36,8 +36,8 @@ from hf_arch.data import PreparedData, prepare_data
 from hf_arch.errors import ConfigError, choice_error
 from hf_arch.evaluation.generation import SamplingOptions, generate_text
 from hf_arch.evaluation.speed import measure_inference
-from hf_arch.experiments.build import build_config
-from hf_arch.experiments.recipe import Recipe
+from hf_arch.experiments.build import build_config, changed_initialisation
+from hf_arch.experiments.recipe import RUN_FACTS, Recipe
 from hf_arch.experiments.store import (
     CHECKPOINTS_DIR,
     CONFIG_FILE,
@@ -51,7 +51,13 @@ from hf_arch.training.arguments import build_arguments
 from hf_arch.training.callbacks import MetricsLog, ProgressLine
 from hf_arch.training.peak_flops import peak_flops
 from hf_arch.training.precision import Precision, choose_precision
-from hf_arch.training.provenance import peak_memory_bytes, provenance, reset_peak_memory
+from hf_arch.training.provenance import (
+    order_fingerprint,
+    peak_memory_bytes,
+    provenance,
+    reset_peak_memory,
+    tokenizer_fingerprint,
+)
 from hf_arch.training.startup import human_bytes, model_report, render_model_report, training_rows, two_columns
 from hf_arch.training.trainer import ArchTrainer
 
@@ -105,6 +111,8 @@ class _Run:
         self.started = time.time()
         self.earlier_seconds = _earlier_seconds(folder) if self.checkpoint else 0.0
         self.is_main = is_main_process()
+        self.order = data.order(args.data_seed if args.data_seed is not None else args.seed)
+        self.order_fingerprint = order_fingerprint(self.order, data.fingerprint)
 
     def execute(self) -> dict[str, Any]:
         """Runs every stage; whatever ends it, the results file says so."""
@@ -128,7 +136,7 @@ class _Run:
         trainer = ArchTrainer(
             model=model,
             args=self.args,
-            order=self.data.order(self.args.data_seed if self.args.data_seed is not None else self.args.seed),
+            order=self.order,
             train_dataset=self.data.train,
             eval_dataset=self.data.validation,
             eval_sequences=self.recipe.evaluation.sequences,
@@ -231,9 +239,12 @@ class _Run:
     def _write_config(self) -> None:
         if not self.is_main:
             return
+        written = self.folder / CONFIG_FILE
+        planned = read_json(written).get(RUN_FACTS) if written.is_file() else None
         payload = {
             **self.recipe.to_dict(),
-            "run": {
+            RUN_FACTS: {
+                **(planned if isinstance(planned, dict) else {}),  # what the set knows of itself: baseline, match
                 "name": self.name,
                 "seed": self.args.seed,
                 "hash": self.recipe.stable_hash(self.data.fingerprint),
@@ -262,6 +273,9 @@ class _Run:
             "state_bytes": self.report["state_bytes"],
             "sequence_length": self.recipe.data.sequence_length,
             "data_fingerprint": self.data.fingerprint,
+            "tokenizer_fingerprint": tokenizer_fingerprint(self.data.tokenizer),
+            "order_fingerprint": self.order_fingerprint,
+            "init_overridden": bool(changed_initialisation(self.recipe, self.config)),
             "attribution": self.data.attribution,
             **numbers,
             "wall_seconds": self.earlier_seconds + time.time() - self.started,

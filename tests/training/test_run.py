@@ -50,6 +50,8 @@ def test_results_hold_the_contract(finished: Path) -> None:
     assert results["decode_tokens_per_second"] > 0
     assert results["provenance"]["exit_reason"] == "completed"
     assert results["sample"]["text"]
+    assert results["order_fingerprint"] and results["tokenizer_fingerprint"]
+    assert results["init_overridden"] is False
     assert RunResult.load(finished).completed
 
 
@@ -83,6 +85,25 @@ def test_the_saved_model_is_the_one_that_was_measured(finished: Path, text: Path
     assert results["final_val_loss"] == pytest.approx(loss, rel=1e-5)
     assert results["bits_per_byte"] == pytest.approx(data.validation.bits_per_byte(loss), rel=1e-5)
     assert not (finished / "model" / "training_args.bin").exists()
+
+
+def test_fingerprints_follow_the_seed_and_nothing_else(finished: Path, text: Path, tmp_path: Path) -> None:
+    first = json.loads((finished / "results.json").read_text())
+    changed = recipe(text, model={"hidden_size": 16, "initializer_range": 0.1}, training={"max_steps": 1, "seed": 3})
+    other = train(changed, tmp_path / "other model")
+    assert other["order_fingerprint"] == first["order_fingerprint"]
+    assert other["tokenizer_fingerprint"] == first["tokenizer_fingerprint"]
+    assert other["init_overridden"] is True
+    other = train(recipe(text, training={"max_steps": 1, "seed": 4}), tmp_path / "other seed")
+    assert other["order_fingerprint"] != first["order_fingerprint"]
+
+
+def test_what_the_set_wrote_about_itself_stays(text: Path, tmp_path: Path) -> None:
+    facts = {"baseline": "gpt2", "match": {"by": "flops", "tolerance": 0.01, "reference": "gpt2"}}
+    (tmp_path / "experiment_config.json").write_text(json.dumps({"run": facts}))
+    train(recipe(text, training={"max_steps": 1}), tmp_path, resume=True)
+    run = RunResult.load(tmp_path)
+    assert {key: run.experiment[key] for key in facts} == facts
 
 
 def test_the_config_file_is_a_recipe_that_repeats_the_run(finished: Path, tmp_path: Path) -> None:
