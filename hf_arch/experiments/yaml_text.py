@@ -1,7 +1,7 @@
-"""YAML as recipes use it: duplicate keys are refused, `1e-3` is a number, every mistake is one line.
+"""YAML as recipes use it: `1e-3` is a number, `no` is a word, duplicate keys are refused, every mistake is one line.
 
-YAML 1.1, which PyYAML reads, takes `1e-3` for text (it asks for a dot and a sign) and keeps the last of two equal keys
-without a word.
+PyYAML reads YAML 1.1, which takes `1e-3` for text (it asks for a dot and a sign) and `eval_strategy: no` for false, and
+keeps the last of two equal keys without a word. Here numbers and booleans are those of YAML 1.2.
 """
 
 from __future__ import annotations
@@ -16,7 +16,12 @@ from hf_arch.errors import ConfigError
 
 
 class _RecipeLoader(yaml.SafeLoader):
-    """SafeLoader with the floats of YAML 1.2, and without silent duplicates."""
+    """SafeLoader with the floats and booleans of YAML 1.2, and without silent duplicates."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -30,6 +35,9 @@ class _RecipeLoader(yaml.SafeLoader):
 
 _RecipeLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+_RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
 
 

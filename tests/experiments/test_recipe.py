@@ -44,6 +44,7 @@ def test_sections_are_typed(tmp_path: Path) -> None:
         ("training.lr_scheduler_type=cosine", "lr_scheduler_type", "cosine"),
         ("training.lr_scheduler_kwargs={min_lr_rate: 0.1}", "lr_scheduler_kwargs", {"min_lr_rate": 0.1}),
         ("training.precision=bf16", "precision", "bf16"),
+        ("training.eval_strategy=no", "eval_strategy", "no"),
     ],
 )
 def test_overrides_carry_their_yaml_type(tmp_path: Path, override: str, key: str, value: object) -> None:
