@@ -235,7 +235,7 @@ def compare(
 
     Examples: `hf-arch compare results/quickstart`, `hf-arch compare --latest 4 --csv table.csv`.
     """
-    from hf_arch.experiments.compare import compare_command
+    from hf_arch.experiments.comparison import compare_command
 
     return compare_command(runs or [], latest, results_dir, csv, as_json)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from hf_arch.experiments.stats import Interval
 
 if TYPE_CHECKING:
-    from hf_arch.experiments.compare import Comparison, Group
+    from hf_arch.experiments.comparison import Comparison, Group
 
 MISSING = "–"
 

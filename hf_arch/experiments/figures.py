@@ -20,7 +20,7 @@ from hf_arch.experiments.store import finite
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from hf_arch.experiments.compare import Comparison, Group
+    from hf_arch.experiments.comparison import Comparison, Group
     from hf_arch.experiments.stats import Interval
 
 MAX_CURVES = 12

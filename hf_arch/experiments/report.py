@@ -16,7 +16,7 @@ from typing import Any
 
 from hf_arch.errors import ConfigError
 from hf_arch.experiments.columns import COLUMNS, MISSING, byte_size, duration, quantity
-from hf_arch.experiments.compare import Comparison, Group, compare_runs
+from hf_arch.experiments.comparison import Comparison, Group, compare_runs
 from hf_arch.experiments.store import RunResult, write_text_atomic
 
 REPORT_FILE = "report.html"

@@ -18,7 +18,7 @@ from pathlib import Path
 from hf_arch.data import prepare_data
 from hf_arch.errors import ConfigError, choice_error
 from hf_arch.experiments.build import build_config
-from hf_arch.experiments.compare import compare_command
+from hf_arch.experiments.comparison import compare_command
 from hf_arch.experiments.match import Matched, match_runs
 from hf_arch.experiments.plan import PlannedRun, plan_runs
 from hf_arch.experiments.recipe import Recipe

@@ -15,7 +15,7 @@ from rich.text import Text
 from hf_arch.experiments.columns import COLUMNS, Column
 
 if TYPE_CHECKING:
-    from hf_arch.experiments.compare import Comparison
+    from hf_arch.experiments.comparison import Comparison
 
 STYLES = {"violation": "bold red", "note": "yellow", "ok": "green"}
 MAX_PAIRS = 15

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hf_arch.experiments.stats import PairedDifference
 
 if TYPE_CHECKING:
-    from hf_arch.experiments.compare import Comparison
+    from hf_arch.experiments.comparison import Comparison
 
 Outcome = Literal["supported", "contradicted", "undecided", "not judged"]
 

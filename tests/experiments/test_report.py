@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hf_arch.errors import ConfigError
-from hf_arch.experiments.compare import compare_runs
+from hf_arch.experiments.comparison import compare_runs
 from hf_arch.experiments.figures import figures, pareto_front
 from hf_arch.experiments.report import report_command, write_report
 from tests.experiments.synthetic import ARCHITECTURES, write_run, write_suite

@@ -1,6 +1,7 @@
 """Comparison of runs: groups of seeds by name, statistics against a baseline and over all pairs, and the audit.
 
-    from hf_arch.experiments.compare import compare, compare_runs
+    from hf_arch.experiments import compare
+    from hf_arch.experiments.comparison import compare_runs
     compare("results/quickstart")                    # a pandas DataFrame, one row a group, best first
     compare_runs("results/quickstart").print()       # audit, table and statements on the terminal
 
@@ -216,11 +217,6 @@ class Comparison:
         buffer = io.StringIO()
         self.print(Console(file=buffer, width=width, color_system=None, highlight=False))
         return buffer.getvalue()
-
-
-def compare(source: str | Path | Sequence[str | Path | RunResult], baseline: str | None = None) -> pd.DataFrame:
-    """A results folder, or a list of run folders, as one row a group; see `Comparison.frame`."""
-    return compare_runs(source, baseline).frame()
 
 
 def compare_runs(
