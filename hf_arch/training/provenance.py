@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import resource
 import subprocess
 import sys
 from importlib import metadata
@@ -110,27 +109,3 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Peak memory counts from here, where the system allows it: data preparation is not part of a run's peak."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif Path("/proc/self/clear_refs").exists():
-        try:
-            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-        except OSError:  # a container may forbid it; the peak then covers the whole process
-            return
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Peak bytes since `reset_peak_memory`: of tensors on a GPU, of the whole process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -49,13 +49,12 @@ from hf_arch.experiments.store import (
 )
 from hf_arch.training.arguments import build_arguments
 from hf_arch.training.callbacks import MetricsLog, ProgressLine
+from hf_arch.training.memory import PeakMemory
 from hf_arch.training.peak_flops import peak_flops
 from hf_arch.training.precision import Precision, choose_precision
 from hf_arch.training.provenance import (
     order_fingerprint,
-    peak_memory_bytes,
     provenance,
-    reset_peak_memory,
     tokenizer_fingerprint,
 )
 from hf_arch.training.startup import human_bytes, model_report, render_model_report, training_rows, two_columns
@@ -129,6 +128,7 @@ class _Run:
         return self._write_results({**numbers, "status": "completed"}, "completed")
 
     def _train_and_measure(self) -> dict[str, Any]:
+        memory = PeakMemory(self.args.device)
         set_seed(self.args.seed)
         model = AutoModelForCausalLM.from_config(self.config)
         # From the state file, not from the folder's name: a folder can be renamed.
@@ -146,27 +146,27 @@ class _Run:
         )
         for callback in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(callback)
-        log = self._metrics_log(trainer)
+        log = self._metrics_log(trainer, memory)
         progress = ProgressLine(log, self.name)
         trainer.add_callback(log)
         if not self.quiet:
             trainer.add_callback(progress)
             self._print_report(trainer, start_step)
-        reset_peak_memory(self.args.device)
         try:
             trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
         finally:
             progress.close()
-        return self._results(trainer, log)
+        peak = memory.read()  # before evaluation and inference, which are no part of training
+        return {**self._results(trainer, log), "peak_memory_bytes": peak}
 
-    def _metrics_log(self, trainer: ArchTrainer) -> MetricsLog:
+    def _metrics_log(self, trainer: ArchTrainer, memory: PeakMemory) -> MetricsLog:
         peak = peak_flops(self.args.device, self.precision.dtype)
         return MetricsLog(
             self.folder / METRICS_FILE,
             tokens_per_step=trainer.global_batch_size * self.recipe.data.sequence_length,
             flops_per_token=self.report["flops_per_token_train"],
             peak_flops=None if peak is None else peak * self.args.world_size,
-            peak_memory=lambda: peak_memory_bytes(self.args.device),
+            peak_memory=memory.read,
         )
 
     def _print_report(self, trainer: ArchTrainer, start_step: int) -> None:
@@ -184,9 +184,8 @@ class _Run:
         console.print(two_columns("training", rows))
 
     def _results(self, trainer: ArchTrainer, log: MetricsLog) -> dict[str, Any]:
-        """The measured numbers, and `model/`. Memory is read before inference, which is no part of training."""
+        """The measured numbers, and `model/`."""
         evaluation = self.recipe.evaluation
-        memory = peak_memory_bytes(self.args.device)
         scored = trainer.score(self.data.validation, evaluation.final_sequences)
         trainer.save_model(str(self.folder / MODEL_DIR))  # every process takes part where the weights are sharded
         (self.folder / MODEL_DIR / "training_args.bin").unlink(missing_ok=True)  # a pickle, and it names folders
@@ -200,7 +199,6 @@ class _Run:
             "steps": trainer.state.global_step,
             "train_tokens_per_second": log.tokens_per_second,
             "mfu": log.mfu(log.tokens_per_second),
-            "peak_memory_bytes": memory,
         }
         if not self.is_main:
             return numbers

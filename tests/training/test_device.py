@@ -9,6 +9,7 @@ import torch
 
 from hf_arch.errors import ConfigError
 from hf_arch.training import peak_flops as peak_module
+from hf_arch.training.memory import PeakMemory
 from hf_arch.training.peak_flops import measure_matmul_flops, peak_flops
 from hf_arch.training.precision import choose_precision
 
@@ -68,3 +69,14 @@ def test_this_cpu_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_matmul_has_a_speed() -> None:
     assert measure_matmul_flops(torch.float32, size=64, seconds=0.01) > 0
+
+
+def test_peak_memory_is_what_was_taken_since() -> None:
+    """The peak stays after the tensor is gone, and leaves out what was there before."""
+    before = torch.ones(8 << 20)
+    peak = PeakMemory(CPU)
+    taken = torch.ones(32 << 20)
+    size = taken.numel() * 4
+    del taken
+    assert peak.read() == pytest.approx(size, rel=0.1)
+    del before

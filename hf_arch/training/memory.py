@@ -1,0 +1,58 @@
+"""Peak memory of a run: of tensors on a GPU; on a CPU what the process grew by.
+
+What Python and its libraries take in every run alike is left out: it would hide the difference between models.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+_RESET = Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
+
+
+class PeakMemory:
+    """Counts from its creation, before the model is built: `peak.read()` bytes since then."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self.start = 0
+            return
+        try:
+            _RESET.write_text(
+                "5"
+            )  # the peak of earlier work (data preparation) is forgotten, where the system allows it
+        except OSError:
+            self.start = _process_peak()
+        else:
+            self.start = _status_bytes("VmRSS") or _process_peak()
+
+    def read(self) -> int:
+        """Peak bytes since creation."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return max(0, _process_peak() - self.start)
+
+
+def _process_peak() -> int:
+    """Peak resident bytes of this process."""
+    if (peak := _status_bytes("VmHWM")) is not None:
+        return peak
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _status_bytes(key: str) -> int | None:
+    """A size in Linux's account of this process; None on other systems."""
+    if not _STATUS.exists():
+        return None
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    return None
