@@ -139,6 +139,10 @@ class Converter:
         everything)."""
         raise NotImplementedError
 
+    def current_names(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors under the names that `rules` has, where files may have others."""
+        return state_dict
+
     def rules(self, config: ArchConfig, foreign: dict[str, Any]) -> list[Rule]:
         """Every tensor, for this config."""
         raise NotImplementedError
@@ -172,6 +176,7 @@ def from_foreign(config: dict[str, Any], state_dict: dict[str, Tensor]) -> PreTr
     converter = _converter(config.get("model_type"))
     ours = _convert_config(converter, config)
     rules = converter.rules(ours, config)
+    state_dict = converter.current_names(state_dict)
     head = "lm_head.weight"
     found: dict[str, Tensor] = {}
     for rule in rules:

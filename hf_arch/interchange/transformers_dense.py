@@ -174,21 +174,29 @@ class Llama(Converter):
             same("model.norm.weight", "model.norm.weight"),
             same("lm_head.weight", "lm_head.weight"),
         ]
-        attention = ("weight", "bias") if config.attention_bias else ("weight",)
         feed_forward = ("weight", "bias") if config.mlp_bias else ("weight",)
         for index in range(config.num_hidden_layers):
             layer = f"model.layers.{index}"
             rules.append(same(f"{layer}.mixer_norm.weight", f"{layer}.input_layernorm.weight"))
             rules.append(same(f"{layer}.ffn_norm.weight", f"{layer}.post_attention_layernorm.weight"))
-            for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-                rules += parts(f"{layer}.mixer.{name}", f"{layer}.self_attn.{name}", attention)
-            for name in ("q_norm", "k_norm") if config.qk_norm else ():
-                rules += parts(f"{layer}.mixer.{name}", f"{layer}.self_attn.{name}")
-            rules += self.feed_forward_rules(config, layer, feed_forward)
+            rules += self.attention_rules(config, index)
+            rules += self.feed_forward_rules(config, index, feed_forward)
         return rules
 
-    def feed_forward_rules(self, config: ArchConfig, layer: str, names: tuple[str, ...]) -> list[Rule]:
-        """The tensors of one layer's FFN."""
+    def attention_rules(self, config: ArchConfig, index: int) -> list[Rule]:
+        """The tensors of layer `index`'s attention."""
+        ours, theirs = f"model.layers.{index}.mixer", f"model.layers.{index}.self_attn"
+        names = ("weight", "bias") if config.attention_bias else ("weight",)
+        rules = []
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            rules += parts(f"{ours}.{name}", f"{theirs}.{name}", names)
+        for name in ("q_norm", "k_norm") if config.qk_norm else ():
+            rules += parts(f"{ours}.{name}", f"{theirs}.{name}")
+        return rules
+
+    def feed_forward_rules(self, config: ArchConfig, index: int, names: tuple[str, ...]) -> list[Rule]:
+        """The tensors of layer `index`'s FFN."""
+        layer = f"model.layers.{index}"
         return [
             rule
             for name in ("gate_proj", "up_proj", "down_proj")
