@@ -19,6 +19,17 @@ _QK_NORM_EPS = 1e-5
 # FLA's normalisation of heads has this epsilon whatever the config says.
 
 
+ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "relu": "relu",
+    "sqrelu": "relu2",
+    "gelu": "gelu_tanh",  # FLA's gelu is the approximation
+    "sigmoid": "sigmoid",
+}
+THEIR_ACTIVATIONS = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
+
+
 class FLAConverter(Converter):
     """What the "std" families share: sizes, the gated MLP, hybrids, the keys of a block."""
 
@@ -265,9 +276,10 @@ class FLAGLA(FLAConverter):
         }
 
     def mixer_to_theirs(self, config: ArchConfig, options: Any) -> dict[str, Any]:
-        names = ("expand_k", "expand_v", "feature_map", "use_short_conv", "conv_size", "use_output_gate", "clamp_min")
+        names = ("expand_k", "expand_v", "use_short_conv", "conv_size", "use_output_gate", "clamp_min")
         return {
             **{name: getattr(options, name) for name in names},
+            "feature_map": THEIR_ACTIVATIONS.get(options.feature_map, options.feature_map),
             "gate_logit_normalizer": options.gate_logit_normalizer,
             "gate_low_rank_dim": options.gate_low_rank_dim,
             "elementwise_affine": options.output_norm_affine,
@@ -304,8 +316,12 @@ class FLARetNet(FLAConverter):
         }
 
     def mixer_to_theirs(self, config: ArchConfig, options: Any) -> dict[str, Any]:
-        names = ("expand_k", "expand_v", "feature_map", "use_output_gate")
-        return {**{name: getattr(options, name) for name in names}, "elementwise_affine": options.output_norm_affine}
+        names = ("expand_k", "expand_v", "use_output_gate")
+        return {
+            **{name: getattr(options, name) for name in names},
+            "feature_map": THEIR_ACTIVATIONS.get(options.feature_map, options.feature_map),
+            "elementwise_affine": options.output_norm_affine,
+        }
 
     def mixer_rules(
         self, config: ArchConfig, options: Any, foreign: dict[str, Any], ours: str, theirs: str
@@ -319,13 +335,6 @@ class FLARetNet(FLAConverter):
 
 def _feature_map(reader: ConfigReader) -> str | None:
     """An elementwise feature map in our name; an error for one that is not here."""
-    names = {
-        None: None,
-        "swish": "silu",
-        "silu": "silu",
-        "relu": "relu",
-        "gelu": "gelu_tanh",  # its name for the approximation
-        "sigmoid": "sigmoid",
-        "identity": None,
-    }
+    names: dict[str | None, str | None] = {None: None, "identity": None}
+    names.update(ACTIVATIONS)
     return names[reader.only("feature_map", names, None)]

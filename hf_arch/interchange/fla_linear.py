@@ -10,7 +10,7 @@ from ..mixers.hgrn2 import GatedStateExpansion
 from ..mixers.rwkv6 import STREAMS
 from ..modeling.configuration import ArchConfig
 from .base import FOREIGN, ConfigReader, Rule, parts, same
-from .fla import FLAConverter, short_conv_rules
+from .fla import ACTIVATIONS, THEIR_ACTIVATIONS, FLAConverter, short_conv_rules
 
 
 @FOREIGN.register("hgrn2")
@@ -121,19 +121,18 @@ class FLARWKV6(FLAConverter):
             "intermediate_size": reader.take("intermediate_size") or 32 * -(-int(hidden_size * ratio) // 32),
             "ffn": {
                 "type": "channel_mix",
-                "hidden_act": _ACTIVATIONS[reader.only("hidden_act", _ACTIVATIONS, "sqrelu")],
+                "hidden_act": ACTIVATIONS[reader.only("hidden_act", ACTIVATIONS, "sqrelu")],
             },
         }
 
     def block_to_theirs(self, config: ArchConfig) -> dict[str, Any]:
         ffn, options = config.ffn_specs[0]
-        names = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
         return {
             "norm_bias": config.norm == "layernorm",
             "norm_eps": config.norm_eps,
             "norm_first": config.embedding_norm,
             "intermediate_size": ffn.width(config, options) if hasattr(ffn, "width") else None,
-            "hidden_act": names.get(getattr(options, "hidden_act", ""), "sqrelu"),
+            "hidden_act": THEIR_ACTIVATIONS.get(getattr(options, "hidden_act", ""), "sqrelu"),
         }
 
     def norm_names(self, config: ArchConfig) -> tuple[str, ...]:
@@ -188,16 +187,6 @@ class FLARWKV6(FLAConverter):
             same(f"{ours}.decay_down.weight", f"{theirs}.w_proj.linear.lora.0.weight"),
             *parts(f"{ours}.decay_up", f"{theirs}.w_proj.linear.lora.2", ("weight", "bias")),
         ]
-
-
-_ACTIVATIONS = {
-    "sqrelu": "relu2",
-    "relu": "relu",
-    "gelu": "gelu",
-    "swish": "silu",
-    "silu": "silu",
-    "sigmoid": "sigmoid",
-}
 
 
 def _by_stream(tensors: list[Tensor]) -> list[Tensor]:

@@ -68,6 +68,10 @@ class GatedStateExpansion(LinearHeadsMixer):
             return None
         return LowerBoundsSpec(config.num_hidden_layers, cls.head_sizes(config, options).kv_key_dim)
 
+    @classmethod
+    def effective(cls, config: Any, options: HGRN2Options) -> dict[str, Any]:
+        return {**super().effective(config, options), "expand_ratio": cls.head_sizes(config, options).head_k_dim}
+
     def mix(
         self, x: Tensor, layout: SequenceLayout, state: LayerState, shared: Tensor | None = None, **context: Any
     ) -> Tensor:
