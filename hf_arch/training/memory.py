@@ -25,9 +25,7 @@ class PeakMemory:
             self.start = 0
             return
         try:
-            _RESET.write_text(
-                "5"
-            )  # the peak of earlier work (data preparation) is forgotten, where the system allows it
+            _RESET.write_text("5")  # forgets the peak of earlier work, data preparation, where the system allows it
         except OSError:
             self.start = _process_peak()
         else:
