@@ -3,6 +3,7 @@
     <suite>/<name>_<hash>/experiment_config.json   the whole recipe with the resolved model config
                          /results.json             the measured numbers, the status and the provenance
                          /metrics.jsonl            one object a logging or evaluation step
+                         /evaluation.json          benchmark scores, from `hf-arch eval`
                          /checkpoints/  model/     what resumes the run, and what came of it
     <suite>/experiment_suite_results.json          every run of the suite with its results
     <suite>/all_benchmark_results.json             the measured numbers alone, flat, one row a run
@@ -30,6 +31,7 @@ from hf_arch.errors import ConfigError
 CONFIG_FILE = "experiment_config.json"
 RESULTS_FILE = "results.json"
 METRICS_FILE = "metrics.jsonl"
+EVALUATION_FILE = "evaluation.json"
 CHECKPOINTS_DIR = "checkpoints"
 MODEL_DIR = "model"
 SUITE_FILE = "experiment_suite_results.json"
@@ -229,6 +231,12 @@ class RunResult:
         return (results if results.exists() else self.path / CONFIG_FILE).stat().st_mtime
 
     @cached_property
+    def benchmarks(self) -> dict[str, dict[str, Any]]:
+        """{task: {metric: value}} of evaluation.json, read on first use; empty where nothing was evaluated."""
+        file = self.path / EVALUATION_FILE
+        return _section(read_json(file), "results") if file.is_file() else {}
+
+    @cached_property
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl, read on first use."""
         return read_metrics(self.path / METRICS_FILE)
@@ -304,6 +312,7 @@ def flat_row(run: RunResult) -> dict[str, Any]:
         "learning_rate": run.learning_rate,
         "status": run.status,
         **{key: run.numbers.get(key) for key in NUMBERS},
+        "benchmarks": run.benchmarks,
         "path": str(run.path),
     }
 
