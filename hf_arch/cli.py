@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from hf_arch import __version__
 from hf_arch.errors import ConfigError
+from hf_arch.evaluation.cli import register as register_evaluation
 
 
 class OneLineErrors(TyperGroup):
@@ -274,6 +275,9 @@ def data_prepare(
     done = prepare_shards(options, out, shards=shards, workers=workers)
     print(f"{done.folder}: {'written' if done.created else 'nothing to do'}")
     return 0
+
+
+register_evaluation(app)
 
 
 def _only_results_on_stdout() -> AbstractContextManager[Any]:

@@ -1,0 +1,84 @@
+"""Our models in lm_eval, the language-model evaluation harness of EleutherAI.
+
+    lm_eval --model hf_arch --model_args pretrained=PATH --tasks hellaswag
+
+`hf_arch` takes what lm_eval's `hf` takes, where `pretrained` may also be a run folder or a checkpoint of
+flash-linear-attention. (`--model hf` reads a saved model of ours too, once something has imported hf_arch.) The name
+is known without an import where the package is installed (`plugin/hf_arch_lm_eval.py`); else import this module.
+
+Batches: log-likelihoods are taken of rows padded on the right, where a causal model does not look; generation pads on
+the left with a mask, which every mixer honours. So a score does not depend on the batch size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils_hf import get_dtype
+from transformers import PreTrainedModel
+
+import hf_arch
+from hf_arch.errors import ConfigError
+from hf_arch.evaluation.loading import load_causal_lm, load_tokenizer, parse_device
+from hf_arch.hub.checkpoint import checkpoint_folder, is_ours, read_config
+from hf_arch.interchange import FOREIGN
+
+hf_arch.list_architectures()  # registers them with the Auto classes that HFLM loads by
+
+
+@register_model("hf_arch")
+class ArchLM(HFLM):
+    """lm_eval's `hf`, for runs and foreign checkpoints as well.
+
+    Args:
+        pretrained: a run folder, a saved model, a Hub id, a checkpoint of flash-linear-attention, or a model.
+        device: None takes the GPU where there is one.
+        tokenizer, dtype and all others: as lm_eval's HFLM has them.
+
+    Raises:
+        ConfigError: nothing there, or nothing that can be loaded.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | PreTrainedModel,
+        tokenizer: Any = None,
+        dtype: str | torch.dtype | None = "auto",
+        device: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        target = str(device or parse_device(None))
+        if isinstance(pretrained, str) and not kwargs.get("gguf_file"):
+            folder = checkpoint_folder(pretrained)
+            config = read_config(folder)
+            if not is_ours(config) and config["model_type"] in FOREIGN and not _known(config["model_type"]):
+                tokenizer = tokenizer or load_tokenizer(folder)
+                model = load_causal_lm(folder)
+                weights = get_dtype(dtype)
+                pretrained = model.to(target, weights if isinstance(weights, torch.dtype) else None)
+            else:
+                pretrained = str(folder)
+        super().__init__(pretrained=pretrained, tokenizer=tokenizer, dtype=dtype, device=target, **kwargs)
+
+    @property
+    def max_gen_toks(self) -> int:
+        """Tokens to write where a task does not say: lm_eval's 256, less where the context would be all answer."""
+        return min(super().max_gen_toks, self.max_length // 2)
+
+    def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
+        longest = max((len(continuation) for _, _, continuation in requests), default=0)
+        if longest > self.max_length:
+            raise ConfigError(
+                f"max_position_embeddings: {self.max_length} is too short for an answer of {longest} tokens; "
+                "leave that task out, or train with a longer context"
+            )
+        return super()._loglikelihood_tokens(requests, *args, **kwargs)
+
+
+def _known(model_type: str) -> bool:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return model_type in CONFIG_MAPPING

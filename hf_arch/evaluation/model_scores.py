@@ -1,0 +1,203 @@
+"""`hf-arch eval`: the scores of a model, or of every run in a folder, kept with the run and gathered for the suite.
+
+<run>/evaluation.json                    the scores of the run; a later evaluation adds tasks and replaces its own
+<suite>/all_benchmark_results.json       the numbers of every run, with these among them
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from hf_arch.errors import ConfigError
+from hf_arch.evaluation.loading import load_model, parse_device, parse_dtype
+from hf_arch.evaluation.text_loss import TextOptions, score_text
+from hf_arch.experiments.store import (
+    EVALUATION_FILE,
+    find_runs,
+    is_run,
+    read_json,
+    write_json_atomic,
+    write_suite_results,
+)
+from hf_arch.training.provenance import provenance
+
+PERPLEXITY = "perplexity"
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """What to score, and how. tasks: names of lm_eval's tasks, of suites, or `perplexity`."""
+
+    tasks: tuple[str, ...]
+    batch_size: int = 8
+    dtype: str = "auto"
+    device: str | None = None
+    limit: int | None = None
+    include_path: str | None = None
+    rows: str = "auto"
+    text: TextOptions = field(default_factory=TextOptions)
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise ConfigError("--tasks: names none; e.g. --tasks hellaswag,perplexity")
+        for name, value in (("--batch-size", self.batch_size), ("--limit", self.limit)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}: {value} is not allowed; allowed: at least 1; nearest: 1")
+        parse_dtype(self.dtype)
+        parse_device(self.device)
+
+    @property
+    def harness_tasks(self) -> tuple[str, ...]:
+        """Those that lm_eval scores."""
+        return tuple(task for task in self.tasks if task != PERPLEXITY)
+
+
+def evaluate_path(path: str, options: EvalOptions) -> dict[str, Any]:
+    """Scores a model, or every finished run in a folder; writes `evaluation.json` into runs.
+
+    Returns:
+        One document: `model`, `architecture`, `parameters`, `results` {task: {metric: value}}, `settings`,
+        `provenance`; for a folder of runs `{"runs": [...]}`, which `all_benchmark_results.json` there has too.
+
+    Raises:
+        ConfigError: an unknown task, rows or a model that cannot be loaded, a folder without finished runs.
+    """
+    runs = suite_runs(path)
+    tasks = None
+    if options.harness_tasks:
+        _require_harness()
+        from hf_arch.evaluation.harness import load_tasks
+
+        tasks = load_tasks(
+            options.harness_tasks, include_path=options.include_path, rows=options.rows, limit=options.limit
+        )
+    if runs is None:
+        return _evaluate_model(path, options, tasks)
+    documents = []
+    for run in runs:
+        print(f"{run.name}", file=sys.stderr)
+        documents.append(_evaluate_model(str(run), options, tasks))
+    write_suite_results(path)
+    return {"suite": Path(path).name, "runs": documents}
+
+
+def suite_runs(path: str) -> list[Path] | None:
+    """The finished runs in a folder of runs; None where `path` is a single model.
+
+    Raises:
+        ConfigError: a folder with runs, none of them finished.
+    """
+    folder = Path(path)
+    if not folder.is_dir() or is_run(folder) or (folder / "config.json").exists():
+        return None
+    found = find_runs(folder)
+    if not found:
+        return None
+    finished = [run.path for run in found if run.status == "completed"]
+    for run in found:
+        if run.path not in finished:
+            print(f"{run.path.name}: left out, it is {run.status}", file=sys.stderr)
+    if not finished:
+        raise ConfigError(f"{path}: none of its {len(found)} runs has finished")
+    return finished
+
+
+def _evaluate_model(path: str, options: EvalOptions, tasks: Any) -> dict[str, Any]:
+    device = parse_device(options.device)
+    model, tokenizer = load_model(path, dtype=parse_dtype(options.dtype), device=device)
+    results: dict[str, Any] = {}
+    if tasks is not None:
+        from hf_arch.evaluation.harness import score
+
+        size, limit = options.batch_size, options.limit
+        results.update(score(model, tokenizer, tasks, batch_size=size, limit=limit, rows=options.rows))
+    if PERPLEXITY in options.tasks:
+        results[PERPLEXITY] = score_text(path, model, tokenizer, options.text)
+    document = {
+        "model": path,
+        "architecture": model.config.model_type.removeprefix("hfa_"),
+        "parameters": model.num_parameters(),
+        "settings": {
+            "batch_size": options.batch_size,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "limit": options.limit,
+        },
+        "results": results,
+        "provenance": {**provenance(torch.device(device)), **_harness_version(tasks)},
+    }
+    if is_run(Path(path)):
+        _keep(Path(path), document)
+    return document
+
+
+def _keep(run: Path, document: dict[str, Any]) -> None:
+    """Adds the scores to the run's own, each with the settings it was made under."""
+    file = run / EVALUATION_FILE
+    kept = read_json(file)["results"] if file.is_file() else {}
+    scores = {task: {**values, "settings": document["settings"]} for task, values in document["results"].items()}
+    write_json_atomic(file, {**document, "model": run.name, "results": {**kept, **scores}})
+
+
+def print_scores(document: dict[str, Any]) -> None:
+    """A table on stdout: a line for each model, task and metric, with its standard error and the rows it is of."""
+    table = Table(box=None, pad_edge=False)
+    for column, side in (("model", "left"), ("task", "left"), ("metric", "left"), ("value", "right")):
+        table.add_column(column, justify="right" if side == "right" else "left", overflow="fold")
+    for column in ("±", "n"):
+        table.add_column(column, justify="right")
+    table.add_column("rows", overflow="fold")
+    for model in document.get("runs", [document]):
+        for task, values in model["results"].items():
+            for metric, value in metrics_of(values).items():
+                error = values.get(f"{metric}_stderr")
+                count = values.get("samples") or values.get("tokens")
+                table.add_row(
+                    Path(model["model"]).name,
+                    task,
+                    metric,
+                    f"{value:.4f}",
+                    "" if error is None else f"{error:.4f}",
+                    f"{count:,}" if count else "",
+                    str(values["rows"]),
+                )
+    Console().print(table)
+
+
+_NOT_METRICS = {"samples", "version", "tokens", "window", "stride", "documents"}
+
+
+def metrics_of(values: dict[str, Any]) -> dict[str, float]:
+    """The measured numbers of a task's entry, without their errors and without what only describes it."""
+    return {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, int | float) and name not in _NOT_METRICS and not name.endswith("_stderr")
+    }
+
+
+def _harness_version(tasks: Any) -> dict[str, str]:
+    if tasks is None:
+        return {}
+    from hf_arch.evaluation.harness import harness_version
+
+    return {"lm_eval": harness_version()}
+
+
+def _require_harness() -> None:
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ConfigError("--tasks: all but `perplexity` need lm-evaluation-harness: pip install 'hf-arch[eval]'")
+
+
+def split_names(text: str | Sequence[str]) -> tuple[str, ...]:
+    """Names from `a,b`, each once."""
+    parts = text.split(",") if isinstance(text, str) else text
+    return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))

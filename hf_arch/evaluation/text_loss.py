@@ -1,0 +1,122 @@
+"""The task `perplexity`: the loss of held-out text in nats a token, bits a byte, and by the length of the context.
+
+The text is a file of the user's; for a run, its own validation split; else that of the default corpus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_arch.data import DataOptions, prepare_data
+from hf_arch.data.cache import data_cache
+from hf_arch.data.corpora import open_corpus
+from hf_arch.errors import ConfigError
+from hf_arch.evaluation.perplexity import TextLoss
+from hf_arch.evaluation.windows import DocumentLoss, document_losses, loss_by_position, token_nats
+from hf_arch.experiments.recipe import load_recipe
+from hf_arch.experiments.store import CONFIG_FILE
+
+LONGEST_WINDOW = 2048
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """file: the text to score. stride: tokens from window to window; None = a whole window. limit: rows of a run's
+    validation split, documents of anything else; None = all."""
+
+    file: str | None = None
+    stride: int | None = None
+    limit: int | None = None
+    batch_size: int = 8
+
+
+def score_text(
+    path: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: TextOptions
+) -> dict[str, Any]:
+    """`loss`, `perplexity`, `bits_per_byte`, `tokens`, `rows` (what text), `window`, `stride`, `loss_by_position`
+    ([first, last, nats] of lengths of context) and `context_gain` (nats by which the last quarter of the context beats
+    the second).
+
+    Raises:
+        ConfigError: no text, or a stride that the window does not allow.
+    """
+    window = min(getattr(model.config, "max_position_embeddings", None) or LONGEST_WINDOW, LONGEST_WINDOW)
+    run = _run_data(path) if options.file is None else None
+    if run is not None:
+        return _score_run(model, run, options, min(window, run.sequence_length))
+    name, documents = _documents(options)
+    losses = document_losses(
+        model, tokenizer, documents, window=window, stride=options.stride, batch_size=options.batch_size
+    )
+    total = sum(losses, DocumentLoss(0.0, 0, 0))
+    loss = TextLoss(total.nats, total.tokens, total.bytes / total.tokens)
+    tokens = torch.tensor([token for text in documents for token in tokenizer(text, verbose=False)["input_ids"]])
+    return {
+        **_numbers(loss, name, window, options),
+        "documents": len(documents),
+        **_by_position(model, tokens.unfold(0, window + 1, window + 1) if tokens.numel() > window else [], options),
+    }
+
+
+def _score_run(model: PreTrainedModel, data: DataOptions, options: TextOptions, window: int) -> dict[str, Any]:
+    prepared = prepare_data(data, progress=False)
+    validation = prepared.validation
+    count = min(len(validation), options.limit or len(validation))
+    rows = [validation[index]["input_ids"] for index in range(count)]
+    tokens = torch.cat(rows)
+    nats = token_nats(model, tokens, window=window, stride=options.stride, batch_size=options.batch_size).double()
+    loss = TextLoss(nats.sum().item(), nats.numel(), validation.num_bytes / validation.num_tokens)
+    return {
+        **_numbers(loss, f"validation split of {prepared.corpus}", window, options),
+        **_by_position(model, rows, options),
+    }
+
+
+def _numbers(loss: TextLoss, name: str, window: int, options: TextOptions) -> dict[str, Any]:
+    return {
+        "loss": loss.loss,
+        "perplexity": loss.perplexity,
+        "bits_per_byte": loss.bits_per_byte,
+        "tokens": loss.tokens,
+        "rows": name,
+        "window": window,
+        "stride": options.stride or window,
+    }
+
+
+def _by_position(model: PreTrainedModel, rows: Sequence[Tensor] | Tensor, options: TextOptions) -> dict[str, Any]:
+    if len(rows) < 2:  # no mean over rows, no curve
+        return {}
+    curve = loss_by_position(model, list(rows), batch_size=options.batch_size)
+    return {"loss_by_position": [list(bucket) for bucket in curve.buckets()], "context_gain": curve.context_gain}
+
+
+def _run_data(path: str) -> DataOptions | None:
+    """The `data` section of the run that `path` is, or lies in; None where it belongs to none."""
+    for folder in (Path(path), Path(path).parent):
+        if (folder / CONFIG_FILE).is_file():
+            return load_recipe(str(folder / CONFIG_FILE), []).data
+    return None
+
+
+def _documents(options: TextOptions) -> tuple[str, list[str]]:
+    if options.file is not None:
+        file = Path(options.file)
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--text: {file}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from error
+        if not text.strip():
+            raise ConfigError(f"--text: {file}: there is no text in it")
+        return file.name, [text]
+    default = DataOptions()
+    corpus = open_corpus(default.corpus, default, data_cache(None), progress=False)
+    return f"validation split of {corpus.name}", list(islice(corpus.documents("validation"), options.limit))
