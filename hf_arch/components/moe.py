@@ -25,7 +25,7 @@ from ..errors import ConfigError
 from ..mixers.base import MixerCost
 from ..modeling.layout import PLAIN_LAYOUT, SequenceLayout
 from ..ops.segments import without_autocast
-from ..options import Options, options
+from ..options import Options, options, parse_options
 from ..registry import FFNS
 from .experts import GatedExperts, PlainExperts
 from .ffn import MLP, FeedForward, FeedForwardOptions, GatedMLP
@@ -94,7 +94,6 @@ class MixtureOfExperts(FeedForward):
     Options = MoEOptions
     routed: ClassVar[bool] = True
     label: ClassVar[str] = "MoE"
-    load: Tensor | None
 
     def __init__(self, config: Any, options: MoEOptions, layer_idx: int):
         super().__init__(config, options, layer_idx)
@@ -105,10 +104,10 @@ class MixtureOfExperts(FeedForward):
         self.shared_experts: FeedForward | None = None
         if options.num_shared_experts:
             width = size * options.num_shared_experts
-            shared = FeedForwardOptions(intermediate_size=width, hidden_act=activation, bias=False)
+            values = {"intermediate_size": width, "hidden_act": activation, "bias": False}
+            shared = parse_options(FeedForwardOptions, values, "ffn moe")
             self.shared_experts = (GatedMLP if options.gated else MLP)(config, shared, layer_idx)
-        load = torch.zeros(options.num_experts) if options.score_bias else None
-        self.register_buffer("load", load, persistent=False)
+        self.load: Tensor | None = None  # no buffer, which DDP would overwrite with the first process's
 
     @classmethod
     def width(cls, config: Any, options: MoEOptions) -> int:
@@ -148,7 +147,7 @@ class MixtureOfExperts(FeedForward):
     def forward(self, hidden_states: Tensor, layout: SequenceLayout = PLAIN_LAYOUT, **context: Any) -> Any:
         tokens = hidden_states.flatten(0, -2)
         logits, weights, chosen = self.router(tokens)
-        if self.load is not None and self.training:
+        if self.options.score_bias and self.training:
             self.count(chosen, layout)
         out = self.experts(tokens, chosen, weights).view_as(hidden_states)
         return (out if self.shared_experts is None else out + self.shared_experts(hidden_states)), logits
@@ -156,11 +155,12 @@ class MixtureOfExperts(FeedForward):
     @torch.no_grad()
     def count(self, chosen: Tensor, layout: SequenceLayout) -> None:
         """Add the valid tokens that chose each expert to its load; a recomputed forward doubles all loads alike."""
-        assert self.load is not None
-        valid = self.load.new_ones(chosen.shape[0])
+        valid = torch.ones(chosen.shape[0], device=chosen.device)
         if layout.mask is not None:
             valid = layout.leave(layout.mask).flatten().to(valid)
-        self.load.scatter_add_(0, chosen.flatten(), valid.repeat_interleave(chosen.shape[1]))
+        load = torch.zeros(self.options.num_experts, device=chosen.device)
+        load = load.scatter_add_(0, chosen.flatten(), valid.repeat_interleave(chosen.shape[1]))
+        self.load = load if self.load is None else self.load + load
 
     @torch.no_grad()
     def rebalance(self) -> None:
@@ -171,7 +171,7 @@ class MixtureOfExperts(FeedForward):
             torch.distributed.all_reduce(self.load)
         step = torch.sign(self.load.mean() - self.load) * self.options.bias_update_rate
         self.router.score_bias.add_(step.to(self.router.score_bias.dtype))
-        self.load.zero_()
+        self.load = None
 
     @classmethod
     def routing_losses(
@@ -210,11 +210,10 @@ class MixtureOfExperts(FeedForward):
         init.normal_(self.router.weight, mean=0.0, std=std)
         for name, weight in self.experts.named_parameters():
             init.normal_(weight, mean=0.0, std=last if name == "down_proj" else std)
-        if self.shared_experts is not None:
+        if isinstance(self.shared_experts, (GatedMLP, MLP)):
             init.normal_(self.shared_experts.down_proj.weight, mean=0.0, std=last)
-        if self.load is not None and self.router.score_bias is not None:
+        if self.router.score_bias is not None:
             init.zeros_(self.router.score_bias)
-            init.zeros_(self.load)
 
 
 def router_scores(logits: Tensor, options: MoEOptions) -> Tensor:

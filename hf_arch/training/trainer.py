@@ -20,6 +20,7 @@ from transformers import Trainer, TrainerControl
 from hf_arch.data import SeededOrder, SeededSampler, TokenDataset
 from hf_arch.data.dataset import MixedDataset
 from hf_arch.evaluation.perplexity import TextLoss, sum_nats
+from hf_arch.training.expert_balance import ExpertBalance
 
 
 class _RunSampler(SeededSampler):
@@ -46,6 +47,7 @@ class ArchTrainer(Trainer):
         self, *, order: SeededOrder, eval_sequences: int | None = None, start_step: int = 0, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
+        self.add_callback(ExpertBalance())
         self.order = order
         self.eval_sequences = eval_sequences
         self.start_step = start_step
