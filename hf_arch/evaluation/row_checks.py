@@ -1,8 +1,8 @@
 """Whether a task's rows can be scored at all.
 
-A template that names a column which the rows lack renders to nothing, without an error, and the task scores zero (or
-chance) for every model. So before anything is scored, each row has to have a prompt, choices, and a gold answer among
-them.
+Where a definition names a column that the rows lack, lm_eval takes the name itself for the prompt or the answer,
+without an error, and every model scores zero or chance. So before anything is scored, rows have to have differing
+prompts, choices, and a gold answer among them.
 """
 
 from __future__ import annotations
