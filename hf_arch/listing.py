@@ -75,21 +75,14 @@ def model_reports(target: str, overrides: Sequence[str], seq_len: int | None) ->
 
 def _recipe_reports(target: str, overrides: Sequence[str], seq_len: int | None) -> list[dict[str, Any]]:
     from hf_arch.experiments.build import build_config
-    from hf_arch.experiments.match import match_runs
     from hf_arch.experiments.plan import plan_runs
     from hf_arch.experiments.recipe import load_recipe
     from hf_arch.training.startup import model_report
 
-    recipe = load_recipe(target, overrides)
-    planned = plan_runs(recipe)
-    matched = match_runs(recipe, planned)
     reports = {}
-    for run in planned:
+    for run in plan_runs(load_recipe(target, overrides)).runs:
         if run.name not in reports:  # seeds share a model
-            changes = matched[run.name].changes if run.name in matched else {}
-            report = model_report(
-                build_config(run.recipe.with_model(changes)), seq_len or run.recipe.data.sequence_length
-            )
+            report = model_report(build_config(run.recipe), seq_len or run.recipe.sequence_length)
             reports[run.name] = {"run": run.name, **report}
     return list(reports.values())
 

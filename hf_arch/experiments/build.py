@@ -23,14 +23,18 @@ def build_config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = Non
     than the tokenizer's.
     """
     values: dict[str, Any] = dict(recipe.model)
-    size = len(tokenizer) if tokenizer is not None else recipe.data.vocab_size
+    if recipe.probe is not None:
+        size = recipe.probe.data("train", 0, examples=1).vocab_size
+    else:
+        size = len(tokenizer) if tokenizer is not None else recipe.data.vocab_size
     values.setdefault("vocab_size", size)
-    values.setdefault("max_position_embeddings", recipe.data.sequence_length)
+    values.setdefault("max_position_embeddings", recipe.sequence_length)
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         values.setdefault(name, getattr(tokenizer, name, None))
-    if tokenizer is not None and isinstance(values["vocab_size"], int) and values["vocab_size"] < size:
+    source = "probe" if recipe.probe is not None else "tokenizer" if tokenizer is not None else None
+    if source and isinstance(values["vocab_size"], int) and values["vocab_size"] < size:
         raise ConfigError(
-            f"model.vocab_size: {values['vocab_size']} is too small for the tokenizer; allowed: at least {size}; "
+            f"model.vocab_size: {values['vocab_size']} is too small for the {source}; allowed: at least {size}; "
             f"nearest: {size}"
         )
     try:

@@ -1,29 +1,25 @@
-"""Equal runs: change one width of each model until its parameters (or training FLOPs per token) equal the reference's.
+"""Equal runs: change one whole number of each model until its size equals the reference's.
 
-The feed-forward width is changed where the model has one, since that leaves the mixer alone, else the model width. Of
-the widths that come within the tolerance the roundest is taken: multiples of 64 are tried first, then of 32, 16 ... 1.
+Size is parameters, training FLOPs per token, or bytes of decoding state, as `hf_arch.cost` counts them. The
+feed-forward width is changed where that has an effect, since it leaves the mixer alone, else the model width. Of the
+values that come within half the tolerance the roundest is taken: multiples of 64 are tried first, then of 32 ... 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from functools import cache
 
 import hf_arch
 from hf_arch.errors import ConfigError, choice_error
-from hf_arch.experiments.build import build_config
-from hf_arch.experiments.plan import PlannedRun
-from hf_arch.experiments.recipe import MatchOptions, Recipe
+from hf_arch.experiments.recipe import MatchOptions
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-FIELDS = ("intermediate_size", "hidden_size")
+AUTO_FIELDS = ("intermediate_size", "hidden_size")
 STEPS = (64, 32, 16, 8, 4, 2, 1)
-LARGEST_GAP = 256  # between widths that go with a number of heads
-LARGEST_WIDTH = 1 << 20
+LARGEST_GAP = 256  # between values that the model allows, such as widths that go with a number of heads
+LARGEST = 1 << 20
+UNITS = {"parameters": "parameters", "flops": "training FLOPs per token", "state": "bytes of state"}
 
 
 @dataclass(frozen=True)
@@ -33,36 +29,27 @@ class Matched:
     changes: dict[str, int]
     size: float
     residual: float
+    by: str = "parameters"
 
     def describe(self) -> str:
         """What was changed, what came of it, and how far it is from the reference."""
         changed = ", ".join(f"{key}={value}" for key, value in self.changes.items()) or "as written"
-        return f"{changed}: {self.size:,.0f}, {self.residual:+.2%} from the reference"
+        return f"{changed}: {self.size:,.0f} {UNITS[self.by]}, {self.residual:+.2%} from the reference"
 
 
-Build = Callable[[Mapping[str, int]], Any]
-"""From changes of a model's sizes to its config; raises `ConfigError` where the sizes do not go together."""
+Sizer = Callable[[Mapping[str, int]], float]
+"""From changes of a model's section to its size; raises `ConfigError` where the values do not go together."""
 
 
-def match_runs(
-    recipe: Recipe, planned: Sequence[PlannedRun], tokenizers: Mapping[str, PreTrainedTokenizerBase] | None = None
-) -> dict[str, Matched]:
-    """What `experiment.match` of `recipe` asks for, by the name of the run; empty where it asks for nothing.
-
-    `tokenizers` by `Recipe.data_key`; without them the vocabulary counts as the recipe says.
-    """
-    if recipe.experiment.match is None:
-        return {}
-
-    def builder(single: Recipe) -> Build:
-        tokenizer = (tokenizers or {}).get(single.data_key)
-        return lambda changes: build_config(single.with_model(changes), tokenizer)
-
-    builders = {run.name: builder(run.recipe) for run in planned}
-    return match_models(builders, recipe.experiment.match, planned[0].recipe.data.sequence_length)
+def model_size(config: object, by: str, seq_len: int) -> float:
+    """What `by` counts of a model with this config, at rows of `seq_len` tokens."""
+    cost = hf_arch.cost(config, seq_len)  # type: ignore[arg-type]
+    if by == "parameters":
+        return float(cost.params_total)
+    return float(cost.flops_per_token_train if by == "flops" else cost.state_bytes(seq_len))
 
 
-def match_models(models: Mapping[str, Build], options: MatchOptions, seq_len: int) -> dict[str, Matched]:
+def match_models(models: Mapping[str, Sizer], options: MatchOptions) -> dict[str, Matched]:
     """Changes that make all `models` (by the names of their runs) equal within `options.tolerance`.
 
     Raises `ConfigError` naming the model that cannot be brought close enough, with the nearest size it has.
@@ -70,62 +57,85 @@ def match_models(models: Mapping[str, Build], options: MatchOptions, seq_len: in
     reference = options.reference or next(iter(models))
     if reference not in models:
         raise choice_error("experiment.match.reference", reference, models)
-    target = _size(models[reference]({}), options.by, seq_len)
-    matched = {}
-    for name, build in models.items():
-        found = Matched({}, target, 0.0) if name == reference else _match(build, options, seq_len, target)
-        if abs(found.residual) > options.tolerance:
-            raise ConfigError(
-                f"experiment.match: run {name!r} comes to {found.size:,.0f} {options.by}, {found.residual:+.1%} "
-                f"from the {target:,.0f} of {reference!r}; allowed: {options.tolerance:.1%}; change its sizes"
-            )
-        matched[name] = found
-    return matched
+    target = models[reference]({})
+    matched = {reference: Matched({}, target, 0.0, options.by)}
+    for name, size in models.items():
+        if name != reference:
+            matched[name] = match_model(size, target, options, name, reference)
+    return {name: matched[name] for name in models}
 
 
-def _match(build: Build, options: MatchOptions, seq_len: int, target: float) -> Matched:
-    @cache
-    def at(field: str, width: int) -> Matched | None:
-        try:
-            size = _size(build({field: width}), options.by, seq_len)
-        except ConfigError:  # this width does not go with the heads
-            return None
-        return Matched({field: width}, size, size / target - 1)
-
-    size = _size(build({}), options.by, seq_len)
-    best = Matched({}, size, size / target - 1)
-    for field in FIELDS if options.vary == "auto" else (options.vary,):
-        small, large = at(field, 64), at(field, 128)
-        if small and large and small.size == large.size:
-            continue  # the model has no such width
-        ideal = _solve(partial(at, field))
-        for step in STEPS:
-            if abs(best.residual) <= options.tolerance / 2:
-                return best
-            low = ideal // step * step
-            found = [at(field, width) for width in (low, low + step) if width > 0]
-            best = min([best, *filter(None, found)], key=lambda matched: abs(matched.residual))
-    return best
+def match_model(size: Sizer, target: float, options: MatchOptions, name: str, reference: str) -> Matched:
+    """One model brought to `target`; `name` and `reference` say in an error which model it is and whose size."""
+    if target <= 0:
+        raise ConfigError(f"experiment.match.by: run {reference!r} has no {UNITS[options.by]} to match")
+    own = size({})
+    best = Matched({}, own, own / target - 1, options.by)
+    problems: list[str] = []
+    for field in AUTO_FIELDS if options.vary == "auto" else (options.vary,):
+        if abs(best.residual) <= options.tolerance / 2:
+            break
+        found = _search(_Values(size, field, target, options.by, problems), options.tolerance)
+        best = min([best, *found], key=lambda matched: abs(matched.residual))
+    if abs(best.residual) <= options.tolerance:
+        return best
+    hint = "change its sizes, or allow more by experiment.match.tolerance"
+    if not best.changes and problems:
+        hint = f"{options.vary} did not help ({problems[0]})"
+    raise ConfigError(
+        f"experiment.match: run {name!r} comes to {best.size:,.0f} {UNITS[options.by]}, {best.residual:+.1%} "
+        f"from the {target:,.0f} of {reference!r}; allowed: {options.tolerance:.1%}; {hint}"
+    )
 
 
-def _solve(at: Callable[[int], Matched | None]) -> int:
-    """The largest width whose size does not exceed the target, by bisection: size grows with width."""
+class _Values:
+    """The sizes of one model over the values of one of its fields."""
 
-    def exceeds(width: int) -> bool:
-        for candidate in range(width, width + LARGEST_GAP):
-            if (matched := at(candidate)) is not None:
+    def __init__(self, size: Sizer, field: str, target: float, by: str, problems: list[str]) -> None:
+        self.field, self.by = field, by
+
+        @cache
+        def at(value: int) -> Matched | None:
+            try:
+                reached = size({field: value})
+            except ConfigError as error:  # this value does not go with the others
+                problems.append(str(error))
+                return None
+            return Matched({field: value}, reached, reached / target - 1, by)
+
+        self.at = at
+
+    def exceeds(self, value: int) -> bool:
+        """Whether the model is too large at the first allowed value from `value` on (or allows none there)."""
+        for candidate in range(value, value + LARGEST_GAP):
+            if (matched := self.at(candidate)) is not None:
                 return matched.residual > 0
         return True
 
-    low, high = 0, 64
-    while high < LARGEST_WIDTH and not exceeds(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if exceeds(middle) else (middle, high)
-    return low
+    def largest_below(self) -> int:
+        """The largest value whose size does not exceed the target, by bisection: size grows with width."""
+        low, high = 0, 64
+        while high < LARGEST and not self.exceeds(high):
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.exceeds(middle) else (middle, high)
+        return low
 
 
-def _size(config: Any, by: str, seq_len: int) -> float:
-    cost = hf_arch.cost(config, seq_len)
-    return float(cost.params_total if by == "parameters" else cost.flops_per_token_train)
+def _search(values: _Values, tolerance: float) -> list[Matched]:
+    """The roundest value within half the tolerance, else every value tried."""
+    first, second = values.at(64), values.at(128)
+    if first is not None and second is not None and first.size == second.size:
+        return []  # the field has no effect on this size
+    ideal = values.largest_below()
+    tried: list[Matched] = []
+    for step in STEPS:
+        low = ideal // step * step
+        found = [matched for value in (low, low + step) if value > 0 and (matched := values.at(value)) is not None]
+        close = [matched for matched in found if abs(matched.residual) <= tolerance / 2]
+        if close:
+            return [min(close, key=lambda matched: abs(matched.residual))]
+        tried += found
+    beyond = next((m for value in range(ideal + 1, ideal + LARGEST_GAP) if (m := values.at(value)) is not None), None)
+    return tried + ([beyond] if beyond is not None else [])

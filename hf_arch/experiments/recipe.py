@@ -1,8 +1,8 @@
 """A recipe: everything one run (or one set of runs) needs, read from YAML into typed, checked, frozen options.
 
-Sections: `model` (a config as a dict with `architecture:`), `data` (`hf_arch.data.DataOptions`), `training` (names of
-`transformers.TrainingArguments`, and `precision`), `evaluation` and `experiment`. Every wrong key or value is a
-`ConfigError` of one line that names the field. Precedence, weakest first: the file, `experiment.scale.<name>`,
+Sections: `model` (a config as a dict with `architecture:`), `data` (`hf_arch.data.DataOptions`) or `probe`, `training`
+(names of `transformers.TrainingArguments`, and `precision`), `evaluation` and `experiment`. Every wrong key or value is
+a `ConfigError` of one line that names the field. Precedence, weakest first: the file, `experiment.scale.<name>`,
 `experiment.runs.<name>`, a point of `experiment.matrix`, `key=value` overrides from the command line.
 """
 
@@ -11,10 +11,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import hf_arch
 from hf_arch.data import DataOptions
@@ -22,7 +22,10 @@ from hf_arch.errors import ConfigError, choice_error, unknown_key_error
 from hf_arch.experiments.sections import coerce, parse_section, require_mapping
 from hf_arch.experiments.yaml_text import parse_override, read_yaml
 
-SECTIONS = ("model", "data", "training", "evaluation", "experiment")
+if TYPE_CHECKING:
+    from hf_arch.data.probes import ProbeData
+
+SECTIONS = ("model", "data", "probe", "training", "evaluation", "experiment")
 # A run folder's experiment_config.json is a recipe too; what this section holds beside it is not read back.
 RUN_FACTS = "run"
 
@@ -67,15 +70,52 @@ class EvaluationOptions:
 
 
 @dataclass(frozen=True)
-class MatchOptions:
-    """Make the runs equal in `by`: the first run, or the run called `reference`, sets the number; others change
-    `vary`.
+class ProbeOptions:
+    """A synthetic task instead of text: `task` at its `setting`, with other `options` for its generator.
+
+    setting: `cpu`, a twin of the task for two cores, or `paper`, as it was published.
+    stop_accuracy: training ends early above this share of right answers on the test rows.
     """
 
-    by: Literal["parameters", "flops"] = "parameters"
-    tolerance: float = 0.02
+    task: str
+    setting: Literal["cpu", "paper"] = "cpu"
+    options: dict[str, Any] = field(default_factory=dict)
+    stop_accuracy: float = 0.99
+
+    def __post_init__(self) -> None:
+        from hf_arch.data.probes import PROBES
+
+        if self.task not in PROBES:
+            raise choice_error("probe.task", self.task, PROBES)
+        if not 0 < self.stop_accuracy <= 1:
+            raise ConfigError(f"probe.stop_accuracy: expected a share above 0, up to 1, got {self.stop_accuracy}")
+        self.data("test", seed=0, examples=1)  # options that the generator does not have, or that do not go together
+
+    def data(self, split: Literal["train", "test"], seed: int, **overrides: Any) -> ProbeData:
+        """The rows of a split for this seed."""
+        from hf_arch.data.probes import PROBES
+
+        probe = PROBES[self.task]
+        setting = probe.cpu if self.setting == "cpu" else probe.settings[0]
+        try:
+            return probe.data(split, seed, setting, **{**self.options, **overrides})
+        except ConfigError as error:
+            raise ConfigError(f"probe.options: {error}") from error
+
+
+@dataclass(frozen=True)
+class MatchOptions:
+    """Make the runs equal in `by`: the first run, or the run called `reference`, sets the number; the others change
+    `vary`, which is a whole number of the `model` section, or `auto`: the width of the FFN, else of the model.
+
+    by: `parameters`, `flops` (of training, per token), or `state` (bytes of cache at the length of the rows).
+    tolerance: the largest relative difference that is let through.
+    """
+
+    by: Literal["parameters", "flops", "state"] = "parameters"
+    tolerance: float = 0.01
     reference: str | None = None
-    vary: Literal["auto", "intermediate_size", "hidden_size"] = "auto"
+    vary: str = "auto"
 
     def __post_init__(self) -> None:
         if not 0 < self.tolerance < 1:
@@ -84,7 +124,10 @@ class MatchOptions:
 
 @dataclass(frozen=True)
 class ExperimentOptions:
-    """The question, and how it becomes runs: named `runs` x points of `matrix` x `seeds`, made equal by `match`."""
+    """The question, and how it becomes runs: named `runs` x points of `matrix` x `seeds`, made equal by `match`.
+
+    `sets` names other recipes, by paths from this one, that are run instead, each in a folder of its own.
+    """
 
     name: str = ""
     hypothesis: str = ""
@@ -94,16 +137,20 @@ class ExperimentOptions:
     match: MatchOptions | None = None
     runs: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     scale: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sets: tuple[str, ...] = ()
 
     @property
     def is_set(self) -> bool:
         """True where the recipe declares more than one run."""
-        return bool(self.runs or self.matrix or len(self.seeds) > 1)
+        return bool(self.runs or self.matrix or self.sets or len(self.seeds) > 1)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One checked recipe. `overrides` are kept apart: they win over the runs and the matrix of a set as well."""
+    """One checked recipe. `overrides` are kept apart: they win over the runs and the matrix of a set as well.
+
+    With a `probe`, `data` and `evaluation` say nothing.
+    """
 
     model: Mapping[str, Any]
     data: DataOptions = field(default_factory=DataOptions)
@@ -111,6 +158,7 @@ class Recipe:
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
     experiment: ExperimentOptions = field(default_factory=ExperimentOptions)
     overrides: tuple[tuple[str, Any], ...] = ()
+    probe: ProbeOptions | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, overrides: Iterable[tuple[str, Any]] = ()) -> Recipe:
@@ -123,12 +171,18 @@ class Recipe:
             if key not in SECTIONS:
                 raise unknown_key_error("recipe", key, SECTIONS)
         model = dict(require_mapping(merged.get("model"), "model"))
-        experiment = parse_section(ExperimentOptions, merged.get("experiment"), "experiment")
+        experiment = parse_section(ExperimentOptions, _declared(merged.get("experiment")), "experiment")
         architecture = model.get("architecture")
-        if architecture is None and not experiment.runs:
+        if architecture is None and not experiment.runs and not experiment.sets:
             raise ConfigError("model.architecture: is missing; write for example `architecture: llama`")
         if architecture is not None and not isinstance(architecture, str):
             raise ConfigError(f"model.architecture: expected text, got {type(architecture).__name__} {architecture!r}")
+        probe = None if merged.get("probe") is None else parse_section(ProbeOptions, merged["probe"], "probe")
+        for section in ("data", "evaluation"):
+            if probe is not None and merged.get(section):
+                raise ConfigError(
+                    f"{section}: a recipe with a `probe` section generates its rows; leave {section!r} out"
+                )
         return cls(
             model=model,
             data=parse_section(DataOptions, merged.get("data"), "data"),
@@ -136,15 +190,20 @@ class Recipe:
             evaluation=parse_section(EvaluationOptions, merged.get("evaluation"), "evaluation"),
             experiment=experiment,
             overrides=overrides,
+            probe=probe,
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that YAML and JSON can hold; `Recipe.from_dict` reads them back to an equal recipe."""
+        rows = (
+            {"data": _plain(self.data), "evaluation": _plain(self.evaluation)}
+            if self.probe is None
+            else {"probe": _plain(self.probe)}
+        )
         return {
             "model": dict(self.model),
-            "data": _plain(self.data),
+            **rows,
             "training": dict(self.training),
-            "evaluation": _plain(self.evaluation),
             "experiment": _plain(self.experiment),
         }
 
@@ -171,18 +230,28 @@ class Recipe:
 
     @property
     def data_key(self) -> str:
-        """Equal for recipes with equal `data` sections."""
-        return json.dumps(_plain(self.data), sort_keys=True)
+        """Equal for recipes with equal rows."""
+        return json.dumps(_plain(self.probe or self.data), sort_keys=True, default=str)
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens in a row, T."""
+        return (
+            self.data.sequence_length if self.probe is None else self.probe.data("train", 0, examples=1).inputs.shape[1]
+        )
 
     def stable_hash(self, *facts: str) -> str:
-        """Ten hex digits over what changes a result: model, data, training, evaluation, the package version, and
-        `facts` that the recipe only points to (the fingerprint of the data).
+        """Ten hex digits over what changes a result: model, data, training, evaluation, the package version, the
+        user's own files that the model is made of, and `facts` that the recipe only points to (the fingerprint of the
+        data).
         """
         values = self.to_dict()
         del values["experiment"]
         values["training"] = {
             key: value for key, value in values["training"].items() if not key.startswith(UNHASHED_TRAINING)
         }
+        plugins = [Path(path).expanduser() for path in self.model.get("plugins") or []]
+        facts += tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in plugins if path.is_file())
         text = json.dumps([values, hf_arch.__version__, *facts], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -192,26 +261,69 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = (), scale: str | No
 
     Raises `ConfigError` of one line for a missing, empty or malformed file and for every unknown key or wrong value.
     """
+    return read_recipe(require_mapping(read_yaml(Path(path)), str(path)), overrides, scale, name=Path(path).stem)
+
+
+def read_recipe(
+    values: Mapping[str, Any], overrides: Iterable[str] = (), scale: str | None = None, *, name: str = "experiment"
+) -> Recipe:
+    """The same from plain values; `name` is the experiment's where it gives none itself."""
     parsed = [parse_override(text) for text in overrides]
     for key, _ in parsed:
         if (section := key.split(".")[0]) not in SECTIONS:
             raise choice_error(f"override {key}: section", section, SECTIONS)
-    values = dict(require_mapping(read_yaml(Path(path)), str(path)))
-    values.pop(RUN_FACTS, None)
-    experiment = dict(require_mapping(values.get("experiment"), "experiment"))
-    experiment.setdefault("name", Path(path).stem)
-    if isinstance(experiment.get("seeds"), int):
-        experiment["seeds"] = list(range(1, experiment["seeds"] + 1))
-    values["experiment"] = experiment
+    values = {key: value for key, value in values.items() if key != RUN_FACTS}
+    experiment = _declared(values.get("experiment"))
+    values["experiment"] = {"name": name, **experiment}
     if scale is not None:
         scales = require_mapping(experiment.get("scale"), "experiment.scale")
         if not scales:
             raise ConfigError(f"--scale: {scale!r} is not known; the recipe declares no experiment.scale")
         if scale not in scales:
             raise choice_error("--scale", scale, scales)
-        for key, value in require_mapping(scales[scale], f"experiment.scale.{scale}").items():
+        changes = dict(require_mapping(scales[scale], f"experiment.scale.{scale}"))
+        if "experiment" in changes:
+            changes["experiment"] = _declared(changes["experiment"])
+        for key, value in changes.items():
             values = set_dotted(values, key, value)
     return Recipe.from_dict(values, overrides=parsed)
+
+
+def _declared(values: object) -> dict[str, Any]:
+    """The `experiment` section with what may be written in several ways written in one: `seeds: 3` as 1, 2, 3,
+    `match: flops` as `match: {by: flops}`, the changes of `runs` nested, the keys of `matrix` dotted.
+    """
+    section = dict(require_mapping(values, "experiment"))
+    seeds = section.get("seeds")
+    if isinstance(seeds, int) and not isinstance(seeds, bool):
+        if seeds < 1:
+            raise ConfigError(f"experiment.seeds: expected a list, or how many (at least 1), got {seeds}")
+        section["seeds"] = list(range(1, seeds + 1))
+    if isinstance(section.get("match"), str):
+        section["match"] = {"by": section["match"]}
+    if section.get("runs") is not None:
+        runs = require_mapping(section["runs"], "experiment.runs")
+        section["runs"] = {name: _nested(changes, f"experiment.runs.{name}") for name, changes in runs.items()}
+    if section.get("matrix") is not None:
+        section["matrix"] = dict(_dotted(require_mapping(section["matrix"], "experiment.matrix"), "experiment.matrix"))
+    return section
+
+
+def _nested(changes: object, where: str) -> dict[str, Any]:
+    """`{model.hidden_size: 64}` as `{model: {hidden_size: 64}}`."""
+    nested: dict[str, Any] = {}
+    for key, value in require_mapping(changes, where).items():
+        nested = set_dotted(nested, key, value)
+    return nested
+
+
+def _dotted(values: Mapping[str, Any], where: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """`{model: {hidden_size: [64]}}` as `{model.hidden_size: [64]}`."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(require_mapping(value, f"{where}.{key}"), f"{where}.{key}", f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def parse_training(values: object) -> dict[str, Any]:

@@ -17,10 +17,9 @@ from pathlib import Path
 
 from hf_arch.data import prepare_data
 from hf_arch.errors import ConfigError, choice_error
-from hf_arch.experiments.build import build_config
 from hf_arch.experiments.comparison import compare_command
-from hf_arch.experiments.match import Matched, match_runs
-from hf_arch.experiments.plan import PlannedRun, plan_runs
+from hf_arch.experiments.match import Matched
+from hf_arch.experiments.plan import plan_runs
 from hf_arch.experiments.recipe import Recipe
 from hf_arch.experiments.report import report_command
 from hf_arch.experiments.store import CONFIG_FILE, RESULTS_FILE, read_json, write_json_atomic, write_suite_results
@@ -57,18 +56,13 @@ def prepare_runs(recipe: Recipe, results_dir: Path) -> list[ReadyRun]:
 
     Raises `ConfigError` for anything wrong in any run, before any of them starts.
     """
-    planned = plan_runs(recipe)
-    for run in planned:  # every model first: a mistake should show before data is prepared
-        _check_model(run)
+    planned = plan_runs(recipe, match=False).runs  # a mistake should show before data is prepared
     data = {run.recipe.data_key: run.recipe.data for run in planned}
     prepared = {key: prepare_data(options) for key, options in data.items()}
-    matched = match_runs(recipe, planned, {key: entry.tokenizer for key, entry in prepared.items()})
     ready = []
-    for run in planned:
-        found = matched.get(run.name)
-        single = run.recipe.with_model(found.changes) if found else run.recipe
-        folder = results_dir / f"{run.name}_{single.stable_hash(prepared[single.data_key].fingerprint)}"
-        ready.append(ReadyRun(run.name, single, folder, found))
+    for run in plan_runs(recipe, {key: entry.tokenizer for key, entry in prepared.items()}).runs:
+        identity = run.recipe.stable_hash(prepared[run.recipe.data_key].fingerprint)
+        ready.append(ReadyRun(run.name, run.recipe, results_dir / f"{run.name}_{identity}", run.matched))
     return ready
 
 
@@ -77,7 +71,7 @@ def select_run(recipe: Recipe, name: str | None, output_dir: str | None) -> tupl
 
     Raises `ConfigError` where the recipe declares several runs and `name` chooses none of them.
     """
-    planned = plan_runs(recipe)
+    planned = plan_runs(recipe, match=False).runs
     names = list(dict.fromkeys(run.name for run in planned))
     if name is not None and name not in names:
         raise choice_error("--run", name, names)
@@ -143,10 +137,3 @@ def _train_in_process(run: ReadyRun, workers: int) -> int:
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     with (run.folder / LOG_FILE).open("a", encoding="utf-8") as log:
         return subprocess.run(command, check=False, stdout=log, stderr=log, env=environment).returncode
-
-
-def _check_model(run: PlannedRun) -> None:
-    try:
-        build_config(run.recipe)
-    except ConfigError as error:
-        raise ConfigError(f"run {run.name!r}: {error}") from error

@@ -137,7 +137,7 @@ def test_the_hash_covers_what_changes_a_result_and_nothing_else(tmp_path: Path) 
 
 
 SET = """
-model: {hidden_size: 32}
+model: {hidden_size: 32, num_attention_heads: 4}
 training: {max_steps: 10, learning_rate: 0.1}
 experiment:
   name: set
@@ -153,11 +153,11 @@ experiment:
 
 
 def test_a_set_is_runs_times_matrix_times_seeds(tmp_path: Path) -> None:
-    planned = plan_runs(load_recipe(write(tmp_path, SET)))
+    planned = plan_runs(load_recipe(write(tmp_path, SET))).runs
     assert len(planned) == 8
     assert [run.name for run in planned[:3]] == ["a-learning_rate-0.2", "a-learning_rate-0.2", "a-learning_rate-0.3"]
     last = planned[-1].recipe
-    assert last.model == {"architecture": "gla", "hidden_size": 64}
+    assert last.model == {"architecture": "gla", "hidden_size": 64, "num_attention_heads": 4}
     assert last.training == {"max_steps": 5, "learning_rate": 0.3, "seed": 2}
     assert last.experiment.hypothesis == "it works"
     assert not last.experiment.is_set
@@ -165,9 +165,9 @@ def test_a_set_is_runs_times_matrix_times_seeds(tmp_path: Path) -> None:
 
 def test_overrides_win_over_runs_and_runs_over_the_scale(tmp_path: Path) -> None:
     path = write(tmp_path, SET)
-    by_scale = plan_runs(load_recipe(path, scale="cpu"))
+    by_scale = plan_runs(load_recipe(path, scale="cpu")).runs
     assert (by_scale[0].recipe.training["max_steps"], by_scale[-1].recipe.training["max_steps"]) == (3, 5)
-    overridden = plan_runs(load_recipe(path, ["training.max_steps=7", "experiment.seeds=[5]"], scale="cpu"))
+    overridden = plan_runs(load_recipe(path, ["training.max_steps=7", "experiment.seeds=[5]"], scale="cpu")).runs
     assert {run.recipe.training["max_steps"] for run in overridden} == {7}
     assert {run.recipe.training["seed"] for run in overridden} == {5}
     with pytest.raises(ConfigError, match="nearest: 'cpu'"):
