@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops.norm import rms_norm
+from ..ops.segments import state_dtype
 from ..registry import NORMS
 from .activations import ACTIVATIONS
 
@@ -65,7 +66,7 @@ class HeadGroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., H, V] -> [..., H V] in x's dtype."""
-        out = F.layer_norm(x.float(), x.shape[-1:], eps=self.eps).flatten(-2)
+        out = F.layer_norm(x.to(state_dtype(x)), x.shape[-1:], eps=self.eps).flatten(-2)
         return torch.addcmul(self.bias, out, self.weight).to(x.dtype)
 
 

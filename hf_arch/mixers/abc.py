@@ -18,6 +18,7 @@ from ..components.positions import RotarySpec, apply_rotary
 from ..errors import ConfigError
 from ..modeling.cache import LayerState
 from ..modeling.layout import SequenceLayout
+from ..ops.segments import state_dtype
 from ..ops.slots import abc_attention
 from ..options import Options, options
 from ..registry import MIXERS
@@ -88,7 +89,7 @@ class BoundedMemoryAttention(LinearHeadsMixer):
         q, k, v = self.sizes.split(*self.project(x, layout, state))
         if position_embeddings is not None:
             q, k = (apply_rotary(part, *position_embeddings, head_axis=2) for part in (q, k))
-        logits = self.s_proj(x).float()
+        logits = self.s_proj(x).to(state_dtype(x))
         if self.options.clamp_min is not None or self.options.clamp_max is not None:
             logits = logits.clamp(self.options.clamp_min, self.options.clamp_max)
         if layout.mask is not None:

@@ -20,6 +20,7 @@ from ..components.norms import ArchRMSNorm
 from ..errors import ConfigError
 from ..modeling.cache import LayerState
 from ..modeling.layout import SequenceLayout
+from ..ops.segments import state_dtype
 from ..ops.slots import gated_slot_attention
 from ..options import Options, options
 from ..registry import MIXERS
@@ -72,7 +73,7 @@ class GatedSlotAttention(LinearHeadsMixer):
 
     def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, **context: Any) -> Tensor:
         q, k, v = self.sizes.split(*self.project(x, layout, state))
-        forget = F.logsigmoid(self.f_proj(x).float()) / self.options.gate_logit_normalizer
+        forget = F.logsigmoid(self.f_proj(x).to(state_dtype(x))) / self.options.gate_logit_normalizer
         forget = layout.zero_padding(forget).unflatten(-1, (self.sizes.num_kv_heads, self.options.num_slots))
         forget = repeat_kv_heads(self.sizes, forget)
         out, final = gated_slot_attention(

@@ -24,6 +24,7 @@ from ..modeling.cache import LayerState
 from ..modeling.layout import SequenceLayout
 from ..ops.conv import token_shift
 from ..ops.linear_attention import linear_attention
+from ..ops.segments import state_dtype
 from ..options import Options, options
 from ..registry import MIXERS
 from .base import MixerCost
@@ -85,7 +86,7 @@ class DynamicTimeMix(LinearHeadsMixer):
         state.write_conv(last)
         x_r, x_w, x_k, x_v, x_g = self.shifted(x, before - x)
         q, k, v = self.sizes.split(self.q_proj(x_r), layout.zero_padding(self.k_proj(x_k)), self.v_proj(x_v))
-        decay = -torch.exp(self.decay_up(torch.tanh(self.decay_down(x_w))).float())
+        decay = -torch.exp(self.decay_up(torch.tanh(self.decay_down(x_w))).to(state_dtype(x)))
         decay = layout.zero_padding(decay).unflatten(-1, (self.sizes.num_kv_heads, self.sizes.head_k_dim))
         out, final = linear_attention(
             q,
