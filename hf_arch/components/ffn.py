@@ -66,6 +66,11 @@ class FeedForward(nn.Module):
             values["intermediate_size"] = cls.width(config, options)
         return values
 
+    @classmethod
+    def tensor_parallel(cls, config: Any, options: Any) -> dict[str, str]:
+        """As Mixer.tensor_parallel."""
+        return {}
+
     def forward(self, hidden_states: Tensor, **context: Any) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
         raise NotImplementedError
@@ -110,6 +115,10 @@ class MLP(FeedForward):
         self.down_proj = nn.Linear(size, config.hidden_size, bias=bias)
         self.act_fn = ACTIVATIONS.get(options.hidden_act or config.hidden_act, "hidden_act")
 
+    @classmethod
+    def tensor_parallel(cls, config: Any, options: Any) -> dict[str, str]:
+        return {"up_proj": "colwise", "down_proj": "rowwise"}
+
     def forward(self, hidden_states: Tensor, **context: Any) -> Tensor:
         return self.down_proj(self.act_fn(self.up_proj(hidden_states)))
 
@@ -132,6 +141,10 @@ class GatedMLP(FeedForward):
     def default_intermediate_size(cls, config: Any) -> int:
         multiple = config.intermediate_multiple_of
         return multiple * -(-int(8 * config.hidden_size / 3) // multiple)
+
+    @classmethod
+    def tensor_parallel(cls, config: Any, options: Any) -> dict[str, str]:
+        return {"gate_proj": "colwise", "up_proj": "colwise", "down_proj": "rowwise"}
 
     def forward(self, hidden_states: Tensor, **context: Any) -> Tensor:
         return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))

@@ -112,6 +112,15 @@ class Attention(Mixer):
         return RotarySpec(cls.sizes(config, options)[2], parameters, config.max_position_embeddings)
 
     @classmethod
+    def tensor_parallel(cls, config: Any, options: AttentionOptions) -> dict[str, str]:
+        if POSITIONS.get(config.position, "position").bias:
+            return {}  # ALiBi's slopes are those of all heads
+        plan = {"q_proj": "colwise", "k_proj": "colwise", "v_proj": "colwise", "o_proj": "rowwise"}
+        if config.qk_norm if options.qk_norm is None else options.qk_norm:
+            plan |= {"q_norm": "replicated_with_grad_allreduce", "k_norm": "replicated_with_grad_allreduce"}
+        return plan
+
+    @classmethod
     def effective(cls, config: Any, options: AttentionOptions) -> dict[str, Any]:
         heads, kv_heads, head_dim = cls.sizes(config, options)
         spec = cls.rotary(config, options)

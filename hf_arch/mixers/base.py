@@ -127,6 +127,12 @@ class Mixer(nn.Module):
         """The parameters that this layer has in common with others and wants as `shared`, or None."""
         return None
 
+    @classmethod
+    def tensor_parallel(cls, config: ArchConfig, options: Any) -> dict[str, str]:
+        """How tensor parallelism splits its modules, in transformers' words (`{"q_proj": "colwise"}`); what is not
+        named is whole on every rank."""
+        return {}
+
     def forward(self, hidden_states: Tensor, **context: Any) -> Tensor:
         """Mix [B, T, D] over time -> [B, T, D].
 

@@ -188,6 +188,19 @@ class ArchConfig(PreTrainedConfig):
         """The attention window of each layer, None where there is none."""
         return [mixer.window(self, mixer_options) for mixer, mixer_options in self.mixer_specs]
 
+    @property
+    def base_model_tp_plan(self) -> dict[str, str]:
+        """How tensor parallelism splits the base model. transformers names layers by `*` only, so mixers (or FFNs) are
+        split where those of all layers agree on how."""
+        plan = {}
+        for name, specs in (("mixer", self.mixer_specs), ("ffn", self.ffn_specs)):
+            first, *others = [
+                component.tensor_parallel(self, component_options) for component, component_options in specs
+            ]
+            if all(other == first for other in others):
+                plan |= {f"layers.*.{name}.{module}": style for module, style in first.items()}
+        return plan
+
     def with_window(self, window: int | None) -> "ArchConfig":
         """A shallow copy whose `sliding_window` is `window`: what transformers' masks and caches read for one layer."""
         view = copy.copy(self)
