@@ -69,13 +69,14 @@ def scores_of_level(scores: Tensor, rows: int) -> Tensor:
     return blocks.diagonal(dim1=-4, dim2=-2)[..., rows:, :rows, :].movedim(-1, -3)
 
 
-def block_product(left: Tensor, right: Tensor) -> Tensor:
-    """left [blocks, rows, rows] @ right [blocks, rows, K]; blocks of one or two rows are faster unrolled."""
+def add_product(out: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """out += left [blocks, rows, rows] @ right [blocks, rows, K]; blocks of one or two rows are faster unrolled."""
     rows = left.shape[-1]
     if rows > 2:
-        return left @ right
-    out = left[..., :1] * right[..., :1, :]
-    return out if rows == 1 else out.addcmul_(left[..., 1:], right[..., 1:, :])
+        return out.add_(left @ right)
+    for row in range(rows):
+        out.addcmul_(left[..., row : row + 1], right[..., row : row + 1, :])
+    return out
 
 
 def factorise(query: Tensor, key: Tensor, decay: Tensor, levels: list[Level] | None) -> tuple[Tensor, Tensor]:
@@ -113,8 +114,8 @@ def factorise_backward(levels: list[Level], grad_scores: Tensor, grad_query: Ten
     for level in reversed(levels):
         rows, dim = level.query.shape[1:]
         cross = scores_of_level(grad_scores, rows).reshape(-1, rows, rows)
-        grad_query.view(-1, 2, rows, dim)[:, 1].mul_(level.total_1).add_(block_product(cross, level.key))
-        grad_key.view(-1, 2, rows, dim)[:, 0].mul_(level.total_2).add_(block_product(cross.mT, level.query))
+        add_product(grad_query.view(-1, 2, rows, dim)[:, 1].mul_(level.total_1), cross, level.key)
+        add_product(grad_key.view(-1, 2, rows, dim)[:, 0].mul_(level.total_2), cross.mT, level.query)
 
 
 def suffix_sums(x: Tensor, first: int = 0) -> Tensor:

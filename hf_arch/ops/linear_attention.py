@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .decay import decay_products
-from .segments import chunk_length, from_chunks, segment_keep, state_dtype, to_chunks, without_autocast
+from .segments import chunk_length, chunk_view, from_chunks, segment_keep, state_dtype, to_chunks, without_autocast
 from .vector_decay import chunk_vector_decay
 
 SCALAR_CHUNK = 64
@@ -96,6 +96,7 @@ def naive_linear_attention(
     scale = key_dim**-0.5 if scale is None else scale
     g = _per_step(g, q)
     state = q.new_zeros(batch, heads, key_dim, v.shape[-1], dtype=dtype) if initial_state is None else initial_state
+    state = state.to(dtype)
     keep = torch.ones_like(q[..., 0, 0], dtype=dtype) if segment_ids is None else segment_keep(segment_ids, dtype)
     decay = (g if g.dim() == 4 else g.unsqueeze(-1)).to(dtype).exp().expand(batch, length, heads, -1)
     outputs = []
@@ -103,7 +104,7 @@ def naive_linear_attention(
         steps = (x.unbind(1) for x in (q.to(dtype) * scale, k.to(dtype), v.to(dtype), decay, keep))
         for q_t, k_t, v_t, decay_t, keep_t in zip(*steps, strict=True):
             update = k_t.unsqueeze(-1) * v_t.unsqueeze(-2)
-            before = state.to(dtype) * keep_t[:, None, None, None]
+            before = state if segment_ids is None else keep_t[:, None, None, None] * state
             state = decay_t.unsqueeze(-1) * before + update
             read = state if bonus is None else before + bonus.to(dtype).unsqueeze(-1) * update
             outputs.append((q_t.unsqueeze(-2) @ read).squeeze(-2))
@@ -165,21 +166,18 @@ def chunk_linear_attention(
     g = _per_step(g, q)
     vector = bonus is not None or g.dim() == 4
     chunk = chunk_length(length, chunk_size or (VECTOR_CHUNK if vector else SCALAR_CHUNK))
+    state = None if initial_state is None else initial_state.to(dtype)
     keep = None
     if segment_ids is not None:
         keep = to_chunks(segment_keep(segment_ids, dtype).unsqueeze(-1), chunk, dtype, pad_value=1.0)
-    if vector and g.dim() == 3:
-        g = g.unsqueeze(-1)
-    if vector:
-        g = g.expand_as(q)
     with without_autocast(q):
-        arrays = [to_chunks(x, chunk, dtype) for x in (q, k, v, g)]
-        arrays[0] = arrays[0] * scale
-        state = None if initial_state is None else initial_state.to(dtype)
         if vector:
-            o, state = chunk_vector_decay(*arrays, keep=keep, bonus=bonus, state=state)
+            g = (g if g.dim() == 4 else g.unsqueeze(-1)).expand_as(q)
+            arrays = (chunk_view(x, chunk) for x in (q, k, v, g))
+            o, state = chunk_vector_decay(*arrays, scale=scale, keep=keep, bonus=bonus, state=state, dtype=dtype)
         else:
-            o, state = _chunk_scalar_decay(*arrays, keep=keep, state=state)
+            query, key, value, decay = (to_chunks(x, chunk, dtype) for x in (q, k, v, g))
+            o, state = _chunk_scalar_decay(query * scale, key, value, decay, keep=keep, state=state)
         return from_chunks(o, length, v.dtype), state if output_final_state else None
 
 

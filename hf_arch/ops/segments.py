@@ -54,12 +54,17 @@ def chunk_length(length: int, chunk_size: int) -> int:
     return min(chunk_size, 1 << max(length - 1, 0).bit_length())
 
 
-def to_chunks(x: Tensor, chunk: int, dtype: torch.dtype, pad_value: float = 0.0) -> Tensor:
-    """[B, T, H, ...] to contiguous [N, B, H, C, ...] in `dtype`, the end padded with `pad_value` to whole chunks."""
+def chunk_view(x: Tensor, chunk: int, pad_value: float = 0.0) -> Tensor:
+    """[B, T, H, ...] as [N, B, H, C, ...], the end padded with `pad_value` to whole chunks; a view where T is N * C."""
     missing = -x.shape[1] % chunk
     if missing:
         x = F.pad(x, (0, 0) * (x.dim() - 2) + (0, missing), value=pad_value)
-    x = x.unflatten(1, (-1, chunk)).movedim((1, 3), (0, 2))
+    return x.unflatten(1, (-1, chunk)).movedim((1, 3), (0, 2))
+
+
+def to_chunks(x: Tensor, chunk: int, dtype: torch.dtype, pad_value: float = 0.0) -> Tensor:
+    """`chunk_view` made contiguous, in `dtype`."""
+    x = chunk_view(x, chunk, pad_value)
     return x.to(dtype, memory_format=torch.contiguous_format).contiguous()  # a change of dtype copies once, not twice
 
 

@@ -122,7 +122,8 @@ def chunk_gated_slot_attention(
     with without_autocast(q):
         query, key, value, write, forget = (to_chunks(x, chunk, dtype) for x in (q, k, v, s, f))
         scores, keys = chunk_value_decay(query * scale, key, write, forget, keep=keep, state=keys)
-        o, values = chunk_vector_decay(scores.softmax(-1), write, value, forget, keep=keep, bonus=None, state=values)
+        arrays = (scores.softmax(-1), write, value, forget)
+        o, values = chunk_vector_decay(*arrays, scale=1.0, keep=keep, bonus=None, state=values, dtype=dtype)
         return from_chunks(o, length, v.dtype), (keys, values) if output_final_state else None
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .decay import Level, block_product, factorise, factorise_backward, scores_of_level, suffix_sums
+from .decay import Level, add_product, factorise, factorise_backward, scores_of_level, suffix_sums
 
 
 def chunk_value_decay(
@@ -53,7 +53,7 @@ class _ValueDecay(torch.autograd.Function):
             value_1 = value.view(-1, 2, rows, dim)[:, 0]
             total_1, total_2 = total[0::2], total[1::2]
             cross = scores_of_level(scores, rows).reshape(-1, rows, rows)
-            o_2.addcmul_(prefix_2, block_product(cross, value_1))
+            o_2.addcmul_(prefix_2, add_product(torch.zeros_like(value_1), cross, value_1))
             prefix_2.mul_(total_1)
             value_1.mul_(total_2)
             total = total_1 * total_2

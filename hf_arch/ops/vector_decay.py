@@ -7,7 +7,7 @@ matrix product; then both factors are extended to blocks of 2m by multiplying ha
 log2(C) levels the same factors are those that read from, and write into, the state between chunks. Only products of
 numbers in [0, 1] are formed: no decay is too strong, and a decay of 0 resets exactly.
 
-Backward recomputes the factors. The gradient of the log decays needs no products at all: with b the cumulated log
+The gradient of the log decays needs no products at all: with b the cumulated log
 decays, q_i always comes with exp(b_i) and k_j with exp(-b_j), so dL/db = q dq - k dk, and dL/dg is its reverse
 cumulated sum plus what the state at the chunk's end passes on (GLA, arXiv:2312.06635).
 
@@ -25,115 +25,163 @@ from .decay import Level, factorise, factorise_backward, suffix_sums
 
 
 def chunk_vector_decay(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, *, keep: Tensor | None, bonus: Tensor | None, state: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    *,
+    scale: float,
+    keep: Tensor | None,
+    bonus: Tensor | None,
+    state: Tensor | None,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Linear attention over chunks.
 
     Args:
-        q: [N, B, H, C, K], scaled. k, g (log decay): same shape. v: [N, B, H, C, V].
+        q, k, g (log decay): [N, B, H, C, K] of any strides and dtype; views of [B, T, H, K] cost no copy.
+        v: [N, B, H, C, V], likewise.
+        scale: of the queries.
         keep: [N, B, 1, C], 0 where a document starts, or None.
         bonus: [H, K] or None.
-        state: [B, H, K, V] or None.
+        state: [B, H, K, V] in `dtype`, or None.
+        dtype: of all arithmetic.
 
     Returns:
-        o [N, B, H, C, V] and the final state [B, H, K, V].
+        o [N, B, H, C, V] in v's dtype, a view of a contiguous [B, T, H, V], and the final state [B, H, K, V].
     """
     if state is None:
-        state = q.new_zeros(*q.shape[1:3], q.shape[-1], v.shape[-1])
-    return _VectorDecay.apply(q, k, v, g, keep, None if bonus is None else bonus.to(q.dtype), state)
+        state = q.new_zeros(*q.shape[1:3], q.shape[-1], v.shape[-1], dtype=dtype)
+    return _VectorDecay.apply(q, k, v, g, keep, None if bonus is None else bonus.to(dtype), state, scale)
 
 
 class _VectorDecay(torch.autograd.Function):
+    """Takes the batch in groups of rows, for the cache's sake, and keeps the factors of every level for backward."""
+
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, g: Tensor, keep: Tensor | None, bonus: Tensor | None, state: Tensor
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        g: Tensor,
+        keep: Tensor | None,
+        bonus: Tensor | None,
+        state: Tensor,
+        scale: float,
     ) -> tuple[Tensor, Tensor]:
-        query, key, decay = _base_factors(q, k, g, keep, bonus)
-        scores, total = factorise(query, key, decay, None)
-        scores.diagonal(dim1=-2, dim2=-1).copy_(_diagonal(q, k, bonus))
-        value = v.flatten(0, 2)
-        states = state.new_empty(len(q) + 1, *state.shape)
-        states[0] = state
-        torch.bmm(key.transpose(-1, -2), value, out=states[1:].flatten(0, 2))
-        for n, total_n in enumerate(total.view(len(q), *state.shape[:-1], 1).unbind(0)):
-            states[n + 1].addcmul_(total_n, states[n])
-        o = torch.bmm(query, states[:-1].flatten(0, 2)).baddbmm_(scores, value)
-        ctx.save_for_backward(q, k, v, g, keep, bonus, states)
-        return o.view_as(v), states[-1].clone()
+        o = _empty_in_time_order(v)
+        levels: list[Level] | None = [] if any(ctx.needs_input_grad) else None
+        final, saved = [], []
+        for rows in _row_groups(v):
+            query, key, value, decay = (_load(x, rows, state.dtype) for x in (q, k, v, g))
+            own = query * key if bonus is None else query * key * _per_chunk(bonus, len(key))
+            reset = _per_token(keep, rows, q)
+            decay = decay.exp_() if reset is None else decay.exp_().mul_(reset)
+            query = _read(query, decay, reset, bonus, scale)
+            scores, total = factorise(query, key, decay, levels)
+            scores.diagonal(dim1=-2, dim2=-1).copy_(own.sum(-1).mul_(scale))
+
+            states = state.new_empty(len(q) + 1, *state[rows].shape)
+            states[0] = state[rows]
+            torch.bmm(key.mT, value, out=states[1:].flatten(0, 2))
+            total = total.view(*states[1:].shape[:-1], 1)
+            for n, total_n in enumerate(total.unbind(0)):
+                states[n + 1].addcmul_(total_n, states[n])
+            o_rows = torch.bmm(query, states[:-1].flatten(0, 2)).baddbmm_(scores, value)
+            o[:, rows] = o_rows.view_as(o[:, rows])
+            final.append(states[-1])
+            if levels is not None:
+                saved += [query, key, decay, scores, total, states, *(x for level in levels for x in level)]
+                levels.clear()
+        ctx.save_for_backward(q, k, v, keep, bonus, *saved)
+        ctx.scale = scale
+        return o, torch.cat(final)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, g, keep, bonus, states = ctx.saved_tensors
-        grad_o, grad_state = grads[0].flatten(0, 2), grads[1]
-        value = v.flatten(0, 2)
-        query, key, decay = _base_factors(q, k, g, keep, bonus)
-        read = _read_factor(decay, keep, bonus, q.shape)
-        levels: list[Level] = []
-        scores, total = factorise(query, key, decay, levels)
-        scores.diagonal(dim1=-2, dim2=-1).copy_(_diagonal(q, k, bonus))
+        q, k, v, keep, bonus, *saved = ctx.saved_tensors
+        grad_inputs = [_empty_in_time_order(x) for x in (q, k, v)] + [_empty_in_time_order(q, saved[2].dtype)]
+        grad_bonus = None if bonus is None else torch.zeros_like(bonus)
+        grad_initial = []
+        groups = _row_groups(v)
+        for index, rows in enumerate(groups):
+            size = len(saved) // len(groups)
+            query, key, decay, scores, total, states, *flat = saved[index * size : (index + 1) * size]
+            levels = [Level(*flat[at : at + 4]) for at in range(0, len(flat), 4)]
+            grad_o, value = (_load(x, rows, states.dtype) for x in (grads[0], v))
 
-        grad_states = torch.empty_like(states)
-        grad_states[-1] = grad_state
-        torch.bmm(query.transpose(-1, -2), grad_o, out=grad_states[:-1].flatten(0, 2))
-        total = total.view(len(q), *states.shape[1:-1], 1)
-        for n in range(len(q) - 1, -1, -1):
-            grad_states[n].addcmul_(total[n], grad_states[n + 1])
-        grad_out = grad_states[1:].flatten(0, 2)
+            grad_states = torch.empty_like(states)
+            grad_states[-1] = grads[1][rows]
+            torch.bmm(query.mT, grad_o, out=grad_states[:-1].flatten(0, 2))
+            for n in range(len(total) - 1, -1, -1):
+                grad_states[n].addcmul_(total[n], grad_states[n + 1])
+            before, grad_after = states[:-1].flatten(0, 2), grad_states[1:].flatten(0, 2)
 
-        grad_v = torch.bmm(key, grad_out).baddbmm_(scores.transpose(-1, -2), grad_o)
-        grad_scores = torch.bmm(grad_o, value.transpose(-1, -2))
-        grad_q = torch.bmm(grad_o, states[:-1].flatten(0, 2).transpose(-1, -2))
-        grad_k = torch.bmm(value, grad_out.transpose(-1, -2))
-        factorise_backward(levels, grad_scores, grad_q, grad_k)
-        if read is not None:
-            grad_q.mul_(read)
-        grad_q, grad_k = grad_q.view_as(q), grad_k.view_as(k)
+            grad_v = torch.bmm(key, grad_after).baddbmm_(scores.mT, grad_o)
+            grad_scores = torch.bmm(grad_o, value.mT)
+            grad_query, grad_k = torch.bmm(grad_o, before.mT), torch.bmm(value, grad_after.mT)
+            factorise_backward(levels, grad_scores, grad_query, grad_k)
+            reset = _per_token(keep, rows, q)
+            grad_q = _read(grad_query, decay, reset, bonus, ctx.scale)
 
-        # The diagonal holds no decay: it is left out of the gradient of g, where it would cancel only up to rounding.
-        grad_b = (states[1:] * grad_states[1:]).sum(-1).unsqueeze(-2)
-        if bonus is None:
-            grad_g = grad_b + suffix_sums(q * grad_q - k * grad_k)
-        else:
-            grad_g = grad_b + suffix_sums(q * grad_q, 1) - suffix_sums(k * grad_k)
-        if keep is not None:
-            grad_g = grad_g * keep.unsqueeze(-1)
+            # The diagonal holds no decay: it stays out of the gradient of g, where it would cancel up to rounding only.
+            q_rows, k_rows = (_load(x, rows, states.dtype) for x in (q, k))
+            read, written = q_rows * grad_q, k_rows * grad_k
+            grad_g = suffix_sums(read.sub_(written)) if bonus is None else suffix_sums(read, 1) - suffix_sums(written)
+            grad_g += (states[1:] * grad_states[1:]).sum(-1).view(-1, 1, q.shape[-1])
+            if reset is not None:
+                grad_g *= reset
 
-        grad_diagonal = grad_scores.diagonal(dim1=-2, dim2=-1).reshape(q.shape[:-1]).unsqueeze(-1)
-        if bonus is None:
-            grad_bonus = None
-            grad_q.addcmul_(grad_diagonal, k)
-            grad_k.addcmul_(grad_diagonal, q)
-        else:
-            weight = bonus.unsqueeze(-2)
-            grad_bonus = (grad_diagonal * q * k).sum((0, 1, 3))
-            grad_q.add_(grad_diagonal * k * weight)
-            grad_k.add_(grad_diagonal * q * weight)
-        return grad_q, grad_k, grad_v.view_as(v), grad_g, None, grad_bonus, grad_states[0].clone()
+            grad_own = grad_scores.diagonal(dim1=-2, dim2=-1).unsqueeze(-1) * ctx.scale
+            if bonus is not None and grad_bonus is not None:
+                grad_bonus += (grad_own * q_rows * k_rows).unflatten(0, (-1, len(bonus))).sum((0, 2))
+                grad_own = grad_own * _per_chunk(bonus, len(q_rows))
+            grad_q.addcmul_(grad_own, k_rows)
+            grad_k.addcmul_(grad_own, q_rows)
+            for grad_input, grad in zip(grad_inputs, (grad_q, grad_k, grad_v, grad_g), strict=True):
+                grad_input[:, rows] = grad.view_as(grad_input[:, rows])
+            grad_initial.append(grad_states[0])
+        grad_q, grad_k, grad_v, grad_g = grad_inputs
+        return grad_q, grad_k, grad_v, grad_g, None, grad_bonus, torch.cat(grad_initial), None
 
 
-def _base_factors(
-    q: Tensor, k: Tensor, g: Tensor, keep: Tensor | None, bonus: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Fresh [M, C, K] factors for blocks of one step, and the decays."""
-    decay = g.exp()
-    if keep is not None:
-        decay *= keep.unsqueeze(-1)
-    read = _read_factor(decay, keep, bonus, q.shape)
-    query = q.clone() if read is None else q * read.view_as(q)
-    return query.flatten(0, 2), k.clone().flatten(0, 2), decay.flatten(0, 2)
+def _read(query: Tensor, decay: Tensor, reset: Tensor | None, bonus: Tensor | None, scale: float) -> Tensor:
+    """scale * query times what it finds of the state before the step: with a bonus that is read before its decay."""
+    left = decay if bonus is None else reset
+    return query.mul_(scale) if left is None else torch.addcmul(query.new_zeros(()), query, left, value=scale)
 
 
-def _read_factor(decay: Tensor, keep: Tensor | None, bonus: Tensor | None, shape: torch.Size) -> Tensor | None:
-    """What multiplies the state before it is read: the decay, or with a bonus only the reset at a document's start."""
-    if bonus is None:
-        return decay
-    return None if keep is None else keep.unsqueeze(-1).expand(shape).reshape(-1, *shape[-2:])
+def _per_chunk(bonus: Tensor, chunks: int) -> Tensor:
+    """[H, K] as [M, 1, K]."""
+    return bonus.repeat(chunks // len(bonus), 1).unsqueeze(1)
 
 
-def _diagonal(q: Tensor, k: Tensor, bonus: Tensor | None) -> Tensor:
-    """The weight [M, C] with which every token reads itself."""
-    own = q * k if bonus is None else q * k * bonus.unsqueeze(-2)
-    return own.sum(-1).flatten(0, 2)
+def _per_token(keep: Tensor | None, rows: slice, q: Tensor) -> Tensor | None:
+    """keep [N, B, 1, C] as [M, C, 1] for some rows."""
+    return None if keep is None else keep[:, rows].expand(q[:, rows].shape[:-1]).reshape(-1, q.shape[-2], 1)
+
+
+def _row_groups(v: Tensor) -> list[slice]:
+    """Equal slices of the batch whose arrays of values take about two megabytes a thread; one slice off the CPU."""
+    batch = v.shape[1]
+    count = 1
+    if v.device.type == "cpu":
+        count = min(batch, -(-v.numel() // (2**19 * torch.get_num_threads())))
+    size = -(-batch // count)
+    return [slice(start, min(start + size, batch)) for start in range(0, batch, size)]
+
+
+def _load(x: Tensor, rows: slice, dtype: torch.dtype) -> Tensor:
+    """A fresh contiguous [M, C, .] of rows of the batch of x [N, B, H, C, .]."""
+    x = x[:, rows]
+    return torch.empty(x.shape, dtype=dtype, device=x.device).copy_(x).flatten(0, 2)
+
+
+def _empty_in_time_order(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Like x [N, B, H, C, D], stored as [B, N, C, H, D]."""
+    chunks, batch, heads, chunk, dim = x.shape
+    return x.new_empty(batch, chunks, chunk, heads, dim, dtype=dtype).movedim((1, 3), (0, 2))
 
 
 class DecayScores(torch.autograd.Function):
