@@ -79,6 +79,7 @@ class LatentAttention(Mixer):
     Options = LatentAttentionOptions
     cache_kind: ClassVar = "latent"
     label: ClassVar[str] = "MLA"
+    unquantized: ClassVar[tuple[str, ...]] = ("kv_b_proj",)
 
     def __init__(self, config: Any, options: LatentAttentionOptions, layer_idx: int):
         super().__init__(config, options, layer_idx)
