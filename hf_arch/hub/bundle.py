@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hf_arch import __version__
 from hf_arch.architectures.base import AUTO_CLASSES, Architecture
@@ -87,7 +88,7 @@ def _architecture(config: ArchConfig) -> Architecture:
 
 def _components(config: ArchConfig) -> list[tuple[str, str]]:
     """(module, name) of the registered classes that the config names, each once, those of other libraries left out."""
-    used = [component for component, _ in (*config.mixer_specs, *config.ffn_specs)]
+    used: list[Any] = [component for component, _ in (*config.mixer_specs, *config.ffn_specs)]
     used += [NORMS.get(config.norm), POSITIONS.get(config.position), ACTIVATIONS.get(config.hidden_act)]
     return list(dict.fromkeys((part.__module__, part.__name__) for part in used if _is_ours(part.__module__)))
 
@@ -112,7 +113,7 @@ class _Source:
             raise ValueError(f"{module} is a package: import from the module that defines the name, so that it bundles")
         self.lines = Path(str(loaded.__file__)).read_text(encoding="utf-8").split("\n")
         self.tree = ast.parse("\n".join(self.lines))
-        self.dropped = [node for node in ast.walk(self.tree) if _is_type_checking(node)]
+        self.dropped = [node for node in ast.walk(self.tree) if isinstance(node, ast.If) and _is_type_checking(node)]
         self.imports = dict(self._imports(self.tree))
 
     def _imports(self, parent: ast.AST) -> Iterator[tuple[ast.ImportFrom, str]]:
@@ -136,8 +137,8 @@ class _Source:
     def flattened(self, names: dict[str, str], extra: list[str]) -> str:
         """The text with every import of ours as `from .flat_name import ...`, and `extra` lines after the imports."""
         lines: list[str | None] = [*self.lines]
-        for node in self.dropped:
-            _replace(lines, node, None)
+        for unneeded in self.dropped:
+            _replace(lines, unneeded, None)
         for node, target in self.imports.items():
             imported = ", ".join(ast.unparse(alias) for alias in node.names)
             _replace(lines, node, f"{' ' * node.col_offset}from .{names[target]} import {imported}")
@@ -151,13 +152,12 @@ class _Source:
         return "\n".join([header, *(line for line in lines if line is not None)])
 
 
-def _replace(lines: list[str | None], node: ast.stmt | ast.AST, text: str | None) -> None:
-    first, last = node.lineno - 1, node.end_lineno  # type: ignore[attr-defined]
+def _replace(lines: list[str | None], node: ast.stmt, text: str | None) -> None:
+    """Put `text` in the place of a statement; the other lines keep their numbers."""
+    first, last = node.lineno - 1, node.end_lineno or node.lineno
     lines[first:last] = [text, *([None] * (last - first - 1))]
 
 
-def _is_type_checking(node: ast.AST) -> bool:
+def _is_type_checking(node: ast.If) -> bool:
     """`if TYPE_CHECKING:` without an else: what it imports is for annotations only, and may not be needed."""
-    if not (isinstance(node, ast.If) and not node.orelse):
-        return False
-    return ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+    return not node.orelse and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")

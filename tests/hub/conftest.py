@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM
 
 import hf_arch
@@ -65,3 +66,50 @@ def python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a few steps, with two checkpoints, its model and its results."""
+    from hf_arch.experiments.recipe import load_recipe
+    from hf_arch.training.run import run_training
+
+    folder = tmp_path_factory.mktemp("run")
+    text = folder / "private" / "text.txt"
+    text.parent.mkdir()
+    words = ("the", "king", "of", "france", "is", "dead", "and", "his", "crown", "lies", "in", "dust")
+    drawn = torch.randint(len(words), (500, 8), generator=torch.Generator().manual_seed(0)).tolist()
+    text.write_text("\n".join(" ".join(words[index] for index in row) for row in drawn) + "\n")
+    recipe = {
+        "model": {"architecture": "gla", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
+        "data": {"corpus": str(text), "tokenizer": "char", "sequence_length": 32},
+        "training": {
+            "max_steps": 6,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 0.005,
+            "warmup_steps": 2,
+            "logging_steps": 1,
+            "eval_steps": 3,
+            "save_steps": 3,
+            "precision": "fp32",
+            "seed": 3,
+        },
+        "evaluation": {"sequences": 4, "final_sequences": 8, "new_tokens": 8, "speed_tokens": 4, "prompt": "the "},
+        "experiment": {"name": "tiny", "hypothesis": "A tiny model learns | something."},
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_ARCH_CACHE", str(folder / "cache"))
+        run_training(load_recipe(path, []), folder / "tiny_run", quiet=True)
+    return folder / "tiny_run"
+
+
+@pytest.fixture
+def saved_llama(tmp_path: Path) -> Path:
+    """A saved tiny Llama with a character tokenizer."""
+    from hf_arch.data.tokenizer import build_tokenizer
+
+    folder = save_tiny(tmp_path / "llama", "llama", qk_norm=False)
+    build_tokenizer("char", 0, lambda: ["the king of france is dead"]).save_pretrained(folder)
+    return folder

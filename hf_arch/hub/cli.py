@@ -1,0 +1,88 @@
+"""The commands `push`, `export`, `convert` and `quantize`, entered into the command line by `register`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Path_ = Annotated[str, typer.Argument(metavar="PATH", help="A run folder, a saved model, or a Hub id.")]
+License = Annotated[str | None, typer.Option(help="Licence of the weights by the Hub's name, e.g. `apache-2.0`.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Enter the commands into `app`."""
+    app.command()(push)
+    app.command()(export)
+    app.command()(convert)
+    app.command()(quantize)
+
+
+def push(
+    path: Path_,
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="`user/name` on the Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the files that would be pushed.")] = False,
+    checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Its checkpoints too, as branches.")] = False,
+    no_code: Annotated[bool, typer.Option("--no-code", help="Leave out the code that loads it anywhere.")] = False,
+    license: License = None,
+) -> int:
+    """Share a model on the Hub: weights, tokenizer, code, and a card with what was measured.
+
+    Again, it sends what has changed. Example: `hf-arch push results/quickstart/gla_1a2b3c4d5e alice/gla --dry-run`.
+    """
+    from hf_arch.hub.commands import push_command
+
+    return push_command(
+        path,
+        repo_id,
+        private=private,
+        dry_run=dry_run,
+        checkpoints=checkpoints,
+        code=not no_code,
+        license=license,
+    )
+
+
+def export(
+    path: Path_,
+    format: Annotated[str, typer.Option(metavar="hub|gguf", help="A repository with its code, or one GGUF file.")],
+    output: Annotated[str | None, typer.Option(metavar="DST", help="Default: in PATH, `hub/` or `model.gguf`.")] = None,
+    license: License = None,
+) -> int:
+    """Write a model for others to load without this package.
+
+    Examples: `hf-arch export results/first --format hub`, `hf-arch export results/llama --format gguf --output l.gguf`.
+    """
+    from hf_arch.hub.commands import export_command
+
+    return export_command(path, format, output, license)
+
+
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A folder of config.json and safetensors, or a Hub id.")],
+    destination: Annotated[str, typer.Argument(metavar="DST", help="A new or empty folder.")],
+    to: Annotated[str | None, typer.Option(metavar="TYPE", help="Type to convert to; by default to ours.")] = None,
+) -> int:
+    """Convert a checkpoint of another library to one of our models, or back, and check the result against its source.
+
+    Examples: `hf-arch convert gpt2_folder ours`, `hf-arch convert results/first theirs --to llama`.
+    """
+    from hf_arch.hub.commands import convert_command
+
+    return convert_command(source, destination, to)
+
+
+def quantize(
+    path: Path_,
+    destination: Annotated[str, typer.Argument(metavar="DST", help="A new or empty folder.")],
+    method: Annotated[str, typer.Option(metavar="torchao-int8|torchao-int8-dynamic|gptq", help="How.")],
+    text: Annotated[str | None, typer.Option(metavar="FILE", help="Text to measure the perplexity on.")] = None,
+) -> int:
+    """Quantise a model's matrices and print what became smaller and what it cost in perplexity.
+
+    Example: `hf-arch quantize results/first small --method torchao-int8 --text held_out.txt`.
+    """
+    from hf_arch.hub.commands import quantize_command
+
+    return quantize_command(path, destination, method, text)

@@ -1,0 +1,94 @@
+"""What the commands `push`, `export`, `convert` and `quantize` do and print; each returns its exit code."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from hf_arch.errors import choice_error
+from hf_arch.experiments.columns import byte_size
+
+EXPORT_FORMATS = ("hub", "gguf")
+
+
+def push_command(
+    path: str,
+    repo_id: str,
+    *,
+    private: bool = False,
+    dry_run: bool = False,
+    checkpoints: bool = False,
+    code: bool = True,
+    license: str | None = None,
+) -> int:
+    """Push a run or a saved model, and say what was done; in a dry run, list every file."""
+    from hf_arch.hub.push import push_to_hub
+    from hf_arch.training.run import quiet_libraries
+
+    with quiet_libraries():
+        push = push_to_hub(
+            path,
+            repo_id,
+            private=private,
+            dry_run=dry_run,
+            checkpoints=checkpoints,
+            code=code,
+            license=license,
+        )
+    if dry_run:
+        table = Table("branch", "file", "size", title=f"{repo_id}: what would be pushed")
+        for branch, name, size in push.files:
+            table.add_row(branch, name, byte_size(size))
+        Console().print(table)
+        return 0
+    for branch, commit in push.commits.items():
+        print(f"{push.url} {branch}: {'nothing had changed' if commit is None else f'commit {commit[:12]}'}")
+    return 0
+
+
+def export_command(path: str, format: str, output: str | None = None, license: str | None = None) -> int:
+    """Write a model as a self-contained repository (`hub`) or as one GGUF file."""
+    from hf_arch.hub.export import export_gguf, export_hub
+    from hf_arch.training.run import quiet_libraries
+
+    if format not in EXPORT_FORMATS:
+        raise choice_error("--format", format, EXPORT_FORMATS)
+    with quiet_libraries():
+        written = export_hub(path, output, license=license) if format == "hub" else export_gguf(path, output)
+    files = sorted(written.iterdir()) if written.is_dir() else [written]
+    print(f"{written}: {len(files)} files, {byte_size(sum(file.stat().st_size for file in files))}")
+    return 0
+
+
+def convert_command(source: str, destination: str, to: str | None = None) -> int:
+    """Convert a checkpoint, and print how far the result is from its source; 1 where it is too far to be kept."""
+    from hf_arch.hub.convert import convert
+    from hf_arch.training.run import quiet_libraries
+
+    with quiet_libraries():
+        done = convert(source, destination, to)
+    print(f"{done.source} -> {done.result}: max abs difference {done.difference:.3g} ({done.reference})")
+    if done.agrees:
+        print(f"{Path(destination)}: written")
+        return 0
+    print(f"error: {destination}: not written, since the result differs from its source", file=sys.stderr)
+    return 1
+
+
+def quantize_command(path: str, destination: str, method: str, text: str | None = None) -> int:
+    """Quantise a model, and print its size and, where there is text, its perplexity before and after."""
+    from hf_arch.hub.quantize import quantize
+    from hf_arch.training.run import quiet_libraries
+
+    with quiet_libraries():
+        done = quantize(path, destination, method, text)
+    print(f"{destination}: {byte_size(done.bytes_before)} -> {byte_size(done.bytes_after)}")
+    if done.perplexity_before is None or done.perplexity_after is None:
+        print("perplexity: not measured; name a text by --text")
+    else:
+        change = done.perplexity_after / done.perplexity_before - 1
+        print(f"perplexity: {done.perplexity_before:.3f} -> {done.perplexity_after:.3f} ({change:+.2%}; {done.rows})")
+    return 0

@@ -1,0 +1,48 @@
+"""A model for others to load: a repository with its own code, or one file for the engines that read GGUF."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hf_arch.errors import ConfigError
+from hf_arch.hub.card import write_card
+from hf_arch.hub.checkpoint import checkpoint_folder, load_ours
+from hf_arch.hub.gguf_file import write_gguf
+from hf_arch.hub.repository import check_nothing_private, new_folder, stage_model
+from hf_arch.hub.run_facts import find_run
+
+
+def export_hub(path: str | Path, output: str | Path | None = None, *, license: str | None = None) -> Path:
+    """Write a repository that `trust_remote_code=True` loads without this package; returns its folder.
+
+    Args:
+        path: a run folder or a saved model. output: a new or empty folder; by default `hub/` in `path`.
+        license: of the weights, for the card; None states none.
+
+    Raises:
+        ConfigError: no model there, `output` is not empty, or something private would be shared.
+    """
+    source = checkpoint_folder(path)
+    folder = new_folder(Path(path) / "hub" if output is None else output, "--output")
+    stage_model(source, folder)
+    write_card(folder, source, find_run(path), repo_id=folder.resolve().name, license=license)
+    check_nothing_private(folder)
+    return folder
+
+
+def export_gguf(path: str | Path, output: str | Path | None = None) -> Path:
+    """Write a Llama-like model as one GGUF file in fp32; returns its path.
+
+    Args:
+        path: a run folder or a saved model. output: a file that does not exist; by default `model.gguf` in `path`.
+
+    Raises:
+        ConfigError: no model there, `output` exists, or a component that GGUF cannot hold, by name.
+    """
+    source = checkpoint_folder(path)
+    file = Path(path) / "model.gguf" if output is None else Path(output)
+    if file.exists():
+        raise ConfigError(f"--output: {file} exists; name another file")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_gguf(load_ours(source), source, file)
+    return file

@@ -1,0 +1,117 @@
+"""Smaller copies of a model: matrices in 8 bits by torchao, in 4 by GPTQ; recurrent parameters are left alone.
+
+    quantize("results/first", "small", "torchao-int8", text="held_out.txt")
+
+What is quantised are the Linear layers, except the head and those whose weight a mixer reads by itself (its
+`unquantized`): decays, step sizes, convolutions and norms stay as they are. A torchao model is loaded by
+`from_pretrained` as any other; one made by GPTQ by gptqmodel (or by transformers, where `optimum` is installed).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from hf_arch.errors import ConfigError, choice_error
+from hf_arch.evaluation.loading import load_tokenizer
+from hf_arch.evaluation.text_loss import TextOptions, score_text
+from hf_arch.hub.checkpoint import checkpoint_folder, load_ours
+from hf_arch.hub.repository import copy_tokenizer, new_folder
+from hf_arch.hub.run_facts import find_run
+
+METHODS = ("torchao-int8", "torchao-int8-dynamic", "gptq")
+_ROWS = 64  # of a run's validation split, where no text is given
+_GPTQ_ROWS, _GPTQ_LENGTH = 64, 512
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Bytes of the weights and perplexity (None where there was no text), before and after; `rows` names the text."""
+
+    bytes_before: int
+    bytes_after: int
+    perplexity_before: float | None = None
+    perplexity_after: float | None = None
+    rows: str | None = None
+
+
+def quantize(path: str | Path, destination: str | Path, method: str, text: str | Path | None = None) -> Quantization:
+    """Write a quantised copy of one of our models to the folder `destination`.
+
+    Args:
+        method: one of `METHODS`; `torchao-int8` quantises weights, `-dynamic` also activations at every call.
+        text: a file to measure the perplexity on (and, for gptq, to calibrate on); by default a run's own validation
+        split.
+
+    Raises:
+        ConfigError: an unknown method, a missing package, no model of ours, or no text where one is needed.
+    """
+    if method not in METHODS:
+        raise choice_error("--method", method, METHODS)
+    package = "torchao" if method.startswith("torchao") else "gptqmodel"
+    if importlib.util.find_spec(package) is None:
+        hint = "hf-arch[quant]" if package == "torchao" else "gptqmodel` in an environment of its own, beside `hf-arch"
+        raise ConfigError(f"--method: {method} needs the package {package}: `pip install '{hint}'`")
+    source = checkpoint_folder(path)
+    original = load_ours(source)
+    measurable = text is not None or find_run(path) is not None
+    if method == "gptq" and text is None:
+        raise ConfigError("--text: gptq needs text to calibrate on; name a file")
+    options = TextOptions(file=None if text is None else str(text), limit=_ROWS if text is None else None)
+    before = score_text(str(path), original, load_tokenizer(source), options) if measurable else None
+    folder = new_folder(destination, "DST")
+    copy_tokenizer(source, folder)
+    if method == "gptq":
+        small = _gptq(source, folder, Path(str(text)))
+    else:
+        small = _torchao(source, folder, method, unquantized_modules(original))
+    after = score_text(str(path), small, load_tokenizer(source), options) if before else None
+    return Quantization(
+        _weight_bytes(source),
+        _weight_bytes(folder),
+        None if before is None else before["perplexity"],
+        None if after is None else after["perplexity"],
+        None if before is None else before["rows"],
+    )
+
+
+def unquantized_modules(model: PreTrainedModel) -> list[str]:
+    """Names of the Linear layers that must keep their weights."""
+    return ["lm_head"] + [
+        f"{name}.{child}" for name, module in model.named_modules() for child in getattr(module, "unquantized", ())
+    ]
+
+
+def _torchao(source: Path, folder: Path, method: str, left_alone: Sequence[str]) -> PreTrainedModel:
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
+    from transformers import TorchAoConfig
+
+    kind = Int8WeightOnlyConfig() if method == "torchao-int8" else Int8DynamicActivationInt8WeightConfig()
+    config = TorchAoConfig(kind, modules_to_not_convert=list(left_alone))
+    AutoModelForCausalLM.from_pretrained(source, quantization_config=config).save_pretrained(folder)
+    return AutoModelForCausalLM.from_pretrained(folder).eval()  # what was saved is what is measured
+
+
+def _gptq(source: Path, folder: Path, text: Path) -> PreTrainedModel:
+    # By default it asks for more workers than a small CPU has, and stops.
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(os.cpu_count() or 1))
+    from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
+
+    tokenizer = load_tokenizer(source)
+    tokens = torch.tensor(tokenizer(text.read_text(encoding="utf-8"), verbose=False)["input_ids"])
+    rows = [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in tokens.split(_GPTQ_LENGTH)]
+    model: Any = GPTQModel.load(str(source), QuantizeConfig(bits=4, group_size=32), backend=BACKEND.TORCH)
+    model.quantize(rows[:_GPTQ_ROWS], batch_size=1)
+    model.save(str(folder))
+    return GPTQModel.load(str(folder), backend=BACKEND.TORCH).model.eval()
+
+
+def _weight_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
