@@ -13,7 +13,7 @@ os.environ.setdefault("TRANSFORMERS_TEST_DEVICE", "cpu")
 collect_ignore = ["transformers_tests"]
 
 DISTRIBUTED = re.compile(r"test_(fsdp2|hsdp|tp_(forward|backward|generation)|ep_)")
-SLOW = re.compile(r"compile|test_training_overfit|test_flex_attention")
+SLOW = re.compile(r"compile|test_bc_torch_dtype|test_training_overfit|test_flex_attention")
 
 
 UPSTREAM_MARKS = [
