@@ -49,6 +49,7 @@ class DeltaNet(LinearHeadsMixer):
 
     Options = DeltaNetOptions
     label: ClassVar[str] = "DeltaNet"
+    state_products: ClassVar[int] = 3
 
     def __init__(self, config: Any, options: DeltaNetOptions, layer_idx: int):
         super().__init__(config, options, layer_idx)

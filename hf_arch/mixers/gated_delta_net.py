@@ -72,6 +72,7 @@ class GatedDeltaNet(LinearHeadsMixer):
 
     Options = GatedDeltaNetOptions
     label: ClassVar[str] = "GDN"
+    state_products: ClassVar[int] = 3
     no_weight_decay: ClassVar[tuple[str, ...]] = ("A_log", "dt_bias")
 
     def __init__(self, config: Any, options: GatedDeltaNetOptions, layer_idx: int):

@@ -82,6 +82,8 @@ class LinearHeadsMixer(RecurrentMixer):
     over each head."""
 
     cache_kind: ClassVar[CacheKind] = "recurrent+conv"
+    state_products: ClassVar[int] = 2
+    """Products with the state a token: k v^T into it and q^T S out of it; the delta rule recalls S^T k as well."""
 
     def __init__(self, config: Any, options: Any, layer_idx: int):
         super().__init__(config, options, layer_idx)
@@ -137,11 +139,11 @@ class LinearHeadsMixer(RecurrentMixer):
         return self.sizes.num_heads * self.sizes.head_k_dim * self.sizes.head_v_dim
 
     def cost(self, seq_len: int) -> MixerCost:
-        """k v^T into the state and q^T S out of it: two products an entry and token; the convolutions' windows."""
+        """`state_products` products an entry and token; the state and the convolutions' windows."""
         element = cache_element_bytes(self.config)
         convs = [module for module in self.children() if isinstance(module, ShortConvolution)]
         entries = self.state_entries()
-        per_token = 4 * entries + sum(conv.flops(1) for conv in convs)
+        per_token = 2 * self.state_products * entries + sum(conv.flops(1) for conv in convs)
         return MixerCost(
             mixing_flops=per_token * seq_len,
             decode_flops=per_token,
