@@ -83,12 +83,12 @@ _NOT_FOR_RECIPES = {
 def _flat_options(values: dict[str, Any], config_class: type[ArchConfig]) -> set[str]:
     """Options of the mixers and FFNs that this section names, or that the architecture has by default."""
     names: set[str] = set()
-    defaults = {f.name: f for f in fields(config_class)}
+    defaults: dict[str, Any] = {f.name: f for f in fields(config_class)}
     for field_name, registry in (("mixer", MIXERS), ("ffn", FFNS)):
         default = defaults[field_name]
         value = values.get(
             field_name, default.default if isinstance(default.default, str) else default.default_factory()
-        )  # type: ignore[misc]
+        )
         for spec in value if isinstance(value, list) else [value]:
             kind = spec.get("type", default.default) if isinstance(spec, dict) else str(spec).split("*")[0].strip()
             names.update(option_names(registry.get(kind, f"model.{field_name}")))

@@ -102,10 +102,10 @@ def load_environment_plugins() -> None:
         load_plugin(path)
 
 
-MIXERS: Registry[type] = Registry("mixer", "Token mixers: subclasses of `hf_arch.mixers.base.Mixer`.")
-FFNS: Registry[type] = Registry("ffn", "Channel mixers: subclasses of `hf_arch.components.ffn.FeedForward`.")
-NORMS: Registry[type] = Registry("norm", "Norms: modules built as `norm(dim, eps)`.")
-POSITIONS: Registry[type] = Registry(
+MIXERS: Registry[Any] = Registry("mixer", "Token mixers: subclasses of `hf_arch.mixers.base.Mixer`.")
+FFNS: Registry[Any] = Registry("ffn", "Channel mixers: subclasses of `hf_arch.components.ffn.FeedForward`.")
+NORMS: Registry[Any] = Registry("norm", "Norms: modules built as `norm(dim, eps)`.")
+POSITIONS: Registry[Any] = Registry(
     "position", "Position encodings: subclasses of `hf_arch.components.positions.Position`."
 )
 ACTIVATIONS: Registry[Callable] = Registry("activation", "Elementwise functions of one tensor.")

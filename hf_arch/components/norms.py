@@ -54,7 +54,7 @@ class GatedRMSNorm(ArchRMSNorm):
         super().__init__(dim, eps, affine)
         self.gate_fn = ACTIVATIONS.get(activation, "gate_activation")
 
-    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
         return rms_norm(x, self.weight, self.eps) * self.gate_fn(gate)
 
 

@@ -142,7 +142,8 @@ class ArchRotaryEmbedding(nn.Module):
         compute = (
             self.compute_default_rope_parameters if self.rope_type == "default" else ROPE_INIT_FUNCTIONS[self.rope_type]
         )
-        inv_freq, self.attention_scaling = compute(spec)
+        inv_freq, scaling = compute(spec)
+        self.attention_scaling: float = scaling
         self.inv_freq = nn.Buffer(inv_freq, persistent=False)
         self.original_inv_freq = nn.Buffer(inv_freq.clone(), persistent=False)
 

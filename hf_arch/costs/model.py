@@ -9,6 +9,7 @@ counts three forward passes: one forward, and two products as large for the grad
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -66,7 +67,7 @@ def model_cost(config: ArchConfig, seq_len: int, batch_size: int = 1) -> ModelCo
     for name, value in (("seq_len", seq_len), ("batch_size", batch_size)):
         if value < 1:
             raise ConfigError(f"{name}: {value} is not allowed; use an integer >= 1")
-    model = _meta_model(type(config), config.to_json_string(use_diff=False))
+    model = _meta_model(config.model_type, config.to_json_string(use_diff=False))
     layers = [module for layer in model.model.layers for module in (layer.mixer, layer.ffn) if module is not None]
     costs: list[MixerCost] = [layer.cost(seq_len) for layer in layers]
     head = 2 * model.lm_head.weight.numel()
@@ -95,21 +96,14 @@ def _linear_weights(module: nn.Module) -> int:
 
 
 @lru_cache(maxsize=64)
-def _meta_model(config_class: type[ArchConfig], config_json: str) -> Any:
-    import json
-
-    values = {
-        key: value for key, value in json.loads(config_json).items() if key not in ("model_type", "architectures")
-    }
-    config = config_class(**values)
-    with torch.device("meta"):
-        return _causal_lm(config_class)(config)
-
-
-def _causal_lm(config_class: type[ArchConfig]) -> type:
+def _meta_model(model_type: str, config_json: str) -> Any:
     for _, architecture in ARCHITECTURES.items():
-        if architecture.config is config_class:
-            return architecture.causal_lm
-    raise ConfigError(
-        f"model: {config_class.__name__} belongs to no registered architecture; allowed: {', '.join(ARCHITECTURES)}"
-    )
+        if architecture.config.model_type == model_type:
+            values = json.loads(config_json)
+            config = architecture.config(**{key: values[key] for key in values if key not in _NOT_ARGUMENTS})
+            with torch.device("meta"):
+                return architecture.causal_lm(config)
+    raise ConfigError(f"model: {model_type!r} is no registered architecture; allowed: {', '.join(ARCHITECTURES)}")
+
+
+_NOT_ARGUMENTS = ("model_type", "architectures")

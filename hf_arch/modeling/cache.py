@@ -32,6 +32,8 @@ class RecurrentStateLayer(LinearAttentionLayer, CacheLayerMixin):
         CacheLayerMixin.__init__(self)
         LinearAttentionLayer.__init__(self, number_of_states=1)
         self.cumulative_length = 0
+        self.device: Any = None
+        self.dtype: Any = None
 
     def _reserve(self, state_idx: int) -> None:
         while self.number_of_states <= state_idx:

@@ -146,10 +146,11 @@ class ArchConfig(PreTrainedConfig):
 
     def _take_flat_options(self, kwargs: dict[str, Any]) -> None:
         """Move keyword arguments that are options of this config's mixers or FFNs into their dicts."""
+        components: tuple[tuple[Any, Registry[Any]], ...] = ((self.mixer, MIXERS), (self.ffn, FFNS))
         for name in list(kwargs):
             homes = [
                 spec
-                for value, registry in ((self.mixer, MIXERS), (self.ffn, FFNS))
+                for value, registry in components
                 for spec in (value if isinstance(value, list) else [value])
                 if name in option_names(registry.get(spec["type"]))
             ]
@@ -159,16 +160,16 @@ class ArchConfig(PreTrainedConfig):
                     spec[name] = given
 
     @property
-    def mixer_specs(self) -> list[tuple[type, Any]]:
+    def mixer_specs(self) -> list[tuple[Any, Any]]:
         """(mixer class, its options) of each layer."""
         return self._layers(self.mixer, MIXERS, "mixer")
 
     @property
-    def ffn_specs(self) -> list[tuple[type, Any]]:
+    def ffn_specs(self) -> list[tuple[Any, Any]]:
         """(feed-forward class, its options) of each layer."""
         return self._layers(self.ffn, FFNS, "ffn")
 
-    def _layers(self, value: Any, registry: Registry[type], field: str) -> list[tuple[type, Any]]:
+    def _layers(self, value: Any, registry: Registry[Any], field: str) -> list[tuple[Any, Any]]:
         pattern = [_parse(spec, registry, field) for spec in (value if isinstance(value, list) else [value])]
         return [pattern[layer % len(pattern)] for layer in range(self.num_hidden_layers)]
 
@@ -192,7 +193,7 @@ class ArchConfig(PreTrainedConfig):
     def base_model_tp_plan(self) -> dict[str, str]:
         """How tensor parallelism splits the base model. transformers names layers by `*` only, so mixers (or FFNs) are
         split where those of all layers agree on how."""
-        plan = {}
+        plan: dict[str, str] = {}
         for name, specs in (("mixer", self.mixer_specs), ("ffn", self.ffn_specs)):
             first, *others = [
                 component.tensor_parallel(self, component_options) for component, component_options in specs
@@ -240,9 +241,9 @@ class ArchConfig(PreTrainedConfig):
                 component.validate(self, component_options)
 
 
-def option_names(component: type) -> list[str]:
+def option_names(component: Any) -> list[str]:
     """Names of the options of a registered component."""
-    options_class: type[Options] = component.Options  # type: ignore[attr-defined]
+    options_class: type[Options] = component.Options
     return [f.name for f in fields(options_class)]
 
 
@@ -253,7 +254,7 @@ def _positive(name: str, value: Any) -> None:
         raise ConfigError(f"{name}: {value} is not allowed; use an integer >= 1")
 
 
-def _normalise(value: Any, registry: Registry[type], field: str, default: Any) -> Any:
+def _normalise(value: Any, registry: Registry[Any], field: str, default: Any) -> Any:
     """A name, dict or pattern -> a dict, or a list of dicts with repetitions written out; each a fresh copy with
     its `type`."""
     if isinstance(value, list):
@@ -263,7 +264,7 @@ def _normalise(value: Any, registry: Registry[type], field: str, default: Any) -
     return _with_type(value, registry, field, default)
 
 
-def _repeat(item: Any, registry: Registry[type], field: str) -> list[dict[str, Any]]:
+def _repeat(item: Any, registry: Registry[Any], field: str) -> list[dict[str, Any]]:
     if not isinstance(item, str) or "*" not in item:
         return [_with_type(item, registry, field, None)]
     match = re.fullmatch(r"\s*(\w+)\s*\*\s*([1-9]\d*)\s*", item)
@@ -272,7 +273,7 @@ def _repeat(item: Any, registry: Registry[type], field: str) -> list[dict[str, A
     return [_with_type(match[1], registry, field, None) for _ in range(int(match[2]))]
 
 
-def _with_type(value: Any, registry: Registry[type], field: str, default: Any) -> dict[str, Any]:
+def _with_type(value: Any, registry: Registry[Any], field: str, default: Any) -> dict[str, Any]:
     if isinstance(value, str):
         value = {"type": value}
     if not isinstance(value, dict):
@@ -287,13 +288,13 @@ def _with_type(value: Any, registry: Registry[type], field: str, default: Any) -
     return dict(value)
 
 
-def _parse(spec: dict[str, Any], registry: Registry[type], field: str) -> tuple[type, Any]:
+def _parse(spec: dict[str, Any], registry: Registry[Any], field: str) -> tuple[Any, Any]:
     component = registry.get(spec["type"], field)
     given = {key: value for key, value in spec.items() if key != "type"}
-    return component, parse_options(component.Options, given, f"{field} {spec['type']}")  # type: ignore[attr-defined]
+    return component, parse_options(component.Options, given, f"{field} {spec['type']}")
 
 
-def _resolve(value: Any, registry: Registry[type], field: str) -> Any:
+def _resolve(value: Any, registry: Registry[Any], field: str) -> Any:
     def one(spec: dict[str, Any]) -> dict[str, Any]:
         return {"type": spec["type"], **compact(_parse(spec, registry, field)[1])}
 

@@ -110,10 +110,11 @@ class ArchModel(ArchPreTrainedModel):
         self.shared = nn.ModuleList([kind.build() for kind in kinds])
         self._shared_index = [None if kind is None else kinds.index(kind) for kind in wanted]
         self._layer_types, self._windows = config.layer_types, config.windows
+        blocks: Any = self.layers
         # Which layers bias their attention scores, and by the slopes of how many heads.
         self._bias_heads = [
             layer.mixer.num_heads if self.position.bias and hasattr(layer.mixer, "product") else None
-            for layer in self.layers
+            for layer in blocks
         ]
         self.gradient_checkpointing = False
         self.post_init()
@@ -249,7 +250,7 @@ class ArchModel(ArchPreTrainedModel):
 
     def create_masks_for_generate(
         self, inputs_embeds: Tensor, attention_mask: Any = None, past_key_values: Any = None, **kwargs: Any
-    ):
+    ) -> dict[str, Any]:
         """The masks that `generate` prepares ahead of a compiled decoding step."""
         return self._masks(inputs_embeds, attention_mask, past_key_values, None)
 
@@ -364,7 +365,7 @@ class ArchForCausalLM(ArchPreTrainedModel, GenerationMixin):
         if not isinstance(out, MoeModelOutputWithPast):
             return CausalLMOutputWithPast(**fields)
         aux_loss, penalty = self._routing_losses(out.router_logits, attention_mask)
-        if trains_routers:
+        if trains_routers and loss is not None and labels is not None:
             fields["loss"] = loss + penalty * batch_share(labels, **kwargs)
         return MoeCausalLMOutputWithPast(**fields, aux_loss=aux_loss, router_logits=out.router_logits)
 
@@ -375,7 +376,8 @@ class ArchForCausalLM(ArchPreTrainedModel, GenerationMixin):
             mask = mask[:, -(router_logits[0].shape[0] // mask.shape[0]) :].to(router_logits[0].device)
         else:
             mask = None
-        routed = [layer.ffn for layer in self.model.layers if layer.ffn is not None and layer.ffn.routed]
+        blocks: Any = self.model.layers
+        routed = [layer.ffn for layer in blocks if layer.ffn is not None and layer.ffn.routed]
         return routed[0].routing_losses([ffn.options for ffn in routed], router_logits, mask)
 
 

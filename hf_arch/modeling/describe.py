@@ -52,13 +52,13 @@ def _runs(labels: list[str]) -> list[str]:
     return [label if count == 1 else f"{count}x{label}" for label, count in counted]
 
 
-def _ffn_label(config: ArchConfig, ffn: type, options: Any) -> str:
+def _ffn_label(config: ArchConfig, ffn: Any, options: Any) -> str:
     act = getattr(options, "hidden_act", None) or config.hidden_act
-    if ffn.label == "GLU":  # type: ignore[attr-defined]
+    if ffn.label == "GLU":
         return _GLU_LABELS.get(act, "GLU")
-    if ffn.label == "MLP":  # type: ignore[attr-defined]
+    if ffn.label == "MLP":
         return _ACTIVATION_LABELS.get(act, act)
-    return ffn.label  # type: ignore[attr-defined]
+    return ffn.label
 
 
 def component_table(config: ArchConfig) -> list[tuple[str, str]]:

@@ -25,7 +25,9 @@ DEFAULT_CHUNK = 1024
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, chunk_size: int, softcap: float | None) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk_size: int, softcap: float | None
+    ) -> Tensor:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         low = (
             torch.get_autocast_dtype(hidden.device.type)
@@ -68,7 +70,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
         hidden = None if grad_hidden is None else grad_hidden * grad.to(grad_hidden.dtype)
         weight = None if grad_weight is None else grad_weight * grad.to(grad_weight.dtype)

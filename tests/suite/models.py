@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 import hf_arch
 
 ARCHITECTURES = hf_arch.list_architectures()
-# An FFT, or grouping tokens by expert, makes the rounding of earlier outputs depend on later tokens.
-ROUNDING_MOVES = {"ssm", "moe"}
+# Grouping tokens by expert makes the rounding of earlier outputs depend on later tokens.
+ROUNDING_MOVES = {"moe"}
 
 
 def stirred_model(name: str, seed: int = 0, **overrides: Any) -> Any:

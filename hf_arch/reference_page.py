@@ -1,0 +1,88 @@
+"""The page on every architecture, made from the registry: `python -m hf_arch.reference_page > docs/architectures.md`.
+
+Formulas come from the mixers' module docstrings, options and defaults from their options classes, costs from
+`hf_arch.cost` at one
+reference size; nothing on the page is written by hand, and a test compares it with what the code says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+from typing import Any
+
+import hf_arch
+from hf_arch.registry import ARCHITECTURES, MIXERS
+
+REFERENCE: dict[str, Any] = {"vocab_size": 4096, "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 8}
+SHORT, LONG = 256, 4096
+
+_SIZES = ", ".join(f"`{name}={value}`" for name, value in REFERENCE.items())
+_HEAD = f"""# Architectures
+
+Made by `python -m hf_arch.reference_page > docs/architectures.md`; a test keeps it equal to the code.
+
+Costs are those of a model with {_SIZES} and the architecture's other defaults,
+computed by `hf_arch.cost(config, seq_len)`, not timed. FLOPs are two per multiply-add of matrix products; the cache is
+that of one sequence with fp32 activations.
+
+| name | parameters | train FLOPs a token, T {SHORT} | at T {LONG} | cache bytes after {SHORT} tokens | after {LONG} |
+|---|---:|---:|---:|---:|---:|
+"""
+
+
+def page() -> str:
+    """The whole page as Markdown."""
+    names = hf_arch.list_architectures()
+    rows = "\n".join(_cost_row(name) for name in names)
+    architectures = "\n".join(_architecture(name) for name in names)
+    mixers = "\n".join(_mixer(name, entry) for name, entry in MIXERS.items() if entry.__module__.startswith("hf_arch."))
+    return f"{_HEAD}{rows}\n\n{architectures}\n# Mixers\n\n{mixers}"
+
+
+def _cost_row(name: str) -> str:
+    config = ARCHITECTURES.get(name).config(**REFERENCE)
+    short, long = hf_arch.cost(config, SHORT), hf_arch.cost(config, LONG)
+    numbers: tuple[float, ...] = (short.params_total, short.flops_per_token_train, long.flops_per_token_train)
+    numbers += (short.state_bytes(SHORT), long.state_bytes(LONG))
+    return f"| [`{name}`](#{name}) | " + " | ".join(f"{number:,.0f}" for number in numbers) + " |"
+
+
+def _architecture(name: str) -> str:
+    entry = ARCHITECTURES.get(name)
+    defaults = entry.config()
+    mixers = ", ".join(f"`{kind}`" for kind in dict.fromkeys(_types(defaults.mixer)))
+    feed_forwards = ", ".join(f"`{kind}`" for kind in dict.fromkeys(_types(defaults.ffn)))
+    return (
+        f"## {name}\n\n{_text(inspect.getmodule(entry.config))}\n\n"
+        f"`model_type` `{defaults.model_type}`; by default `{hf_arch.describe(defaults)[0]}`, mixer {mixers}, "
+        f"FFN {feed_forwards}. Source: {entry.paper}.\n"
+    )
+
+
+def _types(spec: Any) -> list[str]:
+    return [item["type"] for item in (spec if isinstance(spec, list) else [spec])]
+
+
+def _mixer(name: str, entry: Any) -> str:
+    fields = dataclasses.fields(entry.Options)
+    options = ", ".join(f"`{field.name}={field.default!r}`" for field in fields) or "none"
+    cost = inspect.getdoc(entry.cost) or ""
+    about = f"\n\nCost: {cost.splitlines()[0]}" if cost and not cost.startswith("See MixerCost") else ""
+    kept = {"kv": "keys and values", "latent": "a latent of keys and values"}.get(entry.cache_kind, entry.cache_kind)
+    facts = f"Keeps between tokens: {kept}. Options: {options}.{about}"
+    return f"## mixer `{name}`\n\n{_text(inspect.getmodule(entry))}\n\n{facts}\n"
+
+
+def _text(module: Any) -> str:
+    """A module's docstring with its indented formulas as code blocks."""
+    blocks = []
+    for block in (inspect.getdoc(importlib.import_module(module.__name__)) or "").split("\n\n"):
+        indented = all(line.startswith("    ") for line in block.splitlines())
+        blocks.append(f"```text\n{inspect.cleandoc(block)}\n```" if indented else block)
+    return "\n\n".join(blocks)
+
+
+if __name__ == "__main__":
+    print(page(), end="")
