@@ -7,9 +7,9 @@ matrix product; then both factors are extended to blocks of 2m by multiplying ha
 log2(C) levels the same factors are those that read from, and write into, the state between chunks. Only products of
 numbers in [0, 1] are formed: no decay is too strong, and a decay of 0 resets exactly.
 
-The gradient of the log decays needs no products at all: with b the cumulated log
-decays, q_i always comes with exp(b_i) and k_j with exp(-b_j), so dL/db = q dq - k dk, and dL/dg is its reverse
-cumulated sum plus what the state at the chunk's end passes on (GLA, arXiv:2312.06635).
+The gradient of the log decays needs no products at all: with b the cumulated log decays, q_i always comes with exp(b_i)
+and k_j with exp(-b_j), so dL/db = q dq - k dk, and dL/dg is its reverse cumulated sum plus what the state at the end of
+the chunk passes on (GLA, arXiv:2312.06635).
 
 Legend: N chunks, B batch, H heads, C chunk (a power of two), K key dim, V value dim, M = N*B*H.
 """
@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 
 from .decay import Level, factorise, factorise_backward, suffix_sums
+
+GROUP_VALUES = 2**19  # that a thread takes at once: two megabytes, near the best of the 0.4 to 6 tried
 
 
 def chunk_vector_decay(
@@ -73,7 +75,8 @@ class _VectorDecay(torch.autograd.Function):
         o = _empty_in_time_order(v)
         levels: list[Level] | None = [] if any(ctx.needs_input_grad) else None
         final, saved = [], []
-        for rows in _row_groups(v):
+        ctx.groups = _row_groups(v)
+        for rows in ctx.groups:
             query, key, value, decay = (_load(x, rows, state.dtype) for x in (q, k, v, g))
             own = query * key if bonus is None else query * key * _per_chunk(bonus, len(key))
             reset = _per_token(keep, rows, q)
@@ -104,9 +107,8 @@ class _VectorDecay(torch.autograd.Function):
         grad_inputs = [_empty_in_time_order(x) for x in (q, k, v)] + [_empty_in_time_order(q, saved[2].dtype)]
         grad_bonus = None if bonus is None else torch.zeros_like(bonus)
         grad_initial = []
-        groups = _row_groups(v)
-        for index, rows in enumerate(groups):
-            size = len(saved) // len(groups)
+        size = len(saved) // len(ctx.groups)
+        for index, rows in enumerate(ctx.groups):
             query, key, decay, scores, total, states, *flat = saved[index * size : (index + 1) * size]
             levels = [Level(*flat[at : at + 4]) for at in range(0, len(flat), 4)]
             grad_o, value = (_load(x, rows, states.dtype) for x in (grads[0], v))
@@ -163,11 +165,14 @@ def _per_token(keep: Tensor | None, rows: slice, q: Tensor) -> Tensor | None:
 
 
 def _row_groups(v: Tensor) -> list[slice]:
-    """Equal slices of the batch whose arrays of values take about two megabytes a thread; one slice off the CPU."""
+    """Equal slices of the batch with at most GROUP_VALUES values a thread; one slice off the CPU.
+
+    A compiler fuses by its own rules and cannot trace the number of threads: one slice there as well.
+    """
     batch = v.shape[1]
     count = 1
-    if v.device.type == "cpu":
-        count = min(batch, -(-v.numel() // (2**19 * torch.get_num_threads())))
+    if v.device.type == "cpu" and not torch.compiler.is_compiling():
+        count = min(batch, -(-v.numel() // (GROUP_VALUES * torch.get_num_threads())))
     size = -(-batch // count)
     return [slice(start, min(start + size, batch)) for start in range(0, batch, size)]
 

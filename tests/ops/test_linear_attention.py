@@ -62,6 +62,16 @@ def test_chunk_equals_naive(decay: str, length: int, strong: bool) -> None:
         assert_close(with_gradients(chunk_linear_attention, inputs, chunk_size=16, **common), naive, 1e-5)
 
 
+@pytest.mark.parametrize("decay", ("vector", "bonus"))
+def test_groups_of_rows_do_not_matter(decay: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large batches are worked through in groups; here every row is one."""
+    monkeypatch.setattr("hf_arch.ops.vector_decay.GROUP_VALUES", 1)
+    inputs, options = make_inputs(20, decay)
+    common = {"initial_state": make_state(), "segment_ids": random_segments(B, 20), **options}
+    naive = with_gradients(naive_linear_attention, inputs, **common)
+    assert_close(with_gradients(linear_attention, inputs, **common), naive, 1e-5)
+
+
 @pytest.mark.parametrize("decay", DECAYS)
 def test_steps_equal_the_whole(decay: str) -> None:
     inputs, options = make_inputs(21, decay)
