@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 from hf_arch import __version__
 from hf_arch.errors import ConfigError
 from hf_arch.evaluation.cli import register as register_evaluation
+from hf_arch.hub.cli import register as register_hub
 
 
 class OneLineErrors(TyperGroup):
@@ -176,22 +177,27 @@ def run_command(
     scale: Annotated[str | None, typer.Option(help="A size the recipe declares, e.g. `cpu`.")] = None,
     results_dir: Annotated[str | None, typer.Option(help="Folder of the set; by default `results/<name>`.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
-    engine: Annotated[str, typer.Option(metavar="local", help="What starts the runs.")] = "local",
+    engine: Annotated[
+        str, typer.Option(metavar="local|slurm", help="Processes here, or jobs of a Slurm cluster.")
+    ] = "local",
+    distributed: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|always|never",
+            help="`always` trains each run in several processes, one for each GPU; otherwise a run is one process.",
+        ),
+    ] = "auto",
 ) -> int:
     """Train every run of a set, each in its own process, then compare them and write `report.html`.
 
-    Finished runs are kept, interrupted ones resume, failed ones are reported and harm no other.
-    Example: `hf-arch run recipes/quickstart/quickstart.yaml training.max_steps=20`.
+    Finished runs are kept, interrupted ones resume, failed ones are tried once more and harm no other. Started again,
+    on this machine or another one with the same results folder, it shares the runs out.
+    Example: `hf-arch run recipes/experiments/heads.yaml --scale cpu`.
     """
-    from hf_arch.errors import choice_error
-    from hf_arch.experiments.recipe import load_recipe
+    from hf_arch.experiments.runner import RunOptions, run_recipe
 
-    if engine != "local":
-        raise choice_error("--engine", engine, ["local"])
-    loaded = load_recipe(recipe, overrides or [], scale)
-    from hf_arch.experiments.runner import run_set
-
-    return run_set(loaded, results_dir or f"results/{loaded.experiment.name}", workers=workers)
+    options = RunOptions(workers, engine, distributed, scale, tuple(overrides or ()))
+    return run_recipe(recipe, results_dir, options)
 
 
 @app.command()
@@ -278,6 +284,7 @@ def data_prepare(
 
 
 register_evaluation(app)
+register_hub(app)
 
 
 def _only_results_on_stdout() -> AbstractContextManager[Any]:

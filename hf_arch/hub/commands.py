@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -65,17 +64,21 @@ def export_command(path: str, format: str, output: str | None = None, license: s
 
 def convert_command(source: str, destination: str, to: str | None = None) -> int:
     """Convert a checkpoint, and print how far the result is from its source; 1 where it is too far to be kept."""
-    from hf_arch.hub.convert import convert
+    from hf_arch.hub.convert import Conversion, DifferentResult, convert
     from hf_arch.training.run import quiet_libraries
 
-    with quiet_libraries():
-        done = convert(source, destination, to)
-    print(f"{done.source} -> {done.result}: max abs difference {done.difference:.3g} ({done.reference})")
-    if done.agrees:
-        print(f"{Path(destination)}: written")
-        return 0
-    print(f"error: {destination}: not written, since the result differs from its source", file=sys.stderr)
-    return 1
+    def show(done: Conversion) -> None:
+        print(f"{done.source} -> {done.result}: max abs difference {done.difference:.3g} ({done.reference})")
+
+    try:
+        with quiet_libraries():
+            show(convert(source, destination, to))
+    except DifferentResult as error:
+        show(error.args[0])
+        print(f"error: {destination}: not written, since the result differs from its source", file=sys.stderr)
+        return 1
+    print(f"{destination}: written")
+    return 0
 
 
 def quantize_command(path: str, destination: str, method: str, text: str | None = None) -> int:

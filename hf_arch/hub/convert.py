@@ -10,8 +10,6 @@ source's own library where transformers is that library; for others the tensors 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +51,10 @@ class Conversion:
         return self.difference <= TOLERANCE * self.scale
 
 
+class DifferentResult(Exception):
+    """A conversion whose result is not its source; nothing is kept of it. The first argument is the Conversion."""
+
+
 def convert(source: str | Path, destination: str | Path, to: str | None = None) -> Conversion:
     """Convert a checkpoint and write it to the folder `destination`, if it agrees with its source.
 
@@ -63,6 +65,7 @@ def convert(source: str | Path, destination: str | Path, to: str | None = None) 
     Raises:
         ConfigError: one line; a checkpoint that cannot be read safely, an unknown type, or a component that cannot be
         expressed exactly, by name.
+        DifferentResult: the check failed.
     """
     folder = checkpoint_folder(source)
     config = read_config(folder)
@@ -72,19 +75,18 @@ def convert(source: str | Path, destination: str | Path, to: str | None = None) 
         raise ConfigError(f"--to: {folder} is one of our models already; name a type: {', '.join(FOREIGN)}")
     if not is_ours(config) and config["model_type"] not in FOREIGN:
         raise unknown_type(folder, config)
-    target = new_folder(destination, "DST")
-    model = load_ours(folder, dtype=torch.float32) if is_ours(config) else from_foreign(config, read_tensors(folder))
-    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
-        written = Path(temporary) / "written"
-        written.mkdir()
+    with new_folder(destination, "DST") as written:
+        model = (
+            load_ours(folder, dtype=torch.float32) if is_ours(config) else from_foreign(config, read_tensors(folder))
+        )
         if to is None:
             model.save_pretrained(written)
         else:
             write_foreign(model, to, written)
         copy_tokenizer(folder, written)
         done = _check(folder, config, model, written)
-        if done.agrees:
-            os.replace(written, target)
+        if not done.agrees:
+            raise DifferentResult(done)
     return done
 
 

@@ -23,11 +23,12 @@ def export_hub(path: str | Path, output: str | Path | None = None, *, license: s
         ConfigError: no model there, `output` is not empty, or something private would be shared.
     """
     source = checkpoint_folder(path)
-    folder = new_folder(Path(path) / "hub" if output is None else output, "--output")
-    stage_model(source, folder)
-    write_card(folder, source, find_run(path), repo_id=folder.resolve().name, license=license)
-    check_nothing_private(folder)
-    return folder
+    target = Path(path) / "hub" if output is None else Path(output)
+    with new_folder(target, "--output") as folder:
+        stage_model(source, folder)
+        write_card(folder, source, find_run(path), repo_id=target.resolve().name, license=license)
+        check_nothing_private(folder)
+    return target
 
 
 def export_gguf(path: str | Path, output: str | Path | None = None) -> Path:

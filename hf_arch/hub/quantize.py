@@ -59,27 +59,22 @@ def quantize(path: str | Path, destination: str | Path, method: str, text: str |
     if importlib.util.find_spec(package) is None:
         hint = "hf-arch[quant]" if package == "torchao" else "gptqmodel` in an environment of its own, beside `hf-arch"
         raise ConfigError(f"--method: {method} needs the package {package}: `pip install '{hint}'`")
-    source = checkpoint_folder(path)
-    original = load_ours(source)
-    measurable = text is not None or find_run(path) is not None
     if method == "gptq" and text is None:
         raise ConfigError("--text: gptq needs text to calibrate on; name a file")
+    source = checkpoint_folder(path)
+    measurable = text is not None or find_run(path) is not None
     options = TextOptions(file=None if text is None else str(text), limit=_ROWS if text is None else None)
-    before = score_text(str(path), original, load_tokenizer(source), options) if measurable else None
-    folder = new_folder(destination, "DST")
-    copy_tokenizer(source, folder)
-    if method == "gptq":
-        small = _gptq(source, folder, Path(str(text)))
-    else:
-        small = _torchao(source, folder, method, unquantized_modules(original))
-    after = score_text(str(path), small, load_tokenizer(source), options) if before else None
-    return Quantization(
-        _weight_bytes(source),
-        _weight_bytes(folder),
-        None if before is None else before["perplexity"],
-        None if after is None else after["perplexity"],
-        None if before is None else before["rows"],
-    )
+    with new_folder(destination, "DST") as folder:
+        original, tokenizer = load_ours(source), load_tokenizer(source) if measurable else None
+        before = score_text(str(path), original, tokenizer, options) if tokenizer else {}
+        copy_tokenizer(source, folder)
+        if method == "gptq":
+            small = _gptq(source, folder, Path(str(text)))
+        else:
+            small = _torchao(source, folder, method, unquantized_modules(original))
+        after = score_text(str(path), small, tokenizer, options) if tokenizer else {}
+        sizes = _weight_bytes(source), _weight_bytes(folder)
+    return Quantization(*sizes, before.get("perplexity"), after.get("perplexity"), before.get("rows"))
 
 
 def unquantized_modules(model: PreTrainedModel) -> list[str]:

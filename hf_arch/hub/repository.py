@@ -6,6 +6,9 @@ import json
 import os
 import re
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +33,22 @@ _HUB_TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}")
 _SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|API_?KEY|ACCESS_KEY)$", re.IGNORECASE)
 
 
-def new_folder(path: str | Path, option: str) -> Path:
-    """`path`, made if need be; a ConfigError naming `option` where something is there already."""
-    folder = Path(path)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise ConfigError(f"{option}: {folder} exists and is not empty; name another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+@contextmanager
+def new_folder(path: str | Path, option: str) -> Iterator[Path]:
+    """A folder to write into that becomes `path` when the block ends; where it fails, nothing is left behind.
+
+    Raises:
+        ConfigError: something is at `path` already; names `option`.
+    """
+    target = Path(path)
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise ConfigError(f"{option}: {target} exists and is not empty; name another folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".hf_arch_") as temporary:
+        written = Path(temporary) / target.name
+        written.mkdir()
+        yield written
+        os.replace(written, target)
 
 
 def stage_model(source: Path, folder: Path, *, code: bool = True) -> None:
