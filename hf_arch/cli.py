@@ -177,9 +177,7 @@ def run_command(
     scale: Annotated[str | None, typer.Option(help="A size the recipe declares, e.g. `cpu`.")] = None,
     results_dir: Annotated[str | None, typer.Option(help="Folder of the set; by default `results/<name>`.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
-    engine: Annotated[
-        str, typer.Option(metavar="local|slurm", help="Processes here, or jobs of a Slurm cluster.")
-    ] = "local",
+    engine: Annotated[str, typer.Option(metavar="local", help="What starts the runs.")] = "local",
     distributed: Annotated[
         str,
         typer.Option(

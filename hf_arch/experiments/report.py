@@ -8,7 +8,7 @@ Text from recipes and runs is escaped by Jinja2; the figures are inline SVG in t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -24,15 +24,22 @@ FIGURES_DIR = "figures"
 MAX_PAIRS = 60
 
 
-def write_report(results_dir: str | Path, output: str | Path | None = None, png: bool = True) -> Path:
+def write_report(
+    results_dir: str | Path,
+    output: str | Path | None = None,
+    png: bool = True,
+    runs: Sequence[str | Path] | None = None,
+) -> Path:
     """Writes the page (by default `<results_dir>/report.html`), and PNG figures in `figures/` beside it.
+
+    It is about all runs in the folder, or about the run folders `runs` alone.
 
     Returns the path of the page. Raises ConfigError where the folder is missing or holds no run.
     """
     from hf_arch.experiments.figures import figures
     from hf_arch.experiments.plots import write_pngs
 
-    comparison = compare_runs(results_dir)
+    comparison = compare_runs(results_dir if runs is None else runs)
     path = Path(results_dir) / REPORT_FILE if output is None else Path(output)
     if path.is_dir():
         raise ConfigError(f"output: {path} is a folder; give the name of a file, e.g. {path / REPORT_FILE}")

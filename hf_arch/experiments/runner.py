@@ -1,69 +1,100 @@
-"""Runs a set: every run in its own process and folder, so that one that fails harms no other.
+"""Runs a set: plans it, prepares its data, trains every run in its own process, compares, and writes the report.
 
-A finished run (same name and hash) is skipped, an interrupted one resumes from its last checkpoint, a failed one is
-tried again from there. The folders are `<results_dir>/<name>_<hash>`.
+A finished run (same name and hash) is skipped, an interrupted one goes on from its last checkpoint, a failed one is
+tried again. The folders are `<results_dir>/<name>_<hash>`. Started twice, or on several machines with one results
+folder, the runs are shared out: `hf_arch.experiments.worker`.
 """
 
 from __future__ import annotations
 
 import os
-import subprocess
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hf_arch.data import prepare_data
 from hf_arch.errors import ConfigError, choice_error
-from hf_arch.experiments.comparison import compare_command
-from hf_arch.experiments.match import Matched
-from hf_arch.experiments.plan import plan_runs
-from hf_arch.experiments.recipe import Recipe
-from hf_arch.experiments.report import report_command
-from hf_arch.experiments.store import CONFIG_FILE, RESULTS_FILE, read_json, write_json_atomic, write_suite_results
+from hf_arch.experiments.comparison import compare_runs
+from hf_arch.experiments.plan import Plan, Skipped, plan_runs
+from hf_arch.experiments.process import train_command
+from hf_arch.experiments.progress import Progress
+from hf_arch.experiments.recipe import RUN_FACTS, Recipe, load_recipe
+from hf_arch.experiments.report import write_report
+from hf_arch.experiments.store import group_name, is_run, run_folders, write_suite_results
+from hf_arch.experiments.worker import ReadyRun, Suite, WorkerOptions
 
-LOG_FILE = "log.txt"
+ENGINES = ("local",)
 
 
 @dataclass(frozen=True)
-class ReadyRun:
-    """A planned run after matching, with the folder that it will fill."""
+class RunOptions:
+    """How a set is run: `workers` runs at a time, by the `engine`; `distributed` as `hf-arch run` explains it."""
 
-    name: str
-    recipe: Recipe
-    folder: Path
-    matched: Matched | None
+    workers: int = 1
+    engine: str = "local"
+    distributed: str = "auto"
+    scale: str | None = None
+    overrides: tuple[str, ...] = ()
 
-    @property
-    def status(self) -> str | None:
-        """What its results file says, or None before there is one."""
-        results = self.folder / RESULTS_FILE
-        return str(read_json(results).get("status")) if results.is_file() else None
-
-    @property
-    def reason(self) -> str:
-        """Why the run ended as it did, in its own words."""
-        results = self.folder / RESULTS_FILE
-        if not results.is_file():
-            return "ended before it wrote any results"
-        return str(read_json(results).get("provenance", {}).get("exit_reason", "unknown"))
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ConfigError(f"--workers: expected at least 1, got {self.workers}")
+        if self.engine not in ENGINES:
+            raise choice_error("--engine", self.engine, ENGINES)
+        if self.distributed not in ("auto", "always", "never"):
+            raise choice_error("--distributed", self.distributed, ["auto", "always", "never"])
 
 
-def prepare_runs(recipe: Recipe, results_dir: Path) -> list[ReadyRun]:
+@dataclass(frozen=True)
+class PreparedSet:
+    """The runs of a set with their folders, what of its matrix cannot be, and how it was matched."""
+
+    runs: list[ReadyRun]
+    plan: Plan
+
+
+def prepare_set(recipe: Recipe, results_dir: Path, processes: int = 1) -> PreparedSet:
     """Plans and matches a set and names its folders. Data is prepared here, once for all runs that share it.
+
+    Several `processes` in one run make its batches larger, so they are part of its name.
 
     Raises `ConfigError` for anything wrong in any run, before any of them starts.
     """
     planned = plan_runs(recipe, match=False).runs  # a mistake should show before data is prepared
-    data = {run.recipe.data_key: run.recipe.data for run in planned}
-    prepared = {key: prepare_data(options) for key, options in data.items()}
-    ready = []
-    for run in plan_runs(recipe, {key: entry.tokenizer for key, entry in prepared.items()}).runs:
-        identity = run.recipe.stable_hash(prepared[run.recipe.data_key].fingerprint)
-        ready.append(ReadyRun(run.name, run.recipe, results_dir / f"{run.name}_{identity}", run.matched))
-    return ready
+    options = {run.recipe.data_key: run.recipe.data for run in planned if run.recipe.probe is None}
+    prepared = {key: prepare_data(entry) for key, entry in options.items()}
+    plan = plan_runs(recipe, {key: entry.tokenizer for key, entry in prepared.items()})
+    facts = _set_facts(recipe, plan)
+    runs = []
+    for run in plan.runs:
+        data = prepared.get(run.recipe.data_key)
+        identity = run.recipe.stable_hash(
+            *([] if data is None else [data.fingerprint]), *([f"{processes} processes"] if processes > 1 else [])
+        )
+        own = {"name": run.name, "hash": identity, **facts}
+        folder = results_dir / f"{run.name}_{identity}"
+        config = {**run.recipe.to_dict(), RUN_FACTS: own}
+        runs.append(ReadyRun(run.name, folder, config, run.recipe.training.get("max_steps")))
+    return PreparedSet(runs, plan)
+
+
+def _set_facts(recipe: Recipe, plan: Plan) -> dict[str, Any]:
+    """What each run of a set records of the set: the run that others are compared to, and how they were matched."""
+    match = recipe.experiment.match
+    reference = match.reference if match is not None and match.reference else plan.runs[0].name
+    facts: dict[str, Any] = {}
+    if len(plan.names) > 1:
+        baseline = next(run.name for run in plan.runs if reference in (run.declared, run.name))
+        facts["baseline"] = group_name(baseline)
+    if match is not None:
+        facts["match"] = {"by": match.by, "tolerance": match.tolerance, "reference": reference}
+    return facts
 
 
 def select_run(recipe: Recipe, name: str | None, output_dir: str | None) -> tuple[Recipe, Path]:
@@ -75,65 +106,137 @@ def select_run(recipe: Recipe, name: str | None, output_dir: str | None) -> tupl
     names = list(dict.fromkeys(run.name for run in planned))
     if name is not None and name not in names:
         raise choice_error("--run", name, names)
-    chosen = [number for number, run in enumerate(planned) if name in (None, run.name)]
+    chosen = [run for run in planned if name in (None, run.name)]
     if len(chosen) > 1:
         what = f"run {name!r} has {len(chosen)} seeds" if name else f"the recipe declares {len(planned)} runs"
         raise ConfigError(f"{what}; use `hf-arch run`, or choose one by --run or training.seed: {', '.join(names)}")
     if output_dir is not None and recipe.experiment.match is None:
-        return planned[chosen[0]].recipe, Path(output_dir)
+        return chosen[0].recipe, Path(output_dir)
     parent = Path("results", recipe.experiment.name) if recipe.experiment.is_set else Path("results")
-    ready = prepare_runs(recipe, parent)[chosen[0]]
-    return ready.recipe, Path(output_dir) if output_dir is not None else ready.folder
+    prepared = prepare_set(recipe, parent)
+    number = [run.name for run in prepared.runs].index(chosen[0].name)
+    folder = Path(output_dir) if output_dir is not None else prepared.runs[number].folder
+    return prepared.plan.runs[number].recipe, folder
 
 
-def run_set(recipe: Recipe, results_dir: str | Path, *, workers: int = 1) -> int:
-    """`hf-arch run`: trains, compares and reports; prints what it does, and returns the exit code (1: a run failed)."""
-    folder = Path(results_dir)
-    ready = prepare_runs(recipe, folder)
-    tell = partial(print, file=sys.stderr, flush=True)
-    for name, matched in {run.name: run.matched for run in ready if run.matched is not None}.items():
-        tell(f"{name}: {matched.describe()}")
-    failed = run_all(ready, workers=workers, tell=tell)
-    completed = [str(run.folder) for run in ready if run not in failed]
-    if completed:
+def run_recipe(path: str | Path, results_dir: str | Path | None, options: RunOptions) -> int:
+    """`hf-arch run`: the set of a recipe, or each of the sets that it names; the exit code (1: a run failed)."""
+    recipe = load_recipe(path, options.overrides, options.scale)
+    folder = Path(results_dir) if results_dir is not None else set_folder(recipe)
+    if not recipe.experiment.sets:
+        return 1 if run_set(recipe, folder, options) else 0
+    recipes = [
+        load_recipe(Path(path).parent / entry, options.overrides, options.scale) for entry in recipe.experiment.sets
+    ]
+    for entry in recipes:
+        plan_runs(entry, match=False)  # a mistake in the last set should show before the first is trained
+    failed = [run for entry in recipes for run in run_set(entry, folder / entry.experiment.name, options)]
+    if next(run_folders(folder), None) is not None:
         write_suite_results(folder)
-        compare_command(completed, None, None, None, False)
-        report_command(str(folder), None)
-    for run in failed:
-        tell(f"failed: {run.folder}: {run.reason}")
+    _tell_failed(failed)
     return 1 if failed else 0
 
 
-def run_all(
-    ready: Sequence[ReadyRun], *, workers: int = 1, tell: Callable[[str], None] = lambda line: None
-) -> list[ReadyRun]:
-    """Trains what is not finished, `workers` runs at a time, and returns the runs that did not complete.
-
-    With one worker a run shows its progress here; with several each writes to `log.txt` in its folder and shares the
-    cores fairly.
-    """
-
-    def work(run: ReadyRun) -> None:
-        if run.status == "completed":
-            tell(f"{run.folder.name}: finished already")
-            return
-        tell(f"{run.folder.name}: {'resumes' if run.status else 'starts'}")
-        code = _train_in_process(run, workers)
-        tell(f"{run.folder.name}: completed" if code == 0 else f"{run.folder.name}: failed: {run.reason}")
-
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(work, ready))
-    return [run for run in ready if run.status != "completed"]
+def set_folder(recipe: Recipe) -> Path:
+    """Where the results of a set lie by default."""
+    return Path("results") / recipe.experiment.name
 
 
-def _train_in_process(run: ReadyRun, workers: int) -> int:
-    """`hf-arch train` on the run's own recipe in a fresh process; its exit code."""
-    config = run.folder / CONFIG_FILE
-    write_json_atomic(config, {**run.recipe.to_dict(), "run": {"name": run.name}})
-    command = [sys.executable, "-m", "hf_arch", "train", str(config), "--output-dir", str(run.folder), "--resume"]
-    if workers == 1:
-        return subprocess.run(command, check=False).returncode
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
-    with (run.folder / LOG_FILE).open("a", encoding="utf-8") as log:
-        return subprocess.run(command, check=False, stdout=log, stderr=log, env=environment).returncode
+def run_set(recipe: Recipe, results_dir: Path, options: RunOptions | None = None) -> list[ReadyRun]:
+    """Trains, compares and reports one set; prints what it does, and returns the runs that did not complete."""
+    options = options or RunOptions()
+    prepared = prepare_set(recipe, results_dir, processes_per_run(options))
+    tell = partial(print, file=sys.stderr, flush=True)
+    for name, matched in {run.name: run.matched for run in prepared.plan.runs if run.matched is not None}.items():
+        tell(f"{name}: {matched.describe()}")
+    with _stop_in_order(), Progress(prepared.runs, prepared.plan.skipped) as progress:
+        for run in prepared.runs:
+            if run.status == "completed":
+                progress.tell(run, "finished already")
+        failed = Suite(prepared.runs, results_dir, worker_options(options), progress.tell).work()
+    _conclude(prepared, results_dir)
+    _tell_failed(failed)
+    return failed
+
+
+def _conclude(prepared: PreparedSet, results_dir: Path) -> None:
+    """Writes the suite's files, and prints and reports the comparison where anything completed."""
+    started = [run.folder for run in prepared.runs if is_run(run.folder)]
+    if not started:
+        return
+    write_suite_results(results_dir, {entry.name: entry.reason for entry in prepared.plan.skipped})
+    if not any(run.status == "completed" for run in prepared.runs):
+        return
+    compare_runs(started).print()
+    print_skipped(prepared.plan.skipped)
+    print(f"report: {write_report(results_dir, runs=started)}")
+
+
+def print_skipped(skipped: Sequence[Skipped]) -> None:
+    """The rows that the table cannot have."""
+    for entry in skipped:
+        print(f"skipped: {entry.name}: {entry.reason}")
+
+
+def _tell_failed(failed: Sequence[ReadyRun]) -> None:
+    for run in failed:
+        print(f"failed: {run.folder}: {run.reason}", file=sys.stderr, flush=True)
+
+
+def worker_options(options: RunOptions) -> WorkerOptions:
+    """Each worker with its share of the cores and of the GPUs."""
+    gpus, processes = visible_gpus(), processes_per_run(options)
+    threads = max(1, cores() // (options.workers * processes))
+
+    def environment(worker: int) -> Mapping[str, str]:
+        changes = {}
+        if options.workers * processes > 1:
+            changes["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(threads))
+        if share := gpus[worker :: options.workers]:
+            # One GPU even where the share is larger: Trainer would spread one process over all that it sees.
+            changes["CUDA_VISIBLE_DEVICES"] = ",".join(share if processes > 1 else share[:1])
+        return changes
+
+    command: Callable[[Path, Path], list[str]] = partial(train_command, processes=processes)
+    return WorkerOptions(workers=options.workers, command=command, environment=environment)
+
+
+def processes_per_run(options: RunOptions) -> int:
+    """One, unless `--distributed always`: then one for each GPU of a worker's share, at least two."""
+    if options.distributed != "always":
+        return 1
+    return max(2, len(visible_gpus()) // options.workers)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def visible_gpus() -> list[str]:
+    """Names of the GPUs as CUDA_VISIBLE_DEVICES takes them; none on a machine without."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name for name in named.split(",") if name]
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+@contextmanager
+def _stop_in_order() -> Iterator[None]:
+    """A polite end (SIGTERM, as a cluster or `kill` sends it) stops like Ctrl-C; either says how to go on."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, interrupt) if in_main else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last checkpoints", file=sys.stderr, flush=True)
+        raise
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, before)

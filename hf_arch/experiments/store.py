@@ -20,7 +20,7 @@ import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -183,7 +183,7 @@ class RunResult:
         seed = finite(_first(results.get("seed"), config.get("seed"), training.get("seed")))
         return cls(
             path=folder,
-            name=_group_name(str(written or re.sub(r"_[0-9a-f]{6,}$", "", folder.name))),
+            name=group_name(str(written or re.sub(r"_[0-9a-f]{6,}$", "", folder.name))),
             architecture=architecture,
             architecture_name=str(results.get("architecture_name") or architecture),
             status=status,
@@ -288,14 +288,18 @@ def load_runs(source: str | Path | Sequence[str | Path | RunResult]) -> list[Run
     return list(found.values())
 
 
-def write_suite_results(results_dir: str | Path) -> tuple[Path, Path]:
-    """Writes both suite-level files from the runs found in the folder; returns their paths."""
+def write_suite_results(results_dir: str | Path, skipped: Mapping[str, str] | None = None) -> tuple[Path, Path]:
+    """Writes both suite-level files from the runs found in the folder; returns their paths.
+
+    `skipped` gives the reason for each run that the recipe's matrix holds but that cannot be.
+    """
     root = Path(results_dir)
     runs = find_runs(root)
     suite = {
         "suite": root.name,
         "hypotheses": hypotheses(runs),
         "status": dict(Counter(run.status for run in runs)),
+        "skipped": [{"name": name, "reason": reason} for name, reason in (skipped or {}).items()],
         "runs": [{"folder": run.path.relative_to(root), "status": run.status, **run.results} for run in runs],
     }
     benchmarks = {"suite": root.name, "results": [flat_row(run) for run in runs]}
@@ -322,7 +326,7 @@ def hypotheses(runs: Iterable[RunResult]) -> list[str]:
     return list(dict.fromkeys(run.hypothesis for run in runs if run.hypothesis))
 
 
-def _group_name(name: str) -> str:
+def group_name(name: str) -> str:
     """The name without what a matrix appended for the learning rate or the seed: these repeat a run, and tune it."""
     return re.sub(r"-(learning_rate|seed)-\d[\d.]*(e[+-]?\d+)?", "", name)
 

@@ -242,10 +242,10 @@ class _Run:
         payload = {
             **self.recipe.to_dict(),
             RUN_FACTS: {
+                "hash": self.recipe.stable_hash(self.data.fingerprint),
                 **(planned if isinstance(planned, dict) else {}),  # what the set knows of itself: baseline, match
                 "name": self.name,
                 "seed": self.args.seed,
-                "hash": self.recipe.stable_hash(self.data.fingerprint),
                 "data_fingerprint": self.data.fingerprint,
                 "hf_arch": hf_arch.__version__,
                 "config": json.loads(self.config.to_json_string(use_diff=False)),

@@ -1,0 +1,81 @@
+"""One run in its own process: started, stopped so that it can be resumed, and its end put into words."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+LOG_FILE = "log.txt"
+TAIL_LINES = 20
+PATIENCE_SECONDS = 20.0
+
+
+def train_command(config: Path, folder: Path, processes: int = 1) -> list[str]:
+    """The command that trains the run in `folder`, or goes on with it; several `processes` by torch.distributed."""
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    arguments = ["train", str(config), "--output-dir", str(folder), "--resume"]
+    return [*launcher, "-m", "hf_arch.experiments.child", *arguments]
+
+
+class Process:
+    """A command in a process group of its own, its output appended to `log`. It ends with this process."""
+
+    def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self.log = log
+        self._log_start = log.stat().st_size if log.exists() else 0
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **(environment or {})},
+                start_new_session=True,  # Ctrl-C reaches the runner alone, which then stops its children in order
+            )
+
+    @property
+    def code(self) -> int | None:
+        """The exit code; minus the signal that ended it; None while it runs."""
+        return self._process.poll()
+
+    def stop(self) -> None:
+        """Interrupts it, which lets a run say so in its results, and kills it where that takes too long."""
+        for number, patience in ((signal.SIGINT, PATIENCE_SECONDS), (signal.SIGKILL, None)):
+            if self.code is None:
+                os.killpg(self._process.pid, number)
+            try:
+                self._process.wait(patience)
+                break
+            except subprocess.TimeoutExpired:
+                continue
+        self.close()
+
+    def close(self) -> None:
+        """Gives the pipe back."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+
+    def tail(self) -> str:
+        """The last lines of what it wrote since it was started."""
+        with self.log.open("rb") as file:
+            file.seek(self._log_start)
+            lines = file.read().decode("utf-8", errors="replace").splitlines()
+        return "\n".join(lines[-TAIL_LINES:])
+
+    def describe_end(self) -> str:
+        """The exit code in words."""
+        code = self.code
+        if code is None:
+            return "still running"
+        if code >= 0:
+            return f"ended with exit code {code}"
+        name = signal.Signals(-code).name
+        hint = " (where nobody sent it, the system was out of memory)" if -code == signal.SIGKILL else ""
+        return f"killed by {name}{hint}"

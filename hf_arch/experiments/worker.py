@@ -1,0 +1,178 @@
+"""Workers: take the runs of a set one by one, train each in its own process, until every run of the set is settled.
+
+Any number of workers, in one process or on many machines, share a results folder: a run is trained by the one that
+holds its claim. A run is settled when it completed, or failed again after one more try; what another worker is still
+at is waited for. A failure harms no other run. Stopping leaves every run so that it can be resumed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_arch.experiments.claims import LEASE_SECONDS, Claim, Claims
+from hf_arch.experiments.process import LOG_FILE, Process, train_command
+from hf_arch.experiments.store import CONFIG_FILE, RESULTS_FILE, read_json, write_json_atomic
+
+CLAIMS_DIR = ".claims"
+TRIES = 2
+WRONG_USAGE = 2  # the exit code of a mistake in the recipe, which another try does not mend
+POLL_SECONDS = 0.2
+WAIT_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class ReadyRun:
+    """A run with the folder that it will fill. `config` is what its experiment_config.json begins as."""
+
+    name: str
+    folder: Path
+    config: Mapping[str, Any]
+    steps: int | None = None
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """Its results file; empty before there is one."""
+        file = self.folder / RESULTS_FILE
+        return read_json(file) if file.is_file() else {}
+
+    @property
+    def status(self) -> str | None:
+        """What its results file says, or None before there is one."""
+        status = self.results.get("status")
+        return None if status is None else str(status)
+
+    @property
+    def reason(self) -> str:
+        """Why the run ended as it did, in its own words."""
+        provenance = self.results.get("provenance") or {}
+        return str(provenance.get("exit_reason", "ended before it wrote any results"))
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """`command` makes the command line of a run from its config file and folder; `environment` is laid over this
+    process's own, by the number of the worker.
+    """
+
+    workers: int = 1
+    lease: float = LEASE_SECONDS
+    command: Callable[[Path, Path], list[str]] = train_command
+    environment: Callable[[int], Mapping[str, str]] = lambda _worker: {}
+
+
+Event = Callable[[ReadyRun, str], None]
+"""Called with a run and what happened to it: starts, resumes, completed, failed ..., tried again."""
+
+
+class Suite:
+    """The runs of a set while workers of this process are at them."""
+
+    def __init__(
+        self,
+        runs: Sequence[ReadyRun],
+        results_dir: Path,
+        options: WorkerOptions | None = None,
+        tell: Event | None = None,
+    ) -> None:
+        self.runs = list(runs)
+        self.options = options or WorkerOptions()
+        self.claims = Claims(results_dir / CLAIMS_DIR, self.options.lease)
+        self.stopping = threading.Event()
+        self._tell: Event = tell or (lambda _run, _what: None)
+        self._choosing = threading.Lock()
+        self._failed: set[Path] = set()
+        self._started = 0.0
+
+    def work(self) -> list[ReadyRun]:
+        """Trains until every run is settled, and returns those that did not complete. Stops in order on Ctrl-C."""
+        self.claims.folder.mkdir(parents=True, exist_ok=True)
+        self._started = self.claims.now()
+        with ThreadPoolExecutor(self.options.workers, thread_name_prefix="worker") as pool:
+            futures = [pool.submit(self._worker, number) for number in range(self.options.workers)]
+            try:
+                for future in futures:
+                    future.result()
+            finally:
+                self.stopping.set()  # the pool then waits for workers that are putting their runs away
+        return [run for run in self.runs if run.status != "completed"]
+
+    def _worker(self, number: int) -> None:
+        while (taken := self._next()) is not None:
+            run, claim = taken
+            with claim:
+                self._train(run, claim, self.options.environment(number))
+
+    def _next(self) -> tuple[ReadyRun, Claim] | None:
+        """The first run that nobody has, with a claim on it; None where all are settled or the suite stops."""
+        while not self.stopping.is_set():
+            waiting = False
+            with self._choosing:
+                for run in self.runs:
+                    if run.folder in self._failed or run.status == "completed":
+                        continue
+                    claim = self.claims.take(run.folder.name)
+                    if claim is None:
+                        waiting = True
+                    elif run.status == "completed":  # meanwhile, by another worker
+                        claim.release()
+                    elif self._failed_elsewhere(run):
+                        self._failed.add(run.folder)
+                        claim.release()
+                    else:
+                        return run, claim
+            if not waiting:
+                return None
+            self.stopping.wait(WAIT_SECONDS)
+        return None
+
+    def _failed_elsewhere(self, run: ReadyRun) -> bool:
+        """Whether another worker has tried the run to its end since this suite began."""
+        return run.status == "failed" and (run.folder / RESULTS_FILE).stat().st_mtime >= self._started
+
+    def _train(self, run: ReadyRun, claim: Claim, environment: Mapping[str, str]) -> None:
+        config = run.folder / CONFIG_FILE
+        write_json_atomic(config, run.config)
+        for number in range(1, TRIES + 1):
+            self._tell(run, "resumes" if run.status else "starts")
+            process = Process(self.options.command(config, run.folder), run.folder / LOG_FILE, environment)
+            while process.code is None and not (self.stopping.is_set() or claim.lost.is_set()):
+                time.sleep(POLL_SECONDS)
+            if process.code is None:
+                process.stop()
+            process.close()
+            if claim.lost.is_set():
+                self._tell(run, "taken over by another worker, after this one was cut off")
+                return
+            if run.status == "completed":
+                self._tell(run, "completed")
+                return
+            if self.stopping.is_set():
+                _write_end(run, "interrupted", "interrupted by the user", process)
+                self._tell(run, "interrupted")
+                return
+            _write_end(run, "failed", process.describe_end(), process)
+            if number == TRIES or process.code == WRONG_USAGE or run.reason.startswith("TrainingError"):
+                break
+            self._tell(run, f"failed: {run.reason}; tried once more")
+        self._failed.add(run.folder)
+        self._tell(run, f"failed: {run.reason}")
+
+
+def _write_end(run: ReadyRun, status: str, reason: str, process: Process) -> None:
+    """Sets `status` where the run itself could not, and `error` to the last lines that it wrote."""
+    results = run.results
+    provenance = results.get("provenance") or {}
+    if results.get("status") != status:  # it was killed, or failed before its results file was begun
+        log = process.tail().splitlines()
+        last = next((line for line in reversed(log) if line.startswith("error: ")), None)
+        provenance = {**provenance, "exit_reason": last.removeprefix("error: ") if last else reason}
+    tail = {"error": process.tail()} if status == "failed" else {}
+    write_json_atomic(
+        run.folder / RESULTS_FILE, {"name": run.name, **results, "status": status, **tail, "provenance": provenance}
+    )

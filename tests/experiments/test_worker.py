@@ -1,0 +1,120 @@
+"""Workers: every run once, whoever works; failures stay with their run; whatever is cut off goes on later."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_arch.experiments.worker import ReadyRun, Suite, WorkerOptions
+
+STAND_IN = Path(__file__).with_name("stand_in.py")
+OPTIONS = WorkerOptions(command=lambda config, folder: [sys.executable, str(STAND_IN), str(config), str(folder)])
+
+
+def ready(root: Path, name: str, **run: Any) -> ReadyRun:
+    return ReadyRun(name, root / f"{name}_00", {"run": {"name": name, **run}})
+
+
+def starts(run: ReadyRun) -> int:
+    return len((run.folder / "starts.txt").read_text().splitlines())
+
+
+def wait_for(condition: Any, seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_a_set_is_trained_once_and_kept(tmp_path: Path) -> None:
+    runs = [ready(tmp_path, name) for name in ("a", "b", "c")]
+    said: list[str] = []
+    assert Suite(runs, tmp_path, OPTIONS, lambda run, what: said.append(f"{run.name} {what}")).work() == []
+    assert said == [f"{name} {what}" for name in "abc" for what in ("starts", "completed")]
+    assert Suite(runs, tmp_path, OPTIONS).work() == []
+    assert [starts(run) for run in runs] == [1, 1, 1]
+
+
+def test_a_failure_is_tried_once_more_told_and_harms_no_other(tmp_path: Path) -> None:
+    does = {"broken": "raise", "lucky": "raise once", "wrong": "usage", "nan": "nan", "killed": "killed", "good": ""}
+    runs = {name: ready(tmp_path, name, does=what) for name, what in does.items()}
+    failed = Suite(list(runs.values()), tmp_path, OPTIONS).work()
+    assert [run.name for run in failed] == ["broken", "wrong", "nan", "killed"]
+    assert {name: starts(run) for name, run in runs.items()} == {
+        "broken": 2, "lucky": 2, "wrong": 1, "nan": 1, "killed": 2, "good": 1,
+    }  # fmt: skip
+    assert runs["broken"].reason == "RuntimeError: the mixer is broken"
+    assert "the mixer is broken" in runs["broken"].results["error"]
+    assert runs["wrong"].reason == "model.hidden_size: is wrong"
+    assert "nan by step 3" in runs["nan"].reason
+    assert "SIGKILL" in runs["killed"].reason and "out of memory" in runs["killed"].reason
+    assert {run.status for run in failed} == {"failed"}
+    assert Suite([runs["broken"]], tmp_path, OPTIONS).work() == [runs["broken"]]
+    assert starts(runs["broken"]) == 4  # started again by a person, it is tried again
+
+
+def test_two_suites_share_a_folder_and_every_run_comes_once(tmp_path: Path) -> None:
+    runs = [ready(tmp_path, f"run{number}", seconds=0.05) for number in range(6)]
+    suites = [Suite(runs, tmp_path, WorkerOptions(workers=2, command=OPTIONS.command)) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda suite: suite.work(), suites)) == [[], []]
+    assert [starts(run) for run in runs] == [1] * 6
+
+
+def test_a_failure_in_one_suite_is_not_repeated_by_the_other(tmp_path: Path) -> None:
+    runs = [ready(tmp_path, "broken", does="raise", seconds=0.5), ready(tmp_path, "long", seconds=3.0)]
+    suites = [Suite(runs, tmp_path, OPTIONS) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda suite: suite.work(), suites)) == [[runs[0]], [runs[0]]]
+    assert [starts(run) for run in runs] == [2, 1]
+
+
+def test_what_is_stopped_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    run = ready(tmp_path, "long", steps=8, seconds=0.3)
+    suite = Suite([run], tmp_path, OPTIONS)
+    thread = threading.Thread(target=suite.work)
+    thread.start()
+    wait_for(lambda: (run.folder / "step").exists())
+    suite.stopping.set()
+    thread.join(30)
+    assert run.status == "interrupted"
+    before = int((run.folder / "step").read_text())
+    assert 0 < before < 8
+    assert Suite([run], tmp_path, OPTIONS).work() == []
+    assert run.results["steps"] == 8 and starts(run) == 2
+
+
+RUNNER = """
+import pathlib, sys
+from hf_arch.experiments.worker import ReadyRun, Suite
+from tests.experiments.test_worker import OPTIONS, ready
+root = pathlib.Path(sys.argv[1])
+Suite([ready(root, "long", steps=20, seconds=0.2), ready(root, "next")], root, OPTIONS).work()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_runner_that_ends_takes_its_run_along_and_another_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    runner = subprocess.Popen([sys.executable, "-c", RUNNER, str(tmp_path)], env=environment, stderr=subprocess.DEVNULL)
+    runs = [ready(tmp_path, "long", steps=20, seconds=0.2), ready(tmp_path, "next")]
+    step = runs[0].folder / "step"
+    wait_for(step.exists)
+    runner.send_signal(number)
+    runner.wait(30)
+    time.sleep(0.7)
+    reached = int(step.read_text())
+    time.sleep(0.7)
+    assert int(step.read_text()) == reached < 20  # nobody trains on behind the runner's back
+    assert Suite(runs, tmp_path, OPTIONS).work() == []
+    assert [starts(run) for run in runs] == [2, 1]
