@@ -2,9 +2,10 @@
 
     import hf_arch.experiments as experiments
 
-    heads = experiments.load("results/heads")      # a Comparison
+    heads = experiments.run("recipes/experiments/heads.yaml", scale="cpu")   # a Comparison
     heads.print()                                  # audit, table, statements
-    heads.verdicts
+    heads.frame()                                  # a pandas DataFrame, one row a name
+    experiments.load("results/heads").verdicts     # later, from the folder
     experiments.compare(["results/heads", "results/depth"])
 
 Importing the package loads nothing heavy.
@@ -12,9 +13,9 @@ Importing the package loads nothing heavy.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +25,39 @@ if TYPE_CHECKING:
 
     Source = str | Path | Sequence[str | Path | RunResult]
 
-__all__ = ["compare", "load"]
+__all__ = ["compare", "load", "run"]
+
+
+def run(
+    recipe: str | Path | Mapping[str, Any],
+    results_dir: str | Path | None = None,
+    *,
+    scale: str | None = None,
+    overrides: Sequence[str] = (),
+    workers: int = 1,
+) -> Comparison:
+    """Trains what a recipe declares, each run in its own process, and compares the completed runs.
+
+    Args:
+        recipe: a YAML file, or the same as nested plain values.
+        results_dir: folder of the set, by default `results/<name>`. Finished runs in it are kept.
+        scale: a size that the recipe declares, such as `cpu`.
+        overrides: texts such as `training.max_steps=100`.
+        workers: runs at a time.
+
+    Raises:
+        ConfigError: something in the recipe is wrong; nothing has been trained then.
+
+    Runs that failed are named in the comparison's audit, and enter none of its numbers.
+    """
+    from hf_arch.experiments.recipe import load_recipe, read_recipe
+    from hf_arch.experiments.runner import RunOptions, run_set, set_folder
+
+    read = read_recipe if isinstance(recipe, Mapping) else load_recipe
+    loaded = read(recipe, overrides, scale)  # type: ignore[arg-type]
+    folder = Path(results_dir) if results_dir is not None else set_folder(loaded)
+    run_set(loaded, folder, RunOptions(workers=workers))
+    return load(folder)
 
 
 def load(source: Source, baseline: str | None = None, metric: str | None = None) -> Comparison:
