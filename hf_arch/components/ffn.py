@@ -53,7 +53,8 @@ class FeedForward(nn.Module):
     @classmethod
     def width(cls, config: Any, options: Any) -> int:
         """The intermediate size: the option's, the config's, or this FFN's own rule."""
-        return options.intermediate_size or config.intermediate_size or cls.default_intermediate_size(config)
+        given = getattr(options, "intermediate_size", None)  # `none` has no such option
+        return given or config.intermediate_size or cls.default_intermediate_size(config)
 
     @classmethod
     def effective(cls, config: Any, options: Any) -> dict[str, Any]:
