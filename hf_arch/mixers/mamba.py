@@ -57,7 +57,7 @@ class SelectiveStateSpace(RecurrentMixer):
         width = config.hidden_size
         self.inner = int(options.expand * width)
         self.state_size = options.state_size
-        self.dt_rank = options.dt_rank or math.ceil(width / 16)
+        self.dt_rank = self._dt_rank(config, options)
         self.in_proj = nn.Linear(width, 2 * self.inner, bias=options.proj_bias)
         self.conv = ShortConvolution(self.inner, options.conv_size, bias=options.conv_bias)
         self.x_proj = nn.Linear(self.inner, self.dt_rank + 2 * self.state_size, bias=False)
@@ -65,6 +65,14 @@ class SelectiveStateSpace(RecurrentMixer):
         self.A_log = nn.Parameter(torch.empty(self.inner, self.state_size))
         self.D = nn.Parameter(torch.empty(self.inner))
         self.out_proj = nn.Linear(self.inner, width, bias=options.proj_bias)
+
+    @staticmethod
+    def _dt_rank(config: Any, options: MambaOptions) -> int:
+        return options.dt_rank or math.ceil(config.hidden_size / 16)
+
+    @classmethod
+    def effective(cls, config: Any, options: MambaOptions) -> dict[str, Any]:
+        return {**super().effective(config, options), "dt_rank": cls._dt_rank(config, options)}
 
     @classmethod
     def validate(cls, config: Any, options: MambaOptions) -> None:
