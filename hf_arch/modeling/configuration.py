@@ -190,7 +190,7 @@ class ArchConfig(PreTrainedConfig):
         return [mixer.window(self, mixer_options) for mixer, mixer_options in self.mixer_specs]
 
     @property
-    def base_model_tp_plan(self) -> dict[str, str]:
+    def base_model_tp_plan(self) -> dict[str, str] | None:
         """How tensor parallelism splits the base model. transformers names layers by `*` only, so mixers (or FFNs) are
         split where those of all layers agree on how."""
         plan: dict[str, str] = {}
@@ -200,7 +200,7 @@ class ArchConfig(PreTrainedConfig):
             ]
             if all(other == first for other in others):
                 plan |= {f"layers.*.{name}.{module}": style for module, style in first.items()}
-        return plan
+        return plan or None
 
     def with_window(self, window: int | None) -> "ArchConfig":
         """A shallow copy whose `sliding_window` is `window`: what transformers' masks and caches read for one layer."""
