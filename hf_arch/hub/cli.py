@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from typing import Annotated
 
 import typer
@@ -31,7 +33,8 @@ def push(
 
     Again, it sends what has changed. Example: `hf-arch push results/quickstart/gla_1a2b3c4d5e alice/gla --dry-run`.
     """
-    from hf_arch.hub.commands import push_command
+    with redirect_stdout(sys.stderr):  # transformers prints while it is imported
+        from hf_arch.hub.commands import push_command
 
     return push_command(
         path,
@@ -54,7 +57,8 @@ def export(
 
     Examples: `hf-arch export results/first --format hub`, `hf-arch export results/llama --format gguf --output l.gguf`.
     """
-    from hf_arch.hub.commands import export_command
+    with redirect_stdout(sys.stderr):  # transformers prints while it is imported
+        from hf_arch.hub.commands import export_command
 
     return export_command(path, format, output, license)
 
@@ -68,7 +72,8 @@ def convert(
 
     Examples: `hf-arch convert gpt2_folder ours`, `hf-arch convert results/first theirs --to llama`.
     """
-    from hf_arch.hub.commands import convert_command
+    with redirect_stdout(sys.stderr):  # transformers prints while it is imported
+        from hf_arch.hub.commands import convert_command
 
     return convert_command(source, destination, to)
 
@@ -83,6 +88,7 @@ def quantize(
 
     Example: `hf-arch quantize results/first small --method torchao-int8 --text held_out.txt`.
     """
-    from hf_arch.hub.commands import quantize_command
+    with redirect_stdout(sys.stderr):  # transformers prints while it is imported
+        from hf_arch.hub.commands import quantize_command
 
     return quantize_command(path, destination, method, text)

@@ -9,6 +9,11 @@ from rich.table import Table
 
 from hf_arch.errors import choice_error
 from hf_arch.experiments.columns import byte_size
+from hf_arch.hub.convert import Conversion, DifferentResult, convert
+from hf_arch.hub.export import export_gguf, export_hub
+from hf_arch.hub.push import push_to_hub
+from hf_arch.hub.quantize import quantize
+from hf_arch.training.run import quiet_libraries
 
 EXPORT_FORMATS = ("hub", "gguf")
 
@@ -24,9 +29,6 @@ def push_command(
     license: str | None = None,
 ) -> int:
     """Push a run or a saved model, and say what was done; in a dry run, list every file."""
-    from hf_arch.hub.push import push_to_hub
-    from hf_arch.training.run import quiet_libraries
-
     with quiet_libraries():
         push = push_to_hub(
             path,
@@ -50,9 +52,6 @@ def push_command(
 
 def export_command(path: str, format: str, output: str | None = None, license: str | None = None) -> int:
     """Write a model as a self-contained repository (`hub`) or as one GGUF file."""
-    from hf_arch.hub.export import export_gguf, export_hub
-    from hf_arch.training.run import quiet_libraries
-
     if format not in EXPORT_FORMATS:
         raise choice_error("--format", format, EXPORT_FORMATS)
     with quiet_libraries():
@@ -64,8 +63,6 @@ def export_command(path: str, format: str, output: str | None = None, license: s
 
 def convert_command(source: str, destination: str, to: str | None = None) -> int:
     """Convert a checkpoint, and print how far the result is from its source; 1 where it is too far to be kept."""
-    from hf_arch.hub.convert import Conversion, DifferentResult, convert
-    from hf_arch.training.run import quiet_libraries
 
     def show(done: Conversion) -> None:
         print(f"{done.source} -> {done.result}: max abs difference {done.difference:.3g} ({done.reference})")
@@ -83,9 +80,6 @@ def convert_command(source: str, destination: str, to: str | None = None) -> int
 
 def quantize_command(path: str, destination: str, method: str, text: str | None = None) -> int:
     """Quantise a model, and print its size and, where there is text, its perplexity before and after."""
-    from hf_arch.hub.quantize import quantize
-    from hf_arch.training.run import quiet_libraries
-
     with quiet_libraries():
         done = quantize(path, destination, method, text)
     print(f"{destination}: {byte_size(done.bytes_before)} -> {byte_size(done.bytes_after)}")
