@@ -126,7 +126,8 @@ class MatchOptions:
 class ExperimentOptions:
     """The question, and how it becomes runs: named `runs` x points of `matrix` x `seeds`, made equal by `match`.
 
-    `sets` names other recipes, by paths from this one, that are run instead, each in a folder of its own.
+    `sets` names other recipes, by paths from this one, that are run instead, each in a folder of its own. `study`
+    says what is made of the results beside the comparison: `search` recommends the smallest good model.
     """
 
     name: str = ""
@@ -138,6 +139,7 @@ class ExperimentOptions:
     runs: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     scale: dict[str, dict[str, Any]] = field(default_factory=dict)
     sets: tuple[str, ...] = ()
+    study: Literal["search"] | None = None
 
     @property
     def is_set(self) -> bool:
@@ -275,7 +277,7 @@ def read_recipe(
     values = {key: value for key, value in values.items() if key != RUN_FACTS}
     experiment = _declared(values.get("experiment"))
     values["experiment"] = {"name": name, **experiment}
-    if scale is not None:
+    if scale is not None and not experiment.get("sets"):  # the sets have scales of their own
         scales = require_mapping(experiment.get("scale"), "experiment.scale")
         if not scales:
             raise ConfigError(f"--scale: {scale!r} is not known; the recipe declares no experiment.scale")

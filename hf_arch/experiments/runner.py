@@ -154,12 +154,12 @@ def run_set(recipe: Recipe, results_dir: Path, options: RunOptions | None = None
             if run.status == "completed":
                 progress.tell(run, "finished already")
         failed = Suite(prepared.runs, results_dir, worker_options(options), progress.tell).work()
-    _conclude(prepared, results_dir)
+    _conclude(prepared, results_dir, recipe.experiment.study)
     _tell_failed(failed)
     return failed
 
 
-def _conclude(prepared: PreparedSet, results_dir: Path) -> None:
+def _conclude(prepared: PreparedSet, results_dir: Path, study: str | None) -> None:
     """Writes the suite's files, and prints and reports the comparison where anything completed."""
     started = [run.folder for run in prepared.runs if is_run(run.folder)]
     if not started:
@@ -167,8 +167,13 @@ def _conclude(prepared: PreparedSet, results_dir: Path) -> None:
     write_suite_results(results_dir, {entry.name: entry.reason for entry in prepared.plan.skipped})
     if not any(run.status == "completed" for run in prepared.runs):
         return
-    compare_runs(started).print()
+    comparison = compare_runs(started)
+    comparison.print()
     print_skipped(prepared.plan.skipped)
+    if study == "search":
+        from hf_arch.experiments.search import write_study
+
+        write_study(comparison, results_dir).print()
     print(f"report: {write_report(results_dir, runs=started)}")
 
 

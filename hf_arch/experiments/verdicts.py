@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Outcome = Literal["supported", "contradicted", "undecided", "not judged"]
 
-_CLAIM = re.compile(
+CLAIM = re.compile(
     r"(?P<first>[\w.+=-]+)\s+(?:is\s+)?"
     r"(?P<relation>better than|worse than|not distinguishable from|within (?P<bound>\d*\.?\d+) of)\s+"
     r"(?P<second>[\w.+=-]*\w)"
@@ -46,7 +46,7 @@ class Verdict:
 def judge(hypothesis: str, comparison: Comparison) -> list[Verdict]:
     """One verdict a claim that names two groups; one 'not judged' verdict where there is no such claim."""
     verdicts = []
-    for match in _CLAIM.finditer(hypothesis):
+    for match in CLAIM.finditer(hypothesis):
         first, second = (_group_name(match[side], comparison) for side in ("first", "second"))
         if first is None or second is None or first == second:
             continue
