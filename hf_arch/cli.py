@@ -176,8 +176,14 @@ def run_command(
     overrides: Overrides = None,
     scale: Annotated[str | None, typer.Option(help="A size the recipe declares, e.g. `cpu`.")] = None,
     results_dir: Annotated[str | None, typer.Option(help="Folder of the set; by default `results/<name>`.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
-    engine: Annotated[str, typer.Option(metavar="local", help="What starts the runs.")] = "local",
+    workers: Annotated[int, typer.Option(min=1, help="Runs at a time; of Slurm jobs, 1 is as many as it gives.")] = 1,
+    engine: Annotated[
+        str, typer.Option(metavar="local|slurm", help="Processes here, or jobs of a Slurm cluster.")
+    ] = "local",
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="A parameter of the jobs, e.g. `slurm_partition=gpu`; may be repeated."),
+    ] = None,
     distributed: Annotated[
         str,
         typer.Option(
@@ -194,7 +200,7 @@ def run_command(
     """
     from hf_arch.experiments.runner import RunOptions, run_recipe
 
-    options = RunOptions(workers, engine, distributed, scale, tuple(overrides or ()))
+    options = RunOptions(workers, engine, distributed, scale, tuple(overrides or ()), tuple(slurm or ()))
     return run_recipe(recipe, results_dir, options)
 
 

@@ -29,24 +29,29 @@ from hf_arch.experiments.report import write_report
 from hf_arch.experiments.store import group_name, is_run, run_folders, write_suite_results
 from hf_arch.experiments.worker import ReadyRun, Suite, WorkerOptions
 
-ENGINES = ("local",)
+ENGINES = ("local", "slurm")
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a set is run: `workers` runs at a time, by the `engine`; `distributed` as `hf-arch run` explains it."""
+    """How a set is run: `workers` runs at a time, by the `engine`; `distributed` as `hf-arch run` explains it, and
+    `slurm` parameters of the jobs as `key=value`.
+    """
 
     workers: int = 1
     engine: str = "local"
     distributed: str = "auto"
     scale: str | None = None
     overrides: tuple[str, ...] = ()
+    slurm: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise ConfigError(f"--workers: expected at least 1, got {self.workers}")
         if self.engine not in ENGINES:
             raise choice_error("--engine", self.engine, ENGINES)
+        if self.slurm and self.engine != "slurm":
+            raise ConfigError(f"--slurm: {self.slurm[0]!r} is for --engine slurm; the engine is {self.engine!r}")
         if self.distributed not in ("auto", "always", "never"):
             raise choice_error("--distributed", self.distributed, ["auto", "always", "never"])
 
@@ -153,7 +158,20 @@ def run_set(recipe: Recipe, results_dir: Path, options: RunOptions | None = None
         for run in prepared.runs:
             if run.status == "completed":
                 progress.tell(run, "finished already")
-        failed = Suite(prepared.runs, results_dir, worker_options(options), progress.tell).work()
+        if options.engine == "slurm":
+            from hf_arch.experiments.slurm import run_on_slurm, slurm_parameters
+
+            at_once = options.workers if options.workers > 1 else None
+            failed = run_on_slurm(
+                prepared.runs,
+                results_dir,
+                slurm_parameters(options.slurm),
+                at_once,
+                progress.tell,
+                job_options(options),
+            )
+        else:
+            failed = Suite(prepared.runs, results_dir, worker_options(options), progress.tell).work()
     _conclude(prepared, results_dir, recipe.experiment.study)
     _tell_failed(failed)
     return failed
@@ -204,6 +222,11 @@ def worker_options(options: RunOptions) -> WorkerOptions:
 
     command: Callable[[Path, Path], list[str]] = partial(train_command, processes=processes)
     return WorkerOptions(workers=options.workers, command=command, environment=environment)
+
+
+def job_options(options: RunOptions) -> WorkerOptions:
+    """One worker with all that its job was given."""
+    return WorkerOptions(command=partial(train_command, processes=processes_per_run(options)))
 
 
 def processes_per_run(options: RunOptions) -> int:
