@@ -9,10 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
+from hf_arch.errors import ConfigError
+
 
 def register(app: typer.Typer) -> None:
     """Adds the commands of this package to `app`."""
     app.command("eval")(eval_command)
+    app.command("bench")(bench_command)
 
 
 def eval_command(
@@ -69,6 +72,77 @@ def eval_command(
     else:
         print_scores(document)
     return 0
+
+
+def bench_command(
+    architectures: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ARCH]...", help="Names, recipes, runs or saved models; `key=value` changes configs."),
+    ] = None,
+    seq_len: Annotated[str, typer.Option(help="Lengths of context in tokens, with commas.")] = "256",
+    batch_size: Annotated[int, typer.Option(help="Sequences at a time.")] = 1,
+    dtype: Annotated[str, typer.Option(help="`fp32`, `bf16` or `fp16`.")] = "fp32",
+    device: Annotated[str | None, typer.Option(help="`cpu`, `cuda`, ...; by default the GPU, if there is one.")] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="transformers", help="Add transformers' model of the same sizes and weights.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Rounds; medians are reported.")] = 5,
+    output_json: Annotated[str | None, typer.Option(metavar="FILE", help="Write all numbers as JSON.")] = None,
+    plot: Annotated[str | None, typer.Option(metavar="FILE", help="Draw speed and memory: png, svg or pdf.")] = None,
+    readme_table: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Instead fill the README's table from these finished runs.")
+    ] = None,
+    readme: Annotated[str, typer.Option(metavar="FILE", help="The file that `--readme-table` fills.")] = "README.md",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+) -> int:
+    """Measure training, prefill and decode speed, peak memory and cache, side by side in one run.
+
+    Examples: `hf-arch bench llama gla mamba --seq-len 256,1024`,
+    `hf-arch bench gpt2 llama hidden_size=256 num_attention_heads=8 --against transformers --json`,
+    `hf-arch bench --readme-table results/baseline`.
+    """
+    if readme_table is not None:
+        with redirect_stdout(sys.stderr):
+            from hf_arch.evaluation.readme_table import fill_readme
+
+            table = fill_readme(readme_table, readme)
+        print(table)
+        return 0
+    with redirect_stdout(sys.stderr):
+        from hf_arch.evaluation.bench import BenchOptions, run_bench
+        from hf_arch.evaluation.bench_models import find_candidates
+        from hf_arch.evaluation.bench_report import check_plot_path, plot_bench, print_bench
+        from hf_arch.evaluation.model_scores import split_names
+        from hf_arch.experiments.store import to_jsonable, write_json_atomic
+        from hf_arch.training.run import quiet_libraries
+
+        lengths = tuple(_length(text) for text in split_names(seq_len))
+        options = BenchOptions(lengths, batch_size, dtype, device, repeats)
+        if plot is not None:
+            check_plot_path(plot)
+        with quiet_libraries():
+            found = find_candidates(architectures or [], tokens=options.longest, against=against, tell=_tell)
+            document = run_bench(found, options, _tell)
+        if output_json is not None:
+            write_json_atomic(output_json, document)
+        if plot is not None:
+            plot_bench(document, plot)
+    if as_json:
+        _print_json(to_jsonable(document))
+    else:
+        print_bench(document)
+    return 0
+
+
+def _length(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"--seq-len: {text!r} is not a whole number; e.g. --seq-len 256,1024") from None
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _print_json(document: Any) -> None:

@@ -9,15 +9,20 @@ waits for lm_eval's registry and enters a name there; hf_arch is imported when t
 `TORCH_DEVICE_BACKEND_AUTOLOAD=0` turns it off.
 """
 
+from __future__ import annotations
+
 import importlib.util
 import sys
+from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 REGISTRY = "lm_eval.api.registry"
 MODEL = "hf_arch.evaluation.lm_eval:ArchLM"
 
 
-def autoload():
+def autoload() -> None:
     """Enter the model now where lm_eval is loaded, else as soon as it is."""
     if hasattr(sys.modules.get(REGISTRY), "model_registry"):
         _enter(sys.modules[REGISTRY])
@@ -25,14 +30,16 @@ def autoload():
         sys.meta_path.insert(0, _WaitForRegistry())
 
 
-def _enter(registry):
+def _enter(registry: ModuleType) -> None:
     models = getattr(registry, "model_registry", None)
     if models is not None and "hf_arch" not in models:
         models.register("hf_arch", target=MODEL)
 
 
 class _WaitForRegistry(MetaPathFinder):
-    def find_spec(self, fullname, path, target=None):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if fullname != REGISTRY:
             return None
         sys.meta_path.remove(self)
@@ -43,13 +50,15 @@ class _WaitForRegistry(MetaPathFinder):
 
 
 class _LoadThenEnter(Loader):
-    def __init__(self, loader):
+    def __init__(self, loader: Loader) -> None:
         self.loader = loader
 
-    def create_module(self, spec):
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
 
-    def exec_module(self, module):
+    def exec_module(self, module: ModuleType) -> None:
         self.loader.exec_module(module)
-        module.__loader__ = module.__spec__.loader = self.loader
+        module.__loader__ = self.loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self.loader
         _enter(module)
