@@ -72,6 +72,11 @@ class FeedForward(nn.Module):
         """As Mixer.tensor_parallel."""
         return {}
 
+    @classmethod
+    def expert_parallel(cls, config: Any, options: Any) -> dict[str, str]:
+        """How expert parallelism splits its modules, in transformers' words."""
+        return {}
+
     def forward(self, hidden_states: Tensor, **context: Any) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
         raise NotImplementedError

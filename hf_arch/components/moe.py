@@ -144,6 +144,20 @@ class MixtureOfExperts(FeedForward):
         if options.num_shared_experts < 0:
             raise ConfigError(f"ffn moe: num_shared_experts {options.num_shared_experts} is not allowed; use 0 or more")
 
+    @classmethod
+    def tensor_parallel(cls, config: Any, options: MoEOptions) -> dict[str, str]:
+        up = {"experts.gate_up_proj": "packed_colwise"} if options.gated else {"experts.up_proj": "colwise"}
+        plan = {**up, "experts.down_proj": "rowwise", "experts": "moe_tp_experts"}
+        if options.num_shared_experts:
+            shared = (GatedMLP if options.gated else MLP).tensor_parallel(config, options)
+            plan |= {f"shared_experts.{module}": style for module, style in shared.items()}
+        return plan
+
+    @classmethod
+    def expert_parallel(cls, config: Any, options: MoEOptions) -> dict[str, str]:
+        up = "experts.gate_up_proj" if options.gated else "experts.up_proj"
+        return {up: "grouped_gemm", "experts.down_proj": "grouped_gemm", "experts": "ep_dispatch_experts"}
+
     def forward(self, hidden_states: Tensor, layout: SequenceLayout = PLAIN_LAYOUT, **context: Any) -> Any:
         tokens = hidden_states.flatten(0, -2)
         logits, weights, chosen = self.router(tokens)

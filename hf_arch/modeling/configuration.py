@@ -191,15 +191,23 @@ class ArchConfig(PreTrainedConfig):
 
     @property
     def base_model_tp_plan(self) -> dict[str, str] | None:
-        """How tensor parallelism splits the base model. transformers names layers by `*` only, so mixers (or FFNs) are
-        split where those of all layers agree on how."""
+        """How tensor parallelism splits the base model, None where it splits nothing."""
+        return self._parallel_plan("tensor_parallel", mixer=self.mixer_specs, ffn=self.ffn_specs)
+
+    @property
+    def base_model_ep_plan(self) -> dict[str, str] | None:
+        """How expert parallelism splits the base model, None where there are no experts."""
+        return self._parallel_plan("expert_parallel", ffn=self.ffn_specs)
+
+    def _parallel_plan(self, kind: str, **parts: list[tuple[Any, Any]]) -> dict[str, str] | None:
+        """transformers names layers by `*` only, and two classes may mean different things by one name: what layers of
+        several classes do not agree on stays whole."""
         plan: dict[str, str] = {}
-        for name, specs in (("mixer", self.mixer_specs), ("ffn", self.ffn_specs)):
-            first, *others = [
-                component.tensor_parallel(self, component_options) for component, component_options in specs
-            ]
-            if all(other == first for other in others):
-                plan |= {f"layers.*.{name}.{module}": style for module, style in first.items()}
+        for part, specs in parts.items():
+            plans = [getattr(component, kind)(self, component_options) for component, component_options in specs]
+            of_one_class = len({component for component, _ in specs}) == 1
+            if of_one_class or all(other == plans[0] for other in plans):
+                plan |= {f"layers.*.{part}.{module}": style for one in plans for module, style in one.items()}
         return plan or None
 
     def with_window(self, window: int | None) -> "ArchConfig":

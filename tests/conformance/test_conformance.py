@@ -36,8 +36,9 @@ from transformers import (
 import hf_arch
 from hf_arch.components.attention_product import AttentionProduct
 
-from .transformers_tests import test_fsdp_mixin, test_tensor_parallel_mixin
+from .transformers_tests import test_expert_parallel_mixin, test_fsdp_mixin, test_tensor_parallel_mixin
 from .transformers_tests.test_configuration_common import ConfigTester
+from .transformers_tests.test_expert_parallel_mixin import ExpertParallelTesterMixin
 from .transformers_tests.test_fsdp_mixin import FSDPTesterMixin
 from .transformers_tests.test_modeling_common import GenerationTesterMixin, ModelTesterMixin, ids_tensor
 from .transformers_tests.test_tensor_parallel_mixin import TensorParallelTesterMixin
@@ -46,6 +47,7 @@ from .transformers_tests.test_training_mixin import TrainingTesterMixin
 # None switches the distributed tests on for every model that declares a plan; upstream lists its own families.
 test_fsdp_mixin.FSDP_DISTRIBUTED_TEST_MODEL_TYPES = None
 test_tensor_parallel_mixin.TP_DISTRIBUTED_TEST_MODEL_TYPES = None
+test_expert_parallel_mixin.EP_DISTRIBUTED_TEST_MODEL_TYPES = None
 
 AUTO_CLASSES = {
     "base_model_class": AutoModel,
@@ -94,7 +96,12 @@ class ModelTester:
 
 
 class Conformance(
-    ModelTesterMixin, GenerationTesterMixin, TrainingTesterMixin, TensorParallelTesterMixin, FSDPTesterMixin
+    ModelTesterMixin,
+    GenerationTesterMixin,
+    TrainingTesterMixin,
+    ExpertParallelTesterMixin,
+    TensorParallelTesterMixin,
+    FSDPTesterMixin,
 ):
     architecture: str
     test_can_init_all_missing_weights_before_2023 = True  # else skipped for files without a copyright year
