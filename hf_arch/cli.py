@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 from hf_arch import __version__
 from hf_arch.errors import ConfigError
 from hf_arch.evaluation.cli import register as register_evaluation
+from hf_arch.experiments.probe_cli import register as register_probe
 from hf_arch.hub.cli import register as register_hub
 
 
@@ -204,32 +205,7 @@ def run_command(
     return run_recipe(recipe, results_dir, options)
 
 
-@app.command()
-def generate(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A run folder or a saved model.")],
-    prompt: Annotated[str, typer.Option(help="Text to continue.")],
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens to write.")] = 128,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token, 1 samples as learned.")] = 0.8,
-    top_k: Annotated[int, typer.Option(help="Sample from the K likeliest tokens; 0: from all.")] = 50,
-    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens that hold this probability.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
-) -> int:
-    """Continue a prompt with a trained model, printed as it is written; the speed goes to stderr.
-
-    Example: `hf-arch generate results/quickstart/gla_1a2b3c4d5e --prompt "ROMEO: " --temperature 0.8`.
-    """
-    with _only_results_on_stdout():
-        from hf_arch.evaluation.generation import SamplingOptions, generate_text, load_model
-        from hf_arch.training.run import quiet_libraries
-
-    options = SamplingOptions(max_new_tokens, temperature, top_k, top_p, seed)
-    with quiet_libraries():
-        model, tokenizer = load_model(path)
-        print(prompt, end="", flush=True)
-        done = generate_text(model, tokenizer, prompt, options, write=lambda text: print(text, end="", flush=True))
-    print()
-    print(f"{done.tokens} tokens, {done.tokens_per_second:.1f} tokens/s", file=sys.stderr)
-    return 0
+register_evaluation(app)
 
 
 @app.command()
@@ -289,6 +265,7 @@ def data_prepare(
 
 register_evaluation(app)
 register_hub(app)
+register_probe(app)
 
 
 def _only_results_on_stdout() -> AbstractContextManager[Any]:

@@ -1,4 +1,4 @@
-"""The commands `eval` and `bench`; `register(app)` adds them to the command line."""
+"""The commands `generate`, `eval` and `bench`; `register(app)` adds them to the command line."""
 
 from __future__ import annotations
 
@@ -14,8 +14,68 @@ from hf_arch.errors import ConfigError
 
 def register(app: typer.Typer) -> None:
     """Adds the commands of this package to `app`."""
+    app.command("generate")(generate_command)
     app.command("eval")(eval_command)
     app.command("bench")(bench_command)
+
+
+def generate_command(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A run, a saved model, or a Hub id.")],
+    prompt: Annotated[str | None, typer.Option(help="Text to continue.")] = None,
+    prompt_file: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Instead a prompt a line, several at a time.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to write.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token, 1 samples as learned.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Sample from the K likeliest tokens; 0: from all.")] = 50,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens that hold this probability.")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest one.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: avoid tokens that have been there.")] = 1.0,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="End before this text; may be given several times.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts of a file at a time.")] = 8,
+    dtype: Annotated[str, typer.Option(help="Of the weights: `fp32`, `bf16`, `fp16`; `auto` is as saved.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="`cpu`, `cuda`, ...; by default the GPU, if there is one.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+) -> int:
+    """Continue a prompt with a trained model, printed as it is written; the speed goes to stderr.
+
+    Examples: `hf-arch generate results/quickstart/gla_1a2b3c4d5e --prompt "ROMEO: " --stop "JULIET:"`,
+    `hf-arch generate results/quickstart/gla_1a2b3c4d5e --prompt-file prompts.txt --temperature 0 --json`.
+    """
+    with redirect_stdout(sys.stderr):
+        from hf_arch.evaluation.generation import SamplingOptions, generate_batch, generate_text, read_prompts
+        from hf_arch.evaluation.loading import load_model, parse_device, parse_dtype
+        from hf_arch.training.run import quiet_libraries
+
+    options = SamplingOptions(
+        max_new_tokens, temperature, top_k, top_p, seed, min_p, repetition_penalty, tuple(stop or ())
+    )
+    prompts = read_prompts(prompt, prompt_file)
+    with quiet_libraries():
+        model, tokenizer = load_model(path, dtype=parse_dtype(dtype), device=parse_device(device))
+        if prompt is not None and not as_json:
+            _say(prompt)
+            done = [generate_text(model, tokenizer, prompt, options, write=_say)]
+            print()
+        else:
+            done = []
+            for written in generate_batch(model, tokenizer, prompts, options, batch_size):
+                if not as_json:
+                    print(f"{prompts[len(done)]}{written.text}\n")
+                done.append(written)
+    if as_json:
+        pairs = zip(prompts, done, strict=True)
+        _print_json([{"prompt": text, "text": one.text, "tokens": one.tokens} for text, one in pairs])
+    tokens, seconds = sum(one.tokens for one in done), sum(one.seconds for one in done)
+    _tell(f"{tokens} tokens, {tokens / seconds:.1f} tokens/s")
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, end="", flush=True)
 
 
 def eval_command(
