@@ -1,4 +1,4 @@
-"""Smaller copies of a model: matrices in 8 bits by torchao, in 4 by GPTQ; recurrent parameters are left alone.
+"""Smaller copies of a model: matrices in 8 bits by torchao, of attention models also in 4 by GPTQ.
 
     quantize("results/first", "small", "torchao-int8", text="held_out.txt")
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_arch.errors import ConfigError, choice_error
@@ -25,10 +26,11 @@ from hf_arch.evaluation.text_loss import TextOptions, score_text
 from hf_arch.hub.checkpoint import checkpoint_folder, load_ours
 from hf_arch.hub.repository import copy_tokenizer, new_folder
 from hf_arch.hub.run_facts import find_run
+from hf_arch.mixers.base import RecurrentMixer
 
 METHODS = ("torchao-int8", "torchao-int8-dynamic", "gptq")
 _ROWS = 64  # of a run's validation split, where no text is given
-_GPTQ_ROWS, _GPTQ_LENGTH = 64, 512
+_GPTQ_ROWS, _GPTQ_LENGTH, _GPTQ_GROUP = 64, 512, 32
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,12 @@ def quantize(path: str | Path, destination: str | Path, method: str, text: str |
     options = TextOptions(file=None if text is None else str(text), limit=_ROWS if text is None else None)
     with new_folder(destination, "DST") as folder:
         original, tokenizer = load_ours(source), load_tokenizer(source) if measurable else None
+        if method == "gptq":
+            _require_attention(original)
         before = score_text(str(path), original, tokenizer, options) if tokenizer else {}
         copy_tokenizer(source, folder)
         if method == "gptq":
-            small = _gptq(source, folder, Path(str(text)))
+            small = _gptq(source, folder, Path(str(text)), original)
         else:
             small = _torchao(source, folder, method, unquantized_modules(original))
         after = score_text(str(path), small, tokenizer, options) if tokenizer else {}
@@ -94,18 +98,47 @@ def _torchao(source: Path, folder: Path, method: str, left_alone: Sequence[str])
     return AutoModelForCausalLM.from_pretrained(folder).eval()  # what was saved is what is measured
 
 
-def _gptq(source: Path, folder: Path, text: Path) -> PreTrainedModel:
+def _require_attention(model: PreTrainedModel) -> None:
+    """Raise a ConfigError for recurrent mixers: gptqmodel runs layers one by one and garbles what these are handed."""
+    recurrent = [mixer.__name__ for mixer, _ in model.config.mixer_specs if issubclass(mixer, RecurrentMixer)]
+    if recurrent:
+        raise ConfigError(
+            f"--method: gptq cannot quantise {recurrent[0]}, since gptqmodel runs no recurrent layers; "
+            "nearest: 'torchao-int8'"
+        )
+
+
+def _gptq(source: Path, folder: Path, text: Path, original: PreTrainedModel) -> PreTrainedModel:
     # By default it asks for more workers than a small CPU has, and stops.
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(os.cpu_count() or 1))
     from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
+    from gptqmodel.models.auto import MODEL_MAP
+    from gptqmodel.models.base import BaseQModel
 
+    tree = ["model", "layers", "#", _gptq_layers(original)]
+    # Layers of one model may have different mixers, so not every name is in every layer.
+    attributes = {"module_tree": tree, "pre_lm_head_norm_module": "model.norm", "layer_modules_strict": False}
+    MODEL_MAP[original.config.model_type] = type("ArchQModel", (BaseQModel,), attributes)
     tokenizer = load_tokenizer(source)
     tokens = torch.tensor(tokenizer(text.read_text(encoding="utf-8"), verbose=False)["input_ids"])
     rows = [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in tokens.split(_GPTQ_LENGTH)]
-    model: Any = GPTQModel.load(str(source), QuantizeConfig(bits=4, group_size=32), backend=BACKEND.TORCH)
+    config = QuantizeConfig(bits=4, group_size=_GPTQ_GROUP, offload_to_disk=False)
+    model: Any = GPTQModel.load(str(source), config, backend=BACKEND.TORCH)
     model.quantize(rows[:_GPTQ_ROWS], batch_size=1)
     model.save(str(folder))
     return GPTQModel.load(str(folder), backend=BACKEND.TORCH).model.eval()
+
+
+def _gptq_layers(model: PreTrainedModel) -> dict[str, tuple[str, ...]]:
+    """The Linear layers of a block that can be quantised, by branch: those whose rows divide into whole groups."""
+    left_alone = set(unquantized_modules(model))
+    branches: dict[str, dict[str, None]] = {"mixer": {}, "ffn": {}}
+    for name, module in model.named_modules():
+        parts = name.split(".", 4)  # model.layers.<index>.<branch>.<name>
+        fits = isinstance(module, nn.Linear) and module.in_features % _GPTQ_GROUP == 0 and name not in left_alone
+        if fits and len(parts) == 5 and parts[3] in branches:
+            branches[parts[3]][parts[4]] = None
+    return {branch: tuple(names) for branch, names in branches.items() if names}
 
 
 def _weight_bytes(folder: Path) -> int:

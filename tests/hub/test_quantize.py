@@ -14,7 +14,7 @@ from hf_arch.errors import ConfigError
 from hf_arch.hub.checkpoint import load_ours
 from hf_arch.hub.commands import export_command, quantize_command
 from hf_arch.hub.export import export_gguf, export_hub
-from hf_arch.hub.quantize import quantize, unquantized_modules
+from hf_arch.hub.quantize import _require_attention, quantize, unquantized_modules
 
 from .conftest import save_tiny
 
@@ -73,6 +73,12 @@ def test_what_quantize_cannot_do_is_told(tmp_path: Path):
         with pytest.raises(ConfigError, match=r"--method: gptq needs the package gptqmodel: .* environment of its own"):
             quantize(source, tmp_path / "small", "gptq")
     assert not (tmp_path / "small").exists()
+
+
+def test_gptq_refuses_recurrent_mixers_by_name(tmp_path: Path):
+    _require_attention(load_ours(save_tiny(tmp_path / "llama", "llama")))
+    with pytest.raises(ConfigError, match="--method: gptq cannot quantise GatedLinearAttention"):
+        _require_attention(load_ours(save_tiny(tmp_path / "gla", "gla")))
 
 
 def test_a_gguf_file_read_by_transformers_gives_the_same_logits_and_tokens(tmp_path: Path, capsys):
