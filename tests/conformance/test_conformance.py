@@ -63,7 +63,7 @@ def count_attention_layers(architecture: str) -> int:
     """Layers that form attention weights, which `output_attentions` returns."""
     with torch.device("meta"):
         model = AutoModel.from_config(hf_arch.tiny_config(architecture))
-    return sum(isinstance(module, AttentionProduct) for module in model.modules())
+    return sum(any(isinstance(module, AttentionProduct) for module in layer.modules()) for layer in model.layers)
 
 
 class ModelTester:
