@@ -112,13 +112,14 @@ def _gptq(source: Path, folder: Path, text: Path, original: PreTrainedModel) -> 
     # By default it asks for more workers than a small CPU has, and stops.
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(os.cpu_count() or 1))
     from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
-    from gptqmodel.models.auto import MODEL_MAP
+    from gptqmodel.models.auto import MODEL_MAP, SUPPORTED_MODELS
     from gptqmodel.models.base import BaseQModel
 
     tree = ["model", "layers", "#", _gptq_layers(original)]
     # Layers of one model may have different mixers, so not every name is in every layer.
     attributes = {"module_tree": tree, "pre_lm_head_norm_module": "model.norm", "layer_modules_strict": False}
     MODEL_MAP[original.config.model_type] = type("ArchQModel", (BaseQModel,), attributes)
+    SUPPORTED_MODELS.append(original.config.model_type)  # else it guesses the layers, and leaves attention out
     tokenizer = load_tokenizer(source)
     tokens = torch.tensor(tokenizer(text.read_text(encoding="utf-8"), verbose=False)["input_ids"])
     rows = [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in tokens.split(_GPTQ_LENGTH)]
