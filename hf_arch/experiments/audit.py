@@ -74,9 +74,14 @@ def check_finite(runs: Sequence[RunResult]) -> Finding | None:
 
 
 def check_tokens(runs: Sequence[RunResult]) -> Finding:
-    """The same number of training tokens: a run cut short is caught here too."""
+    """The same number of training tokens: a run cut short is caught here too. A probe may end once it is solved."""
+    counted = [run for run in runs if run.completed]
+    if solved := [run for run in counted if run.results.get("stopped_early")]:
+        least, most = (int(pick(run.numbers.get("tokens_seen", 0) for run in counted)) for pick in (min, max))
+        sentence = f"Training ended as soon as the probe was solved for {_names(solved)}: {least:,} to {most:,} tokens."
+        return Finding("tokens", "note", sentence, _labels(solved))
     return _same(
-        [run for run in runs if run.completed],
+        counted,
         "tokens",
         lambda run: run.numbers.get("tokens_seen"),
         ok=lambda tokens: f"Same tokens: every completed run saw {int(tokens):,} tokens.",
@@ -152,22 +157,27 @@ def check_parameters(runs: Sequence[RunResult]) -> Finding:
     declared = max((finite(_match(run).get("tolerance")) or 0.0 for run in runs), default=0.0)
     if mismatch <= declared and all(_match(run).get("by") == "parameters" for run in runs):
         return Finding("parameters", "note", f"{sentence}; the recipe allows {declared:.0%}.", _labels(runs))
-    if all(_match(run).get("by") == "flops" for run in runs):
-        return Finding("parameters", "note", f"{sentence}; the recipe matches FLOPs per token instead.", _labels(runs))
+    for by, what in (("flops", "FLOPs per token"), ("state", "bytes of state")):
+        if all(_match(run).get("by") == by for run in runs):
+            return Finding("parameters", "note", f"{sentence}; the recipe matches {what} instead.", _labels(runs))
     return Finding("parameters", "violation", f"{sentence}.", _labels(runs))
 
 
-def check_matched_flops(runs: Sequence[RunResult]) -> Finding | None:
-    """FLOPs per token within the declared tolerance, where the recipe matches by them."""
+def check_matched_size(runs: Sequence[RunResult]) -> Finding | None:
+    """FLOPs per token or bytes of state within the declared tolerance, where the recipe matches by them."""
     match = next((match for run in runs if (match := _match(run))), {})
-    flops = {run.name: run.numbers["flops_per_token"] for run in runs if run.numbers.get("flops_per_token")}
-    if match.get("by") != "flops" or len(flops) < 2:
+    matched = {"flops": ("flops_per_token", "Training FLOPs per token"), "state": ("state_bytes", "Bytes of state")}
+    if match.get("by") not in matched:
+        return None
+    key, what = matched[match["by"]]
+    sizes = {run.name: run.numbers[key] for run in runs if run.numbers.get(key)}
+    if len(sizes) < 2:
         return None
     tolerance = finite(match.get("tolerance")) or PARAMETER_TOLERANCE
-    mismatch = max(flops.values()) / min(flops.values()) - 1
+    mismatch = max(sizes.values()) / min(sizes.values()) - 1
     severity: Severity = "ok" if mismatch <= tolerance else "violation"
-    sentence = f"Training FLOPs per token differ by {mismatch:.2%} (declared limit {tolerance:.0%})."
-    return Finding("FLOPs", severity, sentence, _labels(runs))
+    sentence = f"{what} differ by {mismatch:.2%} (declared limit {tolerance:.0%})."
+    return Finding("FLOPs" if key == "flops_per_token" else "state", severity, sentence, _labels(runs))
 
 
 def check_short_convolution(runs: Sequence[RunResult]) -> Finding:
@@ -310,7 +320,7 @@ CHECKS: tuple[Callable[[Sequence[RunResult]], Finding | None], ...] = (
     check_order,
     check_learning_rates,
     check_parameters,
-    check_matched_flops,
+    check_matched_size,
     check_short_convolution,
     check_init,
     check_dropout,

@@ -84,6 +84,12 @@ def seeds_text(group: Group) -> str:
 COLUMNS: tuple[Column, ...] = (
     Column("params_total", "params", "parameters, embeddings included", lambda _c, g: quantity(g.mean("params_total"))),
     Column(
+        "accuracy",
+        "accuracy",
+        "share of right answers of a probe: mean over seeds ± half a 95 % t interval",
+        lambda _c, g: interval_text(g.interval("accuracy")),
+    ),
+    Column(
         "final_val_loss",
         "val loss",
         "validation loss in nats per token: mean over seeds ± half a 95 % t interval",

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 LOSS = "final_val_loss"
-HIGHER_IS_BETTER = ("train_tokens_per_second", "decode_tokens_per_second", "mfu")
-INTERVAL_KEYS = ("final_train_loss", "final_val_loss", "final_val_perplexity", "bits_per_byte")
+HIGHER_IS_BETTER = ("accuracy", "train_tokens_per_second", "decode_tokens_per_second", "mfu")
+INTERVAL_KEYS = ("final_train_loss", "final_val_loss", "final_val_perplexity", "bits_per_byte", "accuracy")
 BASELINE_ARCHITECTURES = ("gpt2", "llama")
 METRIC_NAMES = {
     "final_val_loss": "validation loss",
@@ -224,9 +224,9 @@ def compare_runs(
 ) -> Comparison:
     """Reads, groups, tests and audits runs.
 
-    `metric` is a measured number of results.json; by default the validation loss, or bits per byte where the
-    tokenizers differ (a loss per token means nothing then). `baseline` is a group's name; by default the run that the
-    recipe names or lists first. ConfigError for a name that does not exist.
+    `metric` is a measured number of results.json; by default the validation loss, the accuracy of probes, or bits per
+    byte where the tokenizers differ (a loss per token means nothing then). `baseline` is a group's name; by default the
+    run that the recipe names or lists first. ConfigError for a name that does not exist.
     """
     runs = store.load_runs(source)
     if metric is None:
@@ -302,6 +302,8 @@ def _group(name: str, runs: list[RunResult], metric: str) -> Group:
 
 def _default_metric(runs: list[RunResult]) -> str:
     completed = [run for run in runs if run.completed]
+    if completed and all("accuracy" in run.numbers for run in completed):
+        return "accuracy"
     tokenizers = {run.results.get("tokenizer_fingerprint") for run in completed}
     return "bits_per_byte" if len(tokenizers) > 1 and all("bits_per_byte" in run.numbers for run in completed) else LOSS
 

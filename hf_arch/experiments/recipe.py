@@ -38,6 +38,11 @@ RESERVED_TRAINING = {
     "bf16": "write `training.precision: bf16`",
     "fp16": "write `training.precision: fp16`",
 }
+# What of the `training` section means something where a probe is learned.
+PROBE_TRAINING = (
+    *("max_steps", "num_train_epochs", "per_device_train_batch_size", "learning_rate", "weight_decay"),
+    *("warmup_steps", "max_grad_norm", "eval_steps", "seed"),
+)
 # Do not change a result, so they stay out of the hash that names a run.
 UNHASHED_TRAINING = (
     *("logging_", "save_", "report_to", "run_name", "project", "trackio_"),
@@ -185,10 +190,14 @@ class Recipe:
                 raise ConfigError(
                     f"{section}: a recipe with a `probe` section generates its rows; leave {section!r} out"
                 )
+        training = parse_training(merged.get("training"))
+        for key in training if probe is not None else ():
+            if key not in PROBE_TRAINING:
+                raise ConfigError(f"training.{key}: not for a probe; allowed: {', '.join(sorted(PROBE_TRAINING))}")
         return cls(
             model=model,
             data=parse_section(DataOptions, merged.get("data"), "data"),
-            training=parse_training(merged.get("training")),
+            training=training,
             evaluation=parse_section(EvaluationOptions, merged.get("evaluation"), "evaluation"),
             experiment=experiment,
             overrides=overrides,

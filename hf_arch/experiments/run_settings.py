@@ -7,7 +7,7 @@ from typing import Any
 from hf_arch.experiments.store import RunResult
 
 # Sections of a recipe in which runs of one comparison should agree; learning rate and seed have checks of their own.
-SHARED_SECTIONS = ("data", "training", "evaluation")
+SHARED_SECTIONS = ("data", "probe", "training", "evaluation")
 UNSHARED_KEYS = (
     "learning_rate",
     "seed",

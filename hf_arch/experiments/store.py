@@ -43,6 +43,7 @@ NUMBERS = (
     "final_val_loss",
     "final_val_perplexity",
     "bits_per_byte",
+    "accuracy",
     "params_total",
     "params_active",
     "params_embedding",

@@ -78,6 +78,10 @@ def run_training(recipe: Recipe, output_dir: str | Path, resume: bool = False, q
         check_folder(folder, resume)
     if resume and is_finished(folder):
         return read_json(folder / RESULTS_FILE)
+    if recipe.probe is not None:
+        from hf_arch.experiments.probe_run import run_probe
+
+        return run_probe(recipe, folder, quiet)
     build_config(recipe)  # a mistake in the model section shows before minutes of data preparation
     precision = choose_precision(recipe.training.get("precision", "auto"))
     data = prepare_data(recipe.data)

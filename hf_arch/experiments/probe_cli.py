@@ -1,0 +1,98 @@
+"""`hf-arch probe`: small models of several architectures on synthetic tasks, compared like any other runs.
+
+Each task is a set of its own: runs by architecture, an equal sweep of learning rates, seeds; the report shows accuracy
+against parameters and against bytes of state.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hf_arch.errors import ConfigError
+
+SWEPT = "training.learning_rate"
+TOLERANCE = 0.02  # one more channel of a model this small is more than a hundredth of it
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to `app`."""
+    app.command("probe")(probe_command)
+
+
+def probe_command(
+    architectures: Annotated[
+        list[str], typer.Argument(metavar="ARCH... [KEY=VALUE]...", help="Architectures, then changes to their recipe.")
+    ],
+    task: Annotated[list[str], typer.Option("--task", help="A probe, e.g. `mqar`, `parity`; may be repeated.")],
+    setting: Annotated[str, typer.Option(metavar="cpu|paper", help="A twin for two cores, or as published.")] = "cpu",
+    width: Annotated[int, typer.Option(min=1, help="Width of the models.")] = 64,
+    layers: Annotated[int, typer.Option(min=1, help="Layers of the models.")] = 2,
+    learning_rate: Annotated[
+        list[float] | None, typer.Option(help="A rate that every architecture tries; may be repeated. Default 3e-3.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 1,
+    match: Annotated[str | None, typer.Option(metavar="parameters|flops|state", help="Make the models equal.")] = None,
+    results_dir: Annotated[str, typer.Option(help="Where the runs go, a folder for each task.")] = "results/probes",
+    workers: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+) -> int:
+    """Train small models on synthetic tasks: what can an architecture recall, copy, compress, or keep track of?
+
+    Models have one head and, except for the tasks of MAD, no FFN. Finished runs are kept.
+    Example: `hf-arch probe llama gla mamba delta_net --task mqar --learning-rate 1e-3 --learning-rate 3e-3`.
+    """
+    from hf_arch.experiments.recipe import read_recipe
+    from hf_arch.experiments.runner import RunOptions, run_set
+
+    names = [name for name in architectures if "=" not in name]
+    overrides = [text for text in architectures if "=" in text]
+    rates = learning_rate or [3e-3]
+    sets = [
+        read_recipe(probe_recipe(names, entry, setting, width, layers, rates, seeds, match), overrides)
+        for entry in dict.fromkeys(task)
+    ]
+    failed = []
+    for recipe in sets:
+        failed += run_set(recipe, Path(results_dir) / recipe.experiment.name, RunOptions(workers=workers))
+    return 1 if failed else 0
+
+
+def probe_recipe(
+    architectures: list[str],
+    task: str,
+    setting: str,
+    width: int,
+    layers: int,
+    rates: list[float],
+    seeds: int,
+    match: str | None,
+) -> dict[str, Any]:
+    """The recipe of one task, as plain values. Raises `ConfigError` for a task that does not exist."""
+    from hf_arch.data.probes import MAD, PROBES
+    from hf_arch.errors import choice_error
+
+    if not architectures:
+        raise ConfigError(
+            "ARCH: none given; name at least one architecture, e.g. `hf-arch probe llama gla --task mqar`"
+        )
+    if task not in PROBES:
+        raise choice_error("--task", task, PROBES)
+    # The single block of Zoology is a mixer alone; MAD alternates mixer and SwiGLU.
+    ffn = "glu" if PROBES[task] in MAD else "none"
+    model = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 1, "ffn": ffn}
+    return {
+        "model": {**model, "embedding_dropout": 0.0, "residual_dropout": 0.0, "attention_dropout": 0.0},
+        "probe": {"task": task, "setting": setting},
+        "training": {} if len(rates) > 1 else {"learning_rate": rates[0]},
+        "experiment": {
+            "name": task,
+            "hypothesis": PROBES[task].question,
+            "description": f"The probe {task} at its {setting} setting, {layers} layers of width {width}.",
+            "runs": {name: {"model": {"architecture": name}} for name in dict.fromkeys(architectures)},
+            "seeds": seeds,
+            "matrix": {SWEPT: rates} if len(rates) > 1 else {},
+            **({"match": {"by": match, "tolerance": TOLERANCE}} if match else {}),
+        },
+    }

@@ -1,0 +1,144 @@
+"""A probe as a run: the same folder and files as a training run, so that sets, tables and reports take it as one.
+
+`results.json` has `accuracy`, the best share of right answers on the test rows, beside the numbers of every run;
+losses are nats per answer. A run that was interrupted begins anew: it lasts minutes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, set_seed
+
+import hf_arch
+from hf_arch.data.order import SeededOrder
+from hf_arch.experiments.build import build_config, changed_initialisation
+from hf_arch.experiments.probes import Learned, ProbeTraining, learn_probe
+from hf_arch.experiments.recipe import RUN_FACTS, Recipe
+from hf_arch.experiments.store import (
+    CONFIG_FILE,
+    METRICS_FILE,
+    MODEL_DIR,
+    RESULTS_FILE,
+    read_json,
+    to_jsonable,
+    write_json_atomic,
+)
+from hf_arch.training.memory import PeakMemory
+from hf_arch.training.provenance import order_fingerprint, provenance
+from hf_arch.training.run import quiet_libraries
+from hf_arch.training.startup import model_report
+
+EPOCHS = 16
+
+
+def probe_training(recipe: Recipe, rows: int) -> ProbeTraining:
+    """The options of the recipe's `training` section for a probe of `rows` train rows."""
+    assert recipe.probe is not None
+    values = dict(recipe.training)
+    epochs = values.pop("num_train_epochs", EPOCHS)
+    batch = min(values.get("per_device_train_batch_size", ProbeTraining.per_device_train_batch_size), rows)
+    values.setdefault("max_steps", max(1, round(epochs * rows / batch)))
+    return ProbeTraining(**values, stop_accuracy=recipe.probe.stop_accuracy)
+
+
+def run_probe(recipe: Recipe, folder: Path, quiet: bool = False) -> dict[str, Any]:
+    """Learns the probe of `recipe` in `folder` and returns what it wrote to `results.json`."""
+    assert recipe.probe is not None
+    seed = recipe.training.get("seed", 0)
+    train, test = (recipe.probe.data(split, seed) for split in ("train", "test"))  # type: ignore[arg-type]
+    config = build_config(recipe)
+    options = probe_training(recipe, len(train.inputs))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    report = model_report(config, recipe.sequence_length)
+    name = recipe.experiment.name or report["architecture"]
+    fingerprint = hashlib.sha256(recipe.data_key.encode()).hexdigest()
+    started = time.time()
+    _write_config(recipe, folder, name, seed, fingerprint, config)
+    facts = {
+        "name": name,
+        "architecture": report["architecture"],
+        "architecture_name": report["name"],
+        "components": report["components"],
+        "hypothesis": recipe.experiment.hypothesis,
+        "seed": seed,
+        "learning_rate": options.learning_rate,
+        "precision": "fp32",
+        **{key: report[key] for key in ("params_total", "params_trainable", "params_active", "params_embedding")},
+        "flops_per_token": report["flops_per_token_train"],
+        "state_bytes": report["state_bytes"],
+        "sequence_length": recipe.sequence_length,
+        "data_fingerprint": fingerprint,
+        "tokenizer_fingerprint": f"{train.vocab_size} ids",
+        "order_fingerprint": order_fingerprint(SeededOrder(len(train.inputs), seed), f"{fingerprint} {seed}"),
+        "init_overridden": bool(changed_initialisation(recipe, config)),
+    }
+
+    def write(status: str, reason: str, **numbers: Any) -> dict[str, Any]:
+        ended = {"status": status, "wall_seconds": time.time() - started}
+        results = {**facts, **numbers, **ended, "provenance": {**provenance(device), "exit_reason": reason}}
+        write_json_atomic(folder / RESULTS_FILE, results)
+        return results
+
+    metrics = folder / METRICS_FILE
+    metrics.write_text("")
+
+    def log(row: Any) -> None:
+        with metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(to_jsonable(row), allow_nan=False) + "\n")
+        if not quiet:
+            text = f"{name}: step {row['step']}/{options.max_steps}: loss {row['loss']:.4f}"
+            print(f"{text}, accuracy {row['val_accuracy']:.3f}", file=sys.stderr, flush=True)
+
+    write("running", "running")
+    try:
+        memory = PeakMemory(device)
+        set_seed(seed)
+        model = AutoModelForCausalLM.from_config(config).to(device)
+        learned = learn_probe(model, train, test, options, log, device)
+        with quiet_libraries():
+            model.save_pretrained(str(folder / MODEL_DIR))
+    except KeyboardInterrupt:
+        write("interrupted", "interrupted by the user")
+        raise
+    except BaseException as error:
+        write("failed", f"{type(error).__name__}: {error}")
+        raise
+    batch = min(options.per_device_train_batch_size, len(train.inputs))
+    numbers = _numbers(learned, options, batch * train.inputs.shape[1])
+    return write("completed", "completed", **numbers, peak_memory_bytes=memory.read())
+
+
+def _numbers(learned: Learned, options: ProbeTraining, tokens_per_step: int) -> dict[str, Any]:
+    last = learned.scores[-1]
+    return {
+        "accuracy": learned.best.accuracy,
+        "final_accuracy": last.accuracy,
+        "final_val_loss": learned.best.loss,
+        "final_train_loss": learned.train_loss,
+        "steps": learned.steps,
+        "stopped_early": learned.steps < options.max_steps,
+        "tokens_seen": learned.steps * tokens_per_step,
+        "train_tokens_per_second": learned.tokens_per_second,
+    }
+
+
+def _write_config(recipe: Recipe, folder: Path, name: str, seed: int, fingerprint: str, config: Any) -> None:
+    written = folder / CONFIG_FILE
+    planned = read_json(written).get(RUN_FACTS) if written.is_file() else None
+    facts = {
+        "hash": recipe.stable_hash(),
+        **(planned if isinstance(planned, dict) else {}),
+        "name": name,
+        "seed": seed,
+        "data_fingerprint": fingerprint,
+        "hf_arch": hf_arch.__version__,
+        "config": json.loads(config.to_json_string(use_diff=False)),
+    }
+    write_json_atomic(written, {**recipe.to_dict(), RUN_FACTS: facts})
