@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hf_arch.errors import ConfigError
+from hf_arch.evaluation.bench_report import WIDTH
 from hf_arch.evaluation.loading import load_model, parse_device, parse_dtype
 from hf_arch.evaluation.text_loss import TextOptions, score_text
 from hf_arch.experiments.store import (
@@ -150,10 +151,10 @@ def _keep(run: Path, document: dict[str, Any]) -> None:
 def print_scores(document: dict[str, Any]) -> None:
     """A table on stdout: a line for each model, task and metric, with its standard error and the rows it is of."""
     table = Table(box=None, pad_edge=False)
-    for column, side in (("model", "left"), ("task", "left"), ("metric", "left"), ("value", "right")):
-        table.add_column(column, justify="right" if side == "right" else "left", overflow="fold")
-    for column in ("±", "n"):
-        table.add_column(column, justify="right")
+    for column in ("model", "task", "metric"):
+        table.add_column(column, no_wrap=True)
+    for column in ("value", "±", "n"):
+        table.add_column(column, justify="right", no_wrap=True)
     table.add_column("rows", overflow="fold")
     for model in document.get("runs", [document]):
         for task, values in model["results"].items():
@@ -169,7 +170,7 @@ def print_scores(document: dict[str, Any]) -> None:
                     f"{count:,}" if count else "",
                     str(values["rows"]),
                 )
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
 
 
 _NOT_METRICS = {"samples", "version", "tokens", "window", "stride", "documents"}

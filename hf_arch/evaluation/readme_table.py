@@ -102,12 +102,16 @@ def _conditions(runs: Sequence[RunResult]) -> str:
     origin = common("origin of HellaSwag's rows", lambda run: run.benchmarks["hellaswag"].get("rows"))
     seeds = len({run.seed for run in runs})
     tokens = " to ".join(f"{value:,.0f}" for value in sorted({min(_tokens(runs)), max(_tokens(runs))}))
+    machine = f"{device} ({_count(threads, 'thread')}, {precision}, rows of {length} tokens)"
     return (
-        f"Measured on {device} ({threads} threads, {precision}, rows of {length} tokens), {seeds} "
-        f"seed{'s' if seeds > 1 else ''} each, after {tokens} tokens of training: models of a size for a CPU, for "
-        f"comparison with each other. HellaSwag: {samples:,} rows ({origin}); chance is 25 %. Inference is decoding "
-        "at batch size 1."
+        f"Measured on {machine}, {_count(seeds, 'seed')} each, after {tokens} tokens of training: models of a size for "
+        f"a CPU, for comparison with each other. HellaSwag: {samples:,} rows ({origin}); chance is 25 %. Inference is "
+        "decoding at batch size 1."
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _tokens(runs: Iterable[RunResult]) -> list[float]:

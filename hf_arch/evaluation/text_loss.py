@@ -75,7 +75,7 @@ def _score_run(model: PreTrainedModel, data: DataOptions, options: TextOptions, 
     nats = token_nats(model, tokens, window=window, stride=options.stride, batch_size=options.batch_size).double()
     loss = TextLoss(nats.sum().item(), nats.numel(), validation.num_bytes / validation.num_tokens)
     return {
-        **_numbers(loss, f"validation split of {prepared.corpus}", window, options),
+        **_numbers(loss, f"validation split of {Path(prepared.corpus).name}", window, options),
         **_by_position(model, rows, options),
     }
 
