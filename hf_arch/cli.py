@@ -205,9 +205,6 @@ def run_command(
     return run_recipe(recipe, results_dir, options)
 
 
-register_evaluation(app)
-
-
 @app.command()
 def compare(
     runs: Annotated[
@@ -250,6 +247,9 @@ def data_prepare(
     out: Annotated[str | None, typer.Option(help="Folder of the shards; by default in the cache.")] = None,
     shards: Annotated[int | None, typer.Option(min=1, help="Number of files.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that tokenise.")] = 1,
+    max_train_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many; endless corpora need it.")
+    ] = None,
 ) -> int:
     """Read or download text, tokenise it and write shards that training maps into memory; again, it has nothing to do.
 
@@ -257,7 +257,13 @@ def data_prepare(
     """
     from hf_arch.data import DataOptions, prepare_shards
 
-    options = DataOptions(corpus=corpus, tokenizer=tokenizer, vocab_size=vocab_size, text_column=text_column)
+    options = DataOptions(
+        corpus=corpus,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        text_column=text_column,
+        max_train_tokens=max_train_tokens,
+    )
     done = prepare_shards(options, out, shards=shards, workers=workers)
     print(f"{done.folder}: {'written' if done.created else 'nothing to do'}")
     return 0
