@@ -58,6 +58,8 @@ def quantize(path: str | Path, destination: str | Path, method: str, text: str |
     if method not in METHODS:
         raise choice_error("--method", method, METHODS)
     package = "torchao" if method.startswith("torchao") else "gptqmodel"
+    if text is not None and not Path(text).is_file():
+        raise ConfigError(f"--text: no file at {str(text)!r}")
     if importlib.util.find_spec(package) is None:
         hint = "hf-arch[quant]" if package == "torchao" else "gptqmodel` in an environment of its own, beside `hf-arch"
         raise ConfigError(f"--method: {method} needs the package {package}: `pip install '{hint}'`")
