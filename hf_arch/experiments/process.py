@@ -23,6 +23,12 @@ def train_command(config: Path, folder: Path, processes: int = 1) -> list[str]:
     return [*launcher, "-m", "hf_arch.experiments.child", *arguments]
 
 
+def hear_interrupts() -> None:
+    """Undo an ignored SIGINT, which a process started in a shell's background inherits and would hand on: a run that
+    ignores it cannot be stopped at a checkpoint."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Process:
     """A command in a process group of its own, its output appended to `log`. It ends with this process."""
 
@@ -33,6 +39,7 @@ class Process:
         with log.open("ab") as output:
             self._process = subprocess.Popen(
                 command,
+                preexec_fn=hear_interrupts,
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,

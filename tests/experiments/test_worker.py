@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from hf_arch.experiments.process import hear_interrupts
 from hf_arch.experiments.worker import ReadyRun, Suite, WorkerOptions
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
@@ -78,7 +79,6 @@ def test_a_failure_in_one_suite_is_not_repeated_by_the_other(tmp_path: Path) -> 
     assert [starts(run) for run in runs] == [2, 1]
 
 
-@pytest.mark.slow  # it stops a stand-in run midway, which a quick machine may have finished by then
 def test_what_is_stopped_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     run = ready(tmp_path, "long", steps=8, seconds=0.3)
     suite = Suite([run], tmp_path, OPTIONS)
@@ -103,12 +103,16 @@ Suite([ready(root, "long", steps=20, seconds=0.2), ready(root, "next")], root, O
 """
 
 
-@pytest.mark.slow  # it stops a stand-in run midway, which a quick machine may have finished by then
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_runner_that_ends_takes_its_run_along_and_another_goes_on(tmp_path: Path, number: signal.Signals) -> None:
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
-    runner = subprocess.Popen([sys.executable, "-c", RUNNER, str(tmp_path)], env=environment, stderr=subprocess.DEVNULL)
+    runner = subprocess.Popen(
+        [sys.executable, "-c", RUNNER, str(tmp_path)],
+        env=environment,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=hear_interrupts,
+    )
     runs = [ready(tmp_path, "long", steps=20, seconds=0.2), ready(tmp_path, "next")]
     step = runs[0].folder / "step"
     wait_for(step.exists)
