@@ -192,6 +192,9 @@ def run_command(
             help="`always` trains each run in several processes, one for each GPU; otherwise a run is one process.",
         ),
     ] = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the runs, their sizes and their cost; train nothing.")
+    ] = False,
 ) -> int:
     """Train every run of a set, each in its own process, then compare them and write `report.html`.
 
@@ -201,7 +204,7 @@ def run_command(
     """
     from hf_arch.experiments.runner import RunOptions, run_recipe
 
-    options = RunOptions(workers, engine, distributed, scale, tuple(overrides or ()), tuple(slurm or ()))
+    options = RunOptions(workers, engine, distributed, scale, tuple(overrides or ()), tuple(slurm or ()), dry_run)
     return run_recipe(recipe, results_dir, options)
 
 

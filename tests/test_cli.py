@@ -191,6 +191,14 @@ def test_python_m_is_the_command() -> None:
     assert done.stdout == f"hf_arch {hf_arch.__version__}\n"
 
 
+def test_a_dry_run_shows_the_runs_and_starts_none(text: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, text, training={"max_steps": 2}, experiment={"name": "set", "seeds": 2})
+    code, out, _ = call("run", recipe, "--results-dir", tmp_path / "set", "--dry-run")
+    assert code == 0
+    assert "2 of 2 runs to train" in out and "nothing was started" in out
+    assert not (tmp_path / "set").exists()
+
+
 def test_a_set_is_trained_compared_and_reported_and_then_kept(text: Path, tmp_path: Path) -> None:
     """A good run and a failing one: each in its process, the failing one named, the good one compared, and kept."""
     gla = {"model.architecture": "gla"}

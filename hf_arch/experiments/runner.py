@@ -34,8 +34,8 @@ ENGINES = ("local", "slurm")
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a set is run: `workers` runs at a time, by the `engine`; `distributed` as `hf-arch run` explains it, and
-    `slurm` parameters of the jobs as `key=value`.
+    """How a set is run: `workers` runs at a time, by the `engine`; `distributed` as `hf-arch run` explains it,
+    `slurm` parameters of the jobs as `key=value`, and `dry_run` to show the runs without starting them.
     """
 
     workers: int = 1
@@ -44,6 +44,7 @@ class RunOptions:
     scale: str | None = None
     overrides: tuple[str, ...] = ()
     slurm: tuple[str, ...] = ()
+    dry_run: bool = False
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -136,7 +137,7 @@ def run_recipe(path: str | Path, results_dir: str | Path | None, options: RunOpt
     for entry in recipes:
         plan_runs(entry, match=False)  # a mistake in the last set should show before the first is trained
     failed = [run for entry in recipes for run in run_set(entry, folder / entry.experiment.name, options)]
-    if next(run_folders(folder), None) is not None:
+    if not options.dry_run and next(run_folders(folder), None) is not None:
         write_suite_results(folder)
     _tell_failed(failed)
     return 1 if failed else 0
@@ -151,6 +152,11 @@ def run_set(recipe: Recipe, results_dir: Path, options: RunOptions | None = None
     """Trains, compares and reports one set; prints what it does, and returns the runs that did not complete."""
     options = options or RunOptions()
     prepared = prepare_set(recipe, results_dir, processes_per_run(options))
+    if options.dry_run:
+        from hf_arch.experiments.preview import print_preview
+
+        print_preview(recipe, prepared)
+        return []
     tell = partial(print, file=sys.stderr, flush=True)
     for name, matched in {run.name: run.matched for run in prepared.plan.runs if run.matched is not None}.items():
         tell(f"{name}: {matched.describe()}")

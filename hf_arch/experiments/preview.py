@@ -1,0 +1,68 @@
+"""`hf-arch run --dry-run`: what a set would train, how equal its runs are, and what it costs, before it starts."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+import hf_arch
+from hf_arch.data import prepare_data
+from hf_arch.experiments.build import build_config
+from hf_arch.experiments.plan import PlannedRun
+from hf_arch.experiments.recipe import Recipe
+from hf_arch.experiments.runner import PreparedSet, print_skipped
+from hf_arch.modeling.configuration import ArchConfig
+from hf_arch.training.startup import human, human_bytes
+
+
+def print_preview(recipe: Recipe, prepared: PreparedSet, console: Console | None = None) -> None:
+    """Prints a row for each run of the set (its seeds together), then the FLOPs of all that is still to be trained.
+
+    FLOPs count the training of what is left, 6N a token plus the mixers' own as `hf_arch.cost` gives them; validation
+    is not in them.
+    """
+    console = console or Console(highlight=False)
+    table = Table(title=recipe.experiment.name, title_justify="left", box=None, pad_edge=False)
+    for title in ("run", "seeds", "done", "parameters", "matched", "state", "tokens", "FLOPs"):
+        table.add_column(title, justify="left" if title == "run" else "right", overflow="fold")
+    left = 0.0
+    for name in prepared.plan.names:
+        pairs = [
+            (planned, ready)
+            for planned, ready in zip(prepared.plan.runs, prepared.runs, strict=True)
+            if planned.name == name
+        ]
+        first, done = pairs[0][0], sum(ready.status == "completed" for _planned, ready in pairs)
+        cost = hf_arch.cost(_config(first), first.recipe.sequence_length)
+        tokens = run_tokens(first.recipe)
+        flops = None if tokens is None else tokens * cost.flops_per_token_train
+        left += (flops or 0.0) * (len(pairs) - done)
+        table.add_row(
+            name,
+            str(len(pairs)),
+            str(done),
+            f"{cost.params_total:,}",
+            "" if first.matched is None else f"{first.matched.residual:+.2%}",
+            human_bytes(cost.state_bytes(first.recipe.sequence_length)),
+            "by epochs" if tokens is None else human(tokens),
+            "" if flops is None else human(flops),
+        )
+    console.print(table)
+    print_skipped(prepared.plan.skipped)
+    waiting = sum(ready.status != "completed" for ready in prepared.runs)
+    console.print(f"{waiting} of {len(prepared.runs)} runs to train, {human(left)}FLOPs in all; nothing was started")
+
+
+def run_tokens(recipe: Recipe) -> int | None:
+    """Training tokens of one run in one process; None where the recipe counts epochs."""
+    training = recipe.training
+    steps = training.get("max_steps")
+    if steps is None or steps < 1:
+        return None
+    batch = training.get("per_device_train_batch_size", 8) * training.get("gradient_accumulation_steps", 1)
+    return int(steps * batch * recipe.sequence_length)
+
+
+def _config(run: PlannedRun) -> ArchConfig:
+    tokenizer = None if run.recipe.probe is not None else prepare_data(run.recipe.data).tokenizer
+    return build_config(run.recipe, tokenizer)
