@@ -1,7 +1,8 @@
 """Peak FLOP/s of the device, the denominator of MFU: dense vendor figures for GPUs, a measured matmul for CPUs.
 
-A vendor's figure with sparsity is halved here. The CPU's figure is what a square matmul reaches with the threads of
-this process, measured once (a fraction of a second) and kept in `$HF_ARCH_CACHE/peak_flops.json`.
+A vendor's figure with sparsity is halved here. The CPU's figure is the most that a square matmul ever reached with as
+many threads as this process has, or fewer: a busy machine can only make a measurement too low, so every start measures
+again (a fraction of a second) and `$HF_ARCH_CACHE/peak_flops.json` keeps the best.
 """
 
 from __future__ import annotations
@@ -53,13 +54,16 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
 
 
 def _cpu_peak_flops(dtype: torch.dtype) -> float:
-    cache = data_cache() / "peak_flops.json"
-    key = f"{cpu_name()}, {torch.get_num_threads()} threads, {dtype}, torch {torch.__version__}"
-    known = json.loads(cache.read_text()) if cache.exists() else {}
-    if key not in known:
-        known[key] = measure_matmul_flops(dtype)
-        write_json_atomic(cache, known)
-    return known[key]
+    cache, threads = data_cache() / "peak_flops.json", torch.get_num_threads()
+    known: dict[str, float] = json.loads(cache.read_text()) if cache.exists() else {}
+
+    def key(count: int) -> str:
+        return f"{cpu_name()}, {count} threads, {dtype}, torch {torch.__version__}"
+
+    measured = measure_matmul_flops(dtype)
+    if measured > known.get(key(threads), 0.0):
+        write_json_atomic(cache, known | {key(threads): measured})
+    return max(measured, *(known.get(key(count), 0.0) for count in range(1, threads + 1)))
 
 
 def measure_matmul_flops(dtype: torch.dtype, size: int = 1024, seconds: float = 0.4) -> float:
