@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 import traceback
 from contextlib import AbstractContextManager, redirect_stdout
 from typing import Annotated, Any, NoReturn
@@ -21,6 +22,9 @@ from hf_arch.errors import ConfigError
 from hf_arch.evaluation.cli import register as register_evaluation
 from hf_arch.experiments.probe_cli import register as register_probe
 from hf_arch.hub.cli import register as register_hub
+
+# All processes of a launch find the same mistake; once the first has told it, the launcher ends the others.
+LET_THE_FIRST_SPEAK = 10.0
 
 
 class OneLineErrors(TyperGroup):
@@ -38,6 +42,8 @@ class OneLineErrors(TyperGroup):
 def _report_error(error: Exception) -> int:
     """Prints `error` as its kind deserves and returns the exit code."""
     if isinstance(error, ConfigError):
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(LET_THE_FIRST_SPEAK)
         return _complain(str(error), 2)
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()  # type: ignore[attr-defined]
@@ -79,7 +85,8 @@ Distributed = Annotated[
     str,
     typer.Option(
         metavar="auto|always|never",
-        help="`always` and `never` stop where the number of processes says otherwise; `auto` takes what was launched.",
+        help="`auto` takes what was launched; `always` launches a process for each GPU, at least two, where nothing "
+        "else did; `never` stops where several were launched.",
     ),
 ]
 
@@ -161,12 +168,19 @@ def train(
     from hf_arch.experiments.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    from hf_arch.experiments.runner import select_run
-    from hf_arch.training.run import check_distributed, print_results, run_training
+    from hf_arch.experiments.process import launcher
+    from hf_arch.experiments.runner import select_run, visible_gpus
+    from hf_arch.training.launch import check_launch, leave, read_request
+    from hf_arch.training.run import print_results, run_training
 
-    check_distributed(distributed)
+    request = read_request()
+    check_launch(request, distributed)
+    if distributed == "always" and request.processes == 1:
+        command = [*launcher(max(2, len(visible_gpus()))), "-m", "hf_arch", *sys.argv[1:]]
+        os.execv(command[0], command)
     single, folder = select_run(loaded, run, output_dir)
     results = run_training(single, folder, resume=resume)
+    leave()
     print_results(results, folder)
     return 0
 

@@ -14,13 +14,17 @@ TAIL_LINES = 20
 PATIENCE_SECONDS = 20.0
 
 
+def launcher(processes: int) -> list[str]:
+    """The beginning of a command that runs Python in so many processes, several by torch.distributed."""
+    if processes == 1:
+        return [sys.executable]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+
+
 def train_command(config: Path, folder: Path, processes: int = 1) -> list[str]:
-    """The command that trains the run in `folder`, or goes on with it; several `processes` by torch.distributed."""
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    """The command that trains the run in `folder`, or goes on with it."""
     arguments = ["train", str(config), "--output-dir", str(folder), "--resume"]
-    return [*launcher, "-m", "hf_arch.experiments.child", *arguments]
+    return [*launcher(processes), "-m", "hf_arch.experiments.child", *arguments]
 
 
 def hear_interrupts() -> None:

@@ -31,12 +31,15 @@ RUN_FACTS = "run"
 
 # Ours beside the names of TrainingArguments: what the run computes in.
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-# Set by the run folder, or by the parent process: never by a recipe.
+# Set by the run folder, the command line or the launcher: never by a recipe.
 RESERVED_TRAINING = {
     "output_dir": "the folder is given by --output-dir",
     "resume_from_checkpoint": "resuming is asked for by --resume",
     "bf16": "write `training.precision: bf16`",
     "fp16": "write `training.precision: fp16`",
+    "fsdp": "launch by `accelerate launch --config_file recipes/accelerate/fsdp2.yaml`",
+    "fsdp_config": "launch by `accelerate launch --config_file recipes/accelerate/fsdp2.yaml`",
+    "deepspeed": "launch by `accelerate launch --config_file recipes/accelerate/zero1.yaml`",
 }
 # What of the `training` section means something where a probe is learned.
 PROBE_TRAINING = (

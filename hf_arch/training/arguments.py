@@ -48,6 +48,8 @@ def build_arguments(
     values = {**DEFAULTS, **{key: value for key, value in training.items() if key != "precision"}}
     values.setdefault("per_device_eval_batch_size", values.get("per_device_train_batch_size", 8))
     values.setdefault("dataloader_pin_memory", torch.cuda.is_available())
+    if world_size > 1 and not torch.cuda.is_available():
+        values.setdefault("use_cpu", True)  # without it accelerate leaves each process by itself
     if values["lr_scheduler_type"] in ("cosine_with_min_lr", "warmup_stable_decay"):
         _require_scheduler_kwargs(values)
     batch = values.get("per_device_train_batch_size", 8) * values.get("gradient_accumulation_steps", 1) * world_size
@@ -58,7 +60,7 @@ def build_arguments(
         if values.get(f"{kind}_strategy") == "epoch":
             values[f"{kind}_strategy"], values[f"{kind}_steps"] = "steps", epoch_steps
     try:
-        return TrainingArguments(
+        args = TrainingArguments(
             output_dir=str(checkpoints),
             bf16=precision.name == "bf16",
             fp16=precision.name == "fp16",
@@ -66,6 +68,9 @@ def build_arguments(
         )
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"training: {' '.join(str(error).split())}") from error
+    if args.n_gpu > 1:
+        args._n_gpu = 1  # Trainer would spread one process over all GPUs (nn.DataParallel), in larger batches
+    return args
 
 
 def _require_scheduler_kwargs(values: Mapping[str, Any]) -> None:

@@ -147,6 +147,7 @@ class MetricsLog(TrainerCallback):
             "grad_norm": logs.get("grad_norm"),
             "tokens_seen": state.global_step * self.tokens_per_step,
             "tokens_per_second": speed,
+            "processes": args.world_size,
             "mfu": self.mfu(speed),
             "peak_memory_bytes": self.peak_memory(),
         }

@@ -11,7 +11,6 @@ fingerprint
 from __future__ import annotations
 
 import json
-import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -33,7 +32,7 @@ from transformers.utils import logging as transformers_logging
 
 import hf_arch
 from hf_arch.data import PreparedData, prepare_data
-from hf_arch.errors import ConfigError, choice_error
+from hf_arch.errors import ConfigError
 from hf_arch.evaluation.generation import SamplingOptions, generate_text
 from hf_arch.evaluation.speed import measure_inference
 from hf_arch.experiments.build import build_config, changed_initialisation
@@ -49,9 +48,20 @@ from hf_arch.experiments.store import (
 )
 from hf_arch.training.arguments import build_arguments
 from hf_arch.training.callbacks import MetricsLog, ProgressLine
+from hf_arch.training.launch import (
+    LaunchRequest,
+    Running,
+    check_arguments,
+    check_launch,
+    check_running,
+    is_main_process,
+    read_request,
+    requested_precision,
+    running,
+)
 from hf_arch.training.memory import PeakMemory
 from hf_arch.training.peak_flops import peak_flops
-from hf_arch.training.precision import Precision, choose_precision
+from hf_arch.training.precision import Precision
 from hf_arch.training.provenance import (
     order_fingerprint,
     provenance,
@@ -72,6 +82,8 @@ def run_training(recipe: Recipe, output_dir: str | Path, resume: bool = False, q
         Exception: whatever stopped the training; `results.json` then says `failed` (or `interrupted`) and why.
     """
     folder = Path(output_dir)
+    request = read_request()
+    check_launch(request)
     if recipe.experiment.is_set:
         raise ConfigError("experiment: the recipe declares several runs; use `hf-arch run`, or name one by --run")
     if is_main_process():  # the others would find what it has begun to write
@@ -79,17 +91,19 @@ def run_training(recipe: Recipe, output_dir: str | Path, resume: bool = False, q
     if resume and is_finished(folder):
         return read_json(folder / RESULTS_FILE)
     if recipe.probe is not None:
+        if request.processes > 1:
+            raise ConfigError(f"probe: is learned by one process, and {request.processes} were launched")
         from hf_arch.experiments.probe_run import run_probe
 
         return run_probe(recipe, folder, quiet)
     build_config(recipe)  # a mistake in the model section shows before minutes of data preparation
-    precision = choose_precision(recipe.training.get("precision", "auto"))
+    precision = requested_precision(recipe.training, request)
     data = prepare_data(recipe.data)
     config = build_config(recipe, data.tokenizer)
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
     with quiet_libraries():
-        args = build_arguments(recipe.training, precision, folder / CHECKPOINTS_DIR, len(data.train), world_size)
-        return _Run(recipe, folder, data, config, args, precision, resume, quiet).execute()
+        args = build_arguments(recipe.training, precision, folder / CHECKPOINTS_DIR, len(data.train), request.processes)
+        check_arguments(args, request)
+        return _Run(recipe, folder, data, config, args, precision, resume, quiet, request).execute()
 
 
 class _Run:
@@ -105,9 +119,11 @@ class _Run:
         precision: Precision,
         resume: bool,
         quiet: bool,
+        request: LaunchRequest,
     ) -> None:
         self.recipe, self.folder, self.data, self.config = recipe, folder, data, config
-        self.args, self.precision, self.quiet = args, precision, quiet
+        self.args, self.precision, self.quiet, self.request = args, precision, quiet, request
+        self.running: Running | None = None
         self.checkpoint = newest_checkpoint(folder / CHECKPOINTS_DIR) if resume else None
         self.report = model_report(config, recipe.data.sequence_length)
         self.name = recipe.experiment.name or self.report["architecture"]
@@ -148,6 +164,8 @@ class _Run:
             data_collator=default_data_collator,
             processing_class=self.data.tokenizer,
         )
+        self.running = running(trainer, self.precision)
+        check_running(self.running, self.request)
         for callback in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(callback)
         log = self._metrics_log(trainer, memory)
@@ -185,7 +203,8 @@ class _Run:
             global_batch=trainer.global_batch_size,
             start_step=start_step,
         )
-        console.print(two_columns("training", rows))
+        assert self.running is not None
+        console.print(two_columns("training", [("runs as", self.running.describe()), *rows]))
 
     def _results(self, trainer: ArchTrainer, log: MetricsLog) -> dict[str, Any]:
         """The measured numbers, and `model/`."""
@@ -267,6 +286,7 @@ class _Run:
             "seed": self.args.seed,
             "learning_rate": self.args.learning_rate,
             "precision": self.precision.name,
+            "launch": None if self.running is None else self.running.to_dict(),
             "params_total": self.report["params_total"],
             "params_trainable": self.report["params_trainable"],
             "params_active": self.report["params_active"],
@@ -286,24 +306,6 @@ class _Run:
         if self.is_main:
             write_json_atomic(self.folder / RESULTS_FILE, results)
         return results
-
-
-def is_main_process() -> bool:
-    """Whether this is the first of the processes that a launcher started, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def check_distributed(mode: str) -> None:
-    """Raises `ConfigError` where what was launched is not what `mode` (auto, always, never) asks for."""
-    if mode not in ("auto", "always", "never"):
-        raise choice_error("--distributed", mode, ["auto", "always", "never"])
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if mode == "always" and processes == 1:
-        raise ConfigError(
-            "--distributed: 'always' but only one process runs; use `accelerate launch scripts/train.py RECIPE`"
-        )
-    if mode == "never" and processes > 1:
-        raise ConfigError(f"--distributed: 'never' but {processes} processes run; start `hf-arch train` by itself")
 
 
 def print_results(results: dict[str, Any], folder: str | Path) -> None:

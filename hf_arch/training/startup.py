@@ -74,7 +74,6 @@ def training_rows(
     checkpointing = args.activation_checkpointing or args.gradient_checkpointing
     rows = [
         ("dtype", f"{precision.name}: {precision.reason}"),
-        ("device", f"{args.device.type}, {args.world_size} process{'es' if args.world_size > 1 else ''}"),
         ("steps", f"{args.max_steps:,}" + (f", resumed at {start_step:,}" if start_step else "")),
         ("batch", f"{global_batch} x {sequence_length} = {tokens:,} tokens; {args.max_steps * tokens:,} in all"),
         (

@@ -20,6 +20,7 @@ from transformers import Trainer, TrainerControl
 from hf_arch.data import SeededOrder, SeededSampler, TokenDataset
 from hf_arch.data.dataset import MixedDataset
 from hf_arch.evaluation.perplexity import TextLoss, sum_nats
+from hf_arch.training.cpu_fsdp import fsdp_on_cpus
 from hf_arch.training.expert_balance import ExpertBalance
 
 
@@ -53,6 +54,11 @@ class ArchTrainer(Trainer):
         self.start_step = start_step
         # Named now: wrapping (FSDP) hides the modules that exempt their parameters.
         self._decay_names = decay_parameter_names(self.model)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As Trainer's, which on CPUs would drop FSDP; whether that is asked for has been checked by then."""
+        with fsdp_on_cpus():
+            super().create_accelerator_and_postprocess()
 
     @property
     def global_batch_size(self) -> int:
