@@ -1,9 +1,10 @@
 """A recipe: everything one run (or one set of runs) needs, read from YAML into typed, checked, frozen options.
 
 Sections: `model` (a config as a dict with `architecture:`), `data` (`hf_arch.data.DataOptions`) or `probe`, `training`
-(names of `transformers.TrainingArguments`, and `precision`), `evaluation` and `experiment`. Every wrong key or value is
-a `ConfigError` of one line that names the field. Precedence, weakest first: the file, `experiment.scale.<name>`,
-`experiment.runs.<name>`, a point of `experiment.matrix`, `key=value` overrides from the command line.
+(names of `transformers.TrainingArguments`, and ours: `precision`, `zero_redundancy`), `evaluation` and `experiment`.
+Every wrong key or value is a `ConfigError` of one line that names the field. Precedence, weakest first: the file,
+`experiment.scale.<name>`, `experiment.runs.<name>`, a point of `experiment.matrix`, `key=value` overrides from the
+command line.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ SECTIONS = ("model", "data", "probe", "training", "evaluation", "experiment")
 # A run folder's experiment_config.json is a recipe too; what this section holds beside it is not read back.
 RUN_FACTS = "run"
 
-# Ours beside the names of TrainingArguments: what the run computes in.
+# Ours beside the names of TrainingArguments: what the run computes in. (And `zero_redundancy`: whether its processes
+# share the optimizer states out.)
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 # Set by the run folder, the command line or the launcher: never by a recipe.
 RESERVED_TRAINING = {
@@ -49,7 +51,7 @@ PROBE_TRAINING = (
 # Do not change a result, so they stay out of the hash that names a run.
 UNHASHED_TRAINING = (
     *("logging_", "save_", "report_to", "run_name", "project", "trackio_"),
-    *("disable_tqdm", "push_to_hub", "hub_", "log_", "dataloader_"),
+    *("disable_tqdm", "push_to_hub", "hub_", "log_", "dataloader_", "zero_redundancy"),
 )
 
 
@@ -346,7 +348,7 @@ def parse_training(values: object) -> dict[str, Any]:
 
     fields = {field.name: field.type for field in dataclasses.fields(TrainingArguments) if field.init}
     fields = {name: hint for name, hint in fields.items() if name not in RESERVED_TRAINING}
-    fields["precision"] = Literal[PRECISIONS]
+    fields |= {"precision": Literal[PRECISIONS], "zero_redundancy": bool}
     parsed = {}
     for key, value in require_mapping(values, "training").items():
         if key in RESERVED_TRAINING:

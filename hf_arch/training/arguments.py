@@ -17,6 +17,8 @@ from transformers import TrainingArguments
 from hf_arch.errors import ConfigError
 from hf_arch.training.precision import Precision
 
+OWN_KEYS = ("precision", "zero_redundancy")  # of a recipe's `training`, no names of TrainingArguments
+
 # Where transformers' default would be wrong or noisy for pre-training; anything a recipe says wins.
 DEFAULTS: dict[str, Any] = {
     "learning_rate": 1e-3,
@@ -45,7 +47,7 @@ def build_arguments(
     """The arguments of one run over a dataset of `num_rows` rows. Raises `ConfigError` for values that do not go
     together.
     """
-    values = {**DEFAULTS, **{key: value for key, value in training.items() if key != "precision"}}
+    values = {**DEFAULTS, **{key: value for key, value in training.items() if key not in OWN_KEYS}}
     values.setdefault("per_device_eval_batch_size", values.get("per_device_train_batch_size", 8))
     values.setdefault("dataloader_pin_memory", torch.cuda.is_available())
     if world_size > 1 and not torch.cuda.is_available():

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from hf_arch.errors import ConfigError, choice_error
 from hf_arch.training.precision import Precision, choose_precision
+from hf_arch.training.trainer import ArchTrainer
 
 MODES = ("auto", "always", "never")
 CPU_FSDP = "HF_ARCH_CPU_FSDP"
@@ -130,8 +131,14 @@ def requested_precision(training: Mapping[str, Any], request: LaunchRequest) -> 
     return dataclasses.replace(choose_precision(request.precision, device), reason="asked for by the launcher")
 
 
-def check_arguments(args: TrainingArguments, request: LaunchRequest) -> None:
+def check_arguments(args: TrainingArguments, request: LaunchRequest, zero_redundancy: bool = False) -> None:
     """Raises `ConfigError` where transformers, on this machine, will not do what was asked for."""
+    if zero_redundancy and (request.fsdp or request.deepspeed or request.processes == 1):
+        how = "FSDP" if request.fsdp else "DeepSpeed" if request.deepspeed else "one process, which has no one to share"
+        raise ConfigError(
+            f"training.zero_redundancy: shares optimizer states out over processes with whole weights (DDP); this is "
+            f"{how}"
+        )
     if args.world_size != request.processes:
         raise ConfigError(
             f"{request.processes} processes were launched but {args.world_size} would take part on {args.device}; "
@@ -144,7 +151,7 @@ def check_arguments(args: TrainingArguments, request: LaunchRequest) -> None:
         )
 
 
-def running(trainer: Trainer, precision: Precision, *, shards_optimizer: bool = False) -> Running:
+def running(trainer: ArchTrainer, precision: Precision) -> Running:
     """What accelerate has set up for `trainer`."""
     state = trainer.accelerator.state
     strategy, sharded = "single", "nothing"
@@ -157,7 +164,7 @@ def running(trainer: Trainer, precision: Precision, *, shards_optimizer: bool = 
         if plugin.cpu_offload:
             sharded += ", kept in CPU memory"
     elif state.num_processes > 1:
-        strategy, sharded = "ddp", "optimizer states" if shards_optimizer else "nothing"
+        strategy, sharded = "ddp", "optimizer states" if trainer.zero_redundancy else "nothing"
     ready = torch.distributed.is_available() and torch.distributed.is_initialized()
     return Running(
         processes=state.num_processes,

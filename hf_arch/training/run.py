@@ -102,7 +102,8 @@ def run_training(recipe: Recipe, output_dir: str | Path, resume: bool = False, q
     config = build_config(recipe, data.tokenizer)
     with quiet_libraries():
         args = build_arguments(recipe.training, precision, folder / CHECKPOINTS_DIR, len(data.train), request.processes)
-        check_arguments(args, request)
+        check_batch(folder, args, resume)
+        check_arguments(args, request, recipe.training.get("zero_redundancy", False))
         return _Run(recipe, folder, data, config, args, precision, resume, quiet, request).execute()
 
 
@@ -123,7 +124,7 @@ class _Run:
     ) -> None:
         self.recipe, self.folder, self.data, self.config = recipe, folder, data, config
         self.args, self.precision, self.quiet, self.request = args, precision, quiet, request
-        self.running: Running | None = None
+        self.running: Running | None = None  # known once there is a trainer
         self.checkpoint = newest_checkpoint(folder / CHECKPOINTS_DIR) if resume else None
         self.report = model_report(config, recipe.data.sequence_length)
         self.name = recipe.experiment.name or self.report["architecture"]
@@ -161,11 +162,13 @@ class _Run:
             eval_dataset=self.data.validation,
             eval_sequences=self.recipe.evaluation.sequences,
             start_step=start_step,
+            zero_redundancy=self.recipe.training.get("zero_redundancy", False),
             data_collator=default_data_collator,
             processing_class=self.data.tokenizer,
         )
         self.running = running(trainer, self.precision)
         check_running(self.running, self.request)
+        self._write_config()
         for callback in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(callback)
         log = self._metrics_log(trainer, memory)
@@ -269,6 +272,8 @@ class _Run:
                 **(planned if isinstance(planned, dict) else {}),  # what the set knows of itself: baseline, match
                 "name": self.name,
                 "seed": self.args.seed,
+                "global_batch_size": global_batch_size(self.args),
+                "launch": None if self.running is None else self.running.to_dict(),
                 "data_fingerprint": self.data.fingerprint,
                 "hf_arch": hf_arch.__version__,
                 "config": json.loads(self.config.to_json_string(use_diff=False)),
@@ -336,6 +341,29 @@ def check_folder(folder: Path, resume: bool) -> None:
     if not resume and (folder / CONFIG_FILE).exists():
         state = "finished" if is_finished(folder) else "unfinished"
         raise ConfigError(f"--output-dir: {folder} holds a run already ({state}); add --resume, or name another folder")
+
+
+def check_batch(folder: Path, args: TrainingArguments, resume: bool) -> None:
+    """Raises `ConfigError` where a checkpoint in `folder` is of a run with another global batch, such as one with
+    another number of processes: the rows that a step sees follow from it.
+    """
+    if not resume or newest_checkpoint(folder / CHECKPOINTS_DIR) is None:
+        return
+    begun = read_json(folder / CONFIG_FILE).get(RUN_FACTS, {}).get("global_batch_size")
+    now = global_batch_size(args)
+    if begun in (None, now):
+        return
+    rows, left = divmod(begun, now // args.train_batch_size)
+    raise ConfigError(
+        f"training.per_device_train_batch_size: {args.train_batch_size} gives {now} sequences a step with "
+        f"{args.world_size} process{'es' if args.world_size > 1 else ''}, but the run was begun with {begun}"
+        + ("" if left else f"; nearest: {rows}")
+    )
+
+
+def global_batch_size(args: TrainingArguments) -> int:
+    """Sequences in one optimiser step, over all processes and accumulation steps."""
+    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
 
 
 def is_finished(folder: Path) -> bool:

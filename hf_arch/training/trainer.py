@@ -22,6 +22,7 @@ from hf_arch.data.dataset import MixedDataset
 from hf_arch.evaluation.perplexity import TextLoss, sum_nats
 from hf_arch.training.cpu_fsdp import fsdp_on_cpus
 from hf_arch.training.expert_balance import ExpertBalance
+from hf_arch.training.zero import SharedOptimizer
 
 
 class _RunSampler(SeededSampler):
@@ -39,14 +40,22 @@ class ArchTrainer(Trainer):
         train_dataset, eval_dataset: rows of `input_ids` and `labels` [T] (int64).
         eval_sequences: validation rows scored during training; None scores all.
         start_step: optimiser step of the checkpoint that is resumed from.
+        zero_redundancy: share the optimizer states out over the processes.
     """
 
     eval_dataset: TokenDataset | MixedDataset
     control: TrainerControl
 
     def __init__(
-        self, *, order: SeededOrder, eval_sequences: int | None = None, start_step: int = 0, **kwargs: Any
+        self,
+        *,
+        order: SeededOrder,
+        eval_sequences: int | None = None,
+        start_step: int = 0,
+        zero_redundancy: bool = False,
+        **kwargs: Any,
     ) -> None:
+        self.zero_redundancy = zero_redundancy
         super().__init__(**kwargs)
         self.add_callback(ExpertBalance())
         self.order = order
@@ -59,6 +68,19 @@ class ArchTrainer(Trainer):
         """As Trainer's, which on CPUs would drop FSDP; whether that is asked for has been checked by then."""
         with fsdp_on_cpus():
             super().create_accelerator_and_postprocess()
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As Trainer's; with `zero_redundancy` each process holds the states of its share of the parameters alone."""
+        optimizer = super().create_optimizer(model)
+        if self.zero_redundancy and not isinstance(optimizer, SharedOptimizer):
+            self.optimizer = optimizer = SharedOptimizer(optimizer)
+        return optimizer
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        wrapped = getattr(self.optimizer, "optimizer", None)  # by accelerate
+        if isinstance(wrapped, SharedOptimizer):
+            wrapped.gather()
+        super()._save_optimizer_and_scheduler(output_dir)
 
     @property
     def global_batch_size(self) -> int:

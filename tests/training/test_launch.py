@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,10 @@ from hf_arch.errors import ConfigError
 from hf_arch.experiments.recipe import Recipe
 from hf_arch.training.launch import LaunchRequest, check_launch, read_request, requested_precision
 from hf_arch.training.run import run_training
-from tests.training.tiny import recipe_values
+from tests.training.tiny import recipe_values, write_recipe
 
-ACCELERATE = Path(__file__).parents[2] / "recipes" / "accelerate"
+ROOT = Path(__file__).parents[2]
+ACCELERATE = ROOT / "recipes" / "accelerate"
 FILES = sorted(ACCELERATE.glob("*.yaml"))
 NAMES = {"cpu", "cpu_ddp", "cpu_fsdp2", "single_gpu", "ddp", "fsdp2", "fsdp2_offload", "zero1", "multi_node"}
 TORCHRUN = {"WORLD_SIZE": "2", "RANK": "0"}
@@ -41,7 +45,7 @@ def test_every_way_to_launch_has_a_file() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_accelerate_takes_the_file_and_its_command(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ACCELERATE.parents[1])
+    monkeypatch.chdir(ROOT)
     config = load_config_from_file(str(path))
     assert isinstance(config, ClusterConfig)
     environment, words = head_command(path)
@@ -70,7 +74,7 @@ def test_fsdp_files_differ_in_the_device_alone() -> None:
 
 def test_the_deepspeed_file_is_stage_1_of_what_zero1_names() -> None:
     named = yaml.safe_load((ACCELERATE / "zero1.yaml").read_text())["deepspeed_config"]["deepspeed_config_file"]
-    values = yaml.safe_load((ACCELERATE.parents[1] / named).read_text())
+    values = yaml.safe_load((ROOT / named).read_text())
     assert values["zero_optimization"]["stage"] == 1
 
 
@@ -191,3 +195,78 @@ def test_fsdp_on_cpus_leaves_accelerate_as_it_was() -> None:
         assert AcceleratorState.__init__ is not before
         raise RuntimeError
     assert AcceleratorState.__init__ is before
+
+
+MULTI_CPU = "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nuse_cpu: true\nnum_processes: 2\n"
+
+
+def start(
+    command: list[str], recipe_file: Path, folder: Path, cache: str, environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """The command of a launch file on a run of one step."""
+    words = [str(recipe_file) if word == "RECIPE" else str(folder) if word == "FOLDER" else word for word in command]
+    words += ["training.max_steps=1", "evaluation.final_sequences=2", "evaluation.speed=false"]
+    known = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "HF_ARCH_"))}
+    known |= {"HF_ARCH_CACHE": cache, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [sys.executable, "-m", *words],
+        cwd=ROOT,
+        env={**known, **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+@pytest.fixture
+def launched(text: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    cache = str(tmp_path_factory.getbasetemp() / "cache")
+    values = {"per_device_train_batch_size": 2}
+    recipe_file = write_recipe(tmp_path, text, training=values)
+
+    def run(command: list[str], **environment: str) -> tuple[subprocess.CompletedProcess[str], Path]:
+        return start(command, recipe_file, tmp_path / "run", cache, environment), tmp_path / "run"
+
+    return run
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("name", "strategy"), [("cpu_ddp", "ddp"), ("cpu_fsdp2", "fsdp2")])
+def test_the_command_in_the_head_of_a_file_runs_what_the_file_is_called(
+    launched: Any, name: str, strategy: str
+) -> None:
+    environment, words = head_command(ACCELERATE / f"{name}.yaml")
+    done, folder = launched(["accelerate.commands.launch", *words], **environment)
+    assert done.returncode == 0, done.stderr[-4000:]
+    launch = yaml.safe_load((folder / "results.json").read_text())["launch"]
+    assert (launch["processes"], launch["strategy"], launch["device"]) == (2, strategy, "cpu")
+    assert "2 processes" in done.stdout and strategy.upper() in done.stdout
+    assert yaml.safe_load((folder / "experiment_config.json").read_text())["run"]["launch"]["processes"] == 2
+
+
+@pytest.mark.distributed
+def test_the_command_line_starts_several_processes_itself(launched: Any) -> None:
+    done, folder = launched(["hf_arch", "train", "RECIPE", "--output-dir", "FOLDER", "--distributed", "always"])
+    assert done.returncode == 0, done.stderr[-4000:]
+    launch = yaml.safe_load((folder / "results.json").read_text())["launch"]
+    assert (launch["processes"], launch["strategy"]) == (2, "ddp")
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("cpu_fsdp2", "set HF_ARCH_CPU_FSDP=1"), ("multi_cpu", "asked for several processes")],
+)
+def test_what_accelerate_would_not_do_stops_in_one_line(
+    launched: Any, tmp_path: Path, name: str, expected: str
+) -> None:
+    """Before training, with nothing written, and told by one process alone."""
+    file = ACCELERATE / f"{name}.yaml"
+    if name == "multi_cpu":
+        file = tmp_path / "multi_cpu.yaml"
+        file.write_text(MULTI_CPU)
+    words = ["--config_file", str(file), "scripts/train.py", "RECIPE", "--output-dir", "FOLDER"]
+    done, folder = launched(["accelerate.commands.launch", *words])
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode != 0 and len(errors) == 1 and expected in errors[0]
+    assert not folder.exists()

@@ -162,6 +162,16 @@ def test_a_run_broken_before_its_first_checkpoint_starts_over(
     assert losses(tmp_path / "run") == losses(finished)
 
 
+def test_a_run_goes_on_with_the_batch_that_it_was_begun_with(text: Path, tmp_path: Path) -> None:
+    """The rows of a step follow from it; processes and accumulation may be exchanged for rows."""
+    train(recipe(text, training={"max_steps": 3}), tmp_path / "run")
+    (tmp_path / "run" / "results.json").unlink()
+    with pytest.raises(ConfigError, match=r"2 gives 2 sequences a step with 1 process, .* with 4; nearest: 4"):
+        train(recipe(text, training={"per_device_train_batch_size": 2}), tmp_path / "run", resume=True)
+    exchanged = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 3}
+    assert train(recipe(text, training=exchanged), tmp_path / "run", resume=True)["status"] == "completed"
+
+
 def test_a_half_written_checkpoint_is_passed_over(finished: Path, tmp_path: Path) -> None:
     checkpoints = shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
     assert newest_checkpoint(checkpoints) == checkpoints / "checkpoint-6"
