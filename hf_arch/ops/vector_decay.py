@@ -72,14 +72,14 @@ class _VectorDecay(torch.autograd.Function):
         state: Tensor,
         scale: float,
     ) -> tuple[Tensor, Tensor]:
-        o = _empty_in_time_order(v)
+        o = empty_in_time_order(v)
         levels: list[Level] | None = [] if any(ctx.needs_input_grad) else None
         final, saved = [], []
-        ctx.groups = _row_groups(v)
+        ctx.groups = row_groups(v)
         for rows in ctx.groups:
-            query, key, value, decay = (_load(x, rows, state.dtype) for x in (q, k, v, g))
+            query, key, value, decay = (load_rows(x, rows, state.dtype) for x in (q, k, v, g))
             own = query * key if bonus is None else query * key * _per_chunk(bonus, len(key))
-            reset = _per_token(keep, rows, q)
+            reset = per_token(keep, rows, q)
             decay = decay.exp_() if reset is None else decay.exp_().mul_(reset)
             query = _read(query, decay, reset, bonus, scale)
             scores, total = factorise(query, key, decay, levels)
@@ -104,14 +104,14 @@ class _VectorDecay(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, keep, bonus, *saved = ctx.saved_tensors
-        grad_inputs = [_empty_in_time_order(x) for x in (q, k, v)] + [_empty_in_time_order(q, saved[2].dtype)]
+        grad_inputs = [empty_in_time_order(x) for x in (q, k, v)] + [empty_in_time_order(q, saved[2].dtype)]
         grad_bonus = None if bonus is None else torch.zeros_like(bonus)
         grad_initial = []
         size = len(saved) // len(ctx.groups)
         for index, rows in enumerate(ctx.groups):
             query, key, decay, scores, total, states, *flat = saved[index * size : (index + 1) * size]
             levels = [Level(*flat[at : at + 4]) for at in range(0, len(flat), 4)]
-            grad_o, value = (_load(x, rows, states.dtype) for x in (grads[0], v))
+            grad_o, value = (load_rows(x, rows, states.dtype) for x in (grads[0], v))
 
             grad_states = torch.empty_like(states)
             grad_states[-1] = grads[1][rows]
@@ -124,11 +124,11 @@ class _VectorDecay(torch.autograd.Function):
             grad_scores = torch.bmm(grad_o, value.mT)
             grad_query, grad_k = torch.bmm(grad_o, before.mT), torch.bmm(value, grad_after.mT)
             factorise_backward(levels, grad_scores, grad_query, grad_k)
-            reset = _per_token(keep, rows, q)
+            reset = per_token(keep, rows, q)
             grad_q = _read(grad_query, decay, reset, bonus, ctx.scale)
 
             # The diagonal holds no decay: it stays out of the gradient of g, where it would cancel up to rounding only.
-            q_rows, k_rows = (_load(x, rows, states.dtype) for x in (q, k))
+            q_rows, k_rows = (load_rows(x, rows, states.dtype) for x in (q, k))
             read, written = q_rows * grad_q, k_rows * grad_k
             grad_g = suffix_sums(read.sub_(written)) if bonus is None else suffix_sums(read, 1) - suffix_sums(written)
             grad_g += (states[1:] * grad_states[1:]).sum(-1).view(-1, 1, q.shape[-1])
@@ -159,86 +159,31 @@ def _per_chunk(bonus: Tensor, chunks: int) -> Tensor:
     return bonus.repeat(chunks // len(bonus), 1).unsqueeze(1)
 
 
-def _per_token(keep: Tensor | None, rows: slice, q: Tensor) -> Tensor | None:
+def per_token(keep: Tensor | None, rows: slice, q: Tensor) -> Tensor | None:
     """keep [N, B, 1, C] as [M, C, 1] for some rows."""
     return None if keep is None else keep[:, rows].expand(q[:, rows].shape[:-1]).reshape(-1, q.shape[-2], 1)
 
 
-def _row_groups(v: Tensor) -> list[slice]:
-    """Equal slices of the batch with at most GROUP_VALUES values a thread; one slice off the CPU.
+def row_groups(v: Tensor, values: int = GROUP_VALUES) -> list[slice]:
+    """Equal slices of the batch with at most `values` numbers of v a thread; one slice off the CPU.
 
     A compiler fuses by its own rules and cannot trace the number of threads: one slice there as well.
     """
     batch = v.shape[1]
     count = 1
     if v.device.type == "cpu" and not torch.compiler.is_compiling():
-        count = min(batch, -(-v.numel() // (GROUP_VALUES * torch.get_num_threads())))
+        count = min(batch, -(-v.numel() // (values * torch.get_num_threads())))
     size = -(-batch // count)
     return [slice(start, min(start + size, batch)) for start in range(0, batch, size)]
 
 
-def _load(x: Tensor, rows: slice, dtype: torch.dtype) -> Tensor:
+def load_rows(x: Tensor, rows: slice, dtype: torch.dtype) -> Tensor:
     """A fresh contiguous [M, C, .] of rows of the batch of x [N, B, H, C, .]."""
     x = x[:, rows]
     return torch.empty(x.shape, dtype=dtype, device=x.device).copy_(x).flatten(0, 2)
 
 
-def _empty_in_time_order(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def empty_in_time_order(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Like x [N, B, H, C, D], stored as [B, N, C, H, D]."""
     chunks, batch, heads, chunk, dim = x.shape
     return x.new_empty(batch, chunks, chunk, heads, dim, dtype=dtype).movedim((1, 3), (0, 2))
-
-
-class DecayScores(torch.autograd.Function):
-    """The factorisation alone, for two readers and two writers a step (the generalised delta rule).
-
-    `apply(query, key, g, keep)` with query, key [M, C, 2, K], g (log decay) [M, C, K], keep [M, C, 1] or None. The
-    first reader reads the state before the step's decay and writes; the second reads it after both. Returns
-
-        scores [M, C, 2, C, 2] between readers and writers; a step's own writes count for its second reader alone
-        query, key [M, C, 2, K]: what reads the state at the chunk's start, and writes into the state at its end
-        total [M, K]: decay of the whole chunk.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, g: Tensor, keep: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        decay = g.exp() if keep is None else g.exp() * keep
-        query_in, key_out = _read_twice(query, decay, keep), key.clone()
-        scores, total = factorise(query_in.flatten(1, 2), key_out.flatten(1, 2), decay, None)
-        scores = scores.view(*query.shape[:3], *key.shape[1:3])
-        scores[:, :, 1].diagonal(dim1=1, dim2=2).copy_((query[:, :, 1:] * key).sum(-1).transpose(1, 2))
-        ctx.save_for_backward(query, key, g, keep)
-        return scores, query_in, key_out, total
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, g, keep = ctx.saved_tensors
-        grad_scores, grad_in, grad_out, grad_total = grads
-        decay = g.exp() if keep is None else g.exp() * keep
-        query_in, key_out = _read_twice(query, decay, keep), key.clone()
-        levels: list[Level] = []
-        _, total = factorise(query_in.flatten(1, 2), key_out.flatten(1, 2), decay, levels)
-        grad_b_end = (key_out * grad_out).sum((1, 2)) + total * grad_total
-
-        grad_query, grad_key = grad_in.flatten(1, 2).clone(), grad_out.flatten(1, 2).clone()
-        factorise_backward(levels, grad_scores.flatten(3, 4).flatten(1, 2), grad_query, grad_key)
-        grad_query, grad_key = _read_twice(grad_query.view_as(query), decay, keep), grad_key.view_as(key)
-
-        own = query * grad_query
-        grad_b = own[:, :, 1] - (key * grad_key).sum(2)
-        grad_g = grad_b_end.unsqueeze(1) + suffix_sums(grad_b) + suffix_sums(own[:, :, 0], 1)
-        if keep is not None:
-            grad_g = grad_g * keep
-
-        grad_diagonal = grad_scores[:, :, 1].diagonal(dim1=1, dim2=2).transpose(1, 2).unsqueeze(-1)
-        grad_query[:, :, 1] += (grad_diagonal * key).sum(2)
-        grad_key += grad_diagonal * query[:, :, 1:]
-        return grad_query, grad_key, grad_g, None
-
-
-def _read_twice(query: Tensor, decay: Tensor, keep: Tensor | None) -> Tensor:
-    """A copy of `query` [M, C, 2, K] times what each reader finds of the state before the step."""
-    first = query[:, :, 0] if keep is None else query[:, :, 0] * keep
-    return torch.stack([first, query[:, :, 1] * decay], 2)

@@ -1,0 +1,321 @@
+r"""The chunk form of the delta rule with a diagonal plus rank-one transition (RWKV7): one closed gradient.
+
+With z_t = a_t^T S_{t-1}, each step has two readers (a before its decay, r after it) and two writers (b z^T, k v^T). In
+a chunk that starts from S, with P, Q what the readers find and the writers leave over the decays between them,
+
+    (I - A_ab) z = a_in S + A_ak v      u = [z, v]      o = P_r u + r_in S      S' = D S + Q_out^T u
+
+where A = P_a are the scores of the first readers. The gradients of all products come from two stacks of rows: u, and
+e = [(I - A_ab)^{-T} dL/dz, dL/do], since dL/dP = e u^T, dL/d(readers of S) = e S^T and dL/d(Q_out) = u (dL/dS')^T.
+
+The decays enter by `Halved` (any decay, see `decay.py`) or, at half the time, by `Bounded`: where a chunk decays by no
+more than exp(-MAX_DECAY), readers may carry exp(b) and writers exp(-b), b the cumulated log decays.
+
+Legend: N chunks, B batch, H heads, C chunk (a power of two), K key dim, V value dim, M = N*B*H. Readers and writers of
+a chunk are stacked [M, 2C, K]: a then r, b then k.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .decay import Level, decay_products, factorise, factorise_backward, suffix_sums
+from .vector_decay import empty_in_time_order, load_rows, per_token, row_groups
+
+GROUP_VALUES = 2**17  # that a thread takes at once, the best of the 2**16 to 2**24 tried
+MAX_DECAY = 40.0
+"""exp(40) is 2e17: its products stay far inside fp32, and every term keeps its relative precision."""
+
+
+class Parts(NamedTuple):
+    """What the products of a chunk need of readers, writers and decays."""
+
+    scores: Tensor  # [M, 2C, 2C] of readers with writers, 0 where the writer comes later
+    reads: Tensor  # [M, 2C, K] what reads the state at the chunk's start
+    writes: Tensor  # [M, 2C, K] what writes into the state at its end
+    total: Tensor  # [M, K] decay of the whole chunk
+
+
+def chunk_dplr(
+    r: Tensor,
+    w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    *,
+    scale: float,
+    keep: Tensor | None,
+    state: Tensor | None,
+    dtype: torch.dtype,
+    bounded: bool,
+) -> tuple[Tensor, Tensor]:
+    """The recurrence of `dplr_delta_rule` over chunks.
+
+    Args:
+        r, w (log decay), k, a, b: [N, B, H, C, K] of any strides and dtype; views of [B, T, H, K] cost no copy.
+        v: [N, B, H, C, V], likewise.
+        keep: [N, B, 1, C], 0 where a document starts, or None.
+        state: [B, H, K, V] in `dtype`, or None.
+        dtype: of all arithmetic.
+        bounded: whether the w of every chunk sum to more than -MAX_DECAY.
+
+    Returns:
+        o [N, B, H, C, V] in v's dtype, a view of a contiguous [B, T, H, V], and the final state [B, H, K, V].
+    """
+    if state is None:
+        state = r.new_zeros(*r.shape[1:3], r.shape[-1], v.shape[-1], dtype=dtype)
+    return _GeneralisedDelta.apply(r, w, k, v, a, b, keep, state, scale, bounded)
+
+
+class _GeneralisedDelta(torch.autograd.Function):
+    """Takes the batch in groups of rows, for the cache's sake."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        r: Tensor,
+        w: Tensor,
+        k: Tensor,
+        v: Tensor,
+        a: Tensor,
+        b: Tensor,
+        keep: Tensor | None,
+        state: Tensor,
+        scale: float,
+        bounded: bool,
+    ) -> tuple[Tensor, Tensor]:
+        decays = Bounded if bounded else Halved
+        o = empty_in_time_order(v)
+        final, saved = [], []
+        groups = row_groups(v, GROUP_VALUES)
+        length = v.shape[-2]
+        identity = torch.eye(length, dtype=state.dtype, device=v.device)
+        for rows in groups:
+            reset = per_token(keep, rows, w)
+            parts, kept = decays.forward(
+                _stacked(a, r, rows, state.dtype, scale),
+                _stacked(b, k, rows, state.dtype),
+                load_rows(w, rows, state.dtype),
+                reset,
+            )
+            scores, reads, writes, total = parts
+            system = -scores[:, :length, :length]
+            solution = torch.linalg.solve_triangular(system, identity, upper=False, unitriangular=True)
+            written = _stacked(None, v, rows, state.dtype)
+            fresh = solution @ (scores[:, :length, length:] @ written[:, length:])
+            recall = solution @ reads[:, :length]
+
+            states = state.new_empty(len(v) + 1, *state[rows].shape)
+            states[0] = state[rows]
+            walk = zip(
+                *(x.unflatten(0, (len(v), -1)).unbind(0) for x in (fresh, recall, written, writes.mT, total)),
+                states.flatten(1, 2).unbind(0),
+                states[1:].flatten(1, 2).unbind(0),
+                strict=False,
+            )
+            for fresh_n, recall_n, written_n, writes_n, total_n, before, after in walk:
+                written_n[:, :length] = torch.baddbmm(fresh_n, recall_n, before)
+                torch.bmm(writes_n, written_n, out=after).addcmul_(total_n.unsqueeze(-1), before)
+            o_rows = torch.bmm(reads[:, length:], states[:-1].flatten(0, 2)).baddbmm_(scores[:, length:], written)
+            o[:, rows] = o_rows.view_as(o[:, rows])
+            final.append(states[-1])
+            if any(ctx.needs_input_grad):
+                saved += [*parts, *kept, solution, recall, written, states]
+        ctx.save_for_backward(r, w, k, v, a, b, keep, *saved)
+        ctx.groups, ctx.scale, ctx.decays = groups, scale, decays
+        return o, torch.cat(final)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        r, w, k, v, a, b, keep, *saved = ctx.saved_tensors
+        length = v.shape[-2]
+        grad_r, grad_k, grad_v, grad_a, grad_b = (empty_in_time_order(x) for x in (r, k, v, a, b))
+        grad_w = empty_in_time_order(w)
+        grad_initial = []
+        size = len(saved) // len(ctx.groups)
+        for index, rows in enumerate(ctx.groups):
+            of_group = saved[index * size : (index + 1) * size]
+            parts, kept, (solution, recall, written, states) = Parts(*of_group[:4]), of_group[4:-4], of_group[-4:]
+            scores, reads, writes, total = parts
+            errors = _stacked(None, grads[0], rows, states.dtype)
+            grad_o = errors[:, length:]
+            grad_written = torch.bmm(scores[:, length:].mT, grad_o)
+            grad_states = torch.empty_like(states)
+            grad_states[-1] = grads[1][rows]
+            torch.bmm(reads[:, length:].mT, grad_o, out=grad_states[:-1].flatten(0, 2))
+            walk = zip(
+                *(x.unflatten(0, (len(v), -1)).unbind(0) for x in (grad_written, writes, recall.mT, total)),
+                grad_states.flatten(1, 2).unbind(0),
+                grad_states[1:].flatten(1, 2).unbind(0),
+                strict=False,
+            )
+            for grad_written_n, writes_n, recall_n, total_n, grad_before, grad_after in reversed(list(walk)):
+                grad_written_n.baddbmm_(writes_n, grad_after)
+                grad_before.addcmul_(total_n.unsqueeze(-1), grad_after).baddbmm_(recall_n, grad_written_n[:, :length])
+            errors[:, :length] = solution.mT @ grad_written[:, :length]
+            grad_value = grad_written[:, length:].baddbmm_(scores[:, :length, length:].mT, errors[:, :length])
+
+            before, grad_after = states[:-1].flatten(0, 2), grad_states[1:].flatten(0, 2)
+            grad_parts = Parts(
+                torch.bmm(errors, written.mT),
+                torch.bmm(errors, before.mT),
+                torch.bmm(written, grad_after.mT),
+                (before * grad_after).sum(-1),
+            )
+            grad_readers, grad_writers, grad_g = ctx.decays.backward(parts, kept, grad_parts, per_token(keep, rows, w))
+            if ctx.scale != 1.0:
+                grad_readers[:, length:] *= ctx.scale
+            for target, grad in (
+                (grad_a, grad_readers[:, :length]),
+                (grad_r, grad_readers[:, length:]),
+                (grad_b, grad_writers[:, :length]),
+                (grad_k, grad_writers[:, length:]),
+                (grad_v, grad_value),
+                (grad_w, grad_g),
+            ):
+                part = target[:, rows]
+                part.copy_(grad.unflatten(0, part.shape[:3]))
+            grad_initial.append(grad_states[0])
+        return grad_r, grad_w, grad_k, grad_v, grad_a, grad_b, None, torch.cat(grad_initial), None, None
+
+
+class Bounded:
+    """b cumulates the log decays; readers carry exp(b), writers exp(-b), so that one product makes all scores."""
+
+    @staticmethod
+    def forward(readers: Tensor, writers: Tensor, g: Tensor, reset: Tensor | None) -> tuple[Parts, tuple[Tensor, ...]]:
+        length = g.shape[1]
+        cumulated = g.new_ones(length, length).tril_() @ g
+        growth = g.new_ones(len(g), length + 1, g.shape[2])
+        torch.exp(cumulated, out=growth[:, 1:])
+        fall = cumulated.neg_().exp_()
+        readers[:, :length] *= growth[:, :-1]
+        readers[:, length:] *= growth[:, 1:]
+        writers.unflatten(1, (2, length)).mul_(fall.unsqueeze(1))
+        scores = Bounded.masked(readers @ writers.mT, reset)
+        total = growth[:, -1]
+        reads, writes = readers, writers * total.unsqueeze(1)
+        if reset is not None:
+            _, prefix, suffix, same = decay_products(reset.squeeze(-1))
+            reads = readers * _twice(prefix)
+            writes *= _twice(suffix)
+            total = total * same.unsqueeze(-1)
+        return Parts(scores, reads, writes, total), (readers, writers, growth, fall)
+
+    @staticmethod
+    def masked(scores: Tensor, reset: Tensor | None) -> Tensor:
+        """Scores [M, 2C, 2C], in place 0 where the writer comes later or belongs to another document."""
+        length = scores.shape[-1] // 2
+        causal = scores.new_ones(length, length).tril_()
+        scores.mul_(torch.cat([causal.tril(-1).repeat(1, 2), causal.repeat(1, 2)]))
+        if reset is not None:
+            scores.mul_(decay_products(reset.squeeze(-1))[0].repeat(1, 2, 2))
+        return scores
+
+    @staticmethod
+    def backward(parts: Parts, kept: list[Tensor], grad: Parts, reset: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        readers, writers, growth, fall = kept
+        length = fall.shape[1]
+        grad_total = grad.total * parts.total
+        grad_total += (parts.writes * grad.writes).sum(1)
+        grad_readers, grad_writers = grad.reads, grad.writes.mul_(growth[:, -1:])
+        if reset is not None:
+            _, prefix, suffix, _ = decay_products(reset.squeeze(-1))
+            grad_readers, grad_writers = grad_readers * _twice(prefix), grad_writers * _twice(suffix)
+        grad_scores = Bounded.masked(grad.scores, reset)
+        grad_readers.baddbmm_(grad_scores, writers)
+        grad_writers.baddbmm_(grad_scores.mT, readers)
+
+        own, written = readers * grad_readers, writers * grad_writers
+        grad_b = own[:, length:].sub_(written[:, :length]).sub_(written[:, length:])
+        grad_g = suffix_sums(grad_b).add_(suffix_sums(own[:, :length], 1)).add_(grad_total.unsqueeze(1))
+        if reset is not None:
+            grad_g *= reset
+        grad_readers[:, :length] *= growth[:, :-1]
+        grad_readers[:, length:] *= growth[:, 1:]
+        grad_writers.unflatten(1, (2, length)).mul_(fall.unsqueeze(1))
+        return grad_readers, grad_writers, grad_g
+
+
+class Halved:
+    """Products of decays by halving, which no decay can overflow; the levels are worked out again for the gradient."""
+
+    @staticmethod
+    def forward(readers: Tensor, writers: Tensor, g: Tensor, reset: Tensor | None) -> tuple[Parts, tuple[Tensor, ...]]:
+        length = g.shape[1]
+        decay = g.exp() if reset is None else g.exp() * reset
+        query, key = Halved.read(_interleaved(readers), decay, reset), _interleaved(writers)
+        scores, total = factorise(query, key, decay, None)
+        scores, query, key = _grouped(_grouped(scores).mT).mT, _grouped(query), _grouped(key)
+        products = readers[:, length:].unsqueeze(1) * writers.unflatten(1, (2, length))
+        own = products.sum(-1)  # a step's own writes, for its second reader alone
+        scores[:, length:].unflatten(-1, (2, length)).diagonal(dim1=1, dim2=3).copy_(own)
+        return Parts(scores, query, key, total), (readers, writers, g)
+
+    @staticmethod
+    def read(query: Tensor, decay: Tensor, reset: Tensor | None) -> Tensor:
+        """Interleaved queries times what each finds of the state before the step, in place."""
+        pairs = query.view(*decay.shape[:2], 2, -1)
+        pairs[:, :, 1] *= decay
+        if reset is not None:
+            pairs[:, :, 0] *= reset
+        return query
+
+    @staticmethod
+    def backward(parts: Parts, kept: list[Tensor], grad: Parts, reset: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        readers, writers, g = kept
+        length = g.shape[1]
+        decay = g.exp() if reset is None else g.exp() * reset
+        query, key = Halved.read(_interleaved(readers), decay, reset), _interleaved(writers)
+        levels: list[Level] = []
+        factorise(query, key, decay, levels)
+        grad_total = grad.total * parts.total
+        grad_total += (parts.writes * grad.writes).sum(1)
+
+        grad_query, grad_key = _interleaved(grad.reads), _interleaved(grad.writes)
+        factorise_backward(levels, _interleaved(_interleaved(grad.scores.mT).mT), grad_query, grad_key)
+        grad_readers, grad_writers = _grouped(Halved.read(grad_query, decay, reset)), _grouped(grad_key)
+
+        # The diagonal holds no decay: it stays out of the gradient of g, where it would cancel up to rounding only.
+        own, written = readers * grad_readers, writers * grad_writers
+        grad_b = own[:, length:] - written[:, :length] - written[:, length:]
+        grad_g = suffix_sums(grad_b).add_(suffix_sums(own[:, :length], 1)).add_(grad_total.unsqueeze(1))
+        if reset is not None:
+            grad_g *= reset
+        diagonal = grad.scores[:, length:].unflatten(-1, (2, length)).diagonal(dim1=1, dim2=3).unsqueeze(-1)
+        grad_readers[:, length:] += (diagonal * writers.unflatten(1, (2, length))).sum(1)
+        grad_writers.unflatten(1, (2, length)).add_(diagonal * readers[:, None, length:])
+        return grad_readers, grad_writers, grad_g
+
+
+def _stacked(first: Tensor | None, second: Tensor, rows: slice, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
+    """Rows of the batch of two tensors [N, B, H, C, D] as a fresh [M, 2C, D], the second times `scale`.
+
+    Without a first one its place is left to be filled."""
+    second = second[:, rows]
+    stack = torch.empty(*second.shape[:3], 2, *second.shape[3:], dtype=dtype, device=second.device)
+    if first is not None:
+        stack[..., 0, :, :].copy_(first[:, rows])
+    stack[..., 1, :, :].copy_(second)
+    if scale != 1.0:
+        stack[..., 1, :, :] *= scale
+    return stack.flatten(3, 4).flatten(0, 2)
+
+
+def _interleaved(x: Tensor) -> Tensor:
+    """[M, 2C, D] from two halves to one pair after the other, always a copy."""
+    return x.unflatten(1, (2, -1)).transpose(1, 2).clone(memory_format=torch.contiguous_format).flatten(1, 2)
+
+
+def _grouped(x: Tensor) -> Tensor:
+    """The inverse of `_interleaved`."""
+    return x.unflatten(1, (-1, 2)).transpose(1, 2).clone(memory_format=torch.contiguous_format).flatten(1, 2)
+
+
+def _twice(x: Tensor) -> Tensor:
+    """[M, C] for both halves: [M, 2C, 1]."""
+    return torch.cat([x, x], 1).unsqueeze(-1)
