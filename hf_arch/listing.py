@@ -88,12 +88,10 @@ def _recipe_reports(target: str, overrides: Sequence[str], seq_len: int | None) 
 
 
 def _saved_config(path: Path, overrides: Sequence[str]) -> Any:
-    from transformers import AutoConfig
-
     from hf_arch.evaluation.generation import model_folder
+    from hf_arch.hub.checkpoint import require_ours
 
-    hf_arch.list_architectures()
-    config = AutoConfig.from_pretrained(model_folder(path))
+    config = require_ours(model_folder(path))
     if not overrides:
         return config
     # Through the same door as everything else, so that a wrong key is found.

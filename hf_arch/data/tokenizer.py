@@ -65,7 +65,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
                 if tokenizer.eos_token is None and token in tokenizer.get_vocab():
                     tokenizer.eos_token = token
         else:
-            tokenizer = AutoTokenizer.from_pretrained(str(path) if path.is_dir() else name)
+            tokenizer = AutoTokenizer.from_pretrained(str(path) if path.is_dir() else name, trust_remote_code=False)
     except Exception as error:
         near = nearest(name, TRAINED)
         hint = f"nearest: {near!r}; " if near else ""
@@ -96,7 +96,7 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer that `save_tokenizer` has written."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
     return tokenizer
 

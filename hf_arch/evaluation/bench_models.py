@@ -18,6 +18,7 @@ from hf_arch.experiments.build import build_config
 from hf_arch.experiments.plan import plan_runs
 from hf_arch.experiments.recipe import load_recipe
 from hf_arch.experiments.yaml_text import parse_override
+from hf_arch.hub.checkpoint import load_config
 from hf_arch.interchange import FOREIGN, to_foreign
 
 AGAINST = ("transformers",)
@@ -134,7 +135,7 @@ def _configs(target: str, overrides: Sequence[str]) -> list[tuple[str, PreTraine
     if path.exists():
         if overrides:
             raise ConfigError(f"{overrides[0]}: a saved model is measured as it is; leave {overrides[0]!r} out")
-        return [(path.name, AutoConfig.from_pretrained(model_folder(path)))]
+        return [(path.name, load_config(model_folder(path)))]
     names = hf_arch.list_architectures()
     if target not in names:
         near = nearest(target, names)

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 import hf_arch
 from hf_arch.errors import ConfigError
 from hf_arch.evaluation.loading import load_causal_lm, load_tokenizer, parse_device
-from hf_arch.hub.checkpoint import checkpoint_folder, is_ours, read_config
+from hf_arch.hub.checkpoint import checkpoint_folder, is_ours, read_config, weight_files
 from hf_arch.interchange import FOREIGN
 
 hf_arch.list_architectures()  # registers them with the Auto classes that HFLM loads by
@@ -60,6 +60,7 @@ class ArchLM(HFLM):
                 weights = get_dtype(dtype)
                 pretrained = model.to(target, weights if isinstance(weights, torch.dtype) else None)
             else:
+                weight_files(folder)  # whole, and no pickles
                 pretrained = str(folder)
         super().__init__(pretrained=pretrained, tokenizer=tokenizer, dtype=dtype, device=target, **kwargs)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hf_arch.errors import ConfigError, choice_error
-from hf_arch.hub.checkpoint import checkpoint_folder, is_ours, load_ours, read_config, read_tensors, unknown_type
+from hf_arch.hub.checkpoint import checkpoint_folder, load_checkpoint, read_config, read_tensors
 from hf_arch.interchange import FOREIGN, from_foreign
 
 DTYPES = {
@@ -52,8 +52,8 @@ def parse_device(name: str | None) -> torch.device:
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer that lies beside a model. Raises `ConfigError` where none does, or it cannot be read."""
     try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # whatever a tokenizer's class or its reader makes of files that it does not expect
         raise ConfigError(f"{folder}: no tokenizer that can be loaded: {' '.join(str(error).split())[:200]}") from error
 
 
@@ -72,8 +72,8 @@ def load_model(
         ConfigError: nothing there, a damaged checkpoint, an unknown architecture, no tokenizer.
     """
     folder = checkpoint_folder(path)
-    tokenizer = load_tokenizer(folder)
     model = load_causal_lm(folder)
+    tokenizer = load_tokenizer(folder)
     if dtype is not None:
         model = model.to(dtype)
     return model.to(device or parse_device(None)).eval(), tokenizer
@@ -82,10 +82,6 @@ def load_model(
 def load_causal_lm(folder: Path) -> PreTrainedModel:
     """The model in a folder, in eval mode on the CPU, in the dtype that it was saved in."""
     config = read_config(folder)
-    if is_ours(config):
-        return load_ours(folder)
-    if config["model_type"] in CONFIG_MAPPING:
-        return AutoModelForCausalLM.from_pretrained(folder).eval()
-    if config["model_type"] in FOREIGN:
+    if config["model_type"] in FOREIGN and config["model_type"] not in CONFIG_MAPPING:
         return from_foreign(config, read_tensors(folder))
-    raise unknown_type(folder, config)
+    return load_checkpoint(folder)

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import hf_arch
 from hf_arch.errors import ConfigError, choice_error
@@ -36,13 +36,14 @@ def checkpoint_folder(source: str | Path) -> Path:
     if Path(source).exists() or len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~"):
         return model_folder(source)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError
 
     try:
-        return Path(snapshot_download(str(source), allow_patterns=["*.safetensors", "*.json", *TOKENIZER_FILES]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError) as error:
+        folder = snapshot_download(str(source), allow_patterns=["*.safetensors", "*.json", *TOKENIZER_FILES])
+    except (OSError, HFValidationError) as error:  # the Hub's own errors are OSErrors
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"{source}: no such folder, and no such repository on the Hub ({reason[:160]})") from error
+    return model_folder(folder)
 
 
 def read_json_file(path: Path) -> dict[str, Any]:
@@ -84,10 +85,22 @@ def require_ours(folder: Path) -> ArchConfig:
     values = read_config(folder)
     if not is_ours(values):
         raise unknown_type(folder, values)
+    return load_config(folder)
+
+
+def load_config(folder: Path) -> PreTrainedConfig:
+    """The config of a checkpoint of ours or of transformers; code that lies beside it is not run.
+
+    Raises:
+        ConfigError: it is of no known type, or inconsistent.
+    """
+    values = read_config(folder)
+    if not is_ours(values) and values["model_type"] not in CONFIG_MAPPING:
+        raise unknown_type(folder, values)
     try:
-        return AutoConfig.from_pretrained(folder)
-    except (ValueError, TypeError, StrictDataclassError) as error:
-        raise ConfigError(f"{folder / 'config.json'}: {' '.join(str(error).split())}") from error
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # whatever a class makes of values that it does not expect
+        raise ConfigError(f"{folder / 'config.json'}: {' '.join(str(error).split())[:300]}") from error
 
 
 def unknown_type(folder: Path, config: dict[str, Any]) -> ConfigError:
@@ -152,9 +165,28 @@ def load_ours(folder: Path, **kwargs: Any) -> PreTrainedModel:
         ConfigError: the checkpoint is not ours, damaged, or does not hold what its config asks for.
     """
     require_ours(folder)
+    return load_checkpoint(folder, **kwargs)
+
+
+def load_checkpoint(folder: Path, **kwargs: Any) -> PreTrainedModel:
+    """A model of ours or of transformers in eval mode, from safetensors alone, with nothing made up.
+
+    Raises:
+        ConfigError: the checkpoint is of no known type, damaged, or does not hold what its config asks for.
+    """
+    config = load_config(folder)
     weight_files(folder)
-    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **kwargs)
-    for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder,
+        config=config,
+        trust_remote_code=False,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,  # which would raise without saying where; below it is told
+        output_loading_info=True,
+        **kwargs,
+    )
+    ours = is_ours({"model_type": config.model_type})
+    for what in ("missing_keys", "mismatched_keys", *(["unexpected_keys"] if ours else [])):
         if info[what]:
             kind = what.removesuffix("_keys")
             raise ConfigError(f"{folder}: {len(info[what])} tensors are {kind}, e.g. {sorted(map(str, info[what]))[0]}")

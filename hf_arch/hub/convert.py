@@ -17,11 +17,19 @@ from typing import Any
 import torch
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hf_arch.errors import ConfigError, choice_error
-from hf_arch.hub.checkpoint import checkpoint_folder, is_ours, load_ours, read_config, read_tensors, unknown_type
+from hf_arch.hub.checkpoint import (
+    checkpoint_folder,
+    is_ours,
+    load_checkpoint,
+    load_ours,
+    read_config,
+    read_tensors,
+    unknown_type,
+)
 from hf_arch.hub.repository import copy_tokenizer, new_folder
 from hf_arch.interchange import FOREIGN, from_foreign, to_foreign
 
@@ -126,7 +134,7 @@ def _as_transformers_runs(folder: Path, config: dict[str, Any]) -> PreTrainedMod
     foreign_dialect = model_type in ("mamba", "mamba2") and "layer_norm_epsilon" not in config
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or foreign_dialect:
         return None
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
+    return load_checkpoint(folder, dtype=torch.float32)
 
 
 def _tokens(model: PreTrainedModel) -> Tensor:

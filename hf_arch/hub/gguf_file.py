@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_arch.data.tokenizer import byte_character
 from hf_arch.errors import ConfigError
+from hf_arch.evaluation.loading import load_tokenizer
 from hf_arch.interchange import to_foreign
 
 ARCHITECTURE = "llama"
@@ -88,10 +89,7 @@ def _pairs_together(weight: Tensor, heads: int) -> Tensor:
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in `folder`, whose vocabulary must be byte-level: GGUF knows no other without scores."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder}: no tokenizer, which a GGUF file holds too") from error
+    tokenizer = load_tokenizer(folder)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     model = json.loads(backend.to_str())["model"] if backend is not None else {}
     every_byte = all(byte_character(byte) in model.get("vocab", {}) for byte in range(256))

@@ -43,17 +43,16 @@ def python(environment: dict[str, str], program: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("order", [("torch", "lm_eval.api.registry"), ("lm_eval.api.registry", "torch")])
-def test_the_name_is_known_without_an_import(environment: dict[str, str], order: tuple[str, str]) -> None:
-    first, second = order
+@pytest.mark.parametrize("order", ["torch, lm_eval.api.registry", "lm_eval.models, torch"])
+def test_the_name_is_known_without_an_import_and_so_are_the_others(environment: dict[str, str], order: str) -> None:
     program = (
-        f"import sys, {first}, {second}\n"
-        "from lm_eval.api.registry import model_registry\n"
-        "assert 'hf_arch' in model_registry\n"
+        f"import sys, {order}\n"
+        "from lm_eval.api.registry import get_model\n"
+        "assert get_model('dummy').__name__ == 'DummyLM'\n"
         "assert 'hf_arch' not in sys.modules\n"  # nothing of the package is loaded for a name
-        "print(model_registry.get('hf_arch').__name__)"
+        "print(get_model('hf_arch').__name__, get_model('hf').__name__)"
     )
-    assert python(environment, program).split()[-1] == "ArchLM"
+    assert python(environment, program).splitlines()[-1] == "ArchLM HFLM"
 
 
 def test_importing_torch_alone_loads_nothing_of_ours(environment: dict[str, str]) -> None:
@@ -62,13 +61,16 @@ def test_importing_torch_alone_loads_nothing_of_ours(environment: dict[str, str]
 
 
 def command_line(
-    environment: dict[str, str], folder: Path, model: Path, tasks: str, batch_size: int, include: Path, limit: int
+    environment: dict[str, str], folder: Path, model: Path, *, kind: str, batch_size: int
 ) -> dict[str, dict[str, float]]:
-    """Runs `lm_eval` and returns {task: metrics}, without the names and sizes that it writes among them."""
+    """Runs `lm_eval` on 40 rows a task and returns {task: metrics}, without the names and sizes written among them."""
     program = "from lm_eval.__main__ import cli_evaluate; cli_evaluate()"
-    arguments = ["--model", "hf_arch", "--model_args", f"pretrained={model}", "--tasks", tasks, "--device", "cpu"]
-    arguments += ["--include_path", str(include), "--limit", str(limit), "--batch_size", str(batch_size)]
-    output = folder / f"batch{batch_size}"
+    if kind == "hf":
+        program = f"import hf_arch; {program}"
+    arguments = ["--model", kind, "--model_args", f"pretrained={model}", "--tasks", "hellaswag,lambada_openai"]
+    arguments += ["--device", "cpu", "--include_path", str(offline.write_task_files(folder / "tasks"))]
+    arguments += ["--limit", "40", "--batch_size", str(batch_size)]
+    output = folder / f"{kind}_batch{batch_size}"
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments, "--output_path", str(output)],
         env=environment,
@@ -93,10 +95,12 @@ def command_line(
 @pytest.mark.parametrize("name", ["gpt2", "gla", "mamba", "hybrid"])
 def test_real_rows_score_the_same_at_any_batch_size(name: str, environment: dict[str, str], tmp_path: Path) -> None:
     model = saved_model(tmp_path / "model", name, max_position_embeddings=1024)
-    include = offline.write_task_files(tmp_path / "tasks")
-    arguments = (model, "hellaswag,lambada_openai")
-    one, eight = (command_line(environment, tmp_path, *arguments, size, include, 40) for size in (1, 8))
+    one, eight, plain = (
+        command_line(environment, tmp_path, model, kind=kind, batch_size=size)
+        for kind, size in (("hf_arch", 1), ("hf_arch", 8), ("hf", 8))
+    )
     assert set(one) == {"hellaswag", "lambada_openai"}
+    assert plain == eight
     assert one["hellaswag"] == eight["hellaswag"]  # accuracies, so exactly
     assert one["lambada_openai"]["acc,none"] == eight["lambada_openai"]["acc,none"]
     perplexities = (scores["lambada_openai"]["perplexity,none"] for scores in (one, eight))

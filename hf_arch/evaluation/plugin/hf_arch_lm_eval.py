@@ -5,45 +5,53 @@
 lm_eval (0.4.13) has no entry points for models. torch has, for what should load along with it (`torch.backends`), and
 every evaluation imports torch. This module is what that entry point loads. It stands outside the package, because to
 import hf_arch would register architectures with transformers, which is nothing that an import of torch should do. It
-waits for lm_eval's registry and enters a name there; hf_arch is imported when that name is asked for.
-`TORCH_DEVICE_BACKEND_AUTOLOAD=0` turns it off.
+waits for lm_eval's package of models (loaded when a model is first asked for while none is registered) and
+enters a name after its own ones; hf_arch is imported when that name is asked for.
+
+It runs at every import of torch in its environment, so it imports nothing that torch has not, and fails in nothing:
+an error here would be an error of `import torch`. `TORCH_DEVICE_BACKEND_AUTOLOAD=0` turns it off.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-REGISTRY = "lm_eval.api.registry"
+MODELS = "lm_eval.models"
 MODEL = "hf_arch.evaluation.lm_eval:ArchLM"
 
 
 def autoload() -> None:
-    """Enter the model now where lm_eval is loaded, else as soon as it is."""
-    if hasattr(sys.modules.get(REGISTRY), "model_registry"):
-        _enter(sys.modules[REGISTRY])
-    elif not any(isinstance(finder, _WaitForRegistry) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _WaitForRegistry())
+    """Enter the model now where lm_eval's are loaded, else as soon as they are."""
+    if hasattr(sys.modules.get(MODELS), "__all__"):  # set when it has registered its own
+        _enter()
+    elif not any(isinstance(finder, _WaitForModels) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _WaitForModels())
 
 
-def _enter(registry: ModuleType) -> None:
-    models = getattr(registry, "model_registry", None)
-    if models is not None and "hf_arch" not in models:
-        models.register("hf_arch", target=MODEL)
+def _enter() -> None:
+    try:
+        from lm_eval.api.registry import model_registry
+
+        if "hf_arch" not in model_registry:
+            model_registry.register("hf_arch", target=MODEL)
+    except Exception as error:  # a registry of another version: evaluations of other models go on
+        warnings.warn(f"`--model hf_arch` is not known to this lm_eval: {error}", stacklevel=2)
 
 
-class _WaitForRegistry(MetaPathFinder):
+class _WaitForModels(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != REGISTRY:
+        if fullname != MODELS:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        others = (finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec"))
+        found = (finder.find_spec(fullname, path, target) for finder in others)
+        spec = next((spec for spec in found if spec is not None), None)
         if spec is not None and spec.loader is not None:
             spec.loader = _LoadThenEnter(spec.loader)
         return spec
@@ -57,8 +65,9 @@ class _LoadThenEnter(Loader):
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        self.loader.exec_module(module)
+        # The module keeps its own loader, which knows its source and its resources.
         module.__loader__ = self.loader
         if module.__spec__ is not None:
             module.__spec__.loader = self.loader
-        _enter(module)
+        self.loader.exec_module(module)
+        _enter()
