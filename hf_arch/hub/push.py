@@ -159,3 +159,7 @@ def _hub_errors(repo_id: str) -> Iterator[None]:
         if status in (401, 403, 404):
             raise ConfigError(f"repo_id: the token has no right to write to {repo_id!r}") from error
         raise
+    except Exception as error:
+        if not type(error).__module__.startswith("httpx"):  # the client's transport, httpx or httpx2
+            raise
+        raise ConnectionError(f"the Hub cannot be reached, or the connection broke ({error})") from error

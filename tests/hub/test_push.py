@@ -16,7 +16,9 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
 
+from hf_arch.cli import app
 from hf_arch.errors import ConfigError
 from hf_arch.hub.push import push_to_hub
 from hf_arch.hub.repository import check_nothing_private
@@ -183,6 +185,16 @@ def test_a_dry_run_lists_every_file_and_asks_nobody(run_folder):
     names = {(branch, name) for branch, name, _ in push.files}
     assert {("main", "README.md"), ("main", "model.safetensors"), ("step-3", "model.safetensors")} <= names
     assert not push.url and not push.commits
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(saved_llama, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
+    done = CliRunner().invoke(app, ["push", str(saved_llama), "alice/tiny"])
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1].startswith("error: ConnectionError: the Hub cannot be reached")
+    assert "Traceback" not in done.stderr
 
 
 def test_a_wrong_name_and_missing_checkpoints_are_told(saved_llama):
