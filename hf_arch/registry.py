@@ -77,7 +77,7 @@ def load_plugin(path: str | os.PathLike) -> None:
     nothing.
 
     Raises:
-        ConfigError: the file does not exist.
+        ConfigError: the file does not exist, or is not Python by its name.
     """
     file = Path(path).expanduser().resolve()
     if not file.is_file():
@@ -86,7 +86,8 @@ def load_plugin(path: str | os.PathLike) -> None:
     if module_name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(module_name, file)
-    assert spec is not None and spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"plugin: {str(path)!r} is not a Python file; its name should end in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     try:

@@ -111,6 +111,22 @@ class _Points:
                         self._leave_out(name, declared, error)
                         break
                     self.runs.append(PlannedRun(name, single, declared, suffix))
+        if experiment.match is not None and self.runs:
+            self._check_match(experiment.match)
+
+    def _check_match(self, options: MatchOptions) -> None:
+        """Raises `ConfigError` for a reference or a field to vary that does not exist."""
+        references = self.experiment.runs or list(dict.fromkeys(run.name for run in self.runs))
+        if options.reference is not None and options.reference not in references:
+            raise choice_error("experiment.match.reference", options.reference, references)
+        if options.vary == "auto":
+            return
+        for run in self.runs:
+            try:
+                build_config(run.recipe.with_model({options.vary: 64}), self.tokenizers.get(run.recipe.data_key))
+            except ConfigError as error:  # only the name is judged here: 64 need not go with the other values
+                if "unknown key" in str(error):
+                    raise ConfigError(f"experiment.match.vary: {error}") from error
 
     def match(self, options: MatchOptions) -> None:
         """Makes the runs of each point equal to the reference at that point; without named runs, all points to one."""
@@ -120,9 +136,6 @@ class _Points:
             group = groups.setdefault(run.point if by_point else "", {})
             group.setdefault(run.declared if by_point else run.name, run)
         reference = options.reference or (next(iter(self.experiment.runs)) if by_point else self.runs[0].name)
-        allowed = self.experiment.runs if by_point else {run.name: run for run in self.runs}
-        if reference not in allowed:
-            raise choice_error("experiment.match.reference", reference, allowed)
         matched: dict[str, Matched] = {}
         known: dict[str, Matched] = {}
         for group in groups.values():

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ import hf_arch
 from hf_arch.data import DataOptions
 from hf_arch.errors import ConfigError, choice_error, unknown_key_error
 from hf_arch.experiments.sections import coerce, parse_section, require_mapping
+from hf_arch.experiments.training_section import parse_training
 from hf_arch.experiments.yaml_text import parse_override, read_yaml
 
 if TYPE_CHECKING:
@@ -29,20 +31,8 @@ if TYPE_CHECKING:
 SECTIONS = ("model", "data", "probe", "training", "evaluation", "experiment")
 # A run folder's experiment_config.json is a recipe too; what this section holds beside it is not read back.
 RUN_FACTS = "run"
+MAX_SEEDS = 1000
 
-# Ours beside the names of TrainingArguments: what the run computes in. (And `zero_redundancy`: whether its processes
-# share the optimizer states out.)
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-# Set by the run folder, the command line or the launcher: never by a recipe.
-RESERVED_TRAINING = {
-    "output_dir": "the folder is given by --output-dir",
-    "resume_from_checkpoint": "resuming is asked for by --resume",
-    "bf16": "write `training.precision: bf16`",
-    "fp16": "write `training.precision: fp16`",
-    "fsdp": "launch by `accelerate launch --config_file recipes/accelerate/fsdp2.yaml`",
-    "fsdp_config": "launch by `accelerate launch --config_file recipes/accelerate/fsdp2.yaml`",
-    "deepspeed": "launch by `accelerate launch --config_file recipes/accelerate/zero1.yaml`",
-}
 # What of the `training` section means something where a probe is learned.
 PROBE_TRAINING = (
     *("max_steps", "num_train_epochs", "per_device_train_batch_size", "learning_rate", "weight_decay"),
@@ -74,9 +64,10 @@ class EvaluationOptions:
     speed_tokens: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("sequences", "final_sequences", "new_tokens", "speed_tokens"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ConfigError(f"evaluation.{name}: expected at least 1, got {value}")
+        least = {"sequences": 1, "final_sequences": 1, "new_tokens": 1, "speed_tokens": 1, "temperature": 0, "top_k": 0}
+        for name, allowed in least.items():
+            if (value := getattr(self, name)) is not None and value < allowed:
+                raise ConfigError(f"evaluation.{name}: expected at least {allowed}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -151,6 +142,16 @@ class ExperimentOptions:
     sets: tuple[str, ...] = ()
     study: Literal["search"] | None = None
 
+    def __post_init__(self) -> None:
+        if "/" in self.name or "\\" in self.name or self.name in (".", ".."):
+            raise ConfigError(
+                f"experiment.name: {self.name!r} is not allowed; it names a folder, so write it without /"
+            )
+        if any(seed < 0 for seed in self.seeds):
+            raise ConfigError(f"experiment.seeds: expected whole numbers from 0, got {min(self.seeds)}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"experiment.seeds: expected each once, got {list(self.seeds)}")
+
     @property
     def is_set(self) -> bool:
         """True where the recipe declares more than one run."""
@@ -189,6 +190,7 @@ class Recipe:
             raise ConfigError("model.architecture: is missing; write for example `architecture: llama`")
         if architecture is not None and not isinstance(architecture, str):
             raise ConfigError(f"model.architecture: expected text, got {type(architecture).__name__} {architecture!r}")
+        _check_model(model)
         probe = None if merged.get("probe") is None else parse_section(ProbeOptions, merged["probe"], "probe")
         for section in ("data", "evaluation"):
             if probe is not None and merged.get(section):
@@ -266,7 +268,8 @@ class Recipe:
         values["training"] = {
             key: value for key, value in values["training"].items() if not key.startswith(UNHASHED_TRAINING)
         }
-        plugins = [Path(path).expanduser() for path in self.model.get("plugins") or []]
+        # What a plugin says changes a result, where it lies does not.
+        plugins = [Path(path).expanduser() for path in values["model"].pop("plugins", None) or []]
         facts += tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in plugins if path.is_file())
         text = json.dumps([values, hf_arch.__version__, *facts], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
@@ -277,7 +280,26 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = (), scale: str | No
 
     Raises `ConfigError` of one line for a missing, empty or malformed file and for every unknown key or wrong value.
     """
-    return read_recipe(require_mapping(read_yaml(Path(path)), str(path)), overrides, scale, name=Path(path).stem)
+    values = _with_plugins_beside(require_mapping(read_yaml(Path(path)), str(path)), Path(path).parent)
+    return read_recipe(values, overrides, scale, name=Path(path).stem)
+
+
+def _with_plugins_beside(node: Any, folder: Path) -> Any:
+    """`node` with the paths under `plugins` that lie beside the recipe found there; others count from here."""
+    if not isinstance(node, Mapping):
+        return node
+    return {
+        key: [_beside(path, folder) for path in value]
+        if str(key).rsplit(".", 1)[-1] == "plugins" and isinstance(value, list)
+        else _with_plugins_beside(value, folder)
+        for key, value in node.items()
+    }
+
+
+def _beside(path: Any, folder: Path) -> Any:
+    if isinstance(path, str) and not Path(path).expanduser().is_file() and (folder / path).is_file():
+        return str(folder / path)
+    return path
 
 
 def read_recipe(
@@ -290,7 +312,7 @@ def read_recipe(
             raise choice_error(f"override {key}: section", section, SECTIONS)
     values = {key: value for key, value in values.items() if key != RUN_FACTS}
     experiment = _declared(values.get("experiment"))
-    values["experiment"] = {"name": name, **experiment}
+    values["experiment"] = {**experiment, "name": experiment.get("name") or name}
     if scale is not None and not experiment.get("sets"):  # the sets have scales of their own
         scales = require_mapping(experiment.get("scale"), "experiment.scale")
         if not scales:
@@ -312,8 +334,8 @@ def _declared(values: object) -> dict[str, Any]:
     section = dict(require_mapping(values, "experiment"))
     seeds = section.get("seeds")
     if isinstance(seeds, int) and not isinstance(seeds, bool):
-        if seeds < 1:
-            raise ConfigError(f"experiment.seeds: expected a list, or how many (at least 1), got {seeds}")
+        if not 1 <= seeds <= MAX_SEEDS:
+            raise ConfigError(f"experiment.seeds: expected a list, or how many (1 to {MAX_SEEDS}), got {seeds}")
         section["seeds"] = list(range(1, seeds + 1))
     if isinstance(section.get("match"), str):
         section["match"] = {"by": section["match"]}
@@ -323,6 +345,21 @@ def _declared(values: object) -> dict[str, Any]:
     if section.get("matrix") is not None:
         section["matrix"] = dict(_dotted(require_mapping(section["matrix"], "experiment.matrix"), "experiment.matrix"))
     return section
+
+
+def _check_model(node: Any, where: str = "model") -> None:
+    """Raises `ConfigError` for what no config can hold: keys that are not text, numbers that are not finite; and for
+    `plugins` that are no paths."""
+    if isinstance(node, Mapping):
+        for key, value in require_mapping(node, where).items():
+            if key == "plugins" and value is not None:
+                coerce(value, list[str], f"{where}.plugins")
+            _check_model(value, f"{where}.{key}")
+    elif isinstance(node, (list, tuple)):
+        for index, value in enumerate(node):
+            _check_model(value, f"{where}[{index}]")
+    elif isinstance(node, float) and not math.isfinite(node):
+        raise ConfigError(f"{where}: expected a finite number, got {node}")
 
 
 def _nested(changes: object, where: str) -> dict[str, Any]:
@@ -342,32 +379,12 @@ def _dotted(values: Mapping[str, Any], where: str, prefix: str = "") -> Iterator
             yield f"{prefix}{key}", value
 
 
-def parse_training(values: object) -> dict[str, Any]:
-    """The `training` section, checked against the fields of `transformers.TrainingArguments` and their types."""
-    from transformers import TrainingArguments
-
-    fields = {field.name: field.type for field in dataclasses.fields(TrainingArguments) if field.init}
-    fields = {name: hint for name, hint in fields.items() if name not in RESERVED_TRAINING}
-    fields |= {"precision": Literal[PRECISIONS], "zero_redundancy": bool}
-    parsed = {}
-    for key, value in require_mapping(values, "training").items():
-        if key in RESERVED_TRAINING:
-            raise ConfigError(f"training.{key}: not a key of a recipe; {RESERVED_TRAINING[key]}")
-        if key not in fields:
-            raise unknown_key_error("training", key, fields)
-        parsed[key] = coerce(value, fields[key], f"training.{key}")
-    for key, least in (("max_steps", 1), ("per_device_train_batch_size", 1), ("per_device_eval_batch_size", 1),
-                       ("gradient_accumulation_steps", 1), ("learning_rate", 0.0), ("weight_decay", 0.0), ("seed", 0),
-                       ("num_train_epochs", 0.0), ("max_grad_norm", 0.0), ("warmup_steps", 0.0)):  # fmt: skip
-        if key in parsed and parsed[key] < least:
-            raise ConfigError(f"training.{key}: expected at least {least}, got {parsed[key]}")
-    return parsed
-
-
 def set_dotted(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
     """A copy of the nested `values` with `value` at the dotted `key`; mappings are merged, everything else is
     replaced.
     """
+    if not isinstance(key, str):
+        raise ConfigError(f"recipe: expected text as a key, got {type(key).__name__} {key!r}")
     head, _, rest = key.partition(".")
     result = dict(values)
     inner = result.get(head)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -153,7 +153,7 @@ def _number(value: Any, kind: type) -> tuple[bool, Any]:
             value = float(value)
         except ValueError:
             return False, None
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
+    if not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:  # also no NaN
         return False, None
     if kind is float:
         return True, float(value)

@@ -14,6 +14,8 @@ import yaml
 
 from hf_arch.errors import ConfigError
 
+MAX_VALUES = 100_000
+
 
 class _RecipeLoader(yaml.SafeLoader):
     """SafeLoader with the floats and booleans of YAML 1.2, and without silent duplicates."""
@@ -26,6 +28,8 @@ class _RecipeLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                continue  # no plain key; the parent class refuses what cannot be one
             key = key_node.value
             if key_node.tag != "tag:yaml.org,2002:merge" and key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
@@ -62,13 +66,40 @@ def read_yaml(path: Path) -> Any:
 def parse_yaml(text: str, where: str) -> Any:
     """The value that `text` holds; `where` names it in the error."""
     try:
-        return yaml.load(text, Loader=_RecipeLoader)  # a SafeLoader: builds plain values only
+        value = yaml.load(text, Loader=_RecipeLoader)  # a SafeLoader: builds plain values only
+        _check_tree(value, where)
+        return value
+    except ConfigError:
+        raise
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ConfigError(f"{where}{place}: {' '.join((error.problem or 'not YAML').split())}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: {' '.join(str(error).split())}") from error
+    except RecursionError:
+        raise ConfigError(f"{where}: is nested too deep") from None
+    except (ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
+        # PyYAML builds dates, tagged numbers and the like without looking: 2020-13-45, `!!int x`.
+        raise ConfigError(f"{where}: holds a value that is not what it looks like: {error}") from error
+
+
+def _check_tree(value: Any, where: str) -> None:
+    """Raises `ConfigError` for a document that aliases make endless, or larger than any recipe."""
+    room = MAX_VALUES
+
+    def visit(node: Any, above: tuple[int, ...]) -> None:
+        nonlocal room
+        room -= 1
+        if id(node) in above:
+            raise ConfigError(f"{where}: an anchor (&) holds an alias (*) of itself")
+        if room < 0:
+            raise ConfigError(f"{where}: holds more than {MAX_VALUES:,} values; look for aliases (*) of aliases")
+        if isinstance(node, (dict, list)):
+            for child in node.values() if isinstance(node, dict) else node:
+                visit(child, (*above, id(node)))
+
+    visit(value, ())
 
 
 def parse_override(text: str) -> tuple[str, Any]:

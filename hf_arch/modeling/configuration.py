@@ -139,6 +139,10 @@ class ArchConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 <= value < 1:
                 raise ConfigError(f"{name}: {value!r} is not allowed; use a probability in [0, 1)")
+        for name in ("norm_eps", "initializer_range"):
+            value = getattr(self, name)
+            if isinstance(value, (int, float)) and value < 0:
+                raise ConfigError(f"{name}: {value!r} is not allowed; use a number of at least 0")
         for registry, name in ((NORMS, "norm"), (POSITIONS, "position"), (ACTIVATIONS, "hidden_act")):
             registry.get(getattr(self, name), name)
         if self.norm_position not in NORM_POSITIONS:

@@ -1,0 +1,65 @@
+"""The `training` section of a recipe: names of `transformers.TrainingArguments`, and `precision`, with their bounds.
+
+What the bounds refuse here would otherwise end a run in its own process, after its folder was begun.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from hf_arch.errors import ConfigError, unknown_key_error
+from hf_arch.experiments.sections import coerce, require_mapping
+
+# Ours beside the names of TrainingArguments: what the run computes in. (And `zero_redundancy`: whether its processes
+# share the optimizer states out.)
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+# Set by the run folder, the command line or the launcher: never by a recipe.
+RESERVED_TRAINING = {
+    "output_dir": "the folder is given by --output-dir",
+    "resume_from_checkpoint": "resuming is asked for by --resume",
+    "bf16": "write `training.precision: bf16`",
+    "fp16": "write `training.precision: fp16`",
+    "fsdp": "launch by `accelerate launch --config_file recipes/accelerate/fsdp2.yaml`",
+    "fsdp_config": "launch by `accelerate launch --config_file recipes/accelerate/fsdp2.yaml`",
+    "deepspeed": "launch by `accelerate launch --config_file recipes/accelerate/zero1.yaml`",
+}
+AT_LEAST_ONE = (
+    *("max_steps", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
+    "save_total_limit",
+)
+AT_LEAST_ZERO = (
+    *("learning_rate", "weight_decay", "seed", "data_seed", "max_grad_norm", "warmup_steps", "adam_epsilon"),
+    "dataloader_num_workers",
+)
+ABOVE_ZERO = ("num_train_epochs", "logging_steps", "eval_steps", "save_steps")
+WHOLE_FROM_ONE = ("logging_steps", "eval_steps", "save_steps", "warmup_steps")  # below 1: a share of all steps
+SHARES = ("adam_beta1", "adam_beta2", "label_smoothing_factor")
+
+
+def parse_training(values: object) -> dict[str, Any]:
+    """The section, checked against the fields of `transformers.TrainingArguments`, their types and their bounds."""
+    from transformers import TrainingArguments
+
+    fields = {field.name: field.type for field in dataclasses.fields(TrainingArguments) if field.init}
+    fields = {name: hint for name, hint in fields.items() if name not in RESERVED_TRAINING}
+    fields |= {"precision": Literal[PRECISIONS], "zero_redundancy": bool}
+    fields["lr_scheduler_kwargs"] = dict[str, Any] | None  # text would be a JSON file's name
+    parsed = {}
+    for key, value in require_mapping(values, "training").items():
+        if key in RESERVED_TRAINING:
+            raise ConfigError(f"training.{key}: not a key of a recipe; {RESERVED_TRAINING[key]}")
+        if key not in fields:
+            raise unknown_key_error("training", key, fields)
+        parsed[key] = coerce(value, fields[key], f"training.{key}")
+    for keys, allowed, within in (
+        (AT_LEAST_ONE, "at least 1", lambda value: value >= 1),
+        (AT_LEAST_ZERO, "at least 0", lambda value: value >= 0),
+        (ABOVE_ZERO, "a number above 0", lambda value: value > 0),
+        (WHOLE_FROM_ONE, "a whole number, or a share below 1", lambda value: value < 1 or float(value).is_integer()),
+        (SHARES, "a share from 0, below 1", lambda value: 0 <= value < 1),
+    ):
+        for key in keys:
+            if isinstance(value := parsed.get(key), (int, float)) and not within(value):
+                raise ConfigError(f"training.{key}: expected {allowed}, got {value}")
+    return parsed
