@@ -157,6 +157,7 @@ def train(
     overrides: Overrides = None,
     output_dir: Annotated[str | None, typer.Option(help="Run folder; by default `results/<name>_<hash>`.")] = None,
     run: Annotated[str | None, typer.Option("--run", help="Which run, of a recipe that declares several.")] = None,
+    scale: Annotated[str | None, typer.Option(help="A size the recipe declares, e.g. `cpu`.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
     distributed: Distributed = "auto",
 ) -> int:
@@ -167,7 +168,7 @@ def train(
     """
     from hf_arch.experiments.recipe import load_recipe
 
-    loaded = load_recipe(recipe, overrides or [])
+    loaded = load_recipe(recipe, overrides or [], scale)
     from hf_arch.experiments.process import launcher
     from hf_arch.experiments.runner import select_run, visible_gpus
     from hf_arch.training.launch import check_launch, leave, read_request

@@ -118,6 +118,7 @@ def test_info_for_people_shows_components_and_cost() -> None:
         (["train", "{recipe}", "model.hidden_sise=3"], "nearest: 'hidden_size'"),
         (["train", "{recipe}", "--run", "tini"], "nearest: 'tiny'"),
         (["train", "{recipe}", "--distributed", "sometimes"], "--distributed"),
+        (["train", "{recipe}", "--scale", "cpu"], "--scale"),
         (["train", "{recipe}", "experiment.seeds=[1,2]"], "hf-arch run"),
         (["run", "{recipe}", "--engine", "slrum"], "--engine"),
         (["run", "{recipe}", "--scale", "cpu"], "--scale"),
