@@ -1,4 +1,5 @@
-"""`hf-arch`: the command line. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
+"""`hf-arch`: the command line. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration; a run
+that was told to stop ends with 143 (SIGTERM) or 130 (SIGINT), and can be resumed.
 
 A mistake of the user is one line on stderr; results go to stdout, progress to stderr. Whatever is heavy (torch,
 transformers) is imported inside the command that needs it, so that help and usage errors come at once.
@@ -36,6 +37,10 @@ class OneLineErrors(TyperGroup):
             code = super().main(*args, **kwargs)
         except Exception as error:
             sys.exit(_report_error(error))
+        except BaseException as error:
+            if type(error).__name__ != "Interrupted":
+                raise
+            sys.exit(_complain(str(error), error.exit_code))  # type: ignore[attr-defined]
         sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -61,7 +61,7 @@ def check_finished(runs: Sequence[RunResult]) -> Finding:
 
 
 def check_finite(runs: Sequence[RunResult]) -> Finding | None:
-    """Losses that were NaN or infinite somewhere on the way, whatever the end."""
+    """Losses or gradients that were NaN or infinite somewhere on the way (such steps are skipped), whatever the end."""
     spoiled = {
         run: step
         for run in runs
@@ -70,7 +70,12 @@ def check_finite(runs: Sequence[RunResult]) -> Finding | None:
     if not spoiled:
         return None
     where = "; ".join(f"{run.label} first at step {step}" for run, step in spoiled.items())
-    return Finding("finite", "violation", f"The loss was not a finite number in training: {where}.", _labels(spoiled))
+    return Finding(
+        "finite",
+        "violation",
+        f"The loss or its gradient was not a finite number in training: {where}.",
+        _labels(spoiled),
+    )
 
 
 def check_tokens(runs: Sequence[RunResult]) -> Finding:
@@ -397,7 +402,8 @@ def _reason(run: RunResult) -> str:
 
 
 def _is_not_finite(row: dict[str, Any]) -> bool:
-    return any(isinstance(row.get(key), float) and not math.isfinite(row[key]) for key in ("loss", "val_loss"))
+    spoiled = any(isinstance(row.get(key), float) and not math.isfinite(row[key]) for key in ("loss", "val_loss"))
+    return spoiled or row.get("event") == "skipped step"
 
 
 def _match(run: RunResult) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A recipe: everything one run (or one set of runs) needs, read from YAML into typed, checked, frozen options.
 
 Sections: `model` (a config as a dict with `architecture:`), `data` (`hf_arch.data.DataOptions`) or `probe`, `training`
-(names of `transformers.TrainingArguments`, and ours: `precision`, `zero_redundancy`), `evaluation` and `experiment`.
+(names of `transformers.TrainingArguments`, and some of ours), `evaluation` and `experiment`.
 Every wrong key or value is a `ConfigError` of one line that names the field. Precedence, weakest first: the file,
 `experiment.scale.<name>`, `experiment.runs.<name>`, a point of `experiment.matrix`, `key=value` overrides from the
 command line.

@@ -1,4 +1,4 @@
-"""The `training` section of a recipe: names of `transformers.TrainingArguments`, and `precision`, with their bounds.
+"""The `training` section of a recipe: names of `transformers.TrainingArguments` and a few of ours, with their bounds.
 
 What the bounds refuse here would otherwise end a run in its own process, after its folder was begun.
 """
@@ -11,8 +11,9 @@ from typing import Any, Literal
 from hf_arch.errors import ConfigError, unknown_key_error
 from hf_arch.experiments.sections import coerce, require_mapping
 
-# Ours beside the names of TrainingArguments: what the run computes in. (And `zero_redundancy`: whether its processes
-# share the optimizer states out.)
+# Ours beside the names of TrainingArguments: `precision`, what the run computes in; `zero_redundancy`, whether its
+# processes share the optimizer states out; `max_skipped_steps`, how many steps in a row may have a loss that is no
+# number; and the optimiser `muon`.
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 # Set by the run folder, the command line or the launcher: never by a recipe.
 RESERVED_TRAINING = {
@@ -23,6 +24,7 @@ RESERVED_TRAINING = {
     "fsdp": "launch by `accelerate launch --config_file recipes/accelerate/fsdp2.yaml`",
     "fsdp_config": "launch by `accelerate launch --config_file recipes/accelerate/fsdp2.yaml`",
     "deepspeed": "launch by `accelerate launch --config_file recipes/accelerate/zero1.yaml`",
+    "hub_token": "a recipe is kept beside the results; set HF_TOKEN in the environment or in .env",
 }
 AT_LEAST_ONE = (
     *("max_steps", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
@@ -30,7 +32,7 @@ AT_LEAST_ONE = (
 )
 AT_LEAST_ZERO = (
     *("learning_rate", "weight_decay", "seed", "data_seed", "max_grad_norm", "warmup_steps", "adam_epsilon"),
-    "dataloader_num_workers",
+    *("dataloader_num_workers", "max_skipped_steps"),
 )
 ABOVE_ZERO = ("num_train_epochs", "logging_steps", "eval_steps", "save_steps")
 WHOLE_FROM_ONE = ("logging_steps", "eval_steps", "save_steps", "warmup_steps")  # below 1: a share of all steps
@@ -40,10 +42,12 @@ SHARES = ("adam_beta1", "adam_beta2", "label_smoothing_factor")
 def parse_training(values: object) -> dict[str, Any]:
     """The section, checked against the fields of `transformers.TrainingArguments`, their types and their bounds."""
     from transformers import TrainingArguments
+    from transformers.training_args import OptimizerNames
 
     fields = {field.name: field.type for field in dataclasses.fields(TrainingArguments) if field.init}
     fields = {name: hint for name, hint in fields.items() if name not in RESERVED_TRAINING}
-    fields |= {"precision": Literal[PRECISIONS], "zero_redundancy": bool}
+    fields |= {"precision": Literal[PRECISIONS], "zero_redundancy": bool, "max_skipped_steps": int}
+    fields["optim"] = Literal[(*(entry.value for entry in OptimizerNames), "muon")]
     fields["lr_scheduler_kwargs"] = dict[str, Any] | None  # text would be a JSON file's name
     parsed = {}
     for key, value in require_mapping(values, "training").items():

@@ -48,6 +48,12 @@ class ReadyRun:
         return None if status is None else str(status)
 
     @property
+    def written(self) -> int | None:
+        """When its results file was written last, in ns; None before there is one."""
+        file = self.folder / RESULTS_FILE
+        return file.stat().st_mtime_ns if file.is_file() else None
+
+    @property
     def reason(self) -> str:
         """Why the run ended as it did, in its own words."""
         provenance = self.results.get("provenance") or {}
@@ -138,8 +144,10 @@ class Suite:
     def _train(self, run: ReadyRun, claim: Claim, environment: Mapping[str, str]) -> None:
         config = run.folder / CONFIG_FILE
         write_json_atomic(config, run.config)
-        for number in range(1, TRIES + 1):
+        failures = 0
+        while True:
             self._tell(run, "resumes" if run.status else "starts")
+            before = run.written
             process = Process(self.options.command(config, run.folder), run.folder / LOG_FILE, environment)
             while process.code is None and not (self.stopping.is_set() or claim.lost.is_set()):
                 time.sleep(POLL_SECONDS)
@@ -156,8 +164,12 @@ class Suite:
                 _write_end(run, "interrupted", "interrupted by the user", process)
                 self._tell(run, "interrupted")
                 return
+            if run.status == "interrupted" and run.written != before:  # somebody told the run to stop, not this suite
+                self._tell(run, run.reason)
+                continue
+            failures += 1
             _write_end(run, "failed", process.describe_end(), process)
-            if number == TRIES or process.code == WRONG_USAGE or run.reason.startswith("TrainingError"):
+            if failures == TRIES or process.code == WRONG_USAGE or run.reason.startswith("TrainingError"):
                 break
             self._tell(run, f"failed: {run.reason}; tried once more")
         self._failed.add(run.folder)

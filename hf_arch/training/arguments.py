@@ -15,9 +15,11 @@ import torch
 from transformers import TrainingArguments
 
 from hf_arch.errors import ConfigError
+from hf_arch.training.muon import muon_options
 from hf_arch.training.precision import Precision
 
-OWN_KEYS = ("precision", "zero_redundancy")  # of a recipe's `training`, no names of TrainingArguments
+# Of a recipe's `training`, no names of TrainingArguments.
+OWN_KEYS = ("precision", "max_skipped_steps", "zero_redundancy")
 
 # Where transformers' default would be wrong or noisy for pre-training; anything a recipe says wins.
 DEFAULTS: dict[str, Any] = {
@@ -48,6 +50,9 @@ def build_arguments(
     together.
     """
     values = {**DEFAULTS, **{key: value for key, value in training.items() if key not in OWN_KEYS}}
+    if values.get("optim") == "muon":
+        muon_options(values.pop("optim_args", None))
+        del values["optim"]  # ArchTrainer builds it
     values.setdefault("per_device_eval_batch_size", values.get("per_device_train_batch_size", 8))
     values.setdefault("dataloader_pin_memory", torch.cuda.is_available())
     if world_size > 1 and not torch.cuda.is_available():

@@ -1,9 +1,12 @@
 """What a run tells while it trains: `metrics.jsonl` for machines, a progress line on stderr for people.
 
 `MetricsLog` writes one JSON object per logging step (`step`, `loss` in nats, `learning_rate`, `grad_norm`,
-`tokens_seen`, `tokens_per_second`, `mfu`, `peak_memory_bytes`) and per evaluation (`step`, `val_loss`,
-`val_perplexity`, `bits_per_byte`). MFU = flops_per_token * tokens/s / (devices * peak FLOP/s), with the FLOPs that
-`hf_arch.cost` counts for this architecture.
+`grad_norm_<group>`, `tokens_seen`, `tokens_per_second`, `mfu`, `peak_memory_bytes`, `skipped_steps`, `wall_seconds`),
+per evaluation (`step`, `val_loss`, `val_perplexity`, `bits_per_byte`) and per event (`step`, `event`). The same numbers
+go to the trackers that `training.report_to` names.
+
+MFU = flops_per_token * tokens/s / (devices * peak FLOP/s), with the FLOPs that `hf_arch.cost` counts for this
+architecture.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +26,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_arch.experiments.store import read_metrics, to_jsonable
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says at which step, why, and what to try."""
+from hf_arch.experiments.store import read_metrics, to_jsonable, write_text_atomic
+from hf_arch.training.checkpoints import divergence
 
 
 class TrainingClock:
@@ -69,12 +70,16 @@ class MetricsLog(TrainerCallback):
         flops_per_token: float,
         peak_flops: float | None,
         peak_memory: Callable[[], int | None],
+        wall_seconds: Callable[[], float],
     ) -> None:
         self.path = path
         self.tokens_per_step = tokens_per_step
         self.flops_per_token = flops_per_token
         self.peak_flops = peak_flops
         self.peak_memory = peak_memory
+        self.wall_seconds = wall_seconds
+        self.is_main = True
+        self.skipped_steps = self.loss_spikes = 0
         self.clock = TrainingClock()
         self.last_step = 0
         self.speeds: list[float] = []
@@ -95,14 +100,17 @@ class MetricsLog(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Drops what a broken run logged past the checkpoint it now resumes from, and starts the clock."""
-        if state.is_world_process_zero:
+        self.is_main = state.is_world_process_zero
+        if self.is_main:
             kept = (
                 [row for row in read_metrics(self.path) if row["step"] <= state.global_step]
                 if state.global_step
                 else []
             )
-            self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            write_text_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
             self.final_loss = next((row["loss"] for row in reversed(kept) if "loss" in row), None)
+            events = [row["event"] for row in kept if "event" in row]
+            self.skipped_steps, self.loss_spikes = events.count("skipped step"), events.count("loss spike")
         self.last_step = state.global_step
         self.clock.restart()
 
@@ -124,8 +132,9 @@ class MetricsLog(TrainerCallback):
                 "bits_per_byte": metrics["eval_bits_per_byte"],
                 "val_seconds": metrics["eval_runtime"],
             }
-            self._write(state, row)
-            self._require_finite("validation loss", metrics["eval_loss"], args, state)
+            self._write(row)
+            if not math.isfinite(metrics["eval_loss"]):
+                raise divergence(f"the validation loss became {metrics['eval_loss']}", state.global_step, args)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
@@ -138,33 +147,36 @@ class MetricsLog(TrainerCallback):
         steps = state.global_step - self.last_step
         speed = steps * self.tokens_per_step / self.clock.window()
         self.speeds.append(speed)
-        self.last_step, self.final_loss = state.global_step, logs["loss"]
-        row = {
-            "step": state.global_step,
-            "epoch": logs.get("epoch"),
-            "loss": logs["loss"],
-            "learning_rate": logs["learning_rate"],
-            "grad_norm": logs.get("grad_norm"),
+        self.last_step = state.global_step
+        if math.isfinite(logs["loss"]):
+            self.final_loss = logs["loss"]
+        measured = {
             "tokens_seen": state.global_step * self.tokens_per_step,
             "tokens_per_second": speed,
             "processes": args.world_size,
             "mfu": self.mfu(speed),
             "peak_memory_bytes": self.peak_memory(),
+            "skipped_steps": self.skipped_steps,
+            "wall_seconds": self.wall_seconds(),
         }
-        self._write(state, row)
+        logs.update({key: value for key, value in measured.items() if value is not None})  # for the trackers
+        losses = {"loss": logs["loss"]} if math.isfinite(logs["loss"]) else {}  # none where every step was skipped
+        own = {key: logs.get(key) for key in ("epoch", "learning_rate", "grad_norm")}
+        groups = {key: value for key, value in logs.items() if key.startswith("grad_norm_")}
+        self._write({"step": state.global_step, **losses, **own, **groups, **measured})
         self.clock.restart()
-        self._require_finite("loss", logs["loss"], args, state)
 
-    @staticmethod
-    def _require_finite(what: str, loss: float, args: TrainingArguments, state: TrainerState) -> None:
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the {what} became {loss} by step {state.global_step}; lower training.learning_rate "
-                f"({args.learning_rate:g}) or lengthen training.warmup_steps ({args.warmup_steps:g})"
-            )
+    def tell(self, row: dict[str, Any]) -> None:
+        """Writes an event of `StepWatch` and counts it."""
+        self.skipped_steps += row["event"] == "skipped step"
+        self.loss_spikes += row["event"] == "loss spike"
+        self._write(row)
+        if self.is_main:
+            numbers = ", ".join(f"{key.replace('_', ' ')} {row[key]}" for key in row if key not in ("step", "event"))
+            print(f"step {row['step']}: {row['event']}: {numbers}", file=sys.stderr, flush=True)
 
-    def _write(self, state: TrainerState, row: dict[str, Any]) -> None:
-        if not state.is_world_process_zero:
+    def _write(self, row: dict[str, Any]) -> None:
+        if not self.is_main:
             return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(to_jsonable(row), allow_nan=False) + "\n")
@@ -211,10 +223,12 @@ class ProgressLine(TrainerCallback):
     ) -> None:
         if not logs or "loss" not in logs:
             return
-        speed = self.log.speeds[-1] if self.log.speeds else 0.0
+        speed = self.log.speeds[-1]
         if self.bar:
             self.bar.update(self.task, numbers=f"loss {logs['loss']:.3f}{self.val_loss}  {speed:,.0f} tok/s")
-        self._say(state, f"loss {logs['loss']:.4f}, lr {logs['learning_rate']:.2e}, {speed:,.0f} tokens/s")
+        left = timedelta(seconds=round((state.max_steps - state.global_step) * self.log.tokens_per_step / speed))
+        rate = f"lr {logs['learning_rate']:.2e}, {speed:,.0f} tokens/s"
+        self._say(state, f"loss {logs['loss']:.4f}, {rate}, {left} left")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -11,10 +11,11 @@ fingerprint
 from __future__ import annotations
 
 import json
+import math
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,13 @@ from hf_arch.experiments.store import (
     MODEL_DIR,
     RESULTS_FILE,
     read_json,
+    read_metrics,
     write_json_atomic,
 )
 from hf_arch.training.arguments import build_arguments
 from hf_arch.training.callbacks import MetricsLog, ProgressLine
+from hf_arch.training.checkpoints import STATE_FILE, TrainingError, divergence, newest_checkpoint, where_to_go_on
+from hf_arch.training.interruption import Interrupted, StopRequest
 from hf_arch.training.launch import (
     LaunchRequest,
     Running,
@@ -60,6 +64,7 @@ from hf_arch.training.launch import (
     running,
 )
 from hf_arch.training.memory import PeakMemory
+from hf_arch.training.muon import muon_options
 from hf_arch.training.peak_flops import peak_flops
 from hf_arch.training.precision import Precision
 from hf_arch.training.provenance import (
@@ -68,6 +73,7 @@ from hf_arch.training.provenance import (
     tokenizer_fingerprint,
 )
 from hf_arch.training.startup import human_bytes, model_report, render_model_report, training_rows, two_columns
+from hf_arch.training.step_watch import DEFAULT_MAX_SKIPPED_STEPS, StepWatch
 from hf_arch.training.trainer import ArchTrainer
 
 
@@ -79,6 +85,7 @@ def run_training(recipe: Recipe, output_dir: str | Path, resume: bool = False, q
 
     Raises:
         ConfigError: something in the recipe or about `output_dir` is wrong; nothing has been written then.
+        Interrupted: SIGTERM or SIGINT; a checkpoint is saved, and `results.json` says `interrupted`.
         Exception: whatever stopped the training; `results.json` then says `failed` (or `interrupted`) and why.
     """
     folder = Path(output_dir)
@@ -129,6 +136,9 @@ class _Run:
         self.report = model_report(config, recipe.data.sequence_length)
         self.name = recipe.experiment.name or self.report["architecture"]
         self.started = time.time()
+        self.stop = StopRequest()
+        training = recipe.training
+        self.muon = muon_options(training.get("optim_args")) if training.get("optim") == "muon" else None
         self.earlier_seconds = _earlier_seconds(folder) if self.checkpoint else 0.0
         self.is_main = is_main_process()
         self.order = data.order(args.data_seed if args.data_seed is not None else args.seed)
@@ -136,24 +146,36 @@ class _Run:
 
     def execute(self) -> dict[str, Any]:
         """Runs every stage; whatever ends it, the results file says so."""
-        self._write_config()
-        self._write_results({"status": "running"}, "running")
         try:
-            numbers = self._train_and_measure()
-        except KeyboardInterrupt:
-            self._write_results({"status": "interrupted"}, "interrupted by the user")
+            self._write_config()
+            self._write_results({"status": "running"}, "running")
+        except OSError as error:
+            raise ConfigError(f"--output-dir: {self.folder} cannot be written to: {error.strerror}") from error
+        try:
+            with self.stop:
+                numbers = self._train_and_measure()
+            return self._write_results({**numbers, "status": "completed"}, "completed")
+        except (Interrupted, KeyboardInterrupt) as error:
+            self._try_to_write("interrupted", str(error) or "interrupted by the user")
             raise
+        except OSError as error:
+            self._try_to_write("failed", f"{type(error).__name__}: {error}")
+            raise TrainingError(f"{error}; {where_to_go_on(self.folder / CHECKPOINTS_DIR)}") from error
         except BaseException as error:
-            self._write_results({"status": "failed"}, f"{type(error).__name__}: {error}")
+            self._try_to_write("failed", f"{type(error).__name__}: {error}")
             raise
-        return self._write_results({**numbers, "status": "completed"}, "completed")
+
+    def _try_to_write(self, status: str, reason: str) -> None:
+        """The end of a run that did not complete; where even that cannot be written, what ended it is told on."""
+        with suppress(OSError):
+            self._write_results({"status": status}, reason)
 
     def _train_and_measure(self) -> dict[str, Any]:
         memory = PeakMemory(self.args.device)
         set_seed(self.args.seed)
         model = AutoModelForCausalLM.from_config(self.config)
         # From the state file, not from the folder's name: a folder can be renamed.
-        start_step = read_json(self.checkpoint / "trainer_state.json")["global_step"] if self.checkpoint else 0
+        start_step = read_json(self.checkpoint / STATE_FILE)["global_step"] if self.checkpoint else 0
         trainer = ArchTrainer(
             model=model,
             args=self.args,
@@ -163,6 +185,10 @@ class _Run:
             eval_sequences=self.recipe.evaluation.sequences,
             start_step=start_step,
             zero_redundancy=self.recipe.training.get("zero_redundancy", False),
+            watch=StepWatch(self.recipe.training.get("max_skipped_steps", DEFAULT_MAX_SKIPPED_STEPS)),
+            stop=self.stop,
+            muon=self.muon,
+            flops_per_token=self.report["flops_per_token_train"],
             data_collator=default_data_collator,
             processing_class=self.data.tokenizer,
         )
@@ -173,12 +199,14 @@ class _Run:
             trainer.remove_callback(callback)
         log = self._metrics_log(trainer, memory)
         progress = ProgressLine(log, self.name)
-        trainer.add_callback(log)
+        trainer.watch.tell = log.tell
+        trainer.callback_handler.callbacks.insert(0, log)  # before the trackers, which get the numbers that it adds
         if not self.quiet:
             trainer.add_callback(progress)
             self._print_report(trainer, start_step)
         try:
-            trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+            with self.stop.waiting_for_steps():
+                trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
         finally:
             progress.close()
         peak = memory.read()  # before evaluation and inference, which are no part of training
@@ -192,6 +220,7 @@ class _Run:
             flops_per_token=self.report["flops_per_token_train"],
             peak_flops=None if peak is None else peak * self.args.world_size,
             peak_memory=memory.read,
+            wall_seconds=self._wall_seconds,
         )
 
     def _print_report(self, trainer: ArchTrainer, start_step: int) -> None:
@@ -205,14 +234,20 @@ class _Run:
             sequence_length=self.recipe.data.sequence_length,
             global_batch=trainer.global_batch_size,
             start_step=start_step,
+            muon=self.muon is not None,
         )
         assert self.running is not None
         console.print(two_columns("training", [("runs as", self.running.describe()), *rows]))
 
     def _results(self, trainer: ArchTrainer, log: MetricsLog) -> dict[str, Any]:
         """The measured numbers, and `model/`."""
-        evaluation = self.recipe.evaluation
+        evaluation, steps = self.recipe.evaluation, trainer.state.global_step
+        if log.skipped_steps > steps / 2:  # too short a run for the limit of skips in a row
+            what = f"{log.skipped_steps} of {steps} steps were skipped, their gradients not finite,"
+            raise divergence(what, steps, self.args)
         scored = trainer.score(self.data.validation, evaluation.final_sequences)
+        if not math.isfinite(scored.loss):
+            raise divergence(f"the validation loss became {scored.loss}", steps, self.args)
         trainer.save_model(str(self.folder / MODEL_DIR))  # every process takes part where the weights are sharded
         (self.folder / MODEL_DIR / "training_args.bin").unlink(missing_ok=True)  # a pickle, and it names folders
         numbers: dict[str, Any] = {
@@ -221,10 +256,12 @@ class _Run:
             "final_val_perplexity": scored.perplexity,
             "bits_per_byte": scored.bits_per_byte,
             "val_tokens": scored.tokens,
-            "tokens_seen": trainer.state.global_step * log.tokens_per_step,
-            "steps": trainer.state.global_step,
+            "tokens_seen": steps * log.tokens_per_step,
+            "steps": steps,
             "train_tokens_per_second": log.tokens_per_second,
             "mfu": log.mfu(log.tokens_per_second),
+            "skipped_steps": log.skipped_steps,
+            "loss_spikes": log.loss_spikes,
         }
         if not self.is_main:
             return numbers
@@ -281,6 +318,9 @@ class _Run:
         }
         write_json_atomic(self.folder / CONFIG_FILE, payload)
 
+    def _wall_seconds(self) -> float:
+        return self.earlier_seconds + time.time() - self.started
+
     def _write_results(self, numbers: dict[str, Any], reason: str) -> dict[str, Any]:
         results = {
             "name": self.name,
@@ -305,7 +345,7 @@ class _Run:
             "init_overridden": bool(changed_initialisation(self.recipe, self.config)),
             "attribution": self.data.attribution,
             **numbers,
-            "wall_seconds": self.earlier_seconds + time.time() - self.started,
+            "wall_seconds": self._wall_seconds(),
             "provenance": {**provenance(self.args.device), "exit_reason": reason},
         }
         if self.is_main:
@@ -372,24 +412,13 @@ def is_finished(folder: Path) -> bool:
     return results.is_file() and read_json(results).get("status") == "completed"
 
 
-def newest_checkpoint(checkpoints: Path) -> Path | None:
-    """The checkpoint of the highest step that is whole, or None. Trainer writes the state file last, so one that can
-    be read and stands beside weights and optimiser closes a checkpoint; a half-written one is passed over.
-    """
-    found = []
-    for folder in checkpoints.glob("checkpoint-*"):
-        try:
-            step = json.loads((folder / "trainer_state.json").read_text())["global_step"]
-        except (OSError, ValueError, KeyError):
-            continue
-        if list(folder.glob("*.safetensors")) or list(folder.glob("pytorch_model*")):
-            found.append((step, folder))
-    return max(found)[1] if found else None
-
-
 def _earlier_seconds(folder: Path) -> float:
+    """What the run has taken so far, also where it was killed: then the last row of its metrics knows."""
     results = folder / RESULTS_FILE
-    return float(read_json(results).get("wall_seconds") or 0.0) if results.is_file() else 0.0
+    written = [read_json(results)] if results.is_file() else []
+    return max(
+        (float(row.get("wall_seconds") or 0.0) for row in [*written, *read_metrics(folder / METRICS_FILE)]), default=0.0
+    )
 
 
 @contextmanager

@@ -3,25 +3,37 @@
 - Order: sample p of a run is `order.rows(p)`, a function of (seed, step) alone; a resumed run seeks there in O(1). For
   this one Trainer "epoch" is the whole run.
 - Decay: matrices only. Norms, biases, and what a mixer lists in `no_weight_decay` (decays, step sizes,
-  gates) keep none.
+  gates) keep none. With `muon`, matrices of the blocks are stepped by Muon instead of AdamW.
+- Steps: one whose loss or gradient is not finite is skipped (`step_watch`), a checkpoint that cannot be written ends
+  the run with the last good one intact, and a request to stop is agreed upon by all processes.
 - Evaluation: nats summed over tokens, divided once, over the same first sequences every time.
 """
 
 from __future__ import annotations
 
+import math
+import shutil
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Subset
 from transformers import Trainer, TrainerControl
 
 from hf_arch.data import SeededOrder, SeededSampler, TokenDataset
 from hf_arch.data.dataset import MixedDataset
+from hf_arch.errors import ConfigError
 from hf_arch.evaluation.perplexity import TextLoss, sum_nats
+from hf_arch.training.checkpoints import TrainingError, divergence, where_to_go_on
 from hf_arch.training.cpu_fsdp import fsdp_on_cpus
 from hf_arch.training.expert_balance import ExpertBalance
+from hf_arch.training.gradient_norms import gradient_norms, parameter_groups
+from hf_arch.training.interruption import StopAfterStep, StopRequest
+from hf_arch.training.muon import build_muon
+from hf_arch.training.step_watch import StepWatch
 from hf_arch.training.zero import SharedOptimizer
 
 
@@ -41,10 +53,15 @@ class ArchTrainer(Trainer):
         eval_sequences: validation rows scored during training; None scores all.
         start_step: optimiser step of the checkpoint that is resumed from.
         zero_redundancy: share the optimizer states out over the processes.
+        watch: judges the steps; by default one with the usual limit that tells nobody.
+        stop: a request that is obeyed after the step in which it comes.
+        muon: options of Muon (`hf_arch.training.muon`), where it is the optimiser.
+        flops_per_token: what Trainer adds up to `total_flos`; None leaves its own estimate.
     """
 
     eval_dataset: TokenDataset | MixedDataset
     control: TrainerControl
+    optimizer: Any
 
     def __init__(
         self,
@@ -53,16 +70,30 @@ class ArchTrainer(Trainer):
         eval_sequences: int | None = None,
         start_step: int = 0,
         zero_redundancy: bool = False,
+        watch: StepWatch | None = None,
+        stop: StopRequest | None = None,
+        muon: dict[str, Any] | None = None,
+        flops_per_token: float | None = None,
         **kwargs: Any,
     ) -> None:
         self.zero_redundancy = zero_redundancy
         super().__init__(**kwargs)
+        self.watch = watch or StepWatch()
+        self.stop = stop or StopRequest()
+        self.muon = muon
+        self.flops_per_token = flops_per_token
         self.add_callback(ExpertBalance())
+        self.add_callback(StopAfterStep(self.stop))
         self.order = order
         self.eval_sequences = eval_sequences
         self.start_step = start_step
         # Named now: wrapping (FSDP) hides the modules that exempt their parameters.
         self._decay_names = decay_parameter_names(self.model)
+        self._groups = parameter_groups(self.model)
+        self._losses: list[torch.Tensor] = []  # of the micro-batches of the step that is under way
+        self._logged_loss = torch.tensor(0.0)  # what Trainer had added up for its next log when the step began
+        self._logged_step, self._skipped_since_log = start_step, 0
+        self._group_norms: dict[str, torch.Tensor] = {}
 
     def create_accelerator_and_postprocess(self) -> None:
         """As Trainer's, which on CPUs would drop FSDP; whether that is asked for has been checked by then."""
@@ -102,10 +133,101 @@ class ArchTrainer(Trainer):
         """Names of the parameters that weight decay applies to."""
         return self._decay_names
 
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None and self.muon is not None:
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                raise ConfigError("training.optim: 'muon' needs whole matrices; with sharded weights use 'adamw_torch'")
+            self.optimizer = build_muon(model or self.model, self.args, self._decay_names, self.muon)
+        return super().create_optimizer(model)
+
+    def training_step(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if not self._losses:
+            self._logged_loss = self._tr_loss.clone()
+        loss = super().training_step(model, *args, **kwargs)
+        self._losses.append(loss)
+        return loss
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        """The norm before clipping. Trainer asks for it after the last backward pass of a step and before the
+        optimiser, which makes it the place to judge the step: without gradients an optimiser changes nothing.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        step = self.state.global_step + 1
+        loss, norm_value = self._agreed(torch.stack(self._losses).sum(), norm)
+        self._losses.clear()
+        if not self.watch.allows(step, loss, self._finite_under_scaler(loss, norm_value)):
+            if self.watch.gives_up or self.is_deepspeed_enabled:  # DeepSpeed has taken the step already
+                raise divergence(
+                    f"the loss became {loss} and the gradient norm {norm_value}, and {self.watch.skipped_in_a_row} "
+                    f"steps in a row were skipped (training.max_skipped_steps: {self.watch.max_skipped_steps})",
+                    step,
+                    self.args,
+                )
+            self._tr_loss.copy_(self._logged_loss)
+            self._skipped_since_log += 1
+            model.zero_grad(set_to_none=True)
+        elif step % self.args.logging_steps == 0 or step == 1:
+            self._group_norms = self._unclipped_group_norms(model, norm_value)
+        return norm
+
+    def _agreed(self, loss: torch.Tensor, norm: Any) -> tuple[float, float]:
+        """Loss and gradient norm of the step, and in passing whether to stop: the same for all processes, which
+        otherwise would skip, save and wait for each other at different steps.
+        """
+        if hasattr(norm, "full_tensor"):  # sharded
+            norm = norm.full_tensor()
+        norm = torch.as_tensor(math.nan if norm is None else norm, dtype=torch.float32, device=loss.device)
+        if self.args.world_size == 1:
+            loss_value, norm_value = torch.stack([loss.float(), norm]).tolist()  # one wait for the device, not two
+            return loss_value, norm_value
+        signal = torch.tensor(float(self.stop.received or 0), device=loss.device)
+        every = self.accelerator.gather(torch.stack([loss.float(), norm, signal])[None]).cpu()
+        self.stop.agreed = round(every[:, 2].max().item()) or None
+        return every[:, 0].mean().item(), every[:, 1].mean().item()
+
+    def _finite_under_scaler(self, loss: float, norm: float) -> float:
+        """In fp16 the scaler skips steps whose gradient overflows, and lowers its scale: nothing to count."""
+        return 0.0 if self.accelerator.scaler is not None and math.isfinite(loss) else norm
+
+    def _unclipped_group_norms(self, model: torch.nn.Module, norm: float) -> dict[str, torch.Tensor]:
+        """Norms by group as they were before clipping, which has scaled all gradients by one number."""
+        norms = gradient_norms(model, self._groups)
+        clipped = torch.linalg.vector_norm(torch.stack(list(norms.values())))
+        return {group: value * (norm / clipped) for group, value in norms.items()} if clipped > 0 else norms
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """FLOPs of training on a micro-batch, by this architecture's own count."""
+        if self.flops_per_token is None:
+            return super().floating_point_ops(inputs)
+        return int(self.flops_per_token * inputs["input_ids"].numel())
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As Trainer's, with the true epoch: passes over the training rows, not over the run."""
+        """As Trainer's, with the true epoch (passes over the training rows, not over the run), the mean loss of the
+        steps that were taken (NaN where none was), and the gradient norms by group.
+        """
         self.state.epoch = self.state.global_step * self.global_batch_size / len(self.train_dataset)
+        if "loss" in logs:
+            steps = self.state.global_step - self._logged_step
+            taken = steps - self._skipped_since_log
+            logs["loss"] = logs["loss"] * steps / taken if taken > 0 else math.nan
+            logs.update({f"grad_norm_{group}": norm.item() for group, norm in self._group_norms.items()})
+            self._logged_step, self._skipped_since_log, self._group_norms = self.state.global_step, 0, {}
         super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """As Trainer's; where it cannot be written, what there is of it goes, and the error names the last good one."""
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+        # torch.save and safetensors have errors of their own for a disk that is full.
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if self.args.should_save:
+                shutil.rmtree(folder, ignore_errors=True)
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            raise TrainingError(
+                f"the checkpoint of step {self.state.global_step} could not be written to {folder} ({reason}); "
+                f"{where_to_go_on(folder.parent)}"
+            ) from error
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"

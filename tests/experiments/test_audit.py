@@ -93,11 +93,12 @@ def test_broken_runs_are_named_with_their_reason(tmp_path: Path) -> None:
         assert words in finding.sentence
 
 
-def test_a_loss_that_was_nan_on_the_way_is_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize("row", [{"loss": float("nan")}, {"event": "skipped step", "step_loss": "nan"}])
+def test_a_loss_that_was_nan_on_the_way_is_found(tmp_path: Path, row: dict[str, Any]) -> None:
     clean_suite(tmp_path)
     folder = write_run(tmp_path, "gla", 3, learning_rate=RATES[0])
     with (folder / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps({"step": 210, "loss": float("nan")}) + "\n")
+        file.write(json.dumps({"step": 210, **row}) + "\n")
     finding = findings(tmp_path)["finite"]
     assert finding.severity == "violation" and finding.runs == ("gla (seed 3)",)
     assert "step 210" in finding.sentence

@@ -21,7 +21,7 @@ from hf_arch.experiments.probe_cli import probe_recipe
 from hf_arch.experiments.probe_run import run_probe
 from hf_arch.experiments.probes import ProbeModel, ProbeTraining, learn_probe, score_probe
 from hf_arch.experiments.recipe import Recipe, read_recipe
-from hf_arch.training.callbacks import TrainingError
+from hf_arch.training.checkpoints import TrainingError
 
 
 def recipe(architecture: str, task: str, *overrides: str, **probe: Any) -> Recipe:

@@ -17,8 +17,9 @@ from hf_arch.errors import ConfigError
 from hf_arch.experiments.recipe import Recipe, load_recipe
 from hf_arch.experiments.store import RunResult, read_metrics
 from hf_arch.training import run as run_module
-from hf_arch.training.callbacks import MetricsLog, TrainingError
-from hf_arch.training.run import newest_checkpoint, run_training
+from hf_arch.training.callbacks import MetricsLog
+from hf_arch.training.checkpoints import TrainingError, newest_checkpoint
+from hf_arch.training.run import run_training
 from tests.training.tiny import recipe_values
 
 RESULT_KEYS = {
@@ -196,7 +197,7 @@ def test_a_failure_is_written_down(text: Path, tmp_path: Path) -> None:
         train(diverging, tmp_path / "run")
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["status"] == "failed"
-    assert "the loss became" in results["provenance"]["exit_reason"]
+    assert "5 of 6 steps were skipped" in results["provenance"]["exit_reason"]
     assert not (tmp_path / "run" / "model").exists()
 
 

@@ -17,6 +17,7 @@ from hf_arch.evaluation.perplexity import TextLoss, sum_nats
 from hf_arch.experiments.build import build_config
 from hf_arch.experiments.recipe import Recipe
 from hf_arch.training.arguments import build_arguments
+from hf_arch.training.muon import muon_options
 from hf_arch.training.precision import Precision
 from hf_arch.training.trainer import ArchTrainer, decay_parameter_names
 from tests.training.tiny import recipe_values
@@ -35,6 +36,7 @@ def make_trainer(text: Path, folder: Path, start_step: int = 0, **training: Any)
         train_dataset=data.train,
         eval_dataset=data.validation,
         start_step=start_step,
+        muon=muon_options(None) if training.get("optim") == "muon" else None,
         data_collator=default_data_collator,
     )
     return trainer, data
