@@ -63,6 +63,9 @@ def test_a_matrix_steps_orthogonally_and_a_vector_as_under_adamw(text: Path, tmp
     for name, parameter in trainer.model.named_parameters():
         before[name] = parameter.detach().clone()
         parameter.grad = torch.randn_like(parameter)
+        if parameter.ndim == 2:  # singular values from 0.3 to 1
+            u, values, v = torch.linalg.svd(parameter.grad, full_matrices=False)
+            parameter.grad = u @ torch.diag(torch.linspace(0.3, 1.0, len(values))) @ v
     trainer.optimizer.step()
     for name, parameter in trainer.model.named_parameters():
         step = (parameter.detach() - before[name]) / 0.005
