@@ -242,8 +242,8 @@ class _Run:
     def _results(self, trainer: ArchTrainer, log: MetricsLog) -> dict[str, Any]:
         """The measured numbers, and `model/`."""
         evaluation, steps = self.recipe.evaluation, trainer.state.global_step
-        if log.skipped_steps > steps / 2:  # too short a run for the limit of skips in a row
-            what = f"{log.skipped_steps} of {steps} steps were skipped, their gradients not finite,"
+        if 2 * log.skipped_steps >= steps:  # too short a run for the limit of skips in a row
+            what = f"the loss became useless: {log.skipped_steps} of {steps} steps were skipped, their gradients not finite,"
             raise divergence(what, steps, self.args)
         scored = trainer.score(self.data.validation, evaluation.final_sequences)
         if not math.isfinite(scored.loss):
