@@ -243,7 +243,7 @@ class _Run:
         """The measured numbers, and `model/`."""
         evaluation, steps = self.recipe.evaluation, trainer.state.global_step
         if 2 * log.skipped_steps >= steps:  # too short a run for the limit of skips in a row
-            what = f"the loss became useless: {log.skipped_steps} of {steps} steps were skipped, their gradients not finite,"
+            what = f"the loss became useless: {log.skipped_steps} of {steps} steps had to be skipped"
             raise divergence(what, steps, self.args)
         scored = trainer.score(self.data.validation, evaluation.final_sequences)
         if not math.isfinite(scored.loss):

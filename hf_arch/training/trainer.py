@@ -101,7 +101,11 @@ class ArchTrainer(Trainer):
             super().create_accelerator_and_postprocess()
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """As Trainer's; with `zero_redundancy` each process holds the states of its share of the parameters alone."""
+        """As Trainer's, or Muon; with `zero_redundancy` each process holds the states of a share of the parameters."""
+        if self.optimizer is None and self.muon is not None:
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                raise ConfigError("training.optim: 'muon' needs whole matrices; nearest for shards: 'adamw_torch'")
+            self.optimizer = build_muon(model or self.model, self.args, self._decay_names, self.muon)
         optimizer = super().create_optimizer(model)
         if self.zero_redundancy and not isinstance(optimizer, SharedOptimizer):
             self.optimizer = optimizer = SharedOptimizer(optimizer)
@@ -132,13 +136,6 @@ class ArchTrainer(Trainer):
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """Names of the parameters that weight decay applies to."""
         return self._decay_names
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        if self.optimizer is None and self.muon is not None:
-            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-                raise ConfigError("training.optim: 'muon' needs whole matrices; with sharded weights use 'adamw_torch'")
-            self.optimizer = build_muon(model or self.model, self.args, self._decay_names, self.muon)
-        return super().create_optimizer(model)
 
     def training_step(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         if not self._losses:

@@ -197,7 +197,7 @@ def test_a_failure_is_written_down(text: Path, tmp_path: Path) -> None:
         train(diverging, tmp_path / "run")
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["status"] == "failed"
-    assert "5 of 6 steps were skipped" in results["provenance"]["exit_reason"]
+    assert "5 of 6 steps had to be skipped" in results["provenance"]["exit_reason"]
     assert not (tmp_path / "run" / "model").exists()
 
 
