@@ -94,6 +94,9 @@ def eval_command(
     rows: Annotated[
         str, typer.Option(metavar="auto|hub|local", help="Where rows come from; `auto`: from here where they are here.")
     ] = "auto",
+    num_fewshot: Annotated[
+        int | None, typer.Option(help="Solved examples before each row; by default as each task says.")
+    ] = None,
     text: Annotated[
         str | None, typer.Option(metavar="FILE", help="What `perplexity` scores; by default held-out text of the run.")
     ] = None,
@@ -121,6 +124,7 @@ def eval_command(
             limit=limit,
             include_path=include_path,
             rows=rows,
+            num_fewshot=num_fewshot,
             text=TextOptions(file=text, stride=stride, limit=limit, batch_size=batch_size),
         )
         with quiet_libraries():

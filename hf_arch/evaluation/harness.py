@@ -40,17 +40,23 @@ _SEED = 1234  # lm_eval's default for torch and for few-shot examples
 
 
 def load_tasks(
-    names: Sequence[str], *, include_path: str | Path | None = None, rows: str = "auto", limit: int | None = None
+    names: Sequence[str],
+    *,
+    include_path: str | Path | None = None,
+    rows: str = "auto",
+    limit: int | None = None,
+    num_fewshot: int | None = None,
 ) -> dict[str, Any]:
     """lm_eval's `TaskDict` of these tasks, groups, tags, suites and paths of task files; their rows are checked.
 
     Args:
         include_path: a folder of more task files, which win over those of the same name.
         rows: `local` only from this machine, `hub` only from the Hub, `auto` from here where they are here.
-        limit: rows that will be scored.
+        limit: rows that will be scored. num_fewshot: solved examples before each; None is as each task says.
 
     Raises:
-        ConfigError: an unknown name (with the nearest), rows that cannot be had, or that do not fit their task.
+        ConfigError: an unknown name (with the nearest), rows that cannot be had, or that do not fit their task, or
+            examples for a task that has none or too few.
     """
     if rows not in ROWS:
         raise choice_error("--rows", rows, ROWS)
@@ -77,7 +83,21 @@ def load_tasks(
             ) from error
         for task in loaded["tasks"].values():
             check_rows(task, limit)
+            _set_fewshot(task, num_fewshot)
     return loaded
+
+
+def _set_fewshot(task: Any, wanted: int | None) -> None:
+    default = task.get_config("num_fewshot")
+    number = (default or 0) if wanted is None else wanted
+    if number:
+        fixed = default == 0 or task.OUTPUT_TYPE == "loglikelihood_rolling"
+        most = 0 if fixed else len(list(task.fewshot_docs())) - 1  # a row is no example of itself
+        if number > most:
+            raise ConfigError(
+                f"--num-fewshot: {number} is not allowed for {task.config.task}; allowed: 0 to {most}; nearest: {most}"
+            )
+    task.set_config(key="num_fewshot", value=number)
 
 
 def _stands_alone(manager: TaskManager, name: str) -> bool:
@@ -108,14 +128,12 @@ def score(
     limit: int | None = None,
     rows: str = "auto",
 ) -> dict[str, Any]:
-    """{task: {metric: value, `<metric>_stderr`, `samples`, `version`, `rows`}} of a model on tasks of `load_tasks`.
+    """{task: {metric: value, `<metric>_stderr`, `samples`, `version`, `num_fewshot`, `rows`}} on tasks of `load_tasks`.
 
     Progress goes to stderr. Values that are not defined (a standard error of one row) are left out.
     """
     for task in tasks["tasks"].values():
-        if task.get_config("num_fewshot") is None:
-            task.set_config(key="num_fewshot", value=0)
-        task.set_fewshot_seed(seed=_SEED)
+        task.set_fewshot_seed(seed=_SEED)  # the same examples for every model
     with _quiet(), redirect_stdout(sys.stderr), torch.random.fork_rng():
         torch.manual_seed(_SEED)
         lm = ArchLM(model, tokenizer=tokenizer, batch_size=batch_size)
@@ -130,6 +148,7 @@ def score(
             **_metrics(values),
             "samples": found.get("n-samples", {}).get(name, {}).get("effective"),
             "version": found.get("versions", {}).get(name),
+            "num_fewshot": found.get("n-shot", {}).get(name),
             "rows": _origin(name, task, local) if task is not None else "see its tasks",
         }
     return scores

@@ -45,6 +45,7 @@ class EvalOptions:
     limit: int | None = None
     include_path: str | None = None
     rows: str = "auto"
+    num_fewshot: int | None = None
     text: TextOptions = field(default_factory=TextOptions)
 
     def __post_init__(self) -> None:
@@ -53,6 +54,10 @@ class EvalOptions:
         for name, value in (("--batch-size", self.batch_size), ("--limit", self.limit)):
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: {value} is not allowed; allowed: at least 1; nearest: 1")
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            raise ConfigError(f"--num-fewshot: {self.num_fewshot} is not allowed; allowed: at least 0; nearest: 0")
+        if self.num_fewshot and not self.harness_tasks:
+            raise ConfigError(f"--num-fewshot: `{PERPLEXITY}` takes no examples; leave it out, or name other tasks")
         parse_dtype(self.dtype)
         parse_device(self.device)
 
@@ -79,7 +84,11 @@ def evaluate_path(path: str, options: EvalOptions) -> dict[str, Any]:
         from hf_arch.evaluation.harness import load_tasks
 
         tasks = load_tasks(
-            options.harness_tasks, include_path=options.include_path, rows=options.rows, limit=options.limit
+            options.harness_tasks,
+            include_path=options.include_path,
+            rows=options.rows,
+            limit=options.limit,
+            num_fewshot=options.num_fewshot,
         )
     if runs is None:
         return _evaluate_model(path, options, tasks)
@@ -173,7 +182,7 @@ def print_scores(document: dict[str, Any]) -> None:
     Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
 
 
-_NOT_METRICS = {"samples", "version", "tokens", "window", "stride", "documents"}
+_NOT_METRICS = {"samples", "version", "num_fewshot", "tokens", "window", "stride", "documents"}
 
 
 def metrics_of(values: dict[str, Any]) -> dict[str, float]:

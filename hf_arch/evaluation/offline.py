@@ -203,7 +203,8 @@ def _three_numbers(draw: random.Random) -> tuple[str, int]:
 def write_task_files(folder: Path) -> Path:
     """A YAML file in `folder` for each of `local_tasks`: lm_eval's own definition, with the rows from here.
 
-    Few-shot examples are left out where they would come from a split that is not here.
+    Few-shot examples come from the rows that are scored, never the scored one itself, where theirs are of a split that
+    is not here.
     """
     import lm_eval.tasks
 
@@ -226,7 +227,8 @@ def _task_file(name: str, definitions: Path) -> str:
         scored = ""  # MMLU: its definition names both splits, and they are both here
     else:
         lines = [f"{split}_split: {splits.get(split, 'null')}" for split in ("training", "validation", "test")]
-        scored = "\n".join([*lines, "fewshot_split: null"])
+        # lm_eval keeps a row from its own examples where the two splits are called the same.
+        scored = "\n".join([*lines, f"fewshot_split: {splits.get('test', 'null')}"])
     return (
         f"include: {json.dumps(str(definitions / definition))}\n"
         f"task: {name}\n"

@@ -105,8 +105,8 @@ def _conditions(runs: Sequence[RunResult]) -> str:
     machine = f"{device} ({_count(threads, 'thread')}, {precision}, rows of {length} tokens)"
     return (
         f"Measured on {machine}, {_count(seeds, 'seed')} each, after {tokens} tokens of training: models of a size for "
-        f"a CPU, for comparison with each other. HellaSwag: {samples:,} rows ({origin}); chance is 25 %. Inference is "
-        "decoding at batch size 1."
+        f"a CPU, for comparison with each other. HellaSwag: the first {samples:,} rows ({origin}); chance is 25 %. "
+        "Inference is decoding at batch size 1."
     )
 
 

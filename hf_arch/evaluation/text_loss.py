@@ -20,7 +20,7 @@ from hf_arch.data.cache import data_cache
 from hf_arch.data.corpora import open_corpus
 from hf_arch.errors import ConfigError
 from hf_arch.evaluation.perplexity import TextLoss
-from hf_arch.evaluation.windows import DocumentLoss, document_losses, loss_by_position, token_nats
+from hf_arch.evaluation.windows import DocumentLoss, PositionLoss, document_nats, token_nats
 from hf_arch.experiments.recipe import load_recipe
 from hf_arch.experiments.store import CONFIG_FILE
 
@@ -53,16 +53,18 @@ def score_text(
     if run is not None:
         return _score_run(model, run, options, min(window, run.sequence_length))
     name, documents = _documents(options)
-    losses = document_losses(
+    losses, nats = [], []
+    scored = document_nats(
         model, tokenizer, documents, window=window, stride=options.stride, batch_size=options.batch_size
     )
+    for text, found in scored:
+        losses.append(DocumentLoss.of(text, found))
+        nats.append(found)
     total = sum(losses, DocumentLoss(0.0, 0, 0))
-    loss = TextLoss(total.nats, total.tokens, total.bytes / total.tokens)
-    tokens = torch.tensor([token for text in documents for token in tokenizer(text, verbose=False)["input_ids"]])
     return {
-        **_numbers(loss, name, window, options),
+        **_numbers(TextLoss(total.nats, total.tokens, total.bytes / total.tokens), name, window, options),
         "documents": len(documents),
-        **_by_position(model, tokens.unfold(0, window + 1, window + 1) if tokens.numel() > window else [], options),
+        **_by_position(nats, window, options),
     }
 
 
@@ -70,13 +72,12 @@ def _score_run(model: PreTrainedModel, data: DataOptions, options: TextOptions, 
     prepared = prepare_data(data, progress=False)
     validation = prepared.validation
     count = min(len(validation), options.limit or len(validation))
-    rows = [validation[index]["input_ids"] for index in range(count)]
-    tokens = torch.cat(rows)
-    nats = token_nats(model, tokens, window=window, stride=options.stride, batch_size=options.batch_size).double()
-    loss = TextLoss(nats.sum().item(), nats.numel(), validation.num_bytes / validation.num_tokens)
+    tokens = torch.cat([validation[index]["input_ids"] for index in range(count)])
+    nats = token_nats(model, tokens, window=window, stride=options.stride, batch_size=options.batch_size)
+    loss = TextLoss(nats.double().sum().item(), nats.numel(), validation.num_bytes / validation.num_tokens)
     return {
         **_numbers(loss, f"validation split of {Path(prepared.corpus).name}", window, options),
-        **_by_position(model, rows, options),
+        **_by_position([nats], window, options),
     }
 
 
@@ -92,10 +93,14 @@ def _numbers(loss: TextLoss, name: str, window: int, options: TextOptions) -> di
     }
 
 
-def _by_position(model: PreTrainedModel, rows: Sequence[Tensor] | Tensor, options: TextOptions) -> dict[str, Any]:
+def _by_position(texts: Sequence[Tensor], window: int, options: TextOptions) -> dict[str, Any]:
+    """The curve over all whole windows of these texts' nats. Windows that overlap do not begin without context: of
+    those, only the first of each text counts."""
+    alone = options.stride in (None, window)
+    rows = [row for nats in texts for row in nats[: None if alone else window].split(window) if len(row) == window]
     if len(rows) < 2:  # no mean over rows, no curve
         return {}
-    curve = loss_by_position(model, list(rows), batch_size=options.batch_size)
+    curve = PositionLoss.of(torch.stack(rows))
     return {"loss_by_position": [list(bucket) for bucket in curve.buckets()], "context_gain": curve.context_gain}
 
 

@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -86,6 +86,11 @@ class DocumentLoss:
     tokens: int
     bytes: int
 
+    @classmethod
+    def of(cls, text: str, nats: Tensor) -> DocumentLoss:
+        """The sums over a text whose tokens have these `nats`."""
+        return cls(nats.double().sum().item(), nats.numel(), len(text.encode()))
+
     @property
     def perplexity(self) -> float:
         """exp(nats per token)."""
@@ -100,7 +105,7 @@ class DocumentLoss:
         return DocumentLoss(self.nats + other.nats, self.tokens + other.tokens, self.bytes + other.bytes)
 
 
-def document_losses(
+def document_nats(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     documents: Iterable[str],
@@ -108,23 +113,27 @@ def document_losses(
     window: int,
     stride: int | None = None,
     batch_size: int = 8,
-) -> list[DocumentLoss]:
-    """The loss of each document on its own, in order; their sum is the loss of the corpus.
+) -> Iterator[tuple[str, Tensor]]:
+    """Each document with the negative log-likelihood (nats) of its tokens, each document on its own.
 
     A document follows the tokenizer's end-of-text (or first) token, as in training, so that its first token counts
     too. Raises `ConfigError` where a document is empty.
     """
     first = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
-    losses = []
     for number, text in enumerate(documents):
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         if not ids:
             raise ConfigError(f"document {number}: it has no tokens")
         start = [first] if first is not None else []
         tokens = torch.tensor([*start, *ids])
-        nats = token_nats(model, tokens, window=window, stride=stride, batch_size=batch_size)
-        losses.append(DocumentLoss(nats.double().sum().item(), nats.numel(), len(text.encode())))
-    return losses
+        yield text, token_nats(model, tokens, window=window, stride=stride, batch_size=batch_size)
+
+
+def document_losses(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, documents: Iterable[str], **options: Any
+) -> list[DocumentLoss]:
+    """The loss of each document, in order; their sum is the loss of the corpus. Options and errors: `document_nats`."""
+    return [DocumentLoss.of(text, nats) for text, nats in document_nats(model, tokenizer, documents, **options)]
 
 
 @dataclass(frozen=True)
@@ -134,6 +143,12 @@ class PositionLoss:
     mean: Tensor
     stderr: Tensor
     rows: int
+
+    @classmethod
+    def of(cls, nats: Tensor) -> PositionLoss:
+        """The means over rows of `nats` [rows, T], at least two, each of which begins without context."""
+        nats = nats.double()
+        return cls(nats.mean(0), nats.std(0) / math.sqrt(len(nats)), len(nats))
 
     def buckets(self) -> list[tuple[int, int, float]]:
         """(first, last, mean loss) over contexts of 1, 2, 3-4, 5-8, ... tokens: few enough to print."""
@@ -157,9 +172,8 @@ def loss_by_position(model: PreTrainedModel, rows: Sequence[Tensor], *, batch_si
     """
     if len(rows) < 2 or rows[0].numel() < 2:
         raise ConfigError(f"rows: {len(rows)} are not enough; allowed: at least 2, of at least 2 tokens")
-    nats = torch.cat([row_nats(model, ids[:, :-1], ids[:, 1:]) for ids in map(torch.stack, _batches(rows, batch_size))])
-    nats = nats.double()
-    return PositionLoss(nats.mean(0), nats.std(0) / math.sqrt(len(rows)), len(rows))
+    batches = map(torch.stack, _batches(rows, batch_size))
+    return PositionLoss.of(torch.cat([row_nats(model, ids[:, :-1], ids[:, 1:]) for ids in batches]))
 
 
 def _padded(tokens: Tensor, length: int, value: int) -> Tensor:

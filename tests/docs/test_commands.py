@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-DOCUMENTS = ["README.md", "docs/getting_started.md", "docs/usage.md"]
+DOCUMENTS = ["README.md", "docs/getting_started.md", "docs/usage.md", "docs/evaluation.md", "docs/sharing.md"]
 FENCE = re.compile(
     r"(?:<!-- not run: (?P<reason>[^\n]+?) -->\n)?^```(?P<language>bash|python)\n(?P<code>.*?)^```$", re.M | re.S
 )

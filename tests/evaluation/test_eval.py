@@ -71,6 +71,16 @@ def test_scores_do_not_depend_on_the_batch_size(tmp_path: Path) -> None:
     assert 0 <= results[0]["simple_qa"]["acc"] <= 1
 
 
+def test_examples_change_the_prompt_and_are_told(tmp_path: Path) -> None:
+    path = str(saved_model(tmp_path, "gla"))
+    tasks = ("sentence_completion",)
+    results = [
+        evaluate_path(path, EvalOptions(tasks, batch_size=size, limit=16, num_fewshot=3))["results"] for size in (1, 8)
+    ]
+    assert results[0] == results[1]
+    assert results[0]["sentence_completion"]["num_fewshot"] == 3
+
+
 def test_the_command_writes_json_and_nothing_else(tmp_path: Path) -> None:
     path = saved_model(tmp_path / "model", "gla")
     text = tmp_path / "text.txt"
@@ -96,6 +106,8 @@ def test_the_command_writes_json_and_nothing_else(tmp_path: Path) -> None:
         (["--tasks", "simple_qa", "--dtype", "bf61"], "nearest: 'bf16'"),
         (["--tasks", "simple_qa", "--device", "cpuu"], "nearest: 'cpu'"),
         (["--tasks", "simple_qa", "--limit", "0"], "--limit: 0"),
+        (["--tasks", "simple_qa", "--num-fewshot", "-1"], "--num-fewshot: -1"),
+        (["--tasks", "perplexity", "--num-fewshot", "2"], "--num-fewshot: `perplexity` takes no examples"),
         (["--tasks", "simple_qa", "--rows", "locl"], "nearest: 'local'"),
         (["--tasks", "simple_qa", "--include-path", "nowhere"], "--include-path: nowhere: no such folder"),
         (["--tasks", "perplexity", "--text", "nowhere.txt"], "--text: nowhere.txt"),

