@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .backend import fla_delta_rule, fla_dplr_delta_rule, use_fla
 from .decay import decay_products
 from .dplr_chunks import MAX_DECAY, chunk_dplr
 from .segments import chunk_length, chunk_view, from_chunks, segment_keep, state_dtype, to_chunks, without_autocast
@@ -58,6 +59,18 @@ def delta_rule(
     if q.shape[1] == 1:
         o, state = step_delta_rule(q, k, v, beta, g, scale=scale, state=initial_state)
         return o, state if output_final_state else None
+    if use_fla(q):
+        return fla_delta_rule(
+            q,
+            k,
+            v,
+            beta,
+            g,
+            scale=scale,
+            initial_state=initial_state,
+            output_final_state=output_final_state,
+            segment_ids=segment_ids,
+        )
     return chunk_delta_rule(
         q,
         k,
@@ -231,6 +244,19 @@ def dplr_delta_rule(
     if r.shape[1] == 1:
         return naive_dplr_delta_rule(
             r, w, k, v, a, b, scale=scale, initial_state=initial_state, output_final_state=output_final_state
+        )
+    if use_fla(r):
+        return fla_dplr_delta_rule(
+            r,
+            w,
+            k,
+            v,
+            a,
+            b,
+            scale=scale,
+            initial_state=initial_state,
+            output_final_state=output_final_state,
+            segment_ids=segment_ids,
         )
     return chunk_dplr_delta_rule(
         r,

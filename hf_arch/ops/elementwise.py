@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .backend import fla_hgrn_scan, use_fla
 from .segments import segment_keep, state_dtype
 
 # The module's own name: a copy of this file elsewhere (a model bundled with its code) registers operators of its own.
@@ -65,6 +66,9 @@ def hgrn_scan(
     Returns:
         (h [B,T,D] in the dtype of i, state [B,D] in fp32 or None). Differentiable once in every tensor.
     """
+    if use_fla(i):
+        options = {"initial_state": initial_state, "segment_ids": segment_ids}
+        return fla_hgrn_scan(i, f, output_final_state=output_final_state, **options)
     dtype = state_dtype(i, f)
     inputs, gates = i.to(dtype), f.to(dtype)
     state = None if initial_state is None else initial_state.to(dtype)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .backend import covers_linear_attention, fla_linear_attention, use_fla
 from .decay import decay_products
 from .segments import chunk_length, chunk_view, from_chunks, segment_keep, state_dtype, to_chunks, without_autocast
 from .vector_decay import chunk_vector_decay
@@ -64,6 +65,18 @@ def linear_attention(
         # A single token is a continuation of its row: there is no earlier token to differ from.
         o, state = step_linear_attention(q, k, v, g, bonus=bonus, scale=scale, state=initial_state)
         return o, state if output_final_state else None
+    if use_fla(q) and covers_linear_attention(g, bonus):
+        return fla_linear_attention(
+            q,
+            k,
+            v,
+            g,
+            bonus=bonus,
+            scale=scale,
+            initial_state=initial_state,
+            output_final_state=output_final_state,
+            segment_ids=segment_ids,
+        )
     return chunk_linear_attention(
         q,
         k,

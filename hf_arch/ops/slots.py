@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .backend import fla_gated_slot_attention, use_fla
 from .segments import chunk_length, from_chunks, segment_keep, state_dtype, to_chunks, without_autocast
 from .value_decay import chunk_value_decay
 from .vector_decay import chunk_vector_decay
@@ -63,6 +64,8 @@ def gated_slot_attention(
     options: dict[str, Any] = {"scale": scale, "initial_state": initial_state, "output_final_state": output_final_state}
     if q.shape[1] == 1:
         return naive_gated_slot_attention(q, k, v, s, f, **options)
+    if use_fla(q):
+        return fla_gated_slot_attention(q, k, v, s, f, segment_ids=segment_ids, **options)
     return chunk_gated_slot_attention(q, k, v, s, f, segment_ids=segment_ids, chunk_size=chunk_size, **options)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .backend import fla_ssd, use_fla
 from .decay import decay_products
 from .segments import chunk_length, segment_keep, state_dtype, without_autocast
 
@@ -85,14 +86,17 @@ def ssd(
     dtype = state_dtype(x, dt)
     wide_x, dt, A, B, C = (tensor.to(dtype) for tensor in (x, dt, A, B, C))
     state = None if initial_state is None else initial_state.to(dtype)
+    final: Tensor | None
     with without_autocast(x):
         if x.shape[1] == 1:
             y, final = _step(wide_x, dt, A, B, C, state)
+        elif use_fla(x):
+            y, final = fla_ssd(x, dt, A, B, C, initial_state=state, segment_ids=segment_ids, output_final_state=True)
         else:
             keep = None if segment_ids is None else segment_keep(segment_ids, dtype)
             y, final = _chunks(wide_x, dt, A, B, C, state, keep, chunk_length(x.shape[1], chunk_size))
     if D is not None:
-        y = torch.addcmul(y, wide_x, _per_head(D.to(dtype)))
+        y = torch.addcmul(y.to(dtype), wide_x, _per_head(D.to(dtype)))
     return y.to(x.dtype), final if output_final_state else None
 
 
