@@ -39,6 +39,9 @@ _NO_EFFECT = {
 }
 
 
+L2WARP_PENALTY = 1e-4
+
+
 class ConfigReader:
     """Reads a foreign config key by key and knows which keys nobody has read."""
 
@@ -56,6 +59,10 @@ class ConfigReader:
         if key not in self.config:
             raise ConfigError(f"config: no {key!r}, which a {self.model_type} checkpoint has")
         return self.take(key)
+
+    def max_logit_penalty(self, default: bool = False) -> float:
+        """FLA's `use_l2warp` as the strength of that penalty, which is fixed there."""
+        return L2WARP_PENALTY if self.take("use_l2warp", default) else 0.0
 
     def only(self, key: str, allowed: Iterable[Any], default: Any) -> Any:
         """The value, which must be one of `allowed`: others have an effect that no component here has."""

@@ -38,6 +38,8 @@ class FLAConverter(Converter):
     hidden_ratio: float = 4
     grouped_heads = True
     """Whether it has `num_kv_heads`."""
+    penalises_logits = False
+    """`use_l2warp` where a config does not say."""
 
     def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
         """The mixer's options in our names."""
@@ -90,7 +92,6 @@ class FLAConverter(Converter):
         return rules
 
     def config_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
-        reader.only("use_l2warp", [False], False)
         reader.dead(
             "attn_mode", "fuse_norm", "fuse_swiglu", "fuse_cross_entropy", "fuse_linear_cross_entropy", "criterion"
         )
@@ -104,6 +105,7 @@ class FLAConverter(Converter):
             "num_key_value_heads": (reader.take("num_kv_heads") if self.grouped_heads else None) or heads,
             "max_position_embeddings": reader.take("max_position_embeddings", 2048) or 2048,
             "tie_word_embeddings": reader.take("tie_word_embeddings", False),
+            "max_logit_penalty": reader.max_logit_penalty(self.penalises_logits),
         }
         values |= self.block_to_ours(reader, values["hidden_size"])
         reader.dead("hidden_ratio")
@@ -127,6 +129,7 @@ class FLAConverter(Converter):
             **({"num_kv_heads": config.num_key_value_heads} if self.grouped_heads else {}),
             "max_position_embeddings": config.max_position_embeddings,
             "tie_word_embeddings": config.tie_word_embeddings,
+            "use_l2warp": config.max_logit_penalty != 0,
             **self.block_to_theirs(config),
             "initializer_range": config.initializer_range,
             **their_tokens(config),

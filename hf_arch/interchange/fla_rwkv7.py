@@ -22,6 +22,7 @@ class FLARWKV7(FLARWKV6):
     """RWKV6's blocks with another mixer, and a channel mix without receptance."""
 
     architecture, mixer, hidden_ratio = "rwkv7", "rwkv7", 4
+    penalises_logits = True
 
     def current_names(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Older files hold the six token shifts of a layer in one tensor."""
@@ -81,7 +82,6 @@ class FLARWKV7(FLARWKV6):
             "a_low_rank_dim": options.rate_rank,
             "v_low_rank_dim": options.value_rank,
             "fuse_norm": options.key_eps != _EXACT_KEY_EPS,
-            "use_l2warp": False,
         }
 
     def mixer_rules(

@@ -24,7 +24,6 @@ class Mamba2(Converter):
     def config_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
         native = "layer_norm_epsilon" in reader.config or "time_step_rank" in reader.config
         reader.only("hidden_act", ["silu", "swish"], "silu")
-        reader.only("use_l2warp", [False], False)
         reader.dead("time_step_rank", "chunk_size", "residual_in_fp32", "criterion")
         reader.dead("fuse_norm", "fuse_cross_entropy", "fuse_linear_cross_entropy")
         hidden, expand, head_dim = reader.need("hidden_size"), reader.take("expand", 2), reader.take("head_dim", 64)
@@ -59,6 +58,7 @@ class Mamba2(Converter):
                 "architecture": "mamba2",
                 "vocab_size": reader.need("vocab_size"),
                 "hidden_size": hidden,
+                "max_logit_penalty": reader.max_logit_penalty(),
                 "num_hidden_layers": reader.need("num_hidden_layers"),
                 "norm_eps": reader.take("layer_norm_epsilon", reader.take("norm_eps", 1e-5)),
                 "tie_word_embeddings": reader.take("tie_word_embeddings", False),
@@ -84,6 +84,7 @@ class Mamba2(Converter):
             "tie_word_embeddings": config.tie_word_embeddings,
             "initializer_range": config.initializer_range,
             "hidden_act": "silu",
+            **({"use_l2warp": True} if config.max_logit_penalty else {}),  # FLA's alone
             "head_dim": head_dim,
             "num_heads": int(expand * config.hidden_size) // head_dim,
             "state_size": get("state_size"),

@@ -15,7 +15,6 @@ class Mamba(Converter):
 
     def config_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
         reader.only("hidden_act", ["silu", "swish"], "silu")
-        reader.only("use_l2warp", [False], False)
         reader.only("use_falcon_mambapy", [False], False)
         reader.dead(
             "rescale_prenorm_residual",
@@ -34,6 +33,7 @@ class Mamba(Converter):
                 "architecture": "mamba",
                 "vocab_size": reader.need("vocab_size"),
                 "hidden_size": hidden,
+                "max_logit_penalty": reader.max_logit_penalty(),
                 "num_hidden_layers": reader.need("num_hidden_layers"),
                 "norm_eps": reader.take("layer_norm_epsilon", reader.take("norm_eps", 1e-5)),
                 "tie_word_embeddings": reader.take("tie_word_embeddings", "layer_norm_epsilon" in reader.config),
@@ -67,6 +67,7 @@ class Mamba(Converter):
             "tie_word_embeddings": config.tie_word_embeddings,
             "initializer_range": config.initializer_range,
             "hidden_act": "silu",
+            **({"use_l2warp": True} if config.max_logit_penalty else {}),  # FLA's alone
             "state_size": get("state_size"),
             "expand": get("expand"),
             "intermediate_size": int((get("expand") or 2) * config.hidden_size),

@@ -47,7 +47,8 @@ class ArchConfig(PreTrainedConfig):
         projections which
             write to the residual stream by sqrt(number of such projections) (GPT-2).
         loss_chunk_size: tokens whose logits are held at once by the training loss; None = chosen by the vocabulary,
-        0 = all. classifier_dropout: of the token-classification head.
+        0 = all. max_logit_penalty: pulls each token's largest logit towards 0 in the gradients alone (RWKV trains with
+        1e-4). classifier_dropout: of the token-classification head.
 
     Raises:
         ConfigError: one line with the field, the value, what is allowed and the nearest valid choice.
@@ -92,6 +93,7 @@ class ArchConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     rescale_residual_init: bool = False
     loss_chunk_size: int | None = None
+    max_logit_penalty: float | int = 0.0
     use_cache: bool = True
     tie_word_embeddings: bool = False
     pad_token_id: int | None = None
@@ -139,7 +141,7 @@ class ArchConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 <= value < 1:
                 raise ConfigError(f"{name}: {value!r} is not allowed; use a probability in [0, 1)")
-        for name in ("norm_eps", "initializer_range"):
+        for name in ("norm_eps", "initializer_range", "max_logit_penalty"):
             value = getattr(self, name)
             if isinstance(value, (int, float)) and value < 0:
                 raise ConfigError(f"{name}: {value!r} is not allowed; use a number of at least 0")

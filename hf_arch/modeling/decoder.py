@@ -43,7 +43,7 @@ from .cache import RecurrentStateLayer
 from .configuration import ArchConfig
 from .initialization import init_arch_weights
 from .layout import build_layout, positions_from_mask
-from .loss import batch_share, chunked_cross_entropy, loss_chunk_size
+from .loss import batch_share, chunked_cross_entropy, loss_chunk_size, penalise_max_logits
 
 
 class ArchPreTrainedModel(PreTrainedModel):
@@ -345,6 +345,7 @@ class ArchForCausalLM(ArchPreTrainedModel, GenerationMixin):
                 labels,
                 chunk_size=chunk,
                 softcap=self.config.final_logit_softcapping,
+                max_logit_penalty=self.config.max_logit_penalty,
                 num_items_in_batch=kwargs.get("num_items_in_batch"),
                 shift_labels=kwargs.get("shift_labels"),
             )
@@ -355,6 +356,9 @@ class ArchForCausalLM(ArchPreTrainedModel, GenerationMixin):
                 logits = torch.tanh(logits / cap) * cap
             if labels is not None:
                 loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
+                if self.config.max_logit_penalty:
+                    share = batch_share(labels, **kwargs)
+                    loss = penalise_max_logits(loss, logits, self.config.max_logit_penalty, share)
         fields = {
             "loss": loss,
             "logits": logits,

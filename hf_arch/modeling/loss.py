@@ -8,6 +8,9 @@ products, as with full logits, and none recomputed):
     loss = sum_t [ logsumexp(c(W h_t)) - c(W h_t)[y_t] ] / n,     dlogits = (softmax - onehot) c' / n
 
 with c the identity or the soft cap s tanh(x / s), and n the number of targets or `num_items_in_batch`.
+
+A penalty p on each token's largest logit z (RWKV's L2Wrap) adds to the gradients what the mean of p z^2 / 2 over all
+tokens would, and leaves the loss's value alone.
 """
 
 from __future__ import annotations
@@ -26,7 +29,13 @@ DEFAULT_CHUNK = 1024
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk_size: int, softcap: float | None
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        chunk_size: int,
+        softcap: float | None,
+        penalty: Tensor | None,
     ) -> Tensor:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         low = (
@@ -52,11 +61,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 total += ((log_z - logits.gather(1, targets)).squeeze(1) * kept).sum()
                 if not (needs_hidden or needs_weight):
                     continue
+                if penalty is not None:
+                    largest, index = logits.max(-1, keepdim=True)
+                    largest *= penalty
                 grad = logits.sub_(log_z).exp_()
                 grad.scatter_add_(1, targets, torch.full_like(log_z, -1.0))
+                grad.mul_(kept[:, None])
+                if penalty is not None:
+                    grad.scatter_add_(1, index, largest)
                 if softcap is not None:
                     grad.mul_(1 - squashed.square())
-                grad.mul_(kept[:, None])
                 grad_low = grad.to(low)
                 if grad_hidden is not None:
                     grad_hidden[rows] = grad_low @ cast_weight
@@ -74,7 +88,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight = ctx.saved_tensors
         hidden = None if grad_hidden is None else grad_hidden * grad.to(grad_hidden.dtype)
         weight = None if grad_weight is None else grad_weight * grad.to(grad_weight.dtype)
-        return hidden, weight, None, None, None
+        return hidden, weight, None, None, None, None
 
 
 def chunked_cross_entropy(
@@ -84,6 +98,7 @@ def chunked_cross_entropy(
     *,
     chunk_size: int = DEFAULT_CHUNK,
     softcap: float | None = None,
+    max_logit_penalty: float = 0.0,
     num_items_in_batch: Tensor | int | None = None,
     shift_labels: Tensor | None = None,
 ) -> Tensor:
@@ -91,14 +106,41 @@ def chunked_cross_entropy(
 
     Args:
         hidden: [B, T, D]. weight: [V, D]. labels: [B, T] int64, shifted inside; -100 is ignored.
-        chunk_size: tokens whose logits are held at once.
+        chunk_size: tokens whose logits are held at once. max_logit_penalty: see above.
         num_items_in_batch: divide the sum by this instead of by the number of targets (gradient accumulation).
         shift_labels: [B, T] already shifted labels, instead of `labels`.
     """
     targets = _targets(labels, shift_labels).reshape(-1).to(hidden.device)
-    total = _ChunkedCrossEntropy.apply(hidden.reshape(-1, hidden.shape[-1]), weight, targets, chunk_size, softcap)
-    count = (targets != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
+    own_count = (targets != IGNORE_INDEX).sum()
+    penalty = max_logit_penalty * own_count / targets.numel() if max_logit_penalty else None
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    total = _ChunkedCrossEntropy.apply(rows, weight, targets, chunk_size, softcap, penalty)
+    count = own_count if num_items_in_batch is None else num_items_in_batch
     return total / (count.to(total.device) if torch.is_tensor(count) else count)
+
+
+def penalise_max_logits(loss: Tensor, logits: Tensor, penalty: float, share: Tensor | float = 1.0) -> Tensor:
+    """The loss, whose gradient now adds that of the mean of `share * penalty * z^2 / 2`, z the tokens' largest logits.
+
+    Args:
+        loss: a scalar. logits: [B, T, V]. share: of this call in its optimiser step (`batch_share`).
+    """
+    return _MaxLogitPenalty.apply(loss, logits, share * penalty / logits[..., 0].numel())
+
+
+class _MaxLogitPenalty(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, logits: Tensor, factor: Tensor | float) -> Tensor:
+        largest, index = logits.max(-1, keepdim=True)
+        ctx.save_for_backward(largest * factor, index)
+        ctx.shape = logits.shape
+        return loss.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        pull, index = ctx.saved_tensors
+        return grad, pull.new_zeros(ctx.shape).scatter_(-1, index, pull * grad.to(pull.dtype)), None
 
 
 def _targets(labels: Tensor, shift_labels: Tensor | None) -> Tensor:

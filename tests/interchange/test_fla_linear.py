@@ -104,3 +104,17 @@ def test_an_option_that_cannot_be_honoured_is_an_error(model_type: str, option: 
     config = {"model_type": model_type, "hidden_size": 32, "num_hidden_layers": 1, "num_heads": 4, **option}
     with pytest.raises(ConfigError, match=next(iter(option))):
         hf_arch.from_foreign(config, {})
+
+
+def test_l2warp_is_the_penalty_of_the_largest_logits() -> None:
+    model = _model("gla", {}, False, max_logit_penalty=1e-4)
+    config, state = hf_arch.to_foreign(model, "gla")
+    assert config["use_l2warp"] and hf_arch.from_foreign(config, state).config.max_logit_penalty == 1e-4
+    del config["use_l2warp"]
+    assert hf_arch.from_foreign(config, state).config.max_logit_penalty == 0.0
+    model.config.max_logit_penalty = 2e-4
+    with pytest.raises(ConfigError, match="max_logit_penalty: 0.0002 cannot be said in a gla checkpoint"):
+        hf_arch.to_foreign(model, "gla")
+    config, state = hf_arch.to_foreign(build("rwkv7"), "rwkv7")
+    assert not config.pop("use_l2warp"), "its default differs here and there, and is said"
+    assert hf_arch.from_foreign(config, state).config.max_logit_penalty == 1e-4

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import AutoModelForCausalLM
 
+import hf_arch
 from hf_arch.modeling.loss import chunked_cross_entropy, loss_chunk_size
 
 
@@ -33,6 +35,29 @@ def test_value_and_gradients(chunk_size, softcap, count):
     )
     torch.testing.assert_close(actual.double(), expected, rtol=1e-6, atol=1e-6)
     for mine, theirs in zip(torch.autograd.grad(actual, (hidden, weight)), gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss_chunk_size", [0, 5])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("count", [None, 31])
+def test_penalty_of_the_largest_logits_is_a_gradient_alone(loss_chunk_size, softcap, count):
+    """It equals the gradient of mean(z^2) / 2 times the penalty, weighted as the call's share of its step."""
+    penalty, labels = 0.3, torch.randint(3, 97, (3, 7))
+    labels[0, 2:5] = -100
+    options = {"final_logit_softcapping": softcap, "loss_chunk_size": loss_chunk_size}
+    model = AutoModelForCausalLM.from_config(hf_arch.tiny_config("llama", **options)).double().train()
+    arguments = {"input_ids": labels.clamp(min=3), "labels": labels, "num_items_in_batch": count, "use_cache": False}
+    plain = model(**arguments).loss
+    logits = model(arguments["input_ids"], use_cache=False).logits
+    share = 1 if count is None else (labels[:, 1:] != -100).sum() / count
+    surrogate = plain + 0.5 * penalty * share * logits.max(-1).values.square().mean()
+    parameters = list(model.parameters())
+    expected = torch.autograd.grad(surrogate, parameters)
+    model.config.max_logit_penalty = penalty
+    loss = model(**arguments).loss
+    assert loss.item() == plain.item()
+    for mine, theirs in zip(torch.autograd.grad(loss, parameters), expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
