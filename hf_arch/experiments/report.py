@@ -17,6 +17,7 @@ from typing import Any
 from hf_arch.errors import ConfigError
 from hf_arch.experiments.columns import COLUMNS, MISSING, byte_size, duration, quantity
 from hf_arch.experiments.comparison import Comparison, Group, compare_runs
+from hf_arch.experiments.diagram import diagram
 from hf_arch.experiments.store import RunResult, write_text_atomic
 
 REPORT_FILE = "report.html"
@@ -103,9 +104,10 @@ def report_command(results_dir: str, output: str | None) -> int:
 
 @dataclass(frozen=True)
 class Card:
-    """What one group is: its components, sizes and a sample of what it writes."""
+    """What one group is: its diagram, components and sizes, and a sample of what it writes."""
 
     group: Group
+    diagram: str
     components: list[tuple[str, str, bool]]  # name, value, whether it differs from the baseline
     sizes: list[tuple[str, str]]
     prompt: str
@@ -125,6 +127,7 @@ def _card(comparison: Comparison, group: Group) -> Card:
     ]
     return Card(
         group=group,
+        diagram=diagram(group.reference.components),
         components=[
             (
                 str(key),

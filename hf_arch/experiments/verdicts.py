@@ -3,19 +3,23 @@
 A hypothesis is free text. Where it holds claims of the form
 
     A better than B        A worse than B        A not distinguishable from B        A within 0.1 of B
+    A at least 0.99        A at most 1.9         A within 0.05 of 1.88
 
 with A and B names of runs (or of architectures that one run has), each claim is judged by the paired difference of
-the table; `within` by its 95 % interval, which has to lie inside the bounds. Text without such a claim gets no verdict
+the table, or against a number by the mean of A; `within` and numbers by the 95 % interval, which has to lie inside the
+bounds. One seed has no interval: its value alone is held against a number. Text without such a claim gets no verdict
 from a program: the reader judges it, with the result beside it.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from hf_arch.experiments.stats import PairedDifference
+from hf_arch.experiments.columns import interval_text
+from hf_arch.experiments.stats import Interval, PairedDifference
 
 if TYPE_CHECKING:
     from hf_arch.experiments.comparison import Comparison
@@ -24,7 +28,7 @@ Outcome = Literal["supported", "contradicted", "undecided", "not judged"]
 
 CLAIM = re.compile(
     r"(?P<first>[\w.+=-]+)\s+(?:is\s+)?"
-    r"(?P<relation>better than|worse than|not distinguishable from|within (?P<bound>\d*\.?\d+) of)\s+"
+    r"(?P<relation>better than|worse than|not distinguishable from|at least|at most|within (?P<bound>\d*\.?\d+) of)\s+"
     r"(?P<second>[\w.+=-]*\w)"
 )
 
@@ -48,7 +52,14 @@ def judge(hypothesis: str, comparison: Comparison) -> list[Verdict]:
     verdicts = []
     for match in CLAIM.finditer(hypothesis):
         first, second = (_group_name(match[side], comparison) for side in ("first", "second"))
-        if first is None or second is None or first == second:
+        number = _number(match["second"]) if second is None else None
+        if first is not None and number is not None and match["relation"].startswith(("at ", "within ")):
+            low, high = _bounds(match["relation"], match["bound"], number)
+            interval = comparison.group(first).interval(comparison.metric)
+            evidence = f"{first}: {comparison.metric_name} {interval_text(interval)}"
+            verdicts.append(Verdict(hypothesis, match[0], _inside(low, high, interval), evidence))
+            continue
+        if first is None or second is None or first == second or match["relation"].startswith("at "):
             continue
         pair = comparison.pair(first, second)
         outcome = _within(float(match["bound"]), pair) if match["bound"] else _outcome(match["relation"], pair)
@@ -70,14 +81,36 @@ def _outcome(relation: str, pair: PairedDifference | None) -> Outcome:
     return "supported" if relation.startswith(pair.verdict) else "contradicted"
 
 
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _bounds(relation: str, bound: str | None, number: float) -> tuple[float, float]:
+    """The values that a claim about a number allows: lowest, highest."""
+    if bound is not None:
+        return number - float(bound), number + float(bound)
+    return (number, math.inf) if relation == "at least" else (-math.inf, number)
+
+
+def _inside(low: float, high: float, interval: Interval | None) -> Outcome:
+    """Whether the interval (of one seed: the value) lies inside the bounds, outside, or across one of them."""
+    if interval is None:
+        return "undecided"
+    least = interval.mean if interval.low is None else interval.low
+    most = interval.mean if interval.high is None else interval.high
+    if low <= least and most <= high:
+        return "supported"
+    return "contradicted" if least > high or most < low else "undecided"
+
+
 def _within(bound: float, pair: PairedDifference | None) -> Outcome:
     """Whether the difference is smaller than `bound`: where its interval lies inside the bounds, outside, or across."""
-    if pair is None or pair.difference is None or pair.difference.low is None or pair.difference.high is None:
+    if pair is None or pair.difference is None or pair.difference.low is None:
         return "undecided"
-    low, high = pair.difference.low, pair.difference.high
-    if -bound <= low and high <= bound:
-        return "supported"
-    return "contradicted" if low > bound or high < -bound else "undecided"
+    return _inside(-bound, bound, pair.difference)
 
 
 def _group_name(text: str, comparison: Comparison) -> str | None:

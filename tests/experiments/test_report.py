@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+import hf_arch
 from hf_arch.errors import ConfigError
 from hf_arch.experiments.comparison import compare_runs
+from hf_arch.experiments.diagram import diagram
 from hf_arch.experiments.figures import figures, pareto_front
 from hf_arch.experiments.report import report_command, write_report
 from tests.experiments.synthetic import ARCHITECTURES, write_run, write_suite
@@ -237,3 +239,21 @@ def test_nothing_overflows_on_a_phone(tmp_path: Path, page: str, wide_page: str,
 
 def test_the_suite_has_the_architectures_that_these_tests_speak_of() -> None:
     assert set(ARCHITECTURES) == {"gpt2", "llama", "gla", "mamba"}
+
+
+def test_a_diagram_has_every_part_once_in_the_order_of_the_block() -> None:
+    drawn = diagram(hf_arch_components("mixed"))
+    assert re.findall(r"<text[^>]*>([^<]+)</text>", drawn) == [
+        "token embedding, width 32", "4 ×", "rmsnorm", "gla", "mamba", "2 × attention", "(rope positions)", "rmsnorm",
+        "glu", "rmsnorm", "head, vocabulary 97",
+    ]  # fmt: skip
+    assert 'aria-label="4 layers of gla and mamba and 2 × attention, then glu' in drawn
+    post = re.findall(r"<text[^>]*>([^<]+)</text>", diagram(hf_arch_components("chargpt")))
+    assert post[-5:] == ["attention", "layernorm", "mlp", "layernorm", "head, vocabulary 97"]
+    assert "+ learned positions" in post
+    assert diagram(hf_arch_components("mamba")).count("<circle") == 1  # no FFN, one residual
+    assert diagram({}) == "" and read(diagram({"mixer": HOSTILE, "ffn": "none", "norm": "x" * 90})).open == []
+
+
+def hf_arch_components(name: str) -> dict[str, str]:
+    return dict(hf_arch.describe(hf_arch.tiny_config(name))[1])
