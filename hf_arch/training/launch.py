@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers import TrainingArguments
 
 from hf_arch.errors import ConfigError, choice_error
@@ -161,7 +162,7 @@ def running(trainer: ArchTrainer, precision: Precision) -> Running:
     elif state.distributed_type.value == "FSDP":
         plugin = state.fsdp_plugin
         strategy, sharded = f"fsdp{plugin.fsdp_version}", "weights, gradients, optimizer states"
-        if plugin.cpu_offload:
+        if isinstance(plugin.cpu_offload, CPUOffloadPolicy) or getattr(plugin.cpu_offload, "offload_params", False):
             sharded += ", kept in CPU memory"
     elif state.num_processes > 1:
         strategy, sharded = "ddp", "optimizer states" if trainer.zero_redundancy else "nothing"

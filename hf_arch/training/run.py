@@ -109,7 +109,8 @@ def run_training(recipe: Recipe, output_dir: str | Path, resume: bool = False, q
     config = build_config(recipe, data.tokenizer)
     with quiet_libraries():
         args = build_arguments(recipe.training, precision, folder / CHECKPOINTS_DIR, len(data.train), request.processes)
-        check_batch(folder, args, resume)
+        if resume:
+            check_resumed(folder, args, request)
         check_arguments(args, request, recipe.training.get("zero_redundancy", False))
         return _Run(recipe, folder, data, config, args, precision, resume, quiet, request).execute()
 
@@ -383,22 +384,28 @@ def check_folder(folder: Path, resume: bool) -> None:
         raise ConfigError(f"--output-dir: {folder} holds a run already ({state}); add --resume, or name another folder")
 
 
-def check_batch(folder: Path, args: TrainingArguments, resume: bool) -> None:
-    """Raises `ConfigError` where a checkpoint in `folder` is of a run with another global batch, such as one with
-    another number of processes: the rows that a step sees follow from it.
+def check_resumed(folder: Path, args: TrainingArguments, request: LaunchRequest) -> None:
+    """Raises `ConfigError` where the checkpoints in `folder` are of a run with another global batch, such as one with
+    another number of processes (the rows that a step sees follow from it), or are sharded in another way.
     """
-    if not resume or newest_checkpoint(folder / CHECKPOINTS_DIR) is None:
+    if newest_checkpoint(folder / CHECKPOINTS_DIR) is None:
         return
-    begun = read_json(folder / CONFIG_FILE).get(RUN_FACTS, {}).get("global_batch_size")
-    now = global_batch_size(args)
-    if begun in (None, now):
-        return
-    rows, left = divmod(begun, now // args.train_batch_size)
-    raise ConfigError(
-        f"training.per_device_train_batch_size: {args.train_batch_size} gives {now} sequences a step with "
-        f"{args.world_size} process{'es' if args.world_size > 1 else ''}, but the run was begun with {begun}"
-        + ("" if left else f"; nearest: {rows}")
-    )
+    facts = read_json(folder / CONFIG_FILE).get(RUN_FACTS, {})
+    begun, now = facts.get("global_batch_size"), global_batch_size(args)
+    if begun not in (None, now):
+        rows, left = divmod(begun, now // args.train_batch_size)
+        raise ConfigError(
+            f"training.per_device_train_batch_size: {args.train_batch_size} gives {now} sequences a step with "
+            f"{args.world_size} process{'es' if args.world_size > 1 else ''}, but the run was begun with {begun}"
+            + ("" if left else f"; nearest: {rows}")
+        )
+    strategy = (facts.get("launch") or {}).get("strategy", "")
+    for name, asked in (("fsdp", request.fsdp), ("deepspeed", request.deepspeed)):
+        if strategy and strategy.startswith(name) != asked:
+            raise ConfigError(
+                f"--resume: the checkpoints in {folder} are those of {strategy}, which only it can read; launch it so "
+                "again, or begin a new run"
+            )
 
 
 def global_batch_size(args: TrainingArguments) -> int:

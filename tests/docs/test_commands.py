@@ -16,7 +16,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-DOCUMENTS = ["README.md", "docs/getting_started.md", "docs/usage.md", "docs/evaluation.md", "docs/sharing.md"]
+DOCUMENTS = [
+    "README.md",
+    *(f"docs/{name}.md" for name in ("getting_started", "usage", "training", "evaluation", "sharing")),
+]
 FENCE = re.compile(
     r"(?:<!-- not run: (?P<reason>[^\n]+?) -->\n)?^```(?P<language>bash|python)\n(?P<code>.*?)^```$", re.M | re.S
 )
@@ -46,7 +49,8 @@ def test_blocks_are_found_with_their_reasons():
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_block_runs_as_written(document: str, tmp_path: Path):
-    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    for folder in ("recipes", "scripts"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
     path = os.pathsep.join([str(BIN), os.environ["PATH"]])
     env = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
     to_run = [block for block in blocks((ROOT / document).read_text()) if block.reason is None]

@@ -155,6 +155,7 @@ def test_fsdp2_trains_as_one_process_does(fsdp: Path, alone: Path, name: str) ->
     assert_same_run(fsdp / name, alone / name)
     launched = results(fsdp / name)["launch"]
     assert (launched["processes"], launched["strategy"], launched["backend"]) == (2, "fsdp2", "gloo")
+    assert launched["sharded"] == "weights, gradients, optimizer states"
     # What accelerate writes of sharded weights; plain ones would lie in model.safetensors.
     assert (fsdp / name / "checkpoints" / "checkpoint-6" / "pytorch_model_fsdp.bin").is_file()
 

@@ -78,6 +78,12 @@ def test_the_deepspeed_file_is_stage_1_of_what_zero1_names() -> None:
     assert values["zero_optimization"]["stage"] == 1
 
 
+def test_the_slurm_script_is_bash() -> None:
+    script = ACCELERATE / "multi_node.sbatch"
+    assert subprocess.run(["bash", "-n", str(script)], capture_output=True).returncode == 0
+    assert "recipes/accelerate/multi_node.yaml" in script.read_text()
+
+
 @pytest.mark.parametrize(
     ("environment", "request_of"),
     [
@@ -231,17 +237,19 @@ def launched(text: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("name", "strategy"), [("cpu_ddp", "ddp"), ("cpu_fsdp2", "fsdp2")])
+@pytest.mark.parametrize(
+    ("name", "strategy", "processes"), [("cpu", "single", 1), ("cpu_ddp", "ddp", 2), ("cpu_fsdp2", "fsdp2", 2)]
+)
 def test_the_command_in_the_head_of_a_file_runs_what_the_file_is_called(
-    launched: Any, name: str, strategy: str
+    launched: Any, name: str, strategy: str, processes: int
 ) -> None:
     environment, words = head_command(ACCELERATE / f"{name}.yaml")
     done, folder = launched(["accelerate.commands.launch", *words], **environment)
     assert done.returncode == 0, done.stderr[-4000:]
     launch = yaml.safe_load((folder / "results.json").read_text())["launch"]
-    assert (launch["processes"], launch["strategy"], launch["device"]) == (2, strategy, "cpu")
-    assert "2 processes" in done.stdout and strategy.upper() in done.stdout
-    assert yaml.safe_load((folder / "experiment_config.json").read_text())["run"]["launch"]["processes"] == 2
+    assert (launch["processes"], launch["strategy"], launch["device"]) == (processes, strategy, "cpu")
+    assert f"{processes} process" in done.stdout and (processes == 1 or strategy.upper() in done.stdout)
+    assert yaml.safe_load((folder / "experiment_config.json").read_text())["run"]["launch"] == launch
 
 
 @pytest.mark.distributed

@@ -173,6 +173,16 @@ def test_a_run_goes_on_with_the_batch_that_it_was_begun_with(text: Path, tmp_pat
     assert train(recipe(text, training=exchanged), tmp_path / "run", resume=True)["status"] == "completed"
 
 
+def test_sharded_checkpoints_are_for_the_strategy_that_wrote_them(finished: Path, text: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    (folder / "results.json").unlink()
+    config = json.loads((folder / "experiment_config.json").read_text())
+    config["run"]["launch"]["strategy"] = "fsdp2"
+    (folder / "experiment_config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="are those of fsdp2"):
+        train(recipe(text), folder, resume=True)
+
+
 def test_a_half_written_checkpoint_is_passed_over(finished: Path, tmp_path: Path) -> None:
     checkpoints = shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
     assert newest_checkpoint(checkpoints) == checkpoints / "checkpoint-6"
