@@ -132,14 +132,20 @@ def requested_precision(training: Mapping[str, Any], request: LaunchRequest) -> 
     return dataclasses.replace(choose_precision(request.precision, device), reason="asked for by the launcher")
 
 
-def check_arguments(args: TrainingArguments, request: LaunchRequest, zero_redundancy: bool = False) -> None:
+def check_arguments(args: TrainingArguments, request: LaunchRequest, training: Mapping[str, Any]) -> None:
     """Raises `ConfigError` where transformers, on this machine, will not do what was asked for."""
-    if zero_redundancy and (request.fsdp or request.deepspeed or request.processes == 1):
-        how = "FSDP" if request.fsdp else "DeepSpeed" if request.deepspeed else "one process, which has no one to share"
-        raise ConfigError(
-            f"training.zero_redundancy: shares optimizer states out over processes with whole weights (DDP); this is "
-            f"{how}"
-        )
+    whole_matrices = training.get("optim") == "muon"
+    if whole_matrices and (request.fsdp or request.deepspeed):
+        raise ConfigError("training.optim: 'muon' needs whole matrices; nearest for shards: 'adamw_torch_fused'")
+    if training.get("zero_redundancy"):
+        if request.fsdp or request.deepspeed or request.processes == 1:
+            how = "FSDP" if request.fsdp else "DeepSpeed" if request.deepspeed else "one process, with none to share"
+            raise ConfigError(
+                "training.zero_redundancy: shares optimizer states out over processes with whole weights (DDP); "
+                f"this is {how}"
+            )
+        if whole_matrices:
+            raise ConfigError("training.optim: 'muon' does not share its states; nearest: 'adamw_torch_fused'")
     if args.world_size != request.processes:
         raise ConfigError(
             f"{request.processes} processes were launched but {args.world_size} would take part on {args.device}; "

@@ -111,7 +111,7 @@ def run_training(recipe: Recipe, output_dir: str | Path, resume: bool = False, q
         args = build_arguments(recipe.training, precision, folder / CHECKPOINTS_DIR, len(data.train), request.processes)
         if resume:
             check_resumed(folder, args, request)
-        check_arguments(args, request, recipe.training.get("zero_redundancy", False))
+        check_arguments(args, request, recipe.training)
         return _Run(recipe, folder, data, config, args, precision, resume, quiet, request).execute()
 
 

@@ -25,7 +25,6 @@ from transformers import Trainer, TrainerControl
 
 from hf_arch.data import SeededOrder, SeededSampler, TokenDataset
 from hf_arch.data.dataset import MixedDataset
-from hf_arch.errors import ConfigError
 from hf_arch.evaluation.perplexity import TextLoss, sum_nats
 from hf_arch.training.checkpoints import TrainingError, divergence, where_to_go_on
 from hf_arch.training.cpu_fsdp import fsdp_on_cpus
@@ -103,8 +102,7 @@ class ArchTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """As Trainer's, or Muon; with `zero_redundancy` each process holds the states of a share of the parameters."""
         if self.optimizer is None and self.muon is not None:
-            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-                raise ConfigError("training.optim: 'muon' needs whole matrices; nearest for shards: 'adamw_torch'")
+            assert not (self.is_fsdp_enabled or self.is_deepspeed_enabled), "Muon needs whole matrices"
             self.optimizer = build_muon(model or self.model, self.args, self._decay_names, self.muon)
         optimizer = super().create_optimizer(model)
         if self.zero_redundancy and not isinstance(optimizer, SharedOptimizer):

@@ -142,6 +142,9 @@ def test_the_launcher_may_choose_the_precision_that_the_recipe_leaves_open() -> 
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "DeepSpeed"),
         ({**BY_ACCELERATE, "ACCELERATE_MIXED_PRECISION": "bf16"}, {}, "training.precision: 'fp32'"),
         ({"PMI_SIZE": "2"}, {}, "PMI_SIZE"),
+        ({}, {"zero_redundancy": True}, "one process"),
+        ({"ACCELERATE_USE_FSDP": "true"}, {"zero_redundancy": True}, "FSDP"),
+        ({"ACCELERATE_USE_FSDP": "true"}, {"optim": "muon"}, "needs whole matrices"),
     ],
 )
 def test_what_would_not_be_done_is_refused_before_anything_is_written(
