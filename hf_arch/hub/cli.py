@@ -49,8 +49,12 @@ def push(
 
 def export(
     path: Path_,
-    format: Annotated[str, typer.Option(metavar="hub|gguf", help="A repository with its code, or one GGUF file.")],
-    output: Annotated[str | None, typer.Option(metavar="DST", help="Default: in PATH, `hub/` or `model.gguf`.")] = None,
+    format: Annotated[
+        str, typer.Option(metavar="hub|gguf|torch", help="A repository with its code, a GGUF file, or a torch program.")
+    ],
+    output: Annotated[
+        str | None, typer.Option(metavar="DST", help="Default: in PATH, `hub/`, `model.gguf` or `model.pt2`.")
+    ] = None,
     license: License = None,
 ) -> int:
     """Write a model for others to load without this package.

@@ -10,12 +10,12 @@ from rich.table import Table
 from hf_arch.errors import choice_error
 from hf_arch.experiments.columns import byte_size
 from hf_arch.hub.convert import Conversion, DifferentResult, convert
-from hf_arch.hub.export import export_gguf, export_hub
+from hf_arch.hub.export import export_gguf, export_hub, export_torch
 from hf_arch.hub.push import push_to_hub
 from hf_arch.hub.quantize import quantize
 from hf_arch.training.run import quiet_libraries
 
-EXPORT_FORMATS = ("hub", "gguf")
+EXPORT_FORMATS = ("hub", "gguf", "torch")
 
 
 def push_command(
@@ -51,11 +51,14 @@ def push_command(
 
 
 def export_command(path: str, format: str, output: str | None = None, license: str | None = None) -> int:
-    """Write a model as a self-contained repository (`hub`) or as one GGUF file."""
+    """Write a model as a self-contained repository (`hub`), or as one file: GGUF, or a program for torch."""
     if format not in EXPORT_FORMATS:
         raise choice_error("--format", format, EXPORT_FORMATS)
     with quiet_libraries():
-        written = export_hub(path, output, license=license) if format == "hub" else export_gguf(path, output)
+        if format == "hub":
+            written = export_hub(path, output, license=license)
+        else:
+            written = {"gguf": export_gguf, "torch": export_torch}[format](path, output)
     files = sorted(written.iterdir()) if written.is_dir() else [written]
     print(f"{written}: {len(files)} files, {byte_size(sum(file.stat().st_size for file in files))}")
     return 0
