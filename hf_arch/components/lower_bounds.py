@@ -8,6 +8,7 @@ Layer 0 has no bound and upper layers forget less. One parameter for all layers:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ from ..ops.segments import state_dtype
 
 class LowerBounds(SharedParameters):
     """Gamma [L, E]; `forward()` gives gamma [L, E] in fp32."""
+
+    no_weight_decay: ClassVar[tuple[str, ...]] = ("logits",)
 
     def __init__(self, num_layers: int, width: int):
         super().__init__()

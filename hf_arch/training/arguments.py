@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from transformers import PreTrainedConfig, TrainingArguments
 
 from hf_arch.errors import ConfigError
 from hf_arch.training.muon import muon_options
@@ -57,6 +57,8 @@ def build_arguments(
     values.setdefault("dataloader_pin_memory", torch.cuda.is_available())
     if world_size > 1 and not torch.cuda.is_available():
         values.setdefault("use_cpu", True)  # without it accelerate leaves each process by itself
+    if values["lr_scheduler_type"] == "constant" and values.get("warmup_steps"):
+        values["lr_scheduler_type"] = "constant_with_warmup"  # the other leaves the warm-up out without a word
     if values["lr_scheduler_type"] in ("cosine_with_min_lr", "warmup_stable_decay"):
         _require_scheduler_kwargs(values)
     batch = values.get("per_device_train_batch_size", 8) * values.get("gradient_accumulation_steps", 1) * world_size
@@ -78,6 +80,17 @@ def build_arguments(
     if args.n_gpu > 1:
         args._n_gpu = 1  # Trainer would spread one process over all GPUs (nn.DataParallel), in larger batches
     return args
+
+
+def check_model(config: PreTrainedConfig, args: TrainingArguments) -> None:
+    """Raises `ConfigError` where the training cannot be had with this model."""
+    if args.label_smoothing_factor and any(
+        getattr(ffn, "routed", False) for ffn, _ in getattr(config, "ffn_specs", ())
+    ):
+        raise ConfigError(
+            f"training.label_smoothing_factor: {args.label_smoothing_factor:g} is not for a mixture of experts, whose "
+            "balance is learned by a part of the loss that smoothing leaves out; nearest: 0"
+        )
 
 
 def _require_scheduler_kwargs(values: Mapping[str, Any]) -> None:

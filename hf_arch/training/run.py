@@ -48,7 +48,7 @@ from hf_arch.experiments.store import (
     read_metrics,
     write_json_atomic,
 )
-from hf_arch.training.arguments import build_arguments
+from hf_arch.training.arguments import build_arguments, check_model
 from hf_arch.training.callbacks import MetricsLog, ProgressLine
 from hf_arch.training.checkpoints import STATE_FILE, TrainingError, divergence, newest_checkpoint, where_to_go_on
 from hf_arch.training.interruption import Interrupted, StopRequest
@@ -112,6 +112,7 @@ def run_training(recipe: Recipe, output_dir: str | Path, resume: bool = False, q
         if resume:
             check_resumed(folder, args, request)
         check_arguments(args, request, recipe.training)
+        check_model(config, args)
         return _Run(recipe, folder, data, config, args, precision, resume, quiet, request).execute()
 
 

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM, default_data_collator
+from transformers import AutoModelForCausalLM, TrainingArguments, default_data_collator
 
 import hf_arch
 from hf_arch.data import PreparedData, prepare_data
+from hf_arch.errors import ConfigError
 from hf_arch.evaluation.perplexity import TextLoss, sum_nats
 from hf_arch.experiments.build import build_config
 from hf_arch.experiments.recipe import Recipe
-from hf_arch.training.arguments import build_arguments
+from hf_arch.training.arguments import build_arguments, check_model
 from hf_arch.training.muon import muon_options
 from hf_arch.training.precision import Precision
 from hf_arch.training.trainer import ArchTrainer, decay_parameter_names
@@ -84,45 +85,92 @@ def test_epochs_become_steps(text: Path, tmp_path: Path) -> None:
     assert (args.max_steps, args.eval_steps) == (25, 10)
 
 
-def test_label_smoothing_trains_on_shifted_labels(text: Path, tmp_path: Path) -> None:
-    trainer, data = make_trainer(text, tmp_path, label_smoothing_factor=0.1)
-    batch = default_data_collator([data.train[row] for row in range(2)])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("chunk", [0, 5])
+def test_the_loss_is_the_formula_over_shifted_labels(
+    text: Path, tmp_path: Path, smoothing: float, accumulation: int, chunk: int
+) -> None:
+    """(1 - e) nll + e mean over the vocabulary, as the log of the first step has it, whatever computes it."""
+    trainer, data = make_trainer(
+        text,
+        tmp_path,
+        label_smoothing_factor=smoothing,
+        gradient_accumulation_steps=accumulation,
+        max_steps=1,
+        save_strategy="no",
+        eval_strategy="no",
+    )
+    trainer.model.config.loss_chunk_size = chunk
+    rows = [data.train[row] for row in data.order(3).indices(0, global_batch_size=4 * accumulation)]
+    batch = default_data_collator(rows)
     with torch.no_grad():
         logits = trainer.model(batch["input_ids"]).logits[:, :-1].flatten(0, 1)
-        expected = F.cross_entropy(logits, batch["labels"][:, 1:].flatten(), label_smoothing=0.1)
-        assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(expected.item(), rel=1e-5)
+        expected = F.cross_entropy(logits, batch["labels"][:, 1:].flatten(), label_smoothing=smoothing)
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("training", "last"),
-    [
-        ({"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.1}}, 0.1),
-        ({"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 2}}, 0.0),
-        ({"lr_scheduler_type": "constant"}, 1.0),
-        ({"lr_scheduler_type": "linear"}, 0.0),
-    ],
-)
-def test_schedules_end_where_they_should(text: Path, tmp_path: Path, training: dict[str, Any], last: float) -> None:
-    trainer, _ = make_trainer(text, tmp_path, **training)
-    trainer.create_optimizer_and_scheduler(num_training_steps=6)
-    for _ in range(6):
+def cosine(share: float) -> float:
+    return (1 + math.cos(math.pi * share)) / 2
+
+
+# Rate over its peak after so many of 20 steps, the first 4 of which warm up.
+SCHEDULES: dict[str, tuple[dict[str, Any], dict[int, float]]] = {
+    "cosine": ({}, {4: 1.0, 8: cosine(0.25), 12: 0.5, 20: 0.0}),
+    "cosine_with_min_lr": ({"min_lr_rate": 0.1}, {4: 1.0, 8: 0.1 + 0.9 * cosine(0.25), 12: 0.55, 20: 0.1}),
+    "linear": ({}, {4: 1.0, 8: 0.75, 12: 0.5, 20: 0.0}),
+    "warmup_stable_decay": (
+        {"num_decay_steps": 8, "decay_type": "linear", "min_lr_ratio": 0.1},
+        {4: 1.0, 8: 1.0, 12: 1.0, 16: 0.55, 20: 0.1},
+    ),
+    "constant": ({}, {4: 1.0, 8: 1.0, 20: 1.0}),
+}
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_schedules_have_the_curve_of_their_name(text: Path, tmp_path: Path, kind: str) -> None:
+    kwargs, expected = SCHEDULES[kind]
+    trainer, _ = make_trainer(text, tmp_path, lr_scheduler_type=kind, lr_scheduler_kwargs=kwargs, warmup_steps=4)
+    trainer.create_optimizer_and_scheduler(num_training_steps=20)
+    rates = []
+    for _ in range(21):
+        rates.append(trainer.lr_scheduler.get_last_lr()[0] / 0.005)
         trainer.optimizer.step()
         trainer.lr_scheduler.step()
-    assert trainer.lr_scheduler.get_last_lr()[0] == pytest.approx(last * 0.005, abs=1e-9)
+    floor = kwargs.get("min_lr_ratio", 0.0)  # the decay's floor is where this schedule's warm-up begins
+    assert rates[:4] == pytest.approx([floor + (1 - floor) * step / 4 for step in range(4)])
+    assert {step: rates[step] for step in expected} == pytest.approx(expected, abs=1e-9)
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+
+
+def test_smoothing_would_lose_the_balance_of_the_experts() -> None:
+    args = TrainingArguments(output_dir="unused", label_smoothing_factor=0.1, use_cpu=True)
+    check_model(hf_arch.tiny_config("llama"), args)
+    with pytest.raises(ConfigError, match=r"label_smoothing_factor.*nearest: 0"):
+        check_model(hf_arch.tiny_config("moe"), args)
+
+
+# Parameters with two or more dimensions that decay beside the weights of linear maps, embeddings and convolutions: the
+# maps that are written as bare tensors. What is not listed is a decay, a gate, a bonus or a step size, and must not.
+BARE_MATRICES = {
+    "linformer": {"key_slots", "value_slots", "model.shared.0.weight"},
+    "moe": {"router.weight", "experts.gate_up_proj", "experts.up_proj", "experts.down_proj"},
+    "rwkv6": {"shift_up"},
+    "ssm": {"C"},
+}
 
 
 @pytest.mark.parametrize("name", hf_arch.list_architectures())
-def test_matrices_decay_and_decays_biases_and_norms_do_not(name: str) -> None:
+def test_matrices_decay_and_gates_biases_and_norms_do_not(name: str) -> None:
     model = AutoModelForCausalLM.from_config(hf_arch.tiny_config(name))
+    maps = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d)
+    weights = {f"{prefix}.weight" for prefix, module in model.named_modules() if isinstance(module, maps)}
+    weights &= dict(model.named_parameters()).keys()  # tied ones have one name
     decayed = set(decay_parameter_names(model))
-    matrices = {
-        f"{module_name}.weight"
-        for module_name, module in model.named_modules()
-        if isinstance(module, (torch.nn.Linear, torch.nn.Embedding))
-    }
-    assert matrices & {parameter for parameter, _ in model.named_parameters()} <= decayed
-    for parameter in decayed:
-        assert not parameter.endswith(("bias", "A_log", ".D")) and "norm" not in parameter, parameter
+    assert weights <= decayed
+    bare = BARE_MATRICES.get(name, set())
+    assert {parameter for parameter in decayed - weights if not parameter.endswith(tuple(bare))} == set()
 
 
 def test_the_decay_groups_reach_the_optimiser(text: Path, tmp_path: Path) -> None:
