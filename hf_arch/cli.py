@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, redirect_stdout
 from typing import Annotated, Any, NoReturn
 
 import typer
+from dotenv import load_dotenv
 from typer.core import TyperGroup
 
 from hf_arch import __version__
@@ -314,4 +315,5 @@ def main() -> None:
     # Installed, torchao tells at every import of transformers which kernels it was not built with.
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    load_dotenv(".env")  # of the working folder alone; what the environment has already wins
     app()

@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig, TrainingArguments
 from hf_arch.errors import ConfigError
 from hf_arch.training.muon import muon_options
 from hf_arch.training.precision import Precision
+from hf_arch.training.tracking import check_trackers
 
 # Of a recipe's `training`, no names of TrainingArguments.
 OWN_KEYS = ("precision", "max_skipped_steps", "zero_redundancy")
@@ -50,6 +51,7 @@ def build_arguments(
     together.
     """
     values = {**DEFAULTS, **{key: value for key, value in training.items() if key not in OWN_KEYS}}
+    check_trackers(values.get("report_to"))
     if values.get("optim") == "muon":
         muon_options(values.pop("optim_args", None))
         del values["optim"]  # ArchTrainer builds it

@@ -74,6 +74,7 @@ from hf_arch.training.provenance import (
 )
 from hf_arch.training.startup import human_bytes, model_report, render_model_report, training_rows, two_columns
 from hf_arch.training.step_watch import DEFAULT_MAX_SKIPPED_STEPS, StepWatch
+from hf_arch.training.tracking import describe_trackers, tracked
 from hf_arch.training.trainer import ArchTrainer
 
 
@@ -154,7 +155,7 @@ class _Run:
         except OSError as error:
             raise ConfigError(f"--output-dir: {self.folder} cannot be written to: {error.strerror}") from error
         try:
-            with self.stop:
+            with self.stop, tracked(self.args, self.folder, self.name):
                 numbers = self._train_and_measure()
             return self._write_results({**numbers, "status": "completed"}, "completed")
         except (Interrupted, KeyboardInterrupt) as error:
@@ -239,6 +240,8 @@ class _Run:
             muon=self.muon is not None,
         )
         assert self.running is not None
+        if trackers := describe_trackers(self.args):
+            rows.append(("trackers", trackers))
         console.print(two_columns("training", [("runs as", self.running.describe()), *rows]))
 
     def _results(self, trainer: ArchTrainer, log: MetricsLog) -> dict[str, Any]:
