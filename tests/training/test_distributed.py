@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ def test_ddp_trains_as_one_process_does(ddp: Path, alone: Path, name: str) -> No
     assert_same_run(ddp / name, alone / name)
     launched = results(ddp / name)["launch"]
     assert (launched["processes"], launched["strategy"], launched["backend"]) == (2, "ddp", "gloo")
-    assert {row.get("processes", 2) for row in read_metrics(ddp / name / "metrics.jsonl")} == {2}
+    assert {row["processes"] for row in read_metrics(ddp / name / "metrics.jsonl") if "loss" in row} == {2}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -179,6 +180,33 @@ def test_one_process_takes_over_from_two_that_shared_the_optimizer(
     cut(ddp / "zero", tmp_path / "run", 3)
     run_training(Recipe.from_dict(recipe(text, MODELS["gpt2"])), tmp_path / "run", resume=True, quiet=True)
     assert_same_run(tmp_path / "run", alone / "gpt2")
+
+
+def test_a_request_to_stop_is_obeyed_by_all_processes_at_one_step(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
+) -> None:
+    """SIGTERM to the launcher saves a checkpoint, from which one process goes on to the losses of an unbroken run."""
+    long = {"max_steps": 150, "save_steps": 1000, "eval_steps": 1000}
+    jobs, run = tmp_path / "jobs.json", tmp_path / "run"
+    jobs.write_text(json.dumps([{"recipe": recipe(text, MODELS["gpt2"], 2, **long), "folder": str(run)}]))
+    command = [*launcher(2), "-m", "tests.training.distributed_jobs", str(jobs)]
+    with subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment}, stderr=subprocess.DEVNULL) as launched:
+        while launched.poll() is None and len(read_metrics(run / "metrics.jsonl")) < 5:
+            time.sleep(0.05)
+        launched.terminate()
+    assert results(run)["status"] == "interrupted"
+    [checkpoint] = (run / "checkpoints").iterdir()
+    assert 5 <= int(checkpoint.name.partition("-")[2]) < 150
+    monkeypatch.setenv("HF_ARCH_CACHE", environment["HF_ARCH_CACHE"])
+    alone = Recipe.from_dict(recipe(text, MODELS["gpt2"], **long))
+    run_training(alone, run, resume=True, quiet=True)
+    run_training(alone, tmp_path / "whole", quiet=True)
+    curves = [
+        [row["loss"] for row in read_metrics(folder / "metrics.jsonl") if "loss" in row]
+        for folder in (run, tmp_path / "whole")
+    ]
+    assert len(curves[0]) == 150
+    assert curves[0] == pytest.approx(curves[1], abs=1e-3)  # what sums in another order differ by grows over the steps
 
 
 @pytest.mark.parametrize("name", ["zero", "zero resumed"])
