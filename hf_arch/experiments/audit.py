@@ -139,6 +139,11 @@ def check_learning_rates(runs: Sequence[RunResult]) -> Finding:
         return Finding(
             "learning rates", "ok" if len(rates) > 1 else "note", f"Same learning-rate budget: {text}", _labels(runs)
         )
+    sampled = _by_value(list(runs), lambda run: str(run.experiment.get("tune")))
+    if len(sampled) == 1 and "None" not in sampled and len({len(rates) for rates in budgets}) == 1:
+        tune = runs[0].experiment["tune"]
+        text = f"{len(next(iter(budgets)))} rates each, sampled from {tune['low']:g} to {tune['high']:g}"
+        return Finding("learning rates", "ok", f"Same learning-rate budget: {text}.", _labels(runs))
     text = "; ".join(f"{_list(names)}: {_rates(rates)}" for rates, names in budgets.items())
     return Finding("learning rates", _unless_asked(runs), f"Learning-rate budget differs: {text}.", _labels(runs))
 

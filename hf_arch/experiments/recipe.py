@@ -124,6 +124,23 @@ class MatchOptions:
 
 
 @dataclass(frozen=True)
+class TuneOptions:
+    """Learning rates sampled by Optuna between `low` and `high`, as many `trials` for each run of the set: each next
+    one goes by what the run's earlier ones came to (extra `optuna`).
+    """
+
+    low: float
+    high: float
+    trials: int = 8
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low < self.high:
+            raise ConfigError(f"experiment.tune.low: expected above 0 and below high ({self.high}), got {self.low}")
+        if self.trials < 1:
+            raise ConfigError(f"experiment.tune.trials: expected at least 1, got {self.trials}")
+
+
+@dataclass(frozen=True)
 class ExperimentOptions:
     """The question, and how it becomes runs: named `runs` x points of `matrix` x `seeds`, made equal by `match`.
 
@@ -141,8 +158,13 @@ class ExperimentOptions:
     scale: dict[str, dict[str, Any]] = field(default_factory=dict)
     sets: tuple[str, ...] = ()
     study: Literal["search"] | None = None
+    tune: TuneOptions | None = None
 
     def __post_init__(self) -> None:
+        if self.tune is not None and self.matrix:
+            raise ConfigError(
+                "experiment.tune: not together with experiment.matrix; write its points as experiment.runs"
+            )
         if "/" in self.name or "\\" in self.name or self.name in (".", ".."):
             raise ConfigError(
                 f"experiment.name: {self.name!r} is not allowed; it names a folder, so write it without /"
@@ -155,7 +177,7 @@ class ExperimentOptions:
     @property
     def is_set(self) -> bool:
         """True where the recipe declares more than one run."""
-        return bool(self.runs or self.matrix or self.sets or len(self.seeds) > 1)
+        return bool(self.runs or self.matrix or self.sets or self.tune or len(self.seeds) > 1)
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,8 @@ def _set_facts(recipe: Recipe, plan: Plan) -> dict[str, Any]:
     if len(plan.names) > 1:
         baseline = next(run.name for run in plan.runs if reference in (run.declared, run.name))
         facts["baseline"] = group_name(baseline)
+    if (tune := recipe.experiment.tune) is not None:
+        facts["tune"] = {"low": tune.low, "high": tune.high, "trials": tune.trials}
     if match is not None:
         facts["match"] = {"by": match.by, "tolerance": match.tolerance, "reference": reference}
     return facts
@@ -157,6 +159,19 @@ def run_set(recipe: Recipe, results_dir: Path, options: RunOptions | None = None
 
         print_preview(recipe, prepared)
         return []
+    if recipe.experiment.tune is not None:
+        from hf_arch.experiments.tune import train_tuned
+
+        prepared, failed = train_tuned(recipe, results_dir, options)
+    else:
+        failed = train_set(prepared, results_dir, options)
+    _conclude(prepared, results_dir, recipe.experiment.study)
+    _tell_failed(failed)
+    return failed
+
+
+def train_set(prepared: PreparedSet, results_dir: Path, options: RunOptions) -> list[ReadyRun]:
+    """Trains what is not finished by the engine of the options; returns the runs that did not complete."""
     tell = partial(print, file=sys.stderr, flush=True)
     for name, matched in {run.name: run.matched for run in prepared.plan.runs if run.matched is not None}.items():
         tell(f"{name}: {matched.describe()}")
@@ -178,8 +193,6 @@ def run_set(recipe: Recipe, results_dir: Path, options: RunOptions | None = None
             )
         else:
             failed = Suite(prepared.runs, results_dir, worker_options(options), progress.tell).work()
-    _conclude(prepared, results_dir, recipe.experiment.study)
-    _tell_failed(failed)
     return failed
 
 

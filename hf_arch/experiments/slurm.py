@@ -12,6 +12,7 @@ The parameters are those of `submitit.AutoExecutor`; `cluster=local` runs the jo
 
 from __future__ import annotations
 
+import re
 import subprocess
 import time
 from collections.abc import Sequence
@@ -130,7 +131,7 @@ class _Engine:
                 continue
             del self.jobs[run.folder]
             if run.status in ("running", "interrupted", None):  # the job ended before its run did
-                state = submitted.job.state
+                state = self._state(submitted.job)
                 _write_lost(run, f"job {submitted.job.job_id} ended: {state}", submitted.job)
                 if submitted.times < SUBMISSIONS and not state.startswith("CANCELLED"):
                     lost.append(run)
@@ -145,6 +146,12 @@ class _Engine:
             return False
         submitted.asked = time.monotonic()
         return not _is_queued(submitted.job.job_id)
+
+    def _state(self, job: Any) -> str:
+        """How the job ended, asked for now: submitit's own answer may be old, and unknown where accounting is off."""
+        if self.cluster != "slurm":
+            return str(job.state)
+        return job_state(job.job_id) or str(job.get_info(mode="force").get("State", "UNKNOWN"))
 
     def cancel(self) -> None:
         """Takes every job back."""
@@ -183,6 +190,16 @@ def _is_queued(job_id: str) -> bool:
     if done.returncode != 0:
         return "Invalid job id" not in done.stderr
     return bool(done.stdout.strip())
+
+
+def job_state(job_id: str) -> str | None:
+    """The state of a job that the controller remembers, as it does for minutes after the end; None for others."""
+    try:
+        done = subprocess.run(["scontrol", "-o", "show", "job", job_id], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.search(r"\bJobState=(\S+)", done.stdout)
+    return found[1] if found else None
 
 
 def _write_lost(run: ReadyRun, reason: str, job: Any) -> None:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 DOCUMENTS = [
     "README.md",
-    *(f"docs/{name}.md" for name in ("getting_started", "usage", "training", "evaluation", "sharing")),
+    *(f"docs/{page}.md" for page in ("getting_started", "usage", "training", "evaluation", "sharing", "experiments")),
 ]
 FENCE = re.compile(
     r"(?:<!-- not run: (?P<reason>[^\n]+?) -->\n)?^```(?P<language>bash|python)\n(?P<code>.*?)^```$", re.M | re.S
