@@ -35,6 +35,8 @@ class FeedForward(nn.Module):
     routed: ClassVar[bool] = False
     """Whether its `forward` gives (output, router logits), of which `routing_losses` makes losses over all layers."""
     label: ClassVar[str] = ""
+    config_features: ClassVar[tuple[str, ...]] = ()
+    """As Mixer.config_features."""
 
     def __init__(self, config: Any, options: Any, layer_idx: int):
         super().__init__()
@@ -113,6 +115,7 @@ class MLP(FeedForward):
     """down(act(up x))."""
 
     label = "MLP"
+    config_features = ("hidden_act", "mlp_bias")
 
     def __init__(self, config: Any, options: FeedForwardOptions, layer_idx: int):
         super().__init__(config, options, layer_idx)
@@ -134,6 +137,7 @@ class GatedMLP(FeedForward):
     """down(act(gate x) * up x); SwiGLU with `silu`."""
 
     label = "GLU"
+    config_features = ("hidden_act", "mlp_bias")
 
     def __init__(self, config: Any, options: FeedForwardOptions, layer_idx: int):
         super().__init__(config, options, layer_idx)

@@ -94,6 +94,7 @@ class MixtureOfExperts(FeedForward):
     Options = MoEOptions
     routed: ClassVar[bool] = True
     label: ClassVar[str] = "MoE"
+    config_features: ClassVar[tuple[str, ...]] = ("hidden_act",)
 
     def __init__(self, config: Any, options: MoEOptions, layer_idx: int):
         super().__init__(config, options, layer_idx)

@@ -46,6 +46,10 @@ class Attention(Mixer):
 
     Options = AttentionOptions
     cache_kind: ClassVar = "kv"
+    config_features: ClassVar[tuple[str, ...]] = (
+        *("attention_bias", "qk_norm", "sliding_window", "attn_logit_softcapping", "attention_dropout"),
+        *("position", "rope_parameters"),
+    )
 
     def __init__(self, config: Any, options: AttentionOptions, layer_idx: int):
         super().__init__(config, options, layer_idx)

@@ -85,6 +85,8 @@ class Mixer(nn.Module):
     """Short name in architecture names such as `12L-12H-768D-GLA`; attention has none."""
     no_weight_decay: ClassVar[tuple[str, ...]] = ()
     """Names of parameters that weight decay must leave alone, beside norms and biases."""
+    config_features: ClassVar[tuple[str, ...]] = ()
+    """Features of the config (`modeling.configuration.FEATURES`) that it honours; one that no layer does is refused."""
     unquantized: ClassVar[tuple[str, ...]] = ()
     """Names of Linear modules that quantisation must leave alone, since their weight is read without calling them."""
 

@@ -98,6 +98,10 @@ class CausalLinformer(RecurrentMixer):
 
     Options = LinformerOptions
     label: ClassVar[str] = "Linformer"
+    config_features: ClassVar[tuple[str, ...]] = (
+        *("attention_bias", "attn_logit_softcapping", "attention_dropout"),
+        *("position", "rope_parameters"),
+    )
 
     def __init__(self, config: Any, options: LinformerOptions, layer_idx: int):
         super().__init__(config, options, layer_idx)

@@ -79,6 +79,10 @@ class LatentAttention(Mixer):
     Options = LatentAttentionOptions
     cache_kind: ClassVar = "latent"
     label: ClassVar[str] = "MLA"
+    config_features: ClassVar[tuple[str, ...]] = (
+        *("attention_bias", "sliding_window", "attn_logit_softcapping", "attention_dropout"),
+        *("position", "rope_parameters"),
+    )
     unquantized: ClassVar[tuple[str, ...]] = ("kv_b_proj",)
 
     def __init__(self, config: Any, options: LatentAttentionOptions, layer_idx: int):

@@ -24,6 +24,20 @@ from ..options import Options, compact, parse_options
 from ..registry import MIXERS, Registry
 
 NORM_POSITIONS = ("pre", "post", "sandwich")
+FEATURES = {
+    "attention_bias": ("bias", "qkv_bias", "out_bias"),
+    "qk_norm": ("qk_norm",),
+    "sliding_window": ("window",),
+    "attn_logit_softcapping": ("softcap",),
+    "attention_dropout": (),
+    "mlp_bias": ("bias",),
+    "hidden_act": ("hidden_act",),
+    "position": (),
+    "rope_parameters": (),
+}
+"""Fields that act through a component, which may have an option instead: without one that takes them they would be
+ignored. Sizes are no features: one recipe gives them to architectures of every kind."""
+PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
 
 @strict
@@ -157,7 +171,7 @@ class ArchConfig(PreTrainedConfig):
             homes = [
                 spec
                 for value, registry in components
-                for spec in (value if isinstance(value, list) else [value])
+                for spec in _as_list(value)
                 if name in option_names(registry.get(spec["type"]))
             ]
             if homes:
@@ -176,7 +190,7 @@ class ArchConfig(PreTrainedConfig):
         return self._layers(self.ffn, FFNS, "ffn")
 
     def _layers(self, value: Any, registry: Registry[Any], field: str) -> list[tuple[Any, Any]]:
-        pattern = [_parse(spec, registry, field) for spec in (value if isinstance(value, list) else [value])]
+        pattern = [_parse(spec, registry, field) for spec in _as_list(value)]
         return [pattern[layer % len(pattern)] for layer in range(self.num_hidden_layers)]
 
     @property
@@ -253,6 +267,36 @@ class ArchConfig(PreTrainedConfig):
         for specs in (self.mixer_specs, self.ffn_specs):
             for component, component_options in specs:
                 component.validate(self, component_options)
+        self._refuse_idle_features()
+
+    def _refuse_idle_features(self) -> None:
+        """A feature that was set, and that no component of any layer takes, is an error."""
+        layers = [*self.mixer_specs, *self.ffn_specs]
+        taken = {name for component, given in layers for name in component.config_features if _leaves(name, given)}
+        rotary = [mixer.rotary(self, given) for mixer, given in layers if "rope_parameters" in mixer.config_features]
+        if not any(rotary):
+            taken.discard("rope_parameters")
+        position = POSITIONS.get(self.position, "position")
+        if not (position.rotary or position.bias):
+            taken.add("position")  # it acts on the embeddings, or not at all
+        for name in FEATURES:
+            value = getattr(self, name)
+            idle = value in (None, False, 0.0, PLAIN_ROPE, getattr(type(self), name))
+            if name not in taken and not idle:
+                names = ", ".join(sorted({spec["type"] for spec in [*_as_list(self.mixer), *_as_list(self.ffn)]}))
+                raise ConfigError(
+                    f"{name}: {value!r} would have no effect, since none of {names} takes it; leave it out"
+                )
+
+
+def _leaves(feature: str, given: Options) -> bool:
+    """Whether a component's options leave a feature to the config."""
+    values = [getattr(given, name) for name in FEATURES[feature] if hasattr(given, name)]
+    return not values or None in values
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def option_names(component: Any) -> list[str]:

@@ -106,6 +106,7 @@ def test_bfloat16_weights_run(name):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # compiling takes minutes on a busy machine
 def test_compiled_equals_eager(name):
     torch._dynamo.reset()
     model, ids = _without_dropout(name), token_ids(2, 24)
