@@ -30,9 +30,17 @@ def tiny_config(name: str, **overrides: Any) -> ArchConfig:
     """A config of a few thousand parameters with every feature of the architecture on; `overrides` are config fields.
 
     Raises:
-        ConfigError: `name` is not registered.
+        ConfigError: `name` is not registered, or a key of `overrides` is none that the config has.
     """
-    return ARCHITECTURES.get(name).tiny_config(**overrides)
+    entry = ARCHITECTURES.get(name)
+    known = {f.name for f in fields(entry.config)}
+    for key in overrides:
+        # transformers keeps any keyword as an attribute of the config, where nothing would read it
+        if key not in known and not hasattr(entry.config, key) and key != "attn_implementation":
+            named = known | _flat_options(overrides, entry.config)
+            if key not in named:
+                raise unknown_key_error(name, key, named - _NOT_FOR_RECIPES)
+    return entry.tiny_config(**overrides)
 
 
 def cost(config: ArchConfig, seq_len: int, batch_size: int = 1) -> ModelCost:

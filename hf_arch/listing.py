@@ -61,16 +61,19 @@ def model_reports(target: str, overrides: Sequence[str], seq_len: int | None) ->
     if path.exists():
         config = _saved_config(path, overrides)
     else:
-        names = hf_arch.list_architectures()
-        if target not in names:
-            near = nearest(target, names)
-            raise ConfigError(
-                f"{target}: neither a recipe, nor a folder, nor an architecture"
-                + (f"; nearest: {near!r}" if near else "")
-                + f"; allowed: {', '.join(names)}"
-            )
+        require_architecture(target, "neither a recipe, nor a folder, nor an architecture")
         config = hf_arch.config_from_dict({"architecture": target, **dict(map(parse_override, overrides))})
     return [model_report(config, seq_len or config.max_position_embeddings)]
+
+
+def require_architecture(target: str, what: str) -> None:
+    """Raises `ConfigError` that says `what` a word of the command line is, where it is no architecture."""
+    names = hf_arch.list_architectures()
+    if target not in names:
+        near = nearest(target, names)
+        raise ConfigError(
+            f"{target}: {what}" + (f"; nearest: {near!r}" if near else "") + f"; allowed: {', '.join(names)}"
+        )
 
 
 def _recipe_reports(target: str, overrides: Sequence[str], seq_len: int | None) -> list[dict[str, Any]]:

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 import hf_arch
+from hf_arch import checks
 
 ARCHITECTURES = hf_arch.list_architectures()
 # Grouping tokens by expert makes the rounding of earlier outputs depend on later tokens.
@@ -17,12 +17,7 @@ ROUNDING_MOVES = {"moe"}
 
 def stirred_model(name: str, seed: int = 0, **overrides: Any) -> Any:
     """A tiny model in eval mode, every parameter moved off its initial value so that each one shows in the logits."""
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(hf_arch.tiny_config(name, **overrides)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
+    return checks.stirred_model(hf_arch.tiny_config(name, **overrides), seed)
 
 
 def token_ids(batch: int = 2, length: int = 21, seed: int = 3) -> Tensor:

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import hf_arch
+from hf_arch.checks import cache_bytes
 from tests.suite.models import ARCHITECTURES, token_ids
 
 ATTENTION = [name for name in ("gpt2", "llama", "gqa", "team", "hybrid") if name in ARCHITECTURES]
@@ -42,17 +43,7 @@ def test_state_bytes_are_those_of_the_cache(name, length):
     model, cache = AutoModelForCausalLM.from_config(config).eval(), DynamicCache(config=config)
     with torch.no_grad():
         model(token_ids(3, length), past_key_values=cache)
-    assert hf_arch.cost(config, length, batch_size=3).state_bytes(length) == _tensor_bytes(cache)
-
-
-def _tensor_bytes(cache) -> int:
-    held: dict[int, int] = {}
-    for layer in cache.layers:
-        for value in vars(layer).values():
-            for tensor in value.values() if isinstance(value, dict) else [value]:
-                if isinstance(tensor, Tensor) and tensor.dim() > 1:
-                    held[id(tensor)] = tensor.numel() * tensor.element_size()
-    return sum(held.values())
+    assert hf_arch.cost(config, length, batch_size=3).state_bytes(length) == cache_bytes(cache)
 
 
 @pytest.mark.parametrize("name", ATTENTION)

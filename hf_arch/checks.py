@@ -1,0 +1,306 @@
+"""What every sequence model has to hold, checked on one config: for a new mixer before any GPU hour is spent on it.
+
+`check_model` builds the model, moves every parameter off its initial value so that each one shows in the logits, and
+holds the model to what the tests of this package hold every architecture to. `hf-arch check` prints it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from transformers import AutoModelForCausalLM, DynamicCache
+
+import hf_arch
+from hf_arch.errors import ConfigError
+from hf_arch.experiments.yaml_text import parse_override
+from hf_arch.listing import require_architecture
+from hf_arch.registry import MIXERS, load_plugin
+
+LENGTH = 41
+TOLERANCE = 1e-4
+"""Of the largest value: what fp32 chunk forms may differ by."""
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One invariant: whether it holds, the largest relative difference found (or why it could not be checked), and,
+    where it does not hold, where to look.
+    """
+
+    name: str
+    passed: bool
+    found: str
+    hint: str = ""
+
+
+class _Violation(Exception):
+    """An invariant does not hold; the message says by how much."""
+
+
+def stirred_model(config: Any, seed: int = 0) -> Any:
+    """A causal LM of this config in eval mode, every parameter moved off its initial value by N(0, 0.1)."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def check_model(config: Any, seed: int = 0) -> list[CheckResult]:
+    """Every invariant on a model of this config, in the order of `INVARIANTS`; a config of `tiny_config` takes seconds.
+
+    Args:
+        config: of any registered architecture; at least `LENGTH` positions and 16 tokens.
+        seed: of the weights and of the tokens.
+
+    Returns:
+        One result an invariant. What the model raises is a failure of that invariant, not of the call.
+    """
+    results = []
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, config.vocab_size, (2, LENGTH), generator=generator)
+    for name, (check, hint) in INVARIANTS.items():
+        try:
+            results.append(CheckResult(name, True, check(stirred_model(config, seed), ids)))
+        except _Violation as violation:
+            results.append(CheckResult(name, False, str(violation), hint))
+        except Exception as error:  # a mixer under test may raise anything
+            line = " ".join(str(error).split())
+            results.append(CheckResult(name, False, f"{type(error).__name__}: {line}", hint))
+    return results
+
+
+def check_target(target: str, overrides: Sequence[str] = ()) -> dict[str, list[CheckResult]]:
+    """`check_mixer_file` for a Python file; else `check_model` of the tiny config of an architecture, its fields
+    changed by `overrides` (key=value).
+    """
+    if target.endswith(".py"):
+        if overrides:
+            raise ConfigError(
+                f"{overrides[0]}: a file's mixers are checked at their defaults; nothing can be overridden"
+            )
+        return check_mixer_file(target)
+    require_architecture(target, "neither a Python file nor an architecture")
+    return {target: check_model(hf_arch.tiny_config(target, **dict(map(parse_override, overrides))))}
+
+
+def check_mixer_file(path: str | Path) -> dict[str, list[CheckResult]]:
+    """Each mixer that a file registers, in a small model of it and of attention in turn.
+
+    Raises `ConfigError` where the file cannot be loaded or registers no mixer.
+    """
+    known = set(MIXERS)
+    load_plugin(path)
+    new = [name for name in MIXERS if name not in known]
+    if not new:
+        raise ConfigError(
+            f'{path}: registers no mixer; decorate its class with `@MIXERS.register("name")` of hf_arch.registry'
+        )
+    return {name: check_model(hf_arch.tiny_config("mixed", mixer=[name, name, "attention"])) for name in new}
+
+
+def print_checks(title: str, results: list[CheckResult], console: Console | None = None) -> None:
+    """The results as a table; under it, where to look for each that failed."""
+    console = console or Console(highlight=False)
+    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for result in results:
+        table.add_row("[green]ok[/]" if result.passed else "[bold red]fails[/]", result.name, result.found)
+    console.print(table)
+    for result in results:
+        if not result.passed:
+            console.print(f"{result.name}: {result.hint}", markup=False, soft_wrap=True)
+
+
+def _compare(actual: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> float:
+    """The largest difference, relative to the largest expected value where that is above 1."""
+    if not actual.isfinite().all():
+        raise _Violation("not finite")
+    found = ((actual - expected).abs().max() / expected.abs().max().clamp(min=1.0)).item()
+    if found > tolerance:
+        raise _Violation(f"differs by {found:.2g}, allowed {tolerance:.0e}")
+    return found
+
+
+def _worst(differences: list[float]) -> str:
+    worst = max(differences)
+    return "equal to the bit" if worst == 0 else f"within {worst:.1e}"
+
+
+@torch.no_grad()
+def _causality(model: Any, ids: Tensor) -> str:
+    before, found = model(ids, use_cache=False).logits, []
+    for position in (1, LENGTH // 2, LENGTH - 1):
+        changed = ids.clone()
+        changed[:, position] = 3 + (changed[:, position] - 2) % (model.config.vocab_size - 3)
+        after = model(changed, use_cache=False).logits
+        found.append(_compare(after[:, :position], before[:, :position], 1e-5))
+        if torch.equal(after[:, position:], before[:, position:]):
+            raise _Violation(f"token {position} changes nothing after it either")
+    return _worst(found)
+
+
+def _in_parts(sizes: list[int]) -> Callable[[Any, Tensor], str]:
+    @torch.no_grad()
+    def check(model: Any, ids: Tensor) -> str:
+        whole, cache = model(ids, use_cache=False).logits, DynamicCache(config=model.config)
+        parts = [model(part, past_key_values=cache).logits for part in ids.split(sizes, dim=1)]
+        return _worst([_compare(torch.cat(parts, 1), whole)])
+
+    return check
+
+
+@torch.no_grad()
+def _left_padding(model: Any, ids: Tensor) -> str:
+    padding = 11
+    padded = torch.cat([torch.zeros_like(ids[1:, :padding]), ids[1:, : LENGTH - padding]], 1)
+    mask = torch.ones_like(ids)
+    mask[1, :padding] = 0
+    logits = model(torch.cat([ids[:1], padded]), attention_mask=mask, use_cache=False).logits
+    alone = model(ids[1:, : LENGTH - padding], use_cache=False).logits
+    return _worst([_compare(logits[1:, padding:], alone)])
+
+
+@torch.no_grad()
+def _right_padding(model: Any, ids: Tensor) -> str:
+    valid, mask = 30, torch.ones_like(ids)
+    mask[1, valid:] = 0
+    cache = DynamicCache(config=model.config)
+    logits = model(ids * mask, attention_mask=mask, past_key_values=cache).logits
+    return _worst([_compare(logits[1:, :valid], model(ids[1:, :valid], use_cache=False).logits)])
+
+
+def _packed_positions(ids: Tensor, lengths: list[int]) -> Tensor:
+    return torch.cat([torch.arange(length) for length in lengths]).expand(len(ids), -1)
+
+
+def _packing(model: Any, ids: Tensor) -> str:
+    lengths = [17, 1, LENGTH - 18]
+    with torch.no_grad():
+        packed = model(ids, position_ids=_packed_positions(ids, lengths), use_cache=False).logits
+        alone = torch.cat([model(part, use_cache=False).logits for part in ids.split(lengths, 1)], 1)
+    return _worst([_compare(packed, alone)])
+
+
+def _gradients(model: Any, run: Callable[[], Tensor]) -> dict[str, Tensor]:
+    model.zero_grad()
+    run().backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _packed_gradients(model: Any, ids: Tensor) -> str:
+    lengths = [17, LENGTH - 17]
+    positions = _packed_positions(ids, lengths)
+    weights = torch.randn(*ids.shape, model.config.vocab_size, generator=torch.Generator().manual_seed(1))
+
+    def separate() -> Tensor:
+        parts = zip(ids.split(lengths, 1), weights.split(lengths, 1), strict=True)
+        return torch.stack([(model(part, use_cache=False).logits * weight).sum() for part, weight in parts]).sum()
+
+    packed = _gradients(model, lambda: (model(ids, position_ids=positions, use_cache=False).logits * weights).sum())
+    packed = {name: grad.clone() for name, grad in packed.items() if grad is not None}
+    alone = _gradients(model, separate)
+    return _worst([_compare(grad, alone[name]) for name, grad in packed.items()])
+
+
+def _every_parameter_learns(model: Any, ids: Tensor) -> str:
+    gradients = _gradients(model, lambda: model(ids, labels=ids, use_cache=False).loss)
+    idle = [name for name, grad in gradients.items() if grad is None or not grad.any()]
+    if idle:
+        raise _Violation(f"no gradient reaches {', '.join(idle[:3])}" + (" ..." if len(idle) > 3 else ""))
+    if any(not grad.isfinite().all() for grad in gradients.values()):
+        raise _Violation("a gradient is not finite")
+    return f"{len(gradients)} parameters"
+
+
+def _checkpointing(model: Any, ids: Tensor) -> str:
+    model.train()
+
+    def gradients() -> dict[str, Tensor]:
+        torch.manual_seed(2)  # of dropout
+        found = _gradients(model, lambda: model(ids, labels=ids, use_cache=False).loss)
+        return {name: grad.clone() for name, grad in found.items() if grad is not None}
+
+    plain = gradients()
+    model.activation_checkpointing_enable()
+    return _worst([_compare(grad, plain[name], 1e-5) for name, grad in gradients().items()])
+
+
+def _beams(model: Any, ids: Tensor) -> str:
+    options = {"max_new_tokens": 6, "num_beams": 3, "do_sample": False, "eos_token_id": None}
+    prompt = ids[:, : LENGTH - 7]
+    if not torch.equal(model.generate(prompt, **options), model.generate(prompt, use_cache=False, **options)):
+        raise _Violation("beam search finds other tokens with a cache than without")
+    return "same tokens"
+
+
+@torch.no_grad()
+def _saving(model: Any, ids: Tensor) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        loaded = AutoModelForCausalLM.from_pretrained(folder).eval()
+    return _worst([_compare(loaded(ids, use_cache=False).logits, model(ids, use_cache=False).logits, 0.0)])
+
+
+@torch.no_grad()
+def _cost(model: Any, ids: Tensor) -> str:
+    cost, cache = hf_arch.cost(model.config, LENGTH, batch_size=len(ids)), DynamicCache(config=model.config)
+    if cost.params_total != model.num_parameters():
+        raise _Violation(f"cost counts {cost.params_total:,} parameters, the model has {model.num_parameters():,}")
+    model(ids, past_key_values=cache)
+    held = cache_bytes(cache)
+    if cost.state_bytes(LENGTH) != held:
+        raise _Violation(f"cost counts {cost.state_bytes(LENGTH):,} bytes of state, the cache holds {held:,}")
+    return f"{cost.params_total:,} parameters, {held:,} bytes of state"
+
+
+def cache_bytes(cache: Any) -> int:
+    """Bytes of all tensors that a filled cache holds, each once."""
+    held: dict[int, int] = {}
+    for layer in cache.layers:
+        for value in vars(layer).values():
+            for tensor in value.values() if isinstance(value, dict) else [value]:
+                if isinstance(tensor, Tensor) and tensor.dim() > 1:
+                    held[id(tensor)] = tensor.numel() * tensor.element_size()
+    return sum(held.values())
+
+
+def _bf16(model: Any, ids: Tensor) -> str:
+    def loss() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(ids, labels=ids, use_cache=False).loss
+
+    gradients = _gradients(model, loss)
+    if any(grad is not None and not grad.isfinite().all() for grad in gradients.values()):
+        raise _Violation("a gradient is not finite under autocast")
+    return "finite"
+
+
+Invariant = tuple[Callable[[Any, Tensor], str], str]
+INVARIANTS: dict[str, Invariant] = {
+    "causality": (_causality, "a later token changes earlier logits; look for sums or norms over the whole of time"),
+    "chunks with a cache": (_in_parts([20, 14, 1, 6]), "prefill in parts differs; `state` does not keep all of it"),
+    "steps with a cache": (_in_parts([1] * LENGTH), "single steps differ from the whole; compare both forms"),
+    "left padding": (_left_padding, "padding gets into the state; `layout.zero_padding` keeps it out"),
+    "right padding": (_right_padding, "padding gets into earlier tokens; `layout.zero_padding` keeps it out"),
+    "packed documents": (_packing, "a state runs on into the next document; pass `layout.segment_ids` to the op"),
+    "packed gradients": (_packed_gradients, "a gradient crosses the border of documents"),
+    "every parameter learns": (_every_parameter_learns, "a parameter that is not used, or detached on the way"),
+    "gradient checkpointing": (_checkpointing, "recomputing the forward gives another result; look for hidden state"),
+    "beam search": (_beams, "a part of the state is kept outside `state`, where beams are not reordered"),
+    "save and load": (_saving, "a tensor is neither a parameter nor a persistent buffer, or initialised on loading"),
+    "cost": (_cost, "`cost` and the mixer disagree; see MixerCost"),
+    "bf16 autocast": (_bf16, "decays, states and sums over time belong in fp32: `state_dtype`, `without_autocast`"),
+}  # fmt: skip
+"""Name -> the check, and where to look when it fails."""
