@@ -174,11 +174,17 @@ def _left_padding(model: Any, ids: Tensor) -> str:
 
 @torch.no_grad()
 def _right_padding(model: Any, ids: Tensor) -> str:
+    """A prefill padded on the right, then a step: a sliding cache keeps slots, so models with a window take no step."""
     valid, mask = 30, torch.ones_like(ids)
     mask[1, valid:] = 0
-    cache = DynamicCache(config=model.config)
+    cache, alone = DynamicCache(config=model.config), model(ids[1:, : valid + 1], use_cache=False).logits
     logits = model(ids * mask, attention_mask=mask, past_key_values=cache).logits
-    return _worst([_compare(logits[1:, :valid], model(ids[1:, :valid], use_cache=False).logits)])
+    found = [_compare(logits[1:, :valid], alone[:, :valid])]
+    if not model.config.sliding_window and not any(model.config.windows):
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+        step = model(ids[:, valid : valid + 1], attention_mask=mask, past_key_values=cache).logits
+        found.append(_compare(step[1:], alone[:, valid:]))
+    return _worst(found)
 
 
 def _packed_positions(ids: Tensor, lengths: list[int]) -> Tensor:
@@ -293,7 +299,7 @@ INVARIANTS: dict[str, Invariant] = {
     "chunks with a cache": (_in_parts([20, 14, 1, 6]), "prefill in parts differs; `state` does not keep all of it"),
     "steps with a cache": (_in_parts([1] * LENGTH), "single steps differ from the whole; compare both forms"),
     "left padding": (_left_padding, "padding gets into the state; `layout.zero_padding` keeps it out"),
-    "right padding": (_right_padding, "padding gets into earlier tokens; `layout.zero_padding` keeps it out"),
+    "right padding": (_right_padding, "padding reaches earlier tokens or the state; see `layout.zero_padding`"),
     "packed documents": (_packing, "a state runs on into the next document; pass `layout.segment_ids` to the op"),
     "packed gradients": (_packed_gradients, "a gradient crosses the border of documents"),
     "every parameter learns": (_every_parameter_learns, "a parameter that is not used, or detached on the way"),

@@ -167,8 +167,11 @@ def check(
     Takes seconds, on models of a few thousand parameters; exit code 1 where an invariant fails.
     Examples: `hf-arch check my_mixer.py`, `hf-arch check gla use_short_conv=true`.
     """
+    from transformers.utils.logging import disable_progress_bar
+
     from hf_arch.checks import check_target, print_checks
 
+    disable_progress_bar()
     checked = check_target(target, overrides or [])
     for name, results in checked.items():
         print_checks(name, results)

@@ -1,0 +1,74 @@
+"""`hf-arch check`: a whole mixer passes, and each way of breaking one is found under its own name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from hf_arch.checks import check_mixer_file
+from hf_arch.cli import app
+from hf_arch.errors import ConfigError
+
+MIXER = Path(__file__).parents[1] / "recipes" / "new_mixer" / "moving_average.py"
+# The line that is broken, what it becomes, and the invariants that must fail for it.
+FAULTS = {
+    "looks_ahead": ("self.in_proj(x).float()", "self.in_proj(x + x.mean(1, keepdim=True)).float()", {"causality"}),
+    "forgets": ("initial_state=state.recurrent()", "initial_state=None", {"chunks with a cache", "steps with a cache"}),
+    "fades_at_padding": ("layout.zero_padding(1 - decay)", "1 - decay", {"right padding"}),
+    "runs_on": ("segment_ids=layout.segment_ids", "segment_ids=None", {"packed documents", "packed gradients"}),
+    "idle": ("torch.sigmoid(self.decay.float())", "torch.sigmoid(self.decay.detach())", {"every parameter learns"}),
+    "miscounts": ("4 * self.inner", "2 * self.inner", {"cost"}),
+    "raises": ("state.write_recurrent(last)", "state.write_recurrent(last, 'no')", {"beam search"}),
+}
+
+
+def broken(folder: Path, name: str, registered: str | None = None) -> Path:
+    """The example with one fault, registered by the name of the fault, or another one."""
+    line, fault, _ = FAULTS[name]
+    source = MIXER.read_text()
+    assert source.count(line) == 1
+    path = folder / f"{name}.py"
+    path.write_text(
+        source.replace(line, fault).replace('register("moving_average")', f'register("{registered or name}")')
+    )
+    return path
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_found_under_its_name(name: str, tmp_path: Path) -> None:
+    [(checked, results)] = check_mixer_file(broken(tmp_path, name)).items()
+    assert checked == name
+    failed = {result.name for result in results if not result.passed}
+    assert failed >= FAULTS[name][2]
+    assert "save and load" not in failed
+    assert all(result.hint for result in results if not result.passed)
+
+
+def test_the_command_says_where_to_look(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["check", str(broken(tmp_path, "runs_on", "mine"))])
+    assert done.exit_code == 1
+    assert "packed documents: a state runs on into the next document" in done.output
+    assert CliRunner().invoke(app, ["check", "retnet"]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gal"], "neither a Python file nor an architecture"),
+        (["gla", "use_short_cnv=true"], "unknown key 'use_short_cnv'; nearest: 'use_short_conv'"),
+        (["nothing.py"], "no file at 'nothing.py'"),
+    ],
+)
+def test_a_wrong_word_is_one_line(arguments: list[str], message: str) -> None:
+    done = CliRunner().invoke(app, ["check", *arguments])
+    assert done.exit_code == 2
+    assert message in done.output and done.output.count("\n") == 1
+
+
+def test_a_file_without_a_mixer_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "empty.py"
+    path.write_text("x = 1\n")
+    with pytest.raises(ConfigError, match="registers no mixer"):
+        check_mixer_file(path)
