@@ -18,7 +18,13 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 DOCUMENTS = [
     "README.md",
-    *(f"docs/{page}.md" for page in ("getting_started", "usage", "training", "evaluation", "sharing", "experiments")),
+    "docs/getting_started.md",
+    "docs/usage.md",
+    "docs/new_mixer.md",
+    "docs/experiments.md",
+    "docs/training.md",
+    "docs/evaluation.md",
+    "docs/sharing.md",
 ]
 FENCE = re.compile(
     r"(?:<!-- not run: (?P<reason>[^\n]+?) -->\n)?^```(?P<language>bash|python)\n(?P<code>.*?)^```$", re.M | re.S
