@@ -283,11 +283,8 @@ def cache_bytes(cache: Any) -> int:
 
 
 def _bf16(model: Any, ids: Tensor) -> str:
-    def loss() -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return model(ids, labels=ids, use_cache=False).loss
-
-    gradients = _gradients(model, loss)
+    with torch.autocast("cpu", torch.bfloat16):  # also around backward, as some callers leave it
+        gradients = _gradients(model, lambda: model(ids, labels=ids, use_cache=False).loss)
     if any(grad is not None and not grad.isfinite().all() for grad in gradients.values()):
         raise _Violation("a gradient is not finite under autocast")
     return "finite"

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .decay import Level, decay_products, factorise, factorise_backward, suffix_sums
+from .segments import closed_gradient
 from .vector_decay import empty_in_time_order, load_rows, per_token, row_groups
 
 GROUP_VALUES = 2**17  # that a thread takes at once, the best of the 2**16 to 2**24 tried
@@ -130,6 +131,7 @@ class _GeneralisedDelta(torch.autograd.Function):
         return o, torch.cat(final)
 
     @staticmethod
+    @closed_gradient
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         r, w, k, v, a, b, keep, *saved = ctx.saved_tensors
         length = v.shape[-2]

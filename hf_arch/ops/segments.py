@@ -6,10 +6,14 @@ which is 0 at the first token of a document and 1 elsewhere: exact, without the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
@@ -40,6 +44,19 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager:
     if device != "meta" and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return nullcontext()
+
+
+def closed_gradient(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates the `backward` of a Function that works its gradient out by hand: products keep their dtype where a
+    caller leaves autocast on around `loss.backward()`, and a second derivative is an error, not a wrong number.
+    """
+
+    @wraps(backward)
+    def plain(ctx: Any, *grads: Tensor) -> Any:
+        with without_autocast(grads[0]):
+            return backward(ctx, *grads)
+
+    return once_differentiable(plain)
 
 
 def chunk_length(length: int, chunk_size: int) -> int:

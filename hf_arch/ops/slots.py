@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .backend import fla_gated_slot_attention, use_fla
-from .segments import chunk_length, from_chunks, segment_keep, state_dtype, to_chunks, without_autocast
+from .segments import chunk_length, closed_gradient, from_chunks, segment_keep, state_dtype, to_chunks, without_autocast
 from .value_decay import chunk_value_decay
 from .vector_decay import chunk_vector_decay
 
@@ -236,6 +236,7 @@ class _RunningLogSumExp(torch.autograd.Function):
         return sums
 
     @staticmethod
+    @closed_gradient
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         s, before, start, sums = ctx.saved_tensors
         carry = (_previous(sums, before, start) - sums).exp()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .decay import Level, add_product, factorise, factorise_backward, scores_of_level, suffix_sums
+from .segments import closed_gradient
 
 
 def chunk_value_decay(
@@ -69,6 +70,7 @@ class _ValueDecay(torch.autograd.Function):
         return o.view_as(v), states[-1].clone()
 
     @staticmethod
+    @closed_gradient
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, g, keep, states = ctx.saved_tensors
         grad_o, grad_state = grads

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .decay import Level, factorise, factorise_backward, suffix_sums
+from .segments import closed_gradient
 
 GROUP_VALUES = 2**19  # that a thread takes at once: two megabytes, near the best of the 0.4 to 6 tried
 
@@ -102,6 +103,7 @@ class _VectorDecay(torch.autograd.Function):
         return o, torch.cat(final)
 
     @staticmethod
+    @closed_gradient
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, keep, bonus, *saved = ctx.saved_tensors
         grad_inputs = [empty_in_time_order(x) for x in (q, k, v)] + [empty_in_time_order(q, saved[2].dtype)]
