@@ -115,7 +115,11 @@ def _metadata(
         _result(own, metric, round(numbers[key], 6)) for key, metric in measures if key in numbers
     ]  # fmt: skip
     results += [
-        _result({"type": row.task, "name": row.task, "split": None}, row.metric, round(row.value, 6))
+        _result(
+            {"type": row.task, "name": f"{row.task} ({row.count})" if row.count else row.task, "split": None},
+            row.metric,
+            round(row.value, 6),
+        )
         for row in benchmarks
     ]
     return ModelCardData(

@@ -104,9 +104,18 @@ def write_foreign(model: PreTrainedModel, model_type: str, folder: Path) -> None
     class_name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
     if class_name is not None:
         config["architectures"] = [class_name]
+    if model_type == "mamba2":
+        # Of initialisation only, and transformers 5.23 also does it to projections that it has just loaded.
+        config["rescale_prenorm_residual"] = False
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_torch_state_dict({key: tensor.contiguous() for key, tensor in state.items()}, folder)
+    save_torch_state_dict({key: _with_storage_of_its_own(tensor) for key, tensor in state.items()}, folder)
     GenerationConfig.from_model_config(model.config).save_pretrained(folder)
+
+
+def _with_storage_of_its_own(tensor: Tensor) -> Tensor:
+    """A part of a tensor cannot be saved; a whole one stays itself, so that tied ones are saved once."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def _check(folder: Path, config: dict[str, Any], model: PreTrainedModel, written: Path) -> Conversion:

@@ -50,8 +50,9 @@ def read_benchmarks(run: RunResult) -> list[Benchmark]:
             error = finite(values.get(f"{metric}_stderr"))
             text = f"{value:.4g}" + (f" ± {error:.2g}" if error else "")
             count = values.get("samples") or values.get("tokens")
+            first = "first " if values.get("settings", {}).get("limit") else ""
             rows = table_cell(str(values.get("rows", "")))
-            found.append(Benchmark(task, metric, value, text, f"{count:,}" if count else "", rows))
+            found.append(Benchmark(task, metric, value, text, f"{first}{count:,}" if count else "", rows))
     return found
 
 
@@ -149,7 +150,7 @@ def comparison_of(run: RunResult) -> dict[str, Any] | None:
         "titles": ["", *(column.title for column in shown)],
         "rows": rows,
         "findings": told,
-        "verdict": f"{violations} violations." if violations else "no violation.",
+        "verdict": f"{violations} violation{'s' * (violations > 1)}." if violations else "no violation.",
     }
 
 

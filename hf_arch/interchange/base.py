@@ -253,6 +253,8 @@ def _effective(config: ArchConfig) -> dict[str, Any]:
             "position",
         ):
             values.pop(key, None)
+        if config.position == "none":
+            values.pop("max_position_embeddings", None)  # state-space configs have none: nothing depends on it
     if config.position != "rope":
         values.pop("rope_parameters", None)
     values["mixer"] = [mixer.effective(config, options) for mixer, options in config.mixer_specs]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 import hf_arch
@@ -127,6 +127,40 @@ def test_a_file_of_prompts_is_one_document(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.stderr
     assert [entry["prompt"] for entry in json.loads(done.stdout)] == ["the king", "a"]
     assert "tokens/s" in done.stderr
+
+
+def test_every_option_acts_on_a_folder_of_transformers(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=128, initializer_range=0.4
+    )
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+
+    def written(*options: str) -> str:
+        arguments = ["generate", str(tmp_path), "--prompt", "the king", "--max-new-tokens", "24", *options]
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, done.stderr
+        assert done.stderr.strip().endswith("tokens/s")
+        assert done.stdout.startswith("the king")
+        return done.stdout
+
+    plain = written("--seed", "5", "--temperature", "1.0", "--top-k", "0")
+    assert written("--seed", "5", "--temperature", "1.0", "--top-k", "0") == plain
+    changed = (
+        ["--seed", "6"],
+        ["--temperature", "0.1"],
+        ["--top-k", "3"],
+        ["--top-p", "0.3"],
+        ["--min-p", "0.5"],
+        ["--repetition-penalty", "9"],
+    )
+    for option in changed:
+        others = ["--seed", "5", "--temperature", "1.0", "--top-k", "0", *option]  # the last one given counts
+        assert written(*others) != plain, option
+    stop = next(letter for letter in plain[12:] if letter.isascii() and letter.isalnum() and letter not in plain[:12])
+    assert written("--seed", "5", "--temperature", "1.0", "--top-k", "0", "--stop", stop) == plain.split(stop)[0] + "\n"
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:

@@ -80,7 +80,13 @@ def test_a_checkpoint_has_the_numbers_of_its_own_step(copied_run: Path, tmp_path
 
 def test_evaluations_and_the_comparison_are_told(copied_run: Path, tmp_path: Path):
     scores = {
-        "hellaswag": {"acc_norm": 0.31, "acc_norm_stderr": 0.02, "samples": 40, "rows": "first 40 rows"},
+        "hellaswag": {
+            "acc_norm": 0.31,
+            "acc_norm_stderr": 0.02,
+            "samples": 40,
+            "rows": "a place",
+            "settings": {"limit": 40},
+        },
         "perplexity": {"perplexity": 9.5, "tokens": 1234, "rows": "held-out text"},
     }
     write_json_atomic(copied_run / "evaluation.json", {"results": scores})
@@ -92,8 +98,8 @@ def test_evaluations_and_the_comparison_are_told(copied_run: Path, tmp_path: Pat
         write_json_atomic(other / file, values)
     write_suite_results(copied_run.parent)
     card = card_of(copied_run, tmp_path)
-    assert "| hellaswag | acc_norm | 0.31 ± 0.02 | 40 | first 40 rows |" in card.text
-    assert {("hellaswag", "acc_norm", 0.31), ("perplexity", "perplexity", 9.5)} <= {
+    assert "| hellaswag | acc_norm | 0.31 ± 0.02 | first 40 | a place |" in card.text
+    assert {("hellaswag (first 40)", "acc_norm", 0.31), ("perplexity (1,234)", "perplexity", 9.5)} <= {
         (result.dataset_name, result.metric_type, result.metric_value) for result in card.data.eval_results
     }
     assert "## Comparison" in card.text and "| other |" in card.text and "| tiny |" in card.text

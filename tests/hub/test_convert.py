@@ -59,6 +59,44 @@ def test_there_and_back_gives_the_same_tensors_and_prints_the_difference(name: s
     assert torch.equal(*logits)
 
 
+# An architecture of ours that each type can say, and what of it differs from the defaults.
+SAYS = {
+    **{name: (name, {}) for name in ("abc", "delta_net", "gla", "gsa", "hgrn", "hgrn2", "linear_attn", "retnet")},
+    **{name: (name, {}) for name in ("gpt2", "llama", "mamba", "mamba2", "rwkv6", "rwkv7")},
+    **{name: ("llama", {}) for name in ("litgpt", "mistral", "transformer")},
+    "gated_deltanet": ("gated_delta_net", {}),
+    "deepseek_v3": ("mla", {}),
+    "mla": ("mla", {"mixer": {"type": "mla", "latent_norm_eps": 1e-5}}),
+    "mixtral": ("moe", {}),
+    "nanogpt": ("gpt2", {"hidden_act": "gelu"}),
+    "qwen3": ("llama", {"qk_norm": True}),
+}
+
+
+def test_every_type_is_in_the_table():
+    assert set(SAYS) == set(convert_module.FOREIGN)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", SAYS)
+def test_a_model_of_ours_goes_to_every_type_and_back(to: str, tmp_path: Path, capsys):
+    name, options = SAYS[to]
+    sizes = {"vocab_size": 97, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    values = {"architecture": name, **sizes, "max_position_embeddings": 64, **options}
+    model = AutoModelForCausalLM.from_config(hf_arch.config_from_dict(values)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    model.save_pretrained(tmp_path / "ours")
+    assert convert_command(str(tmp_path / "ours"), str(tmp_path / "theirs"), to) == 0
+    assert convert_command(str(tmp_path / "theirs"), str(tmp_path / "again")) == 0
+    assert capsys.readouterr().out.count("max abs difference") == 2
+    tokens = torch.randint(97, (2, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(load_ours(tmp_path / "again")(tokens).logits, model(tokens).logits)
+
+
 def test_shards_are_read(tmp_path: Path):
     source = foreign(tmp_path / "theirs", "llama", max_shard_size="20KB")
     assert len(list(source.glob("*.safetensors"))) > 1
