@@ -173,23 +173,23 @@ def chunk_delta_rule(
     with without_autocast(q):
         query, key, value = (to_chunks(x, chunk, dtype) for x in (q, k, v))
         strength = to_chunks(beta, chunk, dtype)
-        query = query * (query.shape[-1] ** -0.5 if scale is None else scale)
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
         system = strength.unsqueeze(-1) * (key @ key.transpose(-1, -2))
         scores = query @ key.transpose(-1, -2)
         totals: list[Tensor | None] = [None] * len(query)
         if decay is not None:
             between, prefix, suffix, total = decay_products(decay)
-            system, scores = system * between, scores * between
+            system, scores = system * between, scores * (between * scale)
             totals = list(total[..., None, None].unbind(0))
         # Inverting the system (of which only what lies below the diagonal is read) leaves the wide sides to products.
         solution = torch.linalg.solve_triangular(system, strength.diag_embed(), upper=False, unitriangular=True)
         fresh = solution @ value
         if decay is None:
-            scores = scores.tril()
+            query, scores = query * scale, scores.tril() * scale
             recall = solution @ key
         else:
             recall = (solution * prefix.unsqueeze(-2)) @ key
-            query, key = query * prefix.unsqueeze(-1), key * suffix.unsqueeze(-1)
+            query, key = query * (prefix * scale).unsqueeze(-1), key * suffix.unsqueeze(-1)
 
         state = None if initial_state is None else initial_state.to(dtype)
         if state is None:
