@@ -11,6 +11,7 @@ os.environ.setdefault("WANDB_MODE", "offline")
 
 import pytest
 import torch
+import transformers.integrations.integration_utils  # greets on stdout where W&B is offline: not in the midst of a test
 
 torch.set_num_threads(1)
 
