@@ -11,7 +11,9 @@ os.environ.setdefault("WANDB_MODE", "offline")
 
 import pytest
 import torch
-import transformers.integrations.integration_utils  # greets on stdout where W&B is offline: not in the midst of a test
+
+# It greets on stdout where W&B is offline: not in the midst of a test, please.
+import transformers.integrations.integration_utils  # noqa: F401
 
 torch.set_num_threads(1)
 
