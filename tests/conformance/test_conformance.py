@@ -57,6 +57,9 @@ AUTO_CLASSES = {
     "question_answering_class": AutoModelForQuestionAnswering,
 }
 
+# transformers' test of attention sets the window of the config, which is for layers that state none of their own.
+FIELDS = {"based": {"mixer": [{"type": "based", "feature_dim": 4}, "attention"], "sliding_window": 8}}
+
 
 @functools.cache
 def count_attention_layers(architecture: str) -> int:
@@ -87,7 +90,7 @@ class ModelTester:
         return tuple(getattr(self, name) for name in AUTO_CLASSES)
 
     def get_config(self, **overrides: Any) -> PreTrainedConfig:
-        return hf_arch.tiny_config(self.architecture, pad_token_id=0, **overrides)
+        return hf_arch.tiny_config(self.architecture, pad_token_id=0, **FIELDS.get(self.architecture, {}), **overrides)
 
     def prepare_config_and_inputs_for_common(self) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
         config = self.get_config()
