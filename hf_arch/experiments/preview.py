@@ -6,12 +6,9 @@ from rich.console import Console
 from rich.table import Table
 
 import hf_arch
-from hf_arch.data import prepare_data
 from hf_arch.experiments.build import build_config
-from hf_arch.experiments.plan import PlannedRun
 from hf_arch.experiments.recipe import Recipe
 from hf_arch.experiments.runner import PreparedSet, print_skipped
-from hf_arch.modeling.configuration import ArchConfig
 from hf_arch.training.startup import human, human_bytes
 
 
@@ -33,7 +30,8 @@ def print_preview(recipe: Recipe, prepared: PreparedSet, console: Console | None
             if planned.name == name
         ]
         first, done = pairs[0][0], sum(ready.status == "completed" for _planned, ready in pairs)
-        cost = hf_arch.cost(_config(first), first.recipe.sequence_length)
+        tokenizer = prepared.tokenizers.get(first.recipe.data_key)
+        cost = hf_arch.cost(build_config(first.recipe, tokenizer), first.recipe.sequence_length)
         tokens = run_tokens(first.recipe)
         flops = None if tokens is None else tokens * cost.flops_per_token_train
         left += (flops or 0.0) * (len(pairs) - done)
@@ -61,8 +59,3 @@ def run_tokens(recipe: Recipe) -> int | None:
         return None
     batch = training.get("per_device_train_batch_size", 8) * training.get("gradient_accumulation_steps", 1)
     return int(steps * batch * recipe.sequence_length)
-
-
-def _config(run: PlannedRun) -> ArchConfig:
-    tokenizer = None if run.recipe.probe is not None else prepare_data(run.recipe.data).tokenizer
-    return build_config(run.recipe, tokenizer)

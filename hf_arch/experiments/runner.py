@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_arch.data import prepare_data
 from hf_arch.errors import ConfigError, choice_error
@@ -28,6 +28,9 @@ from hf_arch.experiments.recipe import RUN_FACTS, Recipe, load_recipe
 from hf_arch.experiments.report import write_report
 from hf_arch.experiments.store import group_name, is_run, run_folders, write_suite_results
 from hf_arch.experiments.worker import ReadyRun, Suite, WorkerOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 ENGINES = ("local", "slurm")
 
@@ -59,10 +62,13 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class PreparedSet:
-    """The runs of a set with their folders, what of its matrix cannot be, and how it was matched."""
+    """The runs of a set with their folders, what of its matrix cannot be, how it was matched, and the tokenizers of its
+    data by `Recipe.data_key`.
+    """
 
     runs: list[ReadyRun]
     plan: Plan
+    tokenizers: Mapping[str, PreTrainedTokenizerBase]
 
 
 def prepare_set(recipe: Recipe, results_dir: Path, processes: int = 1) -> PreparedSet:
@@ -75,7 +81,8 @@ def prepare_set(recipe: Recipe, results_dir: Path, processes: int = 1) -> Prepar
     planned = plan_runs(recipe, match=False).runs  # a mistake should show before data is prepared
     options = {run.recipe.data_key: run.recipe.data for run in planned if run.recipe.probe is None}
     prepared = {key: prepare_data(entry) for key, entry in options.items()}
-    plan = plan_runs(recipe, {key: entry.tokenizer for key, entry in prepared.items()})
+    tokenizers = {key: entry.tokenizer for key, entry in prepared.items()}
+    plan = plan_runs(recipe, tokenizers)
     facts = _set_facts(recipe, plan)
     runs = []
     for run in plan.runs:
@@ -87,7 +94,7 @@ def prepare_set(recipe: Recipe, results_dir: Path, processes: int = 1) -> Prepar
         folder = results_dir / f"{run.name}_{identity}"
         config = {**run.recipe.to_dict(), RUN_FACTS: own}
         runs.append(ReadyRun(run.name, folder, config, run.recipe.training.get("max_steps")))
-    return PreparedSet(runs, plan)
+    return PreparedSet(runs, plan, tokenizers)
 
 
 def _set_facts(recipe: Recipe, plan: Plan) -> dict[str, Any]:

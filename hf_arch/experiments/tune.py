@@ -47,7 +47,7 @@ def train_tuned(recipe: Recipe, results_dir: Path, options: RunOptions) -> tuple
             failed += train_set(prepared, results_dir, options)
             studies.tell(trial, prepared)
             runs += prepared.runs
-    return PreparedSet(runs, prepared.plan), failed
+    return PreparedSet(runs, prepared.plan, prepared.tokenizers), failed
 
 
 def _with_rates(recipe: Recipe, rates: dict[str, float]) -> Recipe:
