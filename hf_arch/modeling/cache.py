@@ -94,6 +94,11 @@ class RecurrentStateLayer(LinearAttentionLayer, CacheLayerMixin):
         LinearAttentionLayer.reset(self)
         self.cumulative_length = 0
 
+    def crop(self, tokens_to_remove: int) -> None:
+        """Taking tokens back is an error: the state before them is gone."""
+        if tokens_to_remove:
+            raise RuntimeError(f"a recurrent state cannot take {abs(tokens_to_remove)} tokens back; start a new cache")
+
     def _map(self, fn: Any) -> None:
         for states in (self.conv_states, self.recurrent_states):
             for index, state in states.items():

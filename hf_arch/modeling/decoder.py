@@ -64,6 +64,11 @@ class ArchPreTrainedModel(PreTrainedModel):
         "attentions": OutputRecorder(AttentionProduct, index=1),
     }
 
+    def __init__(self, config: ArchConfig):
+        super().__init__(config)
+        # transformers refuses assisted generation by this flag: it takes tokens back, which a state cannot.
+        self._is_stateful = not {"full_attention", "sliding_attention"}.issuperset(config.layer_types)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

@@ -74,3 +74,19 @@ def test_a_returned_cache_continues(name):
 def test_logits_to_keep(name):
     model, ids = stirred_model(name), token_ids(2, 9)
     close(model(ids, logits_to_keep=2, use_cache=False).logits, model(ids, use_cache=False).logits[:, -2:], 1e-6)
+
+
+@pytest.mark.parametrize("drafts_by", ["model", "lookup"])
+def test_assisted_generation_gives_the_same_tokens_or_is_refused(name, drafts_by):
+    """It takes drafted tokens back, which keys and values can and a recurrent state cannot."""
+    model, ids = stirred_model(name), token_ids(1, 6)
+    options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
+    draft = {"assistant_model": stirred_model(name, 1)} if drafts_by == "model" else {"prompt_lookup_num_tokens": 2}
+    if {"full_attention", "sliding_attention"}.issuperset(model.config.layer_types):
+        assert torch.equal(model.generate(ids, **draft, **options), model.generate(ids, **options))
+        return
+    with pytest.raises(ValueError, match="assisted generation is not supported with stateful models"):
+        model.generate(ids, **draft, **options)
+    cache = model(ids, use_cache=True).past_key_values
+    with pytest.raises(RuntimeError, match="take 2 tokens back"):
+        cache.crop(-2)
