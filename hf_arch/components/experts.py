@@ -1,7 +1,8 @@
 """The feed-forward networks of a mixture of experts, packed into 3-D weights.
 
 Packed weights let transformers' experts backends run all chosen pairs of token and expert as a few large products
-(`model.set_experts_implementation("grouped_mm" | "batched_mm" | "eager")`); the loops below are the eager reference.
+(`model.set_experts_implementation("grouped_mm" | "batched_mm" | "eager")`); the loops below are the eager reference. They
+run too where the rows of a weight do not begin at the multiples of 16 bytes that torch's grouped products ask for.
 """
 
 from __future__ import annotations
@@ -12,11 +13,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.integrations import use_experts_implementation
+from transformers.integrations.moe import ExpertsInterface, grouped_mm_experts_forward
 
 from ..registry import ACTIVATIONS
 
+ALIGNMENT = 16
 
-@use_experts_implementation
+
+def _grouped_mm(module: nn.Module, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+    aligned = all(p.stride(-2) * p.element_size() % ALIGNMENT == 0 for p in module.parameters())
+    run: Any = grouped_mm_experts_forward if aligned else type(module).forward.__wrapped__  # type: ignore[attr-defined]
+    return run(module, x, experts, weights)
+
+
+BACKENDS = ExpertsInterface()
+BACKENDS["grouped_mm"] = _grouped_mm
+
+
+@use_experts_implementation(experts_interface=BACKENDS)
 class GatedExperts(nn.Module):
     """E networks down(act(gate x) * up x); gate and up stacked in one weight.
 
@@ -38,7 +52,7 @@ class GatedExperts(nn.Module):
         return _weighted_sum(network, self.num_experts, x, experts, weights)
 
 
-@use_experts_implementation(has_gate=False)
+@use_experts_implementation(experts_interface=BACKENDS, has_gate=False)
 class PlainExperts(nn.Module):
     """E networks down(act(up x)); called as GatedExperts."""
 

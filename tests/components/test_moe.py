@@ -24,6 +24,7 @@ DEEP = {
     "num_shared_experts": 2,
     "routed_scaling_factor": 2.5,
 }
+ODD = {**PLAIN, "intermediate_size": 23}  # rows that do not begin at multiples of 16 bytes
 GELU = {**PLAIN, "gated": False, "hidden_act": "gelu", "normalize_weights": False, "num_experts_per_tok": 1}
 
 
@@ -70,7 +71,7 @@ def naive(layer: MixtureOfExperts, x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("backend", ["eager", "batched_mm", "grouped_mm"])
-@pytest.mark.parametrize("options", [PLAIN, DEEP, GELU], ids=["softmax", "sigmoid", "gelu"])
+@pytest.mark.parametrize("options", [PLAIN, DEEP, GELU, ODD], ids=["softmax", "sigmoid", "gelu", "odd"])
 def test_every_backend_equals_the_formula(options, backend):
     model = build(**options).eval()
     model.set_experts_implementation(backend)
