@@ -1,8 +1,8 @@
 """The feed-forward networks of a mixture of experts, packed into 3-D weights.
 
 Packed weights let transformers' experts backends run all chosen pairs of token and expert as a few large products
-(`model.set_experts_implementation("grouped_mm" | "batched_mm" | "eager")`); the loops below are the eager reference. They
-run too where the rows of a weight do not begin at the multiples of 16 bytes that torch's grouped products ask for.
+(`model.set_experts_implementation("grouped_mm" | "batched_mm" | "eager")`). The loops below are the eager reference,
+and run where rows of a weight do not begin at the multiples of 16 bytes that torch's grouped products ask for.
 """
 
 from __future__ import annotations

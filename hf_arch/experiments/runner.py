@@ -122,9 +122,16 @@ def select_run(recipe: Recipe, name: str | None, output_dir: str | None) -> tupl
     if name is not None and name not in names:
         raise choice_error("--run", name, names)
     chosen = [run for run in planned if name in (None, run.name)]
+    if name is None and len(names) > 1:
+        raise ConfigError(
+            f"the recipe declares {len(names)} runs; use `hf-arch run`, or choose one by --run: {', '.join(names)}"
+        )
     if len(chosen) > 1:
-        what = f"run {name!r} has {len(chosen)} seeds" if name else f"the recipe declares {len(planned)} runs"
-        raise ConfigError(f"{what}; use `hf-arch run`, or choose one by --run or training.seed: {', '.join(names)}")
+        seeds = recipe.experiment.seeds
+        raise ConfigError(
+            f"run {chosen[0].name!r} has {len(seeds)} seeds; use `hf-arch run`, or choose one by "
+            f"experiment.seeds=[{seeds[0]}]: {', '.join(map(str, seeds))}"
+        )
     if output_dir is not None and recipe.experiment.match is None:
         return chosen[0].recipe, Path(output_dir)
     parent = Path("results", recipe.experiment.name) if recipe.experiment.is_set else Path("results")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,15 +11,20 @@ import hf_arch
 from hf_arch.errors import ConfigError
 from hf_arch.experiments.build import build_config
 from hf_arch.experiments.plan import Plan, plan_runs
-from hf_arch.experiments.recipe import read_recipe
+from hf_arch.experiments.recipe import Recipe, read_recipe
+from hf_arch.experiments.runner import select_run
 
 MODEL = {"architecture": "llama", "hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
 DATA = {"vocab_size": 512, "sequence_length": 64}
 
 
-def plan(*overrides: str, at_scale: str | None = None, **experiment: Any) -> Plan:
+def recipe(*overrides: str, at_scale: str | None = None, **experiment: Any) -> Recipe:
     values = {"model": MODEL, "data": DATA, "experiment": {"name": "set", **experiment}}
-    return plan_runs(read_recipe(values, overrides, at_scale))
+    return read_recipe(values, overrides, at_scale)
+
+
+def plan(*overrides: str, at_scale: str | None = None, **experiment: Any) -> Plan:
+    return plan_runs(recipe(*overrides, at_scale=at_scale, **experiment))
 
 
 def parameters(found: Plan) -> dict[str, int]:
@@ -103,3 +109,14 @@ def test_what_cannot_be_matched_is_an_error_or_a_skipped_point() -> None:
 def test_what_a_set_varies_cannot_be_overridden(override: str) -> None:
     with pytest.raises(ConfigError, match="the recipe varies it"):
         plan(override, matrix={"model.hidden_size": [64, 96]}, seeds=2)
+
+
+def test_the_advice_for_one_run_of_a_set_is_accepted(tmp_path: Path) -> None:
+    def choose(run: str | None, *overrides: str) -> Recipe:
+        return select_run(recipe(*overrides, runs={"a": {}, "b": {}}, seeds=[4, 5]), run, str(tmp_path))[0]
+
+    with pytest.raises(ConfigError, match=r"2 runs; .* choose one by --run: a, b$"):
+        choose(None)
+    with pytest.raises(ConfigError, match=r"run 'a' has 2 seeds; .* choose one by (experiment.seeds=\[4\]): 4, 5$"):
+        choose("a")
+    assert choose("a", "experiment.seeds=[4]").training["seed"] == 4
