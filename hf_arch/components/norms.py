@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops.norm import rms_norm
+from ..ops.norm import rms_norm, silu_gated_rms_norm
 from ..ops.segments import state_dtype
 from ..registry import NORMS
 from .activations import ACTIVATIONS
@@ -55,6 +55,8 @@ class GatedRMSNorm(ArchRMSNorm):
         self.gate_fn = ACTIVATIONS.get(activation, "gate_activation")
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
+        if self.gate_fn is F.silu:
+            return silu_gated_rms_norm(x, self.weight, gate, self.eps)
         return rms_norm(x, self.weight, self.eps) * self.gate_fn(gate)
 
 
@@ -68,9 +70,3 @@ class HeadGroupNorm(nn.GroupNorm):
         """[..., H, V] -> [..., H V] in x's dtype."""
         out = F.layer_norm(x.to(state_dtype(x)), x.shape[-1:], eps=self.eps).flatten(-2)
         return torch.addcmul(self.bias, out, self.weight).to(x.dtype)
-
-
-def l2_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
-    """`x / sqrt(sum(x^2) + eps)` over the last axis, in fp32, returned in x's dtype (eps is inside the root)."""
-    wide = x.float()
-    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + eps)).to(x.dtype)

@@ -15,10 +15,10 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..components.norms import l2_norm
 from ..modeling.cache import LayerState
 from ..modeling.layout import SequenceLayout
 from ..ops.delta_rule import delta_rule
+from ..ops.norm import l2_norm
 from ..options import Options, options
 from ..registry import MIXERS
 from .linear_heads import LinearHeadsMixer, repeat_kv_heads

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from ..components.norms import l2_norm
 from ..errors import ConfigError
 from ..modeling.cache import LayerState
 from ..modeling.layout import SequenceLayout
 from ..ops.delta_rule import delta_rule
+from ..ops.norm import l2_norm
 from ..options import Options, options
 from ..registry import MIXERS
 from .base import divide

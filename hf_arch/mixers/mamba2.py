@@ -21,7 +21,7 @@ from ..components.short_conv import ShortConvolution
 from ..errors import ConfigError
 from ..modeling.cache import LayerState
 from ..modeling.layout import SequenceLayout
-from ..ops.norm import rms_norm
+from ..ops.norm import silu_gated_rms_norm
 from ..ops.ssd import ssd
 from ..options import Options, options
 from ..registry import MIXERS
@@ -64,15 +64,11 @@ class GroupedGatedRMSNorm(ArchRMSNorm):
         self.groups, self.norm_before_gate = groups, norm_before_gate
 
     def forward(self, y: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
-        wide, opening = y.float(), F.silu(gate.float())
-        if self.norm_before_gate:
-            return (self.norm(wide) * opening).to(y.dtype)
-        return self.norm(wide * opening).to(y.dtype)
-
-    def norm(self, y: Tensor) -> Tensor:
-        if self.groups == 1:
-            return super().forward(y)
-        return rms_norm(y.unflatten(-1, (self.groups, -1)), None, self.eps).flatten(-2).mul(self.weight)  # type: ignore[arg-type]
+        weight: Any = self.weight
+        if self.groups > 1:
+            y, gate, weight = (x.unflatten(-1, (self.groups, -1)) for x in (y, gate, weight))
+        out = silu_gated_rms_norm(y, weight, gate, self.eps, gate_first=not self.norm_before_gate)
+        return out.flatten(-2) if self.groups > 1 else out
 
 
 @MIXERS.register("mamba2")

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from ..components.attention_product import cache_element_bytes
-from ..components.norms import HeadGroupNorm, l2_norm
+from ..components.norms import HeadGroupNorm
 from ..errors import ConfigError
 from ..modeling.cache import LayerState
 from ..modeling.layout import SequenceLayout
 from ..ops.conv import token_shift
 from ..ops.delta_rule import dplr_delta_rule
+from ..ops.norm import l2_norm
 from ..ops.segments import state_dtype
 from ..options import Options, options
 from ..registry import MIXERS

@@ -3,13 +3,11 @@ agree."""
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from transformers import DynamicCache
 
-from hf_arch.components.norms import ArchRMSNorm, GatedRMSNorm, l2_norm
+from hf_arch.components.norms import ArchRMSNorm, GatedRMSNorm
 from hf_arch.components.positions import alibi_slopes, apply_rotary
 from hf_arch.registry import ACTIVATIONS, FFNS, NORMS, POSITIONS
 from tests.suite.models import close, stirred_model, token_ids
@@ -115,13 +113,6 @@ def test_rmsnorm_is_its_formula_with_exact_gradients():
 def test_gated_norm_norms_first_and_gates_after():
     norm, x, gate = GatedRMSNorm(4), torch.randn(3, 4), torch.randn(3, 4)
     torch.testing.assert_close(norm(x, gate), ArchRMSNorm(4)(x) * gate * torch.sigmoid(gate))
-
-
-def test_l2_norm_keeps_epsilon_inside_the_root():
-    assert l2_norm(torch.zeros(3)).eq(0).all()
-    torch.testing.assert_close(
-        l2_norm(torch.tensor([3e-3, 4e-3])), torch.tensor([3e-3, 4e-3]) / math.sqrt(25e-6 + 1e-6)
-    )
 
 
 def test_alibi_slopes_of_the_paper():

@@ -1,0 +1,228 @@
+r"""The chunk form of the (gated) delta rule, with one closed gradient.
+
+With the residuals r_t = v_t - S'^T k_t, a step writes beta_t k_t r_t^T: beta belongs to the writers alone. In a chunk
+that starts from S, with L the decays between steps, p those from its first step, s those to its last, D all of them,
+
+    (I + A_k) r = v - (p k) S        o = A_q r + (p q) S        S' = D S + (s beta k)^T r
+
+where A_k (below the diagonal), A_q (and on it) are the scores L_ij k_i.(beta_j k_j), L_ij q_i.(beta_j k_j) of readers k
+and q with writers beta k. With e = [-(I + A_k)^{-T} dL/dr, dL/do], the gradient of the scores is e r^T, that of the
+readers of S is e S^T, that of the writers into S' is r (dL/dS')^T; the values have -e's first half.
+
+The gradient of a log decay g_t needs no product of its own: with b the cumulated g, readers always come with exp(b) and
+writers with exp(-b), so dL/db_i is the sum of score times gradient over row i less that over column i, and the like for
+the state.
+
+Legend: N chunks, B batch, H heads, C chunk (a power of two), K key dim, V value dim, M = N*B*H. Readers of a chunk are
+stacked [M, 2C, K]: k then q.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .decay import decay_products, suffix_sums
+from .segments import closed_gradient
+from .vector_decay import empty_in_time_order, load_rows, per_token, row_groups, stack_rows, store_rows
+
+GROUP_VALUES = 2**18  # that a thread takes at once, the best of the 2**15 to 2**24 tried
+
+
+def chunk_gated_delta(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    g: Tensor | None,
+    *,
+    scale: float,
+    keep: Tensor | None,
+    state: Tensor | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """The recurrence of `delta_rule` over chunks.
+
+    Args:
+        q, k: [N, B, H, C, K] of any strides and dtype; views of [B, T, H, K] cost no copy.
+        v: [N, B, H, C, V], likewise.
+        beta: [N, B, H, C, 1].
+        g: log decay [N, B, H, C, 1], or None.
+        scale: of the queries.
+        keep: [N, B, 1, C], 0 where a document starts, or None.
+        state: [B, H, K, V] in `dtype`, or None.
+        dtype: of all arithmetic.
+
+    Returns:
+        o [N, B, H, C, V] in v's dtype, a view of a contiguous [B, T, H, V], and the final state [B, H, K, V].
+    """
+    if state is None:
+        state = q.new_zeros(*q.shape[1:3], q.shape[-1], v.shape[-1], dtype=dtype)
+    return _Delta.apply(q, k, v, beta, g, keep, state, scale)
+
+
+class Decays(NamedTuple):
+    """What the decays of chunks multiply; no decay at all is None."""
+
+    between: Tensor  # [M, C, C], 0 above the diagonal; [1, C, C] without decays
+    prefix: Tensor | None  # [M, C]
+    suffix: Tensor | None  # [M, C]
+    total: Tensor | None  # [M]
+
+
+class _Delta(torch.autograd.Function):
+    """Takes the batch in groups of rows, for the cache's sake."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        beta: Tensor,
+        g: Tensor | None,
+        keep: Tensor | None,
+        state: Tensor,
+        scale: float,
+    ) -> tuple[Tensor, Tensor]:
+        o = empty_in_time_order(v)
+        final, saved = [], []
+        groups = row_groups(v, GROUP_VALUES)
+        chunks, length = len(v), v.shape[-2]
+        identity = torch.eye(length, dtype=state.dtype, device=v.device)
+        for rows in groups:
+            strength = load_rows(beta, rows, state.dtype)
+            decays = _decays(g, keep, beta, rows, strength)
+            readers = stack_rows(k, q, rows, state.dtype)
+            key, query = readers.split(length, 1)
+            scores = readers @ key.mT
+            scores.unflatten(1, (2, length)).mul_((decays.between * strength.mT).unsqueeze(1))
+            # An inverse (only what lies below the diagonal is read) leaves the wide sides to products.
+            solution = torch.linalg.solve_triangular(scores[:, :length], identity, upper=False, unitriangular=True)
+            reads = torch.empty_like(readers)  # of the state before the chunk: -(I + A_k)^-1 (p k), then p q
+            recall, reads_q = reads.split(length, 1)
+            if decays.prefix is None or decays.suffix is None:
+                recall.baddbmm_(solution, key, beta=0, alpha=-1)
+                reads_q.copy_(query)
+                writes = key * strength
+            else:
+                recall.baddbmm_(solution * decays.prefix.unsqueeze(1), key, beta=0, alpha=-1)
+                _put_product(reads_q, query, decays.prefix.unsqueeze(2))
+                writes = key * (strength * decays.suffix.unsqueeze(2))
+            residual = solution @ load_rows(v, rows, state.dtype)
+
+            states = state.new_empty(chunks + 1, *state[rows].shape)
+            states[0] = state[rows]
+            walk = zip(
+                *_by_chunk(chunks, residual, recall, writes.mT), _totals(chunks, decays), *_pairs(states), strict=True
+            )
+            for residual_n, recall_n, writes_n, total_n, before, after in walk:
+                residual_n.baddbmm_(recall_n, before)
+                if total_n is None:
+                    torch.baddbmm(before, writes_n, residual_n, out=after)
+                else:
+                    torch.bmm(writes_n, residual_n, out=after).addcmul_(total_n, before)
+            o_rows = torch.bmm(reads_q, states[:-1].flatten(0, 2))
+            o_rows.baddbmm_(scores[:, length:], residual, beta=scale, alpha=scale)
+            store_rows(o, rows, o_rows)
+            final.append(states[-1])
+            if any(ctx.needs_input_grad):
+                saved += [strength, readers, reads, writes, scores, solution, residual, states, *decays]
+        ctx.save_for_backward(q, k, v, beta, g, keep, *saved)
+        ctx.groups, ctx.scale = groups, scale
+        return o, torch.cat(final)
+
+    @staticmethod
+    @closed_gradient
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, beta, g, keep, *saved = ctx.saved_tensors
+        chunks, length = len(v), v.shape[-2]
+        grad_q, grad_k, grad_v, grad_beta = (empty_in_time_order(x) for x in (q, k, v, beta))
+        grad_g = None if g is None else empty_in_time_order(g)
+        grad_initial = []
+        size = len(saved) // len(ctx.groups)
+        for index, rows in enumerate(ctx.groups):
+            of_group = saved[index * size : (index + 1) * size]
+            strength, readers, reads, writes, scores, solution, residual, states = of_group[:8]
+            decays = Decays(*of_group[8:])
+            key = readers[:, :length]
+            errors = readers.new_empty(len(readers), 2 * length, v.shape[-1])  # dL/dr, then dL/do
+            errors_k, grad_o = errors.split(length, 1)
+            grad_o_rows = grads[0][:, rows]
+            _put_product(grad_o.unflatten(0, grad_o_rows.shape[:3]), grad_o_rows, ctx.scale)
+            errors_k.baddbmm_(scores[:, length:].mT, grad_o, beta=0)
+            grad_states = torch.empty_like(states)
+            grad_states[-1] = grads[1][rows]
+            parts = _by_chunk(chunks, errors, errors_k, reads.mT, writes)
+            walk = zip(*parts, _totals(chunks, decays), *_pairs(grad_states), strict=True)
+            for errors_n, errors_k_n, reads_n, writes_n, total_n, grad_before, grad_after in reversed(list(walk)):
+                errors_k_n.baddbmm_(writes_n, grad_after)
+                if total_n is None:
+                    torch.baddbmm(grad_after, reads_n, errors_n, out=grad_before)
+                else:
+                    torch.mul(grad_after, total_n, out=grad_before).baddbmm_(reads_n, errors_n)
+            grad_value = solution.mT @ errors_k
+            _put_product(errors_k, grad_value, -1.0)
+
+            grad_after = grad_states[1:].flatten(0, 2)
+            grad_scores = torch.bmm(errors, residual.mT)
+            grad_scores.unflatten(1, (2, length)).mul_(decays.between.unsqueeze(1))
+            grad_scores[:, :length].diagonal(dim1=1, dim2=2).zero_()
+            grad_readers = torch.bmm(errors, states[:-1].flatten(0, 2).mT)
+            grad_writers = torch.bmm(residual, grad_after.mT)
+            if decays.prefix is not None and decays.suffix is not None:
+                grad_readers.unflatten(1, (2, length)).mul_(decays.prefix[:, None, :, None])
+                grad_writers.mul_(decays.suffix.unsqueeze(2))
+            grad_writers.baddbmm_(grad_scores.mT, readers)
+            grad_readers.baddbmm_(grad_scores.mul_(strength.mT), key)
+            grad_strength = (grad_writers * key).sum(-1, keepdim=True)
+            store_rows(grad_k, rows, grad_writers.mul_(strength).add_(grad_readers[:, :length]))
+            store_rows(grad_q, rows, grad_readers[:, length:])
+            store_rows(grad_v, rows, grad_value)
+            store_rows(grad_beta, rows, grad_strength)
+            if grad_g is not None:
+                read = grad_readers.mul_(readers).sum(-1, keepdim=True)
+                grad_b = read[:, :length] + read[:, length:] - strength * grad_strength
+                passed_on = states[1:].flatten(3).unsqueeze(-2) @ grad_states[1:].flatten(3).unsqueeze(-1)
+                grad_decay = suffix_sums(grad_b) + passed_on.view(-1, 1, 1)
+                reset = per_token(keep, rows, q)
+                store_rows(grad_g, rows, grad_decay if reset is None else grad_decay * reset)
+            grad_initial.append(grad_states[0])
+        return grad_q, grad_k, grad_v, grad_beta, grad_g, None, torch.cat(grad_initial), None
+
+
+def _decays(g: Tensor | None, keep: Tensor | None, beta: Tensor, rows: slice, strength: Tensor) -> Decays:
+    reset = per_token(keep, rows, beta)
+    decay = reset if g is None else load_rows(g, rows, strength.dtype).exp_()
+    if decay is None:
+        length = strength.shape[1]
+        return Decays(strength.new_ones(1, length, length).tril_(), None, None, None)
+    if g is not None and reset is not None:
+        decay = decay * reset
+    return Decays(*decay_products(decay.squeeze(-1)))
+
+
+def _by_chunk(chunks: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """For each tensor [M, ., .] its parts [B*H, ., .], one a chunk."""
+    return [x.unflatten(0, (chunks, -1)).unbind(0) for x in tensors]
+
+
+def _totals(chunks: int, decays: Decays) -> Sequence[Tensor | None]:
+    return [None] * chunks if decays.total is None else decays.total.view(chunks, -1, 1, 1).unbind(0)
+
+
+def _pairs(states: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The states [N + 1, B, H, K, V] before and after each chunk, [B*H, K, V]."""
+    each = states.flatten(1, 2).unbind(0)
+    return each[:-1], each[1:]
+
+
+def _put_product(target: Tensor, left: Tensor, right: Tensor | float) -> None:
+    """left * right into a strided target, in one pass where no compiler looks on (it takes no strided `out`)."""
+    if torch.compiler.is_compiling():
+        target.copy_(left * right)
+    else:
+        torch.mul(left, right, out=target)

@@ -1,0 +1,80 @@
+"""Norms: the closed gradient is that of the formula, in every combination, block by block."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hf_arch.ops import norm
+from hf_arch.ops.norm import l2_norm, rms_norm, silu_gated_rms_norm
+from tests.ops.recurrences import assert_close, with_gradients
+
+EPS = 1e-3
+
+
+def formula(x: Tensor, weight: Tensor | None, gate: Tensor | None, gate_first: bool, **_: object) -> Tensor:
+    opening = 1.0 if gate is None else gate * torch.sigmoid(gate)
+    x = x * opening if gate_first else x
+    y = x / torch.sqrt(x.square().mean(-1, keepdim=True) + EPS)
+    y = y if weight is None else y * weight
+    return y if gate_first else y * opening
+
+
+def norm_of(x: Tensor, weight: Tensor | None, gate: Tensor | None, gate_first: bool, **_: object) -> Tensor:
+    if gate is None:
+        return rms_norm(x, weight, EPS)
+    return silu_gated_rms_norm(x, weight, gate, EPS, gate_first)
+
+
+def make_inputs(weight: tuple[int, ...] | None, gated: bool, dtype: torch.dtype = torch.float64) -> list:
+    """(x [2, 5, 3, 6], weight, gate); x is no contiguous tensor."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    x = random(2, 3, 5, 6).transpose(1, 2)
+    return [x, None if weight is None else random(*weight), random(2, 5, 3, 6) if gated else None]
+
+
+CASES = [(False, False), (True, False), (True, True)]
+
+
+@pytest.mark.parametrize(("gated", "gate_first"), CASES)
+@pytest.mark.parametrize("weight", [None, (6,), (3, 6)])
+def test_formula_and_gradients(
+    monkeypatch: pytest.MonkeyPatch, weight: tuple[int, ...] | None, gated: bool, gate_first: bool
+) -> None:
+    inputs = make_inputs(weight, gated)
+    expected = with_gradients(formula, inputs, gate_first=gate_first)
+    for block in (1, 24, 2**18):  # of one row, of some with a rest, of all
+        monkeypatch.setattr(norm, "BLOCK_ELEMENTS", block)
+        assert_close(with_gradients(norm_of, inputs, gate_first=gate_first), expected, 1e-12)
+    with torch.no_grad():
+        assert_close(norm_of(*inputs, gate_first), expected[0], 1e-12)
+
+
+@pytest.mark.parametrize(("gated", "gate_first"), CASES)
+def test_half_precision_is_rounded_once(gated: bool, gate_first: bool) -> None:
+    inputs = make_inputs((6,), gated, torch.bfloat16)
+    wide = [None if x is None else x.double() for x in inputs]
+    outputs, gradients = with_gradients(norm_of, inputs, gate_first=gate_first)
+    assert {x.dtype for x in (*outputs, *gradients)} == {torch.bfloat16}
+    expected = with_gradients(formula, wide, gate_first=gate_first)
+    assert_close((outputs, gradients), expected, 2**-8)
+
+
+def test_l2_norm_keeps_epsilon_inside_the_root() -> None:
+    x = torch.tensor([[3e-3, 4e-3], [0.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    expected = x.detach() / (torch.tensor([[25e-6], [0.0]], dtype=torch.float64) + 1e-6).sqrt()
+    assert_close(l2_norm(x.detach()), expected, 1e-12)
+    assert_close(l2_norm(x), expected, 1e-12)
+    assert torch.autograd.gradcheck(l2_norm, (x,))
+
+
+def test_a_row_is_normed_the_same_whatever_stands_beside_it() -> None:
+    x = torch.randn(7, 33).requires_grad_()
+    assert torch.equal(rms_norm(x, None, EPS)[:3], rms_norm(x[:3], None, EPS))
+    assert torch.equal(F.normalize(x, dim=-1).argmax(-1), l2_norm(x).argmax(-1))
