@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .backend import fla_delta_rule, fla_dplr_delta_rule, use_fla
-from .decay import decay_products
+from .delta_chunks import chunk_gated_delta
 from .dplr_chunks import MAX_DECAY, chunk_dplr
 from .segments import chunk_length, chunk_view, from_chunks, segment_keep, state_dtype, to_chunks, without_autocast
 
@@ -166,43 +166,18 @@ def chunk_delta_rule(
     length = q.shape[1]
     dtype = state_dtype(q, k, v, beta, g, initial_state)
     chunk = chunk_length(length, chunk_size)
-    decay = None if g is None else to_chunks(g, chunk, dtype).exp()
+    keep = None
     if segment_ids is not None:
         keep = to_chunks(segment_keep(segment_ids, dtype).unsqueeze(-1), chunk, dtype, pad_value=1.0)
-        decay = keep if decay is None else decay * keep
     with without_autocast(q):
-        query, key, value = (to_chunks(x, chunk, dtype) for x in (q, k, v))
-        strength = to_chunks(beta, chunk, dtype)
-        scale = query.shape[-1] ** -0.5 if scale is None else scale
-        system = strength.unsqueeze(-1) * (key @ key.transpose(-1, -2))
-        scores = query @ key.transpose(-1, -2)
-        totals: list[Tensor | None] = [None] * len(query)
-        if decay is not None:
-            between, prefix, suffix, total = decay_products(decay)
-            system, scores = system * between, scores * (between * scale)
-            totals = list(total[..., None, None].unbind(0))
-        # Inverting the system (of which only what lies below the diagonal is read) leaves the wide sides to products.
-        solution = torch.linalg.solve_triangular(system, strength.diag_embed(), upper=False, unitriangular=True)
-        fresh = solution @ value
-        if decay is None:
-            query, scores = query * scale, scores.tril() * scale
-            recall = solution @ key
-        else:
-            recall = (solution * prefix.unsqueeze(-2)) @ key
-            query, key = query * (prefix * scale).unsqueeze(-1), key * suffix.unsqueeze(-1)
-
-        state = None if initial_state is None else initial_state.to(dtype)
-        if state is None:
-            state = query.new_zeros(*query.shape[1:3], q.shape[-1], v.shape[-1])
-        states, corrections = [], []
-        chunks = zip(fresh.unbind(0), recall.unbind(0), key.transpose(-1, -2).unbind(0), totals, strict=True)
-        for fresh_n, recall_n, key_n, total_n in chunks:
-            states.append(state)
-            correction = fresh_n - recall_n @ state
-            corrections.append(correction)
-            update = key_n @ correction
-            state = state + update if total_n is None else torch.addcmul(update, total_n, state)
-        o = scores @ torch.stack(corrections) + query @ torch.stack(states)
+        o, state = chunk_gated_delta(
+            *(chunk_view(x, chunk) for x in (q, k, v)),
+            *(None if x is None else chunk_view(x.unsqueeze(-1), chunk) for x in (beta, g)),
+            scale=q.shape[-1] ** -0.5 if scale is None else scale,
+            keep=keep,
+            state=None if initial_state is None else initial_state.to(dtype),
+            dtype=dtype,
+        )
         return from_chunks(o, length, v.dtype), state if output_final_state else None
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .decay import Level, decay_products, factorise, factorise_backward, suffix_sums
 from .segments import closed_gradient
-from .vector_decay import empty_in_time_order, load_rows, per_token, row_groups
+from .vector_decay import empty_in_time_order, load_rows, per_token, row_groups, stack_rows, store_rows
 
 GROUP_VALUES = 2**17  # that a thread takes at once, the best of the 2**16 to 2**24 tried
 MAX_DECAY = 40.0
@@ -98,15 +98,15 @@ class _GeneralisedDelta(torch.autograd.Function):
         for rows in groups:
             reset = per_token(keep, rows, w)
             parts, kept = decays.forward(
-                _stacked(a, r, rows, state.dtype, scale),
-                _stacked(b, k, rows, state.dtype),
+                stack_rows(a, r, rows, state.dtype, scale),
+                stack_rows(b, k, rows, state.dtype),
                 load_rows(w, rows, state.dtype),
                 reset,
             )
             scores, reads, writes, total = parts
             system = -scores[:, :length, :length]
             solution = torch.linalg.solve_triangular(system, identity, upper=False, unitriangular=True)
-            written = _stacked(None, v, rows, state.dtype)
+            written = stack_rows(None, v, rows, state.dtype)
             fresh = solution @ (scores[:, :length, length:] @ written[:, length:])
             recall = solution @ reads[:, :length]
 
@@ -122,7 +122,7 @@ class _GeneralisedDelta(torch.autograd.Function):
                 written_n[:, :length] = torch.baddbmm(fresh_n, recall_n, before)
                 torch.bmm(writes_n, written_n, out=after).addcmul_(total_n.unsqueeze(-1), before)
             o_rows = torch.bmm(reads[:, length:], states[:-1].flatten(0, 2)).baddbmm_(scores[:, length:], written)
-            o[:, rows] = o_rows.view_as(o[:, rows])
+            store_rows(o, rows, o_rows)
             final.append(states[-1])
             if any(ctx.needs_input_grad):
                 saved += [*parts, *kept, solution, recall, written, states]
@@ -143,7 +143,7 @@ class _GeneralisedDelta(torch.autograd.Function):
             of_group = saved[index * size : (index + 1) * size]
             parts, kept, (solution, recall, written, states) = Parts(*of_group[:4]), of_group[4:-4], of_group[-4:]
             scores, reads, writes, total = parts
-            errors = _stacked(None, grads[0], rows, states.dtype)
+            errors = stack_rows(None, grads[0], rows, states.dtype)
             grad_o = errors[:, length:]
             grad_written = torch.bmm(scores[:, length:].mT, grad_o)
             grad_states = torch.empty_like(states)
@@ -179,8 +179,7 @@ class _GeneralisedDelta(torch.autograd.Function):
                 (grad_v, grad_value),
                 (grad_w, grad_g),
             ):
-                part = target[:, rows]
-                part.copy_(grad.unflatten(0, part.shape[:3]))
+                store_rows(target, rows, grad)
             grad_initial.append(grad_states[0])
         return grad_r, grad_w, grad_k, grad_v, grad_a, grad_b, None, torch.cat(grad_initial), None, None
 
@@ -292,20 +291,6 @@ class Halved:
         grad_readers[:, length:] += (diagonal * writers.unflatten(1, (2, length))).sum(1)
         grad_writers.unflatten(1, (2, length)).add_(diagonal * readers[:, None, length:])
         return grad_readers, grad_writers, grad_g
-
-
-def _stacked(first: Tensor | None, second: Tensor, rows: slice, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
-    """Rows of the batch of two tensors [N, B, H, C, D] as a fresh [M, 2C, D], the second times `scale`.
-
-    Without a first one its place is left to be filled."""
-    second = second[:, rows]
-    stack = torch.empty(*second.shape[:3], 2, *second.shape[3:], dtype=dtype, device=second.device)
-    if first is not None:
-        stack[..., 0, :, :].copy_(first[:, rows])
-    stack[..., 1, :, :].copy_(second)
-    if scale != 1.0:
-        stack[..., 1, :, :] *= scale
-    return stack.flatten(3, 4).flatten(0, 2)
 
 
 def _interleaved(x: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ class _VectorDecay(torch.autograd.Function):
             for n, total_n in enumerate(total.unbind(0)):
                 states[n + 1].addcmul_(total_n, states[n])
             o_rows = torch.bmm(query, states[:-1].flatten(0, 2)).baddbmm_(scores, value)
-            o[:, rows] = o_rows.view_as(o[:, rows])
+            store_rows(o, rows, o_rows)
             final.append(states[-1])
             if levels is not None:
                 saved += [query, key, decay, scores, total, states, *(x for level in levels for x in level)]
@@ -144,7 +144,7 @@ class _VectorDecay(torch.autograd.Function):
             grad_q.addcmul_(grad_own, k_rows)
             grad_k.addcmul_(grad_own, q_rows)
             for grad_input, grad in zip(grad_inputs, (grad_q, grad_k, grad_v, grad_g), strict=True):
-                grad_input[:, rows] = grad.view_as(grad_input[:, rows])
+                store_rows(grad_input, rows, grad)
             grad_initial.append(grad_states[0])
         grad_q, grad_k, grad_v, grad_g = grad_inputs
         return grad_q, grad_k, grad_v, grad_g, None, grad_bonus, torch.cat(grad_initial), None
@@ -183,6 +183,26 @@ def load_rows(x: Tensor, rows: slice, dtype: torch.dtype) -> Tensor:
     """A fresh contiguous [M, C, .] of rows of the batch of x [N, B, H, C, .]."""
     x = x[:, rows]
     return torch.empty(x.shape, dtype=dtype, device=x.device).copy_(x).flatten(0, 2)
+
+
+def stack_rows(first: Tensor | None, second: Tensor, rows: slice, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
+    """Rows of the batch of two tensors [N, B, H, C, D] as a fresh [M, 2C, D], the second times `scale`.
+
+    Without a first one its place is left to be filled."""
+    second = second[:, rows]
+    stack = torch.empty(*second.shape[:3], 2, *second.shape[3:], dtype=dtype, device=second.device)
+    if first is not None:
+        stack[..., 0, :, :].copy_(first[:, rows])
+    stack[..., 1, :, :].copy_(second)
+    if scale != 1.0:
+        stack[..., 1, :, :] *= scale
+    return stack.flatten(3, 4).flatten(0, 2)
+
+
+def store_rows(target: Tensor, rows: slice, values: Tensor) -> None:
+    """values [M, C, .] into rows of the batch of target [N, B, H, C, .]."""
+    part = target[:, rows]
+    part.copy_(values.unflatten(0, part.shape[:3]))
 
 
 def empty_in_time_order(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
