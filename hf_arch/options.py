@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, dataclass, fields
 from inspect import get_annotations
-from typing import Any, TypeVar, get_type_hints
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
@@ -30,8 +31,14 @@ def options(cls: type) -> Any:
     assignment)."""
     # The checks read types, not their names, which is what a module with postponed annotations gives.
     hints = get_type_hints(cls)
-    cls.__annotations__ = {name: hints[name] for name in get_annotations(cls)}
+    cls.__annotations__ = {name: _with_whole_numbers(hints[name]) for name in get_annotations(cls)}
     return strict(dataclass(kw_only=True)(cls))
+
+
+def _with_whole_numbers(hint: Any) -> Any:
+    """The type, with int wherever there is float: JSON and YAML write 2.0 as 2."""
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    return hint | int if float in kinds else hint
 
 
 def parse_options(cls: type[OptionsT], values: dict[str, Any], field: str) -> OptionsT:

@@ -1,5 +1,5 @@
 """Activations, by name: `gelu`, `gelu_tanh` (GPT-2's `gelu_new`), `silu`, `relu`, `relu2` (squared ReLU, So et al.
-2021), `leaky_relu`, `sigmoid`, `identity`."""
+2021), `leaky_relu`, `sigmoid`, `logsigmoid`, `tanh`, `identity`."""
 
 from __future__ import annotations
 
@@ -53,3 +53,5 @@ ACTIVATIONS.register("gelu")(F.gelu)
 ACTIVATIONS.register("silu")(F.silu)
 ACTIVATIONS.register("relu")(F.relu)
 ACTIVATIONS.register("sigmoid")(torch.sigmoid)
+ACTIVATIONS.register("logsigmoid")(F.logsigmoid)
+ACTIVATIONS.register("tanh")(torch.tanh)

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..api import config_from_dict
 from ..errors import ConfigError, nearest
 from ..modeling.configuration import ArchConfig
 from ..registry import Registry
+from .reader import ConfigReader
 
 FOREIGN: Registry[Any] = Registry("model_type", "Foreign checkpoints: subclasses of `Converter`, by their model_type.")
 
-# What every transformers config carries and no model's numbers depend on.
-_GENERIC = {
-    *PreTrainedConfig().to_dict(),
-    *("_name_or_path", "architectures", "auto_map", "model_type", "torch_dtype", "transformers_version", "use_cache"),
-    *("initializer_range", "num_labels", "task_specific_params", "pretraining_tp", "attn_implementation"),
-    *("_attn_implementation", "output_attentions", "name_or_path", "quantization_config", "is_decoder"),
-    *("pad_token_id", "bos_token_id", "eos_token_id"),
-}
 # Fields of ours that change neither a model's outputs nor its parameters.
 _NO_EFFECT = {
     *("architectures", "transformers_version", "model_type", "dtype", "id2label", "label2id", "use_cache"),
@@ -39,52 +33,7 @@ _NO_EFFECT = {
 }
 
 
-L2WARP_PENALTY = 1e-4
-
-
-class ConfigReader:
-    """Reads a foreign config key by key and knows which keys nobody has read."""
-
-    def __init__(self, config: dict[str, Any]):
-        self.config, self.seen = config, set(_GENERIC)
-        self.model_type = config.get("model_type")
-
-    def take(self, key: str, default: Any = None) -> Any:
-        """The value, or `default` where the key is absent."""
-        self.seen.add(key)
-        return self.config.get(key, default)
-
-    def need(self, key: str) -> Any:
-        """The value; a ConfigError where the key is absent."""
-        if key not in self.config:
-            raise ConfigError(f"config: no {key!r}, which a {self.model_type} checkpoint has")
-        return self.take(key)
-
-    def max_logit_penalty(self, default: bool = False) -> float:
-        """FLA's `use_l2warp` as the strength of that penalty, which is fixed there."""
-        return L2WARP_PENALTY if self.take("use_l2warp", default) else 0.0
-
-    def only(self, key: str, allowed: Iterable[Any], default: Any) -> Any:
-        """The value, which must be one of `allowed`: others have an effect that no component here has."""
-        value, options = self.take(key, default), list(allowed)
-        if value not in options:
-            listed = ", ".join(repr(option) for option in options)
-            raise ConfigError(f"config.{key}: {value!r} cannot be honoured by {self.model_type}; allowed: {listed}")
-        return value
-
-    def dead(self, *keys: str) -> None:
-        """Mark keys that have no effect on the numbers of the source either."""
-        self.seen.update(keys)
-
-    def finish(self) -> None:
-        """Raise a ConfigError for keys that were never read, since an option must not be ignored in silence."""
-        unread = sorted(set(self.config) - self.seen)
-        if unread:
-            near = nearest(unread[0], self.seen - _GENERIC)
-            hint = f"; nearest known: {near!r}" if near else ""
-            raise ConfigError(
-                f"config: {unread[0]!r} is not an option of {self.model_type} that can be converted{hint}"
-            )
+_WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # torch.compile, FSDP
 
 
 @dataclass(frozen=True)
@@ -136,6 +85,8 @@ class Converter:
 
     ignored_keys: tuple[str, ...] = ()
     """Endings of keys that hold buffers, not parameters."""
+    layout_options: tuple[str, ...] = ()
+    """Options of theirs that decide the names or the order of tensors and nothing else; a round trip keeps them."""
 
     def config_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
         """The model section of a recipe (with `architecture`) that means the same as the foreign config."""
@@ -183,7 +134,7 @@ def from_foreign(config: dict[str, Any], state_dict: dict[str, Tensor]) -> PreTr
     converter = _converter(config.get("model_type"))
     ours = _convert_config(converter, config)
     rules = converter.rules(ours, config)
-    state_dict = converter.current_names(state_dict)
+    state_dict = converter.current_names(_plain_names(state_dict, rules))
     head = "lm_head.weight"
     found: dict[str, Tensor] = {}
     for rule in rules:
@@ -194,13 +145,21 @@ def from_foreign(config: dict[str, Any], state_dict: dict[str, Tensor]) -> PreTr
             near = nearest(missing[0], state_dict)
             raise ConfigError(f"state_dict: no tensor {missing[0]!r}" + (f"; nearest: {near!r}" if near else ""))
         tensors = [state_dict[key].detach().to(torch.float32) for key in rule.theirs]
-        found.update(zip(rule.ours, rule.to_ours(tensors), strict=True))
+        try:
+            found.update(zip(rule.ours, rule.to_ours(tensors), strict=True))
+        except (RuntimeError, IndexError) as error:
+            shapes = ", ".join(f"{key} {list(tensor.shape)}" for key, tensor in zip(rule.theirs, tensors, strict=True))
+            raise ConfigError(f"state_dict: {shapes} does not fit the config ({str(error).splitlines()[0]})") from error
     known = {key for rule in rules for key in rule.theirs}
     unknown = [key for key in state_dict if key not in known and not key.endswith(converter.ignored_keys or "\0")]
     if unknown:
         raise ConfigError(f"state_dict: {unknown[0]!r} has no place in {ours.model_type} ({len(unknown)} such tensors)")
-    if ours.tie_word_embeddings:
-        found.pop(head, None)
+    if (
+        ours.tie_word_embeddings
+        and head in found
+        and not torch.equal(found.pop(head), found["model.embed_tokens.weight"])
+    ):
+        raise ConfigError(f"state_dict: {head!r} is not the embeddings' weight; set tie_word_embeddings to false")
     ours.dtype = torch.float32
     model = AutoModelForCausalLM.from_config(ours)
     expected = model.state_dict()
@@ -211,7 +170,27 @@ def from_foreign(config: dict[str, Any], state_dict: dict[str, Tensor]) -> PreTr
     assert not extra, f"conversion rules make unknown keys: {extra}"
     left = [key for key in left if not (ours.tie_word_embeddings and key == head)]
     assert not left, f"conversion rules leave out: {left}"
+    # Of the instance, not of its config: what it says is about the source, and a saved copy has ours alone.
+    vars(model)["source_layout"] = {
+        key: config[key] for key in (*converter.layout_options, "model_type") if key in config
+    }
     return model.eval()
+
+
+def _plain_names(state_dict: dict[str, Tensor], rules: list[Rule]) -> dict[str, Tensor]:
+    """The tensors without what wrappers add to their names, and with the base model's prefix where they lack it."""
+    for key, tensor in state_dict.items():
+        if not isinstance(tensor, Tensor):
+            kind = type(tensor).__name__
+            raise ConfigError(f"state_dict: {key!r} is of type {kind}; give the dict that holds the tensors")
+    plain = {_WRAPPERS.sub("", key): tensor for key, tensor in state_dict.items()}
+    if plain and all(key.startswith("module.") for key in plain):  # DistributedDataParallel
+        plain = {key.removeprefix("module."): tensor for key, tensor in plain.items()}
+    embeddings = next(rule.theirs[0] for rule in rules if rule.ours == ("model.embed_tokens.weight",))
+    prefix, _, name = embeddings.partition(".")
+    if embeddings not in plain and name in plain:
+        plain = {key if key.startswith("lm_head.") else f"{prefix}.{key}": tensor for key, tensor in plain.items()}
+    return plain
 
 
 def to_foreign(model: PreTrainedModel, model_type: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -222,7 +201,11 @@ def to_foreign(model: PreTrainedModel, model_type: str) -> tuple[dict[str, Any],
     """
     converter = _converter(model_type)
     config: ArchConfig = model.config
-    theirs = {"model_type": model_type, **converter.config_to_theirs(config)}
+    source = vars(model).get("source_layout", {})
+    layout = {
+        key: source[key] for key in converter.layout_options if key in source and source["model_type"] == model_type
+    }
+    theirs = {"model_type": model_type, **converter.config_to_theirs(config), **layout}
     back = _convert_config(converter, theirs)
     difference = _first_difference(_effective(config), _effective(back))
     if difference is not None:

@@ -12,7 +12,10 @@ from typing import Any
 from ..errors import ConfigError
 from ..modeling.configuration import ArchConfig
 from ..registry import MIXERS
-from .base import FOREIGN, ConfigReader, Converter, Rule, parts, same
+from .base import FOREIGN, Converter, Rule, parts, same
+from .reader import ConfigReader
+from .transformers_dense import ACTIVATIONS as TORCH_ACTIVATIONS
+from .transformers_dense import THEIR_ACTIVATIONS as THEIR_TORCH_ACTIVATIONS
 from .transformers_dense import take_tokens, their_tokens
 
 _QK_NORM_EPS = 1e-5
@@ -26,6 +29,7 @@ ACTIVATIONS = {
     "sqrelu": "relu2",
     "gelu": "gelu_tanh",  # FLA's gelu is the approximation
     "sigmoid": "sigmoid",
+    "logsigmoid": "logsigmoid",
 }
 THEIR_ACTIVATIONS = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
 
@@ -119,7 +123,7 @@ class FLAConverter(Converter):
     def config_to_theirs(self, config: ArchConfig) -> dict[str, Any]:
         own = [options for mixer, options in config.mixer_specs if mixer is MIXERS.get(self.mixer)]
         attention = [(i, o) for i, (mixer, o) in enumerate(config.mixer_specs) if mixer.label == ""]
-        if not own:
+        if not own and config.model_type != f"hfa_{self.architecture}":
             raise ConfigError(f"mixer: no layer is {self.mixer!r}; a {self.architecture} checkpoint needs at least one")
         return {
             "vocab_size": config.vocab_size,
@@ -133,7 +137,7 @@ class FLAConverter(Converter):
             **self.block_to_theirs(config),
             "initializer_range": config.initializer_range,
             **their_tokens(config),
-            **self.mixer_to_theirs(config, own[0]),
+            **(self.mixer_to_theirs(config, own[0]) if own else {}),
             **({"attn": _hybrid_dicts(config, attention)} if self.mixer != "attention" and attention else {}),
         }
 
@@ -262,19 +266,20 @@ class FLAGLA(FLAConverter):
     """FLA's GLA, also with softmax attention in some layers."""
 
     architecture, mixer = "gla", "gla"
+    layout_options = ("fuse_norm",)
 
     def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
         reader.dead("use_gk", "use_gv", "gate_fn")
+        for name in ("gate_logit_normalizer", "gate_low_rank_dim"):
+            reader.only(name, [16], 16)  # FLA's layer has these options, its config never reaches them
         return {
             "expand_k": reader.take("expand_k", 0.5),
             "expand_v": reader.take("expand_v", 1.0),
-            "feature_map": _feature_map(reader),
+            "feature_map": _feature_map(reader, ACTIVATIONS),
             "use_short_conv": reader.take("use_short_conv", False),
             "conv_size": reader.take("conv_size", 4),
             "use_output_gate": reader.take("use_output_gate", True),
             "clamp_min": reader.take("clamp_min"),
-            "gate_logit_normalizer": reader.take("gate_logit_normalizer", 16),
-            "gate_low_rank_dim": reader.take("gate_low_rank_dim", 16),
             "output_norm_affine": reader.take("elementwise_affine", True) is not False,
         }
 
@@ -307,13 +312,14 @@ class FLARetNet(FLAConverter):
     """FLA's RetNet, also with softmax attention in some layers."""
 
     architecture, mixer, hidden_ratio = "retnet", "retnet", 2
+    layout_options = ("fuse_norm",)
 
     def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
         reader.dead("use_short_conv", "conv_size")  # FLA's config has them, its layer never sees them
         return {
             "expand_k": reader.take("expand_k", 1.0),
             "expand_v": reader.take("expand_v", 2.0),
-            "feature_map": _feature_map(reader),
+            "feature_map": _feature_map(reader, TORCH_ACTIVATIONS),  # the one layer that takes transformers' names
             "use_output_gate": reader.take("use_output_gate", True),
             "output_norm_affine": reader.take("elementwise_affine", True) is not False,
         }
@@ -322,7 +328,7 @@ class FLARetNet(FLAConverter):
         names = ("expand_k", "expand_v", "use_output_gate")
         return {
             **{name: getattr(options, name) for name in names},
-            "feature_map": THEIR_ACTIVATIONS.get(options.feature_map, options.feature_map),
+            "feature_map": THEIR_TORCH_ACTIVATIONS.get(options.feature_map, options.feature_map),
             "elementwise_affine": options.output_norm_affine,
         }
 
@@ -336,8 +342,8 @@ class FLARetNet(FLAConverter):
         return rules + gated_norm_rules(options, foreign, ours, theirs)
 
 
-def _feature_map(reader: ConfigReader) -> str | None:
+def _feature_map(reader: ConfigReader, activations: dict[str, str]) -> str | None:
     """An elementwise feature map in our name; an error for one that is not here."""
     names: dict[str | None, str | None] = {None: None, "identity": None}
-    names.update(ACTIVATIONS)
+    names.update(activations)
     return names[reader.only("feature_map", names, None)]

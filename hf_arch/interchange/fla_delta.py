@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 
 from ..mixers.gated_delta_net import GatedDeltaNet
 from ..modeling.configuration import ArchConfig
-from .base import FOREIGN, ConfigReader, Rule, same
+from .base import FOREIGN, Rule, same
 from .fla import FLAConverter, short_conv_rules
+from .reader import ConfigReader
 
 _GATE_ACTIVATIONS = {"swish": "silu", "silu": "silu", "sigmoid": "sigmoid"}
 

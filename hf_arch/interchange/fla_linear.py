@@ -9,8 +9,9 @@ from torch import Tensor
 from ..mixers.hgrn2 import GatedStateExpansion
 from ..mixers.rwkv6 import STREAMS
 from ..modeling.configuration import ArchConfig
-from .base import FOREIGN, ConfigReader, Rule, parts, same
+from .base import FOREIGN, Rule, parts, same
 from .fla import ACTIVATIONS, THEIR_ACTIVATIONS, FLAConverter, short_conv_rules
+from .reader import ConfigReader
 
 
 @FOREIGN.register("hgrn2")
@@ -258,9 +259,10 @@ class FLAGSA(FLAConverter):
 
     def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
         reader.dead("use_output_gate", "use_norm", "clamp_min", "clamp_max", "exapnd_k", "exapnd_v", "gate_fn")
+        expand_k = reader.take("expand_k", reader.take("exapnd_k", 1.0))
         return {
-            "num_slots": reader.take("num_slots", 64),
-            "expand_k": reader.take("expand_k", reader.take("exapnd_k", 1.0)),
+            "num_slots": _slots(reader, expand_k),
+            "expand_k": expand_k,
             "expand_v": reader.take("expand_v", reader.take("exapnd_v", 1.0)),
             "feature_map": _GSA_MAPS[reader.only("feature_map", _GSA_MAPS, "swish")],
             "use_short_conv": reader.take("use_short_conv", False),
@@ -288,6 +290,12 @@ class FLAGSA(FLAConverter):
         return rules + (parts(f"{ours}.o_norm", f"{theirs}.g_norm") if options.output_norm_affine else [])
 
 
+def _slots(reader: ConfigReader, expand_k: float) -> int:
+    """`num_slots`, None of which means the key dim of a head."""
+    slots = reader.take("num_slots", 64)
+    return round(reader.config["hidden_size"] * expand_k) // reader.take("num_heads", 4) if slots is None else slots
+
+
 _GSA_MAPS = {"swish": "silu", "silu": "silu", "relu": "relu", "t2r": "t2r"}
 
 
@@ -300,9 +308,10 @@ class FLAABC(FLAConverter):
 
     def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
         reader.dead("gate_low_rank_dim", "exapnd_k", "exapnd_v")
+        expand_k = reader.take("expand_k", reader.take("exapnd_k", 0.5))
         return {
-            "num_slots": reader.take("num_slots", 64),
-            "expand_k": reader.take("expand_k", reader.take("exapnd_k", 0.5)),
+            "num_slots": _slots(reader, expand_k),
+            "expand_k": expand_k,
             "expand_v": reader.take("expand_v", reader.take("exapnd_v", 1.0)),
             "use_short_conv": reader.take("use_short_conv", False),
             "conv_size": reader.take("conv_size", 4),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..modeling.configuration import ArchConfig
-from .base import FOREIGN, ConfigReader, Rule, fused, same
+from .base import FOREIGN, Rule, fused, same
 from .fla import FLAConverter
+from .reader import ConfigReader
 
 _LATENT_NORM_EPS = 1e-5  # whatever the config says
 
@@ -25,7 +26,7 @@ class FLALatentAttention(FLAConverter):
     def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
         # Its rotary embedding knows only theta; a scaling of the softmax is computed there and not used.
         reader.dead("rope_scaling", "rope_parameters", "elementwise_affine")
-        nope, rope = reader.take("qk_nope_head_dim", 128), reader.take("qk_rope_head_dim", 64)
+        nope, rope = reader.given("qk_nope_head_dim", 128), reader.given("qk_rope_head_dim", 64)
         reader.only("qk_head_dim", [nope + rope, None], nope + rope)
         return {
             "q_lora_rank": reader.take("q_lora_rank", 64),

@@ -11,8 +11,9 @@ from ..components.channel_mix7 import ChannelMix7
 from ..errors import ConfigError
 from ..mixers.rwkv7 import STREAMS, GeneralizedDeltaTimeMix
 from ..modeling.configuration import ArchConfig
-from .base import FOREIGN, ConfigReader, Rule, parts, same
+from .base import FOREIGN, Rule, parts, same
 from .fla_linear import FLARWKV6
+from .reader import ConfigReader
 
 _EXACT_KEY_EPS = 1e-24  # where FLA does not fuse norms, it divides a key by its length alone
 
@@ -66,11 +67,18 @@ class FLARWKV7(FLARWKV6):
         ]
 
     def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
+        hidden, heads = reader.config["hidden_size"], reader.config["num_heads"]
+
+        def rank(key: str, default: int, growth: float, share: float) -> int:
+            value = reader.take(key, default)
+            return max(32, round(growth * hidden**0.5 * share / 32) * 32) if value is None else value
+
+        share = hidden / heads / 64
         return {
-            "decay_rank": reader.take("decay_low_rank_dim", 64),
-            "gate_rank": reader.take("gate_low_rank_dim", 128),
-            "rate_rank": reader.take("a_low_rank_dim", 64),
-            "value_rank": reader.take("v_low_rank_dim", 16),
+            "decay_rank": rank("decay_low_rank_dim", 64, 2.5, share),
+            "gate_rank": rank("gate_low_rank_dim", 128, 5.0, 1.0),
+            "rate_rank": rank("a_low_rank_dim", 64, 2.5, share),
+            "value_rank": rank("v_low_rank_dim", 16, 1.7, share),
             "key_eps": 1e-6 if reader.take("fuse_norm", True) else _EXACT_KEY_EPS,
         }
 

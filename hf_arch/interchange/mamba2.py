@@ -6,7 +6,8 @@ import math
 from typing import Any
 
 from ..modeling.configuration import ArchConfig
-from .base import FOREIGN, ConfigReader, Converter, Rule, parts, same
+from .base import FOREIGN, Converter, Rule, parts, same
+from .reader import ConfigReader
 from .transformers_dense import take_tokens, their_tokens
 
 # Our options by transformers' name and FLA's, where these differ.
@@ -15,23 +16,32 @@ _INIT = {
     "dt_max": ("time_step_max", "dt_max", 1e-1),
     "dt_init_floor": ("time_step_floor", "dt_init_floor", 1e-4),
 }
+# FLA's options that transformers' model does not have: our name and the one value that it knows.
+_OF_FLA = {
+    "rmsnorm": ("use_norm", True),
+    "norm_before_gate": ("norm_before_gate", False),
+    "D_has_hdim": ("D_has_hdim", False),
+}
 
 
 @FOREIGN.register("mamba2")
 class Mamba2(Converter):
-    """Mamba-2; a config is read as transformers' where it has transformers' names, and written with both."""
+    """Mamba-2; a config is read as transformers' where it has transformers' names, and written with both, or with FLA's
+    alone where the model has what only FLA's has (transformers ignores it)."""
 
     def config_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
         native = "layer_norm_epsilon" in reader.config or "time_step_rank" in reader.config
         reader.only("hidden_act", ["silu", "swish"], "silu")
         reader.dead("time_step_rank", "chunk_size", "residual_in_fp32", "criterion")
         reader.dead("fuse_norm", "fuse_cross_entropy", "fuse_linear_cross_entropy")
-        hidden, expand, head_dim = reader.need("hidden_size"), reader.take("expand", 2), reader.take("head_dim", 64)
+        if native:
+            reader.dead("rms_norm", *_OF_FLA)
+        hidden, expand, head_dim = reader.need("hidden_size"), reader.given("expand", 2), reader.given("head_dim", 64)
         reader.only("num_heads", [int(expand * hidden) // head_dim], int(expand * hidden) // head_dim)
         low, high = (
-            _number(bound) for bound in reader.take("time_step_limit", reader.take("dt_limit", (0.0, math.inf)))
+            _number(bound) for bound in reader.given("time_step_limit", reader.given("dt_limit", (0.0, math.inf)))
         )
-        slowest, fastest = reader.take("A_init_range", (1, 16))
+        slowest, fastest = reader.given("A_init_range", (1, 16))
         mixer = {
             "type": "mamba2",
             "head_dim": head_dim,
@@ -41,9 +51,7 @@ class Mamba2(Converter):
             "conv_size": reader.take("conv_kernel", 4),
             "conv_bias": reader.take("use_conv_bias", True),
             "proj_bias": reader.take("use_bias", False),
-            "use_norm": reader.take("rmsnorm", True),
-            "norm_before_gate": reader.take("norm_before_gate", False),
-            "D_has_hdim": reader.take("D_has_hdim", False),
+            **{ours: value if native else reader.take(name, value) for name, (ours, value) in _OF_FLA.items()},
             "dt_limit_min": low,
             "dt_limit_max": None if math.isinf(high) else high,
             "A_min": slowest,
@@ -75,6 +83,7 @@ class Mamba2(Converter):
         high = get("dt_limit_max")
         limit = [float(get("dt_limit_min", 0.0)), math.inf if high is None else float(high)]
         expand, head_dim = get("expand", 2), get("head_dim") or config.hidden_size
+        of_fla = {name: get(ours, value) for name, (ours, value) in _OF_FLA.items()}
         theirs = {
             "vocab_size": config.vocab_size,
             "hidden_size": config.hidden_size,
@@ -93,9 +102,7 @@ class Mamba2(Converter):
             "conv_kernel": get("conv_size"),
             "use_conv_bias": get("conv_bias"),
             "use_bias": get("proj_bias"),
-            "rmsnorm": get("use_norm", True),
-            "norm_before_gate": get("norm_before_gate", False),
-            "D_has_hdim": get("D_has_hdim", False),
+            **of_fla,
             "time_step_limit": limit,
             "dt_limit": limit,
             "A_init_range": [get("A_min", 1), get("A_max", 16)],
@@ -105,6 +112,9 @@ class Mamba2(Converter):
         }
         for ours, (first, second, value) in _INIT.items():
             theirs[first] = theirs[second] = get(ours, value)
+        if any(of_fla[name] != value for name, (_, value) in _OF_FLA.items()):
+            for name in ("layer_norm_epsilon", "time_step_limit", *(names[0] for names in _INIT.values())):
+                del theirs[name]
         return theirs
 
     def rules(self, config: ArchConfig, foreign: dict[str, Any]) -> list[Rule]:

@@ -12,7 +12,8 @@ from ..components.moe import MixtureOfExperts
 from ..errors import ConfigError
 from ..mixers.mla import LatentAttention
 from ..modeling.configuration import ArchConfig
-from .base import FOREIGN, ConfigReader, Rule, parts, same
+from .base import FOREIGN, Rule, parts, same
+from .reader import ConfigReader
 from .transformers_dense import Llama
 
 _LATENT_NORM_EPS = 1e-6  # DeepSeek's latent norms have this epsilon whatever the config says
@@ -50,7 +51,8 @@ class MoEConverter(Llama):
 
 @FOREIGN.register("mixtral")
 class Mixtral(MoEConverter):
-    """`MixtralForCausalLM`. Its balancing loss is added in training, whether or not router logits are asked for."""
+    """`MixtralForCausalLM`. Its balancing loss is added in training whether or not router logits are asked for, and
+    in evaluation where the config asks for them."""
 
     def own_options(self, reader: ConfigReader) -> dict[str, Any]:
         reader.only("router_jitter_noise", [0.0, 0], 0.0)

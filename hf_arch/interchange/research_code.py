@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..modeling.configuration import ArchConfig
-from .base import FOREIGN, ConfigReader, Converter, Rule, fused, parts, same
+from .base import FOREIGN, Converter, Rule, fused, parts, same
+from .reader import ConfigReader
 
 
 @FOREIGN.register("nanogpt")
@@ -115,6 +116,8 @@ _LITGPT_DEAD += ("vocab_size", "rope_indices", "rope_local_base_freq", "first_k_
 @FOREIGN.register("litgpt")
 class LitGPT(Converter):
     """litgpt's Llama-like models."""
+
+    layout_options = ("legacy_qkv",)
 
     def config_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
         for key, value in _LITGPT_FIXED.items():

@@ -5,15 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 from ..modeling.configuration import ArchConfig
-from .base import FOREIGN, ConfigReader, Converter, Rule, parts, same
+from .base import FOREIGN, Converter, Rule, parts, same
+from .reader import ConfigReader
 from .transformers_dense import take_tokens, their_tokens
+
+# Our options that shape the initial step sizes, by transformers' name and FLA's, with the defaults of both.
+_INIT = {
+    "dt_scale": ("time_step_scale", "dt_scale", 1.0),
+    "dt_min": ("time_step_min", "dt_min", 1e-3),
+    "dt_max": ("time_step_max", "dt_max", 1e-1),
+    "dt_init_floor": ("time_step_floor", "dt_init_floor", 1e-4),
+}
+_NATIVE = ("layer_norm_epsilon", "use_mambapy", *(names[0] for names in _INIT.values()))
 
 
 @FOREIGN.register("mamba")
 class Mamba(Converter):
-    """Mamba-1; option names of both libraries are read, transformers' are written."""
+    """Mamba-1; a config is read as transformers' where it has transformers' names, and written with both."""
 
     def config_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
+        native = any(name in reader.config for name in _NATIVE)
+        # Of another one the gate gets none in transformers, and in FLA on a GPU, but does in FLA on a CPU.
         reader.only("hidden_act", ["silu", "swish"], "silu")
         reader.only("use_falcon_mambapy", [False], False)
         reader.dead(
@@ -36,7 +48,7 @@ class Mamba(Converter):
                 "max_logit_penalty": reader.max_logit_penalty(),
                 "num_hidden_layers": reader.need("num_hidden_layers"),
                 "norm_eps": reader.take("layer_norm_epsilon", reader.take("norm_eps", 1e-5)),
-                "tie_word_embeddings": reader.take("tie_word_embeddings", "layer_norm_epsilon" in reader.config),
+                "tie_word_embeddings": reader.take("tie_word_embeddings", native),
                 "mixer": {
                     "type": "mamba",
                     "state_size": reader.take("state_size", 16),
@@ -45,10 +57,7 @@ class Mamba(Converter):
                     "dt_rank": -(-hidden // 16) if rank in ("auto", None) else rank,
                     "conv_bias": reader.take("use_conv_bias", True),
                     "proj_bias": reader.take("use_bias", False),
-                    "dt_scale": reader.take("time_step_scale", reader.take("dt_scale", 1.0)),
-                    "dt_min": reader.take("time_step_min", reader.take("dt_min", 1e-3)),
-                    "dt_max": reader.take("time_step_max", reader.take("dt_max", 1e-1)),
-                    "dt_init_floor": reader.take("time_step_floor", reader.take("dt_init_floor", 1e-4)),
+                    **{ours: reader.take(hf, reader.take(fla, value)) for ours, (hf, fla, value) in _INIT.items()},
                 },
             },
         )
@@ -59,11 +68,13 @@ class Mamba(Converter):
         def get(name: str) -> Any:
             return getattr(options, name, None)  # of another mixer, which `to_foreign` then refuses
 
+        rank = get("dt_rank") or -(-config.hidden_size // 16)
         return {
             "vocab_size": config.vocab_size,
             "hidden_size": config.hidden_size,
             "num_hidden_layers": config.num_hidden_layers,
             "layer_norm_epsilon": config.norm_eps,
+            "norm_eps": config.norm_eps,
             "tie_word_embeddings": config.tie_word_embeddings,
             "initializer_range": config.initializer_range,
             "hidden_act": "silu",
@@ -72,13 +83,11 @@ class Mamba(Converter):
             "expand": get("expand"),
             "intermediate_size": int((get("expand") or 2) * config.hidden_size),
             "conv_kernel": get("conv_size"),
-            "time_step_rank": get("dt_rank") or -(-config.hidden_size // 16),
+            "time_step_rank": rank,
+            "dt_rank": rank,
             "use_conv_bias": get("conv_bias"),
             "use_bias": get("proj_bias"),
-            "time_step_scale": get("dt_scale"),
-            "time_step_min": get("dt_min"),
-            "time_step_max": get("dt_max"),
-            "time_step_floor": get("dt_init_floor"),
+            **{name: get(ours) for ours, names in _INIT.items() for name in names[:2]},
             **their_tokens(config),
         }
 

@@ -5,11 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from ..modeling.configuration import ArchConfig
-from .base import FOREIGN, ConfigReader, Converter, Rule, fused, parts, same, transposed
+from .base import FOREIGN, Converter, Rule, fused, parts, same, transposed
+from .reader import ConfigReader
 
-_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}
-_ACTIVATIONS |= {name: name for name in ("gelu", "gelu_tanh", "silu", "relu", "relu2")}
-_THEIR_ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh", "relu2": "relu2"}
+ACTIVATIONS = {
+    **{name: name for name in ("gelu", "silu", "relu", "relu2", "leaky_relu", "sigmoid", "tanh")},
+    **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate", "gelu_tanh"), "gelu_tanh"),
+    "gelu_python": "gelu",
+    "swish": "silu",
+    "linear": "identity",
+}
+"""transformers' names of activations, and ours."""
+THEIR_ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh", "identity": "linear"}
+"""Ours, where transformers has another name."""
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
@@ -25,7 +33,7 @@ def their_tokens(config: ArchConfig) -> dict[str, Any]:
 
 def activation(reader: ConfigReader, key: str, default: str) -> str:
     """An activation in our name; an error for one that is not here."""
-    return _ACTIVATIONS[reader.only(key, _ACTIVATIONS, default)]
+    return ACTIVATIONS[reader.only(key, ACTIVATIONS, default)]
 
 
 @FOREIGN.register("gpt2")
@@ -70,7 +78,9 @@ class GPT2(Converter):
             "n_head": config.num_attention_heads,
             "n_positions": config.max_position_embeddings,
             "n_inner": ffn.width(config, options) if hasattr(ffn, "width") else None,
-            "activation_function": {"gelu_tanh": "gelu_new"}.get(config.hidden_act, config.hidden_act),
+            "activation_function": {**THEIR_ACTIVATIONS, "gelu_tanh": "gelu_new"}.get(
+                config.hidden_act, config.hidden_act
+            ),
             "resid_pdrop": config.residual_dropout,
             "embd_pdrop": config.embedding_dropout,
             "attn_pdrop": config.attention_dropout,
@@ -115,6 +125,8 @@ class Llama(Converter):
         theta = reader.take("rope_theta", 10000.0)
         rope.setdefault("rope_theta", theta)
         rope.setdefault("rope_type", rope.pop("type", "default"))
+        if rope["rope_type"] == "default":
+            rope.pop("partial_rotary_factor", None)  # these models rotate whole heads, whatever it says
         return take_tokens(
             reader,
             {
@@ -153,7 +165,7 @@ class Llama(Converter):
             "num_attention_heads": config.num_attention_heads,
             "num_key_value_heads": config.num_key_value_heads,
             "head_dim": config.head_dim,
-            "hidden_act": _THEIR_ACTIVATIONS.get(config.hidden_act, config.hidden_act),
+            "hidden_act": THEIR_ACTIVATIONS.get(config.hidden_act, config.hidden_act),
             "max_position_embeddings": config.max_position_embeddings,
             "rms_norm_eps": config.norm_eps,
             "rope_parameters": dict(config.rope_parameters or {}),

@@ -40,6 +40,13 @@ class AttentionOptions(Options):
     rope_theta: float | int | None = None
 
 
+def check_window(window: int | None) -> None:
+    """Raise a ConfigError for a window that no token or the token alone is in (transformers' sliding caches keep
+    `window - 1` tokens, and take 0 of them for all)."""
+    if window is not None and window < 2:
+        raise ConfigError(f"sliding_window: {window} is not allowed; use a number of tokens >= 2, or 0 for no window")
+
+
 @MIXERS.register("attention")
 class Attention(Mixer):
     """Grouped-query softmax attention; KV heads from 1 (MQA) to the number of heads (MHA)."""
@@ -93,10 +100,7 @@ class Attention(Mixer):
                 f"head_dim: {head_dim} is odd, RoPE rotates pairs; nearest valid: {head_dim - 1} or {head_dim + 1}"
             )
         window = cls.window(config, options)
-        if window is not None and window < 0:
-            raise ConfigError(
-                f"sliding_window: {window} is not allowed; use a number of tokens >= 1, or 0 for no window"
-            )
+        check_window(window)
 
     @classmethod
     def layer_type(cls, config: Any, options: AttentionOptions) -> str:

@@ -25,7 +25,7 @@ from ..ops.norm import l2_norm
 from ..options import Options, options
 from ..registry import MIXERS
 from .base import divide
-from .linear_heads import HeadSizes, LinearHeadsMixer
+from .linear_heads import HeadSizes, LinearHeadsMixer, expanded_width
 from .mamba import init_step_bias
 
 
@@ -100,13 +100,7 @@ class GatedDeltaNet(LinearHeadsMixer):
         key_dim = options.head_dim or (
             config.head_dim if own_heads else divide(config.hidden_size, heads, "num_heads", "hidden_size")
         )
-        value_dim = key_dim * options.expand_v
-        if value_dim != int(value_dim) or value_dim < 1:
-            raise ConfigError(
-                f"mixer gated_delta_net: expand_v {options.expand_v} times head_dim {key_dim} is no whole number; "
-                f"nearest valid: {max(1, round(value_dim)) / key_dim:g}"
-            )
-        return GroupedValueSizes(value_heads, heads, key_dim, int(value_dim))
+        return GroupedValueSizes(value_heads, heads, key_dim, expanded_width(key_dim, options.expand_v, "expand_v"))
 
     @classmethod
     def effective(cls, config: Any, options: GatedDeltaNetOptions) -> dict[str, Any]:

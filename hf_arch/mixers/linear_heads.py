@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..components.attention_product import cache_element_bytes
 from ..components.norms import ArchRMSNorm, GatedRMSNorm
 from ..components.short_conv import ShortConvolution
+from ..errors import ConfigError
 from ..modeling.cache import LayerState
 from ..modeling.layout import SequenceLayout
 from .base import CacheKind, MixerCost, RecurrentMixer, divide
@@ -68,13 +69,23 @@ def linear_head_sizes(config: Any, options: Any) -> HeadSizes:
     """Sizes from options with `num_heads`, `num_kv_heads`, `expand_k` and `expand_v`; ConfigError where they do
     not divide."""
     heads, own = kv_heads(config, options)
-    key_dim, value_dim = int(config.hidden_size * options.expand_k), int(config.hidden_size * options.expand_v)
+    key_dim = expanded_width(config.hidden_size, options.expand_k, "expand_k")
+    value_dim = expanded_width(config.hidden_size, options.expand_v, "expand_v")
     return HeadSizes(
         heads,
         own,
         divide(key_dim, heads, "num_attention_heads", "hidden_size * expand_k ="),
         divide(value_dim, heads, "num_attention_heads", "hidden_size * expand_v ="),
     )
+
+
+def expanded_width(width: int, factor: float, field: str) -> int:
+    """`width * factor`, which must be whole (but for rounding, as in 30 * 1.1); a ConfigError where it is not."""
+    product = width * factor
+    if round(product) < 1 or abs(product - round(product)) > 1e-6 * product:
+        near = max(1, round(product)) / width
+        raise ConfigError(f"{field}: {factor} times {width} is not a whole width; nearest valid: {near:.6g}")
+    return round(product)
 
 
 class LinearHeadsMixer(RecurrentMixer):

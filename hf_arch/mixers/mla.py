@@ -23,6 +23,7 @@ from ..components.positions import RotarySpec, apply_rotary
 from ..errors import ConfigError
 from ..options import Options, options
 from ..registry import MIXERS
+from .attention import check_window
 from .base import Mixer, MixerCost
 
 
@@ -113,6 +114,7 @@ class LatentAttention(Mixer):
             value = getattr(options, name)
             if value is not None and value < 1:
                 raise ConfigError(f"mixer mla: {name} {value} is not allowed; use an integer >= 1")
+        check_window(cls.window(config, options))
         rope = options.qk_rope_head_dim
         if rope % 2:
             near = f"{rope - 1} or {rope + 1}"

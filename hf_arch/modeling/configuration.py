@@ -9,6 +9,7 @@ An unknown option is an error with the nearest known name.
 import copy
 import re
 from dataclasses import fields
+from math import inf
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -157,7 +158,7 @@ class ArchConfig(PreTrainedConfig):
                 raise ConfigError(f"{name}: {value!r} is not allowed; use a probability in [0, 1)")
         for name in ("norm_eps", "initializer_range", "max_logit_penalty"):
             value = getattr(self, name)
-            if isinstance(value, (int, float)) and value < 0:
+            if isinstance(value, (int, float)) and not 0 <= value < inf:
                 raise ConfigError(f"{name}: {value!r} is not allowed; use a number of at least 0")
         for registry, name in ((NORMS, "norm"), (POSITIONS, "position"), (ACTIVATIONS, "hidden_act")):
             registry.get(getattr(self, name), name)
@@ -252,6 +253,13 @@ class ArchConfig(PreTrainedConfig):
     def number_of_conv_states(self) -> int:
         """Convolution states that transformers' own hybrid cache layers reserve (mixer and FFN)."""
         return 2
+
+    def validate_rope(self) -> None:
+        """transformers' check of `rope_parameters`, without `head_dim`: only some layers have it, and each rotary
+        mixer checks its own."""
+        view = copy.copy(self)
+        view.__dict__["head_dim"] = None
+        PreTrainedConfig.validate_rope(view)
 
     def validate_layer_type(self) -> None:
         """Layer types are derived from the mixers, so there is nothing that could be wrong."""

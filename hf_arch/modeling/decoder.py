@@ -328,8 +328,10 @@ class ArchForCausalLM(ArchPreTrainedModel, GenerationMixin):
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast | MoeCausalLMOutputWithPast:
         """Logits [B, T or logits_to_keep, V], and the mean next-token loss where `labels` [B, T] are given
-        (shifted inside); in training with the losses of routers."""
-        trains_routers = self.training and labels is not None
+        (shifted inside), with the losses of routers in training and, as transformers has it, where the config asks for
+        router logits."""
+        asks = getattr(self.config, "output_router_logits", False) and kwargs.get("output_router_logits") is not False
+        trains_routers = labels is not None and bool(self.training or asks)
         if trains_routers:
             kwargs["output_router_logits"] = True
         out = self.model(

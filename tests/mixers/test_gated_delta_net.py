@@ -83,7 +83,10 @@ def test_state_bytes_count_the_value_heads() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"num_v_heads": 3}, "num_v_heads 3 .* nearest valid: 4"), ({"expand_v": 0.3}, "expand_v 0.3 .* nearest valid")],
+    [
+        ({"num_v_heads": 3}, "num_v_heads 3 .* nearest valid: 4"),
+        ({"expand_v": 0.3}, r"expand_v: 0\.3 times .* nearest valid"),
+    ],
 )
 def test_sizes_that_do_not_fit_are_errors(options: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

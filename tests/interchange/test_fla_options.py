@@ -1,0 +1,136 @@
+"""Options of flash-linear-attention's configs that are easy to get wrong: what they mean here, and that they survive
+the way back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import hf_arch
+from hf_arch.errors import ConfigError
+from tests.mixers.layers import build
+
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "vocab_size": 61,
+    "max_position_embeddings": 64,
+}
+IDS = torch.arange(2 * 13).view(2, 13) % 61
+
+
+def _source(architecture: str, **overrides: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    return hf_arch.to_foreign(build(architecture, **SIZES, **overrides), architecture)
+
+
+def _mixer(config: dict[str, Any], state: dict[str, torch.Tensor]) -> Any:
+    return hf_arch.from_foreign(config, state).model.layers[0].mixer
+
+
+@pytest.mark.parametrize("architecture", ["gla", "retnet"])
+@torch.no_grad()
+def test_names_of_an_unfused_norm_survive(architecture: str) -> None:
+    config, state = _source(architecture)
+    unfused = {key.replace("g_norm_swish_gate", "g_norm"): tensor for key, tensor in state.items()}
+    assert unfused.keys() != state.keys()
+    model = hf_arch.from_foreign({**config, "fuse_norm": False}, unfused)
+    assert torch.equal(model(IDS).logits, hf_arch.from_foreign(config, state)(IDS).logits)
+    again, tensors = hf_arch.to_foreign(model, architecture)
+    assert again["fuse_norm"] is False and tensors.keys() == unfused.keys()
+
+
+@torch.no_grad()
+def test_a_hybrid_may_have_attention_alone() -> None:
+    config, state = _source("gla", mixer=[{"type": "attention", "num_heads": 2}] * 2, position="rope")
+    model = hf_arch.from_foreign(config, state)
+    again, tensors = hf_arch.to_foreign(model, "gla")
+    assert again["attn"] == config["attn"] and all(torch.equal(tensors[key], state[key]) for key in state)
+
+
+def test_heads_that_no_layer_rotates_may_be_odd() -> None:
+    """The four heads of FLA's default belong to no layer of an HGRN, which would be 9 wide; its attention's are not."""
+    attention = {"type": "attention", "num_heads": 2}
+    sizes = {**SIZES, "hidden_size": 36, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config, state = hf_arch.to_foreign(build("hgrn", mixer=["hgrn", attention], position="rope", **sizes), "hgrn")
+    del config["num_heads"]
+    assert hf_arch.from_foreign(config, state).model.layers[1].mixer.head_dim == 18
+
+
+@pytest.mark.parametrize(
+    ("architecture", "theirs", "ours"),
+    [
+        ("retnet", "gelu", "gelu"),  # its layer takes transformers' names, of which this is the exact one
+        ("retnet", "gelu_new", "gelu_tanh"),
+        ("retnet", "tanh", "tanh"),
+        ("gla", "gelu", "gelu_tanh"),  # the others take FLA's
+        ("gla", "logsigmoid", "logsigmoid"),
+    ],
+)
+@torch.no_grad()
+def test_feature_maps_are_those_of_the_layer(architecture: str, theirs: str, ours: str) -> None:
+    config, state = _source(architecture)
+    model = hf_arch.from_foreign({**config, "feature_map": theirs}, state)
+    assert model.model.layers[0].mixer.options.feature_map == ours
+    again = hf_arch.from_foreign(*hf_arch.to_foreign(model, architecture))
+    assert torch.equal(again(IDS).logits, model(IDS).logits)
+
+
+@pytest.mark.parametrize(("architecture", "expand_k"), [("gsa", 2.0), ("abc", 0.5)])
+def test_slots_default_to_the_key_dim_of_a_head(architecture: str, expand_k: float) -> None:
+    slots = int(32 * expand_k / 4)
+    config, state = _source(architecture, mixer={"type": architecture, "num_slots": slots, "expand_k": expand_k})
+    assert _mixer({**config, "num_slots": None}, state).options.num_slots == slots
+
+
+def test_ranks_of_rwkv7_follow_the_width() -> None:
+    """max(32, 32 round(c sqrt(D) r / 32)), with r = head_dim / 64 for all but the gate's, whose r is 1."""
+    ranks = {"decay_rank": 32, "gate_rank": 64, "rate_rank": 32, "value_rank": 32}
+    sizes = {**SIZES, "hidden_size": 256}
+    config, state = hf_arch.to_foreign(build("rwkv7", mixer={"type": "rwkv7", **ranks}, **sizes), "rwkv7")
+    names = [f"{name}_low_rank_dim" for name in ("decay", "gate", "a", "v")]
+    options = _mixer({**config, **dict.fromkeys(names)}, state).options
+    assert {name: getattr(options, name) for name in ranks} == ranks
+
+
+def test_widths_are_whole_but_for_rounding() -> None:
+    sizes = {**SIZES, "hidden_size": 50, "num_attention_heads": 5, "num_key_value_heads": 5}
+    config, state = hf_arch.to_foreign(build("gla", mixer={"type": "gla", "expand_v": 2.3}, **sizes), "gla")
+    assert int(50 * 2.3) == 114 and _mixer(config, state).v_proj.out_features == 115
+    with pytest.raises(ConfigError, match=r"expand_k: 0\.55 times 50 is not a whole width; nearest valid: 0\.56"):
+        hf_arch.from_foreign({**config, "expand_k": 0.55}, state)
+
+
+def test_a_whole_number_is_a_number() -> None:
+    config, state = _source("gla")
+    assert _mixer({**config, "clamp_min": -1}, state).options.clamp_min == -1
+
+
+@pytest.mark.parametrize("name", ["gate_logit_normalizer", "gate_low_rank_dim"])
+def test_what_their_config_does_not_reach_is_not_written(name: str) -> None:
+    model = build("gla", **SIZES, mixer={"type": "gla", name: 8})
+    with pytest.raises(ConfigError, match=name):
+        hf_arch.to_foreign(model, "gla")
+
+
+def test_a_window_of_one_token_is_refused() -> None:
+    with pytest.raises(ConfigError, match="sliding_window: 1 is not allowed; use a number of tokens >= 2"):
+        hf_arch.tiny_config("llama", sliding_window=1)
+
+
+def test_mamba_is_written_for_both_libraries() -> None:
+    config, _ = _source("mamba", mixer={"type": "mamba", "dt_rank": 3, "dt_min": 0.01}, norm_eps=1e-3)
+    for theirs, fla in (("time_step_rank", "dt_rank"), ("time_step_min", "dt_min"), ("layer_norm_epsilon", "norm_eps")):
+        assert config[theirs] == config[fla]
+
+
+@pytest.mark.parametrize("option", ["norm_before_gate", "D_has_hdim"])
+@torch.no_grad()
+def test_what_transformers_mamba2_ignores_is_written_for_fla_alone(option: str) -> None:
+    model = build("mamba2", **SIZES, mixer={"type": "mamba2", "head_dim": 8, "state_size": 4, option: True})
+    config, state = hf_arch.to_foreign(model, "mamba2")
+    assert config[option] and "layer_norm_epsilon" not in config
+    assert torch.equal(hf_arch.from_foreign(config, state)(IDS).logits, model(IDS).logits)
