@@ -7,6 +7,7 @@ and blind to what Python, its libraries and other models in the process take.
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -55,6 +56,7 @@ def peak_tensor_bytes(action: Callable[[], None], device: torch.device) -> int:
         action()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # its notes of starting and stopping belong to nobody's output
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         action()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
