@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..ops.segments import closed_gradient
+
 IGNORE_INDEX = -100
 LARGE_VOCABULARY = 4096
 DEFAULT_CHUNK = 1024
@@ -83,7 +85,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @closed_gradient
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
         hidden = None if grad_hidden is None else grad_hidden * grad.to(grad_hidden.dtype)
@@ -137,7 +139,7 @@ class _MaxLogitPenalty(torch.autograd.Function):
         return loss.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @closed_gradient
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         pull, index = ctx.saved_tensors
         return grad, pull.new_zeros(ctx.shape).scatter_(-1, index, pull * grad.to(pull.dtype)), None

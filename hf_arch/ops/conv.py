@@ -16,9 +16,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .segments import segment_keep, state_dtype
+from .segments import closed_gradient, segment_keep, state_dtype
 
 ACTIVATIONS = (None, "silu")
 # Elements of one block of rows: its inputs, sums and gradients (fp32) share the second-level cache.
@@ -73,7 +72,7 @@ class _CausalConv(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @closed_gradient
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias = ctx.saved_tensors
         taps, shift = _as_taps(x, weight, bias)

@@ -17,11 +17,13 @@ Legend: C chunk, a power of two; K channels; M chunks of the whole batch; G rows
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from .graph_node import one_node
+from .segments import closed_gradient
 
 
 def decay_products(decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -33,24 +35,63 @@ def decay_products(decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     Returns:
         between [..., C, C] (1 on the diagonal, 0 above), prefix [..., C], suffix [..., C], total [...].
     """
-    chunk = decay.shape[-1]
-    prefix = decay.unsqueeze(-1)
-    suffix = torch.ones_like(prefix)
-    between = suffix.unsqueeze(-1)
-    total = decay
-    block = 1
-    while block < chunk:
-        prefix_1, prefix_2 = prefix[..., 0::2, :], prefix[..., 1::2, :]
-        suffix_1, suffix_2 = suffix[..., 0::2, :], suffix[..., 1::2, :]
-        total_1, total_2 = total[..., 0::2], total[..., 1::2]
-        cross = prefix_2.unsqueeze(-1) * suffix_1.unsqueeze(-2)
-        upper = F.pad(between[..., 0::2, :, :], (0, block))
-        between = torch.cat([upper, torch.cat([cross, between[..., 1::2, :, :]], -1)], -2)
-        prefix = torch.cat([prefix_1, prefix_2 * total_1.unsqueeze(-1)], -1)
-        suffix = torch.cat([suffix_1 * total_2.unsqueeze(-1), suffix_2], -1)
-        total = total_1 * total_2
-        block *= 2
-    return between.squeeze(-3), prefix.squeeze(-2), suffix.squeeze(-2), total.squeeze(-1)
+    return _products(decay)
+
+
+class _DecayProducts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        between, prefix, suffix, _ = _empty_products(decay)
+        prefix.copy_(decay)
+        suffix.fill_(1.0)
+        total = decay.reshape(-1, 1)
+        between.zero_().diagonal(dim1=-2, dim2=-1).fill_(1.0)
+        flat = between.view(-1, *between.shape[-2:])
+        levels: list[Tensor] = []
+        rows = 1
+        while rows < decay.shape[-1]:
+            prefix_2, suffix_1 = prefix.view(-1, 2, rows)[:, 1], suffix.view(-1, 2, rows)[:, 0]
+            total_1, total_2 = total[0::2], total[1::2]
+            cross = scores_of_level(flat, rows)
+            cross.copy_((prefix_2.unsqueeze(-1) * suffix_1.unsqueeze(-2)).view(cross.shape))
+            if ctx.needs_input_grad[0]:
+                levels += [prefix_2.clone(), suffix_1.clone(), total_1, total_2]
+            prefix_2.mul_(total_1)
+            suffix_1.mul_(total_2)
+            total = total_1 * total_2
+            rows *= 2
+        ctx.save_for_backward(*levels)
+        return between, prefix, suffix, total.reshape(decay.shape[:-1]).clone()
+
+    @staticmethod
+    @closed_gradient
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        levels = ctx.saved_tensors
+        shape = grads[1].shape
+        between = grads[0].reshape(-1, *grads[0].shape[-2:])
+        prefix, suffix = (grad.clone(memory_format=torch.contiguous_format) for grad in grads[1:3])
+        total = grads[3].reshape(-1, 1)
+        for at in range(len(levels) - 4, -4, -4):
+            prefix_2, suffix_1, total_1, total_2 = levels[at : at + 4]
+            rows = prefix_2.shape[-1]
+            cross = scores_of_level(between, rows).reshape(-1, rows, rows)
+            grad_2, grad_1 = prefix.view(-1, 2, rows)[:, 1], suffix.view(-1, 2, rows)[:, 0]
+            of_total_1 = torch.addcmul((grad_2 * prefix_2).sum(-1, keepdim=True), total, total_2)
+            of_total_2 = torch.addcmul((grad_1 * suffix_1).sum(-1, keepdim=True), total, total_1)
+            total = torch.cat([of_total_1, of_total_2], 1).view(-1, 1)
+            grad_2.mul_(total_1).add_((cross * suffix_1.unsqueeze(-2)).sum(-1))
+            grad_1.mul_(total_2).add_((cross * prefix_2.unsqueeze(-1)).sum(-2))
+        return prefix.add_(total.view(shape))
+
+
+def _empty_products(decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    shape = decay.shape
+    shapes = ((*shape, shape[-1]), shape, shape, shape[:-1])
+    between, prefix, suffix, total = (decay.new_empty(shape) for shape in shapes)
+    return between, prefix, suffix, total
+
+
+_products = one_node(_DecayProducts, _empty_products)
 
 
 class Level(NamedTuple):

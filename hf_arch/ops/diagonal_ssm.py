@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .chunk_states import chunk_states
 from .segments import chunk_length, segment_keep, state_dtype, without_autocast
 
 CHUNK = 32
@@ -37,7 +38,9 @@ def discretise(log_dt: Tensor, A_re: Tensor, A_im: Tensor | None, B: Tensor | No
         inflow = gain / A_re
         return real, gain + 1, inflow if B is None else inflow * B
     imag = dt * A_im
-    gain = torch.complex(gain * imag.cos() - 2 * (imag / 2).sin().square(), real.exp() * imag.sin())
+    size, small = real.exp(), gain * imag.cos() - 2 * (imag / 2).sin().square()
+    # Where nothing is left of a the plain difference is exact, and the other's gradient is what its terms leave over.
+    gain = torch.complex(torch.where(size < 0.5, size * imag.cos() - 1, small), size * imag.sin())
     inflow = gain / torch.complex(A_re, A_im)
     inflow = inflow if B is None else inflow * torch.view_as_complex(B.contiguous())
     return torch.complex(real, imag), gain + 1, inflow
@@ -222,20 +225,17 @@ def _rows(u: Tensor, system: _System, state: Tensor | None, num_valid: Tensor | 
     chunks = _Transpose.apply(padded.flatten(0, 1)).unflatten(1, (batch * count, chunk))  # [D,B*Q,L]
     increments = _from_numbers((chunks @ enter).unflatten(1, (batch, count)), powers)  # [D,B,Q,M]
     state = torch.zeros_like(increments[:, :, 0]) if state is None else state.transpose(0, 1)
-    total = powers[:, -1].unsqueeze(1)
-    borders = [state]
-    for increment in increments.unbind(2):
-        borders.append(torch.addcmul(increment, total, borders[-1]))
-    states = torch.stack(borders, 2)  # [D,B,Q+1,M]
-    y = torch.baddbmm(_as_numbers(states[:, :, :-1]).flatten(1, 2) @ leave, chunks, toeplitz)
+    total = powers[:, -1, None, None].expand(-1, -1, count, -1)
+    before, last = chunk_states(increments, total, state, dim=2)
+    y = torch.baddbmm(_as_numbers(before).flatten(1, 2) @ leave, chunks, toeplitz)
     y = _Transpose.apply(y.flatten(1)).unflatten(0, (batch, count * chunk))[:, :length]
     if num_valid is None:
         num_valid = torch.full((batch,), length, device=u.device)
-    return y, _state_after(u, system, states, num_valid.to(u.device).long())
+    return y, _state_after(u, system, before, last, num_valid.to(u.device).long())
 
 
-def _state_after(u: Tensor, system: _System, states: Tensor, num_valid: Tensor) -> Tensor:
-    """State [B,D,M] after `num_valid` tokens of each row, from the `states` [D,B,Q+1,M] at the borders of chunks."""
+def _state_after(u: Tensor, system: _System, before: Tensor, last: Tensor, num_valid: Tensor) -> Tensor:
+    """State [B,D,M] after `num_valid` tokens of a row, from those before each chunk [D,B,Q,M] and the last [D,B,M]."""
     powers, _, enter, _ = system
     chunk = powers.shape[1] - 1
     rows = torch.arange(u.shape[0], device=u.device)
@@ -245,7 +245,8 @@ def _state_after(u: Tensor, system: _System, states: Tensor, num_valid: Tensor) 
     window = u[rows[:, None], (num_valid[:, None] + offset).clamp_min(0)]
     window = torch.where((offset >= -rest[:, None]).unsqueeze(-1), window, 0)
     increment = _from_numbers(window.permute(2, 0, 1) @ enter, powers)  # [D,B,M]
-    border = states[:, rows, num_valid // chunk]
+    index, count = num_valid // chunk, before.shape[2]
+    border = torch.where((index == count).unsqueeze(-1), last, before[:, rows, index.clamp_max(count - 1)])
     return torch.addcmul(increment, powers[:, rest], border).transpose(0, 1)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .backend import covers_linear_attention, fla_linear_attention, use_fla
+from .chunk_states import chunk_states
 from .decay import decay_products
 from .segments import chunk_length, chunk_view, from_chunks, segment_keep, state_dtype, to_chunks, without_autocast
 from .vector_decay import chunk_vector_decay
@@ -202,13 +203,9 @@ def _chunk_scalar_decay(
     between, prefix, suffix, total = decay_products(decay)
     scores = (q @ k.transpose(-1, -2)) * between
     increments = (k * suffix.unsqueeze(-1)).transpose(-1, -2) @ v
-    totals = total[..., None, None].unbind(0)
     state = torch.zeros_like(increments[0]) if state is None else state
-    states = []
-    for total_n, increment in zip(totals, increments.unbind(0), strict=True):
-        states.append(state)
-        state = torch.addcmul(increment, total_n, state)
-    return scores @ v + (q * prefix.unsqueeze(-1)) @ torch.stack(states), state
+    states, state = chunk_states(increments, total[..., None, None], state, dim=0)
+    return scores @ v + (q * prefix.unsqueeze(-1)) @ states, state
 
 
 def _per_step(g: Tensor | None, q: Tensor) -> Tensor:

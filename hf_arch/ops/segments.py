@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
@@ -52,11 +51,14 @@ def closed_gradient(backward: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @wraps(backward)
-    def plain(ctx: Any, *grads: Tensor) -> Any:
+    def once(ctx: Any, *grads: Tensor) -> Any:
+        # torch's `once_differentiable` puts its error where `torch.autograd.grad` does not look.
+        if torch.is_grad_enabled():
+            raise RuntimeError(f"{type(ctx).__name__} has no second derivative: create_graph=True is not allowed")
         with without_autocast(grads[0]):
             return backward(ctx, *grads)
 
-    return once_differentiable(plain)
+    return once
 
 
 def chunk_length(length: int, chunk_size: int) -> int:
@@ -68,7 +70,8 @@ def chunk_length(length: int, chunk_size: int) -> int:
     if chunk_size < 1 or chunk_size & (chunk_size - 1):
         near = 1 << max(chunk_size, 1).bit_length()
         raise ValueError(f"chunk_size: {chunk_size} is not allowed; it must be a power of two, e.g. {near}")
-    return min(chunk_size, 1 << max(length - 1, 0).bit_length())
+    # Not the smaller of both: a length that a compiler leaves open has no number of bits.
+    return chunk_size if length >= chunk_size else 1 << max(length - 1, 0).bit_length()
 
 
 def chunk_view(x: Tensor, chunk: int, pad_value: float = 0.0) -> Tensor:

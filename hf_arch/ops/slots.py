@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .backend import fla_gated_slot_attention, use_fla
+from .graph_node import one_node
 from .segments import chunk_length, closed_gradient, from_chunks, segment_keep, state_dtype, to_chunks, without_autocast
 from .value_decay import chunk_value_decay
 from .vector_decay import chunk_vector_decay
@@ -170,7 +171,7 @@ def abc_attention(
     logits = s.to(dtype).clamp(min=EMPTY)
     before = torch.full_like(logits[:, 0], EMPTY) if initial_state is None else initial_state[0].to(dtype)
     start = None if segment_ids is None else (segment_keep(segment_ids) == 0)[:, :, None, None]
-    sums = _RunningLogSumExp.apply(logits, before, start)
+    sums = _running_logsumexp(logits, before, start)
     o, state = gated_slot_attention(
         q,
         k,
@@ -251,3 +252,10 @@ def _previous(sums: Tensor, before: Tensor, start: Tensor | None) -> Tensor:
     """L_{t-1} for every t, that of nothing where a document starts."""
     previous = torch.cat([before.unsqueeze(1), sums[:, :-1]], 1)
     return previous if start is None else previous.masked_fill(start, EMPTY)
+
+
+def _like_logits(s: Tensor, before: Tensor, start: Tensor | None) -> Tensor:
+    return s.new_empty(s.shape)
+
+
+_running_logsumexp = one_node(_RunningLogSumExp, _like_logits)

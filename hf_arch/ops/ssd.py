@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .backend import fla_ssd, use_fla
+from .chunk_states import chunk_states
 from .decay import decay_products
 from .segments import chunk_length, segment_keep, state_dtype, without_autocast
 
@@ -153,11 +154,8 @@ def _chunks(
         state = x.new_zeros(batch, groups, states, ratio * head_dim)
     else:
         state = state.view(batch, groups, ratio * head_dim, states).mT
-    before = []
-    for total_m, increment in zip(totals.unbind(1), increments.unbind(1), strict=True):
-        before.append(state)
-        state = torch.addcmul(increment, total_m, state)
-    carried = (C_chunks @ torch.stack(before, 1)).transpose(2, 3).reshape(inflow.shape)  # [B,M,L,H,P]
+    before, state = chunk_states(increments, totals, state, dim=1)
+    carried = (C_chunks @ before).transpose(2, 3).reshape(inflow.shape)  # [B,M,L,H,P]
     y = torch.addcmul(within.transpose(2, 3), carried, prefix.mT.unsqueeze(-1))
     final = state.mT.reshape(batch, heads, head_dim, states)
     return y.flatten(1, 2)[:, :length], final

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .decay import Level, add_product, factorise, factorise_backward, scores_of_level, suffix_sums
+from .graph_node import one_node
 from .segments import closed_gradient
 
 
@@ -35,7 +36,7 @@ def chunk_value_decay(
     """
     if state is None:
         state = q.new_zeros(*q.shape[1:3], q.shape[-1], v.shape[-1])
-    return _ValueDecay.apply(q, k, v, g, keep, state)
+    return _apply(q, k, v, g, keep, state)
 
 
 class _ValueDecay(torch.autograd.Function):
@@ -107,3 +108,10 @@ class _ValueDecay(torch.autograd.Function):
 def _decay(g: Tensor, keep: Tensor | None) -> Tensor:
     """[M, C, V]."""
     return (g.exp() if keep is None else g.exp() * keep.unsqueeze(-1)).flatten(0, 2)
+
+
+def _outputs(q: Tensor, k: Tensor, v: Tensor, g: Tensor, keep: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
+    return v.new_empty(v.shape), state.new_empty(state.shape)
+
+
+_apply = one_node(_ValueDecay, _outputs)

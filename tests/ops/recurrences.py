@@ -42,7 +42,9 @@ def with_gradients(op: Op, inputs: Sequence, **options: object) -> tuple:
         options["initial_state"] = next(rest) if isinstance(state, Tensor) else tuple(rest)
     outputs = leaves(op(*inputs, output_final_state=True, **options))
     generator = torch.Generator().manual_seed(7)
-    loss = sum((x.float() * torch.randn(x.shape, generator=generator)).sum() for x in outputs)
+    # Exact in bf16, so that the gradient that arrives at a bf16 output is not rounded.
+    weights = [torch.randn(x.shape, generator=generator).bfloat16().float() for x in outputs]
+    loss = sum((x.float() * weight).sum() for x, weight in zip(outputs, weights, strict=True))
     return tuple(outputs), torch.autograd.grad(loss, variables, allow_unused=False)
 
 

@@ -103,23 +103,6 @@ def test_padding_in_front_without_a_state_is_a_no_op() -> None:
     assert_close((y_padded[:, 7:], state_padded), (y, state), TOLERANCE)
 
 
-@pytest.mark.parametrize("kind", ["complex", "real"])
-@pytest.mark.parametrize("length", [1, 7])
-def test_gradients_in_double_precision(kind, length) -> None:
-    inputs = [x for x in make_inputs(length, kind, torch.float64) if x is not None]
-    if length == 1:
-        inputs[1] = inputs[1] + 2.0  # larger steps: the gradients of tiny ones drown in the differences
-
-    def op(*tensors: Tensor) -> tuple:
-        u, log_dt, A_re, *rest, state = tensors
-        A_im = rest.pop(0) if kind == "complex" else None
-        options = {"segment_ids": random_segments(B, length), "output_final_state": True, "chunk_size": 4}
-        return diagonal_ssm(u, log_dt, A_re, A_im, *rest, initial_state=state, **options)
-
-    state = make_state(kind, dtype=torch.float64)
-    assert torch.autograd.gradcheck(op, [tensor.requires_grad_() for tensor in (*inputs, state)])
-
-
 def test_small_steps_keep_their_precision() -> None:
     """b = (exp(dt A) - 1) / A tends to dt B; the difference would lose it."""
     _, log_dt, A_re, A_im, _, B_in, _ = make_inputs(1)
@@ -147,13 +130,3 @@ def test_captured_graph_equals_eager() -> None:
     assert_close(
         with_gradients(compiled, inputs, **options), with_gradients(diagonal_ssm, inputs, **options), TOLERANCE
     )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["complex", "real"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_strong_decays_over_a_long_row(kind, dtype) -> None:
-    u, *parameters = make_inputs(4097, kind, strong=True)
-    inputs = (u.to(dtype), *parameters)
-    tolerance = 1e-4 if dtype == torch.float32 else torch.finfo(dtype).eps
-    assert_close(with_gradients(diagonal_ssm, inputs), with_gradients(naive_diagonal_ssm, inputs), tolerance)

@@ -66,19 +66,6 @@ def test_properties_of_a_recurrence() -> None:
     check_bit_causality(scan, inputs, at=11)
 
 
-@pytest.mark.parametrize("length", [1, 10])
-def test_gradients_in_double_precision(length) -> None:
-    inputs = make_inputs(length, torch.float64)
-    state = torch.randn(B, E, N, dtype=torch.float64)
-
-    def scan(*tensors: Tensor) -> tuple[Tensor, Tensor]:
-        *inputs, state = tensors
-        segments = random_segments(B, length)
-        return selective_scan(*inputs, initial_state=state, segment_ids=segments, output_final_state=True)
-
-    assert torch.autograd.gradcheck(scan, [tensor.requires_grad_() for tensor in (*inputs, state)])
-
-
 def test_no_grad_changes_nothing() -> None:
     inputs = [tensor.requires_grad_() for tensor in make_inputs(21)]
     with_graph = selective_scan(*inputs, output_final_state=True)
@@ -112,12 +99,3 @@ def test_compiled_equals_eager() -> None:
     inputs, options = make_inputs(21), {"initial_state": torch.randn(B, E, N), "segment_ids": random_segments(B, 21)}
     compiled = torch.compile(selective_scan, fullgraph=True)
     assert_close(with_gradients(compiled, inputs, **options), with_gradients(selective_scan, inputs, **options), 1e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_strong_decays_over_a_long_row(dtype) -> None:
-    inputs = make_inputs(4097, dtype, strong=True)
-    # bf16 outputs and gradients of bf16 inputs are rounded once, at the end.
-    tolerance = 1e-5 if dtype == torch.float32 else torch.finfo(dtype).eps
-    assert_close(with_gradients(selective_scan, inputs), with_gradients(naive_selective_scan, inputs), tolerance)

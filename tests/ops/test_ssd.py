@@ -67,18 +67,6 @@ def test_properties_of_a_recurrence(groups) -> None:
     check_bit_causality(op, inputs, at=19)
 
 
-@pytest.mark.parametrize("length", [1, 6])
-def test_gradients_in_double_precision(length) -> None:
-    inputs = make_inputs(length, dtype=torch.float64)
-
-    def op(*tensors: Tensor) -> tuple:
-        *inputs, state = tensors
-        options = {"segment_ids": random_segments(B, length), "output_final_state": True, "chunk_size": 4}
-        return ssd(*inputs, initial_state=state, **options)
-
-    assert torch.autograd.gradcheck(op, [tensor.requires_grad_() for tensor in (*inputs, make_state(torch.float64))])
-
-
 @pytest.mark.parametrize("length", [1, 21])
 def test_states_stay_fp32(length) -> None:
     inputs, state = make_inputs(length, dtype=torch.bfloat16), make_state()
@@ -102,11 +90,3 @@ def test_captured_graph_equals_eager() -> None:
         lambda *args, **kwargs: ssd(*args, chunk_size=8, **kwargs), fullgraph=True, backend="aot_eager"
     )
     assert_close(with_gradients(compiled, inputs, **options), with_gradients(ssd, inputs, **options), 1e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_strong_decays_over_a_long_row(dtype) -> None:
-    inputs = make_inputs(4097, dtype=dtype, strong=True)
-    tolerance = 1e-5 if dtype == torch.float32 else torch.finfo(dtype).eps
-    assert_close(with_gradients(ssd, inputs), with_gradients(naive_ssd, inputs), tolerance)

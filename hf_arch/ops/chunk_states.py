@@ -1,0 +1,67 @@
+"""The walk from chunk to chunk that every chunk form ends in: S_{n+1} = D_n S_n + U_n.
+
+One closed gradient for all decays that are factors of whole entries of the state, real or complex.
+Legend: N chunks; the other axes are the caller's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .graph_node import one_node
+from .segments import closed_gradient
+
+
+def chunk_states(increments: Tensor, totals: Tensor, state: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """States before each chunk, and the one after the last.
+
+    Args:
+        increments: U [..., N, ...], N at `dim`.
+        totals: D, the decay of each whole chunk; N at `dim`, the other axes broadcast.
+        state: S_0, as `increments` without the axis `dim`.
+        dim: the axis of the chunks.
+
+    Returns:
+        states like `increments`, and the final one like `state`.
+    """
+    return _apply(increments, totals, state, dim)
+
+
+class _Walk(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, increments: Tensor, totals: Tensor, state: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        states, final = _outputs(increments, totals, state, dim)
+        places = (*states.unbind(dim), final)
+        places[0].copy_(state)
+        walk = zip(places, places[1:], increments.unbind(dim), totals.unbind(dim), strict=False)
+        for before, after, increment, total in walk:
+            torch.addcmul(increment, total, before, out=after)
+        ctx.save_for_backward(totals, states)
+        ctx.dim = dim
+        return states, final
+
+    @staticmethod
+    @closed_gradient
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        totals, states = ctx.saved_tensors
+        totals_conj = totals.conj().resolve_conj()
+        grad_increments, grad_state = torch.empty_like(states), torch.empty_like(grads[1])
+        places = (grad_state, *grad_increments.unbind(ctx.dim))
+        places[-1].copy_(grads[1])
+        walk = zip(places, places[1:], grads[0].unbind(ctx.dim), totals_conj.unbind(ctx.dim), strict=False)
+        for before, after, grad, total in reversed(list(walk)):
+            torch.addcmul(grad, total, after, out=before)
+        grad_totals = None
+        if ctx.needs_input_grad[1]:
+            grad_totals = (states.conj() * grad_increments).sum_to_size(totals.shape)
+        return grad_increments, grad_totals, grad_state, None
+
+
+def _outputs(increments: Tensor, totals: Tensor, state: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    return increments.new_empty(increments.shape), state.new_empty(state.shape)
+
+
+_apply = one_node(_Walk, _outputs)
