@@ -22,7 +22,7 @@ import hf_arch
 from hf_arch.errors import ConfigError
 from hf_arch.experiments.yaml_text import parse_override
 from hf_arch.listing import require_architecture
-from hf_arch.registry import MIXERS, load_plugin
+from hf_arch.registry import MIXERS, load_plugin, plugin_line
 
 LENGTH = 41
 TOLERANCE = 1e-4
@@ -63,7 +63,8 @@ def check_model(config: Any, seed: int = 0) -> list[CheckResult]:
         seed: of the weights and of the tokens.
 
     Returns:
-        One result an invariant. What the model raises is a failure of that invariant, not of the call.
+        One result an invariant. What the model raises is a failure of that invariant, not of the call. A model that
+        cannot run at all is the only result.
     """
     results = []
     generator = torch.Generator().manual_seed(seed)
@@ -74,8 +75,12 @@ def check_model(config: Any, seed: int = 0) -> list[CheckResult]:
         except _Violation as violation:
             results.append(CheckResult(name, False, str(violation), hint))
         except Exception as error:  # a mixer under test may raise anything
-            line = " ".join(str(error).split())
-            results.append(CheckResult(name, False, f"{type(error).__name__}: {line}", hint))
+            found = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            if line := plugin_line(error):
+                hint = f"raised at {line.rstrip(': ')} of your file, or by what that line calls"
+            results.append(CheckResult(name, False, found, hint))
+        if not results[0].passed:
+            break
     return results
 
 
@@ -136,6 +141,13 @@ def _compare(actual: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> 
 def _worst(differences: list[float]) -> str:
     worst = max(differences)
     return "equal to the bit" if worst == 0 else f"within {worst:.1e}"
+
+
+@torch.no_grad()
+def _forward(model: Any, ids: Tensor) -> str:
+    if not model(ids, use_cache=False).logits.isfinite().all():
+        raise _Violation("logits are not finite")
+    return "finite logits"
 
 
 @torch.no_grad()
@@ -292,6 +304,7 @@ def _bf16(model: Any, ids: Tensor) -> str:
 
 Invariant = tuple[Callable[[Any, Tensor], str], str]
 INVARIANTS: dict[str, Invariant] = {
+    "forward": (_forward, "a batch without padding, cache or documents does not run; nothing else was checked"),
     "causality": (_causality, "a later token changes earlier logits; look for sums or norms over the whole of time"),
     "chunks with a cache": (_in_parts([20, 14, 1, 6]), "prefill in parts differs; `state` does not keep all of it"),
     "steps with a cache": (_in_parts([1] * LENGTH), "single steps differ from the whole; compare both forms"),

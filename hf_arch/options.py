@@ -29,6 +29,9 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 def options(cls: type) -> Any:
     """Decorator: make a subclass of `Options` a strict keyword-only dataclass (types are checked on every
     assignment)."""
+    for name in get_annotations(cls):
+        if not hasattr(cls, name):
+            raise ConfigError(f"{cls.__name__}: the option {name!r} has no default; give it one, None for the config's")
     # The checks read types, not their names, which is what a module with postponed annotations gives.
     hints = get_type_hints(cls)
     cls.__annotations__ = {name: _with_whole_numbers(hints[name]) for name in get_annotations(cls)}

@@ -16,6 +16,7 @@ import hashlib
 import importlib.util
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -23,6 +24,8 @@ from typing import Any, Generic, TypeVar
 from .errors import ConfigError, choice_error
 
 T = TypeVar("T")
+PLUGIN_MODULE = "hf_arch_plugin_"
+"""How the names of modules made of users' files begin."""
 
 
 class Registry(Generic[T]):
@@ -68,7 +71,7 @@ class Registry(Generic[T]):
 
 def _identity(entry: Any) -> str:
     # The bare name is kept for plugins, whose module name depends on where their file lies.
-    module = "" if entry.__module__.startswith("hf_arch_plugin_") else f"{entry.__module__}."
+    module = "" if entry.__module__.startswith(PLUGIN_MODULE) else f"{entry.__module__}."
     return f"{module}{entry.__qualname__}"
 
 
@@ -77,12 +80,12 @@ def load_plugin(path: str | os.PathLike) -> None:
     nothing.
 
     Raises:
-        ConfigError: the file does not exist, or is not Python by its name.
+        ConfigError: the file does not exist, is not Python by its name, or raises an error, whose line is named.
     """
     file = Path(path).expanduser().resolve()
     if not file.is_file():
         raise ConfigError(f"plugin: no file at {str(path)!r}")
-    module_name = f"hf_arch_plugin_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    module_name = f"{PLUGIN_MODULE}{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
     if module_name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(module_name, file)
@@ -92,9 +95,21 @@ def load_plugin(path: str | os.PathLike) -> None:
     sys.modules[module_name] = module
     try:
         spec.loader.exec_module(module)
-    except BaseException:
+    except BaseException as error:
         del sys.modules[module_name]
-        raise
+        if isinstance(error, ConfigError) or not isinstance(error, Exception):
+            raise
+        raise ConfigError(f"plugin: {path}: {plugin_line(error)}{type(error).__name__}: {error}") from error
+
+
+def plugin_line(error: BaseException) -> str:
+    """`line 12: ` for the last line of a user's file on the way to `error`; empty where there is none."""
+    lines = [
+        line
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_globals.get("__name__", "").startswith(PLUGIN_MODULE)
+    ]
+    return f"line {lines[-1]}: " if lines else ""
 
 
 def load_environment_plugins() -> None:

@@ -67,6 +67,39 @@ def test_a_wrong_word_is_one_line(arguments: list[str], message: str) -> None:
     assert message in done.output and done.output.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("line", "fault", "message"),
+    [
+        (
+            "import torch\n",
+            "import torche\n",
+            r"^plugin: .*wrong.py: line 10: ModuleNotFoundError: No module named 'torche'$",
+        ),
+        ("expand: int = 1", "expand: int", r"MovingAverageOptions: the option 'expand' has no default"),
+        ("@options\n", "", r"MovingAverage.Options: MovingAverageOptions is not decorated with @options"),
+        ('ClassVar = "recurrent"', 'ClassVar = "recurent"', r"MovingAverage.cache_kind: .* nearest: 'recurrent'"),
+    ],
+)
+def test_a_file_that_cannot_be_a_mixer_is_one_line(line: str, fault: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "wrong.py"
+    source = MIXER.read_text()
+    assert source.count(line) == 1
+    path.write_text(source.replace(line, fault).replace('register("moving_average")', 'register("wrong")'))
+    with pytest.raises(ConfigError, match=message):
+        check_mixer_file(path)
+
+
+def test_a_mixer_that_does_not_run_is_told_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "does_not_run.py"
+    source = MIXER.read_text().replace('register("moving_average")', 'register("does_not_run")')
+    fault = "self.in_proj(x[..., :3])"
+    path.write_text(source.replace("self.in_proj(x)", fault))
+    [[result]] = check_mixer_file(path).values()
+    assert result.name == "forward" and "cannot be multiplied" in result.found
+    line = next(number for number, text in enumerate(path.read_text().splitlines(), 1) if fault in text)
+    assert result.hint == f"raised at line {line} of your file, or by what that line calls"
+
+
 def test_a_file_without_a_mixer_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "empty.py"
     path.write_text("x = 1\n")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
-from ..errors import ConfigError
+from ..errors import ConfigError, choice_error
 from ..modeling.cache import RECURRENT, LayerState
 from ..modeling.layout import PLAIN_LAYOUT, SequenceLayout
 from ..options import Options
@@ -94,6 +94,13 @@ class Mixer(nn.Module):
         super().__init__()
         self.config, self.options, self.layer_idx = config, options, layer_idx
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if hasattr(cls, "cache_kind") and cls.cache_kind not in _LAYER_TYPES:
+            raise choice_error(f"{cls.__name__}.cache_kind", cls.cache_kind, _LAYER_TYPES)
+        if "__dataclass_fields__" not in vars(cls.Options):
+            raise ConfigError(f"{cls.__name__}.Options: {cls.Options.__name__} is not decorated with @options")
+
     @classmethod
     def validate(cls, config: ArchConfig, options: Any) -> None:
         """Raise a ConfigError where the options and the config's sizes do not fit together."""
@@ -146,11 +153,11 @@ class Mixer(nn.Module):
         or None, and `shared` (this layer's entry) where `shared()` asks for it. A mixer may return `(output, carry)`
         in the first layer to hand a tensor to all later ones.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no `forward`")
 
     def cost(self, seq_len: int) -> MixerCost:
         """See MixerCost."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no `cost`")
 
     def init_weights(self) -> None:
         """Initialise the parameters that are neither Linear, Conv nor norm (those follow the config's policy)."""
@@ -191,7 +198,7 @@ class RecurrentMixer(Mixer):
 
     def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, **context: Any) -> Any:
         """The mixing itself: [B, T, D] -> [B, T, D], or (output, carry)."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no `mix`")
 
 
 def divide(total: int, parts: int, field: str, total_name: str) -> int:
