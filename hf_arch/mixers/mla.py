@@ -175,13 +175,18 @@ class LatentAttention(Mixer):
         latent, key_rope = self.kv_norm(latent), self.rotate(key_rope, position_embeddings)
         if past_key_values is not None:
             latent, key_rope = past_key_values.update(latent, key_rope, self.layer_idx)
-        mask_is_tensor = attention_mask is None or isinstance(attention_mask, Tensor)
-        if past_key_values is not None and query.shape[2] == 1 and mask_is_tensor and not self.training:
+        if past_key_values is not None and query.shape[2] == 1 and self.may_absorb(attention_mask):
             out = self.absorbed(query_nope, query_rope, latent, key_rope, attention_mask, position_bias)
         else:
             query = torch.cat((query_nope, query_rope), -1)
             out = self.expanded(query, latent, key_rope, attention_mask, position_bias=position_bias, **kwargs)
         return self.o_proj(out.flatten(2))
+
+    def may_absorb(self, attention_mask: Any) -> bool:
+        """Whether the weight of `kv_b_proj` says what it does: adapters and offloading put more around it."""
+        mask_is_tensor = attention_mask is None or isinstance(attention_mask, Tensor)
+        plain = type(self.kv_b_proj) is nn.Linear and not hasattr(self.kv_b_proj, "_hf_hook")
+        return mask_is_tensor and plain and not self.training
 
     def queries(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, H (nope + rope)]."""

@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache
 
 import hf_arch
 from hf_arch.errors import ConfigError
@@ -103,3 +104,12 @@ def test_yarn_scales_queries_and_keys() -> None:
 def test_odd_rotary_sizes_are_errors() -> None:
     with pytest.raises(ConfigError, match=r"qk_rope_head_dim 5 is odd, .* 4 or 6"):
         hf_arch.tiny_config("mla", mixer={**SIZES, "qk_rope_head_dim": 5})
+
+
+@torch.no_grad()
+def test_offloaded_weights_are_fetched_for_a_step() -> None:
+    model = AutoModelForCausalLM.from_config(hf_arch.tiny_config("mla")).eval()
+    ids = torch.randint(3, 97, (1, 6))
+    options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+    expected = model.generate(ids, **options)
+    assert torch.equal(cpu_offload(model, execution_device="cpu").generate(ids, **options), expected)

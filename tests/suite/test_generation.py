@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+from transformers import DynamicCache
 
 from tests.suite.models import ARCHITECTURES, close, stirred_model, token_ids
 
@@ -90,3 +92,35 @@ def test_assisted_generation_gives_the_same_tokens_or_is_refused(name, drafts_by
     cache = model(ids, use_cache=True).past_key_values
     with pytest.raises(RuntimeError, match="take 2 tokens back"):
         cache.crop(-2)
+
+
+class _Adapted(nn.Module):
+    """A Linear with something beside it, as adapter libraries wrap one: its own weight no longer says what it does."""
+
+    def __init__(self, base: nn.Linear):
+        super().__init__()
+        self.base = base
+        self.beside = nn.Linear(base.in_features, base.out_features, bias=False)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.base.weight
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        return self.base.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base(x) + self.beside(x)
+
+
+@torch.no_grad()
+def test_adapters_count_in_steps_as_in_the_whole(name):
+    model, ids = stirred_model(name), token_ids(2, 9)
+    torch.manual_seed(0)
+    for path, module in list(model.model.named_modules()):
+        if type(module) is nn.Linear:
+            setattr(model.model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2], _Adapted(module))
+    whole, cache = model(ids, use_cache=False).logits, DynamicCache(config=model.config)
+    steps = [model(token, past_key_values=cache).logits for token in ids.split(1, dim=1)]
+    close(torch.cat(steps, 1), whole)
