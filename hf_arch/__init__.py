@@ -5,10 +5,9 @@
 
     model = AutoModelForCausalLM.from_config(hf_arch.tiny_config("gla"))
 
-Importing the package registers every architecture with transformers' Auto classes. It stays cheap: registration
-happens at once where
-those classes are loaded already, and otherwise right after they are (`deferred.py`), so that a command line's
-`--help` needs no torch.
+Importing the package registers every architecture with transformers' Auto classes. It stays cheap: registration happens
+at once where those classes are loaded already, and otherwise right after they are (`deferred.py`), so that a command
+line's `--help` needs no torch.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The page on every architecture, made from the registry: `python -m hf_arch.reference_page > docs/architectures.md`.
 
-Formulas come from the mixers' module docstrings, options and defaults from their options classes, costs from
-`hf_arch.cost` at one
-reference size; nothing on the page is written by hand, and a test compares it with what the code says.
+Formulas come from the mixers' docstrings, options and defaults from their options classes, costs from `hf_arch.cost` at
+one reference size; nothing on the page is written by hand, and a test compares it with what the code says.
 """
 
 from __future__ import annotations
@@ -31,6 +30,20 @@ that of one sequence with fp32 activations.
 |---|---:|---:|---:|---:|---:|
 """
 
+_MIXERS_HEAD = """# Mixers
+
+T tokens, D width, H heads (Hkv of them with keys and values of their own), K and V the sizes of a head's keys and
+values, N numbers of state, M slots. Costs are those of the mixing itself; its Linear layers cost 2 FLOPs a weight and
+token. Cached numbers have the activations' type where nothing else is said.
+"""
+
+_KEPT = {
+    "kv": "keys and values",
+    "latent": "a latent of keys and values",
+    "recurrent": "a recurrent state",
+    "recurrent+conv": "a recurrent state and the last inputs of convolutions or token shifts",
+}
+
 
 def page() -> str:
     """The whole page as Markdown."""
@@ -38,7 +51,7 @@ def page() -> str:
     rows = "\n".join(_cost_row(name) for name in names)
     architectures = "\n".join(_architecture(name) for name in names)
     mixers = "\n".join(_mixer(name, entry) for name, entry in MIXERS.items() if entry.__module__.startswith("hf_arch."))
-    return f"{_HEAD}{rows}\n\n{architectures}\n# Mixers\n\n{mixers}"
+    return f"{_HEAD}{rows}\n\n{architectures}\n{_MIXERS_HEAD}\n{mixers}"
 
 
 def _cost_row(name: str) -> str:
@@ -68,11 +81,18 @@ def _types(spec: Any) -> list[str]:
 def _mixer(name: str, entry: Any) -> str:
     fields = dataclasses.fields(entry.Options)
     options = ", ".join(f"`{field.name}={field.default!r}`" for field in fields) or "none"
-    cost = inspect.getdoc(entry.cost) or ""
-    about = f"\n\nCost: {cost.splitlines()[0]}" if cost and not cost.startswith("See MixerCost") else ""
-    kept = {"kv": "keys and values", "latent": "a latent of keys and values"}.get(entry.cache_kind, entry.cache_kind)
-    facts = f"Keeps between tokens: {kept}. Options: {options}.{about}"
+    facts = f"Keeps between tokens: {_KEPT[entry.cache_kind]}. Options: {options}.\n\nCost: {_cost(entry)}"
     return f"## mixer `{name}`\n\n{_text(inspect.getmodule(entry))}\n\n{facts}\n"
+
+
+def _cost(entry: Any) -> str:
+    """What a mixer's `cost` counts, in the words of its docstrings."""
+    own = " ".join((inspect.getdoc(entry.cost) or "").split())
+    if not hasattr(entry, "state_entries"):
+        return own
+    state = (inspect.getdoc(entry.state_entries) or "").rstrip(".")
+    text = f"a state of {state}, {2 * entry.state_products} FLOPs a token for each."
+    return f"{text} {own}" if "cost" in vars(entry) else text
 
 
 def _text(module: Any) -> str:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What a change must pass: format, lint, types and the fast test suite (under ten minutes on two cores).
-# Usage: bash scripts/test.sh [pytest arguments ...]     e.g. tests/cost -x
+# Usage: bash scripts/test.sh [pytest arguments ...]     e.g. tests/mixers -x
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment dev

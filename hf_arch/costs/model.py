@@ -1,10 +1,9 @@
 """What a model costs, from its config alone: parameters, FLOPs (train, forward, prefill, decode) and cache bytes.
 
-The model is built on the meta device (no memory, no weights): its parameters are then exact, and its Linear layers
-give two FLOPs per
-weight and token. What a mixer computes between its projections is the mixer's own `cost` (a registered mixer brings
-it along). Training
-counts three forward passes: one forward, and two products as large for the gradients of inputs and of weights.
+The model is built on the meta device (no memory, no weights): its parameters are then exact, and its Linear layers give
+two FLOPs per weight and token. What a mixer computes between its projections is the mixer's own `cost` (a registered
+mixer brings it along). Training counts three forward passes: one forward, and two products as large for the gradients
+of inputs and of weights.
 """
 
 from __future__ import annotations

@@ -123,7 +123,9 @@ class PairedDifference:
         decimals = max(0, 1 - math.floor(math.log10((high - low) / 2)))
         decimals = min(decimals, 4) if abs(mean) >= 1e-3 else decimals
         if self.verdict == "not distinguishable":
-            return f"not distinguishable ({mean:+.{decimals}f} [{low:+.{decimals}f}, {high:+.{decimals}f}])"
+            # The interval is of this pair alone; one without zero in it would contradict the verdict without a word.
+            corrected = "" if low <= 0 <= high else f" after Holm over {self.family} pairs"
+            return f"not distinguishable{corrected} ({mean:+.{decimals}f} [{low:+.{decimals}f}, {high:+.{decimals}f}])"
         if mean < 0:
             mean, low, high = -mean, -high, -low
         return f"{self.verdict} by {mean:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"

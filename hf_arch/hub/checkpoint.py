@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,16 @@ def load_config(folder: Path) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # whatever a class makes of values that it does not expect
-        raise ConfigError(f"{folder / 'config.json'}: {' '.join(str(error).split())[:300]}") from error
+        text = " ".join(str(error).split())[:300]
+        hint = f"; where it is your own: HF_ARCH_PLUGINS={_plugins(folder)}" if " is not known" in text else ""
+        raise ConfigError(f"{folder / 'config.json'}: {text}{hint}") from error
+
+
+def _plugins(folder: Path) -> str:
+    """The files that the recipe of a run's model names as plugins, for the reader of an error."""
+    recipe = folder.parent / "experiment_config.json"
+    files = read_json_file(recipe).get("model", {}).get("plugins") if recipe.is_file() else None
+    return os.pathsep.join(files or ["FILE.py"])
 
 
 def unknown_type(folder: Path, config: dict[str, Any]) -> ConfigError:

@@ -107,9 +107,11 @@ class BoundedMemoryAttention(LinearHeadsMixer):
         return self.read_out(x, out)
 
     def state_entries(self) -> int:
+        """H M (K + V) fp32 numbers."""
         return self.sizes.num_heads * self.options.num_slots * (self.sizes.head_k_dim + self.sizes.head_v_dim)
 
     def cost(self, seq_len: int) -> MixerCost:
+        """The state also holds the logsumexp of each slot, H M numbers, which no product touches."""
         base = super().cost(seq_len)
         logsumexp = 4 * self.sizes.num_heads * self.options.num_slots
         return MixerCost(base.mixing_flops, base.decode_flops, base.state_bytes + logsumexp)

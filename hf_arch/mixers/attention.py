@@ -3,10 +3,9 @@
 
     o_t = sum_{j <= t} softmax_j( q_t . k_j / sqrt(K) + bias ) v_j
 
-with any position kind (RoPE, ALiBi, absolute, none), a window `t - w < j <= t`, RMS-normed queries and keys
-(QK-norm), and a soft cap
-`c tanh(s / c)` on the scores. The product itself runs through transformers' AttentionInterface: eager, sdpa, flex or
-flash attention.
+with any position kind (RoPE, ALiBi, absolute, none), a window `t - w < j <= t`, RMS-normed queries and keys (QK-norm),
+and a soft cap `c tanh(s / c)` on the scores. The product itself runs through transformers' AttentionInterface: eager,
+sdpa, flex or flash attention.
 """
 
 from __future__ import annotations
@@ -180,8 +179,9 @@ class Attention(Mixer):
         return self.o_proj(out.reshape(*hidden_states.shape[:-1], -1))
 
     def cost(self, seq_len: int) -> MixerCost:
-        # Scores and values: 2 products of [T, K] with [K, S] a head; the whole square, as the kernels' counters
-        # count it.
+        """4 H K FLOPs a pair of tokens, over the whole square of T T pairs, as the kernels' counters have it; a step
+        over T cached tokens has T + 1 pairs. 2 Hkv K numbers of cache a token, with a window w of w - 1 tokens at most.
+        """
         pair = 4 * self.num_heads * self.head_dim
         kept = seq_len if self.attention_window is None else min(seq_len, self.attention_window - 1)
         element = 2 * self.num_kv_heads * self.head_dim * cache_element_bytes(self.config)

@@ -5,8 +5,8 @@ A mixer is a module registered in `MIXERS` with
 - `cache_kind`: what it keeps between tokens; it decides the layer's native transformers cache;
 - `forward`: the whole sequence, a later chunk (a filled cache and T > 1), and single steps;
 - `cost`: FLOPs of the mixing itself and bytes of state, beside its Linear layers (those are counted from the module);
-- `init_weights`: its own special parameters, through `transformers.initialization` (so that loading never
-re-initialises them).
+- `init_weights`: its own special parameters, through `transformers.initialization`, so that loading never
+  re-initialises them.
 
 Shape legend: B batch, T time, D width, H heads, K key dim, V value dim, N state, C chunk.
 """
@@ -167,10 +167,9 @@ class RecurrentMixer(Mixer):
     """A mixer that keeps a recurrent or convolution state; subclasses write `mix` and need not think about padding
     or caches.
 
-    `mix(x, layout, state, position_embeddings)` gets x [B, T, D] with padding set to zero and valid tokens in an
-    order without gaps
-    (see SequenceLayout), reads its states from `state` (LayerState; None before the first token) and writes the new
-    ones to it. What a bias makes nonzero at padding must be zeroed again with `layout.zero_padding`.
+    `mix(x, layout, state, position_embeddings)` gets x [B, T, D] with padding set to zero and valid tokens in an order
+    without gaps (see SequenceLayout), reads its states from `state` (LayerState; None before the first token) and
+    writes the new ones to it. What a bias makes nonzero at padding must be zeroed again with `layout.zero_padding`.
     """
 
     cache_kind: ClassVar[CacheKind] = "recurrent"

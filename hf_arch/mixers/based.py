@@ -71,4 +71,5 @@ class BasedLinearAttention(LinearHeadsMixer):
         return self.o_proj(out.flatten(2))
 
     def state_entries(self) -> int:
+        """H F (V + 1) fp32 numbers, F = 1 + d + d (d + 1) / 2."""
         return self.sizes.num_heads * self.feature_map.feature_dim * (self.sizes.head_v_dim + 1)

@@ -90,6 +90,7 @@ class GatedSlotAttention(LinearHeadsMixer):
         return self.o_proj(self.o_norm(F.silu(out.flatten(2))))
 
     def state_entries(self) -> int:
+        """H M (F + V) fp32 numbers, F the features of a key."""
         return self.sizes.num_heads * self.options.num_slots * (self.feature_map.feature_dim + self.sizes.head_v_dim)
 
     def init_weights(self) -> None:

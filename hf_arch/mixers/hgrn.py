@@ -96,8 +96,9 @@ class HierarchicallyGatedRNN(RecurrentMixer):
         return self.o_proj(self.o_norm(h.to(x.dtype), self.g_proj(x)))
 
     def cost(self, seq_len: int) -> MixerCost:
+        """The recurrence is elementwise, without products; its state is E = D expand_ratio fp32 numbers."""
         convs = [module for module in self.children() if isinstance(module, ShortConvolution)]
-        per_token = sum(conv.flops(1) for conv in convs)  # the recurrence is elementwise
+        per_token = sum(conv.flops(1) for conv in convs)
         element = cache_element_bytes(self.config)
         return MixerCost(
             mixing_flops=per_token * seq_len,

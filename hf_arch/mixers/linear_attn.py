@@ -88,11 +88,12 @@ class LinearAttention(LinearHeadsMixer):
         return self.read_out(x, out)
 
     def state_entries(self) -> int:
+        """H F V fp32 numbers, F the features of a key; with `normalize` H F (V + 1)."""
         columns = self.sizes.head_v_dim + (1 if self.options.normalize else 0)
         return self.sizes.num_heads * self.q_map.feature_dim * columns
 
     def cost(self, seq_len: int) -> MixerCost:
-        # A map's weights act on every head but are counted once, with the Linear layers.
+        """Feature maps with weights act on every head; as Linear layers they would be counted once."""
         of_q, of_k = linear_weights(self.q_map), linear_weights(self.k_map or self.q_map)
         counted = of_q + (of_k if self.k_map is not None else 0)
         again = 2 * (self.sizes.num_heads * of_q + self.sizes.num_kv_heads * of_k - counted)

@@ -1,6 +1,5 @@
-"""What the linear-attention mixers share: head sizes (K = D expand_k / H, V = D expand_v / H, grouped keys and
-values), projections, the
-gated output and the cost."""
+"""What the linear-attention mixers share: head sizes (K = D expand_k / H, V = D expand_v / H, grouped keys and values),
+projections, the gated output and the cost."""
 
 from __future__ import annotations
 
@@ -146,11 +145,11 @@ class LinearHeadsMixer(RecurrentMixer):
         return self.o_proj(out.flatten(2))
 
     def state_entries(self) -> int:
-        """fp32 numbers in the recurrent state of one sequence, each of which is written and read once a token."""
+        """H K V fp32 numbers."""
         return self.sizes.num_heads * self.sizes.head_k_dim * self.sizes.head_v_dim
 
     def cost(self, seq_len: int) -> MixerCost:
-        """`state_products` products an entry and token; the state and the convolutions' windows."""
+        """`state_products` multiply-adds a token for each number of the state; the convolutions besides."""
         element = cache_element_bytes(self.config)
         convs = [module for module in self.children() if isinstance(module, ShortConvolution)]
         entries = self.state_entries()

@@ -313,7 +313,9 @@ class CausalLinformer(RecurrentMixer):
         return scores if softcap is None else torch.tanh(scores / softcap) * softcap
 
     def cost(self, seq_len: int) -> MixerCost:
-        """Exact pairs inside blocks, pairs with slots, and the projection of every token into the slots."""
+        """4 H K FLOPs a pair of a token with a key of its block, or with a slot of a finished one, and 4 Hkv K r to
+        project a token into r slots. 2 Hkv K numbers of cache a slot, and a token of the unfinished block.
+        """
         size, slots = self.options.block_size, self.options.num_slots
         full, rest = divmod(seq_len, size)
         pair, project = 4 * self.num_heads * self.head_dim, 4 * self.num_kv_heads * self.head_dim * slots

@@ -102,7 +102,7 @@ class SelectiveStateSpace(RecurrentMixer):
         return self.out_proj(out.to(gate.dtype) * F.silu(gate))
 
     def cost(self, seq_len: int) -> MixerCost:
-        # h B^T into the state, S C out of it: 2 products of [E, N] a token.
+        """h B^T into the state, S C out of it: 4 E N FLOPs a token, E = D expand; E N fp32 numbers and the window."""
         per_token = 4 * self.inner * self.state_size + self.conv.flops(1)
         element = cache_element_bytes(self.config)
         return MixerCost(

@@ -238,7 +238,9 @@ class LatentAttention(Mixer):
         return (out.unsqueeze(2) @ to_value.mT).transpose(1, 2)
 
     def cost(self, seq_len: int) -> MixerCost:
-        """Prefill with expanded keys and values, whose expansion is a Linear layer; a step over the latents."""
+        """A prefill 2 H (nope + rope + V) FLOPs a pair of tokens, over keys and values that a Linear layer expands; a
+        step 2 H (2 R + rope) a cached token, over the latents of R = kv_lora_rank. R + rope numbers of cache a token.
+        """
         rank, rope = self.options.kv_lora_rank, self.options.qk_rope_head_dim
         window = self.attention_window
         kept = seq_len if window is None else min(seq_len, window - 1)

@@ -110,6 +110,7 @@ class DynamicTimeMix(LinearHeadsMixer):
         return tuple(torch.addcmul(x, delta, amount.view_as(x)) for amount in amounts.unbind(0))
 
     def cost(self, seq_len: int) -> MixerCost:
+        """10 R D FLOPs a token for the five mixes of rank R; the state also holds the last token, D numbers."""
         base, shift = super().cost(seq_len), 2 * self.shift_up.numel()
         return MixerCost(
             mixing_flops=base.mixing_flops + shift * seq_len,

@@ -151,6 +151,7 @@ class GeneralizedDeltaTimeMix(LinearHeadsMixer):
         return x.unflatten(-1, (self.sizes.num_heads, -1))
 
     def cost(self, seq_len: int) -> MixerCost:
+        """The state also holds the last token, D numbers."""
         base = super().cost(seq_len)
         return replace(base, state_bytes=base.state_bytes + self.config.hidden_size * cache_element_bytes(self.config))
 

@@ -1,10 +1,9 @@
 """The cache layer of recurrent mixers: transformers' own storage plus a token count.
 
-`DynamicCache(config=...)` picks one cache layer per entry of `config.layer_types`. Its stock `linear_attention`
-layer cannot be the only
-kind in a model (it has no sequence length, which `generate` asks for) and marks a state as filled only when a
-convolution state is
-written. This subclass mends both; storage, beam reordering, offloading and static addresses stay transformers'.
+`DynamicCache(config=...)` picks one cache layer per entry of `config.layer_types`. Its stock `linear_attention` layer
+cannot be the only kind in a model (it has no sequence length, which `generate` asks for) and marks a state as filled
+only when a convolution state is written. This subclass mends both; storage, beam reordering, offloading and static
+addresses stay transformers'.
 """
 
 from __future__ import annotations

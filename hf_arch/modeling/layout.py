@@ -1,12 +1,10 @@
 """Where the valid tokens of a batch are, worked out once per model call for every layer that keeps a recurrent state.
 
 A recurrent layer needs padding to be a no-op for its state and documents in a packed row to start from an empty one.
-Tokens
-that are padded on the left before any state exists are no-ops already (zero input into a zero state). In any other
-case (right
-padding, padding in the middle, a padded chunk after a filled cache) the rows are reordered so that the valid tokens
-come first:
-convolution windows and states then meet no gap, and the state to keep is the one after the last valid token.
+Tokens that are padded on the left before any state exists are no-ops already (zero input into a zero state). In any
+other case (right padding, padding in the middle, a padded chunk after a filled cache) the rows are reordered so that
+the valid tokens come first: convolution windows and states then meet no gap, and the state to keep is the one after the
+last valid token.
 """
 
 from __future__ import annotations

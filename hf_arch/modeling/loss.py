@@ -1,9 +1,8 @@
 """Next-token cross-entropy that never holds all logits.
 
 The logits of a batch, [B T, V] in fp32, are the largest tensor of a small model with a large vocabulary. This loss
-computes them `chunk_size`
-tokens at a time and takes the gradients with respect to hidden states and head weight in the same pass (three matrix
-products, as with full logits, and none recomputed):
+computes them `chunk_size` tokens at a time and takes the gradients with respect to hidden states and head weight in the
+same pass (three matrix products, as with full logits, and none recomputed):
 
     loss = sum_t [ logsumexp(c(W h_t)) - c(W h_t)[y_t] ] / n,     dlogits = (softmax - onehot) c' / n
 

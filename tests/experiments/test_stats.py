@@ -176,3 +176,12 @@ def test_scaling_needs_four_sizes_and_a_falling_loss() -> None:
     assert fit_scaling(SIZES, [[1.0], [1.1], [1.2], [1.3], [1.4]]) is None
     with pytest.raises(ValueError, match="5 sizes, but losses for 1"):
         fit_scaling(SIZES, [[1.0]])
+
+
+def test_words_name_the_correction_where_the_interval_alone_says_otherwise() -> None:
+    first, gaps = by_seed([1.50, 1.52, 1.54]), (0.030, 0.030, 0.050)
+    second = {seed: value + gap for (seed, value), gap in zip(first.items(), gaps, strict=True)}
+    third = {seed: value + gap for (seed, value), gap in zip(first.items(), (0.02, -0.03, 0.01), strict=True)}
+    assert paired_difference("a", "b", first, second).words == "better by 0.037 [0.008, 0.065]"
+    pair = next(pair for pair in all_pairs({"a": first, "b": second, "c": third}) if pair.second == "b")
+    assert pair.words == "not distinguishable after Holm over 3 pairs (-0.037 [-0.065, -0.008])"

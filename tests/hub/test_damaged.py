@@ -15,9 +15,12 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
+import hf_arch
 import hf_arch.hub.commands  # noqa: F401 (what libraries say when they are imported belongs to no command)
 from hf_arch.cli import app
 from hf_arch.data.tokenizer import build_tokenizer
+from hf_arch.errors import ConfigError
+from hf_arch.hub.checkpoint import load_config
 
 from .conftest import save_tiny
 
@@ -177,3 +180,15 @@ def test_code_beside_a_known_architecture_is_not_run(whole: Path, tmp_path: Path
     done = CliRunner().invoke(app, ["generate", str(model), "--prompt", "the", "--max-new-tokens", "2"], input="y\n")
     assert done.exit_code == 0, done.stderr
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_part_of_the_users_own_is_asked_for_by_its_file(tmp_path: Path) -> None:
+    saved = tmp_path / "model"
+    hf_arch.tiny_config("llama").save_pretrained(saved)
+    config = json.loads((saved / "config.json").read_text()) | {"norm": "scalenorm"}
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"norm: 'scalenorm' is not known; .*HF_ARCH_PLUGINS=FILE\.py$"):
+        load_config(saved)
+    (tmp_path / "experiment_config.json").write_text(json.dumps({"model": {"plugins": ["mine.py"]}}))
+    with pytest.raises(ConfigError, match=r"HF_ARCH_PLUGINS=mine\.py$"):
+        load_config(saved)
