@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 import hf_arch
-import hf_arch.hub.commands  # noqa: F401 (what libraries say when they are imported belongs to no command)
+import hf_arch.hub.commands  # here: what libraries say when they are imported belongs to no command
 from hf_arch.cli import app
 from hf_arch.data.tokenizer import build_tokenizer
 from hf_arch.errors import ConfigError
