@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -83,6 +83,8 @@ def fused(ours: Iterable[str], theirs: str, sizes: Iterable[int], *, flip: bool 
 class Converter:
     """A family of checkpoints, one `model_type`. Subclasses are registered in `FOREIGN` and write these three."""
 
+    defaults: ClassVar[dict[str, Any]] = {}
+    """Values of the source's config class, where they are not those of its kind and a config may leave them out."""
     ignored_keys: tuple[str, ...] = ()
     """Endings of keys that hold buffers, not parameters."""
     layout_options: tuple[str, ...] = ()
@@ -113,7 +115,7 @@ def _converter(model_type: Any) -> Converter:
 
 
 def _convert_config(converter: Converter, config: dict[str, Any]) -> ArchConfig:
-    reader = ConfigReader(config)
+    reader = ConfigReader({**converter.defaults, **config})
     values = converter.config_to_ours(reader)
     reader.finish()
     if config.get("initializer_range") is not None:

@@ -7,7 +7,7 @@ attention in some layers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import ConfigError
 from ..modeling.configuration import ArchConfig
@@ -162,27 +162,27 @@ def _mlp_width(hidden_size: int, ratio: float) -> int:
 
 def _hybrid_layers(mixer: dict[str, Any], hybrid: Any, num_layers: int) -> list[dict[str, Any]]:
     """One mixer a layer: softmax attention where a hybrid's `attn` names the layer."""
-    layers = [dict(mixer) for _ in range(num_layers)]
-    known = {"layers", "num_heads", "num_kv_heads", "qkv_bias", "window_size", "rope_theta"}
+    mixers = [dict(mixer) for _ in range(num_layers)]
     for group in hybrid if isinstance(hybrid, list) else [hybrid]:
-        unknown = sorted(set(group) - known)
-        if unknown:
-            raise ConfigError(f"config.attn: {unknown[0]!r} cannot be converted; allowed: {', '.join(sorted(known))}")
-        if "layers" not in group or "num_heads" not in group:
-            raise ConfigError("config.attn: a group needs `layers` and `num_heads`")
-        for index in group["layers"]:
-            if not 0 <= index < num_layers:
-                raise ConfigError(f"config.attn.layers: {index} is not a layer; allowed: 0 to {num_layers - 1}")
-            layers[index] = {
-                "type": "attention",
-                "num_heads": group["num_heads"],
-                "num_kv_heads": group.get("num_kv_heads") or group["num_heads"],
-                "qkv_bias": bool(group.get("qkv_bias", False)),
-                "out_bias": False,
-                "window": group.get("window_size") or 0,
-                "rope_theta": float(group.get("rope_theta") or 10000.0),
-            }
-    return layers
+        if not isinstance(group, dict):
+            raise ConfigError(f"config.attn: {group!r} is no group; use a dict with `layers` and `num_heads`")
+        reader = ConfigReader({"model_type": "hybrid", **group}, "config.attn")
+        heads, layers = reader.need("num_heads"), reader.need("layers")
+        attention = {
+            "type": "attention",
+            "num_heads": heads,
+            "num_kv_heads": reader.given("num_kv_heads", heads),
+            "qkv_bias": bool(reader.take("qkv_bias", False)),
+            "out_bias": False,
+            "window": reader.given("window_size", 0),
+            "rope_theta": float(reader.given("rope_theta", 10000.0)),
+        }
+        reader.finish()
+        for index in layers if isinstance(layers, (list, tuple)) else [layers]:
+            if not isinstance(index, int) or not 0 <= index < num_layers:
+                raise ConfigError(f"config.attn.layers: {index!r} is not a layer; allowed: 0 to {num_layers - 1}")
+            mixers[index] = dict(attention)
+    return mixers
 
 
 def _hybrid_dicts(config: ArchConfig, attention: list[tuple[int, Any]]) -> list[dict[str, Any]]:
@@ -239,6 +239,7 @@ class FLATransformer(FLAConverter):
     """FLA's Transformer, a Llama-like model."""
 
     architecture, mixer = "llama", "attention"
+    defaults: ClassVar[dict[str, Any]] = {"num_heads": 32}
 
     def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
         reader.dead("elementwise_affine")
@@ -312,6 +313,7 @@ class FLARetNet(FLAConverter):
     """FLA's RetNet, also with softmax attention in some layers."""
 
     architecture, mixer, hidden_ratio = "retnet", "retnet", 2
+    defaults: ClassVar[dict[str, Any]] = {"num_heads": 8}
     layout_options = ("fuse_norm",)
 
     def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:

@@ -17,12 +17,6 @@ class FLADeltaRule(FLAConverter):
     """What the two share: heads without groups, short convolutions, an output norm that may be gated."""
 
     grouped_heads = False
-    defaults: ClassVar[dict[str, Any]]
-    """Values of FLA's config class where they are not those of its other families."""
-
-    def config_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
-        reader.config = {**self.defaults, **reader.config}
-        return super().config_to_ours(reader)
 
     def mixer_rules(
         self, config: ArchConfig, options: Any, foreign: dict[str, Any], ours: str, theirs: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from ..modeling.configuration import ArchConfig
 from .base import FOREIGN, Rule, fused, same
@@ -18,10 +18,7 @@ class FLALatentAttention(FLAConverter):
 
     architecture, mixer = "mla", "mla"
     grouped_heads = False
-
-    def config_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
-        reader.config = {"num_heads": 16, **reader.config}
-        return super().config_to_ours(reader)
+    defaults: ClassVar[dict[str, Any]] = {"num_heads": 16}
 
     def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
         # Its rotary embedding knows only theta; a scaling of the softmax is computed there and not used.

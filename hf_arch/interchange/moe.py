@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -54,6 +54,13 @@ class Mixtral(MoEConverter):
     """`MixtralForCausalLM`. Its balancing loss is added in training whether or not router logits are asked for, and
     in evaluation where the config asks for them."""
 
+    defaults: ClassVar[dict[str, Any]] = {
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e6,
+    }
+
     def own_options(self, reader: ConfigReader) -> dict[str, Any]:
         reader.only("router_jitter_noise", [0.0, 0], 0.0)
         return {
@@ -87,6 +94,8 @@ class Mixtral(MoEConverter):
 @FOREIGN.register("deepseek_v3")
 class DeepSeekV3(MoEConverter):
     """`DeepseekV3ForCausalLM`: latent attention, dense first layers, then experts chosen by biased sigmoid scores."""
+
+    defaults: ClassVar[dict[str, Any]] = {"max_position_embeddings": 4096}
 
     def own_options(self, reader: ConfigReader) -> dict[str, Any]:
         reader.only("scoring_func", ["sigmoid"], "sigmoid")

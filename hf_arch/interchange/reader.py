@@ -45,10 +45,10 @@ _KINDS: dict[tuple[str, ...], tuple[Callable[[Any], bool], str]] = {
         *("a_low_rank_dim", "v_low_rank_dim", "num_local_experts", "n_routed_experts", "num_experts_per_tok"),
         *("n_group", "topk_group"),
     ): (_whole(1), "an integer >= 1"),
-    ("window_size", "sliding_window", "max_window_layers", "first_k_dense_replace", "n_shared_experts"): (
-        _whole(0),
-        "an integer >= 0",
-    ),
+    (
+        *("window_size", "sliding_window", "sliding_window_size", "max_window_layers"),
+        *("first_k_dense_replace", "n_shared_experts"),
+    ): (_whole(0), "an integer >= 0"),
     ("time_step_rank", "dt_rank"): (lambda value: value == "auto" or _whole(1)(value), "'auto' or an integer >= 1"),
     (
         *("expand", "expand_k", "expand_v", "exapnd_k", "exapnd_v", "hidden_ratio", "rope_theta", "rope_base"),
@@ -65,8 +65,8 @@ _KINDS: dict[tuple[str, ...], tuple[Callable[[Any], bool], str]] = {
 class ConfigReader:
     """Reads a foreign config key by key and knows which keys nobody has read."""
 
-    def __init__(self, config: dict[str, Any]):
-        self.config, self.seen = config, set(_GENERIC)
+    def __init__(self, config: dict[str, Any], name: str = "config"):
+        self.config, self.name, self.seen = config, name, set(_GENERIC)
         self.model_type = config.get("model_type")
 
     def take(self, key: str, default: Any = None) -> Any:
@@ -75,7 +75,7 @@ class ConfigReader:
         value = self.config.get(key, default)
         for names, (allowed, words) in _KINDS.items():
             if key in names and value is not None and not allowed(value):
-                raise ConfigError(f"config.{key}: {value!r} is not allowed; use {words}")
+                raise ConfigError(f"{self.name}.{key}: {value!r} is not allowed; use {words}")
         return value
 
     def given(self, key: str, default: Any) -> Any:
@@ -86,7 +86,7 @@ class ConfigReader:
     def need(self, key: str) -> Any:
         """The value; a ConfigError where the key is absent or null."""
         if self.config.get(key) is None:
-            raise ConfigError(f"config: no {key!r}, which a {self.model_type} checkpoint has")
+            raise ConfigError(f"{self.name}: no {key!r}, which a {self.model_type} checkpoint has")
         return self.take(key)
 
     def max_logit_penalty(self, default: bool = False) -> float:
@@ -98,7 +98,9 @@ class ConfigReader:
         value, options = self.take(key, default), list(allowed)
         if value not in options:
             listed = ", ".join(repr(option) for option in options)
-            raise ConfigError(f"config.{key}: {value!r} cannot be honoured by {self.model_type}; allowed: {listed}")
+            raise ConfigError(
+                f"{self.name}.{key}: {value!r} cannot be honoured by {self.model_type}; allowed: {listed}"
+            )
         return value
 
     def dead(self, *keys: str) -> None:
@@ -112,5 +114,5 @@ class ConfigReader:
             near = nearest(unread[0], self.seen - _GENERIC)
             hint = f"; nearest known: {near!r}" if near else ""
             raise ConfigError(
-                f"config: {unread[0]!r} is not an option of {self.model_type} that can be converted{hint}"
+                f"{self.name}: {unread[0]!r} is not an option of {self.model_type} that can be converted{hint}"
             )

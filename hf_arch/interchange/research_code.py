@@ -8,7 +8,7 @@ and values one after the other) and the older `attn.attn` (interleaved by query 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -93,11 +93,9 @@ _LITGPT_FIXED: dict[str, Any] = {
     "norm_1": True,
     "norm_2": True,
     "scale_embeddings": False,
-    "rope_condense_ratio": 1,
-    "rope_adjustments": None,
     "rope_interleave": False,
+    "rope_local_base_freq": None,
     "attention_scores_scalar": None,
-    "sliding_window_indices": None,
     "latent_attention": None,
     "norm_qk_type": "default",
     "n_expert": 0,
@@ -109,8 +107,18 @@ _LITGPT_DEAD: tuple[str, ...] = (
     "n_expert_per_token",
     "gelu_approximate",
     "rope_n_elem",
+    "rope_indices",
+    "vocab_size",
 )
-_LITGPT_DEAD += ("vocab_size", "rope_indices", "rope_local_base_freq", "first_k_dense_replace", "moe_intermediate_size")
+_LITGPT_DEAD += ("n_shared_expert", "n_expert_groups", "n_topk_groups", "n_topk_scores_per_group", "norm_topk_prob")
+_LITGPT_DEAD += ("routed_scaling_factor", "first_k_dense_replace", "moe_intermediate_size")
+# `rope_adjustments` of Llama 3, and transformers' names.
+_LLAMA3 = {
+    "factor": "factor",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "original_max_seq_len": "original_max_position_embeddings",
+}
 
 
 @FOREIGN.register("litgpt")
@@ -118,34 +126,41 @@ class LitGPT(Converter):
     """litgpt's Llama-like models."""
 
     layout_options = ("legacy_qkv",)
+    defaults: ClassVar[dict[str, Any]] = {
+        "norm_class_name": "LayerNorm",
+        "mlp_class_name": "GptNeoxMLP",
+        "parallel_residual": True,
+        "bias": True,
+        "rotary_percentage": 0.25,
+    }
 
     def config_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
         for key, value in _LITGPT_FIXED.items():
             reader.only(key, [value] if value is not None else [None, False], value)
-        reader.dead(*_LITGPT_DEAD, "legacy_qkv", "sliding_window_size")
-        hidden, heads = reader.need("n_embd"), reader.need("n_head")
-        bias = reader.take("bias", False)
-        rotated = reader.take("rotary_percentage", 1.0)
-        rope = {"rope_type": "default", "rope_theta": float(reader.take("rope_base", 10000))}
-        if rotated != 1.0:
-            rope["partial_rotary_factor"] = rotated
+        reader.dead(*_LITGPT_DEAD, "legacy_qkv")
+        hidden, heads, layers = reader.need("n_embd"), reader.need("n_head"), reader.need("n_layer")
+        bias, attention_bias = bool(reader.take("bias")), bool(reader.take("attn_bias", False))
+        mixer = {"type": "attention", "qkv_bias": bias or attention_bias, "out_bias": bias}
+        window, indices = reader.take("sliding_window_size"), reader.take("sliding_window_indices") or [1] * layers
+        if window and len(indices) < layers:
+            raise ConfigError(f"config.sliding_window_indices: {len(indices)} entries for {layers} layers")
         return {
             "architecture": "llama",
             "vocab_size": reader.take("padded_vocab_size") or reader.need("vocab_size"),
             "hidden_size": hidden,
-            "num_hidden_layers": reader.need("n_layer"),
+            "num_hidden_layers": layers,
             "num_attention_heads": heads,
             "num_key_value_heads": reader.take("n_query_groups") or heads,
             "head_dim": reader.take("head_size") or hidden // heads,
             "intermediate_size": reader.need("intermediate_size"),
             "max_position_embeddings": reader.take("block_size", 4096),
             "norm_eps": reader.take("norm_eps", 1e-5),
-            "rope_parameters": rope,
+            "rope_parameters": _litgpt_rope(reader),
             "mlp_bias": bias,
             "qk_norm": bool(reader.take("norm_qk", False)),
             "final_logit_softcapping": reader.take("final_logit_softcapping"),
             "attn_logit_softcapping": reader.take("attention_logit_softcapping"),
-            "mixer": {"type": "attention", "qkv_bias": bias or bool(reader.take("attn_bias", False)), "out_bias": bias},
+            "mixer": [{**mixer, "window": window if on else 0} for on in indices[:layers]] if window else mixer,
         }
 
     def config_to_theirs(self, config: ArchConfig) -> dict[str, Any]:
@@ -153,6 +168,7 @@ class LitGPT(Converter):
         effective = mixer.effective(config, options)
         ffn, ffn_options = config.ffn_specs[0]
         rope = config.rope_parameters or {}
+        kind, windows = rope.get("rope_type", "default"), [window or 0 for window in config.windows]
         return {
             **{key: value for key, value in _LITGPT_FIXED.items() if value is not None},
             "n_embd": config.hidden_size,
@@ -168,6 +184,10 @@ class LitGPT(Converter):
             "norm_qk": config.qk_norm,
             "rope_base": int(rope.get("rope_theta", 10000)),
             "rotary_percentage": rope.get("partial_rotary_factor", 1.0),
+            "rope_condense_ratio": rope["factor"] if kind == "linear" else 1,
+            "rope_adjustments": {name: rope.get(ours) for name, ours in _LLAMA3.items()} if kind == "llama3" else None,
+            "sliding_window_size": max(windows) or None,
+            "sliding_window_indices": [int(window > 0) for window in windows] if any(windows) else None,
             "bias": bool(effective.get("out_bias")),
             "attn_bias": bool(effective.get("qkv_bias")),
             "final_logit_softcapping": config.final_logit_softcapping,
@@ -201,6 +221,25 @@ class LitGPT(Converter):
                     lengths = [heads * size, groups * size, groups * size]
                     rules.append(fused(projections, f"{theirs}.attn.qkv.{name}", lengths))
         return rules
+
+
+def _litgpt_rope(reader: ConfigReader) -> dict[str, Any]:
+    """transformers' `rope_parameters`."""
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": float(reader.take("rope_base", 10000))}
+    rotated, ratio = reader.take("rotary_percentage"), reader.take("rope_condense_ratio", 1)
+    adjustments = reader.take("rope_adjustments")
+    if rotated != 1.0:
+        rope["partial_rotary_factor"] = rotated
+    if ratio != 1:
+        rope |= {"rope_type": "linear", "factor": float(ratio)}
+    if adjustments is None:
+        return rope
+    if ratio != 1 or not isinstance(adjustments, dict) or set(adjustments) != set(_LLAMA3):
+        raise ConfigError(
+            f"config.rope_adjustments: {adjustments!r} cannot be honoured by litgpt; allowed: null, or a dict of "
+            f"{', '.join(_LLAMA3)} with rope_condense_ratio 1"
+        )
+    return rope | {"rope_type": "llama3", **{ours: adjustments[name] for name, ours in _LLAMA3.items()}}
 
 
 def _by_query_group(ours: tuple[str, ...], theirs: str, heads: int, groups: int, size: int) -> Rule:

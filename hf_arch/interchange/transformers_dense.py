@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from ..modeling.configuration import ArchConfig
 from .base import FOREIGN, Converter, Rule, fused, parts, same, transposed
@@ -220,6 +220,8 @@ class Llama(Converter):
 class Mistral(Llama):
     """`MistralForCausalLM`: a window on every layer."""
 
+    defaults: ClassVar[dict[str, Any]] = {"num_key_value_heads": 8, "max_position_embeddings": 131072}
+
     def own_options(self, reader: ConfigReader) -> dict[str, Any]:
         return {"sliding_window": reader.take("sliding_window", 4096)}
 
@@ -230,6 +232,12 @@ class Mistral(Llama):
 @FOREIGN.register("qwen3")
 class Qwen3(Llama):
     """`Qwen3ForCausalLM`: RMS-normed queries and keys; windows on the layers that `layer_types` calls sliding."""
+
+    defaults: ClassVar[dict[str, Any]] = {
+        "num_key_value_heads": 32,
+        "head_dim": 128,
+        "max_position_embeddings": 32768,
+    }
 
     def own_options(self, reader: ConfigReader) -> dict[str, Any]:
         window, layers = reader.take("sliding_window"), reader.need("num_hidden_layers")

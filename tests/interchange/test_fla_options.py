@@ -10,6 +10,7 @@ import torch
 
 import hf_arch
 from hf_arch.errors import ConfigError
+from hf_arch.interchange.base import FOREIGN, _convert_config
 from tests.mixers.layers import build
 
 SIZES = {
@@ -119,6 +120,13 @@ def test_what_their_config_does_not_reach_is_not_written(name: str) -> None:
 def test_a_window_of_one_token_is_refused() -> None:
     with pytest.raises(ConfigError, match="sliding_window: 1 is not allowed; use a number of tokens >= 2"):
         hf_arch.tiny_config("llama", sliding_window=1)
+
+
+@pytest.mark.parametrize(("model_type", "heads"), [("gla", 4), ("retnet", 8), ("transformer", 32), ("mla", 16)])
+def test_a_config_may_leave_out_the_heads(model_type: str, heads: int) -> None:
+    """Another number of them would fit the same tensors."""
+    config = {"model_type": model_type, "hidden_size": 128, "num_hidden_layers": 1}
+    assert _convert_config(FOREIGN.get(model_type)(), config).num_attention_heads == heads
 
 
 def test_mamba_is_written_for_both_libraries() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen3Config
 
 import hf_arch
 from hf_arch.errors import ConfigError
@@ -81,16 +81,53 @@ LITGPT = {
 }
 
 
-@pytest.mark.parametrize("legacy", [False, True], ids=["qkv", "legacy"])
-def test_litgpt(legacy):
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+# (options of litgpt, the same for transformers), with what a file of litgpt 0.5.13 holds beside the sizes.
+LITGPT_OPTIONS = {
+    "plain": ({}, {}),
+    "legacy": ({"legacy_qkv": True}, {}),
+    "windows": ({"sliding_window_size": 5, "sliding_window_indices": None}, {"sliding_window": 5}),
+    "window_of_one_layer": (
+        {"sliding_window_size": 5, "sliding_window_indices": [0, 1]},
+        {"use_sliding_window": True, "sliding_window": 5, "layer_types": ["full_attention", "sliding_attention"]},
+    ),
+    "llama3": (
+        {"rope_adjustments": {**LLAMA3, "original_max_seq_len": 16}},
+        {"rope_parameters": {"rope_type": "llama3", **LLAMA3, "original_max_position_embeddings": 16}},
+    ),
+    "condensed": (
+        {"rope_condense_ratio": 4, "rope_base": 500},
+        {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0}},
+    ),
+    "no_experts": (
+        {
+            **dict.fromkeys(("n_shared_expert", "n_expert_groups", "n_topk_groups", "n_topk_scores_per_group")),
+            **dict.fromkeys(("first_k_dense_replace", "moe_intermediate_size", "rope_local_base_freq", "rope_indices")),
+            "n_expert": 0,
+            "n_expert_per_token": 0,
+            "norm_topk_prob": False,
+            "routed_scaling_factor": 1.0,
+        },
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LITGPT_OPTIONS)
+def test_litgpt(name):
+    options, same = LITGPT_OPTIONS[name]
+    legacy = options.get("legacy_qkv", False)
+    kind = Qwen3Config if "layer_types" in same else MistralConfig if "sliding_window" in same else LlamaConfig
     source = _random(
-        LlamaConfig(
+        kind(
             vocab_size=97,
             hidden_size=32,
             intermediate_size=48,
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
+            head_dim=8,
+            **same,
         )
     )
     theirs = source.state_dict()
@@ -109,7 +146,7 @@ def test_litgpt(legacy):
             state[f"{block}.attn.attn.weight"] = torch.cat(rows)
         else:
             state[f"{block}.attn.qkv.weight"] = torch.cat([q, k, v])
-        for name, key in (
+        for part, key in (
             ("attn.proj", "self_attn.o_proj"),
             ("norm_1", "input_layernorm"),
             ("norm_2", "post_attention_layernorm"),
@@ -117,11 +154,13 @@ def test_litgpt(legacy):
             ("mlp.fc_2", "mlp.up_proj"),
             ("mlp.proj", "mlp.down_proj"),
         ):
-            state[f"{block}.{name}.weight"] = theirs[f"{layer}.{key}.weight"]
-    _, again = _check(source, {**LITGPT, "legacy_qkv": legacy}, state)
-    if not legacy:
-        assert again.keys() == state.keys()
-        assert all(torch.equal(again[key], state[key]) for key in state)
+            state[f"{block}.{part}.weight"] = theirs[f"{layer}.{key}.weight"]
+        if kind is Qwen3Config:
+            for which in "qk":
+                state[f"{block}.attn.norm_{which}.weight"] = theirs[f"{layer}.self_attn.{which}_norm.weight"]
+    _, again = _check(source, {**LITGPT, **options, "norm_qk": kind is Qwen3Config}, state)
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[key], state[key]) for key in state)
 
 
 @pytest.mark.parametrize(
@@ -129,9 +168,13 @@ def test_litgpt(legacy):
     [
         ({"parallel_residual": True}, r"^config.parallel_residual: True cannot be honoured by litgpt; allowed: False$"),
         ({"norm_class_name": "LayerNorm"}, r"^config.norm_class_name: 'LayerNorm' cannot be honoured by litgpt"),
+        # Left out, it is what the source takes for it.
+        ({"norm_class_name": ...}, r"^config.norm_class_name: 'LayerNorm' cannot be honoured by litgpt"),
+        ({"rope_local_base_freq": 100.0}, r"^config.rope_local_base_freq: 100.0 cannot be honoured by litgpt"),
+        ({"rope_adjustments": {"factor": 2.0}}, r"^config.rope_adjustments: .* allowed: null, or a dict of factor, "),
         ({"new_option": 1}, r"^config: 'new_option' is not an option of litgpt"),
     ],
 )
 def test_litgpt_blocks_of_another_kind_are_refused(change, message):
     with pytest.raises(ConfigError, match=message):
-        hf_arch.from_foreign({**LITGPT, **change}, {})
+        hf_arch.from_foreign({key: value for key, value in {**LITGPT, **change}.items() if value is not ...}, {})
