@@ -2,7 +2,8 @@
 
 Packed weights let transformers' experts backends run all chosen pairs of token and expert as a few large products
 (`model.set_experts_implementation("grouped_mm" | "batched_mm" | "eager")`). The loops below are the eager reference,
-and run where rows of a weight do not begin at the multiples of 16 bytes that torch's grouped products ask for.
+and run where torch's grouped products cannot: in fp64, and where rows of a weight do not begin at multiples of 16
+bytes.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ ALIGNMENT = 16
 
 
 def _grouped_mm(module: nn.Module, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
-    aligned = all(p.stride(-2) * p.element_size() % ALIGNMENT == 0 for p in module.parameters())
-    run: Any = grouped_mm_experts_forward if aligned else type(module).forward.__wrapped__  # type: ignore[attr-defined]
+    fits = all(p.stride(-2) * p.element_size() % ALIGNMENT == 0 for p in module.parameters())
+    fits = fits and x.dtype != torch.float64
+    run: Any = grouped_mm_experts_forward if fits else type(module).forward.__wrapped__  # type: ignore[attr-defined]
     return run(module, x, experts, weights)
 
 

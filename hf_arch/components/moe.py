@@ -24,7 +24,7 @@ from transformers import initialization as init
 from ..errors import ConfigError
 from ..mixers.base import MixerCost
 from ..modeling.layout import PLAIN_LAYOUT, SequenceLayout
-from ..ops.segments import without_autocast
+from ..ops.segments import state_dtype, without_autocast
 from ..options import Options, options, parse_options
 from ..registry import FFNS
 from .experts import GatedExperts, PlainExperts
@@ -54,8 +54,8 @@ class MoEOptions(Options):
 
 
 class TopKRouter(nn.Module):
-    """[N, D] -> logits [N, E] in fp32, weights [N, k], experts [N, k]; the choice is by score plus bias, the weights by
-    score alone."""
+    """[N, D] -> logits [N, E] in fp32 (fp64 for fp64 inputs), weights [N, k], experts [N, k]; the choice is by score
+    plus bias, the weights by score alone."""
 
     score_bias: Tensor | None
 
@@ -66,10 +66,11 @@ class TopKRouter(nn.Module):
         self.register_buffer("score_bias", torch.zeros(options.num_experts) if options.score_bias else None)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        dtype = state_dtype(x)
         with without_autocast(x):
-            logits = F.linear(x.float(), self.weight.float())
+            logits = F.linear(x.to(dtype), self.weight.to(dtype))
         scores = router_scores(logits, self.options)
-        chosen = self.best_groups(scores if self.score_bias is None else scores + self.score_bias.float())
+        chosen = self.best_groups(scores if self.score_bias is None else scores + self.score_bias.to(dtype))
         chosen = chosen.topk(self.options.num_experts_per_tok, dim=-1).indices
         weights = scores.gather(1, chosen)
         if self.options.normalize_weights:

@@ -19,6 +19,7 @@ from ..modeling.cache import LayerState
 from ..modeling.layout import SequenceLayout
 from ..ops.delta_rule import delta_rule
 from ..ops.norm import l2_norm
+from ..ops.segments import state_dtype
 from ..options import Options, options
 from ..registry import MIXERS
 from .linear_heads import LinearHeadsMixer, repeat_kv_heads
@@ -94,5 +95,9 @@ class DeltaNet(LinearHeadsMixer):
     def strength(self, x: Tensor) -> Tensor:
         """beta, fp32 [B, T, H]."""
         heads = self.sizes.num_kv_heads
-        beta = self.b_proj(x).float().sigmoid() if self.options.use_beta else x.new_ones(*x.shape[:2], heads).float()
+        dtype = state_dtype(x)
+        if self.options.use_beta:
+            beta = self.b_proj(x).to(dtype).sigmoid()
+        else:
+            beta = x.new_ones(*x.shape[:2], heads, dtype=dtype)
         return repeat_kv_heads(self.sizes, 2.0 * beta if self.options.allow_neg_eigval else beta)

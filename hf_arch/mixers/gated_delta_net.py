@@ -22,6 +22,7 @@ from ..modeling.cache import LayerState
 from ..modeling.layout import SequenceLayout
 from ..ops.delta_rule import delta_rule
 from ..ops.norm import l2_norm
+from ..ops.segments import state_dtype
 from ..options import Options, options
 from ..registry import MIXERS
 from .base import divide
@@ -116,7 +117,7 @@ class GatedDeltaNet(LinearHeadsMixer):
         q, k, v = self.sizes.split(q, layout.zero_padding(k), v)
         groups = self.sizes.num_heads // self.sizes.num_kv_heads
         q, k = (l2_norm(part) if groups == 1 else l2_norm(part).repeat_interleave(groups, 2) for part in (q, k))
-        beta = self.b_proj(x).float().sigmoid()
+        beta = self.b_proj(x).to(state_dtype(x)).sigmoid()
         out, final = delta_rule(
             q,
             k,
@@ -132,7 +133,8 @@ class GatedDeltaNet(LinearHeadsMixer):
 
     def log_decay(self, x: Tensor) -> Tensor:
         """g, fp32 [B, T, H]."""
-        return -self.A_log.float().exp() * F.softplus(self.a_proj(x).float() + self.dt_bias.float())
+        dtype = state_dtype(x)
+        return -self.A_log.to(dtype).exp() * F.softplus(self.a_proj(x).to(dtype) + self.dt_bias.to(dtype))
 
     def init_weights(self) -> None:
         init.copy_(self.A_log, torch.empty(self.A_log.shape).uniform_(1e-4, 16.0).log())  # never the log of 0

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from ..modeling.cache import LayerState
 from ..modeling.layout import SequenceLayout
 from ..ops.linear_attention import linear_attention
+from ..ops.segments import state_dtype
 from ..options import Options, options
 from ..registry import ACTIVATIONS, MIXERS
 from .linear_heads import LinearHeadsMixer, repeat_kv_heads
@@ -87,7 +88,7 @@ class GatedLinearAttention(LinearHeadsMixer):
         """log alpha, fp32 [B, T, H, K]; 0 at padding."""
         if not self.options.use_key_gate:
             return None
-        gate = F.logsigmoid(self.gk_proj(x).float()) / self.options.gate_logit_normalizer
+        gate = F.logsigmoid(self.gk_proj(x).to(state_dtype(x))) / self.options.gate_logit_normalizer
         if self.options.clamp_min is not None:
             gate = gate.clamp_min(self.options.clamp_min)
         gate = layout.zero_padding(gate).unflatten(-1, (self.sizes.num_kv_heads, self.sizes.head_k_dim))

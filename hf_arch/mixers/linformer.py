@@ -26,6 +26,7 @@ from ..errors import ConfigError
 from ..modeling.cache import LayerState
 from ..modeling.layout import SequenceLayout
 from ..ops.blocks import BlockPlan, from_blocks, plan_blocks, to_blocks
+from ..ops.segments import state_dtype
 from ..options import Options, options
 from ..registry import MIXERS, POSITIONS
 from .base import MixerCost, RecurrentMixer, SharedParameters, divide
@@ -302,7 +303,7 @@ class CausalLinformer(RecurrentMixer):
             hidden = ~visible.repeat_interleave(self.options.num_slots, -1)
             slots = slots.masked_fill(hidden[:, None, :, None], float("-inf"))
         scores = torch.cat((own, slots), -1)
-        weights = torch.softmax(scores, -1, dtype=torch.float32).to(q.dtype)
+        weights = torch.softmax(scores, -1, dtype=state_dtype(q)).to(q.dtype)
         weights = F.dropout(weights, self.config.attention_dropout, self.training)
         over_slots = weights[..., count:].flatten(2, 3) @ slot_values
         return weights[..., :count] @ values + over_slots.unflatten(2, q.shape[2:4])

@@ -21,6 +21,7 @@ from ..components.short_conv import ShortConvolution
 from ..errors import ConfigError
 from ..modeling.cache import LayerState
 from ..modeling.layout import SequenceLayout
+from ..ops.segments import state_dtype
 from ..ops.selective_scan import selective_scan
 from ..options import Options, options
 from ..registry import MIXERS
@@ -86,14 +87,15 @@ class SelectiveStateSpace(RecurrentMixer):
         hidden, gate = self.in_proj(x).chunk(2, dim=-1)
         hidden = self.conv(layout.zero_padding(hidden), layout, state)  # a bias made padding nonzero
         low, B, C = self.x_proj(hidden).split([self.dt_rank, self.state_size, self.state_size], dim=-1)
-        dt = layout.zero_padding(F.softplus(self.dt_proj(low).float()))  # a step of 0 leaves the state alone
+        dtype = state_dtype(x)
+        dt = layout.zero_padding(F.softplus(self.dt_proj(low).to(dtype)))  # a step of 0 leaves the state alone
         out, final = selective_scan(
             hidden,
             dt,
-            -torch.exp(self.A_log.float()),
+            -torch.exp(self.A_log.to(dtype)),
             B,
             C,
-            self.D.float(),
+            self.D.to(dtype),
             initial_state=state.recurrent(),
             segment_ids=layout.segment_ids,
             output_final_state=bool(state),

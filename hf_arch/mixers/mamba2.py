@@ -22,6 +22,7 @@ from ..errors import ConfigError
 from ..modeling.cache import LayerState
 from ..modeling.layout import SequenceLayout
 from ..ops.norm import silu_gated_rms_norm
+from ..ops.segments import state_dtype
 from ..ops.ssd import ssd
 from ..options import Options, options
 from ..registry import MIXERS
@@ -115,11 +116,12 @@ class StateSpaceDual(RecurrentMixer):
         hidden = self.conv(layout.zero_padding(hidden), layout, state)
         inner, B, C = hidden.split([self.inner, self.group_width, self.group_width], dim=-1)
         groups = (self.options.n_groups, self.options.state_size)
-        D = self.D.float()
+        dtype = state_dtype(x)
+        D = self.D.to(dtype)
         out, final = ssd(
             inner.unflatten(-1, (self.num_heads, -1)),
             layout.zero_padding(self.step_sizes(step)),  # a step of 0 leaves the state alone
-            -torch.exp(self.A_log.float()),
+            -torch.exp(self.A_log.to(dtype)),
             B.unflatten(-1, groups),
             C.unflatten(-1, groups),
             D.view(self.num_heads, -1) if self.options.D_has_hdim else D,
@@ -133,7 +135,8 @@ class StateSpaceDual(RecurrentMixer):
 
     def step_sizes(self, step: Tensor) -> Tensor:
         """dt, fp32 [B, T, H]."""
-        dt = F.softplus(step.float() + self.dt_bias.float())
+        dtype = state_dtype(step)
+        dt = F.softplus(step.to(dtype) + self.dt_bias.to(dtype))
         low, high = self.options.dt_limit_min, self.options.dt_limit_max
         return dt if low <= 0 and high is None else dt.clamp(low, high)
 

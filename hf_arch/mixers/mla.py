@@ -21,6 +21,7 @@ from ..components.attention_product import AttentionProduct, cache_element_bytes
 from ..components.norms import ArchRMSNorm
 from ..components.positions import RotarySpec, apply_rotary
 from ..errors import ConfigError
+from ..ops.segments import state_dtype
 from ..options import Options, options
 from ..registry import MIXERS
 from .attention import check_window
@@ -69,7 +70,7 @@ class LatentProduct(AttentionProduct):
             scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
         elif attention_mask is not None:
             scores = scores + attention_mask
-        weights = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
+        weights = torch.softmax(scores, -1, dtype=state_dtype(query)).to(query.dtype)
         return weights.squeeze(2) @ latent.squeeze(1), weights
 
 

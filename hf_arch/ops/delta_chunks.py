@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 
 from .decay import decay_products, suffix_sums
+from .graph_node import one_node
 from .segments import closed_gradient
-from .vector_decay import empty_in_time_order, load_rows, per_token, row_groups, stack_rows, store_rows
+from .vector_decay import empty_gradient, empty_in_time_order, load_rows, per_token, row_groups, stack_rows, store_rows
 
 GROUP_VALUES = 2**18  # that a thread takes at once, the best of the 2**15 to 2**24 tried
 
@@ -61,7 +62,7 @@ def chunk_gated_delta(
     """
     if state is None:
         state = q.new_zeros(*q.shape[1:3], q.shape[-1], v.shape[-1], dtype=dtype)
-    return _Delta.apply(q, k, v, beta, g, keep, state, scale)
+    return _apply(q, k, v, beta, g, keep, state, scale)
 
 
 class Decays(NamedTuple):
@@ -221,8 +222,21 @@ def _pairs(states: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
 
 
 def _put_product(target: Tensor, left: Tensor, right: Tensor | float) -> None:
-    """left * right into a strided target, in one pass where no compiler looks on (it takes no strided `out`)."""
-    if torch.compiler.is_compiling():
-        target.copy_(left * right)
-    else:
-        torch.mul(left, right, out=target)
+    """left * right into a strided target."""
+    torch.mul(left, right, out=target)
+
+
+def _outputs(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    g: Tensor | None,
+    keep: Tensor | None,
+    state: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    return empty_in_time_order(v), state.new_empty(state.shape)
+
+
+_apply = one_node(_Delta, _outputs, empty_gradient)

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from .decay import Level, decay_products, factorise, factorise_backward, suffix_sums
+from .graph_node import one_node
 from .segments import closed_gradient
-from .vector_decay import empty_in_time_order, load_rows, per_token, row_groups, stack_rows, store_rows
+from .vector_decay import empty_gradient, empty_in_time_order, load_rows, per_token, row_groups, stack_rows, store_rows
 
 GROUP_VALUES = 2**17  # that a thread takes at once, the best of the 2**16 to 2**24 tried
 MAX_DECAY = 40.0
@@ -69,7 +70,7 @@ def chunk_dplr(
     """
     if state is None:
         state = r.new_zeros(*r.shape[1:3], r.shape[-1], v.shape[-1], dtype=dtype)
-    return _GeneralisedDelta.apply(r, w, k, v, a, b, keep, state, scale, bounded)
+    return _apply(r, w, k, v, a, b, keep, state, scale, bounded)
 
 
 class _GeneralisedDelta(torch.autograd.Function):
@@ -306,3 +307,21 @@ def _grouped(x: Tensor) -> Tensor:
 def _twice(x: Tensor) -> Tensor:
     """[M, C] for both halves: [M, 2C, 1]."""
     return torch.cat([x, x], 1).unsqueeze(-1)
+
+
+def _outputs(
+    r: Tensor,
+    w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    keep: Tensor | None,
+    state: Tensor,
+    scale: float,
+    bounded: bool,
+) -> tuple[Tensor, Tensor]:
+    return empty_in_time_order(v), state.new_empty(state.shape)
+
+
+_apply = one_node(_GeneralisedDelta, _outputs, empty_gradient)

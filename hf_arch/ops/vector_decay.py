@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .decay import Level, factorise, factorise_backward, suffix_sums
+from .graph_node import one_node
 from .segments import closed_gradient
 
 GROUP_VALUES = 2**19  # that a thread takes at once: two megabytes, near the best of the 0.4 to 6 tried
@@ -55,7 +56,7 @@ def chunk_vector_decay(
     """
     if state is None:
         state = q.new_zeros(*q.shape[1:3], q.shape[-1], v.shape[-1], dtype=dtype)
-    return _VectorDecay.apply(q, k, v, g, keep, None if bonus is None else bonus.to(dtype), state, scale)
+    return _apply(q, k, v, g, keep, None if bonus is None else bonus.to(dtype), state, scale)
 
 
 class _VectorDecay(torch.autograd.Function):
@@ -167,13 +168,10 @@ def per_token(keep: Tensor | None, rows: slice, q: Tensor) -> Tensor | None:
 
 
 def row_groups(v: Tensor, values: int = GROUP_VALUES) -> list[slice]:
-    """Equal slices of the batch with at most `values` numbers of v a thread; one slice off the CPU.
-
-    A compiler fuses by its own rules and cannot trace the number of threads: one slice there as well.
-    """
+    """Equal slices of the batch with at most `values` numbers of v a thread; one slice off the CPU."""
     batch = v.shape[1]
     count = 1
-    if v.device.type == "cpu" and not torch.compiler.is_compiling():
+    if v.device.type == "cpu":
         count = min(batch, -(-v.numel() // (values * torch.get_num_threads())))
     size = -(-batch // count)
     return [slice(start, min(start + size, batch)) for start in range(0, batch, size)]
@@ -205,7 +203,28 @@ def store_rows(target: Tensor, rows: slice, values: Tensor) -> None:
     part.copy_(values.unflatten(0, part.shape[:3]))
 
 
+def empty_gradient(x: Tensor) -> Tensor:
+    """Like the gradient of x: in time order where x is [N, B, H, C, D]."""
+    return empty_in_time_order(x) if x.dim() == 5 else x.new_empty(x.shape)
+
+
 def empty_in_time_order(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Like x [N, B, H, C, D], stored as [B, N, C, H, D]."""
     chunks, batch, heads, chunk, dim = x.shape
     return x.new_empty(batch, chunks, chunk, heads, dim, dtype=dtype).movedim((1, 3), (0, 2))
+
+
+def _outputs(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    keep: Tensor | None,
+    bonus: Tensor | None,
+    state: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    return empty_in_time_order(v), state.new_empty(state.shape)
+
+
+_apply = one_node(_VectorDecay, _outputs, empty_gradient)

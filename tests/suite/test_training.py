@@ -105,6 +105,25 @@ def test_bfloat16_weights_run(name):
         assert model.generate(ids, max_new_tokens=3, eos_token_id=None).shape == (2, 15)
 
 
+def test_gradients_in_double_precision(name):
+    """Along a random direction of all parameters: nothing on the way falls back to fp32, and nothing is left out."""
+    model, ids = _without_dropout(name).double(), token_ids(2, 40)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    directions = [torch.randn_like(parameter) for parameter in parameters]
+
+    def loss() -> torch.Tensor:  # the model's own is fp32
+        logits = model(ids, use_cache=False).logits
+        return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+    slope = sum((g * d).sum() for g, d in zip(torch.autograd.grad(loss(), parameters), directions, strict=True))
+    step = 1e-6
+    with torch.no_grad():
+        torch._foreach_add_(parameters, directions, alpha=step)
+        above = loss()
+        torch._foreach_add_(parameters, directions, alpha=-2 * step)
+        torch.testing.assert_close((above - loss()) / (2 * step), slope, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)  # compiling takes minutes on a busy machine
 def test_compiled_equals_eager(name):
