@@ -50,4 +50,8 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_HOMES[name], __name__), name)
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})  # what is loaded when it is first asked for belongs to `help` and completion
+
+
 register_with_auto_classes()

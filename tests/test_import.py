@@ -57,6 +57,19 @@ for name in hf_arch.list_architectures():
     }
 
 
+def test_help_and_completion_show_what_is_public():
+    code = """
+import hf_arch, pydoc
+assert set(hf_arch.__all__) <= set(dir(hf_arch))
+page = pydoc.plain(pydoc.render_doc(hf_arch))
+for name in hf_arch.__all__:
+    value = getattr(hf_arch, name)
+    assert not callable(value) or f"{name}(" in page and value.__doc__.split("\\n")[0] in page, name
+"""
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
 def test_import_prints_nothing():
     done = python("-c", "import hf_arch")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -5,8 +5,9 @@
     compare("results/quickstart")                    # a pandas DataFrame, one row a group, best first
     compare_runs("results/quickstart").print()       # audit, table and statements on the terminal
 
-Runs of one name that differ only in the seed are one group. Where a group tried several learning rates, the rate with
-the best mean is its row and the others are its curve. Failed runs stay visible and enter no number.
+Runs of one name that differ only in the seed are one group; a name that folders give to different models or settings is
+told apart by the folder. Where a group tried several learning rates, the rate with the best mean is its row and the
+others are its curve. Failed runs stay visible and enter no number.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from hf_arch.errors import ConfigError, choice_error
 from hf_arch.experiments import store
 from hf_arch.experiments.audit import Finding, audit
 from hf_arch.experiments.columns import interval_text
+from hf_arch.experiments.run_settings import shared_settings
 from hf_arch.experiments.stats import Interval, PairedDifference, all_pairs, bootstrap_interval, t_interval
 from hf_arch.experiments.store import NUMBERS, RunResult, flat_row, to_jsonable
 from hf_arch.experiments.verdicts import Verdict, judge
@@ -228,7 +230,7 @@ def compare_runs(
     byte where the tokenizers differ (a loss per token means nothing then). `baseline` is a group's name; by default the
     run that the recipe names or lists first. ConfigError for a name that does not exist.
     """
-    runs = store.load_runs(source)
+    runs = _told_apart(store.load_runs(source))
     if metric is None:
         metric = _default_metric(runs)
     elif metric not in NUMBERS:
@@ -283,6 +285,29 @@ def _resolve(run: str, results_dir: str | None) -> Path:
     raise ConfigError(f"run: {run!r} is no folder (looked for {', '.join(str(candidate) for candidate in candidates)})")
 
 
+def _told_apart(runs: list[RunResult]) -> list[RunResult]:
+    """The runs, those of a name that means different things in several folders renamed to `folder/name`."""
+    meanings: dict[str, set[str]] = {}
+    folders: dict[str, set[Path]] = {}
+    for run in runs:
+        meanings.setdefault(run.name, set()).add(_meaning(run))
+        folders.setdefault(run.name, set()).add(run.path.resolve().parent)
+    ambiguous = {name for name in meanings if len(meanings[name]) > 1 and len(folders[name]) > 1}
+    named = {folder.name for name in ambiguous for folder in folders[name]}
+    told_by_name = len(named) == len({folder for name in ambiguous for folder in folders[name]})
+
+    def told_apart(run: RunResult) -> RunResult:
+        folder = run.path.resolve().parent
+        return replace(run, name=f"{folder.name if told_by_name else folder}/{run.name}")
+
+    return [told_apart(run) if run.name in ambiguous else run for run in runs]
+
+
+def _meaning(run: RunResult) -> str:
+    model = {key: value for key, value in (run.config.get("model") or {}).items() if key != "plugins"}
+    return json.dumps([model, shared_settings(run)], sort_keys=True, default=str)
+
+
 def _group(name: str, runs: list[RunResult], metric: str) -> Group:
     """One group: a run a seed at each learning rate (the newest), then the rate with most seeds and the best mean."""
     by_rate: dict[float, dict[int, RunResult]] = {}
@@ -319,8 +344,9 @@ def _default_baseline(runs: list[RunResult], groups: list[Group]) -> str | None:
         wanted = [run.experiment.get("baseline"), match.get("reference") if isinstance(match, dict) else None]
         wanted += list(declared) if isinstance(declared, dict) else []
         for name in wanted:
-            if name in names:
-                return str(name)
+            for told_apart in (name, f"{run.name.rpartition('/')[0]}/{name}"):
+                if told_apart in names:
+                    return str(told_apart)
     for architecture in BASELINE_ARCHITECTURES:
         for group in groups:
             if group.name in names and group.reference.architecture == architecture:

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 Outcome = Literal["supported", "contradicted", "undecided", "not judged"]
 
 CLAIM = re.compile(
-    r"(?P<first>[\w.+=-]+)\s+(?:is\s+)?"
+    r"(?P<first>[\w.+=/-]+)\s+(?:is\s+)?"
     r"(?P<relation>better than|worse than|not distinguishable from|at least|at most|within (?P<bound>\d*\.?\d+) of)\s+"
-    r"(?P<second>[\w.+=-]*\w)"
+    r"(?P<second>[\w.+=/-]*\w)"
 )
 
 

@@ -90,6 +90,17 @@ def test_of_repeated_runs_the_newest_counts(tmp_path: Path) -> None:
     assert compare_runs(tmp_path).group("gla").by_seed("final_val_loss") == {1: 1.5}
 
 
+def test_one_name_for_different_models_is_told_apart_by_its_folder(tmp_path: Path) -> None:
+    for folder, width in (("small", 64), ("large", 128), ("again", 128)):
+        for seed in (1, 2):
+            write_run(tmp_path / folder, "llama", seed, config={"model": {"hidden_size": width}})
+    write_run(tmp_path / "small", "gla", 1)
+    runs = [tmp_path / "small", tmp_path / "large"]
+    assert {group.name for group in compare_runs(runs).groups} == {"small/llama", "large/llama", "gla"}
+    assert [group.name for group in compare_runs([tmp_path / "large", tmp_path / "again"]).groups] == ["llama"]
+    assert compare_runs(runs).verdicts[0].outcome == "not judged"  # gpt2 is not among them
+
+
 def test_one_seed_is_compared_without_an_interval(tmp_path: Path) -> None:
     for name in ("gla", "gpt2"):
         write_run(tmp_path, name, 1)
