@@ -90,7 +90,10 @@ class RecurrentStateLayer(LinearAttentionLayer, CacheLayerMixin):
         return -1
 
     def reset(self) -> None:
-        LinearAttentionLayer.reset(self)
+        """Forget every state; the tensors stay for the next ones. Zeros would not do: they are not every mixer's
+        empty state."""
+        for flags in (self.is_conv_states_initialized, self.is_recurrent_states_initialized, self.has_previous_state):
+            flags.update(dict.fromkeys(flags, False))
         self.cumulative_length = 0
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -139,7 +142,9 @@ class LayerState:
         if self.cache is None:
             return None
         layer = self.cache.layers[self.layer_idx]
-        return getattr(layer, kind).get(index) if layer.has_previous_state.get(index) else None
+        # `has_previous_state` is of both kinds: a convolution may have written while the recurrent state is empty.
+        filled = layer.has_previous_state.get(index) and getattr(layer, f"is_{kind}_initialized").get(index)
+        return getattr(layer, kind).get(index) if filled else None
 
     def write_recurrent(self, state: Tensor | None, index: int = 0) -> None:
         if self.cache is not None and state is not None:

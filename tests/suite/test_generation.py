@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
 from tests.suite.models import ARCHITECTURES, close, stirred_model, token_ids
 
@@ -92,6 +92,17 @@ def test_assisted_generation_gives_the_same_tokens_or_is_refused(name, drafts_by
     cache = model(ids, use_cache=True).past_key_values
     with pytest.raises(RuntimeError, match="take 2 tokens back"):
         cache.crop(-2)
+
+
+@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
+@pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
+def test_a_reset_cache_is_as_good_as_new(name, static, grad):
+    model, ids = stirred_model(name), token_ids(2, 9)
+    cache = StaticCache(model.config, max_cache_len=16) if static else DynamicCache(config=model.config)
+    with torch.set_grad_enabled(grad):
+        first = model(ids, past_key_values=cache).logits
+        cache.reset()
+        assert torch.equal(model(ids, past_key_values=cache).logits, first)
 
 
 class _Adapted(nn.Module):
