@@ -9,6 +9,7 @@ import hf_arch
 from hf_arch.experiments.build import build_config
 from hf_arch.experiments.recipe import Recipe
 from hf_arch.experiments.runner import PreparedSet, print_skipped
+from hf_arch.experiments.verdicts import unjudged
 from hf_arch.training.startup import human, human_bytes
 
 
@@ -47,6 +48,10 @@ def print_preview(recipe: Recipe, prepared: PreparedSet, console: Console | None
         )
     console.print(table)
     print_skipped(prepared.plan.skipped)
+    if recipe.experiment.hypothesis:
+        architectures = {str(run.recipe.model.get("architecture")) for run in prepared.plan.runs}
+        for line in unjudged(recipe.experiment.hypothesis, {*prepared.plan.names, *architectures}):
+            console.print(line, soft_wrap=True, markup=False)
     waiting = sum(ready.status != "completed" for ready in prepared.runs)
     console.print(f"{waiting} of {len(prepared.runs)} runs to train, {human(left)}FLOPs in all; nothing was started")
 

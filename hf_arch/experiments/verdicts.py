@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from hf_arch.errors import choice_error
 from hf_arch.experiments.columns import interval_text
 from hf_arch.experiments.stats import Interval, PairedDifference
 
@@ -69,6 +71,21 @@ def judge(hypothesis: str, comparison: Comparison) -> list[Verdict]:
         evidence = f"No claim of the form 'A better than B' between runs of this comparison. {comparison.headline}"
         verdicts.append(Verdict(hypothesis, hypothesis, "not judged", evidence))
     return verdicts
+
+
+def unjudged(hypothesis: str, names: Collection[str]) -> list[str]:
+    """Why a hypothesis, or a claim in it, would get no verdict from runs (or architectures) of these names; one line
+    each."""
+    claims = list(CLAIM.finditer(hypothesis))
+    if not claims:
+        return [f"hypothesis: no claim of the form 'A better than B' in {hypothesis!r}: left to the reader"]
+    lines = []
+    for claim in claims:
+        sides = [claim["first"], *([] if _number(claim["second"]) is not None else [claim["second"]])]
+        for side in sides:
+            if side not in names:
+                lines.append(f"hypothesis: {choice_error(claim[0], side, names)}: left to the reader")
+    return lines
 
 
 def _outcome(relation: str, pair: PairedDifference | None) -> Outcome:

@@ -20,6 +20,7 @@ from hf_arch.experiments import compare
 from hf_arch.experiments.columns import byte_size, duration, interval_text, quantity
 from hf_arch.experiments.comparison import compare_command, compare_runs
 from hf_arch.experiments.stats import Interval
+from hf_arch.experiments.verdicts import unjudged
 from tests.experiments.synthetic import ARCHITECTURES, write_run, write_suite
 
 
@@ -169,6 +170,20 @@ def test_hypotheses_get_the_verdict_of_the_table(tmp_path: Path, hypothesis: str
             noise = random.Random(f"{name}-{seed}").gauss(0, 0.002)
             write_run(tmp_path, name, seed, loss=loss + noise, hypothesis=hypothesis)
     assert [verdict.outcome for verdict in compare_runs(tmp_path).verdicts] == [outcome]
+
+
+@pytest.mark.parametrize(
+    ("hypothesis", "told"),
+    [
+        ("gla better than llama, llama at least 0.9", []),
+        ("gal better than llama", ["'gal' is not known; nearest: 'gla'"]),
+        ("gates help", ["no claim of the form"]),
+    ],
+)
+def test_what_of_a_hypothesis_will_not_be_judged_is_told_before(hypothesis: str, told: list[str]) -> None:
+    lines = unjudged(hypothesis, {"gla", "llama"})
+    assert len(lines) == len(told)
+    assert all(text in line for text, line in zip(told, lines, strict=True))
 
 
 def test_command_writes_csv_and_prints_the_table(
