@@ -1,5 +1,5 @@
 """Activations, by name: `gelu`, `gelu_tanh` (GPT-2's `gelu_new`), `silu`, `relu`, `relu2` (squared ReLU, So et al.
-2021), `leaky_relu`, `sigmoid`, `logsigmoid`, `tanh`, `identity`."""
+2021), `leaky_relu`, `sigmoid`, `logsigmoid`, `tanh`, `identity`, `powlu`."""
 
 from __future__ import annotations
 
@@ -42,6 +42,13 @@ class _SquaredReLU(torch.autograd.Function):
 @ACTIVATIONS.register("identity")
 def identity(x: Tensor) -> Tensor:
     return x
+
+
+@ACTIVATIONS.register("powlu")
+def powlu(x: Tensor) -> Tensor:
+    """`sigmoid(x) x^(3 / (sqrt(x) + 1))` for x > 0, else `sigmoid(x) x`: a SiLU that is flatter far from 0."""
+    positive = torch.where(x > 0, x, 1)  # 1 where it is not read, for the gradient of the root
+    return torch.sigmoid(x) * torch.where(x > 0, positive ** (3 / (positive.sqrt() + 1)), x)
 
 
 @ACTIVATIONS.register("leaky_relu")

@@ -44,6 +44,8 @@ class FLAConverter(Converter):
     """Whether it has `num_kv_heads`."""
     penalises_logits = False
     """`use_l2warp` where a config does not say."""
+    gates: ClassVar[dict[str, str]] = {"swish": "silu", "silu": "silu", "powlu": "powlu"}
+    """Activations of the gated MLP, and ours."""
 
     def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
         """The mixer's options in our names."""
@@ -66,22 +68,23 @@ class FLAConverter(Converter):
 
     def block_to_ours(self, reader: ConfigReader, hidden_size: int) -> dict[str, Any]:
         """The norms and the feed-forward in our names."""
-        reader.only("hidden_act", ["swish", "silu"], "swish")
         reader.only("attnres_block_size", [None], None)
         ratio = reader.take("hidden_ratio", self.hidden_ratio) or self.hidden_ratio
         return {
             "norm_eps": reader.take("norm_eps", 1e-6),
             "ffn": "glu",
+            "hidden_act": self.gates[reader.only("hidden_act", self.gates, "swish")],
             "intermediate_size": reader.take("intermediate_size") or _mlp_width(hidden_size, ratio),
         }
 
     def block_to_theirs(self, config: ArchConfig) -> dict[str, Any]:
         """The same, the other way."""
         ffn, options = config.ffn_specs[0]
+        act = getattr(options, "hidden_act", None) or config.hidden_act
         return {
             "norm_eps": config.norm_eps,
             "intermediate_size": ffn.width(config, options) if hasattr(ffn, "width") else None,
-            "hidden_act": "swish",
+            "hidden_act": "powlu" if act == "powlu" else "swish",
         }
 
     def norm_names(self, config: ArchConfig) -> tuple[str, ...]:
@@ -267,6 +270,7 @@ class FLAGLA(FLAConverter):
     """FLA's GLA, also with softmax attention in some layers."""
 
     architecture, mixer = "gla", "gla"
+    gates: ClassVar[dict[str, str]] = {"swish": "silu", "silu": "silu"}  # also the output gate's, which has no other
     layout_options = ("fuse_norm",)
 
     def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
@@ -313,6 +317,7 @@ class FLARetNet(FLAConverter):
     """FLA's RetNet, also with softmax attention in some layers."""
 
     architecture, mixer, hidden_ratio = "retnet", "retnet", 2
+    gates: ClassVar[dict[str, str]] = {"swish": "silu", "silu": "silu"}  # also the output gate's, which has no other
     defaults: ClassVar[dict[str, Any]] = {"num_heads": 8}
     layout_options = ("fuse_norm",)
 

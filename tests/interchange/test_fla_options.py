@@ -80,6 +80,20 @@ def test_feature_maps_are_those_of_the_layer(architecture: str, theirs: str, our
     assert torch.equal(again(IDS).logits, model(IDS).logits)
 
 
+@torch.no_grad()
+def test_powlu_gates_the_mlp_where_no_output_gate_shares_the_option() -> None:
+    config, state = _source("gsa")
+    model = hf_arch.from_foreign({**config, "hidden_act": "powlu"}, state)
+    ffn, x = model.model.layers[0].ffn, torch.linspace(-3, 5, 2 * 32).view(2, 32)
+    gate = ffn.gate_proj(x)
+    power = torch.where(gate > 0, 3 / (gate.clamp(min=0).sqrt() + 1), 1)
+    expected = gate.sign() * gate.abs() ** power * gate.sigmoid() * ffn.up_proj(x)
+    torch.testing.assert_close(ffn(x), ffn.down_proj(expected))
+    assert hf_arch.to_foreign(model, "gsa")[0]["hidden_act"] == "powlu"
+    with pytest.raises(ConfigError, match=r"hidden_act: 'powlu' cannot be honoured by gla; allowed: 'swish', 'silu'"):
+        hf_arch.from_foreign({**_source("gla")[0], "hidden_act": "powlu"}, {})
+
+
 @pytest.mark.parametrize(("architecture", "expand_k"), [("gsa", 2.0), ("abc", 0.5)])
 def test_slots_default_to_the_key_dim_of_a_head(architecture: str, expand_k: float) -> None:
     slots = int(32 * expand_k / 4)
