@@ -29,6 +29,10 @@ class FLAHGRN2(FLAConverter):
             values.update(num_attention_heads=heads, num_key_value_heads=heads)
         return values
 
+    def config_to_theirs(self, config: ArchConfig) -> dict[str, Any]:
+        # Where no layer has a ratio, theirs would still divide the width by its default.
+        return {"expand_ratio": None, **super().config_to_theirs(config)}
+
     def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
         return {
             "expand_ratio": reader.take("expand_ratio", 128),

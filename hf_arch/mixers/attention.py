@@ -39,11 +39,10 @@ class AttentionOptions(Options):
     rope_theta: float | int | None = None
 
 
-def check_window(window: int | None) -> None:
-    """Raise a ConfigError for a window that no token or the token alone is in (transformers' sliding caches keep
-    `window - 1` tokens, and take 0 of them for all)."""
-    if window is not None and window < 2:
-        raise ConfigError(f"sliding_window: {window} is not allowed; use a number of tokens >= 2, or 0 for no window")
+def window_layer_type(window: int | None) -> str:
+    """The layer type for an attention window. One of a single token gets a whole cache, and the mask alone: of the
+    `window - 1` tokens that transformers' sliding cache keeps it takes 0 for all."""
+    return "full_attention" if window is None or window == 1 else "sliding_attention"
 
 
 @MIXERS.register("attention")
@@ -99,11 +98,14 @@ class Attention(Mixer):
                 f"head_dim: {head_dim} is odd, RoPE rotates pairs; nearest valid: {head_dim - 1} or {head_dim + 1}"
             )
         window = cls.window(config, options)
-        check_window(window)
+        if window is not None and window < 0:
+            raise ConfigError(
+                f"sliding_window: {window} is not allowed; use a number of tokens >= 1, or 0 for no window"
+            )
 
     @classmethod
     def layer_type(cls, config: Any, options: AttentionOptions) -> str:
-        return "full_attention" if cls.window(config, options) is None else "sliding_attention"
+        return window_layer_type(cls.window(config, options))
 
     @classmethod
     def window(cls, config: Any, options: AttentionOptions) -> int | None:

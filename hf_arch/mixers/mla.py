@@ -24,7 +24,7 @@ from ..errors import ConfigError
 from ..ops.segments import state_dtype
 from ..options import Options, options
 from ..registry import MIXERS
-from .attention import check_window
+from .attention import window_layer_type
 from .base import Mixer, MixerCost
 
 
@@ -115,7 +115,6 @@ class LatentAttention(Mixer):
             value = getattr(options, name)
             if value is not None and value < 1:
                 raise ConfigError(f"mixer mla: {name} {value} is not allowed; use an integer >= 1")
-        check_window(cls.window(config, options))
         rope = options.qk_rope_head_dim
         if rope % 2:
             near = f"{rope - 1} or {rope + 1}"
@@ -131,7 +130,7 @@ class LatentAttention(Mixer):
 
     @classmethod
     def layer_type(cls, config: Any, options: LatentAttentionOptions) -> str:
-        return "full_attention" if cls.window(config, options) is None else "sliding_attention"
+        return window_layer_type(cls.window(config, options))
 
     @classmethod
     def window(cls, config: Any, options: LatentAttentionOptions) -> int | None:

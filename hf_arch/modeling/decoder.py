@@ -212,10 +212,10 @@ class ArchModel(ArchPreTrainedModel):
         return (torch.arange(length, device=embeds.device) + past).unsqueeze(0)
 
     def _mask_key(self, index: int) -> str:
-        kind = (
-            self._layer_types[index].replace("hybrid_sliding", "sliding_attention").replace("hybrid", "full_attention")
-        )
-        return f"{kind}:{self._windows[index]}" if kind == "sliding_attention" else kind
+        kind, window = self._layer_types[index], self._windows[index]
+        if kind not in ("full_attention", "sliding_attention", "hybrid", "hybrid_sliding"):
+            return kind
+        return "full_attention" if window is None else f"sliding_attention:{window}"
 
     def _masks(
         self,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 import hf_arch
 from hf_arch.errors import ConfigError
@@ -131,9 +132,15 @@ def test_what_their_config_does_not_reach_is_not_written(name: str) -> None:
         hf_arch.to_foreign(model, "gla")
 
 
-def test_a_window_of_one_token_is_refused() -> None:
-    with pytest.raises(ConfigError, match="sliding_window: 1 is not allowed; use a number of tokens >= 2"):
-        hf_arch.tiny_config("llama", sliding_window=1)
+@pytest.mark.parametrize("architecture", ["llama", "mla"])
+@torch.no_grad()
+def test_in_a_window_of_one_a_token_sees_itself(architecture: str) -> None:
+    model = build(architecture, **SIZES, sliding_window=1)
+    whole = model(IDS, use_cache=False).logits
+    torch.testing.assert_close(whole[:, 9], model(IDS[:, 9:10]).logits[:, 0], rtol=0, atol=1e-5)
+    cache = DynamicCache(config=model.config)
+    pieces = [model(part, past_key_values=cache).logits for part in IDS.split([5, 1, 4, 3], 1)]
+    torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("model_type", "heads"), [("gla", 4), ("retnet", 8), ("transformer", 32), ("mla", 16)])
