@@ -132,16 +132,16 @@ def step_delta_rule(
     dtype = state_dtype(q, k, v, beta, g, state)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     query, key, value = (x.transpose(1, 2).to(dtype) for x in (q, k, v))  # [B, H, 1, .]
+    strength = beta[:, 0, :, None, None].to(dtype)
     with without_autocast(q):
-        correction = value
-        if state is not None:
+        if state is None:
+            new_state = key.mT * (value * strength)
+        else:
             state = state.to(dtype)
-            if g is not None:
-                state = state * g[:, 0, :, None, None].to(dtype).exp()
-            correction = value - key @ state
-        correction = correction * beta[:, 0, :, None, None].to(dtype)
-        update = key.transpose(-1, -2) * correction
-        new_state = update if state is None else state + update
+            decay = None if g is None else g[:, 0, :, None, None].to(dtype).exp()
+            recalled = key @ state if decay is None else (key @ state) * decay
+            new_state = key.mT * ((value - recalled) * strength)
+            new_state = new_state.add_(state) if decay is None else new_state.addcmul_(state, decay)
         o = (query * scale) @ new_state
     return o.transpose(1, 2).to(v.dtype), new_state
 

@@ -138,23 +138,20 @@ def step_linear_attention(
     """One token: arguments as in `linear_attention` with T = 1, and the state before it. Returns o and the state."""
     dtype = state_dtype(q, k, v, g, state)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    query = (q[:, 0].to(dtype) * scale).unsqueeze(-2)
+    query, key, value = q[:, 0].to(dtype) * scale, k[:, 0].to(dtype), v[:, 0].to(dtype)
     with without_autocast(q):
-        update = k[:, 0].to(dtype).unsqueeze(-1) * v[:, 0].to(dtype).unsqueeze(-2)
-        if state is None:
-            new_state = update
-        elif g is None:
-            new_state = state + update
-        else:
+        new_state = key.unsqueeze(-1) * value.unsqueeze(-2)
+        if state is not None and g is None:
+            new_state.add_(state)
+        elif state is not None and g is not None:
             decay = (g if g.dim() == 1 else g[:, 0]).to(dtype).exp()
-            decay = decay.unsqueeze(-1) if g.dim() == 4 else decay[..., None, None]
-            new_state = torch.addcmul(update, decay, state.to(dtype))
-        read = new_state
-        if bonus is not None:
-            read = bonus.to(dtype).unsqueeze(-1) * update
-            read = read if state is None else read + state
-        o = query @ read
-    return o.transpose(1, 2).to(v.dtype), new_state
+            new_state.addcmul_(decay.unsqueeze(-1) if g.dim() == 4 else decay[..., None, None], state.to(dtype))
+        if bonus is None:
+            o = (query.unsqueeze(-2) @ new_state).squeeze(-2)
+        else:
+            o = (query * bonus.to(dtype) * key).sum(-1, keepdim=True) * value
+            o = o if state is None else o + (query.unsqueeze(-2) @ state.to(dtype)).squeeze(-2)
+    return o.unsqueeze(1).to(v.dtype), new_state
 
 
 def chunk_linear_attention(

@@ -113,7 +113,7 @@ def _step(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor 
     inflow = (dt.unsqueeze(-1) * x).view(batch, groups, -1, 1) * B.view(batch, groups, 1, states)
     new = inflow.view(batch, heads, head_dim, states)
     if state is not None:
-        new = torch.addcmul(new, state, torch.exp(dt * A).view(batch, heads, 1, 1))
+        new.addcmul_(state, torch.exp(dt * A).view(batch, heads, 1, 1))
     y = torch.matmul(new.view(batch, groups, -1, states), C.view(batch, groups, states, 1))
     return y.view(x.shape), new
 
