@@ -31,7 +31,7 @@ from hf_arch.hub.checkpoint import (
     unknown_type,
 )
 from hf_arch.hub.repository import copy_tokenizer, new_folder
-from hf_arch.interchange import FOREIGN, from_foreign, to_foreign
+from hf_arch.interchange import FOREIGN, current_tensors, from_foreign, to_foreign
 
 TOLERANCE = 1e-4
 """Largest difference of logits, relative to the largest logit (at least 1): fp32 sums in another order."""
@@ -130,7 +130,10 @@ def _check(folder: Path, config: dict[str, Any], model: PreTrainedModel, written
         return Conversion(*names, f"logits of {tokens.numel()} tokens", difference, max(1.0, scale))
     # A library that is not at hand: through our model and back, every tensor must be the same.
     if is_ours(result):
-        original, again = read_tensors(folder), to_foreign(load_ours(written), config["model_type"])[1]
+        restored = load_ours(written)
+        vars(restored).update(source_layout=vars(model)["source_layout"])  # which tensors' names may depend on
+        original = current_tensors(config, read_tensors(folder))
+        again = to_foreign(restored, config["model_type"])[1]
     else:
         original, again = model.state_dict(), from_foreign(result, read_tensors(written)).state_dict()
     return Conversion(*names, "tensors after the way back", _largest_difference(original, again))

@@ -12,9 +12,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from .base import FOREIGN, from_foreign, to_foreign
+from .base import FOREIGN, current_tensors, from_foreign, to_foreign
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["FOREIGN", "from_foreign", "to_foreign"]
+__all__ = ["FOREIGN", "current_tensors", "from_foreign", "to_foreign"]

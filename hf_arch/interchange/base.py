@@ -156,11 +156,8 @@ def from_foreign(config: dict[str, Any], state_dict: dict[str, Tensor]) -> PreTr
     unknown = [key for key in state_dict if key not in known and not key.endswith(converter.ignored_keys or "\0")]
     if unknown:
         raise ConfigError(f"state_dict: {unknown[0]!r} has no place in {ours.model_type} ({len(unknown)} such tensors)")
-    if (
-        ours.tie_word_embeddings
-        and head in found
-        and not torch.equal(found.pop(head), found["model.embed_tokens.weight"])
-    ):
+    tied = found.pop(head, None) if ours.tie_word_embeddings else None
+    if tied is not None and not torch.equal(tied, found["model.embed_tokens.weight"]):
         raise ConfigError(f"state_dict: {head!r} is not the embeddings' weight; set tie_word_embeddings to false")
     ours.dtype = torch.float32
     model = AutoModelForCausalLM.from_config(ours)
@@ -177,6 +174,14 @@ def from_foreign(config: dict[str, Any], state_dict: dict[str, Tensor]) -> PreTr
         key: config[key] for key in (*converter.layout_options, "model_type") if key in config
     }
     return model.eval()
+
+
+def current_tensors(config: dict[str, Any], state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A foreign checkpoint's tensors under the names that its library has for them today, where a file has older ones
+    or a wrapper's."""
+    converter = _converter(config.get("model_type"))
+    rules = converter.rules(_convert_config(converter, config), config)
+    return converter.current_names(_plain_names(state_dict, rules))
 
 
 def _plain_names(state_dict: dict[str, Tensor], rules: list[Rule]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MambaConfig
 
 import hf_arch
@@ -113,6 +113,18 @@ def test_a_library_that_is_not_at_hand_is_checked_by_the_way_back(tmp_path: Path
         torch.equal(tensor, load_file(tmp_path / "ours" / "model.safetensors")[key])
         for key, tensor in load_file(source / "model.safetensors").items()
     )
+
+
+def test_names_that_a_file_has_of_its_own_are_no_difference(tmp_path: Path):
+    """A checkpoint of a compiled model whose norms FLA did not fuse."""
+    source = save_tiny(tmp_path / "gla", "gla", mixer={"type": "gla"})
+    convert(source, tmp_path / "theirs", "gla")
+    config, tensors = read_config(tmp_path / "theirs"), load_file(tmp_path / "theirs" / "model.safetensors")
+    names = {key: f"_orig_mod.{key.replace('g_norm_swish_gate', 'g_norm')}" for key in tensors}
+    save_file({names[key]: tensor for key, tensor in tensors.items()}, tmp_path / "theirs" / "model.safetensors")
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps({**config, "fuse_norm": False}))
+    done = convert(tmp_path / "theirs", tmp_path / "ours")
+    assert done.reference == "tensors after the way back" and done.difference == 0.0
 
 
 def test_a_result_that_differs_is_not_kept(tmp_path: Path, capsys, monkeypatch):
