@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.integrations import use_experts_implementation
-from transformers.integrations.moe import ExpertsInterface, grouped_mm_experts_forward
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, ExpertsInterface
 
 from ..registry import ACTIVATIONS
 
@@ -24,8 +24,9 @@ ALIGNMENT = 16
 def _grouped_mm(module: nn.Module, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
     fits = all(p.stride(-2) * p.element_size() % ALIGNMENT == 0 for p in module.parameters())
     fits = fits and x.dtype != torch.float64
-    run: Any = grouped_mm_experts_forward if fits else type(module).forward.__wrapped__  # type: ignore[attr-defined]
-    return run(module, x, experts, weights)
+    grouped: Any = ALL_EXPERTS_FUNCTIONS["grouped_mm"]
+    eager: Any = type(module).forward.__wrapped__  # type: ignore[attr-defined]
+    return (grouped if fits else eager)(module, x, experts, weights)
 
 
 BACKENDS = ExpertsInterface()

@@ -48,8 +48,8 @@ def diagram(components: Mapping[str, Any]) -> str:
     column.close_frame()
     if "pre" in rest or "sandwich" in rest:
         column.box("norm", [norm_name])
-    tied = " (tied)" if components.get("tied head") == "on" else ""
-    column.box("end", [f"head{tied}, vocabulary {components.get('vocabulary', '?')}"])
+    head = "tied head" if components.get("tied head") == "on" else "head"
+    column.box("end", [f"{head}, {components.get('vocabulary', '?')} tokens"])
     parts = ", then ".join(" and ".join(part_names(text)) for text in (mixer, ffn) if text != "none")
     return column.svg(f"{layers} layers of {parts}, {norm}")
 

@@ -1,7 +1,6 @@
 """One run: recipe in, run folder out.
 
-<output_dir>/experiment_config.json   the recipe (a valid recipe file itself), the model's config, the data's
-fingerprint
+<output_dir>/experiment_config.json   the recipe (itself a recipe file), the model's config, the data's fingerprint
              metrics.jsonl            while it trains
              checkpoints/             of Trainer; `resume` continues from the newest whole one
              model/                   after success, with the tokenizer

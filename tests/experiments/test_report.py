@@ -245,13 +245,14 @@ def test_a_diagram_has_every_part_once_in_the_order_of_the_block() -> None:
     drawn = diagram(hf_arch_components("mixed"))
     assert re.findall(r"<text[^>]*>([^<]+)</text>", drawn) == [
         "token embedding, width 32", "4 ×", "rmsnorm", "gla", "mamba", "2 × attention", "(rope positions)", "rmsnorm",
-        "glu", "rmsnorm", "head, vocabulary 97",
+        "glu", "rmsnorm", "head, 97 tokens",
     ]  # fmt: skip
     assert 'aria-label="4 layers of gla and mamba and 2 × attention, then glu' in drawn
     post = re.findall(r"<text[^>]*>([^<]+)</text>", diagram(hf_arch_components("chargpt")))
-    assert post[-5:] == ["attention", "layernorm", "mlp", "layernorm", "head, vocabulary 97"]
+    assert post[-5:] == ["attention", "layernorm", "mlp", "layernorm", "head, 97 tokens"]
     assert "+ learned positions" in post
     assert diagram(hf_arch_components("mamba")).count("<circle") == 1  # no FFN, one residual
+    assert "tied head, 97 tokens" in diagram(hf_arch_components("gpt2"))
     assert diagram({}) == "" and read(diagram({"mixer": HOSTILE, "ffn": "none", "norm": "x" * 90})).open == []
 
 
