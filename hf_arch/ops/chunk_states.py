@@ -47,7 +47,7 @@ class _Walk(torch.autograd.Function):
     @closed_gradient
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         totals, states = ctx.saved_tensors
-        totals_conj = totals.conj().resolve_conj()
+        totals_conj = totals.conj_physical()  # a lazy one is lost where an operator runs under a dispatch mode
         grad_increments, grad_state = torch.empty_like(states), torch.empty_like(grads[1])
         places = (grad_state, *grad_increments.unbind(ctx.dim))
         places[-1].copy_(grads[1])
@@ -56,7 +56,7 @@ class _Walk(torch.autograd.Function):
             torch.addcmul(grad, total, after, out=before)
         grad_totals = None
         if ctx.needs_input_grad[1]:
-            grad_totals = (states.conj() * grad_increments).sum_to_size(totals.shape)
+            grad_totals = (states.conj_physical() * grad_increments).sum_to_size(totals.shape)
         return grad_increments, grad_totals, grad_state, None
 
 
