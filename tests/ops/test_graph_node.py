@@ -1,4 +1,4 @@
-"""Functions as operators: what a compiler is told of them (schema, shapes, strides) is so, and results do not change."""
+"""Functions as operators: what a compiler is told of them (schema, shapes, strides) is so, and results stay."""
 
 from __future__ import annotations
 
