@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from ..errors import ConfigError
 from ..modeling.configuration import ArchConfig
 from .base import FOREIGN, Converter, Rule, fused, parts, same, transposed
 from .reader import ConfigReader
@@ -247,6 +248,11 @@ class Qwen3(Llama):
         kinds = reader.take("layer_types") or [
             "sliding_attention" if window and index >= full_layers else "full_attention" for index in range(layers)
         ]
+        known = ("full_attention", "sliding_attention")
+        if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= {*known}:
+            raise ConfigError(
+                f"config.layer_types: {kinds!r} is not allowed; use {' or '.join(known)} for each of {layers} layers"
+            )
         windows = [window if kind == "sliding_attention" else 0 for kind in kinds]
         options: dict[str, Any] = {"qk_norm": True, "attention_bias": reader.take("attention_bias", False)}
         if any(windows):

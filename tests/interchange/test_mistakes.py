@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Mamba2Config, MixtralConfig
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Mamba2Config, MixtralConfig, Qwen3Config
 
 import hf_arch
 from hf_arch.errors import ConfigError
@@ -85,6 +85,12 @@ def test_values_of_the_wrong_kind(llama: Any, change: dict[str, Any], message: s
     config, state, _ = llama
     with pytest.raises(ConfigError, match=message):
         hf_arch.from_foreign({**config, **change}, state)
+
+
+@pytest.mark.parametrize("kinds", [True, ["full_attention"], ["full_attention", "chunked_attention"]], ids=str)
+def test_layer_types_that_are_none(kinds: Any) -> None:
+    with pytest.raises(ConfigError, match=r"config\.layer_types: .* for each of 2 layers"):
+        hf_arch.from_foreign({**Qwen3Config(**LLAMA).to_dict(), "layer_types": kinds}, {})
 
 
 def test_what_is_no_dict_of_tensors(llama: Any) -> None:
