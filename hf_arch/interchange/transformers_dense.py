@@ -44,8 +44,14 @@ class GPT2(Converter):
     ignored_keys = (".attn.bias", ".attn.masked_bias")
 
     def config_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
-        reader.only("scale_attn_weights", [True], True)
-        reader.only("scale_attn_by_inverse_layer_idx", [False], False)
+        layers, heads, width = reader.take("n_layer", 12), reader.take("n_head", 12), reader.take("n_embd", 768)
+        scaled, by_layer = (
+            reader.take("scale_attn_weights", True),
+            reader.take("scale_attn_by_inverse_layer_idx", False),
+        )
+        scale = (width / heads) ** -0.5 if scaled else 1.0
+        scales = [scale / (index + 1 if by_layer else 1) for index in range(layers)]
+        mixer = "attention" if scaled and not by_layer else [{"type": "attention", "scale": each} for each in scales]
         reader.only("add_cross_attention", [False], False)
         reader.dead("reorder_and_upcast_attn", "n_ctx")
         reader.dead(
@@ -56,9 +62,10 @@ class GPT2(Converter):
             {
                 "architecture": "gpt2",
                 "vocab_size": reader.take("vocab_size", 50257),
-                "hidden_size": reader.take("n_embd", 768),
-                "num_hidden_layers": reader.take("n_layer", 12),
-                "num_attention_heads": reader.take("n_head", 12),
+                "hidden_size": width,
+                "num_hidden_layers": layers,
+                "num_attention_heads": heads,
+                "mixer": mixer,
                 "max_position_embeddings": reader.take("n_positions", 1024),
                 "intermediate_size": reader.take("n_inner"),
                 "hidden_act": activation(reader, "activation_function", "gelu_new"),
@@ -72,12 +79,15 @@ class GPT2(Converter):
 
     def config_to_theirs(self, config: ArchConfig) -> dict[str, Any]:
         ffn, options = config.ffn_specs[0]
+        scales = [mixer.effective(config, given).get("scale") for mixer, given in config.mixer_specs]
         return {
             "vocab_size": config.vocab_size,
             "n_embd": config.hidden_size,
             "n_layer": config.num_hidden_layers,
             "n_head": config.num_attention_heads,
             "n_positions": config.max_position_embeddings,
+            "scale_attn_weights": scales[0] != 1.0,
+            "scale_attn_by_inverse_layer_idx": len({*scales}) > 1,
             "n_inner": ffn.width(config, options) if hasattr(ffn, "width") else None,
             "activation_function": {**THEIR_ACTIVATIONS, "gelu_tanh": "gelu_new"}.get(
                 config.hidden_act, config.hidden_act

@@ -25,7 +25,8 @@ from .base import Mixer, MixerCost, divide
 
 @options
 class AttentionOptions(Options):
-    """None takes the config's value: heads, KV heads, head_dim, bias, window (0 = none), soft cap, RoPE parameters."""
+    """None takes the config's value: heads, KV heads, head_dim, bias, window (0 = none), soft cap, RoPE parameters.
+    `scale`: of the scores, None = 1 / sqrt(head_dim)."""
 
     num_heads: int | None = None
     num_kv_heads: int | None = None
@@ -36,6 +37,7 @@ class AttentionOptions(Options):
     qk_norm_eps: float | None = None
     window: int | None = None
     softcap: float | None = None
+    scale: float | None = None
     rope_theta: float | int | None = None
 
 
@@ -75,7 +77,7 @@ class Attention(Mixer):
         else:
             self.q_norm = self.k_norm = None
         self.product = AttentionProduct(
-            config, layer_idx, self.num_heads, self.num_kv_heads, self.head_dim, self.head_dim**-0.5
+            config, layer_idx, self.num_heads, self.num_kv_heads, self.head_dim, self.scale(config, options)
         )
 
     @classmethod
@@ -88,6 +90,11 @@ class Attention(Mixer):
         if options.num_heads is None and config.head_dim is not None:
             return heads, kv_heads, config.head_dim
         return heads, kv_heads, divide(config.hidden_size, heads, "num_attention_heads", "hidden_size")
+
+    @classmethod
+    def scale(cls, config: Any, options: AttentionOptions) -> float:
+        """The factor of the scores."""
+        return cls.sizes(config, options)[2] ** -0.5 if options.scale is None else options.scale
 
     @classmethod
     def validate(cls, config: Any, options: AttentionOptions) -> None:
@@ -139,6 +146,7 @@ class Attention(Mixer):
             "heads": (heads, kv_heads, head_dim),
             "rope": None if spec is None else spec.key,
             "window": cls.window(config, options),
+            "scale": cls.scale(config, options),
             "softcap": config.attn_logit_softcapping if options.softcap is None else options.softcap,
             "qkv_bias": config.attention_bias if options.qkv_bias is None else options.qkv_bias,
             "out_bias": config.attention_bias if options.out_bias is None else options.out_bias,

@@ -28,6 +28,12 @@ CONFIGS = {
     "gpt2_untied_narrow": GPT2Config(
         vocab_size=97, n_embd=32, n_layer=1, n_head=2, n_positions=64, n_inner=40, tie_word_embeddings=False
     ),
+    "gpt2_unscaled": GPT2Config(
+        vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64, scale_attn_weights=False
+    ),
+    "gpt2_scaled_by_layer": GPT2Config(
+        vocab_size=97, n_embd=32, n_layer=3, n_head=4, n_positions=64, scale_attn_by_inverse_layer_idx=True
+    ),
     "llama": LlamaConfig(**SIZES),
     "llama_gqa_biases": LlamaConfig(**SIZES, num_key_value_heads=2, attention_bias=True, mlp_bias=True),
     "llama_head_dim_tied": LlamaConfig(**SIZES, head_dim=16, tie_word_embeddings=True),
