@@ -68,6 +68,13 @@ class LearnedPosition(Position):
         self.embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
 
     def embed(self, position_ids: Tensor, dtype: torch.dtype) -> Tensor:
+        # Looked at on a CPU alone: elsewhere it would wait for the device at every step.
+        if position_ids.device.type == "cpu" and position_ids.numel() and not torch.compiler.is_compiling():
+            last, count = int(position_ids.max()), self.embedding.num_embeddings
+            if last >= count:
+                raise IndexError(
+                    f"position {last}: the model has learned positions 0 to {count - 1}; take shorter rows"
+                )
         return self.embedding(position_ids)
 
 
@@ -102,9 +109,8 @@ def alibi_slopes(num_heads: int, device: torch.device | None = None) -> Tensor:
 
 @dataclass(frozen=True)
 class RotarySpec:
-    """Which rotary embedding a mixer wants; mixers with equal specs share one. It is also the view of a config
-    that transformers'
-    RoPE functions read (`head_dim`, `rope_parameters`, ...)."""
+    """Which rotary embedding a mixer wants; mixers with equal specs share one. It is also the view of a config that
+    transformers' RoPE functions read (`head_dim`, `rope_parameters`, ...)."""
 
     head_dim: int
     rope_parameters: dict[str, Any] = field(default_factory=lambda: {"rope_type": "default", "rope_theta": 10000.0})
