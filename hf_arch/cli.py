@@ -1,5 +1,5 @@
-"""`hf-arch`: the command line. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration; a run
-that was told to stop ends with 143 (SIGTERM) or 130 (SIGINT), and can be resumed.
+"""`hf-arch`: the command line. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration; a run that was told to
+stop ends with 143 (SIGTERM) or 130 (SIGINT), and can be resumed.
 
 A mistake of the user is one line on stderr; results go to stdout, progress to stderr. Whatever is heavy (torch,
 transformers) is imported inside the command that needs it, so that help and usage errors come at once.

@@ -133,9 +133,8 @@ class RotarySpec:
 
 
 class ArchRotaryEmbedding(nn.Module):
-    """(cos, sin) of shape [B, T, head_dim] for RoPE in half-split form; the class name and attributes are those
-    that transformers'
-    weight initialisation and `dynamic_rope_update` look for."""
+    """(cos, sin) of shape [B, T, head_dim] for RoPE in half-split form; the class name and attributes are those that
+    transformers' weight initialisation and `dynamic_rope_update` look for."""
 
     inv_freq: Tensor
     original_inv_freq: Tensor
