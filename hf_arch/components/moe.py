@@ -200,11 +200,15 @@ class MixtureOfExperts(FeedForward):
             mask: [B, T], 1 at valid tokens, or None.
         """
         valid = router_logits[0].new_ones(router_logits[0].shape[0]) if mask is None else mask.flatten().float()
-        kinds: dict[str, tuple[MoEOptions, list[Tensor]]] = {}
+        kinds: list[tuple[MoEOptions, list[Tensor]]] = []  # options have no hash, and a compiler cannot see their repr
         for layer, logits in zip(layers, router_logits, strict=True):
-            kinds.setdefault(repr(layer), (layer, []))[1].append(logits)
+            same = [parts for options, parts in kinds if options == layer]
+            if same:
+                same[0].append(logits)
+            else:
+                kinds.append((layer, [logits]))
         balance = penalty = valid.new_zeros(())
-        for layer, parts in kinds.values():
+        for layer, parts in kinds:
             logits, weights = torch.cat(parts), valid.repeat(len(parts))
             part = load_balancing_loss(logits, layer, weights)
             balance, penalty = balance + part, penalty + layer.aux_loss_coef * part

@@ -128,7 +128,7 @@ def test_gradients_in_double_precision(name):
 @pytest.mark.timeout(1200)  # compiling takes minutes on a busy machine
 def test_compiled_equals_eager(name):
     torch._dynamo.reset()
-    model, ids = _without_dropout(name), token_ids(2, 24)
+    model, ids = _without_dropout(name), token_ids(2, 72)
     eager = _gradients(model, [ids])
     model.forward = torch.compile(model.forward)
     _same_gradients(_gradients(model, [ids]), eager, 1e-4)

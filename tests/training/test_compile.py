@@ -1,18 +1,23 @@
 """torch.compile takes each block whole, for all lengths: a graph break would cost a return to Python in every layer.
 
-The backends here compile nothing: how a graph is found does not depend on them. What inductor makes of whole models is
-checked in tests/suite/test_training.py.
+The backends of all tests but the last compile nothing: how a graph is found does not depend on them. What inductor
+makes of whole models is checked in tests/suite/test_training.py.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import hf_arch
+from hf_arch.experiments.recipe import Recipe
+from hf_arch.experiments.store import read_metrics
+from hf_arch.training.run import run_training
 from tests.suite.models import stirred_model, token_ids
+from tests.training.tiny import recipe_values
 
 ARCHITECTURES = hf_arch.list_architectures()
 # Their documents become rows or blocks of their own, as many as the batch holds.
@@ -52,7 +57,7 @@ def test_a_block_compiles_to_one_graph(name: str, packed: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_all_lengths_but_the_first_share_a_graph(name: str) -> None:
+def test_the_model_is_one_graph_for_all_lengths_but_the_first(name: str) -> None:
     torch._dynamo.reset()
     model, graphs = tiny_model(name), []
 
@@ -60,7 +65,7 @@ def test_all_lengths_but_the_first_share_a_graph(name: str) -> None:
         graphs.append(graph)
         return graph
 
-    compiled = torch.compile(model, backend=count)
+    compiled = torch.compile(model, backend=count, fullgraph=True)
     made = []
     for length in (72, 104, 136):
         ids = token_ids(2, length)
@@ -78,3 +83,16 @@ def test_generation_by_a_compiled_model(name: str) -> None:
     expected = model.generate(prompt, **options)
     model.forward = torch.compile(model.forward, backend="eager")
     assert torch.equal(model.generate(prompt, **options), expected)
+
+
+@pytest.mark.slow
+def test_training_a_compiled_model_changes_nothing(text: Path, tmp_path: Path) -> None:
+    losses = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        changes = {"model": {"architecture": "gla"}, "training": {"torch_compile": compiled}}
+        folder = tmp_path / str(compiled)
+        run_training(Recipe.from_dict(recipe_values(text, **changes)), folder, quiet=True)
+        losses.append([row["loss"] for row in read_metrics(folder / "metrics.jsonl") if "loss" in row])
+        assert (folder / "model" / "config.json").exists()
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
