@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -133,6 +133,10 @@ def from_foreign(config: dict[str, Any], state_dict: dict[str, Tensor]) -> PreTr
     Raises:
         ConfigError: an option that cannot be honoured, a missing, unknown or wrongly shaped tensor; one line.
     """
+    for name, given, method in (("config", config, "to_dict"), ("state_dict", state_dict, "state_dict")):
+        if not isinstance(given, Mapping):
+            hint = f"; give its {method}()" if hasattr(given, method) else ""
+            raise ConfigError(f"{name}: {type(given).__name__} is not a dict{hint}")
     converter = _converter(config.get("model_type"))
     ours = _convert_config(converter, config)
     rules = converter.rules(ours, config)

@@ -52,6 +52,7 @@ _KINDS: dict[tuple[str, ...], tuple[Callable[[Any], bool], str]] = {
     ("time_step_rank", "dt_rank"): (lambda value: value == "auto" or _whole(1)(value), "'auto' or an integer >= 1"),
     (
         *("expand", "expand_k", "expand_v", "exapnd_k", "exapnd_v", "hidden_ratio", "rope_theta", "rope_base"),
+        "rotary_percentage",
         *("expand_ratio", "gate_logit_normalizer", "conv_init"),
         *("time_step_scale", "time_step_min", "time_step_max", "time_step_floor"),
         *("dt_scale", "dt_min", "dt_max", "dt_init_floor"),

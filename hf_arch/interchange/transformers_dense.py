@@ -129,6 +129,8 @@ class GPT2(Converter):
 class Llama(Converter):
     """`LlamaForCausalLM`."""
 
+    ignored_keys = (".rotary_emb.inv_freq",)  # of files from 2023
+
     def config_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
         hidden, heads = reader.need("hidden_size"), reader.need("num_attention_heads")
         rope = dict(reader.take("rope_parameters") or reader.take("rope_scaling") or {})

@@ -54,6 +54,7 @@ def test_prefixes_of_wrappers_are_dropped(llama: Any, wrapped: str) -> None:
 def test_compiled_blocks_and_half_precision_are_read(llama: Any) -> None:
     config, state, _ = llama
     halved = {key: tensor.to(torch.bfloat16) for key, tensor in state.items()}
+    halved["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)  # a buffer that files of 2023 hold
     model = hf_arch.from_foreign(config, {key.replace(".mlp.", ".mlp._orig_mod."): t for key, t in halved.items()})
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert torch.equal(model.model.norm.weight, halved["model.norm.weight"].float())
@@ -95,6 +96,10 @@ def test_layer_types_that_are_none(kinds: Any) -> None:
 
 def test_what_is_no_dict_of_tensors(llama: Any) -> None:
     config, state, _ = llama
+    with pytest.raises(ConfigError, match=r"^config: LlamaConfig is not a dict; give its to_dict\(\)$"):
+        hf_arch.from_foreign(LlamaConfig(**LLAMA), state)
+    with pytest.raises(ConfigError, match=r"^state_dict: Linear is not a dict; give its state_dict\(\)$"):
+        hf_arch.from_foreign(config, nn.Linear(1, 1))
     with pytest.raises(
         ConfigError, match="state_dict: 'model' is of type OrderedDict; give the dict that holds the tensors"
     ):
