@@ -234,23 +234,16 @@ def to_foreign(model: PreTrainedModel, model_type: str) -> tuple[dict[str, Any],
 def _effective(config: ArchConfig) -> dict[str, Any]:
     """What decides a model's outputs: component by component and layer by layer, defaults resolved."""
     values = {key: value for key, value in config.to_dict().items() if key not in _NO_EFFECT}
-    for key in ("mixer", "ffn", "intermediate_size", "head_dim", "num_key_value_heads", "hidden_act"):
+    # What components resolve: it is compared layer by layer.
+    for key in (
+        *("mixer", "ffn", "intermediate_size", "head_dim", "num_attention_heads", "num_key_value_heads", "hidden_act"),
+        *("attention_bias", "mlp_bias", "qk_norm", "sliding_window", "attn_logit_softcapping", "rope_parameters"),
+    ):
         values.pop(key, None)
-    attends = any(hasattr(mixer, "sizes") and mixer.label == "" for mixer, _ in config.mixer_specs)
-    if not attends:
-        for key in (
-            "attention_bias",
-            "attention_dropout",
-            "qk_norm",
-            "rope_parameters",
-            "num_attention_heads",
-            "position",
-        ):
-            values.pop(key, None)
+    if not any(hasattr(mixer, "sizes") and mixer.label == "" for mixer, _ in config.mixer_specs):
+        del values["attention_dropout"], values["position"]
         if config.position == "none":
-            values.pop("max_position_embeddings", None)  # state-space configs have none: nothing depends on it
-    if config.position != "rope":
-        values.pop("rope_parameters", None)
+            del values["max_position_embeddings"]  # state-space configs have none: nothing depends on it
     values["mixer"] = [mixer.effective(config, options) for mixer, options in config.mixer_specs]
     values["ffn"] = [ffn.effective(config, options) for ffn, options in config.ffn_specs]
     return values

@@ -30,8 +30,8 @@ class FLAHGRN2(FLAConverter):
         return values
 
     def config_to_theirs(self, config: ArchConfig) -> dict[str, Any]:
-        # Where no layer has a ratio, theirs would still divide the width by its default.
-        return {"expand_ratio": None, **super().config_to_theirs(config)}
+        # Where attention is in every layer, theirs would still divide the width and make the bounds.
+        return {"expand_ratio": None, "use_lower_bound": False, **super().config_to_theirs(config)}
 
     def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
         return {
@@ -76,6 +76,9 @@ class FLAHGRN(FLAConverter):
 
     architecture, mixer = "hgrn", "hgrn"
     grouped_heads = False
+
+    def config_to_theirs(self, config: ArchConfig) -> dict[str, Any]:
+        return {"use_lower_bound": False, **super().config_to_theirs(config)}  # as HGRN2's
 
     def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
         return {

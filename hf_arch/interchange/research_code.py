@@ -181,7 +181,7 @@ class LitGPT(Converter):
             "block_size": config.max_position_embeddings,
             "intermediate_size": ffn.width(config, ffn_options) if hasattr(ffn, "width") else None,
             "norm_eps": config.norm_eps,
-            "norm_qk": config.qk_norm,
+            "norm_qk": effective.get("qk_norm") is not None,
             "rope_base": int(rope.get("rope_theta", 10000)),
             "rotary_percentage": rope.get("partial_rotary_factor", 1.0),
             "rope_condense_ratio": rope["factor"] if kind == "linear" else 1,
@@ -196,7 +196,8 @@ class LitGPT(Converter):
 
     def rules(self, config: ArchConfig, foreign: dict[str, Any]) -> list[Rule]:
         mixer, options = config.mixer_specs[0]
-        heads, groups, size = mixer.sizes(config, options)
+        effective = mixer.effective(config, options)
+        heads, groups, size = effective["heads"]
         linear = ("weight", "bias") if config.mlp_bias else ("weight",)
         rules = [
             same("model.embed_tokens.weight", "transformer.wte.weight"),
@@ -209,11 +210,13 @@ class LitGPT(Converter):
             for mine, other in (("gate_proj", "fc_1"), ("up_proj", "fc_2"), ("down_proj", "proj")):
                 rules += parts(f"{ours}.ffn.{mine}", f"{theirs}.mlp.{other}", linear)
             rules += parts(
-                f"{ours}.mixer.o_proj", f"{theirs}.attn.proj", ("weight", "bias") if options.out_bias else ("weight",)
+                f"{ours}.mixer.o_proj",
+                f"{theirs}.attn.proj",
+                ("weight", "bias") if effective["out_bias"] else ("weight",),
             )
-            for name in ("q_norm", "k_norm") if config.qk_norm else ():
+            for name in ("q_norm", "k_norm") if effective["qk_norm"] is not None else ():
                 rules += parts(f"{ours}.mixer.{name}", f"{theirs}.attn.{name[2:]}_{name[0]}")
-            for name in ("weight", "bias") if options.qkv_bias else ("weight",):
+            for name in ("weight", "bias") if effective["qkv_bias"] else ("weight",):
                 projections = tuple(f"{ours}.mixer.{part}_proj.{name}" for part in "qkv")
                 if foreign.get("legacy_qkv"):
                     rules.append(_by_query_group(projections, f"{theirs}.attn.attn.{name}", heads, groups, size))

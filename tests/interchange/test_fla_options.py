@@ -53,6 +53,20 @@ def test_a_hybrid_may_have_attention_alone() -> None:
     assert again["attn"] == config["attn"] and all(torch.equal(tensors[key], state[key]) for key in state)
 
 
+@pytest.mark.parametrize("model_type", ["transformer", "litgpt", "qwen3"])
+@pytest.mark.parametrize(
+    "overrides",
+    [{"sliding_window": 5}, {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}, {"norm_eps": 1e-5}],
+    ids=str,
+)
+@torch.no_grad()
+def test_where_a_llama_says_an_option_does_not_matter(model_type: str, overrides: dict[str, Any]) -> None:
+    """Ours has it of the whole model, and gets it back layer by layer."""
+    model = build("llama", **SIZES, **{"norm_eps": 1e-5, "qk_norm": True, **overrides})
+    config, state = hf_arch.to_foreign(model, model_type)
+    assert torch.equal(hf_arch.from_foreign(config, state)(IDS).logits, model(IDS).logits)
+
+
 def test_heads_that_no_layer_rotates_may_be_odd() -> None:
     """The four heads of FLA's default belong to no layer of an HGRN, which would be 9 wide; its attention's are not."""
     attention = {"type": "attention", "num_heads": 2}
