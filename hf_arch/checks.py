@@ -268,7 +268,11 @@ def _saving(model: Any, ids: Tensor) -> str:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         loaded = AutoModelForCausalLM.from_pretrained(folder).eval()
-    return _worst([_compare(loaded(ids, use_cache=False).logits, model(ids, use_cache=False).logits, 0.0)])
+    for name, value in loaded.state_dict().items():
+        if not torch.equal(value, model.state_dict()[name]):
+            raise _Violation(f"{name} is not loaded as it was saved")
+    # Equal weights at other addresses may take another kernel (of experts), which rounds in another way.
+    return _worst([_compare(loaded(ids, use_cache=False).logits, model(ids, use_cache=False).logits, 1e-6)])
 
 
 @torch.no_grad()

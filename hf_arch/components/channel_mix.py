@@ -2,7 +2,7 @@
 
     d_t = x_{t-1} - x_t,   k_t = relu(W_k (x_t + d_t * mu_k))^2,   y_t = sigmoid(W_r (x_t + d_t * mu_r)) * W_v k_t
 
-A feed-forward network that also sees the token before, which the cache keeps in convolution state 1 of the layer.
+A feed-forward network that also sees the token before, which the cache keeps in a convolution state of the layer.
 """
 
 from __future__ import annotations
@@ -14,16 +14,13 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from ..mixers.base import MixerCost
-from ..modeling.cache import LayerState
+from ..modeling.cache import FFN_STATE, LayerState
 from ..modeling.layout import PLAIN_LAYOUT, SequenceLayout
 from ..ops.conv import token_shift
 from ..options import Options, options
 from ..registry import ACTIVATIONS, FFNS
 from .attention_product import cache_element_bytes
 from .ffn import FeedForward
-
-STATE_INDEX = 1
-"""Of the layer's convolution states; mixers with a shift of their own use 0."""
 
 
 @options
@@ -70,12 +67,12 @@ class ChannelMix(FeedForward):
         x = layout.enter(hidden_states)
         before, last = token_shift(
             x,
-            initial_state=state.conv(STATE_INDEX),
+            initial_state=state.conv(FFN_STATE),
             segment_ids=layout.segment_ids,
             output_final_state=bool(state),
             num_valid=layout.num_valid,
         )
-        state.write_conv(last, STATE_INDEX)
+        state.write_conv(last, FFN_STATE)
         delta = before - x
         out = self.down_proj(self.act_fn(self.key_proj(torch.addcmul(x, delta, self.key_mix))))
         if self.options.use_receptance:

@@ -17,6 +17,9 @@ from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING, c
 
 from ..bundled import BUNDLED
 
+FFN_STATE = 3
+"""The convolution state of a layer that is its FFN's; those before it are the mixer's, which may have three windows."""
+
 RECURRENT = f"hfa_recurrent:{__name__}" if BUNDLED else "hfa_recurrent"
 
 

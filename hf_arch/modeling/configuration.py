@@ -23,6 +23,7 @@ from ..components.positions import POSITIONS
 from ..errors import ConfigError, choice_error
 from ..options import Options, compact, parse_options
 from ..registry import MIXERS, Registry
+from .cache import FFN_STATE
 
 NORM_POSITIONS = ("pre", "post", "sandwich")
 FEATURES = {
@@ -252,7 +253,7 @@ class ArchConfig(PreTrainedConfig):
     @property
     def number_of_conv_states(self) -> int:
         """Convolution states that transformers' own hybrid cache layers reserve (mixer and FFN)."""
-        return 2
+        return FFN_STATE + 1
 
     def validate_rope(self) -> None:
         """transformers' check of `rope_parameters`, without `head_dim`: only some layers have it, and each rotary

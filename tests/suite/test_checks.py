@@ -12,3 +12,22 @@ from tests.suite.models import ARCHITECTURES
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_nothing_fails(name):
     assert [result for result in check_model(hf_arch.tiny_config(name)) if not result.passed] == []
+
+
+@pytest.mark.parametrize(
+    ("mixer", "ffn"),
+    [
+        # Several windows of convolutions, and the token before that the FFN keeps.
+        (["delta_net", {"type": "gla", "use_short_conv": True}], ["channel_mix7", "channel_mix"]),
+        ([{"type": "abc", "use_short_conv": True}, {"type": "attention", "window": 6}], "channel_mix"),
+        # Latents in a window, and experts whose rows do not begin at multiples of 16 bytes.
+        (
+            ["gla", {"type": "mla", "window": 9, "kv_lora_rank": 8, "qk_nope_head_dim": 4, "qk_rope_head_dim": 4}],
+            {"type": "moe", "num_experts": 3, "intermediate_size": 9},
+        ),
+    ],
+    ids=["convolutions", "window", "experts"],
+)
+def test_nothing_fails_where_layers_are_mixed(mixer, ffn):
+    config = hf_arch.tiny_config("mixed", mixer=mixer, ffn=ffn)
+    assert [result for result in check_model(config) if not result.passed] == []
