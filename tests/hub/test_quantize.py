@@ -97,7 +97,7 @@ def test_a_gguf_file_read_by_transformers_gives_the_same_logits_and_tokens(tmp_p
 def test_what_gguf_cannot_hold_is_refused_by_name(tmp_path: Path):
     pytest.importorskip("gguf", reason="gguf is not installed")
     for overrides, expected in (
-        ({}, "qk_norm: True cannot be said in a llama checkpoint"),
+        ({}, "qk_norm: 1e-06 cannot be said in a llama checkpoint"),
         ({"qk_norm": False, "hidden_act": "gelu"}, "hidden_act: 'gelu' cannot be said in a GGUF file"),
         ({"qk_norm": False, "attention_bias": True}, "attention_bias: True cannot be said in a GGUF file"),
     ):
