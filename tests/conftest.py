@@ -12,10 +12,13 @@ os.environ.setdefault("WANDB_MODE", "offline")
 import pytest
 import torch
 
-# It greets on stdout where W&B is offline: not in the midst of a test, please.
-import transformers.integrations.integration_utils  # noqa: F401
-
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def imports_before_tests() -> None:
+    """transformers greets on stdout where W&B is offline: not in the midst of a test, please."""
+    import transformers.integrations.integration_utils  # noqa: F401
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Switches Triton's interpreter on before a test of this folder can import the kernels."""
+"""Switches Triton's interpreter on before anything can import triton, where these tests were asked for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from importlib.util import find_spec
 import pytest
 
 
-@pytest.fixture(scope="session", autouse=True)
-def interpreted_kernels() -> None:
-    if find_spec("triton") is not None and find_spec("fla") is not None:
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("markexpr") == "fla_interpreter" and find_spec("triton") and find_spec("fla"):
         from tests.fla_interpreter import interpreter  # noqa: F401
