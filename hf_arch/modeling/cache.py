@@ -54,7 +54,7 @@ class RecurrentStateLayer(LinearAttentionLayer, CacheLayerMixin):
         current = states[state_idx]
         if torch.is_grad_enabled() and new.requires_grad:
             states[state_idx] = new  # a copy in place would corrupt the gradient through the cache
-        elif new.untyped_storage().nbytes() == new.nbytes:
+        elif not torch.compiler.is_compiling() and new.untyped_storage().nbytes() == new.nbytes:
             states[state_idx] = new.detach()
         elif current is None or current.shape != new.shape or current.requires_grad:
             states[state_idx] = new.detach().clone()  # a view would keep all the activations beside it
