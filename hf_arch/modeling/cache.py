@@ -55,7 +55,7 @@ class RecurrentStateLayer(LinearAttentionLayer, CacheLayerMixin):
         if torch.is_grad_enabled() and new.requires_grad:
             states[state_idx] = new  # a copy in place would corrupt the gradient through the cache
         elif not torch.compiler.is_compiling() and new.untyped_storage().nbytes() == new.nbytes:
-            states[state_idx] = new.detach()
+            states[state_idx] = new.detach()  # a compiler knows no storages
         elif current is None or current.shape != new.shape or current.requires_grad:
             states[state_idx] = new.detach().clone()  # a view would keep all the activations beside it
         else:
