@@ -111,7 +111,7 @@ class _Delta(torch.autograd.Function):
                 writes = key * strength
             else:
                 recall.baddbmm_(solution * decays.prefix.unsqueeze(1), key, beta=0, alpha=-1)
-                _put_product(reads_q, query, decays.prefix.unsqueeze(2))
+                torch.mul(query, decays.prefix.unsqueeze(2), out=reads_q)
                 writes = key * (strength * decays.suffix.unsqueeze(2))
             residual = solution @ load_rows(v, rows, state.dtype)
 
@@ -153,7 +153,7 @@ class _Delta(torch.autograd.Function):
             errors = readers.new_empty(len(readers), 2 * length, v.shape[-1])  # dL/dr, then dL/do
             errors_k, grad_o = errors.split(length, 1)
             grad_o_rows = grads[0][:, rows]
-            _put_product(grad_o.unflatten(0, grad_o_rows.shape[:3]), grad_o_rows, ctx.scale)
+            torch.mul(grad_o_rows, ctx.scale, out=grad_o.unflatten(0, grad_o_rows.shape[:3]))
             errors_k.baddbmm_(scores[:, length:].mT, grad_o, beta=0)
             grad_states = torch.empty_like(states)
             grad_states[-1] = grads[1][rows]
@@ -166,7 +166,7 @@ class _Delta(torch.autograd.Function):
                 else:
                     torch.mul(grad_after, total_n, out=grad_before).baddbmm_(reads_n, errors_n)
             grad_value = solution.mT @ errors_k
-            _put_product(errors_k, grad_value, -1.0)
+            torch.neg(grad_value, out=errors_k)
 
             grad_after = grad_states[1:].flatten(0, 2)
             grad_scores = torch.bmm(errors, residual.mT)
@@ -219,11 +219,6 @@ def _pairs(states: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """The states [N + 1, B, H, K, V] before and after each chunk, [B*H, K, V]."""
     each = states.flatten(1, 2).unbind(0)
     return each[:-1], each[1:]
-
-
-def _put_product(target: Tensor, left: Tensor, right: Tensor | float) -> None:
-    """left * right into a strided target."""
-    torch.mul(left, right, out=target)
 
 
 def _outputs(
