@@ -2,29 +2,22 @@
 
 from typing import Any, ClassVar
 
-from huggingface_hub.dataclasses import strict
-
 from ..mixers.attention import Attention as Attention
-from ..modeling.configuration import ArchConfig
-from ..modeling.decoder import (
-    ArchForCausalLM,
-    ArchForQuestionAnswering,
-    ArchForSequenceClassification,
-    ArchForTokenClassification,
-    ArchModel,
+from ..modeling.configuration import ArchConfig, Component
+from .declare import architecture
+
+
+@architecture(
+    "chargpt",
+    summary="post-norm GPT for characters, with variants A, B and C",
+    paper="Vaswani et al. 2017, arXiv 1706.03762",
 )
-from .base import Architecture, register_architecture
-
-
-@strict
 class HfaCharGPTConfig(ArchConfig):
     """Context 64, 8 layers of width 384; trained with batches of 128 at a learning rate of 3e-4 for 5000 steps.
 
     `VARIANTS` holds the larger ones: A (batch 64, 3e-5), B (batch 16 x 8 accumulation steps, 3e-4), C (32 x 8, 6e-4).
     With 65 characters they have 14.3M, 85.3M, 128.1M and 171.0M parameters.
     """
-
-    model_type = "hfa_chargpt"
 
     frozen_pad_embedding: ClassVar[bool] = False
 
@@ -33,7 +26,7 @@ class HfaCharGPTConfig(ArchConfig):
     num_hidden_layers: int = 8
     num_attention_heads: int = 8
     max_position_embeddings: int = 64
-    ffn: str | dict[str, Any] | list[Any] = "mlp"
+    ffn: Component = "mlp"
     norm: str = "layernorm"
     norm_position: str = "post"
     norm_eps: float = 1e-5
@@ -56,39 +49,3 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "C": {**_WIDE, "num_hidden_layers": 24, "max_position_embeddings": 1024, **dict.fromkeys(_DROPOUTS, 0.1)},
 }
 """Config values of the larger models."""
-
-
-class HfaCharGPTModel(ArchModel):
-    config: HfaCharGPTConfig
-
-
-class HfaCharGPTForCausalLM(ArchForCausalLM):
-    config: HfaCharGPTConfig
-    model_class = HfaCharGPTModel
-
-
-class HfaCharGPTForSequenceClassification(ArchForSequenceClassification):
-    config: HfaCharGPTConfig
-
-
-class HfaCharGPTForTokenClassification(ArchForTokenClassification):
-    config: HfaCharGPTConfig
-
-
-class HfaCharGPTForQuestionAnswering(ArchForQuestionAnswering):
-    config: HfaCharGPTConfig
-
-
-ARCHITECTURE = register_architecture(
-    Architecture(
-        name="chargpt",
-        config=HfaCharGPTConfig,
-        model=HfaCharGPTModel,
-        causal_lm=HfaCharGPTForCausalLM,
-        sequence_classification=HfaCharGPTForSequenceClassification,
-        token_classification=HfaCharGPTForTokenClassification,
-        question_answering=HfaCharGPTForQuestionAnswering,
-        summary="post-norm GPT for characters, with variants A, B and C",
-        paper="Vaswani et al. 2017, arXiv 1706.03762",
-    )
-)

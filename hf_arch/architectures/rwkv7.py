@@ -4,46 +4,18 @@ The class names avoid the word: transformers' generation looks for it in class n
 argument.
 """
 
-from typing import Any
-
 import torch
-from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import initialization as init
 
 from ..components.channel_mix7 import ChannelMix7 as ChannelMix7
 from ..mixers.rwkv7 import GeneralizedDeltaTimeMix as GeneralizedDeltaTimeMix
-from ..modeling.configuration import ArchConfig
-from ..modeling.decoder import (
-    ArchForCausalLM,
-    ArchForQuestionAnswering,
-    ArchForSequenceClassification,
-    ArchForTokenClassification,
-    ArchModel,
-)
-from .base import Architecture, register_architecture
+from ..modeling.configuration import ArchConfig, Component
+from ..modeling.decoder import ArchForCausalLM, ArchModel
+from .declare import architecture
 
 
-@strict
-class HfaReceptance7Config(ArchConfig):
-    """Heads of width 64, LayerNorm also after the embeddings, channel mix of 4x."""
-
-    model_type = "hfa_rwkv7"
-
-    hidden_size: int = 2048
-    num_hidden_layers: int = 24
-    num_attention_heads: int = 32
-    mixer: str | dict[str, Any] | list[Any] = "rwkv7"
-    ffn: str | dict[str, Any] | list[Any] = "channel_mix7"
-    norm: str = "layernorm"
-    norm_eps: float = 1e-5
-    embedding_norm: bool = True
-    position: str = "none"
-
-
-class HfaReceptance7Model(ArchModel):
-    config: HfaReceptance7Config
-
+class _Receptance7ModelBase(ArchModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -51,10 +23,7 @@ class HfaReceptance7Model(ArchModel):
             init.uniform_(module.weight, -1e-4, 1e-4)
 
 
-class HfaReceptance7ForCausalLM(ArchForCausalLM):
-    config: HfaReceptance7Config
-    model_class = HfaReceptance7Model
-
+class _Receptance7ForCausalLMBase(ArchForCausalLM):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -63,31 +32,25 @@ class HfaReceptance7ForCausalLM(ArchForCausalLM):
             init.orthogonal_(module.weight, gain=0.5 * max(1.0, ratio) ** 0.5)
 
 
-class HfaReceptance7ForSequenceClassification(ArchForSequenceClassification):
-    config: HfaReceptance7Config
-
-
-class HfaReceptance7ForTokenClassification(ArchForTokenClassification):
-    config: HfaReceptance7Config
-
-
-class HfaReceptance7ForQuestionAnswering(ArchForQuestionAnswering):
-    config: HfaReceptance7Config
-
-
-ARCHITECTURE = register_architecture(
-    Architecture(
-        name="rwkv7",
-        config=HfaReceptance7Config,
-        model=HfaReceptance7Model,
-        causal_lm=HfaReceptance7ForCausalLM,
-        sequence_classification=HfaReceptance7ForSequenceClassification,
-        token_classification=HfaReceptance7ForTokenClassification,
-        question_answering=HfaReceptance7ForQuestionAnswering,
-        summary="delta rule whose decay, removal and rate are vectors that depend on the token",
-        paper="Peng et al. 2025, arXiv 2503.14456",
-        tiny={
-            "mixer": {"type": "rwkv7", "decay_rank": 8, "rate_rank": 6, "value_rank": 4, "gate_rank": 12},
-        },
-    )
+@architecture(
+    "rwkv7",
+    summary="delta rule whose decay, removal and rate are vectors that depend on the token",
+    paper="Peng et al. 2025, arXiv 2503.14456",
+    tiny={
+        "mixer": {"type": "rwkv7", "decay_rank": 8, "rate_rank": 6, "value_rank": 4, "gate_rank": 12},
+    },
+    model=_Receptance7ModelBase,
+    causal_lm=_Receptance7ForCausalLMBase,
 )
+class HfaReceptance7Config(ArchConfig):
+    """Heads of width 64, LayerNorm also after the embeddings, channel mix of 4x."""
+
+    hidden_size: int = 2048
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 32
+    mixer: Component = "rwkv7"
+    ffn: Component = "channel_mix7"
+    norm: str = "layernorm"
+    norm_eps: float = 1e-5
+    embedding_norm: bool = True
+    position: str = "none"

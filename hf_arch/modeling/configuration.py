@@ -39,6 +39,8 @@ FEATURES = {
 }
 """Fields that act through a component, which may have an option instead: without one that takes them they would be
 ignored. Sizes are no features: one recipe gives them to architectures of every kind."""
+Component = str | dict[str, Any] | list[Any]
+"""A component's name, a dict of its `type` and options, or a pattern of these that repeats over the layers."""
 PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
 
@@ -84,8 +86,8 @@ class ArchConfig(PreTrainedConfig):
     intermediate_multiple_of: int = 256
     max_position_embeddings: int = 2048
 
-    mixer: str | dict[str, Any] | list[Any] = "attention"
-    ffn: str | dict[str, Any] | list[Any] = "glu"
+    mixer: Component = "attention"
+    ffn: Component = "glu"
     norm: str = "rmsnorm"
     norm_position: str = "pre"
     norm_eps: float = 1e-6
