@@ -19,9 +19,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import hf_arch
+from hf_arch.cli.listing import require_architecture
 from hf_arch.errors import ConfigError
-from hf_arch.experiments.yaml_text import parse_override
-from hf_arch.listing import require_architecture
+from hf_arch.recipe.yaml_text import parse_override
 from hf_arch.registry import MIXERS, load_plugin, plugin_line
 
 LENGTH = 41

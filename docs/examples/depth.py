@@ -8,7 +8,7 @@
 from pathlib import Path
 
 import hf_arch.experiments as experiments
-from hf_arch.experiments.report import write_report
+from hf_arch.report.page import write_report
 
 RECIPE = {
     "model": {"architecture": "gla", "hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 192},

@@ -17,8 +17,8 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from hf_arch.experiments.run_settings import has_short_convolution, shared_settings
-from hf_arch.experiments.store import RunResult, finite
+from hf_arch.runs.run_settings import has_short_convolution, shared_settings
+from hf_arch.runs.store import RunResult, finite
 
 Severity = Literal["violation", "note", "ok"]
 SEVERITIES: tuple[Severity, ...] = ("violation", "note", "ok")

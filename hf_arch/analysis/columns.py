@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hf_arch.experiments.stats import Interval
+from hf_arch.analysis.stats import Interval
 
 if TYPE_CHECKING:
-    from hf_arch.experiments.comparison import Comparison, Group
+    from hf_arch.analysis.comparison import Comparison, Group
 
 MISSING = "–"
 

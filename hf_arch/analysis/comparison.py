@@ -1,7 +1,7 @@
 """Comparison of runs: groups of seeds by name, statistics against a baseline and over all pairs, and the audit.
 
     from hf_arch.experiments import compare
-    from hf_arch.experiments.comparison import compare_runs
+    from hf_arch.analysis.comparison import compare_runs
     compare("results/quickstart")                    # a pandas DataFrame, one row a group, best first
     compare_runs("results/quickstart").print()       # audit, table and statements on the terminal
 
@@ -20,14 +20,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_arch.analysis.audit import Finding, audit
+from hf_arch.analysis.columns import interval_text
+from hf_arch.analysis.stats import Interval, PairedDifference, all_pairs, bootstrap_interval, t_interval
+from hf_arch.analysis.verdicts import Verdict, judge
 from hf_arch.errors import ConfigError, choice_error
-from hf_arch.experiments import store
-from hf_arch.experiments.audit import Finding, audit
-from hf_arch.experiments.columns import interval_text
-from hf_arch.experiments.run_settings import shared_settings
-from hf_arch.experiments.stats import Interval, PairedDifference, all_pairs, bootstrap_interval, t_interval
-from hf_arch.experiments.store import NUMBERS, RunResult, flat_row, to_jsonable
-from hf_arch.experiments.verdicts import Verdict, judge
+from hf_arch.runs import store
+from hf_arch.runs.run_settings import shared_settings
+from hf_arch.runs.store import NUMBERS, RunResult, flat_row, to_jsonable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -206,7 +206,7 @@ class Comparison:
 
     def print(self, console: Console | None = None) -> None:
         """Prints audit, table and statements, to any width of terminal."""
-        from hf_arch.experiments.table import print_comparison
+        from hf_arch.report.table import print_comparison
 
         print_comparison(self, console)
 

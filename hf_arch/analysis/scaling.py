@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_arch.experiments.stats import LEVEL
+from hf_arch.analysis.stats import LEVEL
 
 MIN_SIZES = 4
 ALPHAS = np.geomspace(0.01, 3.0, 400)

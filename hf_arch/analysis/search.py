@@ -15,10 +15,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from hf_arch.experiments.columns import quantity
-from hf_arch.experiments.comparison import Comparison
-from hf_arch.experiments.figures import pareto_front
-from hf_arch.experiments.store import write_json_atomic
+from hf_arch.analysis.columns import quantity
+from hf_arch.analysis.comparison import Comparison
+from hf_arch.report.figures import pareto_front
+from hf_arch.runs.store import write_json_atomic
 
 SLACK = 0.05
 STUDY_FILE = "search_study.json"

@@ -19,12 +19,12 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from hf_arch.analysis.columns import interval_text
+from hf_arch.analysis.stats import Interval, PairedDifference
 from hf_arch.errors import choice_error
-from hf_arch.experiments.columns import interval_text
-from hf_arch.experiments.stats import Interval, PairedDifference
 
 if TYPE_CHECKING:
-    from hf_arch.experiments.comparison import Comparison
+    from hf_arch.analysis.comparison import Comparison
 
 Outcome = Literal["supported", "contradicted", "undecided", "not judged"]
 

@@ -113,7 +113,7 @@ def eval_command(
     with redirect_stdout(sys.stderr):
         from hf_arch.evaluation.model_scores import EvalOptions, evaluate_path, print_scores, split_names
         from hf_arch.evaluation.text_loss import TextOptions
-        from hf_arch.experiments.store import to_jsonable, write_json_atomic
+        from hf_arch.runs.store import to_jsonable, write_json_atomic
         from hf_arch.training.run import quiet_libraries
 
         options = EvalOptions(
@@ -174,10 +174,10 @@ def bench_command(
         return 0
     with redirect_stdout(sys.stderr):
         from hf_arch.evaluation.bench import BenchOptions, run_bench
-        from hf_arch.evaluation.bench_models import find_candidates
-        from hf_arch.evaluation.bench_report import check_plot_path, plot_bench, print_bench
         from hf_arch.evaluation.model_scores import split_names
-        from hf_arch.experiments.store import to_jsonable, write_json_atomic
+        from hf_arch.experiments.planning.bench_models import find_candidates
+        from hf_arch.report.bench_report import check_plot_path, plot_bench, print_bench
+        from hf_arch.runs.store import to_jsonable, write_json_atomic
         from hf_arch.training.run import quiet_libraries
 
         lengths = tuple(_length(text) for text in split_names(seq_len))

@@ -34,7 +34,7 @@ def push(
     Again, it sends what has changed. Example: `hf-arch push results/quickstart/gla_1a2b3c4d5e alice/gla --dry-run`.
     """
     with redirect_stdout(sys.stderr):  # transformers prints while it is imported
-        from hf_arch.hub.commands import push_command
+        from hf_arch.cli.hub_commands import push_command
 
     return push_command(
         path,
@@ -62,7 +62,7 @@ def export(
     Examples: `hf-arch export results/first --format hub`, `hf-arch export results/llama --format gguf --output l.gguf`.
     """
     with redirect_stdout(sys.stderr):  # transformers prints while it is imported
-        from hf_arch.hub.commands import export_command
+        from hf_arch.cli.hub_commands import export_command
 
     return export_command(path, format, output, license)
 
@@ -77,7 +77,7 @@ def convert(
     Examples: `hf-arch convert gpt2_folder ours`, `hf-arch convert results/first theirs --to llama`.
     """
     with redirect_stdout(sys.stderr):  # transformers prints while it is imported
-        from hf_arch.hub.commands import convert_command
+        from hf_arch.cli.hub_commands import convert_command
 
     return convert_command(source, destination, to)
 
@@ -93,6 +93,6 @@ def quantize(
     Example: `hf-arch quantize results/first small --method torchao-int8 --text held_out.txt`.
     """
     with redirect_stdout(sys.stderr):  # transformers prints while it is imported
-        from hf_arch.hub.commands import quantize_command
+        from hf_arch.cli.hub_commands import quantize_command
 
     return quantize_command(path, destination, method, text)

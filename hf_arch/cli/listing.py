@@ -14,7 +14,7 @@ from rich.table import Table
 import hf_arch
 from hf_arch import registry
 from hf_arch.errors import ConfigError, nearest
-from hf_arch.experiments.yaml_text import parse_override
+from hf_arch.recipe.yaml_text import parse_override
 
 KINDS = (registry.MIXERS, registry.FFNS, registry.NORMS, registry.POSITIONS, registry.ACTIVATIONS)
 
@@ -53,7 +53,7 @@ def model_reports(target: str, overrides: Sequence[str], seq_len: int | None) ->
     `overrides` are fields of the config, for a recipe dotted keys of the recipe. Raises `ConfigError` for what is
     none of the three, and for wrong options.
     """
-    from hf_arch.training.startup import model_report
+    from hf_arch.runs.model_report import model_report
 
     path = Path(target)
     if path.suffix in (".yaml", ".yml"):
@@ -77,10 +77,10 @@ def require_architecture(target: str, what: str) -> None:
 
 
 def _recipe_reports(target: str, overrides: Sequence[str], seq_len: int | None) -> list[dict[str, Any]]:
-    from hf_arch.experiments.build import build_config
-    from hf_arch.experiments.plan import plan_runs
-    from hf_arch.experiments.recipe import load_recipe
-    from hf_arch.training.startup import model_report
+    from hf_arch.experiments.planning.plan import plan_runs
+    from hf_arch.recipe.build import build_config
+    from hf_arch.recipe.recipe import load_recipe
+    from hf_arch.runs.model_report import model_report
 
     reports = {}
     for run in plan_runs(load_recipe(target, overrides)).runs:
@@ -91,8 +91,8 @@ def _recipe_reports(target: str, overrides: Sequence[str], seq_len: int | None) 
 
 
 def _saved_config(path: Path, overrides: Sequence[str]) -> Any:
+    from hf_arch.checkpoints.checkpoint import require_ours
     from hf_arch.evaluation.generation import model_folder
-    from hf_arch.hub.checkpoint import require_ours
 
     config = require_ours(model_folder(path))
     if not overrides:

@@ -43,8 +43,8 @@ def probe_command(
     Models have one head and, except for the tasks of MAD, no FFN. Finished runs are kept.
     Example: `hf-arch probe llama gla mamba delta_net --task mqar --learning-rate 1e-3 --learning-rate 3e-3`.
     """
-    from hf_arch.experiments.recipe import read_recipe
-    from hf_arch.experiments.runner import RunOptions, run_set
+    from hf_arch.experiments.execution.runner import RunOptions, run_set
+    from hf_arch.recipe.recipe import read_recipe
 
     names = [name for name in architectures if "=" not in name]
     overrides = [text for text in architectures if "=" in text]

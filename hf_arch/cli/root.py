@@ -20,10 +20,10 @@ from dotenv import load_dotenv
 from typer.core import TyperGroup
 
 from hf_arch import __version__
+from hf_arch.cli.evaluation import register as register_evaluation
+from hf_arch.cli.hub import register as register_hub
+from hf_arch.cli.probe import register as register_probe
 from hf_arch.errors import ConfigError
-from hf_arch.evaluation.cli import register as register_evaluation
-from hf_arch.experiments.probe_cli import register as register_probe
-from hf_arch.hub.cli import register as register_hub
 
 # All processes of a launch find the same mistake; once the first has told it, the launcher ends the others.
 LET_THE_FIRST_SPEAK = 10.0
@@ -119,7 +119,7 @@ def list_command(
 ) -> int:
     """List the architectures, or with `--components` every part that a config can name, with its options."""
     with _only_results_on_stdout():
-        from hf_arch.listing import architecture_rows, component_rows, print_rows
+        from hf_arch.cli.listing import architecture_rows, component_rows, print_rows
 
         rows = component_rows() if components else architecture_rows()
     if as_json:
@@ -142,7 +142,7 @@ def info(
     `hf-arch info results/quickstart/llama_1a2b3c4d5e`.
     """
     with _only_results_on_stdout():
-        from hf_arch.listing import model_reports
+        from hf_arch.cli.listing import model_reports
 
         reports = model_reports(target, overrides or [], seq_len)
     if as_json:
@@ -150,7 +150,7 @@ def info(
         return 0
     from rich.console import Console
 
-    from hf_arch.training.startup import render_model_report
+    from hf_arch.runs.model_report import render_model_report
 
     for report in reports:
         Console().print(render_model_report(report))
@@ -193,11 +193,11 @@ def train(
     Examples: `hf-arch train recipe.yaml training.max_steps=100 --output-dir runs/first`,
     `hf-arch train recipes/quickstart/quickstart.yaml --run gla`.
     """
-    from hf_arch.experiments.recipe import load_recipe
+    from hf_arch.recipe.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [], scale)
-    from hf_arch.experiments.process import launcher
-    from hf_arch.experiments.runner import select_run, visible_gpus
+    from hf_arch.experiments.execution.process import launcher
+    from hf_arch.experiments.execution.runner import select_run, visible_gpus
     from hf_arch.training.launch import check_launch, leave, read_request
     from hf_arch.training.run import print_results, run_training
 
@@ -244,7 +244,7 @@ def run_command(
     on this machine or another one with the same results folder, it shares the runs out.
     Example: `hf-arch run recipes/experiments/heads.yaml --scale cpu`.
     """
-    from hf_arch.experiments.runner import RunOptions, run_recipe
+    from hf_arch.experiments.execution.runner import RunOptions, run_recipe
 
     options = RunOptions(workers, engine, distributed, scale, tuple(overrides or ()), tuple(slurm or ()), dry_run)
     return run_recipe(recipe, results_dir, options)
@@ -264,7 +264,7 @@ def compare(
 
     Examples: `hf-arch compare results/quickstart`, `hf-arch compare --latest 4 --csv table.csv`.
     """
-    from hf_arch.experiments.comparison import compare_command
+    from hf_arch.analysis.comparison import compare_command
 
     return compare_command(runs or [], latest, results_dir, csv, as_json)
 
@@ -278,7 +278,7 @@ def report(
 
     Example: `hf-arch report results/quickstart`.
     """
-    from hf_arch.experiments.report import report_command
+    from hf_arch.report.page import report_command
 
     return report_command(results_dir, output)
 

@@ -21,9 +21,9 @@ from lm_eval.models.utils_hf import get_dtype
 from transformers import PreTrainedModel
 
 import hf_arch
+from hf_arch.checkpoints.checkpoint import checkpoint_folder, is_ours, read_config, weight_files
 from hf_arch.errors import ConfigError
 from hf_arch.evaluation.loading import load_causal_lm, load_tokenizer, parse_device
-from hf_arch.hub.checkpoint import checkpoint_folder, is_ours, read_config, weight_files
 from hf_arch.interchange import FOREIGN
 
 hf_arch.list_architectures()  # registers them with the Auto classes that HFLM loads by

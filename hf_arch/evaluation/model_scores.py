@@ -18,10 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 from hf_arch.errors import ConfigError
-from hf_arch.evaluation.bench_report import WIDTH
 from hf_arch.evaluation.loading import load_model, parse_device, parse_dtype
 from hf_arch.evaluation.text_loss import TextOptions, score_text
-from hf_arch.experiments.store import (
+from hf_arch.report.bench_report import WIDTH
+from hf_arch.runs.provenance import provenance
+from hf_arch.runs.store import (
     EVALUATION_FILE,
     find_runs,
     is_run,
@@ -29,7 +30,6 @@ from hf_arch.experiments.store import (
     write_json_atomic,
     write_suite_results,
 )
-from hf_arch.training.provenance import provenance
 
 PERPLEXITY = "perplexity"
 

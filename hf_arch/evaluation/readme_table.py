@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_arch.errors import ConfigError
-from hf_arch.experiments.store import RunResult, find_runs, write_text_atomic
-from hf_arch.training.startup import human_bytes
+from hf_arch.runs.model_report import human_bytes
+from hf_arch.runs.store import RunResult, find_runs, write_text_atomic
 
 START, END = "<!-- benchmarks: start -->", "<!-- benchmarks: end -->"
 HEAD = ("", "Parameters", "HellaSwag acc_norm", "Train tok/s", "Inference tok/s", "Memory")

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-    from hf_arch.experiments.comparison import Comparison
-    from hf_arch.experiments.store import RunResult
+    from hf_arch.analysis.comparison import Comparison
+    from hf_arch.runs.store import RunResult
 
     Source = str | Path | Sequence[str | Path | RunResult]
 
@@ -50,8 +50,8 @@ def run(
 
     Runs that failed are named in the comparison's audit, and enter none of its numbers.
     """
-    from hf_arch.experiments.recipe import load_recipe, read_recipe
-    from hf_arch.experiments.runner import RunOptions, run_set, set_folder
+    from hf_arch.experiments.execution.runner import RunOptions, run_set, set_folder
+    from hf_arch.recipe.recipe import load_recipe, read_recipe
 
     read = read_recipe if isinstance(recipe, Mapping) else load_recipe
     loaded = read(recipe, overrides, scale)  # type: ignore[arg-type]
@@ -65,7 +65,7 @@ def load(source: Source, baseline: str | None = None, metric: str | None = None)
 
     `baseline` is the name of a run (by default the recipe's first), `metric` a number of results.json.
     """
-    from hf_arch.experiments.comparison import compare_runs
+    from hf_arch.analysis.comparison import compare_runs
 
     return compare_runs(source, baseline, metric)
 

@@ -17,9 +17,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 import hf_arch
-from hf_arch.experiments.columns import byte_size, quantity
-from hf_arch.experiments.store import RunResult
-from hf_arch.hub.checkpoint import require_ours
+from hf_arch.analysis.columns import byte_size, quantity
+from hf_arch.checkpoints.checkpoint import require_ours
 from hf_arch.hub.run_facts import (
     Benchmark,
     comparison_of,
@@ -36,6 +35,7 @@ from hf_arch.hub.run_facts import (
 )
 from hf_arch.modeling.configuration import ArchConfig
 from hf_arch.registry import ARCHITECTURES
+from hf_arch.runs.store import RunResult
 
 CARD_FILE = "README.md"
 CURVE_FILE = "loss_curve.png"

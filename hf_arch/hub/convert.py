@@ -20,8 +20,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from hf_arch.errors import ConfigError, choice_error
-from hf_arch.hub.checkpoint import (
+from hf_arch.checkpoints.checkpoint import (
     checkpoint_folder,
     is_ours,
     load_checkpoint,
@@ -30,6 +29,7 @@ from hf_arch.hub.checkpoint import (
     read_tensors,
     unknown_type,
 )
+from hf_arch.errors import ConfigError, choice_error
 from hf_arch.hub.repository import copy_tokenizer, new_folder
 from hf_arch.interchange import FOREIGN, current_tensors, from_foreign, to_foreign
 

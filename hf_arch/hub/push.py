@@ -25,12 +25,12 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
+from hf_arch.checkpoints.checkpoint import checkpoint_folder
 from hf_arch.errors import ConfigError
-from hf_arch.experiments.store import CHECKPOINTS_DIR, RunResult
 from hf_arch.hub.card import write_card
-from hf_arch.hub.checkpoint import checkpoint_folder
 from hf_arch.hub.repository import check_nothing_private, stage_model
 from hf_arch.hub.run_facts import find_run
+from hf_arch.runs.store import CHECKPOINTS_DIR, RunResult
 
 # A model that shrank to fewer files must not leave old weights beside the new ones: they would be loaded instead.
 _REPLACED = ["*.safetensors", "*.safetensors.index.json"]

@@ -20,10 +20,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from hf_arch.checkpoints.checkpoint import checkpoint_folder, load_ours
 from hf_arch.errors import ConfigError, choice_error
 from hf_arch.evaluation.loading import load_tokenizer
 from hf_arch.evaluation.text_loss import TextOptions, score_text
-from hf_arch.hub.checkpoint import checkpoint_folder, load_ours
 from hf_arch.hub.repository import copy_tokenizer, new_folder
 from hf_arch.hub.run_facts import find_run
 from hf_arch.mixers.base import RecurrentMixer

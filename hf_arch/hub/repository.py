@@ -14,9 +14,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from hf_arch.errors import ConfigError
-from hf_arch.hub.bundle import bundle
-from hf_arch.hub.checkpoint import (
+from hf_arch.checkpoints.checkpoint import (
     TOKENIZER_FILES,
     WEIGHTS_INDEX,
     read_config,
@@ -24,6 +22,8 @@ from hf_arch.hub.checkpoint import (
     require_ours,
     weight_files,
 )
+from hf_arch.errors import ConfigError
+from hf_arch.hub.bundle import bundle
 
 # transformers and tokenizers note where they were loaded from.
 _PATH_KEYS = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "merges_file", "cache_dir", "is_local")

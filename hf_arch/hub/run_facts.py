@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from hf_arch.experiments.columns import COLUMNS, MISSING, byte_size, duration, quantity
-from hf_arch.experiments.comparison import compare_runs
-from hf_arch.experiments.store import EVALUATION_FILE, MODEL_DIR, SUITE_FILE, RunResult, finite, is_run, read_json
+from hf_arch.analysis.columns import COLUMNS, MISSING, byte_size, duration, quantity
+from hf_arch.analysis.comparison import compare_runs
+from hf_arch.runs.store import EVALUATION_FILE, MODEL_DIR, SUITE_FILE, RunResult, finite, is_run, read_json
 
 _SECTIONS = ("model", "data", "training", "evaluation")  # of a recipe
 _PATH = re.compile(r"[/~\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\]")
@@ -104,8 +104,8 @@ def machine(run: RunResult) -> str | None:
 
 def draw_curve(run: RunResult, path: Path) -> str | None:
     """Draw loss against tokens; returns what the image shows, or None where there are not enough points."""
-    from hf_arch.experiments.figures import figures
-    from hf_arch.experiments.plots import write_pngs
+    from hf_arch.report.figures import figures
+    from hf_arch.report.plots import write_pngs
 
     curves = figures(compare_runs([run])).get("Loss curves")
     if not curves:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import hf_arch
 from hf_arch.errors import ConfigError
-from hf_arch.experiments.recipe import Recipe
+from hf_arch.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase

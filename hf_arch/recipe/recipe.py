@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import hf_arch
 from hf_arch.data import DataOptions
 from hf_arch.errors import ConfigError, choice_error, unknown_key_error
-from hf_arch.experiments.sections import coerce, parse_section, require_mapping
-from hf_arch.experiments.training_section import parse_training
-from hf_arch.experiments.yaml_text import parse_override, read_yaml
+from hf_arch.recipe.sections import coerce, parse_section, require_mapping
+from hf_arch.recipe.training_section import parse_training
+from hf_arch.recipe.yaml_text import parse_override, read_yaml
 
 if TYPE_CHECKING:
     from hf_arch.data.probes import ProbeData

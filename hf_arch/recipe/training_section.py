@@ -9,7 +9,7 @@ import dataclasses
 from typing import Any, Literal
 
 from hf_arch.errors import ConfigError, unknown_key_error
-from hf_arch.experiments.sections import coerce, require_mapping
+from hf_arch.recipe.sections import coerce, require_mapping
 
 # Ours beside the names of TrainingArguments: `precision`, what the run computes in; `zero_redundancy`, whether its
 # processes share the optimizer states out; `max_skipped_steps`, how many steps in a row may have a loss that is no

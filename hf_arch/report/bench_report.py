@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hf_arch.errors import ConfigError
-from hf_arch.training.startup import human_bytes
+from hf_arch.runs.model_report import human_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,7 +60,7 @@ def plot_bench(document: dict[str, Any], path: str) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    from hf_arch.experiments.plots import RC, Series
+    from hf_arch.report.plots import RC, Series
 
     rows = document["results"]
     names = list(dict.fromkeys(label(row) for row in rows))

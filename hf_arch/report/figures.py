@@ -1,6 +1,6 @@
 """What is drawn of a comparison: differences, loss curves, Pareto fronts, bars, scaling fits, learning-rate curves.
 
-Each function returns the figures that the measured numbers allow; `hf_arch.experiments.plots` renders them.
+Each function returns the figures that the measured numbers allow; `hf_arch.report.plots` renders them.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from hf_arch.experiments.columns import byte_size, interval_text, quantity
-from hf_arch.experiments.plots import INK, OKABE_ITO, Figure, Series
-from hf_arch.experiments.scaling import fit_scaling
-from hf_arch.experiments.store import finite
+from hf_arch.analysis.columns import byte_size, interval_text, quantity
+from hf_arch.analysis.scaling import fit_scaling
+from hf_arch.report.plots import INK, OKABE_ITO, Figure, Series
+from hf_arch.runs.store import finite
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from hf_arch.experiments.comparison import Comparison, Group
-    from hf_arch.experiments.stats import Interval
+    from hf_arch.analysis.comparison import Comparison, Group
+    from hf_arch.analysis.stats import Interval
 
 MAX_CURVES = 12
 

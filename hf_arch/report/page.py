@@ -14,11 +14,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from hf_arch.analysis.columns import COLUMNS, MISSING, byte_size, duration, quantity
+from hf_arch.analysis.comparison import Comparison, Group, compare_runs
 from hf_arch.errors import ConfigError
-from hf_arch.experiments.columns import COLUMNS, MISSING, byte_size, duration, quantity
-from hf_arch.experiments.comparison import Comparison, Group, compare_runs
-from hf_arch.experiments.diagram import diagram
-from hf_arch.experiments.store import RunResult, write_text_atomic
+from hf_arch.report.diagram import diagram
+from hf_arch.runs.store import RunResult, write_text_atomic
 
 REPORT_FILE = "report.html"
 FIGURES_DIR = "figures"
@@ -37,8 +37,8 @@ def write_report(
 
     Returns the path of the page. Raises ConfigError where the folder is missing or holds no run.
     """
-    from hf_arch.experiments.figures import figures
-    from hf_arch.experiments.plots import write_pngs
+    from hf_arch.report.figures import figures
+    from hf_arch.report.plots import write_pngs
 
     comparison = compare_runs(results_dir if runs is None else runs)
     path = Path(results_dir) / REPORT_FILE if output is None else Path(output)
@@ -56,11 +56,11 @@ def render(comparison: Comparison, title: str) -> str:
     """The page as text."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    from hf_arch.experiments.figures import figures, series_of
-    from hf_arch.experiments.plots import swatch, to_svg
+    from hf_arch.report.figures import figures, series_of
+    from hf_arch.report.plots import swatch, to_svg
 
     environment = Environment(
-        loader=PackageLoader("hf_arch.experiments"),
+        loader=PackageLoader("hf_arch.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -6,11 +6,11 @@ from rich.console import Console
 from rich.table import Table
 
 import hf_arch
-from hf_arch.experiments.build import build_config
-from hf_arch.experiments.recipe import Recipe
-from hf_arch.experiments.runner import PreparedSet, print_skipped
-from hf_arch.experiments.verdicts import unjudged
-from hf_arch.training.startup import human, human_bytes
+from hf_arch.analysis.verdicts import unjudged
+from hf_arch.experiments.execution.runner import PreparedSet, print_skipped
+from hf_arch.recipe.build import build_config
+from hf_arch.recipe.recipe import Recipe
+from hf_arch.runs.model_report import human, human_bytes
 
 
 def print_preview(recipe: Recipe, prepared: PreparedSet, console: Console | None = None) -> None:

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hf_arch.experiments.columns import COLUMNS, Column
+from hf_arch.analysis.columns import COLUMNS, Column
 
 if TYPE_CHECKING:
-    from hf_arch.experiments.comparison import Comparison
+    from hf_arch.analysis.comparison import Comparison
 
 STYLES = {"violation": "bold red", "note": "yellow", "ok": "green"}
 MAX_PAIRS = 15

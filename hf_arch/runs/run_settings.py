@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_arch.experiments.store import RunResult
+from hf_arch.runs.store import RunResult
 
 # Sections of a recipe in which runs of one comparison should agree; learning rate and seed have checks of their own.
 SHARED_SECTIONS = ("data", "probe", "training", "evaluation")

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_arch.experiments.store import read_metrics, to_jsonable, write_text_atomic
+from hf_arch.runs.store import read_metrics, to_jsonable, write_text_atomic
 from hf_arch.training.checkpoints import divergence
 
 

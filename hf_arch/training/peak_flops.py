@@ -14,8 +14,8 @@ import time
 import torch
 
 from hf_arch.data.cache import data_cache
-from hf_arch.experiments.store import write_json_atomic
-from hf_arch.training.provenance import cpu_name
+from hf_arch.runs.provenance import cpu_name
+from hf_arch.runs.store import write_json_atomic
 
 # Part of the name that CUDA reports, longest match first -> dense TFLOP/s in (bf16 or fp16 tensor cores, fp32).
 GPU_TFLOPS: dict[str, tuple[float, float]] = {

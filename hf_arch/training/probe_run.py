@@ -18,10 +18,11 @@ from transformers import AutoModelForCausalLM, set_seed
 
 import hf_arch
 from hf_arch.data.order import SeededOrder
-from hf_arch.experiments.build import build_config, changed_initialisation
-from hf_arch.experiments.probes import Learned, ProbeTraining, learn_probe
-from hf_arch.experiments.recipe import RUN_FACTS, Recipe
-from hf_arch.experiments.store import (
+from hf_arch.recipe.build import build_config, changed_initialisation
+from hf_arch.recipe.recipe import RUN_FACTS, Recipe
+from hf_arch.runs.model_report import model_report
+from hf_arch.runs.provenance import order_fingerprint, provenance
+from hf_arch.runs.store import (
     CONFIG_FILE,
     METRICS_FILE,
     MODEL_DIR,
@@ -31,9 +32,8 @@ from hf_arch.experiments.store import (
     write_json_atomic,
 )
 from hf_arch.training.memory import PeakMemory
-from hf_arch.training.provenance import order_fingerprint, provenance
+from hf_arch.training.probes import Learned, ProbeTraining, learn_probe
 from hf_arch.training.run import quiet_libraries
-from hf_arch.training.startup import model_report
 
 EPOCHS = 16
 

@@ -35,9 +35,15 @@ from hf_arch.data import PreparedData, prepare_data
 from hf_arch.errors import ConfigError
 from hf_arch.evaluation.generation import SamplingOptions, generate_text
 from hf_arch.evaluation.speed import measure_inference
-from hf_arch.experiments.build import build_config, changed_initialisation
-from hf_arch.experiments.recipe import RUN_FACTS, Recipe
-from hf_arch.experiments.store import (
+from hf_arch.recipe.build import build_config, changed_initialisation
+from hf_arch.recipe.recipe import RUN_FACTS, Recipe
+from hf_arch.runs.model_report import human_bytes, model_report, render_model_report, training_rows, two_columns
+from hf_arch.runs.provenance import (
+    order_fingerprint,
+    provenance,
+    tokenizer_fingerprint,
+)
+from hf_arch.runs.store import (
     CHECKPOINTS_DIR,
     CONFIG_FILE,
     METRICS_FILE,
@@ -66,12 +72,6 @@ from hf_arch.training.memory import PeakMemory
 from hf_arch.training.muon import muon_options
 from hf_arch.training.peak_flops import peak_flops
 from hf_arch.training.precision import Precision
-from hf_arch.training.provenance import (
-    order_fingerprint,
-    provenance,
-    tokenizer_fingerprint,
-)
-from hf_arch.training.startup import human_bytes, model_report, render_model_report, training_rows, two_columns
 from hf_arch.training.step_watch import DEFAULT_MAX_SKIPPED_STEPS, StepWatch
 from hf_arch.training.tracking import describe_trackers, tracked
 from hf_arch.training.trainer import ArchTrainer
@@ -100,7 +100,7 @@ def run_training(recipe: Recipe, output_dir: str | Path, resume: bool = False, q
     if recipe.probe is not None:
         if request.processes > 1:
             raise ConfigError(f"probe: is learned by one process, and {request.processes} were launched")
-        from hf_arch.experiments.probe_run import run_probe
+        from hf_arch.training.probe_run import run_probe
 
         return run_probe(recipe, folder, quiet)
     build_config(recipe)  # a mistake in the model section shows before minutes of data preparation

@@ -14,8 +14,8 @@ import hf_arch
 from hf_arch.cli import app
 from hf_arch.errors import ConfigError
 from hf_arch.evaluation.bench import BenchOptions, Subject, _add_ratios, run_bench
-from hf_arch.evaluation.bench_models import Candidate, counterpart, find_candidates
 from hf_arch.evaluation.tensor_memory import cache_bytes, peak_tensor_bytes, tensor_bytes
+from hf_arch.experiments.planning.bench_models import Candidate, counterpart, find_candidates
 from tests.evaluation.tiny import saved_model, tiny_model
 
 SMALL = ["hidden_size=32", "num_hidden_layers=2", "num_attention_heads=4", "vocab_size=64"]
@@ -90,7 +90,7 @@ def test_the_counterpart_is_the_same_function(name: str, theirs: str) -> None:
 
 
 def test_another_function_is_not_measured_as_a_counterpart() -> None:
-    from hf_arch.evaluation.bench_models import _check_same
+    from hf_arch.experiments.planning.bench_models import _check_same
 
     ours, other = (tiny_model("llama") for _ in range(2))
     _check_same(ours, other)

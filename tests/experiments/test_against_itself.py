@@ -7,9 +7,9 @@ import torch
 from scipy.stats import binom, kstest
 
 import hf_arch
+from hf_arch.analysis.stats import paired_difference
 from hf_arch.data.probes import PROBES
-from hf_arch.experiments.probes import ProbeTraining, learn_probe
-from hf_arch.experiments.stats import paired_difference
+from hf_arch.training.probes import ProbeTraining, learn_probe
 
 SUITES, SEEDS = 80, 3
 OPTIONS = ProbeTraining(max_steps=20, per_device_train_batch_size=16, learning_rate=1e-2, eval_steps=20)

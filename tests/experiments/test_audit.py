@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from hf_arch.experiments.audit import CHECKS, Finding, audit
-from hf_arch.experiments.store import find_runs
+from hf_arch.analysis.audit import CHECKS, Finding, audit
+from hf_arch.runs.store import find_runs
 from tests.experiments.synthetic import VERSIONS, write_failed_run, write_run
 
 NAMES = ("gla", "gpt2", "llama")  # mamba has a convolution, which is a finding of its own

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from hf_arch.experiments.claims import Claims
+from hf_arch.experiments.execution.leases import Claims
 
 HOLD = """
 import sys, time, pathlib
-from hf_arch.experiments.claims import Claims
+from hf_arch.experiments.execution.leases import Claims
 assert Claims(pathlib.Path(sys.argv[1])).take("run") is not None
 print("held", flush=True)
 time.sleep(60)

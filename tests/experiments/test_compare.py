@@ -15,12 +15,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hf_arch.analysis.columns import byte_size, duration, interval_text, quantity
+from hf_arch.analysis.comparison import compare_command, compare_runs
+from hf_arch.analysis.stats import Interval
+from hf_arch.analysis.verdicts import unjudged
 from hf_arch.errors import ConfigError
 from hf_arch.experiments import compare
-from hf_arch.experiments.columns import byte_size, duration, interval_text, quantity
-from hf_arch.experiments.comparison import compare_command, compare_runs
-from hf_arch.experiments.stats import Interval
-from hf_arch.experiments.verdicts import unjudged
 from tests.experiments.synthetic import ARCHITECTURES, write_run, write_suite
 
 
@@ -245,7 +245,7 @@ def test_comparing_loads_no_model_library() -> None:
     code = (
         "import sys, types, pathlib; root = pathlib.Path(sys.argv[1]);"
         "package = types.ModuleType('hf_arch'); package.__path__ = [str(root)]; sys.modules['hf_arch'] = package;"
-        "import hf_arch.experiments.comparison, hf_arch.experiments.report;"
+        "import hf_arch.analysis.comparison, hf_arch.report.page;"
         "print([name for name in ('torch', 'transformers', 'matplotlib', 'scipy', 'pandas') if name in sys.modules])"
     )
     import hf_arch

@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 
 from hf_arch.cli import app
 from hf_arch.errors import ConfigError
-from hf_arch.experiments import runner
-from hf_arch.experiments.plan import plan_runs
-from hf_arch.experiments.recipe import load_recipe
+from hf_arch.experiments.execution import runner
+from hf_arch.experiments.planning.plan import plan_runs
+from hf_arch.recipe.recipe import load_recipe
 
 VALID: dict[str, Any] = {
     "model": {

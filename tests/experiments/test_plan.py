@@ -9,10 +9,10 @@ import pytest
 
 import hf_arch
 from hf_arch.errors import ConfigError
-from hf_arch.experiments.build import build_config
-from hf_arch.experiments.plan import Plan, plan_runs
-from hf_arch.experiments.recipe import Recipe, read_recipe
-from hf_arch.experiments.runner import select_run
+from hf_arch.experiments.execution.runner import select_run
+from hf_arch.experiments.planning.plan import Plan, plan_runs
+from hf_arch.recipe.build import build_config
+from hf_arch.recipe.recipe import Recipe, read_recipe
 
 MODEL = {"architecture": "llama", "hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
 DATA = {"vocab_size": 512, "sequence_length": 64}

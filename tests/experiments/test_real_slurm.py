@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_arch.experiments.slurm import run_on_slurm, slurm_parameters
-from hf_arch.experiments.worker import ReadyRun
+from hf_arch.experiments.execution.slurm import run_on_slurm, slurm_parameters
+from hf_arch.experiments.execution.worker import ReadyRun
 from tests.experiments.mini_slurm import AVAILABLE, cluster
 from tests.experiments.test_slurm import options, ready, starts
 

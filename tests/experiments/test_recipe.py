@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from hf_arch.errors import ConfigError
-from hf_arch.experiments.plan import plan_runs
-from hf_arch.experiments.recipe import Recipe, load_recipe, set_dotted
+from hf_arch.experiments.planning.plan import plan_runs
+from hf_arch.recipe.recipe import Recipe, load_recipe, set_dotted
 
 BASE = """
 model: {architecture: llama, hidden_size: 32}

@@ -9,12 +9,12 @@ import pytest
 import yaml
 
 import hf_arch
-from hf_arch.experiments.build import build_config
-from hf_arch.experiments.plan import Plan, plan_runs
-from hf_arch.experiments.recipe import Recipe, load_recipe
-from hf_arch.experiments.runner import RunOptions, run_recipe
-from hf_arch.experiments.store import find_runs
-from hf_arch.experiments.verdicts import CLAIM
+from hf_arch.analysis.verdicts import CLAIM
+from hf_arch.experiments.execution.runner import RunOptions, run_recipe
+from hf_arch.experiments.planning.plan import Plan, plan_runs
+from hf_arch.recipe.build import build_config
+from hf_arch.recipe.recipe import Recipe, load_recipe
+from hf_arch.runs.store import find_runs
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 EXPERIMENTS = sorted((RECIPES / "experiments").glob("*.yaml"))

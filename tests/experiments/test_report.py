@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 import hf_arch
+from hf_arch.analysis.comparison import compare_runs
 from hf_arch.errors import ConfigError
-from hf_arch.experiments.comparison import compare_runs
-from hf_arch.experiments.diagram import diagram
-from hf_arch.experiments.figures import figures, pareto_front
-from hf_arch.experiments.report import report_command, write_report
+from hf_arch.report.diagram import diagram
+from hf_arch.report.figures import figures, pareto_front
+from hf_arch.report.page import report_command, write_report
 from tests.experiments.synthetic import ARCHITECTURES, write_run, write_suite
 
 CHROMIUM = next(

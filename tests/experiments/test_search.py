@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from hf_arch.analysis.search import search_study, write_study
 from hf_arch.experiments import load
-from hf_arch.experiments.search import search_study, write_study
 from tests.experiments.synthetic import write_run
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from hf_arch.experiments.scaling import fit_scaling
-from hf_arch.experiments.stats import (
+from hf_arch.analysis.scaling import fit_scaling
+from hf_arch.analysis.stats import (
     Interval,
     all_pairs,
     bootstrap_interval,

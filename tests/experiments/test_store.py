@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hf_arch.errors import ConfigError
-from hf_arch.experiments import store
+from hf_arch.runs import store
 from tests.experiments.synthetic import write_failed_run, write_run, write_suite
 
 

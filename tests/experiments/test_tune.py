@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from hf_arch.analysis.comparison import compare_runs
 from hf_arch.errors import ConfigError
-from hf_arch.experiments import runner
-from hf_arch.experiments.comparison import compare_runs
-from hf_arch.experiments.recipe import Recipe, read_recipe
-from hf_arch.experiments.store import find_runs, write_json_atomic
-from hf_arch.experiments.tune import train_tuned
+from hf_arch.experiments.execution import runner
+from hf_arch.experiments.execution.tune import train_tuned
+from hf_arch.recipe.recipe import Recipe, read_recipe
+from hf_arch.runs.store import find_runs, write_json_atomic
 
 pytest.importorskip("optuna", reason="the sampler is the extra `optuna`")
 BEST = {"llama": 1e-2, "gla": 1e-3}
@@ -62,7 +62,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             failed += [run] if status == "failed" else []
         return failed
 
-    monkeypatch.setattr("hf_arch.experiments.tune.train_set", train)
+    monkeypatch.setattr("hf_arch.experiments.execution.tune.train_set", train)
     return names
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from hf_arch.experiments.process import hear_interrupts
-from hf_arch.experiments.worker import ReadyRun, Suite, WorkerOptions
+from hf_arch.experiments.execution.process import hear_interrupts
+from hf_arch.experiments.execution.worker import ReadyRun, Suite, WorkerOptions
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
 OPTIONS = WorkerOptions(command=lambda config, folder: [sys.executable, str(STAND_IN), str(config), str(folder)])
@@ -96,7 +96,7 @@ def test_what_is_stopped_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
 
 RUNNER = """
 import pathlib, sys
-from hf_arch.experiments.worker import ReadyRun, Suite
+from hf_arch.experiments.execution.worker import ReadyRun, Suite
 from tests.experiments.test_worker import OPTIONS, ready
 root = pathlib.Path(sys.argv[1])
 Suite([ready(root, "long", steps=20, seconds=0.2), ready(root, "next")], root, OPTIONS).work()

@@ -71,7 +71,7 @@ def python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a few steps, with two checkpoints, its model and its results."""
-    from hf_arch.experiments.recipe import load_recipe
+    from hf_arch.recipe.recipe import load_recipe
     from hf_arch.training.run import run_training
 
     folder = tmp_path_factory.mktemp("run")

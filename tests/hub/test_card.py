@@ -10,9 +10,9 @@ import pytest
 from huggingface_hub import ModelCard
 
 import hf_arch
-from hf_arch.experiments.store import write_json_atomic, write_suite_results
 from hf_arch.hub.card import write_card
 from hf_arch.hub.run_facts import find_run, without_paths
+from hf_arch.runs.store import write_json_atomic, write_suite_results
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import hf_arch.hub.commands  # noqa: F401 (what libraries say when they are imported belongs to no command)
+import hf_arch.cli.hub_commands  # noqa: F401 (what libraries say when they are imported belongs to no command)
 from hf_arch.cli import app
 
 

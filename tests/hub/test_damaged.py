@@ -16,11 +16,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 import hf_arch
-import hf_arch.hub.commands  # here: what libraries say when they are imported belongs to no command
+import hf_arch.cli.hub_commands  # here: what libraries say when they are imported belongs to no command
+from hf_arch.checkpoints.checkpoint import load_config
 from hf_arch.cli import app
 from hf_arch.data.tokenizer import build_tokenizer
 from hf_arch.errors import ConfigError
-from hf_arch.hub.checkpoint import load_config
 
 from .conftest import save_tiny
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from hf_arch.checkpoints.checkpoint import load_ours
 from hf_arch.data.tokenizer import build_tokenizer
-from hf_arch.hub.checkpoint import load_ours
 from hf_arch.hub.export import export_gguf
 
 from .conftest import save_tiny

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_arch.experiments.recipe import Recipe
+from hf_arch.recipe.recipe import Recipe
 from hf_arch.training.run import run_training
 from tests.training.tiny import recipe_values, write_text
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from hf_arch.experiments.recipe import Recipe
+from hf_arch.recipe.recipe import Recipe
 from hf_arch.training.launch import is_main_process, leave
 from hf_arch.training.run import run_training
 

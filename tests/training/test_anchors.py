@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_arch.experiments.recipe import load_recipe
+from hf_arch.recipe.recipe import load_recipe
 from hf_arch.training.run import run_training
 
 ANCHORS = Path(__file__).parents[2] / "recipes" / "anchors"

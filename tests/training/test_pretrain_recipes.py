@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 import hf_arch
-from hf_arch.experiments.build import build_config
-from hf_arch.experiments.plan import plan_runs
-from hf_arch.experiments.recipe import load_recipe
+from hf_arch.experiments.planning.plan import plan_runs
+from hf_arch.recipe.build import build_config
+from hf_arch.recipe.recipe import load_recipe
 from hf_arch.training.run import run_training
 
 RECIPES = Path(__file__).parents[2] / "recipes"

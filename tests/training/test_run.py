@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_arch.errors import ConfigError
-from hf_arch.experiments.recipe import Recipe, load_recipe
-from hf_arch.experiments.store import RunResult, read_metrics
+from hf_arch.recipe.recipe import Recipe, load_recipe
+from hf_arch.runs.store import RunResult, read_metrics
 from hf_arch.training import run as run_module
 from hf_arch.training.callbacks import MetricsLog
 from hf_arch.training.checkpoints import TrainingError, newest_checkpoint

@@ -18,10 +18,10 @@ import pytest
 import torch
 
 from hf_arch.errors import ConfigError
-from hf_arch.experiments.process import hear_interrupts
-from hf_arch.experiments.recipe import Recipe
-from hf_arch.experiments.store import read_metrics
-from hf_arch.experiments.worker import ReadyRun, Suite
+from hf_arch.experiments.execution.process import hear_interrupts
+from hf_arch.experiments.execution.worker import ReadyRun, Suite
+from hf_arch.recipe.recipe import Recipe
+from hf_arch.runs.store import read_metrics
 from hf_arch.training.checkpoints import TrainingError, newest_checkpoint
 from hf_arch.training.interruption import Interrupted
 from hf_arch.training.run import run_training
@@ -361,7 +361,7 @@ def test_a_run_of_a_set_that_is_told_to_stop_is_resumed(text: Path, tmp_path: Pa
     while last_step(run.folder) < 25 and time.monotonic() < end:
         time.sleep(0.05)
     child = subprocess.run(
-        ["pgrep", "-f", f"hf_arch.experiments.child train {run.folder}"], capture_output=True, text=True
+        ["pgrep", "-f", f"hf_arch.experiments.execution.child train {run.folder}"], capture_output=True, text=True
     )
     os.kill(int(child.stdout.split()[0]), signal.SIGTERM)
     thread.join(120)

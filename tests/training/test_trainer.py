@@ -15,8 +15,8 @@ import hf_arch
 from hf_arch.data import PreparedData, prepare_data
 from hf_arch.errors import ConfigError
 from hf_arch.evaluation.perplexity import TextLoss, sum_nats
-from hf_arch.experiments.build import build_config
-from hf_arch.experiments.recipe import Recipe
+from hf_arch.recipe.build import build_config
+from hf_arch.recipe.recipe import Recipe
 from hf_arch.training.arguments import build_arguments, check_model
 from hf_arch.training.muon import muon_options
 from hf_arch.training.precision import Precision

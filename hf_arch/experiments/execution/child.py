@@ -1,6 +1,6 @@
 """`hf-arch` as the child of a runner: the same command line, and it ends when the runner does, however that ended.
 
-    python -m hf_arch.experiments.child train CONFIG --output-dir FOLDER --resume
+    python -m hf_arch.experiments.execution.child train CONFIG --output-dir FOLDER --resume
 
 The runner holds the other end of standard input and never writes; the end of that file means that the runner is gone,
 also where it was killed. A child that lived on would train in a folder that another worker has taken over.

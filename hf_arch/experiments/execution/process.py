@@ -24,7 +24,7 @@ def launcher(processes: int) -> list[str]:
 def train_command(config: Path, folder: Path, processes: int = 1) -> list[str]:
     """The command that trains the run in `folder`, or goes on with it."""
     arguments = ["train", str(config), "--output-dir", str(folder), "--resume"]
-    return [*launcher(processes), "-m", "hf_arch.experiments.child", *arguments]
+    return [*launcher(processes), "-m", "hf_arch.experiments.execution.child", *arguments]
 
 
 def hear_interrupts() -> None:

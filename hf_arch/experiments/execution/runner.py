@@ -2,7 +2,7 @@
 
 A finished run (same name and hash) is skipped, an interrupted one goes on from its last checkpoint, a failed one is
 tried again. The folders are `<results_dir>/<name>_<hash>`. Started twice, or on several machines with one results
-folder, the runs are shared out: `hf_arch.experiments.worker`.
+folder, the runs are shared out: `hf_arch.experiments.execution.worker`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_arch.analysis.comparison import compare_runs
 from hf_arch.data import prepare_data
 from hf_arch.errors import ConfigError, choice_error
-from hf_arch.experiments.comparison import compare_runs
-from hf_arch.experiments.plan import Plan, Skipped, plan_runs
-from hf_arch.experiments.process import train_command
-from hf_arch.experiments.progress import Progress
-from hf_arch.experiments.recipe import RUN_FACTS, Recipe, load_recipe
-from hf_arch.experiments.report import write_report
-from hf_arch.experiments.store import group_name, is_run, run_folders, write_suite_results
-from hf_arch.experiments.worker import ReadyRun, Suite, WorkerOptions
+from hf_arch.experiments.execution.process import train_command
+from hf_arch.experiments.execution.progress import Progress
+from hf_arch.experiments.execution.worker import ReadyRun, Suite, WorkerOptions
+from hf_arch.experiments.planning.plan import Plan, Skipped, plan_runs
+from hf_arch.recipe.recipe import RUN_FACTS, Recipe, load_recipe
+from hf_arch.report.page import write_report
+from hf_arch.runs.store import group_name, is_run, run_folders, write_suite_results
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -169,12 +169,12 @@ def run_set(recipe: Recipe, results_dir: Path, options: RunOptions | None = None
     options = options or RunOptions()
     prepared = prepare_set(recipe, results_dir, processes_per_run(options))
     if options.dry_run:
-        from hf_arch.experiments.preview import print_preview
+        from hf_arch.report.preview import print_preview
 
         print_preview(recipe, prepared)
         return []
     if recipe.experiment.tune is not None:
-        from hf_arch.experiments.tune import train_tuned
+        from hf_arch.experiments.execution.tune import train_tuned
 
         prepared, failed = train_tuned(recipe, results_dir, options)
     else:
@@ -194,7 +194,7 @@ def train_set(prepared: PreparedSet, results_dir: Path, options: RunOptions) -> 
             if run.status == "completed":
                 progress.tell(run, "finished already")
         if options.engine == "slurm":
-            from hf_arch.experiments.slurm import run_on_slurm, slurm_parameters
+            from hf_arch.experiments.execution.slurm import run_on_slurm, slurm_parameters
 
             at_once = options.workers if options.workers > 1 else None
             failed = run_on_slurm(
@@ -222,7 +222,7 @@ def _conclude(prepared: PreparedSet, results_dir: Path, study: str | None) -> No
     comparison.print()
     print_skipped(prepared.plan.skipped)
     if study == "search":
-        from hf_arch.experiments.search import write_study
+        from hf_arch.analysis.search import write_study
 
         write_study(comparison, results_dir).print()
     print(f"report: {write_report(results_dir, runs=started)}")

@@ -1,9 +1,9 @@
 """`hf-arch run --engine slurm`: one job a run, through submitit; the results folder must be shared with the nodes.
 
-A job is a worker of one run (`hf_arch.experiments.worker`): it claims the run, trains it in a process of its own, and
-tries once more where that fails. A job that is preempted or runs out of time puts its run away and is queued again; the
-run goes on from its checkpoint. A job that is cancelled or lost with its node fails its run and no other; one that was
-not cancelled is submitted once more.
+A job is a worker of one run (`hf_arch.experiments.execution.worker`): it claims the run, trains it in a process of its
+own, and tries once more where that fails. A job that is preempted or runs out of time saves a checkpoint and is queued
+again; the run resumes from there. A job that is cancelled or lost with its node fails its run and no other; one that
+was not cancelled is submitted once more.
 
     hf-arch run RECIPE --engine slurm --slurm slurm_partition=gpu --slurm gpus_per_node=1 --slurm timeout_min=240
 
@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from hf_arch.errors import ConfigError
-from hf_arch.experiments.process import TAIL_LINES
-from hf_arch.experiments.store import RESULTS_FILE, write_json_atomic
-from hf_arch.experiments.worker import Event, ReadyRun, Suite, WorkerOptions
-from hf_arch.experiments.yaml_text import parse_override
+from hf_arch.experiments.execution.process import TAIL_LINES
+from hf_arch.experiments.execution.worker import Event, ReadyRun, Suite, WorkerOptions
+from hf_arch.recipe.yaml_text import parse_override
+from hf_arch.runs.store import RESULTS_FILE, write_json_atomic
 
 JOBS_DIR = ".slurm"
 DEFAULTS: dict[str, Any] = {"timeout_min": 240, "cpus_per_task": 4}

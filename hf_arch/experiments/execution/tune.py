@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hf_arch.errors import ConfigError
-from hf_arch.experiments.claims import Claims
-from hf_arch.experiments.recipe import Recipe, TuneOptions
-from hf_arch.experiments.runner import PreparedSet, RunOptions, prepare_set, processes_per_run, train_set
-from hf_arch.experiments.store import finite
-from hf_arch.experiments.worker import CLAIMS_DIR, ReadyRun
+from hf_arch.experiments.execution.leases import Claims
+from hf_arch.experiments.execution.runner import PreparedSet, RunOptions, prepare_set, processes_per_run, train_set
+from hf_arch.experiments.execution.worker import CLAIMS_DIR, ReadyRun
+from hf_arch.recipe.recipe import Recipe, TuneOptions
+from hf_arch.runs.store import finite
 
 STUDIES_FILE = "tune.db"
 RATE = "learning_rate"

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_arch.experiments.claims import LEASE_SECONDS, Claim, Claims
-from hf_arch.experiments.process import LOG_FILE, Process, train_command
-from hf_arch.experiments.store import CONFIG_FILE, RESULTS_FILE, read_json, write_json_atomic
+from hf_arch.experiments.execution.leases import LEASE_SECONDS, Claim, Claims
+from hf_arch.experiments.execution.process import LOG_FILE, Process, train_command
+from hf_arch.runs.store import CONFIG_FILE, RESULTS_FILE, read_json, write_json_atomic
 
 CLAIMS_DIR = ".claims"
 TRIES = 2

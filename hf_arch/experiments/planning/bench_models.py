@@ -12,14 +12,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import hf_arch
+from hf_arch.checkpoints.checkpoint import load_config
 from hf_arch.errors import ConfigError, choice_error, nearest
 from hf_arch.evaluation.generation import model_folder
-from hf_arch.experiments.build import build_config
-from hf_arch.experiments.plan import plan_runs
-from hf_arch.experiments.recipe import load_recipe
-from hf_arch.experiments.yaml_text import parse_override
-from hf_arch.hub.checkpoint import load_config
+from hf_arch.experiments.planning.plan import plan_runs
 from hf_arch.interchange import FOREIGN, to_foreign
+from hf_arch.recipe.build import build_config
+from hf_arch.recipe.recipe import load_recipe
+from hf_arch.recipe.yaml_text import parse_override
 
 AGAINST = ("transformers",)
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hf_arch.errors import ConfigError, choice_error
-from hf_arch.experiments.build import build_config
-from hf_arch.experiments.match import Matched, Sizer, match_model, model_size
-from hf_arch.experiments.recipe import MatchOptions, Recipe
+from hf_arch.experiments.planning.match import Matched, Sizer, match_model, model_size
+from hf_arch.recipe.build import build_config
+from hf_arch.recipe.recipe import MatchOptions, Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,0 +1,1 @@
+"""What every part uses and nothing of ours is imported by: files, number formats, quiet libraries."""

@@ -1,0 +1,1 @@
+"""Training the prepared runs of a set, here or as jobs of a cluster."""

@@ -1,0 +1,1 @@
+"""From a recipe to the prepared runs of a set."""

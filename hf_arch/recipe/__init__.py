@@ -1,0 +1,1 @@
+"""Recipes: the schema, its parsing, and the configs that are built from it."""

@@ -1,0 +1,1 @@
+"""A comparison made visible: page, figures, tables, files."""
