@@ -60,7 +60,10 @@ def config_from_dict(model: dict[str, Any]) -> ArchConfig:
     """
     values = dict(model)
     for path in values.pop("plugins", None) or []:
-        load_plugin(path)
+        try:
+            load_plugin(path)
+        except ConfigError as error:
+            raise error.within("model", ": ") from error
     if "architecture" not in values:
         raise ConfigError(f"model: no `architecture`; allowed: {', '.join(ARCHITECTURES)}")
     name = values.pop("architecture")
@@ -72,10 +75,11 @@ def config_from_dict(model: dict[str, Any]) -> ArchConfig:
     try:
         return config_class(**values)
     except ConfigError as error:
-        raise ConfigError(f"model.{error}") from None
+        raise error.within("model") from None
     except (StrictDataclassError, TypeError) as error:
-        cause = error.__cause__ if isinstance(error.__cause__, ConfigError) else error
-        raise ConfigError(f"model.{one_line(cause)}") from None
+        if isinstance(error.__cause__, ConfigError):
+            raise error.__cause__.within("model") from None
+        raise ConfigError(f"model.{one_line(error)}", field="model") from None
 
 
 _NOT_FOR_RECIPES = {

@@ -1,27 +1,23 @@
 """What every sequence model has to hold, checked on one config: for a new mixer before any GPU hour is spent on it.
 
 `check_model` builds the model, moves every parameter off its initial value so that each one shows in the logits, and
-holds the model to what the tests of this package hold every architecture to. `hf-arch check` prints it.
+holds the model to what the tests of this package hold every architecture to. `hf-arch check` (cli/check.py) prints it.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import hf_arch
-from hf_arch.cli.listing import require_architecture
 from hf_arch.errors import ConfigError
-from hf_arch.recipe.yaml_text import parse_override
 from hf_arch.registry import MIXERS, load_plugin, plugin_line
 
 LENGTH = 41
@@ -84,20 +80,6 @@ def check_model(config: Any, seed: int = 0) -> list[CheckResult]:
     return results
 
 
-def check_target(target: str, overrides: Sequence[str] = ()) -> dict[str, list[CheckResult]]:
-    """`check_mixer_file` for a Python file; else `check_model` of the tiny config of an architecture, its fields
-    changed by `overrides` (key=value).
-    """
-    if target.endswith(".py"):
-        if overrides:
-            raise ConfigError(
-                f"{overrides[0]}: a file's mixers are checked at their defaults; nothing can be overridden"
-            )
-        return check_mixer_file(target)
-    require_architecture(target, "neither a Python file nor an architecture")
-    return {target: check_model(hf_arch.tiny_config(target, **dict(map(parse_override, overrides))))}
-
-
 def check_mixer_file(path: str | Path) -> dict[str, list[CheckResult]]:
     """Each mixer that a file registers, in a small model of it and of attention in turn.
 
@@ -111,21 +93,6 @@ def check_mixer_file(path: str | Path) -> dict[str, list[CheckResult]]:
             f'{path}: registers no mixer; decorate its class with `@MIXERS.register("name")` of hf_arch.registry'
         )
     return {name: check_model(hf_arch.tiny_config("mixed", mixer=[name, name, "attention"])) for name in new}
-
-
-def print_checks(title: str, results: list[CheckResult], console: Console | None = None) -> None:
-    """The results as a table; under it, where to look for each that failed."""
-    console = console or Console(highlight=False)
-    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for result in results:
-        table.add_row("[green]ok[/]" if result.passed else "[bold red]fails[/]", result.name, result.found)
-    console.print(table)
-    for result in results:
-        if not result.passed:
-            console.print(f"{result.name}: {result.hint}", markup=False, soft_wrap=True)
 
 
 def _compare(actual: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> float:

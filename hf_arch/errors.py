@@ -1,13 +1,48 @@
-"""One-line errors for a user's mistakes: the field, the value, what is allowed, and the nearest valid choice."""
+"""Errors that carry what they say: the field, the value, what is allowed, and the nearest valid choice.
+
+Nothing decides by the text of a message: whoever catches one of these reads its class and its attributes.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Self
 
 
 class ConfigError(ValueError):
-    """A wrong option, key or file named by the user. The command line prints it as one line and exits with code 2."""
+    """A wrong option, key or file named by the user. The command line prints it as one line and exits with code 2.
+
+    field: the dotted option or the file that is wrong. value: what was given. allowed: what may stand there, where
+    that is a closed list. nearest: the entry of `allowed` that reads most like the value. Each is None or empty where
+    the error does not say.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        value: object = None,
+        allowed: Iterable[str] = (),
+        nearest: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.field, self.value, self.allowed, self.nearest = field, value, tuple(allowed), nearest
+
+    def within(self, field: str, separator: str = ".") -> Self:
+        """The same error, of the same class, about a part of `field`: `norm` within `model` is `model.norm`."""
+        inner = f"{field}{separator}{self.field}" if self.field is not None else field
+        facts = {"field": inner, "value": self.value, "allowed": self.allowed, "nearest": self.nearest}
+        return type(self)(f"{field}{separator}{self}", **facts)  # type: ignore[arg-type]
+
+
+class UnknownKeyError(ConfigError):
+    """An option name that does not exist; `value` is the name."""
+
+
+class UnknownChoiceError(ConfigError):
+    """A value outside a closed list."""
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str | None:
@@ -20,18 +55,20 @@ def nearest(name: str, allowed: Iterable[str]) -> str | None:
     return inside[0] if inside else None
 
 
-def choice_error(field: str, value: object, allowed: Iterable[str]) -> ConfigError:
+def choice_error(field: str, value: object, allowed: Iterable[str]) -> UnknownChoiceError:
     """Error for a value outside a closed list, e.g. `model.norm: 'rmsnrm' is not known; nearest: 'rmsnorm';
     allowed: ...`."""
     options = sorted(str(option) for option in allowed)
     near = nearest(str(value), options)
     hint = f"; nearest: {near!r}" if near else ""
-    return ConfigError(f"{field}: {value!r} is not known{hint}; allowed: {', '.join(options)}")
+    message = f"{field}: {value!r} is not known{hint}; allowed: {', '.join(options)}"
+    return UnknownChoiceError(message, field=field, value=value, allowed=options, nearest=near)
 
 
-def unknown_key_error(where: str, key: str, allowed: Iterable[str]) -> ConfigError:
+def unknown_key_error(where: str, key: str, allowed: Iterable[str]) -> UnknownKeyError:
     """Error for an option name that does not exist, e.g. `training: unknown key 'max_step'; nearest: 'max_steps'`."""
     options = sorted(str(option) for option in allowed)
     near = nearest(key, options)
     hint = f"nearest: {near!r}" if near else f"allowed: {', '.join(options)}"
-    return ConfigError(f"{where}: unknown key {key!r}; {hint}")
+    message = f"{where}: unknown key {key!r}; {hint}"
+    return UnknownKeyError(message, field=where, value=key, allowed=options, nearest=near)

@@ -8,7 +8,6 @@
 from pathlib import Path
 
 import hf_arch.experiments as experiments
-from hf_arch.report.page import write_report
 
 RECIPE = {
     "model": {"architecture": "gla", "hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 192},
@@ -47,5 +46,5 @@ for run in loaded.runs:
 assert experiments.compare("results/depth").equals(loaded.frame())
 
 # %%
-page = write_report("results/depth", runs=[run.path for run in loaded.runs])
+page = experiments.write_report("results/depth", loaded)
 print(page, f"{Path(page).stat().st_size // 1024} KiB")

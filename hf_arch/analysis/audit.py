@@ -17,8 +17,9 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from hf_arch.core.files import finite
+from hf_arch.runs.record import RunRecord
 from hf_arch.runs.run_settings import has_short_convolution, shared_settings
-from hf_arch.runs.store import RunResult, finite
 
 Severity = Literal["violation", "note", "ok"]
 SEVERITIES: tuple[Severity, ...] = ("violation", "note", "ok")
@@ -40,13 +41,13 @@ class Finding:
         return asdict(self)
 
 
-def audit(runs: Sequence[RunResult]) -> list[Finding]:
+def audit(runs: Sequence[RunRecord]) -> list[Finding]:
     """Every check over these runs; violations first, then notes, then what was found in order."""
     findings = [finding for check in CHECKS if (finding := check(runs)) is not None]
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
-def check_finished(runs: Sequence[RunResult]) -> Finding:
+def check_finished(runs: Sequence[RunRecord]) -> Finding:
     """Crashed, interrupted, unfinished and NaN runs: none of them enters a number of the table."""
     broken = [run for run in runs if not run.completed]
     if not broken:
@@ -60,7 +61,7 @@ def check_finished(runs: Sequence[RunResult]) -> Finding:
     )
 
 
-def check_finite(runs: Sequence[RunResult]) -> Finding | None:
+def check_finite(runs: Sequence[RunRecord]) -> Finding | None:
     """Losses or gradients that were NaN or infinite somewhere on the way (such steps are skipped), whatever the end."""
     spoiled = {
         run: step
@@ -78,10 +79,10 @@ def check_finite(runs: Sequence[RunResult]) -> Finding | None:
     )
 
 
-def check_tokens(runs: Sequence[RunResult]) -> Finding:
+def check_tokens(runs: Sequence[RunRecord]) -> Finding:
     """The same number of training tokens: a run cut short is caught here too. A probe may end once it is solved."""
     counted = [run for run in runs if run.completed]
-    if solved := [run for run in counted if run.results.get("stopped_early")]:
+    if solved := [run for run in counted if run.stopped_early]:
         least, most = (int(pick(run.numbers.get("tokens_seen", 0) for run in counted)) for pick in (min, max))
         sentence = f"Training ended as soon as the probe was solved for {_names(solved)}: {least:,} to {most:,} tokens."
         return Finding("tokens", "note", sentence, _labels(solved))
@@ -96,17 +97,17 @@ def check_tokens(runs: Sequence[RunResult]) -> Finding:
     )
 
 
-def check_data(runs: Sequence[RunResult]) -> Finding:
+def check_data(runs: Sequence[RunRecord]) -> Finding:
     """The same corpus, split and packing, by fingerprint."""
     return _same_fingerprint(runs, "data")
 
 
-def check_tokenizer(runs: Sequence[RunResult]) -> Finding:
+def check_tokenizer(runs: Sequence[RunRecord]) -> Finding:
     """The same tokenizer: losses in nats per token mean nothing across two of them (bits per byte still do)."""
     return _same_fingerprint(runs, "tokenizer")
 
 
-def check_order(runs: Sequence[RunResult]) -> Finding:
+def check_order(runs: Sequence[RunRecord]) -> Finding:
     """The same data order for all runs of one seed, which is what pairs the differences."""
     known = [run for run in runs if _order(run)]
     if missing := [run for run in runs if run.completed and run not in known]:
@@ -123,7 +124,7 @@ def check_order(runs: Sequence[RunResult]) -> Finding:
     )
 
 
-def check_learning_rates(runs: Sequence[RunResult]) -> Finding:
+def check_learning_rates(runs: Sequence[RunRecord]) -> Finding:
     """The same learning-rate budget: every architecture tried the same rates."""
     if unknown := [run for run in runs if run.learning_rate is None]:
         return _not_recorded("learning rates", "learning_rate", unknown)
@@ -148,7 +149,7 @@ def check_learning_rates(runs: Sequence[RunResult]) -> Finding:
     return Finding("learning rates", _unless_asked(runs), f"Learning-rate budget differs: {text}.", _labels(runs))
 
 
-def check_parameters(runs: Sequence[RunResult]) -> Finding:
+def check_parameters(runs: Sequence[RunRecord]) -> Finding:
     """Parameters within 1 %, or the reason why they should differ."""
     counts = {name: group[0].numbers.get("params_total") for name, group in _by_name(runs).items()}
     if missing := [run for run in runs if "params_total" not in run.numbers and run.completed]:
@@ -173,7 +174,7 @@ def check_parameters(runs: Sequence[RunResult]) -> Finding:
     return Finding("parameters", "violation", f"{sentence}.", _labels(runs))
 
 
-def check_matched_size(runs: Sequence[RunResult]) -> Finding | None:
+def check_matched_size(runs: Sequence[RunRecord]) -> Finding | None:
     """FLOPs per token or bytes of state within the declared tolerance, where the recipe matches by them."""
     match = next((match for run in runs if (match := _match(run))), {})
     matched = {"flops": ("flops_per_token", "Training FLOPs per token"), "state": ("state_bytes", "Bytes of state")}
@@ -190,7 +191,7 @@ def check_matched_size(runs: Sequence[RunResult]) -> Finding | None:
     return Finding("FLOPs" if key == "flops_per_token" else "state", severity, sentence, _labels(runs))
 
 
-def check_short_convolution(runs: Sequence[RunResult]) -> Finding:
+def check_short_convolution(runs: Sequence[RunRecord]) -> Finding:
     """A short convolution gives any mixer local context: on one side only, it is what is compared, not the mixer."""
     has = _by_value(runs, has_short_convolution)
     if len(has) == 1:
@@ -200,10 +201,10 @@ def check_short_convolution(runs: Sequence[RunResult]) -> Finding:
     return Finding("short convolution", "violation", sentence, _labels(has[True]))
 
 
-def check_init(runs: Sequence[RunResult]) -> Finding:
+def check_init(runs: Sequence[RunRecord]) -> Finding:
     """Initialisation changed by hand decides rankings; said even where every run did it."""
-    overridden = [run for run in runs if run.results.get("init_overridden")]
-    if unknown := [run for run in runs if "init_overridden" not in run.results and run.completed]:
+    overridden = [run for run in runs if run.init_overridden]
+    if unknown := [run for run in runs if run.init_overridden is None and run.completed]:
         return _not_recorded("initialisation", "init_overridden", unknown)
     if not overridden:
         rules = _by_value(runs, lambda run: str(run.components.get("init", "its own")))
@@ -215,7 +216,7 @@ def check_init(runs: Sequence[RunResult]) -> Finding:
     return Finding("initialisation", "note" if everywhere else "violation", sentence, _labels(overridden))
 
 
-def check_dropout(runs: Sequence[RunResult]) -> Finding | None:
+def check_dropout(runs: Sequence[RunRecord]) -> Finding | None:
     """The same dropout: architectures have different defaults, and on a small corpus these decide."""
     rates = _by_value([run for run in runs if "dropout" in run.components], lambda run: str(run.components["dropout"]))
     if not rates:
@@ -226,7 +227,7 @@ def check_dropout(runs: Sequence[RunResult]) -> Finding | None:
     return Finding("dropout", "violation", f"Dropout differs: {text}.", _labels(runs))
 
 
-def check_settings(runs: Sequence[RunResult]) -> Finding:
+def check_settings(runs: Sequence[RunRecord]) -> Finding:
     """Any other recipe setting in which the architectures differ: schedule, batch, weight decay, evaluation."""
     configured = [run for run in runs if run.config]
     settings = {run: shared_settings(run) for run in configured}
@@ -244,7 +245,7 @@ def check_settings(runs: Sequence[RunResult]) -> Finding:
     return Finding("settings", "ok", "Same settings: data, training and evaluation sections agree.", _labels(runs))
 
 
-def check_seeds(runs: Sequence[RunResult]) -> Finding:
+def check_seeds(runs: Sequence[RunRecord]) -> Finding:
     """Seeds per architecture, and whether they are the same ones."""
     seeds = {
         name: tuple(sorted({run.seed for run in group if run.completed and run.seed is not None}))
@@ -264,7 +265,7 @@ def check_seeds(runs: Sequence[RunResult]) -> Finding:
     return Finding("seeds", "ok", f"Same {len(next(iter(sets)))} seeds for every architecture.", _labels(runs))
 
 
-def check_duplicates(runs: Sequence[RunResult]) -> Finding | None:
+def check_duplicates(runs: Sequence[RunRecord]) -> Finding | None:
     """Several completed runs of one name, rate and seed: the newest counts, the others are named."""
     groups = _by_value([run for run in runs if run.completed], lambda run: (run.name, run.learning_rate, run.seed))
     repeated = [group for group in groups.values() if len(group) > 1]
@@ -275,7 +276,7 @@ def check_duplicates(runs: Sequence[RunResult]) -> Finding | None:
     return Finding("duplicates", "violation", sentence, _labels(run for group in repeated for run in group))
 
 
-def check_versions(runs: Sequence[RunResult]) -> Finding:
+def check_versions(runs: Sequence[RunRecord]) -> Finding:
     """Package versions and the commit that produced the numbers."""
     recorded = [run for run in runs if isinstance(run.provenance.get("versions"), dict)]
     if len(recorded) < len([run for run in runs if run.completed]):
@@ -296,7 +297,7 @@ def check_versions(runs: Sequence[RunResult]) -> Finding:
     return Finding("versions", "ok", "Same package versions and code.", _labels(recorded))
 
 
-def check_devices(runs: Sequence[RunResult]) -> Finding:
+def check_devices(runs: Sequence[RunRecord]) -> Finding:
     """Device and threads: speed and memory compare only on the same ones."""
     measured = [run for run in runs if run.completed]
     machines = _by_value(measured, lambda run: (run.provenance.get("device"), run.provenance.get("threads")))
@@ -312,7 +313,7 @@ def check_devices(runs: Sequence[RunResult]) -> Finding:
     )
 
 
-def check_utilisation(runs: Sequence[RunResult]) -> Finding | None:
+def check_utilisation(runs: Sequence[RunRecord]) -> Finding | None:
     """A model-FLOPs utilisation above 1 means that the FLOPs, the clock or the peak are wrong."""
     impossible = [run for run in runs if run.numbers.get("mfu", 0.0) > 1.0]
     if not impossible:
@@ -321,7 +322,7 @@ def check_utilisation(runs: Sequence[RunResult]) -> Finding | None:
     return Finding("utilisation", "violation", f"MFU above 100 % cannot be: {text}.", _labels(impossible))
 
 
-CHECKS: tuple[Callable[[Sequence[RunResult]], Finding | None], ...] = (
+CHECKS: tuple[Callable[[Sequence[RunRecord]], Finding | None], ...] = (
     check_finished,
     check_finite,
     check_tokens,
@@ -343,11 +344,11 @@ CHECKS: tuple[Callable[[Sequence[RunResult]], Finding | None], ...] = (
 )
 
 
-def _same_fingerprint(runs: Sequence[RunResult], what: str) -> Finding:
+def _same_fingerprint(runs: Sequence[RunRecord], what: str) -> Finding:
     return _same(
         runs,
         what,
-        lambda run: run.results.get(f"{what}_fingerprint"),
+        lambda run: getattr(run, f"{what}_fingerprint"),
         ok=lambda value: f"Same {what} (fingerprint {str(value)[:12]}).",
         differs=f"{what.capitalize()} differs",
         show=lambda value: str(value)[:12],
@@ -356,9 +357,9 @@ def _same_fingerprint(runs: Sequence[RunResult], what: str) -> Finding:
 
 
 def _same(
-    runs: Sequence[RunResult],
+    runs: Sequence[RunRecord],
     check: str,
-    value_of: Callable[[RunResult], Any],
+    value_of: Callable[[RunRecord], Any],
     *,
     ok: Callable[[Any], str],
     differs: str,
@@ -377,7 +378,7 @@ def _same(
     return Finding(check, "ok", ok(next(iter(values))), _labels(runs))
 
 
-def _not_recorded(check: str, key: str, runs: Sequence[RunResult]) -> Finding:
+def _not_recorded(check: str, key: str, runs: Sequence[RunRecord]) -> Finding:
     sentence = f"{check.capitalize()}: cannot be checked, {key} is not recorded for {_names(runs)}."
     return Finding(check, "note", sentence, _labels(runs))
 
@@ -387,17 +388,17 @@ def _excess(mismatch: float) -> str:
     return f"{mismatch:.1%}" if mismatch < 1 else f"a factor of {mismatch + 1:.3g}"
 
 
-def _order(run: RunResult) -> Any:
-    return run.results.get("order_fingerprint")
+def _order(run: RunRecord) -> Any:
+    return run.order_fingerprint
 
 
-def _unless_asked(runs: Sequence[RunResult]) -> Severity:
+def _unless_asked(runs: Sequence[RunRecord]) -> Severity:
     """Severity of a difference in training: one model under several settings is a question about the settings."""
     models = {repr(run.config.get("model")) for run in runs}
     return "note" if len(models) == 1 and all(run.config for run in runs) else "violation"
 
 
-def _reason(run: RunResult) -> str:
+def _reason(run: RunRecord) -> str:
     if run.status == "completed":
         return "completed without a finite validation loss"
     if run.status == "running":
@@ -411,12 +412,12 @@ def _is_not_finite(row: dict[str, Any]) -> bool:
     return spoiled or row.get("event") == "skipped step"
 
 
-def _match(run: RunResult) -> dict[str, Any]:
+def _match(run: RunRecord) -> dict[str, Any]:
     match = run.experiment.get("match")
     return match if isinstance(match, dict) else {}
 
 
-def _code_state(run: RunResult) -> Any:
+def _code_state(run: RunRecord) -> Any:
     """What tells two states of the code apart: the digest of the sources, or the commit."""
     return run.provenance.get("source_sha256") or run.provenance.get("git_commit")
 
@@ -426,14 +427,14 @@ def _machine(machine: tuple[Any, Any]) -> str:
     return f"{device}" + (f", {threads} thread{'s' if threads != 1 else ''}" if threads else "")
 
 
-def _by_value(runs: Iterable[RunResult], value_of: Callable[[RunResult], Any]) -> dict[Any, list[RunResult]]:
-    groups: dict[Any, list[RunResult]] = {}
+def _by_value(runs: Iterable[RunRecord], value_of: Callable[[RunRecord], Any]) -> dict[Any, list[RunRecord]]:
+    groups: dict[Any, list[RunRecord]] = {}
     for run in runs:
         groups.setdefault(value_of(run), []).append(run)
     return groups
 
 
-def _by_name(runs: Iterable[RunResult]) -> dict[str, list[RunResult]]:
+def _by_name(runs: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
     return _by_value(runs, lambda run: run.name)
 
 
@@ -449,11 +450,11 @@ def _distinct(values: Iterable[Hashable]) -> list[Any]:
     return list(dict.fromkeys(values))
 
 
-def _labels(runs: Iterable[RunResult]) -> tuple[str, ...]:
+def _labels(runs: Iterable[RunRecord]) -> tuple[str, ...]:
     return tuple(_distinct(run.label for run in runs))
 
 
-def _names(runs: Iterable[RunResult]) -> str:
+def _names(runs: Iterable[RunRecord]) -> str:
     return _list(_distinct(run.name for run in runs))
 
 
@@ -466,5 +467,5 @@ def _rates(rates: Sequence[float]) -> str:
     return ", ".join(f"{rate:.3g}" for rate in rates)
 
 
-def _count(runs: Sequence[RunResult]) -> str:
+def _count(runs: Sequence[RunRecord]) -> str:
     return f"{len(runs)} run{'s' if len(runs) != 1 else ''}"

@@ -8,20 +8,14 @@ the Pareto front of parameters and perplexity instead: the smallest model on it 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from hf_arch.analysis.columns import quantity
 from hf_arch.analysis.comparison import Comparison
-from hf_arch.report.figures import pareto_front
-from hf_arch.runs.store import write_json_atomic
+from hf_arch.core.formats import quantity
 
 SLACK = 0.05
-STUDY_FILE = "search_study.json"
 
 
 @dataclass(frozen=True)
@@ -49,18 +43,6 @@ class Study:
         """Plain values, for JSON."""
         return asdict(self)
 
-    def print(self, console: Console | None = None) -> None:
-        """The table, then the recommendation."""
-        console = console or Console(highlight=False)
-        table = Table(title="search study", title_justify="left", box=None, pad_edge=False)
-        for title in ("run", "params", "ppl", "ppl / M params", "front"):
-            table.add_column(title, justify="left" if title == "run" else "right", overflow="fold")
-        for entry in self.candidates:
-            row = (entry.name, quantity(entry.parameters), f"{entry.perplexity:.2f}", f"{entry.score:.2f}")
-            table.add_row(*row, "yes" if entry.on_front else "")
-        console.print(table)
-        console.print(self.words, markup=False)
-
 
 def search_study(comparison: Comparison) -> Study:
     """What the completed runs of `comparison` say about size."""
@@ -82,11 +64,13 @@ def search_study(comparison: Comparison) -> Study:
     return Study(candidates, chosen.name, _words(chosen, best, len(candidates)))
 
 
-def write_study(comparison: Comparison, results_dir: Path) -> Study:
-    """The study, also written to `search_study.json`."""
-    study = search_study(comparison)
-    write_json_atomic(results_dir / STUDY_FILE, study.to_dict())
-    return study
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points (cost, loss; both lower is better) that no other point beats in both, by rising cost."""
+    front: list[int] = []
+    for index in sorted(range(len(points)), key=lambda i: points[i]):
+        if not front or points[index][1] < points[front[-1]][1]:
+            front.append(index)
+    return front
 
 
 def _words(chosen: Candidate, best: Candidate, count: int) -> str:

@@ -14,7 +14,6 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import hf_arch
 from hf_arch.errors import ConfigError, choice_error
-from hf_arch.evaluation.generation import model_folder
 from hf_arch.modeling.configuration import ArchConfig
 
 WEIGHTS = "model.safetensors"
@@ -24,6 +23,19 @@ TOKENIZER_FILES = (
     *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "chat_template.jinja"),
 )
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+
+
+def model_folder(path: str | Path) -> Path:
+    """`path` itself where it holds a `config.json`, else its `model/`. Raises `ConfigError` where neither does."""
+    path = Path(path)
+    for folder in (path, path / "model"):
+        if (folder / "config.json").is_file():
+            return folder
+    if not path.exists():
+        raise ConfigError(f"{path}: no such folder")
+    raise ConfigError(
+        f"{path}: holds no model (looked for config.json and model/config.json); a run writes model/ when it is done"
+    )
 
 
 def checkpoint_folder(source: str | Path) -> Path:

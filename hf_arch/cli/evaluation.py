@@ -46,9 +46,9 @@ def generate_command(
     `hf-arch generate results/quickstart/gla_1a2b3c4d5e --prompt-file prompts.txt --temperature 0 --json`.
     """
     with redirect_stdout(sys.stderr):
+        from hf_arch.core.quiet import quiet_libraries
         from hf_arch.evaluation.generation import SamplingOptions, generate_batch, generate_text, read_prompts
         from hf_arch.evaluation.loading import load_model, parse_device, parse_dtype
-        from hf_arch.training.run import quiet_libraries
 
     options = SamplingOptions(
         max_new_tokens, temperature, top_k, top_p, seed, min_p, repetition_penalty, tuple(stop or ())
@@ -111,10 +111,10 @@ def eval_command(
     `hf-arch eval results/quickstart --tasks comprehensive,hellaswag --limit 200 --output-json scores.json`.
     """
     with redirect_stdout(sys.stderr):
+        from hf_arch.core.files import to_jsonable, write_json
+        from hf_arch.core.quiet import quiet_libraries
         from hf_arch.evaluation.model_scores import EvalOptions, evaluate_path, print_scores, split_names
         from hf_arch.evaluation.text_loss import TextOptions
-        from hf_arch.runs.store import to_jsonable, write_json_atomic
-        from hf_arch.training.run import quiet_libraries
 
         options = EvalOptions(
             tasks=split_names(tasks),
@@ -130,7 +130,7 @@ def eval_command(
         with quiet_libraries():
             document = evaluate_path(path, options)
     if output_json is not None:
-        write_json_atomic(output_json, document)
+        write_json(output_json, document)
     if as_json:
         _print_json(to_jsonable(document))
     else:
@@ -173,12 +173,12 @@ def bench_command(
         print(table)
         return 0
     with redirect_stdout(sys.stderr):
+        from hf_arch.core.files import to_jsonable, write_json
+        from hf_arch.core.quiet import quiet_libraries
         from hf_arch.evaluation.bench import BenchOptions, run_bench
         from hf_arch.evaluation.model_scores import split_names
         from hf_arch.experiments.planning.bench_models import find_candidates
         from hf_arch.report.bench_report import check_plot_path, plot_bench, print_bench
-        from hf_arch.runs.store import to_jsonable, write_json_atomic
-        from hf_arch.training.run import quiet_libraries
 
         lengths = tuple(_length(text) for text in split_names(seq_len))
         options = BenchOptions(lengths, batch_size, dtype, device, repeats)
@@ -188,7 +188,7 @@ def bench_command(
             found = find_candidates(architectures or [], tokens=options.longest, against=against, tell=_tell)
             document = run_bench(found, options, _tell)
         if output_json is not None:
-            write_json_atomic(output_json, document)
+            write_json(output_json, document)
         if plot is not None:
             plot_bench(document, plot)
     if as_json:

@@ -7,13 +7,13 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from hf_arch.analysis.columns import byte_size
+from hf_arch.core.formats import byte_size
+from hf_arch.core.quiet import quiet_libraries
 from hf_arch.errors import choice_error
 from hf_arch.hub.convert import Conversion, DifferentResult, convert
 from hf_arch.hub.export import export_gguf, export_hub, export_torch
 from hf_arch.hub.push import push_to_hub
 from hf_arch.hub.quantize import quantize
-from hf_arch.training.run import quiet_libraries
 
 EXPORT_FORMATS = ("hub", "gguf", "torch")
 

@@ -91,8 +91,7 @@ def _recipe_reports(target: str, overrides: Sequence[str], seq_len: int | None) 
 
 
 def _saved_config(path: Path, overrides: Sequence[str]) -> Any:
-    from hf_arch.checkpoints.checkpoint import require_ours
-    from hf_arch.evaluation.generation import model_folder
+    from hf_arch.checkpoints.checkpoint import model_folder, require_ours
 
     config = require_ours(model_folder(path))
     if not overrides:

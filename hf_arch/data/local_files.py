@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_arch.data.cache import hash_file, hash_text, user_path
-from hf_arch.data.corpora import part_range
+from hf_arch.data.corpus import part_range
 from hf_arch.data.options import DataOptions
 from hf_arch.errors import ConfigError, nearest
 

@@ -17,8 +17,10 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from hf_arch.data.cache import data_cache, hash_text, locked, publish_folder, temporary_name, user_path
-from hf_arch.data.corpora import SPLITS, Corpus, open_corpus, part_range
+from hf_arch.core.files import temporary_name
+from hf_arch.data.cache import data_cache, hash_text, locked, publish_folder, user_path
+from hf_arch.data.corpora import open_corpus
+from hf_arch.data.corpus import SPLITS, Corpus, part_range
 from hf_arch.data.dataset import MixedDataset, TokenDataset, TokenStream
 from hf_arch.data.options import DataOptions
 from hf_arch.data.order import MixtureOrder, SeededOrder

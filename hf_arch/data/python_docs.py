@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 
 from hf_arch.data.cache import hash_text
-from hf_arch.data.corpora import part_range
+from hf_arch.data.corpus import part_range
 
 _VERSION = 1
 _HELD_OUT_ONE_IN = 10

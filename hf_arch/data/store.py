@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from hf_arch.data.cache import hash_file, write_atomic
+from hf_arch.core.files import write_atomic
+from hf_arch.data.cache import hash_file
 from hf_arch.errors import ConfigError
 
 FORMAT = 1

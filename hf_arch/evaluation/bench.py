@@ -19,14 +19,29 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from hf_arch.errors import ConfigError, choice_error
 from hf_arch.evaluation.loading import parse_device, parse_dtype
 from hf_arch.evaluation.tensor_memory import cache_bytes, peak_tensor_bytes, tensor_bytes
-from hf_arch.experiments.planning.bench_models import Candidate
 from hf_arch.runs.provenance import provenance
 
 PHASES = ("train", "prefill", "decode")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to measure. baseline: the label of what it is compared to, None for what others are compared to."""
+
+    name: str
+    implementation: str
+    build: Callable[[], PreTrainedModel]
+    baseline: str | None = None
+
+    @property
+    def label(self) -> str:
+        """Name, with the implementation where it is not ours."""
+        return self.name if self.implementation == "hf_arch" else f"{self.name} ({self.implementation})"
 
 
 @dataclass(frozen=True)

@@ -134,19 +134,6 @@ def _begun(text: str, stop: Sequence[str]) -> int:
     return max(sizes, default=0)
 
 
-def model_folder(path: str | Path) -> Path:
-    """`path` itself where it holds a `config.json`, else its `model/`. Raises `ConfigError` where neither does."""
-    path = Path(path)
-    for folder in (path, path / "model"):
-        if (folder / "config.json").is_file():
-            return folder
-    if not path.exists():
-        raise ConfigError(f"{path}: no such folder")
-    raise ConfigError(
-        f"{path}: holds no model (looked for config.json and model/config.json); a run writes model/ when it is done"
-    )
-
-
 def read_prompts(prompt: str | None, file: str | None) -> list[str]:
     """The one prompt, or the lines of the file, without empty ones. Raises `ConfigError` where it is not one of both,
     or the file cannot be read or has none.

@@ -1,10 +1,10 @@
 """Our models in lm_eval, the language-model evaluation harness of EleutherAI.
 
-    lm_eval --model hf_arch --model_args pretrained=PATH --tasks hellaswag
+    python -m hf_arch.lm_eval --model hf_arch --model_args pretrained=PATH --tasks hellaswag
 
 `hf_arch` takes what lm_eval's `hf` takes, where `pretrained` may also be a run folder or a checkpoint of
-flash-linear-attention. (`--model hf` reads a saved model of ours too, once something has imported hf_arch.) The name
-is known without an import where the package is installed (`plugin/hf_arch_lm_eval.py`); else import this module.
+flash-linear-attention. (`--model hf` reads a saved model of ours too, once something has imported hf_arch.) lm_eval has
+no entry points for models: importing this module enters ours into its registry.
 
 Batches: log-likelihoods are taken of rows padded on the right, where a causal model does not look; generation pads on
 the left with a mask, which every mixer honours. So a score does not depend on the batch size.

@@ -17,19 +17,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from hf_arch.core.files import read_json, write_json
+from hf_arch.core.formats import FILE_WIDTH
 from hf_arch.errors import ConfigError
 from hf_arch.evaluation.loading import load_model, parse_device, parse_dtype
 from hf_arch.evaluation.text_loss import TextOptions, score_text
-from hf_arch.report.bench_report import WIDTH
+from hf_arch.runs.files import EVALUATION_FILE, is_run
 from hf_arch.runs.provenance import provenance
-from hf_arch.runs.store import (
-    EVALUATION_FILE,
-    find_runs,
-    is_run,
-    read_json,
-    write_json_atomic,
-    write_suite_results,
-)
+from hf_arch.runs.suite import find_runs, write_suite_results
 
 PERPLEXITY = "perplexity"
 
@@ -154,7 +149,7 @@ def _keep(run: Path, document: dict[str, Any]) -> None:
     file = run / EVALUATION_FILE
     kept = read_json(file)["results"] if file.is_file() else {}
     scores = {task: {**values, "settings": document["settings"]} for task, values in document["results"].items()}
-    write_json_atomic(file, {**document, "model": run.name, "results": {**kept, **scores}})
+    write_json(file, {**document, "model": run.name, "results": {**kept, **scores}})
 
 
 def print_scores(document: dict[str, Any]) -> None:
@@ -179,7 +174,7 @@ def print_scores(document: dict[str, Any]) -> None:
                     f"{count:,}" if count else "",
                     str(values["rows"]),
                 )
-    Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
+    Console(width=None if sys.stdout.isatty() else FILE_WIDTH).print(table)
 
 
 _NOT_METRICS = {"samples", "version", "num_fewshot", "tokens", "window", "stride", "documents"}

@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_arch.core.files import write_atomic
+from hf_arch.core.formats import byte_size
 from hf_arch.errors import ConfigError
-from hf_arch.runs.model_report import human_bytes
-from hf_arch.runs.store import RunResult, find_runs, write_text_atomic
+from hf_arch.runs.record import RunRecord
+from hf_arch.runs.suite import find_runs
 
 START, END = "<!-- benchmarks: start -->", "<!-- benchmarks: end -->"
 HEAD = ("", "Parameters", "HellaSwag acc_norm", "Train tok/s", "Inference tok/s", "Memory")
@@ -37,7 +39,7 @@ def fill_readme(results_dir: str, readme: str) -> str:
         raise ConfigError(f"--readme: {readme}: has to hold the lines {START!r} and {END!r} once each, in that order")
     table = benchmark_table(results_dir)
     before, after = text.split(START)[0], text.split(END)[1]
-    write_text_atomic(path, f"{before}{START}\n\n{table}\n{END}{after}")
+    write_atomic(path, f"{before}{START}\n\n{table}\n{END}{after}")
     return table
 
 
@@ -50,7 +52,7 @@ def benchmark_table(results_dir: str) -> str:
         raise ConfigError(f"--readme-table: {results_dir}: holds no finished run")
     for run in runs:
         _require_measured(run)
-    groups: dict[str, list[RunResult]] = {}
+    groups: dict[str, list[RunRecord]] = {}
     for run in runs:
         groups.setdefault(run.name, []).append(run)
     lines = [_line(HEAD), _line(["---", *["--:"] * (len(HEAD) - 1)])]
@@ -58,7 +60,7 @@ def benchmark_table(results_dir: str) -> str:
     return "\n".join([*lines, "", _conditions(runs), ""])
 
 
-def _require_measured(run: RunResult) -> None:
+def _require_measured(run: RunRecord) -> None:
     missing = [key for key in _NUMBERS if key not in run.numbers]
     if missing:
         raise ConfigError(f"{run.path}: {missing[0]} was not measured; the table takes measured numbers only")
@@ -66,7 +68,7 @@ def _require_measured(run: RunResult) -> None:
         raise ConfigError(f"{run.path}: HellaSwag was not measured; first: hf-arch eval {run.path} --tasks hellaswag")
 
 
-def _cells(name: str, runs: Sequence[RunResult]) -> list[str]:
+def _cells(name: str, runs: Sequence[RunRecord]) -> list[str]:
     def mean(key: str) -> float:
         return statistics.fmean(run.numbers[key] for run in runs)
 
@@ -79,14 +81,14 @@ def _cells(name: str, runs: Sequence[RunResult]) -> list[str]:
         f"{100 * score:.1f} % ± {100 * error:.1f}",
         f"{mean('train_tokens_per_second'):,.0f}",
         f"{mean('decode_tokens_per_second'):,.0f}",
-        human_bytes(round(mean("peak_memory_bytes"))),
+        byte_size(round(mean("peak_memory_bytes"))),
     ]
 
 
-def _conditions(runs: Sequence[RunResult]) -> str:
+def _conditions(runs: Sequence[RunRecord]) -> str:
     """One sentence of what all runs have in common. Raises `ConfigError` naming what they have not."""
 
-    def common(what: str, of: Callable[[RunResult], Any]) -> Any:
+    def common(what: str, of: Callable[[RunRecord], Any]) -> Any:
         found = _distinct(of(run) for run in runs)
         if len(found) > 1:
             raise ConfigError(
@@ -96,8 +98,8 @@ def _conditions(runs: Sequence[RunResult]) -> str:
 
     device = common("device", lambda run: run.provenance.get("device"))
     threads = common("threads", lambda run: run.provenance.get("threads"))
-    precision = common("precision", lambda run: run.results.get("precision"))
-    length = common("sequence length", lambda run: run.results.get("sequence_length"))
+    precision = common("precision", lambda run: run.precision)
+    length = common("sequence length", lambda run: run.sequence_length)
     samples = common("rows of HellaSwag", lambda run: run.benchmarks["hellaswag"].get("samples"))
     origin = common("origin of HellaSwag's rows", lambda run: run.benchmarks["hellaswag"].get("rows"))
     seeds = len({run.seed for run in runs})
@@ -114,7 +116,7 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def _tokens(runs: Iterable[RunResult]) -> list[float]:
+def _tokens(runs: Iterable[RunRecord]) -> list[float]:
     return [run.numbers.get("tokens_seen", 0.0) for run in runs]
 
 

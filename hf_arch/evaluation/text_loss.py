@@ -22,7 +22,7 @@ from hf_arch.errors import ConfigError
 from hf_arch.evaluation.perplexity import TextLoss
 from hf_arch.evaluation.windows import DocumentLoss, PositionLoss, document_nats, token_nats
 from hf_arch.recipe.recipe import load_recipe
-from hf_arch.runs.store import CONFIG_FILE
+from hf_arch.runs.files import CONFIG_FILE
 
 LONGEST_WINDOW = 2048
 

@@ -3,7 +3,7 @@
     import hf_arch.experiments as experiments
 
     heads = experiments.run("recipes/experiments/heads.yaml", scale="cpu")   # a Comparison
-    heads.print()                                  # audit, table, statements
+    experiments.show(heads)                        # audit, table, statements
     heads.frame()                                  # a pandas DataFrame, one row a name
     experiments.load("results/heads").verdicts     # later, from the folder
     experiments.compare(["results/heads", "results/depth"])
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from hf_arch.analysis.comparison import Comparison
-    from hf_arch.runs.store import RunResult
+    from hf_arch.runs.record import RunRecord
 
-    Source = str | Path | Sequence[str | Path | RunResult]
+    Source = str | Path | Sequence[str | Path | RunRecord]
 
-__all__ = ["compare", "load", "run"]
+__all__ = ["compare", "load", "run", "show", "write_report"]
 
 
 def run(
@@ -50,14 +50,17 @@ def run(
 
     Runs that failed are named in the comparison's audit, and enter none of its numbers.
     """
-    from hf_arch.experiments.execution.runner import RunOptions, run_set, set_folder
+    from hf_arch.experiments.execution.runner import RunOptions
+    from hf_arch.experiments.execution.sets import run_set
+    from hf_arch.experiments.planning.prepare import set_folder
     from hf_arch.recipe.recipe import load_recipe, read_recipe
+    from hf_arch.report.conclude import conclude
 
     read = read_recipe if isinstance(recipe, Mapping) else load_recipe
     loaded = read(recipe, overrides, scale)  # type: ignore[arg-type]
     folder = Path(results_dir) if results_dir is not None else set_folder(loaded)
-    run_set(loaded, folder, RunOptions(workers=workers))
-    return load(folder)
+    trained = run_set(loaded, folder, RunOptions(workers=workers))
+    return conclude(trained, folder, loaded.experiment.study) or load(folder)
 
 
 def load(source: Source, baseline: str | None = None, metric: str | None = None) -> Comparison:
@@ -65,7 +68,7 @@ def load(source: Source, baseline: str | None = None, metric: str | None = None)
 
     `baseline` is the name of a run (by default the recipe's first), `metric` a number of results.json.
     """
-    from hf_arch.analysis.comparison import compare_runs
+    from hf_arch.analysis.compare import compare_runs
 
     return compare_runs(source, baseline, metric)
 
@@ -73,3 +76,17 @@ def load(source: Source, baseline: str | None = None, metric: str | None = None)
 def compare(source: Source, baseline: str | None = None) -> pd.DataFrame:
     """The same as a table: one row a name, best first, with means, 95 % intervals and the baseline difference."""
     return load(source, baseline).frame()
+
+
+def show(comparison: Comparison) -> None:
+    """Prints a comparison: audit, table and statements, to any width of terminal."""
+    from hf_arch.report.table import print_comparison
+
+    print_comparison(comparison)
+
+
+def write_report(results_dir: str | Path, comparison: Comparison | None = None) -> Path:
+    """Writes `report.html` and its figures into a results folder, about `comparison` or all runs there; its path."""
+    from hf_arch.report.page import write_report
+
+    return write_report(results_dir, comparison=comparison)

@@ -17,8 +17,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 import hf_arch
-from hf_arch.analysis.columns import byte_size, quantity
 from hf_arch.checkpoints.checkpoint import require_ours
+from hf_arch.core.formats import byte_size, quantity
 from hf_arch.hub.run_facts import (
     Benchmark,
     comparison_of,
@@ -35,7 +35,7 @@ from hf_arch.hub.run_facts import (
 )
 from hf_arch.modeling.configuration import ArchConfig
 from hf_arch.registry import ARCHITECTURES
-from hf_arch.runs.store import RunResult
+from hf_arch.runs.record import RunRecord
 
 CARD_FILE = "README.md"
 CURVE_FILE = "loss_curve.png"
@@ -44,7 +44,7 @@ CURVE_FILE = "loss_curve.png"
 def write_card(
     folder: Path,
     source: Path,
-    run: RunResult | None = None,
+    run: RunRecord | None = None,
     *,
     repo_id: str,
     step: int | None = None,
@@ -73,7 +73,7 @@ def write_card(
         curve=CURVE_FILE if curve_alt else None,
         curve_alt=curve_alt,
         hypothesis=one_line(run.hypothesis) if run else "",
-        attribution=one_line(run.results.get("attribution") or "") if run else "",
+        attribution=one_line(run.attribution or "") if run else "",
         recipe=recipe_text(run.config) if run else None,
         measured=measured_rows(numbers),
         machine=machine(run) if run and numbers else None,
@@ -102,7 +102,7 @@ def _template() -> Any:
 
 def _metadata(
     config: ArchConfig,
-    run: RunResult | None,
+    run: RunRecord | None,
     numbers: dict[str, float],
     benchmarks: Iterable[Benchmark],
     repo_id: str,

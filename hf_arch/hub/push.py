@@ -30,7 +30,8 @@ from hf_arch.errors import ConfigError
 from hf_arch.hub.card import write_card
 from hf_arch.hub.repository import check_nothing_private, stage_model
 from hf_arch.hub.run_facts import find_run
-from hf_arch.runs.store import CHECKPOINTS_DIR, RunResult
+from hf_arch.runs.files import CHECKPOINTS_DIR
+from hf_arch.runs.record import RunRecord
 
 # A model that shrank to fewer files must not leave old weights beside the new ones: they would be loaded instead.
 _REPLACED = ["*.safetensors", "*.safetensors.index.json"]
@@ -109,7 +110,7 @@ def push_to_hub(
     return push
 
 
-def _checkpoints(run: RunResult | None) -> list[tuple[int, Path]]:
+def _checkpoints(run: RunRecord | None) -> list[tuple[int, Path]]:
     """(step, folder) of a run's checkpoints, in order."""
     folders = [] if run is None else (run.path / CHECKPOINTS_DIR).glob("checkpoint-*")
     found = [(int(match[1]), folder) for folder in folders if (match := re.fullmatch(r"checkpoint-(\d+)", folder.name))]

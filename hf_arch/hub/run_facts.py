@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from hf_arch.analysis.columns import COLUMNS, MISSING, byte_size, duration, quantity
-from hf_arch.analysis.comparison import compare_runs
-from hf_arch.runs.store import EVALUATION_FILE, MODEL_DIR, SUITE_FILE, RunResult, finite, is_run, read_json
+from hf_arch.analysis.columns import filled_columns
+from hf_arch.analysis.compare import compare_runs
+from hf_arch.core.files import finite, read_json
+from hf_arch.runs.files import EVALUATION_FILE, MODEL_DIR, SUITE_FILE, is_run
+from hf_arch.runs.numbers import Reader
+from hf_arch.runs.record import RunRecord, numbers_for
 
 _SECTIONS = ("model", "data", "training", "evaluation")  # of a recipe
 _PATH = re.compile(r"[/~\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\]")
@@ -30,15 +33,15 @@ class Benchmark:
     rows: str
 
 
-def find_run(path: str | Path) -> RunResult | None:
+def find_run(path: str | Path) -> RunRecord | None:
     """The run that a model came from: `path` is its folder, or its `model/`."""
     folder = Path(path)
     if folder.name == MODEL_DIR and not is_run(folder):
         folder = folder.parent
-    return RunResult.load(folder) if is_run(folder) else None
+    return RunRecord.load(folder) if is_run(folder) else None
 
 
-def read_benchmarks(run: RunResult) -> list[Benchmark]:
+def read_benchmarks(run: RunRecord) -> list[Benchmark]:
     """The numbers in the run's `evaluation.json` (`hf-arch eval`); [] where it was not evaluated."""
     from hf_arch.evaluation.model_scores import metrics_of
 
@@ -56,7 +59,7 @@ def read_benchmarks(run: RunResult) -> list[Benchmark]:
     return found
 
 
-def numbers_at(run: RunResult, step: int) -> dict[str, float]:
+def numbers_at(run: RunRecord, step: int) -> dict[str, float]:
     """What was measured at one step, under the names of results.json."""
     names = {
         "val_loss": "final_val_loss",
@@ -71,29 +74,19 @@ def numbers_at(run: RunResult, step: int) -> dict[str, float]:
 
 
 def measured_rows(numbers: dict[str, float]) -> list[tuple[str, str]]:
-    """(what, value with its unit) of the numbers that there are."""
-    formats: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-        ("final_val_loss", "validation loss (nats a token)", "{:.4f}".format),
-        ("final_val_perplexity", "validation perplexity", "{:.2f}".format),
-        ("bits_per_byte", "bits a byte", "{:.4f}".format),
-        ("final_train_loss", "training loss (nats a token)", "{:.4f}".format),
-        ("tokens_seen", "tokens trained on", quantity),
-        ("train_tokens_per_second", "training speed", lambda value: f"{quantity(value)} tokens/s"),
-        ("decode_tokens_per_second", "generation speed", lambda value: f"{quantity(value)} tokens/s"),
-        ("mfu", "model FLOPs utilisation", "{:.1%}".format),
-        ("peak_memory_bytes", "peak memory in training", byte_size),
-        ("wall_seconds", "wall time", duration),
-    )
-    return [(title, show(numbers[key])) for key, title, show in formats if key in numbers]
+    """(what, with its unit; value) of the numbers that there are."""
+    return [
+        (number.label, number.show(numbers[number.key])) for number in numbers_for(Reader.CARD) if number.key in numbers
+    ]
 
 
-def machine(run: RunResult) -> str | None:
+def machine(run: RunRecord) -> str | None:
     """Where it was measured: device, precision, versions."""
     origin = run.provenance
     versions = ", ".join(f"{name} {version}" for name, version in (origin.get("versions") or {}).items())
     parts = [
         f"on {origin['device']}" if origin.get("device") else "",
-        f"in {run.results['precision']}" if run.results.get("precision") else "",
+        f"in {run.precision}" if run.precision else "",
         f"seed {run.seed}" if run.seed is not None else "",
         f"hf_arch {origin['hf_arch']}" if origin.get("hf_arch") else "",
         versions,
@@ -102,20 +95,19 @@ def machine(run: RunResult) -> str | None:
     return f"Measured {kept}." if kept else None
 
 
-def draw_curve(run: RunResult, path: Path) -> str | None:
+def draw_curve(run: RunRecord, path: Path) -> str | None:
     """Draw loss against tokens; returns what the image shows, or None where there are not enough points."""
     from hf_arch.report.figures import figures
-    from hf_arch.report.plots import write_pngs
+    from hf_arch.report.plots import write_png
 
     curves = figures(compare_runs([run])).get("Loss curves")
     if not curves:
         return None
-    (written,) = write_pngs(curves[:1], path.parent)
-    written.replace(path)
+    write_png(curves[0], path)
     return f"{curves[0].title}. {curves[0].alt}"
 
 
-def recipe_text(config: dict[str, Any]) -> str | None:
+def recipe_text(config: Mapping[str, Any]) -> str | None:
     """The recipe's sections that decide the model, as YAML; of files only the names."""
     sections = {name: without_paths(config[name]) for name in _SECTIONS if config.get(name)}
     return yaml.safe_dump(sections, sort_keys=False, allow_unicode=True).rstrip() if sections else None
@@ -132,16 +124,15 @@ def without_paths(value: Any) -> Any:
     return value
 
 
-def comparison_of(run: RunResult) -> dict[str, Any] | None:
+def comparison_of(run: RunRecord) -> dict[str, Any] | None:
     """The table and the audit of the set that this run belongs to."""
     if not (run.path.parent / SUITE_FILE).is_file():
         return None
     comparison = compare_runs(run.path.parent)
-    cells = {column: [column.cell(comparison, group) for group in comparison.groups] for column in COLUMNS}
-    shown = [column for column in COLUMNS if set(cells[column]) != {MISSING}]
+    shown = filled_columns(comparison)
     rows = [
-        [table_cell(group.name), *(table_cell(cells[column][index]) for column in shown)]
-        for index, group in enumerate(comparison.groups)
+        [table_cell(group.name), *(table_cell(column.cell(comparison, group)) for column in shown)]
+        for group in comparison.groups
     ]
     told = [finding for finding in comparison.findings if finding.severity != "ok"]
     violations = sum(finding.severity == "violation" for finding in told)
@@ -154,8 +145,8 @@ def comparison_of(run: RunResult) -> dict[str, Any] | None:
     }
 
 
-def sample_of(run: RunResult) -> dict[str, str] | None:
-    sample = run.results.get("sample")
+def sample_of(run: RunRecord) -> dict[str, str] | None:
+    sample = run.sample
     if not isinstance(sample, dict) or not sample.get("text"):
         return None
     quoted = "\n".join(f"    {line}" for line in str(sample["text"]).strip("\n").splitlines())

@@ -37,10 +37,7 @@ def build_config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = Non
             f"model.vocab_size: {values['vocab_size']} is too small for the {source}; allowed: at least {size}; "
             f"nearest: {size}"
         )
-    try:
-        return hf_arch.config_from_dict(values)
-    except ConfigError as error:
-        raise ConfigError(f"model: {error}" if not str(error).startswith("model") else str(error)) from error
+    return hf_arch.config_from_dict(values)
 
 
 def changed_initialisation(recipe: Recipe, config: PreTrainedConfig) -> list[str]:

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from hf_arch.core.formats import FILE_WIDTH, byte_size
 from hf_arch.errors import ConfigError
-from hf_arch.runs.model_report import human_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SPEEDS = ("train", "prefill", "decode")
-WIDTH = 160  # of output that goes to a file
 FORMATS = (".pdf", ".png", ".svg")
 
 
@@ -39,9 +38,9 @@ def print_bench(document: dict[str, Any]) -> None:
     for row in document["results"]:
         ratio = row.get("ratio", {})
         cells = [_with_ratio(f"{row[f'{phase}_tokens_per_second']:,.0f}", ratio.get(phase)) for phase in SPEEDS]
-        cells += [_with_ratio(human_bytes(row[f"{key}_bytes"]), ratio.get(key)) for key in ("peak_memory", "cache")]
+        cells += [_with_ratio(byte_size(row[f"{key}_bytes"]), ratio.get(key)) for key in ("peak_memory", "cache")]
         table.add_row(label(row), f"{row['seq_len']:,}", f"{row['params_total']:,}", *cells)
-    Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
+    Console(width=None if sys.stdout.isatty() else FILE_WIDTH).print(table)
 
 
 def _with_ratio(text: str, ratio: float | None) -> str:
@@ -66,7 +65,7 @@ def plot_bench(document: dict[str, Any], path: str) -> None:
     names = list(dict.fromkeys(label(row) for row in rows))
     panels: list[tuple[str, str, Callable[[float], str]]] = [
         *((f"{phase}_tokens_per_second", f"{phase}, tokens/s", lambda value: f"{value:,.0f}") for phase in SPEEDS),
-        ("cache_bytes", "cache", lambda value: human_bytes(int(value))),
+        ("cache_bytes", "cache", lambda value: byte_size(int(value))),
     ]
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(9.0, 6.0))

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from hf_arch.analysis.columns import byte_size, interval_text, quantity
+from hf_arch.analysis.columns import interval_text
 from hf_arch.analysis.scaling import fit_scaling
+from hf_arch.analysis.search import pareto_front
+from hf_arch.core.files import finite
+from hf_arch.core.formats import byte_size, quantity
 from hf_arch.report.plots import INK, OKABE_ITO, Figure, Series
-from hf_arch.runs.store import finite
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -258,15 +260,6 @@ def _bars(comparison: Comparison) -> list[Figure]:
             )
         )
     return found
-
-
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points (cost, loss; both lower is better) that no other point beats in both, by rising cost."""
-    front: list[int] = []
-    for index in sorted(range(len(points)), key=lambda i: points[i]):
-        if not front or points[index][1] < points[front[-1]][1]:
-            front.append(index)
-    return front
 
 
 def _pareto(comparison: Comparison) -> list[Figure]:

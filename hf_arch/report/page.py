@@ -14,11 +14,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from hf_arch.analysis.columns import COLUMNS, MISSING, byte_size, duration, quantity
-from hf_arch.analysis.comparison import Comparison, Group, compare_runs
+from hf_arch.analysis.columns import filled_columns
+from hf_arch.analysis.compare import compare_runs
+from hf_arch.analysis.comparison import Comparison, Group
+from hf_arch.core.files import write_atomic
+from hf_arch.core.formats import duration
 from hf_arch.errors import ConfigError
 from hf_arch.report.diagram import diagram
-from hf_arch.runs.store import RunResult, write_text_atomic
+from hf_arch.runs.numbers import Reader
+from hf_arch.runs.record import RunRecord, numbers_for
 
 REPORT_FILE = "report.html"
 FIGURES_DIR = "figures"
@@ -29,35 +33,30 @@ def write_report(
     results_dir: str | Path,
     output: str | Path | None = None,
     png: bool = True,
-    runs: Sequence[str | Path] | None = None,
+    runs: Sequence[str | Path | RunRecord] | None = None,
+    comparison: Comparison | None = None,
 ) -> Path:
     """Writes the page (by default `<results_dir>/report.html`), and PNG figures in `figures/` beside it.
 
-    It is about all runs in the folder, or about the run folders `runs` alone.
+    It is about all runs in the folder, or about `runs` alone, or shows a `comparison` that was made already.
 
     Returns the path of the page. Raises ConfigError where the folder is missing or holds no run.
     """
-    from hf_arch.report.figures import figures
-    from hf_arch.report.plots import write_pngs
-
-    comparison = compare_runs(results_dir if runs is None else runs)
     path = Path(results_dir) / REPORT_FILE if output is None else Path(output)
     if path.is_dir():
         raise ConfigError(f"output: {path} is a folder; give the name of a file, e.g. {path / REPORT_FILE}")
-    write_text_atomic(path, render(comparison, Path(results_dir).resolve().name))
-    if png:
-        write_pngs(
-            (figure for section in figures(comparison).values() for figure in section), path.parent / FIGURES_DIR
-        )
+    if comparison is None:
+        comparison = compare_runs(results_dir if runs is None else runs)
+    write_atomic(path, render(comparison, Path(results_dir).resolve().name, path.parent / FIGURES_DIR if png else None))
     return path
 
 
-def render(comparison: Comparison, title: str) -> str:
-    """The page as text."""
+def render(comparison: Comparison, title: str, figures_dir: Path | None = None) -> str:
+    """The page as text; each figure is drawn once, for the page and as PNG into `figures_dir`."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     from hf_arch.report.figures import figures, series_of
-    from hf_arch.report.plots import swatch, to_svg
+    from hf_arch.report.plots import draw, swatch
 
     environment = Environment(
         loader=PackageLoader("hf_arch.report"),
@@ -68,19 +67,17 @@ def render(comparison: Comparison, title: str) -> str:
     )
     environment.filters["duration"] = duration
     environment.filters["unbroken"] = _unbroken
-    columns = [
-        column for column in COLUMNS if any(column.cell(comparison, group) != MISSING for group in comparison.groups)
-    ]
     return environment.get_template("report.html").render(
         title=title,
         comparison=comparison,
         experiments=_descriptions(comparison.runs),
         violations=sum(finding.severity == "violation" for finding in comparison.findings),
-        columns=columns,
+        columns=filled_columns(comparison),
         symbols=[swatch(series) for series in series_of(comparison)],
         index={series.name: series.index for series in series_of(comparison)},
         sections={
-            section: [(figure, to_svg(figure)) for figure in found] for section, found in figures(comparison).items()
+            section: [(figure, draw(figure, figures_dir)) for figure in found]
+            for section, found in figures(comparison).items()
         },
         pairs=_ranked_pairs(comparison),
         max_pairs=MAX_PAIRS,
@@ -89,17 +86,6 @@ def render(comparison: Comparison, title: str) -> str:
         versions=_versions(comparison.runs),
         written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
-
-
-def report_command(results_dir: str, output: str | None) -> int:
-    """`hf-arch report`: writes the page, says where, and returns the exit code."""
-    from rich.console import Console
-
-    path = write_report(results_dir, output)
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"report: {path}", markup=False)
-    console.print(f"figures: {path.parent / FIGURES_DIR}", markup=False)
-    return 0
 
 
 @dataclass(frozen=True)
@@ -117,14 +103,7 @@ class Card:
 def _card(comparison: Comparison, group: Group) -> Card:
     baseline = comparison.group(comparison.baseline).reference.components if comparison.baseline else {}
     numbers = group.reference.numbers
-    sample = group.reference.results.get("sample") or ""
-    sizes = [
-        ("parameters", quantity(numbers.get("params_total"))),
-        ("active parameters", quantity(numbers.get("params_active"))),
-        ("in embeddings", quantity(numbers.get("params_embedding"))),
-        ("FLOPs per token", quantity(numbers.get("flops_per_token"))),
-        ("cache or state", byte_size(numbers.get("state_bytes"))),
-    ]
+    sample = group.reference.sample or ""
     return Card(
         group=group,
         diagram=diagram(group.reference.components),
@@ -136,7 +115,11 @@ def _card(comparison: Comparison, group: Group) -> Card:
             )
             for key, value in group.reference.components.items()
         ],
-        sizes=[(name, value) for name, value in sizes if value != MISSING],
+        sizes=[
+            (number.words, number.show(numbers[number.key]))
+            for number in numbers_for(Reader.SIZES)
+            if number.key in numbers
+        ],
         prompt=str(sample.get("prompt", "")).lstrip() if isinstance(sample, dict) else "",
         sample=str(sample.get("text", "") if isinstance(sample, dict) else sample).rstrip(),
     )
@@ -164,13 +147,13 @@ def _ranked_pairs(comparison: Comparison) -> list[Any]:
     return [pair for pair in ranked if pair is not None]
 
 
-def _descriptions(runs: Iterable[RunResult]) -> list[str]:
+def _descriptions(runs: Iterable[RunRecord]) -> list[str]:
     """The distinct descriptions of the recipes."""
     found = (str(run.experiment.get("description") or "").strip() for run in runs)
     return [text for text in dict.fromkeys(found) if text]
 
 
-def _versions(runs: Iterable[RunResult]) -> dict[str, str]:
+def _versions(runs: Iterable[RunRecord]) -> dict[str, str]:
     """{package: the versions that were used}."""
     found: dict[str, dict[str, None]] = {}
     for run in runs:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ DASHES: tuple[Any, ...] = (
     (0, (3, 1.5, 1.5, 1.5, 1.5, 1.5)),
 )
 INK, GRID = "#1b1f24", "#d9dde2"
+PNG_DPI = 160
 SIZE = (4.0, 2.8)  # inches: 288 x 202 points, so that 9-point text stays legible in a 340-pixel column
 
 RC = {
@@ -99,30 +100,34 @@ class Series:
         return f"series-{self.index}-{(text or self.name).encode().hex()}"
 
 
-def write_pngs(figures: Iterable[Figure], folder: str | Path, dpi: int = 160) -> list[Path]:
-    """Every figure as `<folder>/<key>.png` on white, with a legend; returns the paths."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for figure in figures:
-        with matplotlib.rc_context(RC):
-            canvas, axes = _canvas(figure)
-            axes.set_title(figure.title, loc="left", fontweight="bold")
-            handles, _labels = axes.get_legend_handles_labels()
-            if figure.legend and handles:
-                axes.legend(frameon=False, fontsize=8)
-            path = folder / f"{figure.key}.png"
-            canvas.savefig(path, dpi=dpi, facecolor="white")
-        written.append(path)
-    return written
+def draw(figure: Figure, png_folder: Path | None = None) -> str:
+    """Draws the figure once: returned as an <svg> element, and with `png_folder` written there as `<key>.png`.
 
-
-def to_svg(figure: Figure) -> str:
-    """The figure as an <svg> element: no outside reference, text as text, colours as CSS variables, unique ids."""
+    The SVG has no outside reference, text as text, colours as CSS variables and unique ids; the PNG is on white, with
+    title and legend.
+    """
     with matplotlib.rc_context({**RC, "svg.hashsalt": figure.key}):
-        canvas, _axes = _canvas(figure)
+        canvas, axes = _canvas(figure)
         label = html.escape(f"{figure.title}. {figure.alt}", quote=True)
-        return _titled(_inline_svg(canvas, figure.key, f'role="img" aria-label="{label}"'), figure.key)
+        svg = _titled(_inline_svg(canvas, figure.key, f'role="img" aria-label="{label}"'), figure.key)
+        if png_folder is not None:
+            _save_png(canvas, axes, figure, png_folder / f"{figure.key}.png")
+    return svg
+
+
+def write_png(figure: Figure, path: Path) -> None:
+    """The figure as a PNG file alone."""
+    with matplotlib.rc_context(RC):
+        _save_png(*_canvas(figure), figure, path)
+
+
+def _save_png(canvas: Canvas, axes: Axes, figure: Figure, path: Path) -> None:
+    axes.set_title(figure.title, loc="left", fontweight="bold")
+    handles, _labels = axes.get_legend_handles_labels()
+    if figure.legend and handles:
+        axes.legend(frameon=False, fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    canvas.savefig(path, format="png", dpi=PNG_DPI, facecolor="white")
 
 
 def swatch(series: Series) -> str:

@@ -7,10 +7,10 @@ from rich.table import Table
 
 import hf_arch
 from hf_arch.analysis.verdicts import unjudged
-from hf_arch.experiments.execution.runner import PreparedSet, print_skipped
-from hf_arch.recipe.build import build_config
+from hf_arch.core.formats import byte_size, quantity
+from hf_arch.experiments.planning.prepare import PreparedSet
 from hf_arch.recipe.recipe import Recipe
-from hf_arch.runs.model_report import human, human_bytes
+from hf_arch.report.table import print_skipped
 
 
 def print_preview(recipe: Recipe, prepared: PreparedSet, console: Console | None = None) -> None:
@@ -31,8 +31,7 @@ def print_preview(recipe: Recipe, prepared: PreparedSet, console: Console | None
             if planned.name == name
         ]
         first, done = pairs[0][0], sum(ready.status == "completed" for _planned, ready in pairs)
-        tokenizer = prepared.tokenizers.get(first.recipe.data_key)
-        cost = hf_arch.cost(build_config(first.recipe, tokenizer), first.recipe.sequence_length)
+        cost = hf_arch.cost(first.config, first.recipe.sequence_length)
         tokens = run_tokens(first.recipe)
         flops = None if tokens is None else tokens * cost.flops_per_token_train
         left += (flops or 0.0) * (len(pairs) - done)
@@ -42,9 +41,9 @@ def print_preview(recipe: Recipe, prepared: PreparedSet, console: Console | None
             str(done),
             f"{cost.params_total:,}",
             "" if first.matched is None else f"{first.matched.residual:+.2%}",
-            human_bytes(cost.state_bytes(first.recipe.sequence_length)),
-            "by epochs" if tokens is None else human(tokens),
-            "" if flops is None else human(flops),
+            byte_size(cost.state_bytes(first.recipe.sequence_length)),
+            "by epochs" if tokens is None else quantity(tokens),
+            "" if flops is None else quantity(flops),
         )
     console.print(table)
     print_skipped(prepared.plan.skipped)
@@ -53,7 +52,7 @@ def print_preview(recipe: Recipe, prepared: PreparedSet, console: Console | None
         for line in unjudged(recipe.experiment.hypothesis, {*prepared.plan.names, *architectures}):
             console.print(line, soft_wrap=True, markup=False)
     waiting = sum(ready.status != "completed" for ready in prepared.runs)
-    console.print(f"{waiting} of {len(prepared.runs)} runs to train, {human(left)}FLOPs in all; nothing was started")
+    console.print(f"{waiting} of {len(prepared.runs)} runs to train, {quantity(left)}FLOPs in all; nothing was started")
 
 
 def run_tokens(recipe: Recipe) -> int | None:

@@ -5,6 +5,8 @@ Where the columns do not fit beside one another, they are laid out in several bl
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -12,10 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hf_arch.analysis.columns import COLUMNS, Column
+from hf_arch.analysis.columns import Column, filled_columns
 
 if TYPE_CHECKING:
     from hf_arch.analysis.comparison import Comparison
+    from hf_arch.experiments.planning.plan import Skipped
 
 STYLES = {"violation": "bold red", "note": "yellow", "ok": "green"}
 MAX_PAIRS = 15
@@ -35,15 +38,26 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
         console.print(Text.assemble((f"  {verdict.outcome}: ", "bold"), verdict.evidence))
 
 
+def print_skipped(skipped: Sequence[Skipped]) -> None:
+    """The points of the matrix that have no row in the table."""
+    for entry in skipped:
+        print(f"skipped: {entry.name}: {entry.reason}")
+
+
+def comparison_text(comparison: Comparison, width: int = 120) -> str:
+    """The same as plain text."""
+    buffer = io.StringIO()
+    print_comparison(comparison, Console(file=buffer, width=width, color_system=None, highlight=False))
+    return buffer.getvalue()
+
+
 def column_blocks(comparison: Comparison, width: int) -> list[list[Column]]:
     """The columns that hold a value, packed in order into blocks no wider than `width` characters."""
     name_width = _name_width(comparison, width)
     blocks: list[list[Column]] = [[]]
     used = name_width + GAP + 1
-    for column in COLUMNS:
+    for column in filled_columns(comparison):
         cells = [column.cell(comparison, group) for group in comparison.groups]
-        if all(cell == "–" for cell in cells):
-            continue
         needed = max(len(text) for text in (column.title, *cells)) + GAP
         if blocks[-1] and used + needed > width:
             blocks.append([])

@@ -1,7 +1,4 @@
-"""The start-up report: what is about to be trained, what it costs, and what is switched on.
-
-`model_report` is computed from the config alone (`hf-arch info`); `training_rows` adds what a run decides at its start.
-"""
+"""The model report: name, components and cost of a config, computed from the config alone (`hf-arch info`)."""
 
 from __future__ import annotations
 
@@ -10,10 +7,10 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
-from transformers import PreTrainedConfig, TrainingArguments
+from transformers import PreTrainedConfig
 
 import hf_arch
-from hf_arch.training.precision import Precision
+from hf_arch.core.formats import byte_size, quantity
 
 ADAM_BYTES_PER_PARAMETER = 16  # fp32 weight, gradient, and both moments
 
@@ -49,13 +46,13 @@ def render_model_report(report: dict[str, Any]) -> RenderableType:
     cost = [
         ("parameters", f"{report['params_total']:,}"),
         ("without embeddings", f"{report['params_total'] - report['params_embedding']:,}"),
-        ("train FLOPs per token", f"{human(report['flops_per_token_train'])} (rows of {length})"),
-        ("forward FLOPs per token", human(report["flops_per_token_forward"])),
-        ("decode FLOPs per token", f"{human(report['decode_flops'])} (context {length})"),
-        ("state or cache", f"{human_bytes(report['state_bytes'])} (context {length}, one sequence)"),
+        ("train FLOPs per token", f"{quantity(report['flops_per_token_train'])} (rows of {length})"),
+        ("forward FLOPs per token", quantity(report["flops_per_token_forward"])),
+        ("decode FLOPs per token", f"{quantity(report['decode_flops'])} (context {length})"),
+        ("state or cache", f"{byte_size(report['state_bytes'])} (context {length}, one sequence)"),
         (
             "memory to train",
-            f"{human_bytes(report['training_bytes'])} for weights, gradients and AdamW, plus activations",
+            f"{byte_size(report['training_bytes'])} for weights, gradients and AdamW, plus activations",
         ),
     ]
     if report["params_active"] != report["params_total"]:
@@ -66,36 +63,6 @@ def render_model_report(report: dict[str, Any]) -> RenderableType:
     )
 
 
-def training_rows(
-    args: TrainingArguments,
-    precision: Precision,
-    *,
-    sequence_length: int,
-    global_batch: int,
-    start_step: int,
-    muon: bool = False,
-) -> list[tuple[str, str]]:
-    """What the run will do, one (what, how) a line."""
-    tokens = global_batch * sequence_length
-    optimiser = "muon with adamw" if muon else _value(args.optim)
-    checkpointing = args.activation_checkpointing or args.gradient_checkpointing
-    rows = [
-        ("dtype", f"{precision.name}: {precision.reason}"),
-        ("steps", f"{args.max_steps:,}" + (f", resumed at {start_step:,}" if start_step else "")),
-        ("batch", f"{global_batch} x {sequence_length} = {tokens:,} tokens; {args.max_steps * tokens:,} in all"),
-        ("optimiser", f"{optimiser}, learning rate {args.learning_rate:g}, weight decay {args.weight_decay:g}"),
-        ("schedule", f"{_value(args.lr_scheduler_type)}, warm-up {args.warmup_steps:g}"),
-        ("accumulation", _switch(args.gradient_accumulation_steps > 1, f"{args.gradient_accumulation_steps} steps")),
-        ("gradient clipping", _switch(args.max_grad_norm > 0, f"norm {args.max_grad_norm:g}")),
-        ("activation checkpointing", _switch(bool(checkpointing))),
-        ("torch.compile", _switch(args.torch_compile)),
-        ("seed", str(args.seed)),
-    ]
-    if args.label_smoothing_factor:
-        rows.append(("label smoothing", f"{args.label_smoothing_factor:g}"))
-    return rows
-
-
 def two_columns(title: str, rows: Sequence[tuple[str, str]]) -> Table:
     """A plain table of (name, value) lines under a title."""
     table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
@@ -104,29 +71,3 @@ def two_columns(title: str, rows: Sequence[tuple[str, str]]) -> Table:
     for name, value in rows:
         table.add_row(name, value)
     return table
-
-
-def human(number: float) -> str:
-    """A count with a decimal prefix: 1234567 -> "1.23 M"."""
-    for prefix in ("", "k", "M", "G", "T"):
-        if abs(number) < 1000:
-            return f"{number:.3g} {prefix}".rstrip()
-        number /= 1000
-    return f"{number:.3g} P"
-
-
-def human_bytes(number: float) -> str:
-    """Bytes with a binary prefix: 1536 -> "1.5 KiB"."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(number) < 1024:
-            return f"{number:.4g} {unit}"
-        number /= 1024
-    return f"{number:.4g} TiB"
-
-
-def _switch(on: bool, how: str = "on") -> str:
-    return how if on else "off"
-
-
-def _value(entry: Any) -> str:
-    return str(getattr(entry, "value", entry))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_arch.runs.store import RunResult
+from hf_arch.runs.record import RunRecord
 
 # Sections of a recipe in which runs of one comparison should agree; learning rate and seed have checks of their own.
 SHARED_SECTIONS = ("data", "probe", "training", "evaluation")
@@ -21,14 +21,14 @@ UNSHARED_KEYS = (
 )
 
 
-def shared_settings(run: RunResult) -> dict[str, Any]:
+def shared_settings(run: RunRecord) -> dict[str, Any]:
     """{dotted key: value} of the sections that runs should share, and the precision that was chosen."""
     flat: dict[str, Any] = {}
     for section in SHARED_SECTIONS:
         _flatten(section, run.config.get(section), flat)
     flat = {key: value for key, value in flat.items() if not key.split(".")[1].startswith(UNSHARED_KEYS)}
-    if "precision" in run.results:
-        flat["precision"] = run.results["precision"]
+    if run.precision is not None:
+        flat["precision"] = run.precision
     return flat
 
 
@@ -40,7 +40,7 @@ def _flatten(prefix: str, node: Any, into: dict[str, Any]) -> None:
         into[prefix] = node
 
 
-def has_short_convolution(run: RunResult) -> bool:
+def has_short_convolution(run: RunRecord) -> bool:
     """Whether any mixer of the run's model uses a short convolution, by its component table or its config."""
     described = (run.components, run.config.get("model"), run.experiment.get("config"))
     return any(_uses_convolution(node) for node in described)

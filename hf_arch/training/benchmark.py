@@ -29,10 +29,10 @@ from transformers import (
 )
 
 import hf_arch
+from hf_arch.core.quiet import quiet_libraries
 from hf_arch.data import SeededOrder
 from hf_arch.training.arguments import build_arguments
 from hf_arch.training.precision import Precision
-from hf_arch.training.run import quiet_libraries
 from hf_arch.training.trainer import ArchTrainer, decay_parameter_names
 
 LEARNING_RATE, BATCH, LENGTH, ROWS, VOCABULARY = 1e-3, 8, 128, 512, 1024

@@ -26,7 +26,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_arch.runs.store import read_metrics, to_jsonable, write_text_atomic
+from hf_arch.core.files import to_jsonable, write_atomic
+from hf_arch.runs.files import read_metrics
 from hf_arch.training.checkpoints import divergence
 
 
@@ -107,7 +108,7 @@ class MetricsLog(TrainerCallback):
                 if state.global_step
                 else []
             )
-            write_text_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+            write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
             self.final_loss = next((row["loss"] for row in reversed(kept) if "loss" in row), None)
             events = [row["event"] for row in kept if "event" in row]
             self.skipped_steps, self.loss_spikes = events.count("skipped step"), events.count("loss spike")

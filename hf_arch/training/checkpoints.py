@@ -7,6 +7,8 @@ from pathlib import Path
 
 from transformers import TrainingArguments
 
+from hf_arch.core.failures import TrainingError
+
 STATE_FILE = "trainer_state.json"
 
 
@@ -29,10 +31,6 @@ def where_to_go_on(checkpoints: Path) -> str:
     """The last good checkpoint, in words that end a message of failure."""
     last = newest_checkpoint(checkpoints)
     return f"the last good checkpoint is {last}" if last else "no checkpoint had been saved yet"
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says at which step, why, what to try, and from which checkpoint."""
 
 
 def divergence(what: str, step: int, args: TrainingArguments) -> TrainingError:

@@ -20,19 +20,10 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_arch.core.failures import Interrupted
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ECHO_SECONDS = 2.0
-
-
-class Interrupted(BaseException):
-    """The run was stopped from outside and can be resumed. No `Exception`: it may be raised within any code, which must
-    not take it for an error of its own, and no KeyboardInterrupt, for which command lines have one exit code.
-    """
-
-    def __init__(self, number: int) -> None:
-        self.signal = signal.Signals(number)
-        self.exit_code = 128 + number
-        super().__init__(f"interrupted by {self.signal.name}; --resume goes on from the last checkpoint")
 
 
 class StopRequest:

@@ -13,9 +13,9 @@ import time
 
 import torch
 
+from hf_arch.core.files import write_json
 from hf_arch.data.cache import data_cache
 from hf_arch.runs.provenance import cpu_name
-from hf_arch.runs.store import write_json_atomic
 
 # Part of the name that CUDA reports, longest match first -> dense TFLOP/s in (bf16 or fp16 tensor cores, fp32).
 GPU_TFLOPS: dict[str, tuple[float, float]] = {
@@ -62,7 +62,7 @@ def _cpu_peak_flops(dtype: torch.dtype) -> float:
 
     measured = measure_matmul_flops(dtype)
     if measured > known.get(key(threads), 0.0):
-        write_json_atomic(cache, known | {key(threads): measured})
+        write_json(cache, known | {key(threads): measured})
     return max(measured, *(known.get(key(count), 0.0) for count in range(1, threads + 1)))
 
 

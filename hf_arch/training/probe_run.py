@@ -17,23 +17,17 @@ import torch
 from transformers import AutoModelForCausalLM, set_seed
 
 import hf_arch
+from hf_arch.core.files import to_jsonable
+from hf_arch.core.quiet import quiet_libraries
 from hf_arch.data.order import SeededOrder
 from hf_arch.recipe.build import build_config, changed_initialisation
-from hf_arch.recipe.recipe import RUN_FACTS, Recipe
+from hf_arch.recipe.recipe import Recipe
+from hf_arch.runs.files import METRICS_FILE, MODEL_DIR
 from hf_arch.runs.model_report import model_report
 from hf_arch.runs.provenance import order_fingerprint, provenance
-from hf_arch.runs.store import (
-    CONFIG_FILE,
-    METRICS_FILE,
-    MODEL_DIR,
-    RESULTS_FILE,
-    read_json,
-    to_jsonable,
-    write_json_atomic,
-)
+from hf_arch.runs.record import write_config, write_results
 from hf_arch.training.memory import PeakMemory
 from hf_arch.training.probes import Learned, ProbeTraining, learn_probe
-from hf_arch.training.run import quiet_libraries
 
 EPOCHS = 16
 
@@ -83,8 +77,7 @@ def run_probe(recipe: Recipe, folder: Path, quiet: bool = False) -> dict[str, An
     def write(status: str, reason: str, **numbers: Any) -> dict[str, Any]:
         ended = {"status": status, "wall_seconds": time.time() - started}
         results = {**facts, **numbers, **ended, "provenance": {**provenance(device), "exit_reason": reason}}
-        write_json_atomic(folder / RESULTS_FILE, results)
-        return results
+        return write_results(folder, results)
 
     metrics = folder / METRICS_FILE
     metrics.write_text("")
@@ -130,15 +123,11 @@ def _numbers(learned: Learned, options: ProbeTraining, tokens_per_step: int) -> 
 
 
 def _write_config(recipe: Recipe, folder: Path, name: str, seed: int, fingerprint: str, config: Any) -> None:
-    written = folder / CONFIG_FILE
-    planned = read_json(written).get(RUN_FACTS) if written.is_file() else None
     facts = {
-        "hash": recipe.stable_hash(),
-        **(planned if isinstance(planned, dict) else {}),
         "name": name,
         "seed": seed,
         "data_fingerprint": fingerprint,
         "hf_arch": hf_arch.__version__,
         "config": json.loads(config.to_json_string(use_diff=False)),
     }
-    write_json_atomic(written, {**recipe.to_dict(), RUN_FACTS: facts})
+    write_config(folder, recipe, facts)

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hf_arch.core.failures import TrainingError
 from hf_arch.data.order import SeededOrder
 from hf_arch.data.probes import IGNORE, ProbeData
-from hf_arch.training.checkpoints import TrainingError
 from hf_arch.training.trainer import decay_parameter_names
 
 EVAL_BATCH = 256

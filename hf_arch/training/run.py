@@ -12,9 +12,7 @@ from __future__ import annotations
 import json
 import math
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,35 +26,30 @@ from transformers import (
     default_data_collator,
     set_seed,
 )
-from transformers.utils import logging as transformers_logging
 
 import hf_arch
+from hf_arch.core.failures import Interrupted, TrainingError
+from hf_arch.core.files import read_json
+from hf_arch.core.quiet import quiet_libraries
 from hf_arch.data import PreparedData, prepare_data
 from hf_arch.errors import ConfigError
 from hf_arch.evaluation.generation import SamplingOptions, generate_text
 from hf_arch.evaluation.speed import measure_inference
 from hf_arch.recipe.build import build_config, changed_initialisation
 from hf_arch.recipe.recipe import RUN_FACTS, Recipe
-from hf_arch.runs.model_report import human_bytes, model_report, render_model_report, training_rows, two_columns
+from hf_arch.runs.files import CHECKPOINTS_DIR, CONFIG_FILE, METRICS_FILE, MODEL_DIR, RESULTS_FILE, read_metrics
+from hf_arch.runs.model_report import model_report, render_model_report, two_columns
+from hf_arch.runs.numbers import Reader
 from hf_arch.runs.provenance import (
     order_fingerprint,
     provenance,
     tokenizer_fingerprint,
 )
-from hf_arch.runs.store import (
-    CHECKPOINTS_DIR,
-    CONFIG_FILE,
-    METRICS_FILE,
-    MODEL_DIR,
-    RESULTS_FILE,
-    read_json,
-    read_metrics,
-    write_json_atomic,
-)
+from hf_arch.runs.record import numbers_for, write_config, write_results
 from hf_arch.training.arguments import build_arguments, check_model
 from hf_arch.training.callbacks import MetricsLog, ProgressLine
-from hf_arch.training.checkpoints import STATE_FILE, TrainingError, divergence, newest_checkpoint, where_to_go_on
-from hf_arch.training.interruption import Interrupted, StopRequest
+from hf_arch.training.checkpoints import STATE_FILE, divergence, newest_checkpoint, where_to_go_on
+from hf_arch.training.interruption import StopRequest
 from hf_arch.training.launch import (
     LaunchRequest,
     Running,
@@ -72,6 +65,7 @@ from hf_arch.training.memory import PeakMemory
 from hf_arch.training.muon import muon_options
 from hf_arch.training.peak_flops import peak_flops
 from hf_arch.training.precision import Precision
+from hf_arch.training.startup import training_rows
 from hf_arch.training.step_watch import DEFAULT_MAX_SKIPPED_STEPS, StepWatch
 from hf_arch.training.tracking import describe_trackers, tracked
 from hf_arch.training.trainer import ArchTrainer
@@ -304,23 +298,16 @@ class _Run:
     def _write_config(self) -> None:
         if not self.is_main:
             return
-        written = self.folder / CONFIG_FILE
-        planned = read_json(written).get(RUN_FACTS) if written.is_file() else None
-        payload = {
-            **self.recipe.to_dict(),
-            RUN_FACTS: {
-                "hash": self.recipe.stable_hash(self.data.fingerprint),
-                **(planned if isinstance(planned, dict) else {}),  # what the set knows of itself: baseline, match
-                "name": self.name,
-                "seed": self.args.seed,
-                "global_batch_size": global_batch_size(self.args),
-                "launch": None if self.running is None else self.running.to_dict(),
-                "data_fingerprint": self.data.fingerprint,
-                "hf_arch": hf_arch.__version__,
-                "config": json.loads(self.config.to_json_string(use_diff=False)),
-            },
+        facts = {
+            "name": self.name,
+            "seed": self.args.seed,
+            "global_batch_size": global_batch_size(self.args),
+            "launch": None if self.running is None else self.running.to_dict(),
+            "data_fingerprint": self.data.fingerprint,
+            "hf_arch": hf_arch.__version__,
+            "config": json.loads(self.config.to_json_string(use_diff=False)),
         }
-        write_json_atomic(self.folder / CONFIG_FILE, payload)
+        write_config(self.folder, self.recipe, facts, data_fingerprint=self.data.fingerprint)
 
     def _wall_seconds(self) -> float:
         return self.earlier_seconds + time.time() - self.started
@@ -353,7 +340,7 @@ class _Run:
             "provenance": {**provenance(self.args.device), "exit_reason": reason},
         }
         if self.is_main:
-            write_json_atomic(self.folder / RESULTS_FILE, results)
+            return write_results(self.folder, results)
         return results
 
 
@@ -361,18 +348,11 @@ def print_results(results: dict[str, Any], folder: str | Path) -> None:
     """The run's numbers in a few lines on stdout, and where everything lies; by the first process alone."""
     if not is_main_process():
         return
-    formats = {
-        "final_train_loss": ".4f", "final_val_loss": ".4f", "final_val_perplexity": ".2f", "bits_per_byte": ".3f",
-        "tokens_seen": ",", "train_tokens_per_second": ",.0f", "decode_tokens_per_second": ",.0f", "mfu": ".1%",
-        "wall_seconds": ",.0f",
-    }  # fmt: skip
     rows = [
-        (key.replace("_", " "), format(results[key], shape))
-        for key, shape in formats.items()
-        if results.get(key) is not None
+        (number.label, number.show(results[number.key]))
+        for number in numbers_for(Reader.SUMMARY)
+        if results.get(number.key) is not None
     ]
-    if results.get("peak_memory_bytes"):
-        rows.append(("peak memory", human_bytes(results["peak_memory_bytes"])))
     Console().print(two_columns(f"{results['name']}: {results['status']}", [*rows, ("folder", str(folder))]))
 
 
@@ -429,20 +409,3 @@ def _earlier_seconds(folder: Path) -> float:
     return max(
         (float(row.get("wall_seconds") or 0.0) for row in [*written, *read_metrics(folder / METRICS_FILE)]), default=0.0
     )
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """transformers says errors only, and its bars stay off, while our own reports stand."""
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"(transformers|accelerate|torch)(\.|$)")
-        try:
-            yield
-        finally:
-            transformers_logging.set_verbosity(verbosity)
-            if bars:
-                transformers_logging.enable_progress_bar()

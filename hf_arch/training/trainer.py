@@ -23,10 +23,11 @@ from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Subset
 from transformers import Trainer, TrainerControl
 
+from hf_arch.core.failures import TrainingError
 from hf_arch.data import SeededOrder, SeededSampler, TokenDataset
 from hf_arch.data.dataset import MixedDataset
 from hf_arch.evaluation.perplexity import TextLoss, sum_nats
-from hf_arch.training.checkpoints import TrainingError, divergence, where_to_go_on
+from hf_arch.training.checkpoints import divergence, where_to_go_on
 from hf_arch.training.cpu_fsdp import fsdp_on_cpus
 from hf_arch.training.expert_balance import ExpertBalance
 from hf_arch.training.gradient_norms import gradient_norms, parameter_groups

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 import hf_arch
 from hf_arch.cli import app
 from hf_arch.errors import ConfigError
-from hf_arch.evaluation.bench import BenchOptions, Subject, _add_ratios, run_bench
+from hf_arch.evaluation.bench import BenchOptions, Candidate, Subject, _add_ratios, run_bench
 from hf_arch.evaluation.tensor_memory import cache_bytes, peak_tensor_bytes, tensor_bytes
-from hf_arch.experiments.planning.bench_models import Candidate, counterpart, find_candidates
+from hf_arch.experiments.planning.bench_models import counterpart, find_candidates
 from tests.evaluation.tiny import saved_model, tiny_model
 
 SMALL = ["hidden_size=32", "num_hidden_layers=2", "num_attention_heads=4", "vocab_size=64"]

@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness (extra `eval`)")
 
 from hf_arch.cli import app
+from hf_arch.core.files import read_json
 from hf_arch.errors import ConfigError
 from hf_arch.evaluation.harness import load_tasks
 from hf_arch.evaluation.lm_eval import ArchLM
 from hf_arch.evaluation.model_scores import EvalOptions, evaluate_path
 from hf_arch.evaluation.text_loss import TextOptions
-from hf_arch.runs.store import read_json
 from tests.evaluation.tiny import byte_tokenizer, saved_model, tiny_model
 
 TASKS = ("sentence_completion", "simple_qa", "arithmetic_2da")

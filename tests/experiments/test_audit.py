@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hf_arch.analysis.audit import CHECKS, Finding, audit
-from hf_arch.runs.store import find_runs
+from hf_arch.runs.suite import find_runs
 from tests.experiments.synthetic import VERSIONS, write_failed_run, write_run
 
 NAMES = ("gla", "gpt2", "llama")  # mamba has a convolution, which is a finding of its own

@@ -15,12 +15,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hf_arch.analysis.columns import byte_size, duration, interval_text, quantity
-from hf_arch.analysis.comparison import compare_command, compare_runs
+from hf_arch.analysis.columns import interval_text
+from hf_arch.analysis.compare import compare_runs
 from hf_arch.analysis.stats import Interval
 from hf_arch.analysis.verdicts import unjudged
+from hf_arch.cli.compare import compare_command
+from hf_arch.core.formats import byte_size, duration, quantity
 from hf_arch.errors import ConfigError
 from hf_arch.experiments import compare
+from hf_arch.report.table import comparison_text
 from tests.experiments.synthetic import ARCHITECTURES, write_run, write_suite
 
 
@@ -108,7 +111,7 @@ def test_one_seed_is_compared_without_an_interval(tmp_path: Path) -> None:
     comparison = compare_runs(tmp_path)
     assert "one seed: no interval" in comparison.versus_baseline("gla")
     assert math.isnan(comparison.frame()["final_val_loss_low"].astype(float).iloc[0])
-    assert "±" not in comparison.to_text()
+    assert "±" not in comparison_text(comparison)
 
 
 def test_different_tokenizers_are_compared_in_bits_per_byte(suite: Path) -> None:
@@ -121,7 +124,7 @@ def test_different_tokenizers_are_compared_in_bits_per_byte(suite: Path) -> None
 def test_a_suite_in_which_all_failed_is_still_shown(tmp_path: Path) -> None:
     for name in ("gla", "gpt2"):
         write_run(tmp_path, name, 1, results={"status": "failed", "final_val_loss": None})
-    text = compare_runs(tmp_path).to_text()
+    text = comparison_text(compare_runs(tmp_path))
     assert "No run completed" in text
     assert "gla" in text and "gpt2" in text
 
@@ -129,7 +132,7 @@ def test_a_suite_in_which_all_failed_is_still_shown(tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
 def test_the_table_cuts_no_number_at_any_width(suite: Path, width: int) -> None:
     comparison = compare_runs(suite)
-    text = comparison.to_text(width)
+    text = comparison_text(comparison, width)
     assert max(len(line) for line in text.splitlines()) <= width
     assert "…" not in text
     for group in comparison.groups:
@@ -139,7 +142,7 @@ def test_the_table_cuts_no_number_at_any_width(suite: Path, width: int) -> None:
 
 
 def test_the_audit_stands_at_the_head(suite: Path) -> None:
-    lines = compare_runs(suite).to_text(200).splitlines()
+    lines = comparison_text(compare_runs(suite), 200).splitlines()
     assert lines[0] == "Audit: 2 violations"
     assert lines.index(next(line for line in lines if "val loss" in line)) > len(compare_runs(suite).findings)
 

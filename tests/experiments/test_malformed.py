@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from hf_arch.cli import app
 from hf_arch.errors import ConfigError
-from hf_arch.experiments.execution import runner
+from hf_arch.experiments.planning import prepare
 from hf_arch.experiments.planning.plan import plan_runs
 from hf_arch.recipe.recipe import load_recipe
 
@@ -209,7 +209,7 @@ MISTAKES: list[tuple[str, Any, tuple[str, ...]]] = [
 def test_a_mistake_on_the_command_line_names_field_value_and_nearest(
     place: str, value: Any, named: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "prepare_data", lambda options: pytest.fail("the mistake was not seen in time"))
+    monkeypatch.setattr(prepare, "prepare_data", lambda options: pytest.fail("the mistake was not seen in time"))
     recipe = copy.deepcopy(VALID)
     node = recipe
     for key in place.split(".")[:-1]:

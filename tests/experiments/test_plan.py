@@ -9,8 +9,8 @@ import pytest
 
 import hf_arch
 from hf_arch.errors import ConfigError
-from hf_arch.experiments.execution.runner import select_run
 from hf_arch.experiments.planning.plan import Plan, plan_runs
+from hf_arch.experiments.planning.prepare import select_run
 from hf_arch.recipe.build import build_config
 from hf_arch.recipe.recipe import Recipe, read_recipe
 

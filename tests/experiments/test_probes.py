@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 import hf_arch
 from hf_arch.cli import app
 from hf_arch.cli.probe import probe_recipe
+from hf_arch.core.failures import TrainingError
 from hf_arch.data.probes import PROBES
 from hf_arch.errors import ConfigError
 from hf_arch.experiments import load
 from hf_arch.experiments.planning.plan import plan_runs
 from hf_arch.recipe.recipe import Recipe, read_recipe
-from hf_arch.training.checkpoints import TrainingError
 from hf_arch.training.probe_run import run_probe
 from hf_arch.training.probes import ProbeModel, ProbeTraining, learn_probe, score_probe
 

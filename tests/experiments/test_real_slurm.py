@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hf_arch.experiments.execution.slurm import run_on_slurm, slurm_parameters
-from hf_arch.experiments.execution.worker import ReadyRun
+from hf_arch.experiments.planning.prepare import ReadyRun
 from tests.experiments.mini_slurm import AVAILABLE, cluster
 from tests.experiments.test_slurm import options, ready, starts
 
@@ -85,5 +85,5 @@ def test_a_preempted_job_is_queued_again_and_goes_on(tmp_path: Path) -> None:
         == []
     )
     thread.join()
-    assert run.results["steps"] == 25 and starts(run) == 2
+    assert run.record.steps == 25 and starts(run) == 2
     assert sum("submitted as job" in line for line in told) == 1  # Slurm queued the same job again

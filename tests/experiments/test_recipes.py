@@ -10,11 +10,12 @@ import yaml
 
 import hf_arch
 from hf_arch.analysis.verdicts import CLAIM
-from hf_arch.experiments.execution.runner import RunOptions, run_recipe
+from hf_arch.cli.run import run_recipe
+from hf_arch.experiments.execution.runner import RunOptions
 from hf_arch.experiments.planning.plan import Plan, plan_runs
 from hf_arch.recipe.build import build_config
 from hf_arch.recipe.recipe import Recipe, load_recipe
-from hf_arch.runs.store import find_runs
+from hf_arch.runs.suite import find_runs
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 EXPERIMENTS = sorted((RECIPES / "experiments").glob("*.yaml"))
@@ -90,7 +91,7 @@ def test_a_set_trains_at_the_small_scale(path: Path, tmp_path: Path) -> None:
         pytest.skip("the sets are tested one by one")
     overrides = ("data.corpus=python-docs", "training.max_steps=4", "training.warmup_steps=1")
     overrides += ("evaluation.final_sequences=8", "evaluation.sequences=4", "experiment.seeds=[1]")
-    assert run_recipe(path, tmp_path, RunOptions(scale="cpu", overrides=overrides)) == 0
+    assert run_recipe(path, tmp_path, RunOptions(), scale="cpu", overrides=overrides) == 0
     runs = find_runs(tmp_path)
     assert runs and all(run.completed for run in runs)
     assert (tmp_path / "report.html").is_file()

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 import hf_arch
-from hf_arch.analysis.comparison import compare_runs
+from hf_arch.analysis.compare import compare_runs
+from hf_arch.cli.report import report_command
 from hf_arch.errors import ConfigError
 from hf_arch.report.diagram import diagram
 from hf_arch.report.figures import figures, pareto_front
-from hf_arch.report.page import report_command, write_report
+from hf_arch.report.page import write_report
 from tests.experiments.synthetic import ARCHITECTURES, write_run, write_suite
 
 CHROMIUM = next(

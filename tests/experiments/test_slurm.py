@@ -15,7 +15,8 @@ import pytest
 from hf_arch.errors import ConfigError
 from hf_arch.experiments.execution.runner import RunOptions
 from hf_arch.experiments.execution.slurm import RunJob, run_on_slurm, slurm_parameters
-from hf_arch.experiments.execution.worker import ReadyRun, WorkerOptions
+from hf_arch.experiments.execution.worker import WorkerOptions
+from hf_arch.experiments.planning.prepare import ReadyRun
 
 pytest.importorskip("submitit")
 
@@ -66,7 +67,7 @@ def test_a_job_that_dies_with_its_node_is_submitted_once_more(tmp_path: Path) ->
     killed.start()
     assert run_on_slurm([run], tmp_path, PARAMETERS, options=options()) == []
     killed.join()
-    assert run.results["steps"] == 10 and starts(run) == 2
+    assert run.record.steps == 10 and starts(run) == 2
 
 
 def kill_first_job(run: ReadyRun) -> None:

@@ -17,8 +17,8 @@ import psutil
 import pytest
 import yaml
 
-from hf_arch.experiments.execution.process import hear_interrupts
-from hf_arch.runs.store import find_runs
+from hf_arch.runs.suite import find_runs
+from tests.signals import hear_interrupts
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

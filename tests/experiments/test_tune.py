@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from hf_arch.analysis.comparison import compare_runs
+from hf_arch.analysis.compare import compare_runs
+from hf_arch.core.files import write_json
 from hf_arch.errors import ConfigError
 from hf_arch.experiments.execution import runner
 from hf_arch.experiments.execution.tune import train_tuned
 from hf_arch.recipe.recipe import Recipe, read_recipe
-from hf_arch.runs.store import find_runs, write_json_atomic
+from hf_arch.runs.suite import find_runs
 
 pytest.importorskip("optuna", reason="the sampler is the extra `optuna`")
 BEST = {"llama": 1e-2, "gla": 1e-3}
@@ -57,8 +58,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
                 "accuracy": accuracy,
                 "final_val_loss": far,
             }
-            write_json_atomic(run.folder / "experiment_config.json", run.config)
-            write_json_atomic(run.folder / "results.json", {"name": run.name, **results})
+            write_json(run.folder / "experiment_config.json", run.config)
+            write_json(run.folder / "results.json", {"name": run.name, **results})
             failed += [run] if status == "failed" else []
         return failed
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from hf_arch.experiments.execution.process import hear_interrupts
-from hf_arch.experiments.execution.worker import ReadyRun, Suite, WorkerOptions
+from hf_arch.experiments.execution.worker import Suite, WorkerOptions
+from hf_arch.experiments.planning.prepare import ReadyRun
+from tests.signals import hear_interrupts
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
 OPTIONS = WorkerOptions(command=lambda config, folder: [sys.executable, str(STAND_IN), str(config), str(folder)])
@@ -54,7 +55,7 @@ def test_a_failure_is_tried_once_more_told_and_harms_no_other(tmp_path: Path) ->
         "broken": 2, "lucky": 2, "wrong": 1, "nan": 1, "killed": 2, "good": 1,
     }  # fmt: skip
     assert runs["broken"].reason == "RuntimeError: the mixer is broken"
-    assert "the mixer is broken" in runs["broken"].results["error"]
+    assert "the mixer is broken" in runs["broken"].record.error
     assert runs["wrong"].reason == "model.hidden_size: is wrong"
     assert "nan by step 3" in runs["nan"].reason
     assert "SIGKILL" in runs["killed"].reason and "out of memory" in runs["killed"].reason
@@ -91,12 +92,13 @@ def test_what_is_stopped_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     before = int((run.folder / "step").read_text())
     assert 0 < before < 8
     assert Suite([run], tmp_path, OPTIONS).work() == []
-    assert run.results["steps"] == 8 and starts(run) == 2
+    assert run.record.steps == 8 and starts(run) == 2
 
 
 RUNNER = """
 import pathlib, sys
-from hf_arch.experiments.execution.worker import ReadyRun, Suite
+from hf_arch.experiments.execution.worker import Suite
+from hf_arch.experiments.planning.prepare import ReadyRun
 from tests.experiments.test_worker import OPTIONS, ready
 root = pathlib.Path(sys.argv[1])
 Suite([ready(root, "long", steps=20, seconds=0.2), ready(root, "next")], root, OPTIONS).work()

@@ -10,9 +10,10 @@ import pytest
 from huggingface_hub import ModelCard
 
 import hf_arch
+from hf_arch.core.files import write_json
 from hf_arch.hub.card import write_card
 from hf_arch.hub.run_facts import find_run, without_paths
-from hf_arch.runs.store import write_json_atomic, write_suite_results
+from hf_arch.runs.suite import write_suite_results
 
 
 @pytest.fixture
@@ -89,13 +90,13 @@ def test_evaluations_and_the_comparison_are_told(copied_run: Path, tmp_path: Pat
         },
         "perplexity": {"perplexity": 9.5, "tokens": 1234, "rows": "held-out text"},
     }
-    write_json_atomic(copied_run / "evaluation.json", {"results": scores})
+    write_json(copied_run / "evaluation.json", {"results": scores})
     other = Path(shutil.copytree(copied_run, copied_run.parent / "other_run"))
     for file, key in (("results.json", "name"), ("experiment_config.json", None)):
         values = json.loads((other / file).read_text())
         if key:
             values |= {"name": "other", "final_val_loss": values["final_val_loss"] - 0.5}
-        write_json_atomic(other / file, values)
+        write_json(other / file, values)
     write_suite_results(copied_run.parent)
     card = card_of(copied_run, tmp_path)
     assert "| hellaswag | acc_norm | 0.31 ± 0.02 | first 40 | a place |" in card.text

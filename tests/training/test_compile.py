@@ -14,7 +14,7 @@ import torch
 
 import hf_arch
 from hf_arch.recipe.recipe import Recipe
-from hf_arch.runs.store import read_metrics
+from hf_arch.runs.files import read_metrics
 from hf_arch.training.run import run_training
 from tests.suite.models import stirred_model, token_ids
 from tests.training.tiny import recipe_values

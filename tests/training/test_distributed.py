@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_arch.experiments.execution.process import launcher
 from hf_arch.recipe.recipe import Recipe
-from hf_arch.runs.store import read_metrics
+from hf_arch.runs.files import read_metrics
 from hf_arch.training.run import run_training
 from tests.training.distributed_jobs import cut
 from tests.training.tiny import recipe_values

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 import hf_arch
 from hf_arch.errors import ConfigError
 from hf_arch.recipe.recipe import Recipe
-from hf_arch.runs.store import read_metrics
+from hf_arch.runs.files import read_metrics
 from hf_arch.training.muon import muon_options, muon_parameter_names
 from hf_arch.training.run import run_training
 from hf_arch.training.trainer import decay_parameter_names

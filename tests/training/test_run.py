@@ -13,12 +13,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_arch.core.failures import TrainingError
 from hf_arch.errors import ConfigError
 from hf_arch.recipe.recipe import Recipe, load_recipe
-from hf_arch.runs.store import RunResult, read_metrics
+from hf_arch.runs.files import read_metrics
+from hf_arch.runs.record import RunRecord
 from hf_arch.training import run as run_module
 from hf_arch.training.callbacks import MetricsLog
-from hf_arch.training.checkpoints import TrainingError, newest_checkpoint
+from hf_arch.training.checkpoints import newest_checkpoint
 from hf_arch.training.run import run_training
 from tests.training.tiny import recipe_values
 
@@ -53,7 +55,7 @@ def test_results_hold_the_contract(finished: Path) -> None:
     assert results["sample"]["text"]
     assert results["order_fingerprint"] and results["tokenizer_fingerprint"]
     assert results["init_overridden"] is False
-    assert RunResult.load(finished).completed
+    assert RunRecord.load(finished).completed
 
 
 def test_metrics_hold_the_contract(finished: Path) -> None:
@@ -103,7 +105,7 @@ def test_what_the_set_wrote_about_itself_stays(text: Path, tmp_path: Path) -> No
     facts = {"baseline": "gpt2", "match": {"by": "flops", "tolerance": 0.01, "reference": "gpt2"}}
     (tmp_path / "experiment_config.json").write_text(json.dumps({"run": facts}))
     train(recipe(text, training={"max_steps": 1}), tmp_path, resume=True)
-    run = RunResult.load(tmp_path)
+    run = RunRecord.load(tmp_path)
     assert {key: run.experiment[key] for key in facts} == facts
 
 

@@ -17,16 +17,17 @@ from typing import Any
 import pytest
 import torch
 
+from hf_arch.core.failures import Interrupted, TrainingError
 from hf_arch.errors import ConfigError
-from hf_arch.experiments.execution.process import hear_interrupts
-from hf_arch.experiments.execution.worker import ReadyRun, Suite
+from hf_arch.experiments.execution.worker import Suite
+from hf_arch.experiments.planning.prepare import ReadyRun
 from hf_arch.recipe.recipe import Recipe
-from hf_arch.runs.store import read_metrics
-from hf_arch.training.checkpoints import TrainingError, newest_checkpoint
-from hf_arch.training.interruption import Interrupted
+from hf_arch.runs.files import read_metrics
+from hf_arch.training.checkpoints import newest_checkpoint
 from hf_arch.training.run import run_training
 from hf_arch.training.step_watch import StepWatch
 from hf_arch.training.trainer import ArchTrainer
+from tests.signals import hear_interrupts
 from tests.training.test_trainer import make_trainer
 from tests.training.tiny import recipe_values, write_recipe
 

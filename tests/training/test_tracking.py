@@ -12,7 +12,7 @@ import pytest
 
 from hf_arch.errors import ConfigError
 from hf_arch.recipe.recipe import Recipe
-from hf_arch.runs.store import read_metrics
+from hf_arch.runs.files import read_metrics
 from hf_arch.training.gradient_norms import GROUPS
 from hf_arch.training.run import run_training
 from hf_arch.training.tracking import check_trackers, describe_trackers, tracked

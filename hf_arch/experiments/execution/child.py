@@ -1,6 +1,10 @@
-"""`hf-arch` as the child of a runner: the same command line, and it ends when the runner does, however that ended.
+"""The process of one run: its recipe is resolved already, and it ends when the runner does, however that ended.
 
-    python -m hf_arch.experiments.execution.child train CONFIG --output-dir FOLDER --resume
+    python -m hf_arch.experiments.execution.child train FOLDER
+
+trains the run that `FOLDER/experiment_config.json` describes, or resumes it, as `hf-arch train` would, but with nothing
+left to plan. Exit codes are those of the command line. What went wrong is in `results.json`, with `retry: false` where
+another try would end the same.
 
 The runner holds the other end of standard input and never writes; the end of that file means that the runner is gone,
 also where it was killed. A child that lived on would train in a folder that another worker has taken over.
@@ -9,8 +13,18 @@ also where it was killed. A child that lived on would train in a folder that ano
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
+import traceback
+from pathlib import Path
+
+from hf_arch.core.failures import Interrupted, TrainingError
+from hf_arch.core.quiet import prepare_process
+from hf_arch.errors import ConfigError
+from hf_arch.experiments.execution.process import WRONG_USAGE
+from hf_arch.runs.files import CONFIG_FILE
+from hf_arch.runs.record import write_end
 
 
 def end_with_parent() -> None:
@@ -20,9 +34,49 @@ def end_with_parent() -> None:
     os._exit(1)
 
 
+def restore_sigint() -> None:
+    """Undoes an ignored SIGINT, which a process started in a shell's background inherits and hands on: a run that
+    ignores it cannot be stopped at a checkpoint."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def train_folder(folder: Path) -> int:
+    """Trains the run in `folder` and returns the exit code."""
+    from hf_arch.recipe.recipe import load_recipe
+    from hf_arch.training.launch import is_main_process, leave
+    from hf_arch.training.run import print_results, run_training
+
+    try:
+        recipe = load_recipe(folder / CONFIG_FILE)
+        results = run_training(recipe, folder, resume=True)
+        leave()
+        print_results(results, folder)
+        return 0
+    except Interrupted as error:
+        return _print_error(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _print_error("interrupted", 128 + signal.SIGINT)
+    except (ConfigError, TrainingError) as error:
+        if is_main_process():
+            kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
+            write_end(folder, None, "failed", f"{kind}{error}", retry=False)
+        return _print_error(str(error), WRONG_USAGE if isinstance(error, ConfigError) else 1)
+    except Exception as error:
+        traceback.print_exception(error)
+        return _print_error(f"{type(error).__name__}: {error}", 1)
+
+
+def _print_error(message: str, code: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
 if __name__ == "__main__":
     threading.Thread(target=end_with_parent, name="end with parent", daemon=True).start()
-    sys.argv[0] = "hf-arch"  # the command that provenance names
-    from hf_arch.cli import main
-
-    main()
+    restore_sigint()
+    prepare_process()
+    run_folder = Path(sys.argv[2])
+    # The command that provenance names, which does the same by hand.
+    sys.argv = ["hf-arch", "train", str(run_folder / CONFIG_FILE), "--output-dir", str(run_folder), "--resume"]
+    sys.exit(train_folder(run_folder))

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 LOG_FILE = "log.txt"
+WRONG_USAGE = 2  # the exit code of a configuration error, which is not retried
 TAIL_LINES = 20
 PATIENCE_SECONDS = 20.0
 
@@ -23,14 +24,7 @@ def launcher(processes: int) -> list[str]:
 
 def train_command(config: Path, folder: Path, processes: int = 1) -> list[str]:
     """The command that trains the run in `folder`, or goes on with it."""
-    arguments = ["train", str(config), "--output-dir", str(folder), "--resume"]
-    return [*launcher(processes), "-m", "hf_arch.experiments.execution.child", *arguments]
-
-
-def hear_interrupts() -> None:
-    """Undo an ignored SIGINT, which a process started in a shell's background inherits and would hand on: a run that
-    ignores it cannot be stopped at a checkpoint."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return [*launcher(processes), "-m", "hf_arch.experiments.execution.child", "train", str(folder)]
 
 
 class Process:
@@ -43,7 +37,6 @@ class Process:
         with log.open("ab") as output:
             self._process = subprocess.Popen(
                 command,
-                preexec_fn=hear_interrupts,
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
@@ -81,7 +74,10 @@ class Process:
         return "\n".join(lines[-TAIL_LINES:])
 
     def describe_end(self) -> str:
-        """The exit code in words."""
+        """Why it ended: its own last `error: ` line, else the exit code in words."""
+        told = next((line for line in reversed(self.tail().splitlines()) if line.startswith("error: ")), None)
+        if told is not None:
+            return told.removeprefix("error: ")
         code = self.code
         if code is None:
             return "still running"

@@ -17,9 +17,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from hf_arch.experiments.execution.worker import ReadyRun
 from hf_arch.experiments.planning.plan import Skipped
-from hf_arch.runs.store import METRICS_FILE
+from hf_arch.experiments.planning.prepare import ReadyRun
+from hf_arch.runs.files import METRICS_FILE
 
 STYLES = {"completed": "green", "failed": "red", "running": "cyan", "interrupted": "yellow", "skipped": "dim"}
 LINE_SECONDS = 10.0

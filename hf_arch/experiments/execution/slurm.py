@@ -22,9 +22,10 @@ from typing import Any
 
 from hf_arch.errors import ConfigError
 from hf_arch.experiments.execution.process import TAIL_LINES
-from hf_arch.experiments.execution.worker import Event, ReadyRun, Suite, WorkerOptions
+from hf_arch.experiments.execution.worker import Event, Suite, WorkerOptions
+from hf_arch.experiments.planning.prepare import ReadyRun
 from hf_arch.recipe.yaml_text import parse_override
-from hf_arch.runs.store import RESULTS_FILE, write_json_atomic
+from hf_arch.runs.record import write_end
 
 JOBS_DIR = ".slurm"
 DEFAULTS: dict[str, Any] = {"timeout_min": 240, "cpus_per_task": 4}
@@ -204,8 +205,5 @@ def job_state(job_id: str) -> str | None:
 
 def _write_lost(run: ReadyRun, reason: str, job: Any) -> None:
     """Sets a run whose job is gone to failed, with the end of what the job wrote."""
-    results = run.results
     tail = (job.stderr() or "").splitlines()[-TAIL_LINES:]
-    provenance = {**(results.get("provenance") or {}), "exit_reason": reason}
-    lost = {"name": run.name, **results, "status": "failed", "error": "\n".join(tail), "provenance": provenance}
-    write_json_atomic(run.folder / RESULTS_FILE, lost)
+    write_end(run.folder, run.name, "failed", reason, error="\n".join(tail))

@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 from hf_arch.errors import ConfigError
 from hf_arch.experiments.execution.leases import Claims
-from hf_arch.experiments.execution.runner import PreparedSet, RunOptions, prepare_set, processes_per_run, train_set
-from hf_arch.experiments.execution.worker import CLAIMS_DIR, ReadyRun
+from hf_arch.experiments.execution.runner import RunOptions, processes_per_run, train_set
+from hf_arch.experiments.execution.worker import CLAIMS_DIR
+from hf_arch.experiments.planning.prepare import PreparedSet, ReadyRun, prepare_set
 from hf_arch.recipe.recipe import Recipe, TuneOptions
-from hf_arch.runs.store import finite
 
 STUDIES_FILE = "tune.db"
 RATE = "learning_rate"
@@ -38,7 +38,9 @@ def train_tuned(recipe: Recipe, results_dir: Path, options: RunOptions) -> tuple
     studies = _Studies(list(recipe.experiment.runs) or [recipe.experiment.name], tune, results_dir, recipe)
     claim = Claims(results_dir / CLAIMS_DIR).take("tune")
     if claim is None:
-        raise ConfigError(f"experiment.tune: another runner is at it in {results_dir}; --workers trains several runs")
+        raise ConfigError(
+            f"experiment.tune: another process is already tuning in {results_dir}; --workers trains several runs"
+        )
     runs: list[ReadyRun] = []
     failed: list[ReadyRun] = []
     with claim:
@@ -104,4 +106,5 @@ class _Studies:
                 study.tell(trial, state=self.optuna.trial.TrialState.FAIL, skip_if_finished=True)
 
     def _score(self, run: ReadyRun) -> float | None:
-        return finite(run.results.get(self.metric)) if run.status == "completed" else None
+        record = run.record
+        return record.numbers.get(self.metric) if record is not None and record.status == "completed" else None

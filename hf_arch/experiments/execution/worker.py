@@ -13,51 +13,18 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from hf_arch.core.files import write_json
 from hf_arch.experiments.execution.leases import LEASE_SECONDS, Claim, Claims
-from hf_arch.experiments.execution.process import LOG_FILE, Process, train_command
-from hf_arch.runs.store import CONFIG_FILE, RESULTS_FILE, read_json, write_json_atomic
+from hf_arch.experiments.execution.process import LOG_FILE, WRONG_USAGE, Process, train_command
+from hf_arch.experiments.planning.prepare import ReadyRun
+from hf_arch.runs.files import CONFIG_FILE, RESULTS_FILE
+from hf_arch.runs.record import write_end
 
 CLAIMS_DIR = ".claims"
 TRIES = 2
-WRONG_USAGE = 2  # the exit code of a mistake in the recipe, which another try does not mend
 POLL_SECONDS = 0.2
 WAIT_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class ReadyRun:
-    """A run with the folder that it will fill. `config` is what its experiment_config.json begins as."""
-
-    name: str
-    folder: Path
-    config: Mapping[str, Any]
-    steps: int | None = None
-
-    @property
-    def results(self) -> dict[str, Any]:
-        """Its results file; empty before there is one."""
-        file = self.folder / RESULTS_FILE
-        return read_json(file) if file.is_file() else {}
-
-    @property
-    def status(self) -> str | None:
-        """What its results file says, or None before there is one."""
-        status = self.results.get("status")
-        return None if status is None else str(status)
-
-    @property
-    def written(self) -> int | None:
-        """When its results file was written last, in ns; None before there is one."""
-        file = self.folder / RESULTS_FILE
-        return file.stat().st_mtime_ns if file.is_file() else None
-
-    @property
-    def reason(self) -> str:
-        """Why the run ended as it did, in its own words."""
-        provenance = self.results.get("provenance") or {}
-        return str(provenance.get("exit_reason", "ended before it wrote any results"))
 
 
 @dataclass(frozen=True)
@@ -105,7 +72,7 @@ class Suite:
                 for future in futures:
                     future.result()
             finally:
-                self.stopping.set()  # the pool then waits for workers that are putting their runs away
+                self.stopping.set()  # the pool then waits for workers whose runs are saving a checkpoint
         return [run for run in self.runs if run.status != "completed"]
 
     def _worker(self, number: int) -> None:
@@ -115,7 +82,7 @@ class Suite:
                 self._train(run, claim, self.options.environment(number))
 
     def _next(self) -> tuple[ReadyRun, Claim] | None:
-        """The first run that nobody has, with a claim on it; None where all are settled or the suite stops."""
+        """The first unclaimed run, with a claim on it; None where all are settled or the suite stops."""
         while not self.stopping.is_set():
             waiting = False
             with self._choosing:
@@ -143,7 +110,7 @@ class Suite:
 
     def _train(self, run: ReadyRun, claim: Claim, environment: Mapping[str, str]) -> None:
         config = run.folder / CONFIG_FILE
-        write_json_atomic(config, run.config)
+        write_json(config, run.config)
         failures = 0
         while True:
             self._tell(run, "resumes" if run.status else "starts")
@@ -161,30 +128,18 @@ class Suite:
                 self._tell(run, "completed")
                 return
             if self.stopping.is_set():
-                _write_end(run, "interrupted", "interrupted by the user", process)
+                write_end(run.folder, run.name, "interrupted", "interrupted by the user")
                 self._tell(run, "interrupted")
                 return
             if run.status == "interrupted" and run.written != before:  # somebody told the run to stop, not this suite
                 self._tell(run, run.reason)
                 continue
             failures += 1
-            _write_end(run, "failed", process.describe_end(), process)
-            if failures == TRIES or process.code == WRONG_USAGE or run.reason.startswith("TrainingError"):
+            write_end(run.folder, run.name, "failed", process.describe_end(), error=process.tail())
+            record = run.record
+            useless = process.code == WRONG_USAGE or (record is not None and record.retry is False)
+            if failures == TRIES or useless:
                 break
             self._tell(run, f"failed: {run.reason}; tried once more")
         self._failed.add(run.folder)
         self._tell(run, f"failed: {run.reason}")
-
-
-def _write_end(run: ReadyRun, status: str, reason: str, process: Process) -> None:
-    """Sets `status` where the run itself could not, and `error` to the last lines that it wrote."""
-    results = run.results
-    provenance = results.get("provenance") or {}
-    if results.get("status") != status:  # it was killed, or failed before its results file was begun
-        log = process.tail().splitlines()
-        last = next((line for line in reversed(log) if line.startswith("error: ")), None)
-        provenance = {**provenance, "exit_reason": last.removeprefix("error: ") if last else reason}
-    tail = {"error": process.tail()} if status == "failed" else {}
-    write_json_atomic(
-        run.folder / RESULTS_FILE, {"name": run.name, **results, "status": status, **tail, "provenance": provenance}
-    )

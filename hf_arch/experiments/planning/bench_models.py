@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import hf_arch
-from hf_arch.checkpoints.checkpoint import load_config
+from hf_arch.checkpoints.checkpoint import load_config, model_folder
 from hf_arch.errors import ConfigError, choice_error, nearest
-from hf_arch.evaluation.generation import model_folder
+from hf_arch.evaluation.bench import Candidate
 from hf_arch.experiments.planning.plan import plan_runs
 from hf_arch.interchange import FOREIGN, to_foreign
 from hf_arch.recipe.build import build_config
@@ -22,21 +22,6 @@ from hf_arch.recipe.recipe import load_recipe
 from hf_arch.recipe.yaml_text import parse_override
 
 AGAINST = ("transformers",)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A model to measure. baseline: the label of what it is compared to, None for what others are compared to."""
-
-    name: str
-    implementation: str
-    build: Callable[[], PreTrainedModel]
-    baseline: str | None = None
-
-    @property
-    def label(self) -> str:
-        """Name, with the implementation where it is not ours."""
-        return self.name if self.implementation == "hf_arch" else f"{self.name} ({self.implementation})"
 
 
 def find_candidates(

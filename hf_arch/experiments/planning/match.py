@@ -22,6 +22,10 @@ LARGEST = 1 << 20
 UNITS = {"parameters": "parameters", "flops": "training FLOPs per token", "state": "bytes of state"}
 
 
+class MatchError(ConfigError):
+    """The runs of a set cannot be made equal as `experiment.match` asks."""
+
+
 @dataclass(frozen=True)
 class Matched:
     """One model after matching: `changes` to its `model` section, the `size` reached, and its relative `residual`."""
@@ -68,7 +72,7 @@ def match_models(models: Mapping[str, Sizer], options: MatchOptions) -> dict[str
 def match_model(size: Sizer, target: float, options: MatchOptions, name: str, reference: str) -> Matched:
     """One model brought to `target`; `name` and `reference` say in an error which model it is and whose size."""
     if target <= 0:
-        raise ConfigError(f"experiment.match.by: run {reference!r} has no {UNITS[options.by]} to match")
+        raise MatchError(f"experiment.match.by: run {reference!r} has no {UNITS[options.by]} to match")
     own = size({})
     best = Matched({}, own, own / target - 1, options.by)
     problems: list[str] = []
@@ -82,7 +86,7 @@ def match_model(size: Sizer, target: float, options: MatchOptions, name: str, re
     hint = "change its sizes, or allow more by experiment.match.tolerance"
     if not best.changes and problems:
         hint = f"{options.vary} did not help ({problems[0]})"
-    raise ConfigError(
+    raise MatchError(
         f"experiment.match: run {name!r} comes to {best.size:,.0f} {UNITS[options.by]}, {best.residual:+.1%} "
         f"from the {target:,.0f} of {reference!r}; allowed: {options.tolerance:.1%}; {hint}"
     )

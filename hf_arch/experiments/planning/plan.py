@@ -1,7 +1,11 @@
 """From one recipe to its runs: named runs x points of the matrix x seeds, checked, and made equal where it asks so.
 
+    planner = Planner(recipe)          # every run parsed and its model checked, before any data is prepared
+    plan = planner.plan(tokenizers)    # the same runs with the vocabulary of their data, matched
+
 A point of the matrix whose values do not go together (12 heads at width 320) is skipped, with the reason; anything
-wrong in a run that the recipe names is an error.
+wrong in a run that the recipe names is an error. Each run is parsed once, and each distinct model built once, however
+many seeds share it.
 """
 
 from __future__ import annotations
@@ -13,26 +17,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from hf_arch.errors import ConfigError, choice_error
-from hf_arch.experiments.planning.match import Matched, Sizer, match_model, model_size
+from hf_arch.errors import ConfigError, UnknownKeyError, choice_error
+from hf_arch.experiments.planning.match import Matched, MatchError, Sizer, match_model, model_size
 from hf_arch.recipe.build import build_config
 from hf_arch.recipe.recipe import MatchOptions, Recipe
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
     Tokenizers = Mapping[str, PreTrainedTokenizerBase]
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of a set: its name (without the seed), the recipe that trains it, and what matching changed in it.
+    """One run of a set: its name (without the seed), the recipe that trains it, the config of its model, and what
+    matching changed in it. Seeds share a config; it is not to be changed.
 
     `declared` is its key in `experiment.runs`, `point` its place in the matrix.
     """
 
     name: str
     recipe: Recipe
+    config: PreTrainedConfig
     declared: str
     point: str = ""
     matched: Matched | None = None
@@ -49,7 +55,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs of a set in the order of the file, and what of its matrix cannot be."""
+    """The runs of a set in the order of the file, and the points of its matrix that are skipped."""
 
     runs: list[PlannedRun]
     skipped: list[Skipped]
@@ -71,33 +77,48 @@ def plan_runs(recipe: Recipe, tokenizers: Tokenizers | None = None, *, match: bo
     Raises:
         ConfigError: one line that names the run whose changes are wrong, or that cannot be matched.
     """
-    if recipe.experiment.sets:
-        raise ConfigError("experiment.sets: names other recipes; `hf-arch run` runs them, each as a set of its own")
-    points = _Points(recipe, tokenizers or {})
-    points.lay_out()
-    if match and recipe.experiment.match is not None:
-        points.match(recipe.experiment.match)
-    return points.plan()
+    planner = Planner(recipe)
+    return planner.plan(tokenizers, match=match) if match or tokenizers else planner.unmatched()
 
 
-class _Points:
-    """The runs of a set while it is planned: what is left of the matrix, and what had to be skipped."""
+class Planner:
+    """The runs of a set while it is planned. Raises `ConfigError` as `plan_runs` does."""
 
-    def __init__(self, recipe: Recipe, tokenizers: Tokenizers) -> None:
+    def __init__(self, recipe: Recipe) -> None:
+        if recipe.experiment.sets:
+            raise ConfigError("experiment.sets: names other recipes; `hf-arch run` runs them, each as a set of its own")
         self.recipe = recipe
         self.experiment = recipe.experiment
-        self.tokenizers = tokenizers
-        self.runs: list[PlannedRun] = []
-        self.skipped: dict[str, Skipped] = {}
+        self.tokenizers: Tokenizers = {}
+        self._configs: dict[str, PreTrainedConfig] = {}
+        self._skipped: dict[str, Skipped] = {}
+        self._runs = self._lay_out()
+        if self.experiment.match is not None and self._runs:
+            self._check_match(self.experiment.match)
 
-    def lay_out(self) -> None:
-        """Every run with its own recipe; its model is checked."""
+    def unmatched(self) -> Plan:
+        """The runs as they are declared."""
+        return self._result(self._runs)
+
+    def plan(self, tokenizers: Tokenizers | None = None, *, match: bool = True) -> Plan:
+        """The runs with the vocabulary that their data has, made equal where the recipe asks for it."""
+        runs = self._runs
+        if tokenizers:
+            self.tokenizers = tokenizers
+            runs = self._with_vocabulary(runs)
+        if match and self.experiment.match is not None:
+            runs = self._matched(runs, self.experiment.match)
+        return self._result(runs)
+
+    def _lay_out(self) -> list[PlannedRun]:
+        """Every run with its own recipe and config."""
         experiment = self.experiment
         varied = {*experiment.matrix, *(["training.seed"] if experiment.seeds else [])}
         for key, _ in self.recipe.overrides:
             if key in varied:
                 home = "experiment.seeds" if key == "training.seed" else f"experiment.matrix.{key}"
                 raise ConfigError(f"override {key}: the recipe varies it over {home}; override that instead")
+        runs = []
         seeds: tuple[int | None, ...] = experiment.seeds or (None,)
         for declared, changes in (experiment.runs or {experiment.name: {}}).items():
             for suffix, point in _matrix_points(experiment.matrix):
@@ -106,42 +127,59 @@ class _Points:
                     own = {**(changes or {}), **point, **({} if seed is None else {"training.seed": seed})}
                     try:
                         single = self.recipe.single(name, own)
-                        build_config(single, self.tokenizers.get(single.data_key))
+                        runs.append(PlannedRun(name, single, self._config(single), declared, suffix))
                     except ConfigError as error:
                         self._leave_out(name, declared, error)
                         break
-                    self.runs.append(PlannedRun(name, single, declared, suffix))
-        if experiment.match is not None and self.runs:
-            self._check_match(experiment.match)
+        return runs
+
+    def _config(self, recipe: Recipe, changes: Mapping[str, Any] | None = None) -> PreTrainedConfig:
+        """The config of a recipe with `changes` to its model: built once for all recipes that agree in it."""
+        tokenizer = self.tokenizers.get(recipe.data_key)
+        changed = recipe.with_model(changes) if changes else recipe
+        key = json.dumps([dict(changed.model), recipe.data_key, tokenizer is not None], sort_keys=True, default=repr)
+        if key not in self._configs:
+            self._configs[key] = build_config(changed, tokenizer)
+        return self._configs[key]
+
+    def _with_vocabulary(self, runs: list[PlannedRun]) -> list[PlannedRun]:
+        kept = []
+        for run in runs:
+            try:
+                kept.append(replace(run, config=self._config(run.recipe)))
+            except ConfigError as error:
+                self._leave_out(run.name, run.declared, error)
+        return kept
 
     def _check_match(self, options: MatchOptions) -> None:
         """Raises `ConfigError` for a reference or a field to vary that does not exist."""
-        references = self.experiment.runs or list(dict.fromkeys(run.name for run in self.runs))
+        references = self.experiment.runs or list(dict.fromkeys(run.name for run in self._runs))
         if options.reference is not None and options.reference not in references:
             raise choice_error("experiment.match.reference", options.reference, references)
         if options.vary == "auto":
             return
-        for run in self.runs:
+        for run in self._runs:
             try:
-                build_config(run.recipe.with_model({options.vary: 64}), self.tokenizers.get(run.recipe.data_key))
-            except ConfigError as error:  # only the name is judged here: 64 need not go with the other values
-                if "unknown key" in str(error):
-                    raise ConfigError(f"experiment.match.vary: {error}") from error
+                self._config(run.recipe, {options.vary: 64})
+            except UnknownKeyError as error:
+                raise error.within("experiment.match.vary", ": ") from error
+            except ConfigError:
+                continue  # only the name is judged here: 64 need not go with the other values
 
-    def match(self, options: MatchOptions) -> None:
-        """Makes the runs of each point equal to the reference at that point; without named runs, all points to one."""
+    def _matched(self, runs: list[PlannedRun], options: MatchOptions) -> list[PlannedRun]:
+        """The runs of each point made equal to the reference at that point; without named runs, all points to one."""
         by_point = bool(self.experiment.runs)
         groups: dict[str, dict[str, PlannedRun]] = {}
-        for run in self.runs:
+        for run in runs:
             group = groups.setdefault(run.point if by_point else "", {})
             group.setdefault(run.declared if by_point else run.name, run)
-        reference = options.reference or (next(iter(self.experiment.runs)) if by_point else self.runs[0].name)
+        reference = options.reference or (next(iter(self.experiment.runs)) if by_point else runs[0].name)
         matched: dict[str, Matched] = {}
         known: dict[str, Matched] = {}
         for group in groups.values():
             if reference not in group:
                 for key, run in group.items():
-                    reason = ConfigError(f"experiment.match: the reference {reference!r} cannot be run at this point")
+                    reason = MatchError(f"experiment.match: the reference {reference!r} cannot be run at this point")
                     self._leave_out(run.name, key if by_point else run.declared, reason)
                 continue
             target = self._sizer(group[reference], options.by)({})
@@ -158,33 +196,32 @@ class _Points:
                     matched[run.name] = known[fingerprint]
                 except ConfigError as error:
                     self._leave_out(run.name, run.declared, error)
-        self.runs = [
-            replace(run, recipe=run.recipe.with_model(matched[run.name].changes), matched=matched[run.name])
-            for run in self.runs
-            if run.name in matched
-        ]
+        return [self._changed(run, matched[run.name]) for run in runs if run.name in matched]
 
-    def plan(self) -> Plan:
-        """What came of it. Raises `ConfigError` where nothing is left of a run."""
-        left = {run.declared for run in self.runs}
+    def _changed(self, run: PlannedRun, matched: Matched) -> PlannedRun:
+        config = self._config(run.recipe, matched.changes)
+        return replace(run, recipe=run.recipe.with_model(matched.changes), config=config, matched=matched)
+
+    def _result(self, runs: list[PlannedRun]) -> Plan:
+        """The plan of these runs. Raises `ConfigError` where nothing is left of a declared run."""
+        left = {run.declared for run in runs}
         for declared in self.experiment.runs or {self.experiment.name: {}}:
             if declared not in left:
-                first = next(skipped for skipped in self.skipped.values() if skipped.declared == declared)
+                first = next(skipped for skipped in self._skipped.values() if skipped.declared == declared)
                 raise ConfigError(f"experiment.matrix: no point of it can be run; {first.name}: {first.reason}")
-        return Plan(self.runs, list(self.skipped.values()))
+        return Plan(runs, list(self._skipped.values()))
 
     def _leave_out(self, name: str, declared: str, error: ConfigError) -> None:
         """Skips a point of the matrix; where there is no matrix, the error is the user's."""
         if not self.experiment.matrix:
-            if str(error).startswith("experiment.match") or not self.experiment.runs:
+            if isinstance(error, MatchError) or not self.experiment.runs:
                 raise error
-            raise ConfigError(f"experiment.runs.{declared}: {error}") from error
-        self.skipped.setdefault(name, Skipped(name, declared, str(error)))
+            raise error.within(f"experiment.runs.{declared}", ": ") from error
+        self._skipped.setdefault(name, Skipped(name, declared, str(error)))
 
     def _sizer(self, run: PlannedRun, by: str) -> Sizer:
-        tokenizer = self.tokenizers.get(run.recipe.data_key)
         length = run.recipe.sequence_length
-        return lambda changes: model_size(build_config(run.recipe.with_model(changes), tokenizer), by, length)
+        return lambda changes: model_size(self._config(run.recipe, changes), by, length)
 
 
 def _matrix_points(matrix: Mapping[str, list[Any]]) -> list[tuple[str, dict[str, Any]]]:

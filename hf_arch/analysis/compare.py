@@ -1,0 +1,132 @@
+"""From runs to a comparison: groups of seeds by name, statistics against a baseline and over all pairs, the audit.
+
+    from hf_arch.analysis.compare import compare_runs
+    compare_runs("results/quickstart").headline
+
+Runs of one name that differ only in the seed are one group; a name that folders give to different models or settings is
+distinguished by the folder. Where a group tried several learning rates, the rate with the best mean is its row and the
+others are its curve. Failed runs stay visible and enter no number.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from hf_arch.analysis.audit import audit
+from hf_arch.analysis.comparison import Comparison, Group
+from hf_arch.analysis.stats import all_pairs, t_interval
+from hf_arch.analysis.verdicts import judge
+from hf_arch.errors import choice_error
+from hf_arch.runs.numbers import Reader
+from hf_arch.runs.record import NUMBERS, RunRecord, numbers_for
+from hf_arch.runs.run_settings import shared_settings
+from hf_arch.runs.suite import hypotheses, load_runs
+
+LOSS = "final_val_loss"
+BASELINE_ARCHITECTURES = ("gpt2", "llama")
+
+
+def compare_runs(
+    source: str | Path | Sequence[str | Path | RunRecord], baseline: str | None = None, metric: str | None = None
+) -> Comparison:
+    """Reads, groups, tests and audits runs.
+
+    `metric` is a measured number of results.json; by default the validation loss, the accuracy of probes, or bits per
+    byte where the tokenizers differ (a loss per token means nothing then). `baseline` is a group's name; by default the
+    run that the recipe names or lists first. ConfigError for a name that does not exist.
+    """
+    runs = _told_apart(load_runs(source))
+    if metric is None:
+        metric = _default_metric(runs)
+    elif metric not in (allowed := [number.key for number in numbers_for(Reader.ROWS)]):
+        raise choice_error("metric", metric, allowed)
+    names = list(dict.fromkeys(run.name for run in runs))
+    groups = [_group(name, [run for run in runs if run.name == name], metric) for name in names]
+    sign = -1 if NUMBERS[metric].higher_is_better else 1
+    groups.sort(key=lambda group: (not group.by_seed(metric), sign * (group.mean(metric) or 0.0)))
+    if baseline is None:
+        baseline = _default_baseline(runs, groups)
+    elif baseline not in names:
+        raise choice_error("baseline", baseline, names)
+    comparison = Comparison(
+        groups=tuple(groups),
+        metric=metric,
+        baseline=baseline,
+        pairs=tuple(all_pairs({group.name: group.by_seed(metric) for group in groups}, sign == 1)),
+        findings=tuple(audit(runs)),
+        hypotheses=tuple(hypotheses(runs)),
+    )
+    verdicts = [verdict for hypothesis in comparison.hypotheses for verdict in judge(hypothesis, comparison)]
+    return replace(comparison, verdicts=tuple(verdicts))
+
+
+def _told_apart(runs: list[RunRecord]) -> list[RunRecord]:
+    """The runs, those of a name that means different things in several folders renamed to `folder/name`."""
+    meanings: dict[str, set[str]] = {}
+    folders: dict[str, set[Path]] = {}
+    for run in runs:
+        meanings.setdefault(run.name, set()).add(_meaning(run))
+        folders.setdefault(run.name, set()).add(run.path.resolve().parent)
+    ambiguous = {name for name in meanings if len(meanings[name]) > 1 and len(folders[name]) > 1}
+    named = {folder.name for name in ambiguous for folder in folders[name]}
+    told_by_name = len(named) == len({folder for name in ambiguous for folder in folders[name]})
+
+    def told_apart(run: RunRecord) -> RunRecord:
+        folder = run.path.resolve().parent
+        return run.renamed(f"{folder.name if told_by_name else folder}/{run.name}")
+
+    return [told_apart(run) if run.name in ambiguous else run for run in runs]
+
+
+def _meaning(run: RunRecord) -> str:
+    model = {key: value for key, value in (run.config.get("model") or {}).items() if key != "plugins"}
+    return json.dumps([model, shared_settings(run)], sort_keys=True, default=str)
+
+
+def _group(name: str, runs: list[RunRecord], metric: str) -> Group:
+    """One group: a run a seed at each learning rate (the newest), then the rate with most seeds and the best mean."""
+    by_rate: dict[float, dict[int, RunRecord]] = {}
+    for run in sorted(runs, key=lambda run: run.modified):
+        if run.completed and metric in run.numbers:
+            by_rate.setdefault(run.learning_rate or 0.0, {})[run.seed or 0] = run
+    sign = -1 if NUMBERS[metric].higher_is_better else 1
+    rates = {
+        rate: t_interval([run.numbers[metric] for run in seeds.values()]) for rate, seeds in sorted(by_rate.items())
+    }
+    if not rates:
+        return Group(name, tuple(runs), ())
+    best = min(rates, key=lambda rate: (-rates[rate].n, sign * rates[rate].mean))
+    counted = tuple(run for _seed, run in sorted(by_rate[best].items()))
+    return Group(name, tuple(runs), counted, rates)
+
+
+def _default_metric(runs: list[RunRecord]) -> str:
+    completed = [run for run in runs if run.completed]
+    if completed and all("accuracy" in run.numbers for run in completed):
+        return "accuracy"
+    tokenizers = {run.tokenizer_fingerprint for run in completed}
+    return "bits_per_byte" if len(tokenizers) > 1 and all("bits_per_byte" in run.numbers for run in completed) else LOSS
+
+
+def _default_baseline(runs: list[RunRecord], groups: list[Group]) -> str | None:
+    """The recipe's reference or first run, else the plainest architecture, else the first name with most seeds."""
+    seeds = {group.name: len(group.counted) for group in groups}
+    names = {name for name, count in seeds.items() if count}
+    if len(names) < 2:
+        return None
+    for run in runs:
+        match, declared = run.experiment.get("match"), run.experiment.get("runs")
+        wanted = [run.experiment.get("baseline"), match.get("reference") if isinstance(match, dict) else None]
+        wanted += list(declared) if isinstance(declared, dict) else []
+        for name in wanted:
+            for told_apart in (name, f"{run.name.rpartition('/')[0]}/{name}"):
+                if told_apart in names:
+                    return str(told_apart)
+    for architecture in BASELINE_ARCHITECTURES:
+        for group in groups:
+            if group.name in names and group.reference.architecture == architecture:
+                return group.name
+    return min(names, key=lambda name: (-seeds[name], name))

@@ -1,0 +1,43 @@
+"""What `hf-arch check` takes and prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+import hf_arch
+from hf_arch.checks import CheckResult, check_mixer_file, check_model
+from hf_arch.cli.listing import require_architecture
+from hf_arch.errors import ConfigError
+from hf_arch.recipe.yaml_text import parse_override
+
+
+def check_target(target: str, overrides: Sequence[str] = ()) -> dict[str, list[CheckResult]]:
+    """`check_mixer_file` for a Python file; else `check_model` of the tiny config of an architecture, its fields
+    changed by `overrides` (key=value).
+    """
+    if target.endswith(".py"):
+        if overrides:
+            raise ConfigError(
+                f"{overrides[0]}: a file's mixers are checked at their defaults; nothing can be overridden"
+            )
+        return check_mixer_file(target)
+    require_architecture(target, "neither a Python file nor an architecture")
+    return {target: check_model(hf_arch.tiny_config(target, **dict(map(parse_override, overrides))))}
+
+
+def print_checks(title: str, results: list[CheckResult], console: Console | None = None) -> None:
+    """The results as a table; under it, where to look for each that failed."""
+    console = console or Console(highlight=False)
+    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for result in results:
+        table.add_row("[green]ok[/]" if result.passed else "[bold red]fails[/]", result.name, result.found)
+    console.print(table)
+    for result in results:
+        if not result.passed:
+            console.print(f"{result.name}: {result.hint}", markup=False, soft_wrap=True)

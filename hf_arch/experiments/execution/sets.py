@@ -1,0 +1,31 @@
+"""One set from its recipe to trained runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hf_arch.experiments.execution.runner import RunOptions, processes_per_run, train_set
+from hf_arch.experiments.execution.tune import train_tuned
+from hf_arch.experiments.planning.prepare import PreparedSet, ReadyRun, prepare_set
+from hf_arch.recipe.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class TrainedSet:
+    """A prepared set whose runs have been tried, and those of them that did not complete."""
+
+    prepared: PreparedSet
+    failed: list[ReadyRun]
+
+
+def run_set(recipe: Recipe, results_dir: Path, options: RunOptions | None = None) -> TrainedSet:
+    """Trains what is not finished of one set, by the engine of the options.
+
+    Raises `ConfigError` for anything wrong in any run, before any of them starts.
+    """
+    options = options or RunOptions()
+    if recipe.experiment.tune is not None:
+        return TrainedSet(*train_tuned(recipe, results_dir, options))
+    prepared = prepare_set(recipe, results_dir, processes_per_run(options))
+    return TrainedSet(prepared, train_set(prepared, results_dir, options))

@@ -1,0 +1,147 @@
+"""A prepared set: its runs resolved, matched and named, its data ready. It is what is handed on to whoever trains.
+
+A finished run (same name and hash) is skipped later, an interrupted one resumed. The folders are
+`<results_dir>/<name>_<hash>`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_arch.data import prepare_data
+from hf_arch.errors import ConfigError, choice_error
+from hf_arch.experiments.planning.plan import Plan, Planner
+from hf_arch.recipe.recipe import RUN_FACTS, Recipe
+from hf_arch.runs.files import RESULTS_FILE
+from hf_arch.runs.record import RunRecord, group_name, read_results
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class ReadyRun:
+    """A run with the folder that it will fill. `config` is what its experiment_config.json begins as: a recipe of one
+    run, with nothing left to plan."""
+
+    name: str
+    folder: Path
+    config: Mapping[str, Any]
+    steps: int | None = None
+
+    @property
+    def record(self) -> RunRecord | None:
+        """What it has written; None before it has."""
+        return read_results(self.folder)
+
+    @property
+    def status(self) -> str | None:
+        """What its results file says, or None before there is one."""
+        record = self.record
+        return None if record is None else record.status
+
+    @property
+    def written(self) -> int | None:
+        """When its results file was written last, in ns; None before there is one."""
+        file = self.folder / RESULTS_FILE
+        return file.stat().st_mtime_ns if file.is_file() else None
+
+    @property
+    def reason(self) -> str:
+        """Why the run ended as it did, in its own words."""
+        record = self.record
+        return (record.exit_reason if record is not None else None) or "ended before it wrote any results"
+
+
+@dataclass(frozen=True)
+class PreparedSet:
+    """The runs of a set with their folders, the plan that they come from (with its skipped points), and the tokenizers
+    of its data by `Recipe.data_key`.
+    """
+
+    runs: list[ReadyRun]
+    plan: Plan
+    tokenizers: Mapping[str, PreTrainedTokenizerBase]
+
+
+def prepare_set(recipe: Recipe, results_dir: Path, processes: int = 1) -> PreparedSet:
+    """Plans and matches a set and names its folders. Data is prepared here, once for all runs that share it.
+
+    Several `processes` in one run make its batches larger, so they are part of its name.
+
+    Raises `ConfigError` for anything wrong in any run, before any of them starts.
+    """
+    return _prepared(Planner(recipe), recipe, results_dir, processes)
+
+
+def _prepared(planner: Planner, recipe: Recipe, results_dir: Path, processes: int = 1) -> PreparedSet:
+    declared = planner.unmatched().runs  # mistakes in a run have shown by now, before its data is prepared
+    options = {run.recipe.data_key: run.recipe.data for run in declared if run.recipe.probe is None}
+    prepared = {key: prepare_data(entry) for key, entry in options.items()}
+    tokenizers = {key: entry.tokenizer for key, entry in prepared.items()}
+    plan = planner.plan(tokenizers)
+    facts = _set_facts(recipe, plan)
+    runs = []
+    for run in plan.runs:
+        data = prepared.get(run.recipe.data_key)
+        identity = run.recipe.stable_hash(
+            *([] if data is None else [data.fingerprint]), *([f"{processes} processes"] if processes > 1 else [])
+        )
+        own = {"name": run.name, "hash": identity, **facts}
+        folder = results_dir / f"{run.name}_{identity}"
+        config = {**run.recipe.to_dict(), RUN_FACTS: own}
+        runs.append(ReadyRun(run.name, folder, config, run.recipe.training.get("max_steps")))
+    return PreparedSet(runs, plan, tokenizers)
+
+
+def _set_facts(recipe: Recipe, plan: Plan) -> dict[str, Any]:
+    """What each run of a set records of the set: the run that others are compared to, and how they were matched."""
+    match = recipe.experiment.match
+    reference = match.reference if match is not None and match.reference else plan.runs[0].name
+    facts: dict[str, Any] = {}
+    if len(plan.names) > 1:
+        baseline = next(run.name for run in plan.runs if reference in (run.declared, run.name))
+        facts["baseline"] = group_name(baseline)
+    if (tune := recipe.experiment.tune) is not None:
+        facts["tune"] = {"low": tune.low, "high": tune.high, "trials": tune.trials}
+    if match is not None:
+        facts["match"] = {"by": match.by, "tolerance": match.tolerance, "reference": reference}
+    return facts
+
+
+def select_run(recipe: Recipe, name: str | None, output_dir: str | None) -> tuple[Recipe, Path]:
+    """The one run to train, matched as in its set, and its folder: `output_dir`, or `results/[<set>/]<name>_<hash>`.
+
+    Raises `ConfigError` where the recipe declares several runs and `name` chooses none of them.
+    """
+    planner = Planner(recipe)
+    planned = planner.unmatched().runs
+    names = list(dict.fromkeys(run.name for run in planned))
+    if name is not None and name not in names:
+        raise choice_error("--run", name, names)
+    chosen = [run for run in planned if name in (None, run.name)]
+    if name is None and len(names) > 1:
+        raise ConfigError(
+            f"the recipe declares {len(names)} runs; use `hf-arch run`, or choose one by --run: {', '.join(names)}"
+        )
+    if len(chosen) > 1:
+        seeds = recipe.experiment.seeds
+        raise ConfigError(
+            f"run {chosen[0].name!r} has {len(seeds)} seeds; use `hf-arch run`, or choose one by "
+            f"experiment.seeds=[{seeds[0]}]: {', '.join(map(str, seeds))}"
+        )
+    if output_dir is not None and recipe.experiment.match is None:
+        return chosen[0].recipe, Path(output_dir)
+    parent = Path("results", recipe.experiment.name) if recipe.experiment.is_set else Path("results")
+    prepared = _prepared(planner, recipe, parent)
+    number = [run.name for run in prepared.runs].index(chosen[0].name)
+    folder = Path(output_dir) if output_dir is not None else prepared.runs[number].folder
+    return prepared.plan.runs[number].recipe, folder
+
+
+def set_folder(recipe: Recipe) -> Path:
+    """Where the results of a set lie by default."""
+    return Path("results") / recipe.experiment.name

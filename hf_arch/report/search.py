@@ -1,0 +1,35 @@
+"""The search study, shown and written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from hf_arch.analysis.comparison import Comparison
+from hf_arch.analysis.search import Study, search_study
+from hf_arch.core.files import write_json
+from hf_arch.core.formats import quantity
+
+STUDY_FILE = "search_study.json"
+
+
+def write_study(comparison: Comparison, results_dir: Path) -> Study:
+    """The study, also written to `search_study.json`."""
+    study = search_study(comparison)
+    write_json(results_dir / STUDY_FILE, study.to_dict())
+    return study
+
+
+def print_study(study: Study, console: Console | None = None) -> None:
+    """The table, then the recommendation."""
+    console = console or Console(highlight=False)
+    table = Table(title="search study", title_justify="left", box=None, pad_edge=False)
+    for title in ("run", "params", "ppl", "ppl / M params", "front"):
+        table.add_column(title, justify="left" if title == "run" else "right", overflow="fold")
+    for entry in study.candidates:
+        row = (entry.name, quantity(entry.parameters), f"{entry.perplexity:.2f}", f"{entry.score:.2f}")
+        table.add_row(*row, "yes" if entry.on_front else "")
+    console.print(table)
+    console.print(study.words, markup=False)
