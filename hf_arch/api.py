@@ -13,7 +13,7 @@ from .deferred import load_all
 from .errors import ConfigError, unknown_key_error
 from .modeling.configuration import ArchConfig, option_names
 from .modeling.describe import describe
-from .options import one_line
+from .options import mistyped, one_line
 from .registry import ARCHITECTURES, FFNS, MIXERS, load_plugin
 
 __all__ = ["config_from_dict", "cost", "describe", "list_architectures", "tiny_config"]
@@ -60,12 +60,11 @@ def config_from_dict(model: dict[str, Any]) -> ArchConfig:
     """
     values = dict(model)
     for path in values.pop("plugins", None) or []:
-        try:
-            load_plugin(path)
-        except ConfigError as error:
-            raise error.within("model", ": ") from error
+        load_plugin(path)
     if "architecture" not in values:
-        raise ConfigError(f"model: no `architecture`; allowed: {', '.join(ARCHITECTURES)}")
+        raise ConfigError(
+            f"model: no `architecture`; allowed: {', '.join(ARCHITECTURES)}", field="model", allowed=ARCHITECTURES
+        )
     name = values.pop("architecture")
     config_class = ARCHITECTURES.get(str(name), "model.architecture").config
     known = [f.name for f in fields(config_class) if f.name not in _NOT_FOR_RECIPES]
@@ -79,7 +78,8 @@ def config_from_dict(model: dict[str, Any]) -> ArchConfig:
     except (StrictDataclassError, TypeError) as error:
         if isinstance(error.__cause__, ConfigError):
             raise error.__cause__.within("model") from None
-        raise ConfigError(f"model.{one_line(error)}", field="model") from None
+        wrong = mistyped(config_class, values) or ConfigError(one_line(error))
+        raise wrong.within("model") from None
 
 
 _NOT_FOR_RECIPES = {

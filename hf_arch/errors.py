@@ -32,7 +32,7 @@ class ConfigError(ValueError):
 
     def within(self, field: str, separator: str = ".") -> Self:
         """The same error, of the same class, about a part of `field`: `norm` within `model` is `model.norm`."""
-        inner = f"{field}{separator}{self.field}" if self.field is not None else field
+        inner = f"{field}.{self.field}" if self.field is not None else field
         facts = {"field": inner, "value": self.value, "allowed": self.allowed, "nearest": self.nearest}
         return type(self)(f"{field}{separator}{self}", **facts)  # type: ignore[arg-type]
 

@@ -5,13 +5,13 @@ An option whose value is None takes the config's own value of that meaning (`num
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from inspect import get_annotations
-from types import UnionType
-from typing import Any, TypeVar, get_args, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from huggingface_hub.dataclasses import strict
+from huggingface_hub.dataclasses import strict, type_validator
 from huggingface_hub.errors import StrictDataclassError
 
 from .errors import ConfigError, unknown_key_error
@@ -58,24 +58,37 @@ def parse_options(cls: type[OptionsT], values: dict[str, Any], field: str) -> Op
     try:
         return cls(**values)
     except StrictDataclassError as error:
-        raise ConfigError(f"{field}: {one_line(error)}") from None
+        wrong = mistyped(cls, values)
+        raise (
+            wrong.within(field, ": ") if wrong else ConfigError(f"{field}: {one_line(error)}", field=field)
+        ) from None
 
 
-_WRONG_TYPE = re.compile(r"Field '(\w+)' expected (.+?), got \w+ \(value: (.*)\)", re.DOTALL)
-_WRONG_UNION = re.compile(r"Field '(\w+)' with value (.*?) doesn't match any type in (.*?)\. Errors", re.DOTALL)
+def mistyped(cls: type, values: Mapping[str, Any]) -> ConfigError | None:
+    """The error of the first value that the type of its field in `cls` refuses: `field: value is not allowed; expected
+    type`. None where every value has its type."""
+    hints = {entry.name: entry.type for entry in fields(cls)}
+    for name, value in values.items():
+        try:
+            type_validator(name, value, hints.get(name, Any))
+        except TypeError:
+            message = f"{name}: {value!r} is not allowed; expected {_words(hints[name])}"
+            return ConfigError(message, field=name, value=value)
+    return None
+
+
+def _words(hint: Any) -> str:
+    """A type as a reader of YAML knows it: `int`, `one of int, null`, `one of 'a', 'b'`."""
+    if isinstance(hint, UnionType) or get_origin(hint) is Union:
+        return "one of " + ", ".join(_words(member) for member in get_args(hint))
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(repr(choice) for choice in get_args(hint))
+    return "null" if hint is NoneType else hint.__name__ if get_origin(hint) is None else str(hint)
 
 
 def one_line(error: Exception) -> str:
-    """A strict dataclass's multi-line message as one line: `field: value is not allowed; expected type`."""
-    text = str(error)
-    union = _WRONG_UNION.search(text)
-    if union is not None:
-        allowed = union[3].replace("<class '", "").replace("'>", "").replace("NoneType", "null").strip("()")
-        return f"{union[1]}: {union[2]} is not allowed; expected one of {allowed}"
-    wrong = _WRONG_TYPE.search(text)
-    if wrong is not None:
-        return f"{wrong[1]}: {wrong[3]} is not allowed; expected {wrong[2]}"
-    return " ".join(part.strip() for part in text.splitlines() if part.strip())
+    """A message of several lines as one."""
+    return " ".join(part.strip() for part in str(error).splitlines() if part.strip())
 
 
 def compact(values: Options) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import hf_arch
-from hf_arch.errors import ConfigError, choice_error
+from hf_arch.errors import ConfigError, UnknownChoiceError, choice_error
 from hf_arch.modeling.configuration import ArchConfig
 
 WEIGHTS = "model.safetensors"
@@ -114,8 +114,17 @@ def load_config(folder: Path) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # whatever a class makes of values that it does not expect
         text = " ".join(str(error).split())[:300]
-        hint = f"; where it is your own: HF_ARCH_PLUGINS={_plugins(folder)}" if " is not known" in text else ""
+        hint = f"; where it is your own: HF_ARCH_PLUGINS={_plugins(folder)}" if _unknown_name(error) else ""
         raise ConfigError(f"{folder / 'config.json'}: {text}{hint}") from error
+
+
+def _unknown_name(error: BaseException | None) -> bool:
+    """Whether `error`, or what it came from, is a name that nothing has registered."""
+    while error is not None:
+        if isinstance(error, UnknownChoiceError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _plugins(folder: Path) -> str:

@@ -37,7 +37,12 @@ def build_config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = Non
             f"model.vocab_size: {values['vocab_size']} is too small for the {source}; allowed: at least {size}; "
             f"nearest: {size}"
         )
-    return hf_arch.config_from_dict(values)
+    try:
+        return hf_arch.config_from_dict(values)
+    except ConfigError as error:
+        if (error.field or "").partition(".")[0] == "model":
+            raise
+        raise error.within("model", ": ") from error  # of a plugin
 
 
 def changed_initialisation(recipe: Recipe, config: PreTrainedConfig) -> list[str]:

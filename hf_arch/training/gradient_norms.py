@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hf_arch.registry import NORMS
+
 GROUPS = ("embeddings", "mixer", "ffn", "norms", "head", "other")
 WRAPPERS = re.compile(r"\b(module|_orig_mod|_checkpoint_wrapped_module)\.")
 
@@ -15,6 +17,8 @@ WRAPPERS = re.compile(r"\b(module|_orig_mod|_checkpoint_wrapped_module)\.")
 def parameter_groups(model: PreTrainedModel) -> dict[str, str]:
     """{parameter name: its group}. A tied head counts as embeddings, a norm inside a mixer as norms."""
     head = model.get_output_embeddings()
+    registered = (entry for _, entry in NORMS.items() if isinstance(entry, type))
+    norms = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, *registered)
     groups = {}
     for prefix, module in model.named_modules():
         for name, _ in module.named_parameters(recurse=False):
@@ -23,7 +27,7 @@ def parameter_groups(model: PreTrainedModel) -> dict[str, str]:
                 group = "embeddings"
             elif module is head:
                 group = "head"
-            elif "Norm" in type(module).__name__:
+            elif isinstance(module, norms):
                 group = "norms"
             else:
                 group = next((part for part in prefix.split(".") if part in ("mixer", "ffn")), "other")

@@ -1,0 +1,83 @@
+"""Errors carry data, of the same class whatever they pass through, and no code reads their text."""
+
+from __future__ import annotations
+
+import ast
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+
+import hf_arch
+from hf_arch.errors import ConfigError, UnknownChoiceError, UnknownKeyError
+from hf_arch.experiments.planning.plan import plan_runs
+from hf_arch.recipe.recipe import read_recipe
+
+PACKAGE = Path(__file__).parents[2] / "hf_arch"
+
+
+def refused(model: dict[str, object]) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        hf_arch.config_from_dict({"architecture": "llama", **model})
+    return caught.value
+
+
+def test_an_unknown_key_says_which_and_what_is_near() -> None:
+    error = refused({"hiden_size": 3})
+    assert isinstance(error, UnknownKeyError)
+    assert (error.field, error.value, error.nearest) == ("model", "hiden_size", "hidden_size")
+    assert "num_hidden_layers" in error.allowed
+
+
+def test_an_unknown_choice_says_the_field_and_what_is_allowed() -> None:
+    error = refused({"norm": "rmsnrm"})
+    assert isinstance(error, UnknownChoiceError)
+    assert (error.field, error.value, error.nearest) == ("model.norm", "rmsnrm", "rmsnorm")
+    assert "layernorm" in error.allowed
+
+
+@pytest.mark.parametrize(
+    ("model", "field", "value", "expected"),
+    [
+        ({"tie_word_embeddings": "yes"}, "model.tie_word_embeddings", "yes", "expected bool"),
+        ({"mixer": {"type": "gla", "expand_k": "big"}}, "model.mixer gla.expand_k", "big", "expected one of"),
+    ],
+)
+def test_a_wrong_type_is_found_by_asking_the_type(
+    model: dict[str, object], field: str, value: object, expected: str
+) -> None:
+    error = refused(model)
+    assert (error.field, error.value) == (field, value)
+    assert f"{value!r} is not allowed; {expected}" in str(error) and "\n" not in str(error)
+
+
+def test_an_error_keeps_its_class_and_facts_on_the_way_up() -> None:
+    recipe = read_recipe(
+        {"model": {"hidden_size": 32}, "experiment": {"runs": {"a": {"model": {"architecture": "llama", "nrom": "x"}}}}}
+    )
+    with pytest.raises(UnknownKeyError) as caught:
+        plan_runs(recipe)
+    assert (caught.value.field, caught.value.value) == ("experiment.runs.a.model", "nrom")
+    assert str(caught.value).startswith("experiment.runs.a: model: unknown key 'nrom'; nearest: 'norm'")
+
+
+def test_it_survives_a_process_boundary() -> None:
+    error = pickle.loads(pickle.dumps(refused({"norm": "rmsnrm"})))
+    assert (type(error), error.field, error.nearest) == (UnknownChoiceError, "model.norm", "rmsnorm")
+
+
+def test_nothing_decides_by_the_text_of_an_error_or_the_name_of_a_class() -> None:
+    """No comparison, `in`, `startswith` or pattern over `str(error)` or a class's `__name__`."""
+    text = re.compile(r"str\(\w*(error|exception|reason)\w*\)|\.reason\b|__class__\.__name__|type\(\w+\)\.__name__")
+    found = []
+    for file in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            decides = isinstance(node, ast.Compare) or (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in ("startswith", "endswith", "search", "match", "fullmatch")
+            )
+            if decides and text.search(ast.unparse(node)):
+                found.append(f"{file.relative_to(PACKAGE.parent)}:{node.lineno}: {ast.unparse(node)}")
+    assert not found, "\n".join(found)
