@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hf_arch.analysis.audit import Finding
 from hf_arch.analysis.columns import interval_text
+from hf_arch.analysis.finding import Finding
 from hf_arch.analysis.stats import Interval, PairedDifference, bootstrap_interval, t_interval
 from hf_arch.core.files import to_jsonable
 from hf_arch.runs.numbers import Reader

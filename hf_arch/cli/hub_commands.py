@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -18,27 +19,10 @@ from hf_arch.hub.quantize import quantize
 EXPORT_FORMATS = ("hub", "gguf", "torch")
 
 
-def push_command(
-    path: str,
-    repo_id: str,
-    *,
-    private: bool = False,
-    dry_run: bool = False,
-    checkpoints: bool = False,
-    code: bool = True,
-    license: str | None = None,
-) -> int:
-    """Push a run or a saved model, and say what was done; in a dry run, list every file."""
+def push_command(path: str, repo_id: str, *, dry_run: bool = False, **options: Any) -> int:
+    """Push a run or a saved model by `push_to_hub`, and say what was done; in a dry run, list every file."""
     with quiet_libraries():
-        push = push_to_hub(
-            path,
-            repo_id,
-            private=private,
-            dry_run=dry_run,
-            checkpoints=checkpoints,
-            code=code,
-            license=license,
-        )
+        push = push_to_hub(path, repo_id, dry_run=dry_run, **options)
     if dry_run:
         table = Table("branch", "file", "size", title=f"{repo_id}: what would be pushed")
         for branch, name, size in push.files:

@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import hf_arch
 from hf_arch.data import DataOptions
 from hf_arch.errors import ConfigError, choice_error, unknown_key_error
+from hf_arch.recipe.dotted import dotted, nested, set_dotted
 from hf_arch.recipe.sections import coerce, parse_section, require_mapping
 from hf_arch.recipe.training_section import parse_training
 from hf_arch.recipe.yaml_text import parse_override, read_yaml
@@ -363,9 +364,9 @@ def _declared(values: object) -> dict[str, Any]:
         section["match"] = {"by": section["match"]}
     if section.get("runs") is not None:
         runs = require_mapping(section["runs"], "experiment.runs")
-        section["runs"] = {name: _nested(changes, f"experiment.runs.{name}") for name, changes in runs.items()}
+        section["runs"] = {name: nested(changes, f"experiment.runs.{name}") for name, changes in runs.items()}
     if section.get("matrix") is not None:
-        section["matrix"] = dict(_dotted(require_mapping(section["matrix"], "experiment.matrix"), "experiment.matrix"))
+        section["matrix"] = dict(dotted(require_mapping(section["matrix"], "experiment.matrix"), "experiment.matrix"))
     return section
 
 
@@ -382,45 +383,6 @@ def _check_model(node: Any, where: str = "model") -> None:
             _check_model(value, f"{where}[{index}]")
     elif isinstance(node, float) and not math.isfinite(node):
         raise ConfigError(f"{where}: expected a finite number, got {node}")
-
-
-def _nested(changes: object, where: str) -> dict[str, Any]:
-    """`{model.hidden_size: 64}` as `{model: {hidden_size: 64}}`."""
-    nested: dict[str, Any] = {}
-    for key, value in require_mapping(changes, where).items():
-        nested = set_dotted(nested, key, value)
-    return nested
-
-
-def _dotted(values: Mapping[str, Any], where: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """`{model: {hidden_size: [64]}}` as `{model.hidden_size: [64]}`."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _dotted(require_mapping(value, f"{where}.{key}"), f"{where}.{key}", f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def set_dotted(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """A copy of the nested `values` with `value` at the dotted `key`; mappings are merged, everything else is
-    replaced.
-    """
-    if not isinstance(key, str):
-        raise ConfigError(f"recipe: expected text as a key, got {type(key).__name__} {key!r}")
-    head, _, rest = key.partition(".")
-    result = dict(values)
-    inner = result.get(head)
-    if rest:
-        if inner is not None and not isinstance(inner, Mapping):
-            raise ConfigError(f"{key}: {head!r} is {type(inner).__name__} {inner!r} and holds no keys")
-        result[head] = set_dotted(inner or {}, rest, value)
-    elif isinstance(inner, Mapping) and isinstance(value, Mapping):
-        for inner_key, inner_value in value.items():
-            inner = set_dotted(inner, inner_key, inner_value)
-        result[head] = inner
-    else:
-        result[head] = value
-    return result
 
 
 def _plain(options: Any) -> Any:

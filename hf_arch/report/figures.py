@@ -5,18 +5,27 @@ Each function returns the figures that the measured numbers allow; `hf_arch.repo
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from hf_arch.analysis.columns import interval_text
 from hf_arch.analysis.scaling import fit_scaling
 from hf_arch.analysis.search import pareto_front
 from hf_arch.core.files import finite
 from hf_arch.core.formats import byte_size, quantity
+from hf_arch.report.axes import (
+    BYTES,
+    SECONDS,
+    Units,
+    axis_unit,
+    log_ticks,
+    name_axis,
+    plain_ticks,
+    rows_height,
+)
 from hf_arch.report.plots import INK, OKABE_ITO, Figure, Series
 
 if TYPE_CHECKING:
@@ -26,10 +35,6 @@ if TYPE_CHECKING:
     from hf_arch.analysis.stats import Interval
 
 MAX_CURVES = 12
-
-Units = tuple[tuple[float, str], ...]  # (size, name), largest first
-SECONDS: Units = ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
-BYTES: Units = ((2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"))
 
 
 def figures(comparison: Comparison) -> dict[str, list[Figure]]:
@@ -98,7 +103,7 @@ def _curves(comparison: Comparison) -> list[Figure]:
             top = max(top, bottom + 1e-3)
             axes.set_ylim(bottom - 0.04 * (top - bottom), top)  # the first fall would flatten all that follows
             axes.set(xlabel=f"{label} ({unit})" if unit else label, ylabel=f"{loss} (nats)")
-            _plain_ticks(axes.xaxis, units)
+            plain_ticks(axes.xaxis, units)
 
         found.append(
             Figure(
@@ -149,7 +154,7 @@ def _means(comparison: Comparison) -> list[Figure]:
         for y, (series, interval) in enumerate(rows):
             text = f"{series.name}: {interval_text(interval)}"
             _dot(axes, series, y, interval, text)
-        _name_axis(axes, [series.name for series, _interval in rows])
+        name_axis(axes, [series.name for series, _interval in rows])
         axes.set_xlabel(comparison.metric_name)
         axes.xaxis.set_major_locator(MaxNLocator(4))
 
@@ -159,7 +164,7 @@ def _means(comparison: Comparison) -> list[Figure]:
         "Mean over seeds with its 95 % interval. A seed moves all groups alike, which the paired differences take out."
     )
     return [
-        Figure("means", title, note, f"{alt}.", draw, height=_rows_height([row[0].name for row in rows]), legend=False)
+        Figure("means", title, note, f"{alt}.", draw, height=rows_height([row[0].name for row in rows]), legend=False)
     ]
 
 
@@ -193,7 +198,7 @@ def _forest(comparison: Comparison) -> list[Figure]:
         axes.axvline(0.0, color=INK, linewidth=1.0)
         for y, (series, difference, words) in enumerate(rows):
             _dot(axes, series, y, difference, f"{series.name}: {words}")
-        _name_axis(axes, [series.name for series, _difference, _words in rows])
+        name_axis(axes, [series.name for series, _difference, _words in rows])
         axes.set_xlabel(f"{'lower' if comparison.lower_is_better else 'higher'} is better")
         axes.xaxis.set_major_locator(MaxNLocator(4))
 
@@ -209,7 +214,7 @@ def _forest(comparison: Comparison) -> list[Figure]:
             note,
             f"{alt}.",
             draw,
-            height=_rows_height([row[0].name for row in rows]),
+            height=rows_height([row[0].name for row in rows]),
             legend=False,
         )
     ]
@@ -242,10 +247,10 @@ def _bars(comparison: Comparison) -> list[Figure]:
                 bar = axes.barh([y], [value / size], height=0.62, color=series.color, label=series.name)
                 bar[0].set_gid(series.gid(f"{series.name}: {show(value)}"))
                 axes.annotate(show(value), (value / size, y), xytext=(4, 0), textcoords="offset points", va="center")
-            _name_axis(axes, [series.name for series, _value in values])
+            name_axis(axes, [series.name for series, _value in values])
             axes.set_xlabel(unit or label)
             axes.set_xlim(0, 1.28 * max(value for _series, value in values) / size)
-            _plain_ticks(axes.xaxis, units)
+            plain_ticks(axes.xaxis, units)
 
         alt = "; ".join(f"{series.name} {show(value)}" for series, value in values)
         found.append(
@@ -255,7 +260,7 @@ def _bars(comparison: Comparison) -> list[Figure]:
                 "",
                 f"{alt}.",
                 draw,
-                height=_rows_height([series.name for series, _value in values]),
+                height=rows_height([series.name for series, _value in values]),
                 legend=False,
             )
         )
@@ -297,9 +302,9 @@ def _pareto(comparison: Comparison) -> list[Figure]:
             axes.margins(x=0.12)
             axes.set(xlabel=label, ylabel=comparison.metric_name)
             if show is byte_size or max(costs) / min(costs) > 8:
-                _log_ticks(axes.xaxis, show if show is byte_size else EngFormatter(sep=""))
+                log_ticks(axes.xaxis, show if show is byte_size else EngFormatter(sep=""))
             else:
-                _plain_ticks(axes.xaxis, ())
+                plain_ticks(axes.xaxis, ())
 
         best = ", ".join(points[i][0].name for i in front)
         alt = "; ".join(f"{series.name}: {show(cost)}, {interval.mean:.3f}" for series, cost, interval in points)
@@ -340,7 +345,7 @@ def _scaling(comparison: Comparison) -> list[Figure]:
                     gid=series.gid(f"{series.name}: {interval.mean:.3f}"),
                 )
             axes.set(xlabel="parameters", ylabel=comparison.metric_name)
-            _log_ticks(axes.xaxis, EngFormatter(sep=""))
+            log_ticks(axes.xaxis, EngFormatter(sep=""))
 
         key = f"scaling-{len(found)}"
         found.append(Figure(key, f"Scaling of {architecture}", f"{fit.words}. Band: 95 % bootstrap.", fit.words, draw))
@@ -365,57 +370,8 @@ def _learning_rates(comparison: Comparison) -> list[Figure]:
                 marker=series.marker, label=series.name, gid=series.gid(),
             )  # fmt: skip
         axes.set(xlabel="learning rate", ylabel=comparison.metric_name)
-        _log_ticks(axes.xaxis, lambda rate: f"{rate:.3g}")
+        log_ticks(axes.xaxis, lambda rate: f"{rate:.3g}")
 
     alt = "; ".join(f"{series.name}: best at {group.reference.learning_rate:.3g}" for series, group in swept)
     note = f"Mean {comparison.metric_name} at each rate; the table has the best."
     return [Figure("learning-rates", "Learning-rate sweep", note, f"{alt}.", draw)]
-
-
-def _name_axis(axes: Axes, names: Sequence[str]) -> None:
-    """Names down the side, first at the top, wrapped where they are long."""
-    axes.set_yticks(range(len(names)), [_wrapped(name) for name in names])
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.grid(False, axis="y")
-    axes.tick_params(axis="y", length=0)
-
-
-def _wrapped(name: str, width: int = 20, limit: int = 56) -> str:
-    """A name on a few lines, broken after -, _ or a space; of a very long one the middle is left out."""
-    if len(name) > limit:
-        name = f"{name[: limit // 3]}…{name[-(limit - limit // 3) :]}"
-    lines = [""]
-    for part in re.findall(rf"[^-_ ]{{1,{width - 1}}}[-_ ]?|[-_ ]", name):
-        if len(lines[-1]) + len(part) > width:
-            lines.append("")
-        lines[-1] += part
-    return "\n".join(lines)
-
-
-def _rows_height(names: Sequence[str]) -> float:
-    """Inches for one row a name, as high as its lines."""
-    return 0.75 + sum(max(0.34, 0.15 * (_wrapped(name).count("\n") + 1) + 0.06) for name in names)
-
-
-def axis_unit(largest: float, units: Units) -> tuple[float, str]:
-    """The largest unit that is at most half the largest value, and its name; (1, "") without units."""
-    return next(((size, unit) for size, unit in units if largest >= 2 * size), (1.0, units[-1][1] if units else ""))
-
-
-def _plain_ticks(axis: Any, units: Units) -> None:
-    """A few ticks; counts with a decimal prefix, values already in a unit as they are."""
-    axis.set_major_locator(MaxNLocator(4, min_n_ticks=3))
-    if not units:
-        axis.set_major_formatter(EngFormatter(sep=""))
-
-
-def _log_ticks(axis: Any, show: Callable[[float], str]) -> None:
-    """A logarithmic axis with a few labelled ticks, in powers of two for bytes."""
-    axis.axes.set_xscale("log", base=2 if show is byte_size else 10)
-    low, high = axis.axes.get_xlim()
-    if show is byte_size:
-        axis.set_major_locator(LogLocator(base=2, numticks=5))
-    else:
-        axis.set_major_locator(LogLocator(base=10, subs=(1.0, 3.0) if high / low > 8 else (1.0, 2.0, 5.0), numticks=8))
-    axis.set_major_formatter(FuncFormatter(lambda value, _position: show(value)))
-    axis.set_minor_locator(NullLocator())

@@ -1,0 +1,111 @@
+"""A finding of the audit, and how its sentence names runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from hf_arch.runs.record import RunRecord
+
+Severity = Literal["violation", "note", "ok"]
+SEVERITIES: tuple[Severity, ...] = ("violation", "note", "ok")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence of the audit, and the runs that it concerns (all of them where it holds for every run)."""
+
+    check: str
+    severity: Severity
+    sentence: str
+    runs: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def same_fingerprint(runs: Sequence[RunRecord], what: str) -> Finding:
+    """A finding for a fingerprint that every run should share: `data` or `tokenizer`."""
+    return same(
+        runs,
+        what,
+        lambda run: getattr(run, f"{what}_fingerprint"),
+        ok=lambda value: f"Same {what} (fingerprint {str(value)[:12]}).",
+        differs=f"{what.capitalize()} differs",
+        show=lambda value: str(value)[:12],
+        unknown=f"{what}_fingerprint",
+    )
+
+
+def same(
+    runs: Sequence[RunRecord],
+    check: str,
+    value_of: Callable[[RunRecord], Any],
+    *,
+    ok: Callable[[Any], str],
+    differs: str,
+    show: Callable[[Any], str],
+    unknown: str,
+) -> Finding:
+    """A finding for a value that every run should share."""
+    values = by_value([run for run in runs if value_of(run) is not None], value_of)
+    if len(values) > 1:
+        text = "; ".join(f"{show(value)}: {run_names(group)}" for value, group in values.items())
+        return Finding(check, "violation", f"{differs}: {text}.", run_labels(runs))
+    if missing := [run for run in runs if value_of(run) is None and run.completed]:
+        return not_recorded(check, unknown, missing)
+    if not values:
+        return Finding(check, "note", f"{check.capitalize()}: nothing completed, nothing to check.", run_labels(runs))
+    return Finding(check, "ok", ok(next(iter(values))), run_labels(runs))
+
+
+def not_recorded(check: str, key: str, runs: Sequence[RunRecord]) -> Finding:
+    """The note of a check that lacks what it needs."""
+    sentence = f"{check.capitalize()}: cannot be checked, {key} is not recorded for {run_names(runs)}."
+    return Finding(check, "note", sentence, run_labels(runs))
+
+
+def by_value(runs: Iterable[RunRecord], value_of: Callable[[RunRecord], Any]) -> dict[Any, list[RunRecord]]:
+    groups: dict[Any, list[RunRecord]] = {}
+    for run in runs:
+        groups.setdefault(value_of(run), []).append(run)
+    return groups
+
+
+def by_name(runs: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
+    return by_value(runs, lambda run: run.name)
+
+
+def group_keys(values: dict[str, Any]) -> dict[Any, list[str]]:
+    """{value: names that have it} from {name: value}."""
+    groups: dict[Any, list[str]] = {}
+    for name, value in values.items():
+        groups.setdefault(value, []).append(name)
+    return groups
+
+
+def distinct(values: Iterable[Hashable]) -> list[Any]:
+    return list(dict.fromkeys(values))
+
+
+def run_labels(runs: Iterable[RunRecord]) -> tuple[str, ...]:
+    return tuple(distinct(run.label for run in runs))
+
+
+def run_names(runs: Iterable[RunRecord]) -> str:
+    return listed(distinct(run.name for run in runs))
+
+
+def listed(names: Sequence[str], limit: int = 6) -> str:
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def rates_text(rates: Sequence[float]) -> str:
+    return ", ".join(f"{rate:.3g}" for rate in rates)
+
+
+def run_count(runs: Sequence[RunRecord]) -> str:
+    return f"{len(runs)} run{'s' if len(runs) != 1 else ''}"
