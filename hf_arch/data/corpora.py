@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 
 from hf_arch.data.cache import user_path
+from hf_arch.data.corpus import SPLITS as SPLITS
 from hf_arch.data.corpus import Corpus
+from hf_arch.data.corpus import part_range as part_range
 from hf_arch.data.hub import HUB_CORPORA, HubCorpus
 from hf_arch.data.local_files import LocalFiles
 from hf_arch.data.options import DataOptions

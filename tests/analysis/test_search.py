@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_arch.analysis.search import search_study, write_study
+from hf_arch.analysis.search import search_study
+from hf_arch.report.search import write_study
 from hf_arch.experiments import load
 from tests.experiments.synthetic import write_run
 
