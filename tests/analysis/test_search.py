@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from hf_arch.analysis.search import search_study
-from hf_arch.report.search import write_study
 from hf_arch.experiments import load
+from hf_arch.report.search import write_study
 from tests.experiments.synthetic import write_run
 
 
