@@ -243,8 +243,9 @@ def numbers_for(reader: Reader) -> list[Number]:
 
 
 def read_results(folder: Path) -> RunRecord | None:
-    """The record of a run that has begun to write results; None before that."""
-    return RunRecord.load(folder) if (folder / RESULTS_FILE).is_file() else None
+    """The record of results.json alone, for who waits for a run; None before there is one."""
+    file = folder / RESULTS_FILE
+    return RunRecord.from_files(folder, read_json(file), {}) if file.is_file() else None
 
 
 def write_results(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:

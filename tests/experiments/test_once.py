@@ -115,3 +115,11 @@ def test_a_finished_set_is_read_compared_and_drawn_once(tmp_path: Path, monkeypa
     assert audits == [len(runs)]
     assert drawn and set(drawn.values()) == {1}
     assert {path.stem for path in (suite / "figures").glob("*.png")} == set(drawn)
+
+
+def test_the_documented_old_place_of_the_report_still_has_it() -> None:
+    from hf_arch.report.page import write_report
+
+    with pytest.warns(DeprecationWarning, match="hf_arch.report.page"):
+        from hf_arch.experiments.report import write_report as old
+    assert old is write_report
