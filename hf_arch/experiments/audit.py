@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from hf_arch.experiments.run_settings import has_short_convolution, shared_settings
 from hf_arch.experiments.store import RunResult, finite
+from hf_arch.numerics import numerics_version
 
 Severity = Literal["violation", "note", "ok"]
 SEVERITIES: tuple[Severity, ...] = ("violation", "note", "ok")
@@ -280,7 +281,7 @@ def check_versions(runs: Sequence[RunResult]) -> Finding:
     recorded = [run for run in runs if isinstance(run.provenance.get("versions"), dict)]
     if len(recorded) < len([run for run in runs if run.completed]):
         return _not_recorded("versions", "provenance.versions", [run for run in runs if run not in recorded])
-    versions = {run: {"hf_arch": run.provenance.get("hf_arch"), **run.provenance["versions"]} for run in recorded}
+    versions = {run: {**_own_version(run), **run.provenance["versions"]} for run in recorded}
     differing = []
     for package in _distinct(key for used in versions.values() for key in used):
         values = _distinct(used.get(package) for used in versions.values())
@@ -414,6 +415,12 @@ def _is_not_finite(row: dict[str, Any]) -> bool:
 def _match(run: RunResult) -> dict[str, Any]:
     match = run.experiment.get("match")
     return match if isinstance(match, dict) else {}
+
+
+def _own_version(run: RunResult) -> dict[str, Any]:
+    """What of our own version changes numbers; where that was not recorded, the version itself."""
+    numerics = numerics_version(run.provenance)
+    return {"hf_arch": run.provenance.get("hf_arch")} if numerics is None else {"numerics of hf_arch": numerics}
 
 
 def _code_state(run: RunResult) -> Any:

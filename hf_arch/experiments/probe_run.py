@@ -30,6 +30,7 @@ from hf_arch.experiments.store import (
     to_jsonable,
     write_json_atomic,
 )
+from hf_arch.numerics import NUMERICS_VERSION
 from hf_arch.training.memory import PeakMemory
 from hf_arch.training.provenance import order_fingerprint, provenance
 from hf_arch.training.run import quiet_libraries
@@ -139,6 +140,7 @@ def _write_config(recipe: Recipe, folder: Path, name: str, seed: int, fingerprin
         "seed": seed,
         "data_fingerprint": fingerprint,
         "hf_arch": hf_arch.__version__,
+        "numerics": NUMERICS_VERSION,
         "config": json.loads(config.to_json_string(use_diff=False)),
     }
     write_json_atomic(written, {**recipe.to_dict(), RUN_FACTS: facts})

@@ -10,7 +10,6 @@ command line.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import hf_arch
 from hf_arch.data import DataOptions
 from hf_arch.errors import ConfigError, choice_error, unknown_key_error
+from hf_arch.experiments.identity import run_hash
 from hf_arch.experiments.sections import coerce, parse_section, require_mapping
 from hf_arch.experiments.training_section import parse_training
 from hf_arch.experiments.yaml_text import parse_override, read_yaml
@@ -37,11 +36,6 @@ MAX_SEEDS = 1000
 PROBE_TRAINING = (
     *("max_steps", "num_train_epochs", "per_device_train_batch_size", "learning_rate", "weight_decay"),
     *("warmup_steps", "max_grad_norm", "eval_steps", "seed"),
-)
-# Do not change a result, so they stay out of the hash that names a run.
-UNHASHED_TRAINING = (
-    *("logging_", "save_", "report_to", "run_name", "project", "trackio_"),
-    *("disable_tqdm", "push_to_hub", "hub_", "log_", "dataloader_", "zero_redundancy"),
 )
 
 
@@ -281,20 +275,17 @@ class Recipe:
         )
 
     def stable_hash(self, *facts: str) -> str:
-        """Ten hex digits over what changes a result: model, data, training, evaluation, the package version, the
-        user's own files that the model is made of, and `facts` that the recipe only points to (the fingerprint of the
-        data).
+        """Ten hex digits over what changes a result: model, data, training, evaluation, the numerics of the code
+        (`experiments.identity`), the user's own files that the model is made of, and `facts` that the recipe only
+        points to (the fingerprint of the data).
+
+        Values equal to their defaults are left out, so that a new option renames no run that does without it.
         """
         values = self.to_dict()
-        del values["experiment"]
-        values["training"] = {
-            key: value for key, value in values["training"].items() if not key.startswith(UNHASHED_TRAINING)
-        }
-        # What a plugin says changes a result, where it lies does not.
-        plugins = [Path(path).expanduser() for path in values["model"].pop("plugins", None) or []]
-        facts += tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in plugins if path.is_file())
-        text = json.dumps([values, hf_arch.__version__, *facts], sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:10]
+        for section in ("data", "evaluation", "probe"):
+            if section in values:
+                values[section] = _set_values(getattr(self, section))
+        return run_hash(values, *facts)
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = (), scale: str | None = None) -> Recipe:
@@ -421,6 +412,17 @@ def set_dotted(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any
     else:
         result[head] = value
     return result
+
+
+def _set_values(options: Any) -> dict[str, Any]:
+    """The fields of a dataclass, as plain values, that have no default or another value than it."""
+    unset = {entry.name: _plain(entry.default) for entry in dataclasses.fields(options)}
+    unset |= {
+        entry.name: _plain(entry.default_factory())
+        for entry in dataclasses.fields(options)
+        if entry.default_factory is not dataclasses.MISSING
+    }
+    return {name: value for name, value in _plain(options).items() if value != unset[name]}
 
 
 def _plain(options: Any) -> Any:

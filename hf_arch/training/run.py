@@ -47,6 +47,7 @@ from hf_arch.experiments.store import (
     read_metrics,
     write_json_atomic,
 )
+from hf_arch.numerics import NUMERICS_VERSION
 from hf_arch.training.arguments import build_arguments, check_model
 from hf_arch.training.callbacks import MetricsLog, ProgressLine
 from hf_arch.training.checkpoints import STATE_FILE, TrainingError, divergence, newest_checkpoint, where_to_go_on
@@ -317,6 +318,7 @@ class _Run:
                 "launch": None if self.running is None else self.running.to_dict(),
                 "data_fingerprint": self.data.fingerprint,
                 "hf_arch": hf_arch.__version__,
+                "numerics": NUMERICS_VERSION,
                 "config": json.loads(self.config.to_json_string(use_diff=False)),
             },
         }
