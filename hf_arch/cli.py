@@ -19,7 +19,7 @@ import typer
 from dotenv import load_dotenv
 from typer.core import TyperGroup
 
-from hf_arch import __version__
+from hf_arch import __version__, environment
 from hf_arch.errors import ConfigError
 from hf_arch.evaluation.cli import register as register_evaluation
 from hf_arch.experiments.probe_cli import register as register_probe
@@ -48,7 +48,7 @@ class OneLineErrors(TyperGroup):
 def _report_error(error: Exception) -> int:
     """Prints `error` as its kind deserves and returns the exit code."""
     if isinstance(error, ConfigError):
-        if os.environ.get("RANK", "0") != "0":
+        if (environment.read("RANK") or "0") != "0":
             time.sleep(LET_THE_FIRST_SPEAK)
         return _complain(str(error), 2)
     if type(error).__name__ == "NoArgsIsHelpError":
@@ -332,9 +332,10 @@ def _print_json(document: Any) -> None:
 
 def main() -> None:
     """Entry point of the console script."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    environment.set_variable("TOKENIZERS_PARALLELISM", "false")
     # Installed, torchao tells at every import of transformers which kernels it was not built with.
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
     load_dotenv(".env")  # of the working folder alone; what the environment has already wins
+    environment.warn_unknown()
     app()

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_arch.data import prepare_data
+from hf_arch.environment import read
 from hf_arch.errors import ConfigError, choice_error
 from hf_arch.experiments.comparison import compare_runs
 from hf_arch.experiments.folders import run_folder
@@ -247,7 +248,7 @@ def worker_options(options: RunOptions) -> WorkerOptions:
     def environment(worker: int) -> Mapping[str, str]:
         changes = {}
         if options.workers * processes > 1:
-            changes["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(threads))
+            changes["OMP_NUM_THREADS"] = read("OMP_NUM_THREADS") or str(threads)
         if share := gpus[worker :: options.workers]:
             # One GPU even where the share is larger: Trainer would spread one process over all that it sees.
             changes["CUDA_VISIBLE_DEVICES"] = ",".join(share if processes > 1 else share[:1])
@@ -276,7 +277,7 @@ def cores() -> int:
 
 def visible_gpus() -> list[str]:
     """Names of the GPUs as CUDA_VISIBLE_DEVICES takes them; none on a machine without."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    named = read("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name for name in named.split(",") if name]
     import torch
