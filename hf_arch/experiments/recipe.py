@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_arch.data import DataOptions
+from hf_arch.deprecations import current_names
 from hf_arch.errors import ConfigError, choice_error, unknown_key_error
 from hf_arch.experiments.identity import run_hash
 from hf_arch.experiments.sections import coerce, parse_section, require_mapping
@@ -199,7 +200,7 @@ class Recipe:
         for key in merged:
             if key not in SECTIONS:
                 raise unknown_key_error("recipe", key, SECTIONS)
-        model = dict(require_mapping(merged.get("model"), "model"))
+        model = current_names("model", require_mapping(merged.get("model"), "model"))
         experiment = parse_section(ExperimentOptions, _declared(merged.get("experiment")), "experiment")
         architecture = model.get("architecture")
         if architecture is None and not experiment.runs and not experiment.sets:

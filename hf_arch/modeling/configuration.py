@@ -20,6 +20,7 @@ from ..components.activations import ACTIVATIONS
 from ..components.ffn import FFNS
 from ..components.norms import NORMS
 from ..components.positions import POSITIONS
+from ..deprecations import current_names
 from ..errors import ConfigError, choice_error
 from ..options import Options, compact, parse_options
 from ..registry import MIXERS, Registry
@@ -121,6 +122,7 @@ class ArchConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if not BUNDLED:
             kwargs.pop("auto_map", None)  # names code that a copy saved from here would not have
+        kwargs = self._take_renamed(kwargs)
         self._check_sizes()
         default_mixer, default_ffn = type(self).mixer, type(self).ffn
         self.mixer = _normalise(self.mixer, MIXERS, "mixer", default_mixer)
@@ -136,6 +138,17 @@ class ArchConfig(PreTrainedConfig):
             self.head_dim = self.hidden_size // self.num_attention_heads
         super().__post_init__(**kwargs)
         self.validate_architecture()  # here too, since the strict dataclass wraps what its own call raises
+
+    def _take_renamed(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Sets the fields that were given under an old name; returns the rest with options under their new names."""
+        known = {f.name for f in fields(self)}
+        named = current_names("model", kwargs)
+        for name in sorted(set(named) - set(kwargs)):
+            if name in known:
+                if getattr(self, name) not in (getattr(type(self), name), named[name]):
+                    raise ConfigError(f"{name}: {getattr(self, name)!r}, and {named[name]!r} under its old name")
+                setattr(self, name, named.pop(name))
+        return named
 
     def _check_sizes(self) -> None:
         for name in (
