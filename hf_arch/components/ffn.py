@@ -85,7 +85,7 @@ class FeedForward(nn.Module):
 
     @classmethod
     def routing_losses(
-        cls, layers: Sequence[Any], router_logits: Sequence[Tensor], mask: Tensor | None
+        cls, layers: Sequence[Any], router_logits: Sequence[Tensor], mask: Tensor | None, weights: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """(balance of the experts, what training adds to the loss); see `MixtureOfExperts`."""
         raise NotImplementedError

@@ -191,13 +191,21 @@ class MixtureOfExperts(FeedForward):
 
     @classmethod
     def routing_losses(
-        cls, layers: Sequence[MoEOptions], router_logits: Sequence[Tensor], mask: Tensor | None
+        cls,
+        layers: Sequence[MoEOptions],
+        router_logits: Sequence[Tensor],
+        mask: Tensor | None,
+        weights: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(load-balancing loss, what training adds to the loss), summed over kinds of layer, each over all its layers.
+
+        The balance of a call is a product of means over its valid tokens, and counts by the call's share of its
+        optimiser step. The z-loss is a sum over targets, so that a step in several calls has that of one.
 
         Args:
             layers: options of the layers in order. router_logits: [B T, E] of each.
             mask: [B, T], 1 at valid tokens, or None.
+            weights: [B, T], of the targets in the loss (`target_weights`), or None for equal ones at valid tokens.
         """
         valid = router_logits[0].new_ones(router_logits[0].shape[0]) if mask is None else mask.flatten().float()
         kinds: list[tuple[MoEOptions, list[Tensor]]] = []  # options have no hash, and a compiler cannot see their repr
@@ -207,14 +215,15 @@ class MixtureOfExperts(FeedForward):
                 same[0].append(logits)
             else:
                 kinds.append((layer, [logits]))
+        counted = valid / valid.sum() if weights is None else weights.flatten().to(valid)
         balance = penalty = valid.new_zeros(())
         for layer, parts in kinds:
-            logits, weights = torch.cat(parts), valid.repeat(len(parts))
-            part = load_balancing_loss(logits, layer, weights)
-            balance, penalty = balance + part, penalty + layer.aux_loss_coef * part
+            logits = torch.cat(parts)
+            part = load_balancing_loss(logits, layer, valid.repeat(len(parts)))
+            balance, penalty = balance + part, penalty + layer.aux_loss_coef * part * counted.sum()
             if layer.z_loss_coef:
                 z = torch.logsumexp(logits, -1).square()
-                penalty = penalty + layer.z_loss_coef * (z * weights).sum() / weights.sum()
+                penalty = penalty + layer.z_loss_coef * (z * counted.repeat(len(parts))).sum() / len(parts)
         return balance, penalty
 
     def cost(self, seq_len: int) -> MixerCost:

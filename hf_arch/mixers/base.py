@@ -88,7 +88,7 @@ class Mixer(nn.Module):
     config_features: ClassVar[tuple[str, ...]] = ()
     """Features of the config (`modeling.configuration.FEATURES`) that it honours; one that no layer does is refused."""
     unquantized: ClassVar[tuple[str, ...]] = ()
-    """Names of Linear modules that quantisation must leave alone, since their weight is read without calling them."""
+    """Names of Linear modules that our own quantisation leaves alone, since a faster form reads their plain weight."""
 
     def __init__(self, config: ArchConfig, options: Any, layer_idx: int):
         super().__init__()

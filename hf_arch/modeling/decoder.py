@@ -43,7 +43,7 @@ from .cache import RecurrentStateLayer
 from .configuration import ArchConfig
 from .initialization import init_arch_weights
 from .layout import build_layout, positions_from_mask
-from .loss import batch_share, chunked_cross_entropy, loss_chunk_size, penalise_max_logits
+from .loss import chunked_cross_entropy, loss_chunk_size, penalise_max_logits, target_weights
 
 
 class ArchPreTrainedModel(PreTrainedModel):
@@ -348,7 +348,7 @@ class ArchForCausalLM(ArchPreTrainedModel, GenerationMixin):
         if labels is not None and self.training and chunk > 0:
             loss = chunked_cross_entropy(
                 out.last_hidden_state,
-                self.lm_head.weight,
+                self.lm_head,
                 labels,
                 chunk_size=chunk,
                 softcap=self.config.final_logit_softcapping,
@@ -364,8 +364,8 @@ class ArchForCausalLM(ArchPreTrainedModel, GenerationMixin):
             if labels is not None:
                 loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
                 if self.config.max_logit_penalty:
-                    share = batch_share(labels, **kwargs)
-                    loss = penalise_max_logits(loss, logits, self.config.max_logit_penalty, share)
+                    weights = target_weights(labels, **kwargs).to(logits.device)
+                    loss = penalise_max_logits(loss, logits, self.config.max_logit_penalty, weights)
         fields = {
             "loss": loss,
             "logits": logits,
@@ -375,12 +375,15 @@ class ArchForCausalLM(ArchPreTrainedModel, GenerationMixin):
         }
         if not isinstance(out, MoeModelOutputWithPast):
             return CausalLMOutputWithPast(**fields)
-        aux_loss, penalty = self._routing_losses(out.router_logits, attention_mask)
-        if trains_routers and loss is not None and labels is not None:
-            fields["loss"] = loss + penalty * batch_share(labels, **kwargs)
+        weights = target_weights(labels, **kwargs) if labels is not None else None
+        aux_loss, penalty = self._routing_losses(out.router_logits, attention_mask, weights)
+        if trains_routers and loss is not None:
+            fields["loss"] = loss + penalty.to(loss.device)
         return MoeCausalLMOutputWithPast(**fields, aux_loss=aux_loss, router_logits=out.router_logits)
 
-    def _routing_losses(self, router_logits: tuple[Tensor, ...], attention_mask: Any) -> tuple[Tensor, Tensor]:
+    def _routing_losses(
+        self, router_logits: tuple[Tensor, ...], attention_mask: Any, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """(balance of the experts, what training adds to the loss)."""
         mask = attention_mask.get("padding") if isinstance(attention_mask, dict) else attention_mask
         if isinstance(mask, Tensor) and mask.dim() == 2:
@@ -389,7 +392,7 @@ class ArchForCausalLM(ArchPreTrainedModel, GenerationMixin):
             mask = None
         blocks: Any = self.model.layers
         routed = [layer.ffn for layer in blocks if layer.ffn is not None and layer.ffn.routed]
-        return routed[0].routing_losses([ffn.options for ffn in routed], router_logits, mask)
+        return routed[0].routing_losses([ffn.options for ffn in routed], router_logits, mask, weights)
 
 
 class ArchForSequenceClassification(GenericForSequenceClassification, ArchPreTrainedModel):
