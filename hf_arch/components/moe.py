@@ -215,12 +215,13 @@ class MixtureOfExperts(FeedForward):
                 same[0].append(logits)
             else:
                 kinds.append((layer, [logits]))
-        counted = valid / valid.sum() if weights is None else weights.flatten().to(valid)
+        given = valid / valid.sum() if weights is None else weights.flatten().to(valid)
+        share, counted = given.sum(), given * valid  # what precedes a row's first token is padding with a target
         balance = penalty = valid.new_zeros(())
         for layer, parts in kinds:
             logits = torch.cat(parts)
             part = load_balancing_loss(logits, layer, valid.repeat(len(parts)))
-            balance, penalty = balance + part, penalty + layer.aux_loss_coef * part * counted.sum()
+            balance, penalty = balance + part, penalty + layer.aux_loss_coef * part * share
             if layer.z_loss_coef:
                 z = torch.logsumexp(logits, -1).square()
                 penalty = penalty + layer.z_loss_coef * (z * counted.repeat(len(parts))).sum() / len(parts)

@@ -130,7 +130,8 @@ def chunked_cross_entropy(
     """Cross-entropy of `softcap(head(hidden))` with the next token, a scalar in fp32.
 
     Args:
-        hidden: [B, T, D]. head: any module that maps [..., D] to logits [..., V]. labels: [B, T] int64, shifted inside; -100 is ignored.
+        hidden: [B, T, D]. head: any module that maps [..., D] to logits [..., V].
+        labels: [B, T] int64, shifted inside; -100 is ignored.
         chunk_size: tokens whose logits are held at once. max_logit_penalty: see above.
         num_items_in_batch: divide the sum by this instead of by the number of targets (gradient accumulation).
         shift_labels: [B, T] already shifted labels, instead of `labels`.
