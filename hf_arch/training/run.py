@@ -34,6 +34,7 @@ import hf_arch
 from hf_arch.data import PreparedData, prepare_data
 from hf_arch.errors import ConfigError
 from hf_arch.evaluation.generation import SamplingOptions, generate_text
+from hf_arch.evaluation.special_tokens import prompt_ids
 from hf_arch.evaluation.speed import measure_inference
 from hf_arch.experiments.build import build_config, changed_initialisation
 from hf_arch.experiments.recipe import RUN_FACTS, Recipe
@@ -290,7 +291,7 @@ class _Run:
             prompt = evaluation.prompt or self.data.tokenizer.decode(
                 row[: min(16, room // 2)], skip_special_tokens=True
             )
-            used = len(self.data.tokenizer(prompt)["input_ids"])
+            used = len(prompt_ids(self.data.tokenizer, prompt))
             options = SamplingOptions(
                 max_new_tokens=max(1, min(evaluation.new_tokens, room - used)),
                 temperature=evaluation.temperature,
