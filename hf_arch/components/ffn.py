@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..mixers.base import MixerCost
 from ..options import Options, options
 from ..registry import ACTIVATIONS, FFNS
+from .fp32 import KeepsFp32
 
 
 @options
@@ -26,7 +27,7 @@ class FeedForwardOptions(Options):
     bias: bool | None = None
 
 
-class FeedForward(nn.Module):
+class FeedForward(KeepsFp32):
     """Base of every channel mixer; built as `FFNClass(config, options, layer_idx)`."""
 
     Options: ClassVar[type[Options]] = FeedForwardOptions

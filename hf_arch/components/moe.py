@@ -29,6 +29,7 @@ from ..options import Options, options, parse_options
 from ..registry import FFNS
 from .experts import GatedExperts, PlainExperts
 from .ffn import MLP, FeedForward, FeedForwardOptions, GatedMLP
+from .fp32 import KeepsFp32
 
 
 @options
@@ -53,10 +54,11 @@ class MoEOptions(Options):
     bias_update_rate: float = 0.001
 
 
-class TopKRouter(nn.Module):
+class TopKRouter(KeepsFp32):
     """[N, D] -> logits [N, E] in fp32 (fp64 for fp64 inputs), weights [N, k], experts [N, k]; the choice is by score
     plus bias, the weights by score alone."""
 
+    keep_fp32: ClassVar[tuple[str, ...]] = ("score_bias",)
     score_bias: Tensor | None
 
     def __init__(self, hidden_size: int, options: MoEOptions):

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from ..components.attention_product import AttentionProduct, cache_element_bytes
 from ..components.norms import ArchRMSNorm
 from ..components.plain_linear import is_plain_linear
-from ..components.positions import RotarySpec, apply_rotary
+from ..components.positions import apply_rotary
+from ..components.rope_parameters import RotarySpec
 from ..errors import ConfigError
 from ..ops.segments import state_dtype
 from ..options import Options, options

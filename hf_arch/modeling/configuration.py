@@ -20,6 +20,7 @@ from ..components.activations import ACTIVATIONS
 from ..components.ffn import FFNS
 from ..components.norms import NORMS
 from ..components.positions import POSITIONS
+from ..components.rope_parameters import check_rope_parameters
 from ..deprecations import current_names
 from ..errors import ConfigError, choice_error
 from ..options import Options, compact, parse_options
@@ -271,11 +272,7 @@ class ArchConfig(PreTrainedConfig):
         return FFN_STATE + 1
 
     def validate_rope(self) -> None:
-        """transformers' check of `rope_parameters`, without `head_dim`: only some layers have it, and each rotary
-        mixer checks its own."""
-        view = copy.copy(self)
-        view.__dict__["head_dim"] = None
-        PreTrainedConfig.validate_rope(view)
+        """Nothing: `validate_architecture` checks the rotation that each layer asks for, with its own head_dim."""
 
     def validate_layer_type(self) -> None:
         """Layer types are derived from the mixers, so there is nothing that could be wrong."""
@@ -291,6 +288,10 @@ class ArchConfig(PreTrainedConfig):
         for specs in (self.mixer_specs, self.ffn_specs):
             for component, component_options in specs:
                 component.validate(self, component_options)
+        for mixer, given in self.mixer_specs:
+            spec = mixer.rotary(self, given)
+            if spec is not None:
+                check_rope_parameters(spec)
         self._refuse_idle_features()
 
     def _refuse_idle_features(self) -> None:

@@ -36,11 +36,13 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from ..components.attention_product import AttentionProduct
+from ..components.fp32 import loading_patterns, restore_fp32
 from ..components.positions import ArchRotaryEmbedding, alibi_slopes
 from ..registry import NORMS, POSITIONS
 from .block import DecoderLayer
 from .cache import RecurrentStateLayer
 from .configuration import ArchConfig
+from .heads import counting_items, sequence_loss, token_loss
 from .initialization import init_arch_weights
 from .layout import build_layout, positions_from_mask
 from .loss import chunked_cross_entropy, loss_chunk_size, penalise_max_logits, target_weights
@@ -68,6 +70,13 @@ class ArchPreTrainedModel(PreTrainedModel):
         super().__init__(config)
         # transformers refuses assisted generation by this flag: it takes tokens back, which a state cannot.
         self._is_stateful = not {"full_attention", "sliding_attention"}.issuperset(config.layer_types)
+
+    def post_init(self) -> None:
+        """Also widens what a low default dtype made too narrow, before it is initialised, and tells the loader of
+        it."""
+        restore_fp32(self)
+        self._keep_in_fp32_modules_strict = loading_patterns(self)
+        super().post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -375,8 +384,8 @@ class ArchForCausalLM(ArchPreTrainedModel, GenerationMixin):
         }
         if not isinstance(out, MoeModelOutputWithPast):
             return CausalLMOutputWithPast(**fields)
-        weights = target_weights(labels, **kwargs) if labels is not None else None
-        aux_loss, penalty = self._routing_losses(out.router_logits, attention_mask, weights)
+        targets = target_weights(labels, **kwargs) if labels is not None else None
+        aux_loss, penalty = self._routing_losses(out.router_logits, attention_mask, targets)
         if trains_routers and loss is not None:
             fields["loss"] = loss + penalty.to(loss.device)
         return MoeCausalLMOutputWithPast(**fields, aux_loss=aux_loss, router_logits=out.router_logits)
@@ -398,10 +407,19 @@ class ArchForCausalLM(ArchPreTrainedModel, GenerationMixin):
 class ArchForSequenceClassification(GenericForSequenceClassification, ArchPreTrainedModel):
     """A label for the whole sequence, read at its last token."""
 
+    forward = counting_items(GenericForSequenceClassification.forward)
+    label_loss = sequence_loss
+
 
 class ArchForTokenClassification(GenericForTokenClassification, ArchPreTrainedModel):
     """A label for each token."""
 
+    forward = counting_items(GenericForTokenClassification.forward)
+    label_loss = token_loss
+
 
 class ArchForQuestionAnswering(GenericForQuestionAnswering, ArchPreTrainedModel):
     """Start and end of an answer span."""
+
+    accepts_loss_kwargs: ClassVar[bool] = False
+    """Trainer counts no items where there are no `labels`: it divides the mean losses of the calls of a step."""
