@@ -1,8 +1,9 @@
 """Losses of the classification heads under gradient accumulation.
 
-transformers' generic heads say by their `**kwargs` that they take `num_items_in_batch`, and drop it: a step in four calls
-has four times the loss. Here a loss is the sum over labels divided by `num_items_in_batch` (the labels of the whole step
-that are not -100, as Trainer counts them), so that calls with unequal numbers of labels weigh what they should.
+transformers' generic heads say by their `**kwargs` that they take `num_items_in_batch`, and drop it: a step in four
+calls has four times the loss. Here a loss is the sum over labels divided by `num_items_in_batch` (the labels of the
+whole step that are not -100, as Trainer counts them), so that calls with unequal numbers of labels weigh what they
+should.
 """
 
 from __future__ import annotations
