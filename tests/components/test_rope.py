@@ -93,7 +93,7 @@ def test_cached_steps_past_the_original_length_are_llamas(kind):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("architecture", ["llama", "mla", "gqa", "team"])
+@pytest.mark.parametrize("architecture", ["llama", "mla", "moe", "team"])
 @pytest.mark.parametrize("kind", TYPES)
 def test_every_rotary_mixer_takes_every_type(architecture, kind):
     """And keeps its frequencies in bf16."""
