@@ -44,7 +44,7 @@ def test_lora_on_every_linear_and_the_head(name, use_dora):
     ids = _ids()
     for layer in model.model.layers:
         if getattr(layer.ffn, "routed", False):
-            layer.ffn.options.aux_loss_coef = 0.0
+            layer.ffn.options.aux_loss_coef = layer.ffn.options.z_loss_coef = 0.0
     out = adapted(input_ids=ids, labels=ids)
     assert out.logits is None
     out.loss.backward()
