@@ -71,3 +71,17 @@ def test_scores_are_of_the_same_tokens(form):
         log_probs = network(tokens).logits[0, :-1].log_softmax(-1)
     expected = -log_probs.gather(1, tokens[0, 1:, None]).squeeze(1)
     torch.testing.assert_close(nats.float(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_lm_eval_encodes_as_prompts_are(form):
+    pytest.importorskip("lm_eval", reason="extra eval")
+    from hf_arch.evaluation.lm_eval import ArchLM
+
+    tok = tokenizer(form)
+    scored = ArchLM(model(tok), tokenizer=tok, batch_size=2, device="cpu")
+    assert scored.tok_encode("To be") == prompt_ids(tok, "To be")
+    context, answer = scored._encode_pair("To be", " or not")
+    assert context == prompt_ids(tok, "To be") and answer == tok(" or not", add_special_tokens=False)["input_ids"]
+    ids, mask = scored.tok_batch_encode(["To be", "To"])
+    assert ids[1][mask[1].bool()].tolist() == prompt_ids(tok, "To")
