@@ -11,13 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationMixin
-from transformers.masking_utils import (
-    create_causal_mask,
-    create_sliding_window_causal_mask,
-    find_packed_sequence_indices,
-)
+from transformers.cache_utils import Cache
+from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import (
     GenericForQuestionAnswering,
     GenericForSequenceClassification,
@@ -42,10 +37,14 @@ from ..registry import NORMS, POSITIONS
 from .block import DecoderLayer
 from .cache import RecurrentStateLayer
 from .configuration import ArchConfig
+from .documents import refuse_numbers
 from .heads import counting_items, sequence_loss, token_loss
 from .initialization import init_arch_weights
+from .inputs import read_inputs
+from .layer_masks import same_document, sliding_mask
 from .layout import build_layout, positions_from_mask
 from .loss import chunked_cross_entropy, loss_chunk_size, penalise_max_logits, target_weights
+from .serving import CheckedGenerationMixin
 
 
 class ArchPreTrainedModel(PreTrainedModel):
@@ -148,24 +147,19 @@ class ArchModel(ArchPreTrainedModel):
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast | MoeModelOutputWithPast:
-        """See transformers' decoder models. `position_ids` that restart within a row mark packed documents
-        (without a mask or filled cache)."""
+        """See transformers' decoder models. Padding and packed documents may be described in any of the ways of
+        `documents.py`; what is not supported is a ValueError before any layer runs."""
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
         length = inputs_embeds.shape[1]
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
-
-        segment_ids = None
-        if position_ids is not None and attention_mask is None and isinstance(past, int) and past == 0:
-            segment_ids = find_packed_sequence_indices(position_ids.expand(inputs_embeds.shape[0], -1))
+        inputs = read_inputs(self, inputs_embeds, attention_mask, position_ids, past_key_values, use_cache, {**kwargs})
+        (attention_mask, segment_ids, position_ids), past_key_values, past, given = inputs
         position_ids = self._positions(position_ids, attention_mask, past, inputs_embeds)
         masks = attention_mask
         if not isinstance(masks, dict):
-            masks = self._masks(inputs_embeds, attention_mask, past_key_values, position_ids, segment_ids)
+            masks = self._masks(inputs_embeds, attention_mask, past_key_values, segment_ids)
         padding = masks.get("padding")
         layout = build_layout(padding, segment_ids, has_state=padding is not None and bool(past > 0))
         rotary = [embedding(inputs_embeds, position_ids) for embedding in self.rotary_embs]
@@ -180,7 +174,7 @@ class ArchModel(ArchPreTrainedModel):
             hidden_states = self.embedding_norm(hidden_states)
         carry: Tensor | None = None
         router_logits: list[Tensor] = []
-        wants_router_logits = kwargs.pop("output_router_logits", getattr(self.config, "output_router_logits", False))
+        wants_router_logits = given.pop("output_router_logits", getattr(self.config, "output_router_logits", False))
         shared = [parameters() for parameters in self.shared]
         for index, layer in enumerate(self.layers):
             rotary_index, shared_index = self._rotary_index[index], self._shared_index[index]
@@ -195,7 +189,7 @@ class ArchModel(ArchPreTrainedModel):
                 position_bias=biases[index],
                 past_key_values=past_key_values,
                 use_cache=use_cache,
-                **kwargs,
+                **given,
             )
             hidden_states, carried, routed = out if isinstance(out, tuple) else (out, None, None)
             carry = carry if carried is None else carried
@@ -231,19 +225,17 @@ class ArchModel(ArchPreTrainedModel):
         inputs_embeds: Tensor,
         attention_mask: Tensor | None,
         past_key_values: Cache | None,
-        position_ids: Tensor | None,
         segment_ids: Tensor | None = None,
     ) -> dict[str, Any]:
         """One mask per kind of layer (`full_attention`, `sliding_attention:<window>`), and the 2-D padding mask of
         this call."""
         masks: dict[str, Any] = {}
-        # transformers looks for documents only without a cache; an empty one makes no difference to the mask.
-        cache = past_key_values if segment_ids is None else None
-        common = {
+        cache = past_key_values
+        common: dict[str, Any] = {
             "inputs_embeds": inputs_embeds,
             "attention_mask": attention_mask,
             "past_key_values": cache,
-            "position_ids": None if segment_ids is None else position_ids,
+            "and_mask_function": None if segment_ids is None else same_document(segment_ids),
         }
         for index in range(len(self.layers)):
             key = self._mask_key(index)
@@ -257,7 +249,7 @@ class ArchModel(ArchPreTrainedModel):
                 masks[key] = create_causal_mask(config=self.config, layer_idx=index, **common)
             elif key.startswith("sliding_attention"):
                 config = self.config.with_window(self._windows[index])
-                masks[key] = create_sliding_window_causal_mask(config=config, layer_idx=index, **common)
+                masks[key] = sliding_mask(config, self.config, index, common)
         if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
             masks["padding"] = attention_mask[:, -inputs_embeds.shape[1] :].to(inputs_embeds.device)
         return masks
@@ -266,7 +258,8 @@ class ArchModel(ArchPreTrainedModel):
         self, inputs_embeds: Tensor, attention_mask: Any = None, past_key_values: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
         """The masks that `generate` prepares ahead of a compiled decoding step."""
-        return self._masks(inputs_embeds, attention_mask, past_key_values, None)
+        refuse_numbers(attention_mask)
+        return self._masks(inputs_embeds, attention_mask, past_key_values)
 
     def _position_biases(self, embeds: Tensor, attention_mask: Any, cache: Cache | None) -> list[Tensor | None]:
         """ALiBi's bias [B, H, T, S] of each layer (shared by layers alike), None where it does not apply."""
@@ -301,7 +294,7 @@ class ArchModel(ArchPreTrainedModel):
         return biases
 
 
-class ArchForCausalLM(ArchPreTrainedModel, GenerationMixin):
+class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
     """Decoder with a language-model head; in training with a large vocabulary the loss never holds all logits
     (`logits` is then None)."""
 
@@ -396,7 +389,7 @@ class ArchForCausalLM(ArchPreTrainedModel, GenerationMixin):
         """(balance of the experts, what training adds to the loss)."""
         mask = attention_mask.get("padding") if isinstance(attention_mask, dict) else attention_mask
         if isinstance(mask, Tensor) and mask.dim() == 2:
-            mask = mask[:, -(router_logits[0].shape[0] // mask.shape[0]) :].to(router_logits[0].device)
+            mask = mask[:, -(router_logits[0].shape[0] // mask.shape[0]) :].to(router_logits[0].device).bool()
         else:
             mask = None
         blocks: Any = self.model.layers
