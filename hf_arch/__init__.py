@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .deferred import register_with_auto_classes
+from .environment import warn_unknown
 
 if TYPE_CHECKING:
     from .api import config_from_dict, cost, describe, list_architectures, tiny_config
@@ -55,3 +56,4 @@ def __dir__() -> list[str]:
 
 
 register_with_auto_classes()
+warn_unknown()

@@ -10,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from .costs.model import ModelCost, model_cost
 from .deferred import load_all
+from .deprecations import current_names
 from .errors import ConfigError, unknown_key_error
 from .modeling.configuration import ArchConfig, option_names
 from .modeling.describe import describe
@@ -33,6 +34,7 @@ def tiny_config(name: str, **overrides: Any) -> ArchConfig:
         ConfigError: `name` is not registered, or a key of `overrides` is none that the config has.
     """
     entry = ARCHITECTURES.get(name)
+    overrides = current_names("model", overrides)
     known = {f.name for f in fields(entry.config)}
     for key in overrides:
         # transformers keeps any keyword as an attribute of the config, where nothing would read it
@@ -58,7 +60,7 @@ def config_from_dict(model: dict[str, Any]) -> ArchConfig:
     Raises:
         ConfigError: one line; an unknown key names the nearest known one.
     """
-    values = dict(model)
+    values = current_names("model", model)
     for path in values.pop("plugins", None) or []:
         load_plugin(path)
     if "architecture" not in values:

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from huggingface_hub.dataclasses import strict, type_validator
 from huggingface_hub.errors import StrictDataclassError
 
+from .deprecations import current_names
 from .errors import ConfigError, unknown_key_error
 
 
@@ -51,6 +52,7 @@ def parse_options(cls: type[OptionsT], values: dict[str, Any], field: str) -> Op
         ConfigError: an unknown key (with the nearest known one) or a value of a wrong type; the line starts with
         `field`.
     """
+    values = current_names(field, values)
     known = [f.name for f in fields(cls)]
     for key in values:
         if key not in known:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from .environment import read
 from .errors import ConfigError, choice_error
 
 T = TypeVar("T")
@@ -114,7 +115,7 @@ def plugin_line(error: BaseException) -> str:
 
 def load_environment_plugins() -> None:
     """Import the files that `HF_ARCH_PLUGINS` names."""
-    for path in filter(None, os.environ.get("HF_ARCH_PLUGINS", "").split(os.pathsep)):
+    for path in filter(None, (read("HF_ARCH_PLUGINS") or "").split(os.pathsep)):
         load_plugin(path)
 
 

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "hf_arch"
 # package itself stand where they are used from.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "bundled"),
+    ("environment", "deprecations", "numerics"),
     ("deferred", "options", "registry"),
     ("core",),
     ("ops",),
@@ -29,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("analysis",),
     ("report",),
     ("hub",),
-    ("checks", "reference_page"),
+    ("checks",),
     ("cli", "lm_eval", "__main__"),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

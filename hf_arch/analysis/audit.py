@@ -34,6 +34,7 @@ from hf_arch.analysis.finding import (
     same_fingerprint,
 )
 from hf_arch.core.files import finite
+from hf_arch.numerics import numerics_version
 from hf_arch.runs.record import RunRecord
 from hf_arch.runs.run_settings import has_short_convolution, shared_settings
 
@@ -285,7 +286,7 @@ def check_versions(runs: Sequence[RunRecord]) -> Finding:
     recorded = [run for run in runs if isinstance(run.provenance.get("versions"), dict)]
     if len(recorded) < len([run for run in runs if run.completed]):
         return not_recorded("versions", "provenance.versions", [run for run in runs if run not in recorded])
-    versions = {run: {"hf_arch": run.provenance.get("hf_arch"), **run.provenance["versions"]} for run in recorded}
+    versions = {run: {**_own_version(run), **run.provenance["versions"]} for run in recorded}
     differing = []
     for package in distinct(key for used in versions.values() for key in used):
         values = distinct(used.get(package) for used in versions.values())
@@ -382,6 +383,12 @@ def _is_not_finite(row: dict[str, Any]) -> bool:
 def _match(run: RunRecord) -> dict[str, Any]:
     match = run.experiment.get("match")
     return match if isinstance(match, dict) else {}
+
+
+def _own_version(run: RunRecord) -> dict[str, Any]:
+    """What of our own version changes numbers; where that was not recorded, the version itself."""
+    numerics = numerics_version(run.provenance)
+    return {"hf_arch": run.provenance.get("hf_arch")} if numerics is None else {"numerics of hf_arch": numerics}
 
 
 def _code_state(run: RunRecord) -> Any:

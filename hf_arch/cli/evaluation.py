@@ -153,25 +153,13 @@ def bench_command(
     repeats: Annotated[int, typer.Option(help="Rounds; medians are reported.")] = 5,
     output_json: Annotated[str | None, typer.Option(metavar="FILE", help="Write all numbers as JSON.")] = None,
     plot: Annotated[str | None, typer.Option(metavar="FILE", help="Draw speed and memory: png, svg or pdf.")] = None,
-    readme_table: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Instead fill the README's table from these finished runs.")
-    ] = None,
-    readme: Annotated[str, typer.Option(metavar="FILE", help="The file that `--readme-table` fills.")] = "README.md",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> int:
     """Measure training, prefill and decode speed, peak memory and cache, side by side in one run.
 
     Examples: `hf-arch bench llama gla mamba --seq-len 256,1024`,
-    `hf-arch bench gpt2 llama hidden_size=256 num_attention_heads=8 --against transformers --json`,
-    `hf-arch bench --readme-table results/baseline`.
+    `hf-arch bench gpt2 llama hidden_size=256 num_attention_heads=8 --against transformers --json`.
     """
-    if readme_table is not None:
-        with redirect_stdout(sys.stderr):
-            from hf_arch.evaluation.readme_table import fill_readme
-
-            table = fill_readme(readme_table, readme)
-        print(table)
-        return 0
     with redirect_stdout(sys.stderr):
         from hf_arch.core.files import to_jsonable, write_json
         from hf_arch.core.quiet import quiet_libraries

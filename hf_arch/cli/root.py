@@ -17,7 +17,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from hf_arch import __version__
+from hf_arch import __version__, environment
 from hf_arch.cli.evaluation import register as register_evaluation
 from hf_arch.cli.hub import register as register_hub
 from hf_arch.cli.probe import register as register_probe
@@ -46,7 +46,7 @@ class OneLineErrors(TyperGroup):
 def _report_error(error: Exception) -> int:
     """Prints `error` as its kind deserves and returns the exit code."""
     if isinstance(error, ConfigError):
-        if os.environ.get("RANK", "0") != "0":
+        if (environment.read("RANK") or "0") != "0":
             time.sleep(RANK_ERROR_DELAY_SECONDS)
         return _print_error(str(error), 2)
     if isinstance(error, USAGE_ERROR):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..mixers.base import MixerCost
 from ..options import Options, options
 from ..registry import ACTIVATIONS, FFNS
+from .fp32 import KeepsFp32
 
 
 @options
@@ -26,7 +27,7 @@ class FeedForwardOptions(Options):
     bias: bool | None = None
 
 
-class FeedForward(nn.Module):
+class FeedForward(KeepsFp32):
     """Base of every channel mixer; built as `FFNClass(config, options, layer_idx)`."""
 
     Options: ClassVar[type[Options]] = FeedForwardOptions
@@ -85,7 +86,7 @@ class FeedForward(nn.Module):
 
     @classmethod
     def routing_losses(
-        cls, layers: Sequence[Any], router_logits: Sequence[Tensor], mask: Tensor | None
+        cls, layers: Sequence[Any], router_logits: Sequence[Tensor], mask: Tensor | None, weights: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """(balance of the experts, what training adds to the loss); see `MixtureOfExperts`."""
         raise NotImplementedError

@@ -22,6 +22,7 @@ class LowerBounds(SharedParameters):
     """Gamma [L, E]; `forward()` gives gamma [L, E] in fp32."""
 
     no_weight_decay: ClassVar[tuple[str, ...]] = ("logits",)
+    keep_fp32: ClassVar[tuple[str, ...]] = ("logits",)
 
     def __init__(self, num_layers: int, width: int):
         super().__init__()

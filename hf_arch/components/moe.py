@@ -29,6 +29,7 @@ from ..options import Options, options, parse_options
 from ..registry import FFNS
 from .experts import GatedExperts, PlainExperts
 from .ffn import MLP, FeedForward, FeedForwardOptions, GatedMLP
+from .fp32 import KeepsFp32
 
 
 @options
@@ -53,10 +54,11 @@ class MoEOptions(Options):
     bias_update_rate: float = 0.001
 
 
-class TopKRouter(nn.Module):
+class TopKRouter(KeepsFp32):
     """[N, D] -> logits [N, E] in fp32 (fp64 for fp64 inputs), weights [N, k], experts [N, k]; the choice is by score
     plus bias, the weights by score alone."""
 
+    keep_fp32: ClassVar[tuple[str, ...]] = ("score_bias",)
     score_bias: Tensor | None
 
     def __init__(self, hidden_size: int, options: MoEOptions):
@@ -191,13 +193,21 @@ class MixtureOfExperts(FeedForward):
 
     @classmethod
     def routing_losses(
-        cls, layers: Sequence[MoEOptions], router_logits: Sequence[Tensor], mask: Tensor | None
+        cls,
+        layers: Sequence[MoEOptions],
+        router_logits: Sequence[Tensor],
+        mask: Tensor | None,
+        weights: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(load-balancing loss, what training adds to the loss), summed over kinds of layer, each over all its layers.
+
+        The balance of a call is a product of means over its valid tokens, and counts by the call's share of its
+        optimiser step. The z-loss is a sum over targets, so that a step in several calls has that of one.
 
         Args:
             layers: options of the layers in order. router_logits: [B T, E] of each.
             mask: [B, T], 1 at valid tokens, or None.
+            weights: [B, T], of the targets in the loss (`target_weights`), or None for equal ones at valid tokens.
         """
         valid = router_logits[0].new_ones(router_logits[0].shape[0]) if mask is None else mask.flatten().float()
         kinds: list[tuple[MoEOptions, list[Tensor]]] = []  # options have no hash, and a compiler cannot see their repr
@@ -207,14 +217,16 @@ class MixtureOfExperts(FeedForward):
                 same[0].append(logits)
             else:
                 kinds.append((layer, [logits]))
+        given = valid / valid.sum() if weights is None else weights.flatten().to(valid)
+        share, counted = given.sum(), given * valid  # what precedes a row's first token is padding with a target
         balance = penalty = valid.new_zeros(())
         for layer, parts in kinds:
-            logits, weights = torch.cat(parts), valid.repeat(len(parts))
-            part = load_balancing_loss(logits, layer, weights)
-            balance, penalty = balance + part, penalty + layer.aux_loss_coef * part
+            logits = torch.cat(parts)
+            part = load_balancing_loss(logits, layer, valid.repeat(len(parts)))
+            balance, penalty = balance + part, penalty + layer.aux_loss_coef * part * share
             if layer.z_loss_coef:
                 z = torch.logsumexp(logits, -1).square()
-                penalty = penalty + layer.z_loss_coef * (z * weights).sum() / weights.sum()
+                penalty = penalty + layer.z_loss_coef * (z * counted.repeat(len(parts))).sum() / len(parts)
         return balance, penalty
 
     def cost(self, seq_len: int) -> MixerCost:

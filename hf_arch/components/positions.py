@@ -8,7 +8,6 @@ take it; `alibi` biases attention scores. RoPE covers every `rope_parameters` ty
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +15,8 @@ from torch import Tensor, nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 
 from ..registry import POSITIONS
+from .fp32 import KeepsFp32, is_low_precision
+from .rope_parameters import RotarySpec, rotated_features
 
 
 class Position(nn.Module):
@@ -107,35 +108,11 @@ def alibi_slopes(num_heads: int, device: torch.device | None = None) -> Tensor:
     return torch.tensor(slopes, device=device)
 
 
-@dataclass(frozen=True)
-class RotarySpec:
-    """Which rotary embedding a mixer wants; mixers with equal specs share one. It is also the view of a config that
-    transformers' RoPE functions read (`head_dim`, `rope_parameters`, ...)."""
-
-    head_dim: int
-    rope_parameters: dict[str, Any] = field(default_factory=lambda: {"rope_type": "default", "rope_theta": 10000.0})
-    max_position_embeddings: int = 2048
-
-    @property
-    def hidden_size(self) -> int:
-        return self.head_dim
-
-    @property
-    def num_attention_heads(self) -> int:
-        return 1
-
-    @property
-    def key(self) -> str:
-        return repr((self.head_dim, sorted(self.rope_parameters.items(), key=str), self.max_position_embeddings))
-
-    def standardize_rope_params(self) -> None:
-        """The parameters are standard already (ArchConfig saw to it)."""
-
-
-class ArchRotaryEmbedding(nn.Module):
+class ArchRotaryEmbedding(KeepsFp32):
     """(cos, sin) of shape [B, T, head_dim] for RoPE in half-split form; the class name and attributes are those that
     transformers' weight initialisation and `dynamic_rope_update` look for."""
 
+    keep_fp32: ClassVar[tuple[str, ...]] = ("inv_freq", "original_inv_freq")
     inv_freq: Tensor
     original_inv_freq: Tensor
 
@@ -144,24 +121,39 @@ class ArchRotaryEmbedding(nn.Module):
         self.config = spec
         self.max_seq_len_cached = self.original_max_seq_len = spec.max_position_embeddings
         self.rope_type = spec.rope_parameters.get("rope_type", "default")
-        compute = (
-            self.compute_default_rope_parameters if self.rope_type == "default" else ROPE_INIT_FUNCTIONS[self.rope_type]
-        )
-        inv_freq, scaling = compute(spec)
+        inv_freq, scaling = self._frequencies()
         self.attention_scaling: float = scaling
         self.inv_freq = nn.Buffer(inv_freq, persistent=False)
         self.original_inv_freq = nn.Buffer(inv_freq.clone(), persistent=False)
 
+    def _frequencies(self, device: torch.device | None = None) -> tuple[Tensor, float]:
+        default = self.compute_default_rope_parameters
+        compute: Any = default if self.rope_type == "default" else ROPE_INIT_FUNCTIONS[self.rope_type]
+        return compute(self.config, device)
+
     @staticmethod
-    def compute_default_rope_parameters(config: RotarySpec, *args: Any, **kwargs: Any) -> tuple[Tensor, float]:
+    def compute_default_rope_parameters(
+        config: RotarySpec, device: torch.device | None = None, **kwargs: Any
+    ) -> tuple[Tensor, float]:
         """theta_i = base^(-2i / d) for i < d/2, with d the rotated share of head_dim."""
-        rotated = int(config.head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
-        exponents = torch.arange(0, rotated, 2, dtype=torch.int64).float() / rotated
+        rotated = rotated_features(config)
+        exponents = torch.arange(0, rotated, 2, dtype=torch.int64, device=device).float() / rotated
         return 1.0 / (config.rope_parameters["rope_theta"] ** exponents), 1.0
 
+    def restore_fp32(self) -> None:
+        """Frequencies that a wrapper has rounded (FSDP's `buffer_dtype`, say) are computed again."""
+        if is_low_precision(self.inv_freq) or is_low_precision(self.original_inv_freq):
+            inv_freq, self.attention_scaling = self._frequencies(self.inv_freq.device)
+            self.inv_freq.data, self.original_inv_freq.data = inv_freq, inv_freq.clone()
+            self.max_seq_len_cached = self.original_max_seq_len
+
     @torch.no_grad()
-    @dynamic_rope_update
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        self.restore_fp32()
+        return self._rotation(x, position_ids)
+
+    @dynamic_rope_update
+    def _rotation(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         angles = position_ids[..., None].float() * self.inv_freq.float().to(x.device)
         angles = torch.cat((angles, angles), -1)
         return (angles.cos() * self.attention_scaling).to(x.dtype), (angles.sin() * self.attention_scaling).to(x.dtype)

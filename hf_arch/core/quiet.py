@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dotenv import load_dotenv
 
+from hf_arch import environment
+
 
 def prepare_process() -> None:
     """What every process of ours sets at its start: the keys in `.env`, and no chatter of libraries."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    environment.set_variable("TOKENIZERS_PARALLELISM", "false")
     # Installed, torchao says at every import of transformers which kernels it was not built with.
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
     load_dotenv(".env")  # of the working folder alone; what the environment has already wins
+    environment.warn_unknown()
 
 
 @contextmanager

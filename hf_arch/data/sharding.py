@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from tokenizers import Tokenizer
 from hf_arch.core.files import atomic_file, write_atomic
 from hf_arch.data.corpus import Corpus
 from hf_arch.data.store import ShardRecord
+from hf_arch.environment import set_variable
 from hf_arch.errors import ConfigError
 
 _PIECE = 1 << 16
@@ -108,7 +108,7 @@ _worker_counter: Any = None
 def _start_worker(counter: Any) -> None:
     global _worker_counter
     _worker_counter = counter
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core a worker
+    set_variable("TOKENIZERS_PARALLELISM", "false", replace=True)  # one core a worker
 
 
 def _write_in_worker(task: ShardTask) -> ShardRecord:

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from hf_arch.errors import ConfigError
+from hf_arch.evaluation.special_tokens import prompt_ids
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ def _generate(
     options: SamplingOptions,
     streamer: TextStreamer | None,
 ) -> list[Generated]:
-    rows = [tokenizer(prompt, return_token_type_ids=False)["input_ids"] for prompt in prompts]
+    rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     for prompt, row in zip(prompts, rows, strict=True):
         if not row:
             raise ConfigError(f"prompt: {prompt!r} gives no tokens; write at least one character")

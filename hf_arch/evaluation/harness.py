@@ -6,7 +6,6 @@ Rows come from this machine where they are here (`offline.py`), else from the Hu
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -22,6 +21,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Kind
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_arch.environment import temporarily
 from hf_arch.errors import ConfigError, choice_error, nearest
 from hf_arch.evaluation.lm_eval import ArchLM
 from hf_arch.evaluation.offline import INSTALL, local_tasks, rows_origin, write_task_files
@@ -180,18 +180,14 @@ def _quiet() -> Iterator[None]:
     """lm_eval warns of every task that replaces one of its own; datasets draws a bar for every file. Bootstraps run in
     this process, not in a pool that would fork it."""
     logger = logging.getLogger("lm_eval")
-    level, pool = logger.level, os.environ.get("DISABLE_MULTIPROC")
+    level = logger.level
     bars = datasets.is_progress_bar_enabled()
     logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    os.environ["DISABLE_MULTIPROC"] = "1"
     try:
-        yield
+        with temporarily({"DISABLE_MULTIPROC": "1"}, replace=True):
+            yield
     finally:
         logger.setLevel(level)
         if bars:
             datasets.enable_progress_bars()
-        if pool is None:
-            del os.environ["DISABLE_MULTIPROC"]
-        else:
-            os.environ["DISABLE_MULTIPROC"] = pool

@@ -24,6 +24,7 @@ import hf_arch
 from hf_arch.checkpoints.checkpoint import checkpoint_folder, is_ours, read_config, weight_files
 from hf_arch.errors import ConfigError
 from hf_arch.evaluation.loading import load_causal_lm, load_tokenizer, parse_device
+from hf_arch.evaluation.special_tokens import split_special
 from hf_arch.interchange import FOREIGN
 
 hf_arch.list_architectures()  # registers them with the Auto classes that HFLM loads by
@@ -63,6 +64,33 @@ class ArchLM(HFLM):
                 weight_files(folder)  # whole, and no pickles
                 pretrained = str(folder)
         super().__init__(pretrained=pretrained, tokenizer=tokenizer, dtype=dtype, device=target, **kwargs)
+
+    def tok_encode(
+        self,
+        string: str,
+        add_special_tokens: bool | None = None,
+        left_truncate_len: int | None = None,
+        **kwargs: Any,
+    ) -> list[int]:
+        """As HFLM's, without what a tokenizer puts after a text: no context or answer ends with an end token."""
+        wanted = self.add_bos_token is not False if add_special_tokens is None else add_special_tokens
+        before, ids = split_special(self.tokenizer, string)
+        return [*(before if wanted else []), *ids][-left_truncate_len if left_truncate_len else None :]
+
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(tokens, mask), both int64 [B, T], of `tok_encode`."""
+        rows = [self.tok_encode(string) for string in strings]
+        if truncation:
+            rows = [row[: self.max_length] for row in rows]
+        batch = self.tokenizer.pad({"input_ids": rows}, padding_side=padding_side, return_tensors="pt")
+        keep = slice(-left_truncate_len if left_truncate_len else None, None)
+        return batch["input_ids"][:, keep], batch["attention_mask"][:, keep]
 
     @property
     def max_gen_toks(self) -> int:

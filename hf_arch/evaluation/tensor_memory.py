@@ -7,12 +7,13 @@ and blind to what Python, its libraries and other models in the process take.
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+from hf_arch.environment import set_variable
 
 
 def tensor_bytes(tensors: Iterable[Any]) -> int:
@@ -56,7 +57,7 @@ def peak_tensor_bytes(action: Callable[[], None], device: torch.device) -> int:
         action()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # its notes of starting and stopping belong to nobody's output
+    set_variable("KINETO_LOG_LEVEL", "6")  # its notes of starting and stopping belong to nobody's output
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         action()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_arch.errors import ConfigError
 from hf_arch.evaluation.perplexity import TextLoss
+from hf_arch.evaluation.special_tokens import split_special
 
 IGNORED = -100
 Item = TypeVar("Item")
@@ -116,15 +117,15 @@ def document_nats(
 ) -> Iterator[tuple[str, Tensor]]:
     """Each document with the negative log-likelihood (nats) of its tokens, each document on its own.
 
-    A document follows the tokenizer's end-of-text (or first) token, as in training, so that its first token counts
-    too. Raises `ConfigError` where a document is empty.
+    A document follows what the tokenizer puts before a text, else its end-of-text (or first) token, as in training, so
+    that its first token counts too. Raises `ConfigError` where a document is empty.
     """
     first = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
     for number, text in enumerate(documents):
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        before, ids = split_special(tokenizer, text)
         if not ids:
             raise ConfigError(f"document {number}: it has no tokens")
-        start = [first] if first is not None else []
+        start = before or ([first] if first is not None else [])
         tokens = torch.tensor([*start, *ids])
         yield text, token_nats(model, tokens, window=window, stride=stride, batch_size=batch_size)
 

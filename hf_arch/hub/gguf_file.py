@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_arch.data.tokenizer import byte_character
 from hf_arch.errors import ConfigError
 from hf_arch.evaluation.loading import load_tokenizer
+from hf_arch.evaluation.special_tokens import adds_bos
 from hf_arch.interchange import to_foreign
 
 ARCHITECTURE = "llama"
@@ -127,4 +128,5 @@ def _add_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, vocab_size: 
     ):
         if number is not None:
             add(number)
-    writer.add_add_bos_token(False)
+    writer.add_add_bos_token(adds_bos(tokenizer))
+    writer.add_add_eos_token(False)  # llama.cpp would end every prompt with it

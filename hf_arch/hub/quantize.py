@@ -21,6 +21,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_arch.checkpoints.checkpoint import checkpoint_folder, load_ours
+from hf_arch.environment import set_variable
 from hf_arch.errors import ConfigError, choice_error
 from hf_arch.evaluation.loading import load_tokenizer
 from hf_arch.evaluation.text_loss import TextOptions, score_text
@@ -112,7 +113,7 @@ def _require_attention(model: PreTrainedModel) -> None:
 
 def _gptq(source: Path, folder: Path, text: Path, original: PreTrainedModel) -> PreTrainedModel:
     # By default it asks for more workers than a small CPU has, and stops.
-    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(os.cpu_count() or 1))
+    set_variable("GPTQMODEL_CPU_WORKERS", str(os.cpu_count() or 1))
     from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
     from gptqmodel.models.auto import MODEL_MAP, SUPPORTED_MODELS
     from gptqmodel.models.base import BaseQModel

@@ -44,11 +44,18 @@ class Rule:
     theirs: tuple[str, ...]
     to_ours: Callable[[list[Tensor]], list[Tensor]] = list
     to_theirs: Callable[[list[Tensor]], list[Tensor]] = list
+    shared: bool = False
+    """Whether theirs are names of one tensor, of which a file may hold the first or any other alone."""
 
 
 def same(ours: str, theirs: str) -> Rule:
     """One tensor under two names."""
     return Rule((ours,), (theirs,))
+
+
+def shared(ours: str, *theirs: str) -> Rule:
+    """One tensor that they have under several names."""
+    return Rule((ours,), theirs, lambda equal: equal[:1], lambda one: one * len(theirs), shared=True)
 
 
 def parts(ours: str, theirs: str, names: Iterable[str] = ("weight",)) -> list[Rule]:
@@ -142,6 +149,7 @@ def from_foreign(config: dict[str, Any], state_dict: dict[str, Tensor]) -> PreTr
     rules = converter.rules(ours, config)
     state_dict = converter.current_names(_plain_names(state_dict, rules))
     head = "lm_head.weight"
+    state_dict = _under_every_name(state_dict, rules, head if ours.tie_word_embeddings else None)
     found: dict[str, Tensor] = {}
     for rule in rules:
         missing = [key for key in rule.theirs if key not in state_dict]
@@ -151,6 +159,8 @@ def from_foreign(config: dict[str, Any], state_dict: dict[str, Tensor]) -> PreTr
             near = nearest(missing[0], state_dict)
             raise ConfigError(f"state_dict: no tensor {missing[0]!r}" + (f"; nearest: {near!r}" if near else ""))
         tensors = [state_dict[key].detach().to(torch.float32) for key in rule.theirs]
+        if rule.shared and not all(torch.equal(tensors[0], tensor) for tensor in tensors[1:]):
+            raise ConfigError(f"state_dict: {' and '.join(rule.theirs)} differ, but the config says that they are one")
         try:
             found.update(zip(rule.ours, rule.to_ours(tensors), strict=True))
         except (RuntimeError, IndexError) as error:
@@ -178,6 +188,19 @@ def from_foreign(config: dict[str, Any], state_dict: dict[str, Tensor]) -> PreTr
         key: config[key] for key in (*converter.layout_options, "model_type") if key in config
     }
     return model.eval()
+
+
+def _under_every_name(state_dict: dict[str, Tensor], rules: list[Rule], tied_head: str | None) -> dict[str, Tensor]:
+    """The tensors with those that were saved under one of their names (as safetensors wants it) under all of them."""
+    groups = [rule.theirs for rule in rules if rule.shared]
+    if tied_head is not None:
+        embeddings = ("model.embed_tokens.weight",)
+        groups.append(tuple(rule.theirs[0] for rule in rules if rule.ours in (embeddings, (tied_head,))))
+    filled = dict(state_dict)
+    for names in groups:
+        present = next((state_dict[name] for name in names if name in state_dict), None)
+        filled.update({name: present for name in names if present is not None and name not in state_dict})
+    return filled
 
 
 def current_tensors(config: dict[str, Any], state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

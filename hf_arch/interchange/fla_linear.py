@@ -9,7 +9,7 @@ from torch import Tensor
 from ..mixers.hgrn2 import GatedStateExpansion
 from ..mixers.rwkv6 import STREAMS
 from ..modeling.configuration import ArchConfig
-from .base import FOREIGN, Rule, parts, same
+from .base import FOREIGN, Rule, parts, same, shared
 from .fla import ACTIVATIONS, THEIR_ACTIVATIONS, FLAConverter, short_conv_rules
 from .reader import ConfigReader
 
@@ -209,7 +209,7 @@ def _by_width(tensors: list[Tensor]) -> list[Tensor]:
 
 @FOREIGN.register("linear_attn")
 class FLALinearAttention(FLAConverter):
-    """FLA's linear attention; a tied feature map is stored under both names there."""
+    """FLA's linear attention; a tied feature map has two names there, and a file holds it under one or both."""
 
     architecture, mixer = "linear_attn", "linear_attn"
 
@@ -243,7 +243,7 @@ class FLALinearAttention(FLAConverter):
         for name in _MAP_PARAMETERS.get(options.feature_map, ()):
             of_q, of_k = f"{theirs}.feature_map_q.{name}", f"{theirs}.feature_map_k.{name}"
             if options.tie_feature_map:
-                rules.append(Rule((f"{ours}.q_map.{name}",), (of_q, of_k), lambda pair: pair[:1], lambda one: one * 2))
+                rules.append(shared(f"{ours}.q_map.{name}", of_q, of_k))
             else:
                 rules += [same(f"{ours}.q_map.{name}", of_q), same(f"{ours}.k_map.{name}", of_k)]
         if options.output_norm_affine:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ..components.attention_product import AttentionProduct, cache_element_bytes
 from ..components.norms import ArchRMSNorm
-from ..components.positions import RotarySpec, apply_rotary
+from ..components.positions import apply_rotary
+from ..components.rope_parameters import RotarySpec
 from ..errors import ConfigError
 from ..options import Options, options
 from ..registry import MIXERS, POSITIONS

@@ -5,6 +5,7 @@ A mixer is a module registered in `MIXERS` with
 - `cache_kind`: what it keeps between tokens; it decides the layer's native transformers cache;
 - `forward`: the whole sequence, a later chunk (a filled cache and T > 1), and single steps;
 - `cost`: FLOPs of the mixing itself and bytes of state, beside its Linear layers (those are counted from the module);
+- `keep_fp32`: parameters of its own that no cast may round (decays, step sizes);
 - `init_weights`: its own special parameters, through `transformers.initialization`, so that loading never
   re-initialises them.
 
@@ -16,15 +17,16 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..components.fp32 import KeepsFp32
 from ..errors import ConfigError, choice_error
 from ..modeling.cache import RECURRENT, LayerState
 from ..modeling.layout import PLAIN_LAYOUT, SequenceLayout
 from ..options import Options
 
 if TYPE_CHECKING:
-    from ..components.positions import RotarySpec
+    from ..components.rope_parameters import RotarySpec
     from ..modeling.configuration import ArchConfig
 
 CacheKind = Literal["kv", "sliding_kv", "latent", "recurrent", "conv", "recurrent+conv", "both"]
@@ -60,7 +62,7 @@ class MixerCost:
     inactive_parameters: int = 0
 
 
-class SharedParameters(nn.Module):
+class SharedParameters(KeepsFp32):
     """Parameters that several layers have in common: held by the model and called once a forward.
 
     `forward()` gives a tensor (or list) whose entry i is handed to layer i as `shared`.
@@ -76,7 +78,7 @@ class SharedSpec(Protocol):
     def build(self) -> SharedParameters: ...
 
 
-class Mixer(nn.Module):
+class Mixer(KeepsFp32):
     """Base of every token mixer; built as `MixerClass(config, options, layer_idx)`."""
 
     Options: ClassVar[type[Options]] = Options
@@ -88,7 +90,7 @@ class Mixer(nn.Module):
     config_features: ClassVar[tuple[str, ...]] = ()
     """Features of the config (`modeling.configuration.FEATURES`) that it honours; one that no layer does is refused."""
     unquantized: ClassVar[tuple[str, ...]] = ()
-    """Names of Linear modules that quantisation must leave alone, since their weight is read without calling them."""
+    """Names of Linear modules that our own quantisation leaves alone, since a faster form reads their plain weight."""
 
     def __init__(self, config: ArchConfig, options: Any, layer_idx: int):
         super().__init__()

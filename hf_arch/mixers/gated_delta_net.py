@@ -75,6 +75,7 @@ class GatedDeltaNet(LinearHeadsMixer):
     label: ClassVar[str] = "GDN"
     state_products: ClassVar[int] = 3
     no_weight_decay: ClassVar[tuple[str, ...]] = ("A_log", "dt_bias")
+    keep_fp32: ClassVar[tuple[str, ...]] = ("A_log", "dt_bias")
 
     def __init__(self, config: Any, options: GatedDeltaNetOptions, layer_idx: int):
         super().__init__(config, options, layer_idx)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..components.fp32 import Fp32BiasLinear
 from ..modeling.cache import LayerState
 from ..modeling.layout import SequenceLayout
 from ..ops.linear_attention import linear_attention
@@ -57,7 +58,7 @@ class GatedLinearAttention(LinearHeadsMixer):
         if options.use_key_gate:
             self.gk_proj = nn.Sequential(
                 nn.Linear(config.hidden_size, options.gate_low_rank_dim, bias=False),
-                nn.Linear(options.gate_low_rank_dim, self.sizes.kv_key_dim),
+                Fp32BiasLinear(options.gate_low_rank_dim, self.sizes.kv_key_dim),
             )
 
     @classmethod

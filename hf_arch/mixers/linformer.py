@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from ..components.attention_product import cache_element_bytes
-from ..components.positions import RotarySpec, apply_rotary
+from ..components.positions import apply_rotary
+from ..components.rope_parameters import RotarySpec
 from ..errors import ConfigError
 from ..modeling.cache import LayerState
 from ..modeling.layout import SequenceLayout

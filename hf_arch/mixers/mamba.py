@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from ..components.attention_product import cache_element_bytes
+from ..components.fp32 import Fp32BiasLinear
 from ..components.short_conv import ShortConvolution
 from ..errors import ConfigError
 from ..modeling.cache import LayerState
@@ -52,6 +53,7 @@ class SelectiveStateSpace(RecurrentMixer):
     cache_kind: ClassVar = "recurrent+conv"
     label: ClassVar[str] = "Mamba"
     no_weight_decay: ClassVar[tuple[str, ...]] = ("A_log", "D", "dt_proj.bias")
+    keep_fp32: ClassVar[tuple[str, ...]] = ("A_log", "D")
 
     def __init__(self, config: Any, options: MambaOptions, layer_idx: int):
         super().__init__(config, options, layer_idx)
@@ -62,7 +64,7 @@ class SelectiveStateSpace(RecurrentMixer):
         self.in_proj = nn.Linear(width, 2 * self.inner, bias=options.proj_bias)
         self.conv = ShortConvolution(self.inner, options.conv_size, bias=options.conv_bias)
         self.x_proj = nn.Linear(self.inner, self.dt_rank + 2 * self.state_size, bias=False)
-        self.dt_proj = nn.Linear(self.dt_rank, self.inner)
+        self.dt_proj = Fp32BiasLinear(self.dt_rank, self.inner)
         self.A_log = nn.Parameter(torch.empty(self.inner, self.state_size))
         self.D = nn.Parameter(torch.empty(self.inner))
         self.out_proj = nn.Linear(self.inner, width, bias=options.proj_bias)

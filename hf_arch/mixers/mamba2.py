@@ -80,6 +80,7 @@ class StateSpaceDual(RecurrentMixer):
     cache_kind: ClassVar = "recurrent+conv"
     label: ClassVar[str] = "Mamba2"
     no_weight_decay: ClassVar[tuple[str, ...]] = ("A_log", "D", "dt_bias")
+    keep_fp32: ClassVar[tuple[str, ...]] = ("A_log", "D", "dt_bias")
 
     def __init__(self, config: Any, options: Mamba2Options, layer_idx: int):
         super().__init__(config, options, layer_idx)

@@ -19,7 +19,9 @@ from torch.nn import functional as F
 
 from ..components.attention_product import AttentionProduct, cache_element_bytes
 from ..components.norms import ArchRMSNorm
-from ..components.positions import RotarySpec, apply_rotary
+from ..components.plain_linear import is_plain_linear
+from ..components.positions import apply_rotary
+from ..components.rope_parameters import RotarySpec
 from ..errors import ConfigError
 from ..ops.segments import state_dtype
 from ..options import Options, options
@@ -183,10 +185,9 @@ class LatentAttention(Mixer):
         return self.o_proj(out.flatten(2))
 
     def may_absorb(self, attention_mask: Any) -> bool:
-        """Whether the weight of `kv_b_proj` says what it does: adapters and offloading put more around it."""
+        """Whether `kv_b_proj` is nothing but its weight, and the mask one that the latent product takes."""
         mask_is_tensor = attention_mask is None or isinstance(attention_mask, Tensor)
-        plain = type(self.kv_b_proj) is nn.Linear and not hasattr(self.kv_b_proj, "_hf_hook")
-        return mask_is_tensor and plain and not self.training
+        return mask_is_tensor and not self.training and is_plain_linear(self.kv_b_proj)
 
     def queries(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, H (nope + rope)]."""

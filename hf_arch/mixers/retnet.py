@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..components.positions import RotarySpec, apply_rotary
+from ..components.positions import apply_rotary
+from ..components.rope_parameters import RotarySpec
 from ..errors import ConfigError
 from ..modeling.cache import LayerState
 from ..modeling.layout import SequenceLayout

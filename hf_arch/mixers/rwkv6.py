@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from ..components.attention_product import cache_element_bytes
+from ..components.fp32 import Fp32BiasLinear
 from ..components.norms import HeadGroupNorm
 from ..errors import ConfigError
 from ..modeling.cache import LayerState
@@ -63,7 +64,7 @@ class DynamicTimeMix(LinearHeadsMixer):
         self.shift_up = nn.Parameter(torch.empty(len(STREAMS), options.shift_rank, width))
         self.shift_bias = nn.Parameter(torch.empty(len(STREAMS), width))
         self.decay_down = nn.Linear(width, options.decay_rank, bias=False)
-        self.decay_up = nn.Linear(options.decay_rank, sizes.kv_key_dim)
+        self.decay_up = Fp32BiasLinear(options.decay_rank, sizes.kv_key_dim)
         self.g_proj = nn.Linear(width, sizes.value_dim, bias=False)
         self.bonus = nn.Parameter(torch.empty(sizes.num_heads, sizes.head_k_dim))
         self.o_norm = HeadGroupNorm(sizes.num_heads, sizes.head_v_dim, config.norm_eps)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from ..components.attention_product import cache_element_bytes
+from ..components.fp32 import Fp32BiasLinear
 from ..components.norms import HeadGroupNorm
 from ..errors import ConfigError
 from ..modeling.cache import LayerState
@@ -55,8 +56,10 @@ class RWKV7Options(Options):
 class LowRank(nn.Sequential):
     """W_2 act(W_1 x) + b."""
 
-    def __init__(self, width: int, rank: int, activation: nn.Module, bias: bool = True):
-        super().__init__(nn.Linear(width, rank, bias=False), activation, nn.Linear(rank, width, bias=bias))
+    def __init__(
+        self, width: int, rank: int, activation: nn.Module, bias: bool = True, up: type[nn.Linear] = nn.Linear
+    ):
+        super().__init__(nn.Linear(width, rank, bias=False), activation, up(rank, width, bias=bias))
 
     def init_weights(self, bias: Tensor | None) -> None:
         """W_1 = 0, W_2 orthogonal x 0.1, b as given: at first the map is its bias."""
@@ -85,7 +88,7 @@ class GeneralizedDeltaTimeMix(LinearHeadsMixer):
         self.removal_scale = nn.Parameter(torch.empty(width))
         self.rate_scale = nn.Parameter(torch.empty(width))
         self.bonus = nn.Parameter(torch.empty(sizes.num_heads, sizes.head_k_dim))
-        self.decay = LowRank(width, options.decay_rank, nn.Tanh())
+        self.decay = LowRank(width, options.decay_rank, nn.Tanh(), up=Fp32BiasLinear)
         self.rate = LowRank(width, options.rate_rank, nn.Identity())
         self.gate = LowRank(width, options.gate_rank, nn.Sigmoid(), bias=False)
         first = next(index for index, (mixer, _) in enumerate(config.mixer_specs) if issubclass(mixer, type(self)))

@@ -48,6 +48,7 @@ class DiagonalStateSpace(RecurrentMixer):
     Options = SSMOptions
     label: ClassVar[str] = "S4D"
     no_weight_decay: ClassVar[tuple[str, ...]] = ("log_dt", "log_A_real", "A_imag", "B", "D")
+    keep_fp32: ClassVar[tuple[str, ...]] = ("log_dt", "log_A_real", "A_imag", "B", "C", "D")
 
     def __init__(self, config: Any, options: SSMOptions, layer_idx: int):
         super().__init__(config, options, layer_idx)

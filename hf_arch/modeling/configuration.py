@@ -20,6 +20,8 @@ from ..components.activations import ACTIVATIONS
 from ..components.ffn import FFNS
 from ..components.norms import NORMS
 from ..components.positions import POSITIONS
+from ..components.rope_parameters import check_rope_parameters
+from ..deprecations import current_names
 from ..errors import ConfigError, choice_error
 from ..options import Options, compact, parse_options
 from ..registry import MIXERS, Registry
@@ -121,6 +123,7 @@ class ArchConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if not BUNDLED:
             kwargs.pop("auto_map", None)  # names code that a copy saved from here would not have
+        kwargs = self._take_renamed(kwargs)
         self._check_sizes()
         default_mixer, default_ffn = type(self).mixer, type(self).ffn
         self.mixer = _normalise(self.mixer, MIXERS, "mixer", default_mixer)
@@ -136,6 +139,17 @@ class ArchConfig(PreTrainedConfig):
             self.head_dim = self.hidden_size // self.num_attention_heads
         super().__post_init__(**kwargs)
         self.validate_architecture()  # here too, since the strict dataclass wraps what its own call raises
+
+    def _take_renamed(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Sets the fields that were given under an old name; returns the rest with options under their new names."""
+        known = {f.name for f in fields(self)}
+        named = current_names("model", kwargs)
+        for name in sorted(set(named) - set(kwargs)):
+            if name in known:
+                if getattr(self, name) not in (getattr(type(self), name), named[name]):
+                    raise ConfigError(f"{name}: {getattr(self, name)!r}, and {named[name]!r} under its old name")
+                setattr(self, name, named.pop(name))
+        return named
 
     def _check_sizes(self) -> None:
         for name in (
@@ -258,11 +272,7 @@ class ArchConfig(PreTrainedConfig):
         return FFN_STATE + 1
 
     def validate_rope(self) -> None:
-        """transformers' check of `rope_parameters`, without `head_dim`: only some layers have it, and each rotary
-        mixer checks its own."""
-        view = copy.copy(self)
-        view.__dict__["head_dim"] = None
-        PreTrainedConfig.validate_rope(view)
+        """Nothing: `validate_architecture` checks the rotation that each layer asks for, with its own head_dim."""
 
     def validate_layer_type(self) -> None:
         """Layer types are derived from the mixers, so there is nothing that could be wrong."""
@@ -278,6 +288,10 @@ class ArchConfig(PreTrainedConfig):
         for specs in (self.mixer_specs, self.ffn_specs):
             for component, component_options in specs:
                 component.validate(self, component_options)
+        for mixer, given in self.mixer_specs:
+            spec = mixer.rotary(self, given)
+            if spec is not None:
+                check_rope_parameters(spec)
         self._refuse_idle_features()
 
     def _refuse_idle_features(self) -> None:

@@ -11,13 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationMixin
-from transformers.masking_utils import (
-    create_causal_mask,
-    create_sliding_window_causal_mask,
-    find_packed_sequence_indices,
-)
+from transformers.cache_utils import Cache
+from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import (
     GenericForQuestionAnswering,
     GenericForSequenceClassification,
@@ -36,14 +31,20 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from ..components.attention_product import AttentionProduct
+from ..components.fp32 import loading_patterns, restore_fp32
 from ..components.positions import ArchRotaryEmbedding, alibi_slopes
 from ..registry import NORMS, POSITIONS
 from .block import DecoderLayer
 from .cache import RecurrentStateLayer
 from .configuration import ArchConfig
+from .documents import refuse_numbers
+from .heads import counting_items, sequence_loss, token_loss
 from .initialization import init_arch_weights
+from .inputs import read_inputs
+from .layer_masks import same_document, sliding_mask
 from .layout import build_layout, positions_from_mask
-from .loss import batch_share, chunked_cross_entropy, loss_chunk_size, penalise_max_logits
+from .loss import chunked_cross_entropy, loss_chunk_size, penalise_max_logits, target_weights
+from .serving import CheckedGenerationMixin
 
 
 class ArchPreTrainedModel(PreTrainedModel):
@@ -68,6 +69,13 @@ class ArchPreTrainedModel(PreTrainedModel):
         super().__init__(config)
         # transformers refuses assisted generation by this flag: it takes tokens back, which a state cannot.
         self._is_stateful = not {"full_attention", "sliding_attention"}.issuperset(config.layer_types)
+
+    def post_init(self) -> None:
+        """Also widens what a low default dtype made too narrow, before it is initialised, and tells the loader of
+        it."""
+        restore_fp32(self)
+        self._keep_in_fp32_modules_strict = loading_patterns(self)
+        super().post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -139,24 +147,19 @@ class ArchModel(ArchPreTrainedModel):
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast | MoeModelOutputWithPast:
-        """See transformers' decoder models. `position_ids` that restart within a row mark packed documents
-        (without a mask or filled cache)."""
+        """See transformers' decoder models. Padding and packed documents may be described in any of the ways of
+        `documents.py`; what is not supported is a ValueError before any layer runs."""
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
         length = inputs_embeds.shape[1]
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
-
-        segment_ids = None
-        if position_ids is not None and attention_mask is None and isinstance(past, int) and past == 0:
-            segment_ids = find_packed_sequence_indices(position_ids.expand(inputs_embeds.shape[0], -1))
+        inputs = read_inputs(self, inputs_embeds, attention_mask, position_ids, past_key_values, use_cache, {**kwargs})
+        (attention_mask, segment_ids, position_ids), past_key_values, past, given = inputs
         position_ids = self._positions(position_ids, attention_mask, past, inputs_embeds)
         masks = attention_mask
         if not isinstance(masks, dict):
-            masks = self._masks(inputs_embeds, attention_mask, past_key_values, position_ids, segment_ids)
+            masks = self._masks(inputs_embeds, attention_mask, past_key_values, segment_ids)
         padding = masks.get("padding")
         layout = build_layout(padding, segment_ids, has_state=padding is not None and bool(past > 0))
         rotary = [embedding(inputs_embeds, position_ids) for embedding in self.rotary_embs]
@@ -171,7 +174,7 @@ class ArchModel(ArchPreTrainedModel):
             hidden_states = self.embedding_norm(hidden_states)
         carry: Tensor | None = None
         router_logits: list[Tensor] = []
-        wants_router_logits = kwargs.pop("output_router_logits", getattr(self.config, "output_router_logits", False))
+        wants_router_logits = given.pop("output_router_logits", getattr(self.config, "output_router_logits", False))
         shared = [parameters() for parameters in self.shared]
         for index, layer in enumerate(self.layers):
             rotary_index, shared_index = self._rotary_index[index], self._shared_index[index]
@@ -186,7 +189,7 @@ class ArchModel(ArchPreTrainedModel):
                 position_bias=biases[index],
                 past_key_values=past_key_values,
                 use_cache=use_cache,
-                **kwargs,
+                **given,
             )
             hidden_states, carried, routed = out if isinstance(out, tuple) else (out, None, None)
             carry = carry if carried is None else carried
@@ -222,19 +225,17 @@ class ArchModel(ArchPreTrainedModel):
         inputs_embeds: Tensor,
         attention_mask: Tensor | None,
         past_key_values: Cache | None,
-        position_ids: Tensor | None,
         segment_ids: Tensor | None = None,
     ) -> dict[str, Any]:
         """One mask per kind of layer (`full_attention`, `sliding_attention:<window>`), and the 2-D padding mask of
         this call."""
         masks: dict[str, Any] = {}
-        # transformers looks for documents only without a cache; an empty one makes no difference to the mask.
-        cache = past_key_values if segment_ids is None else None
-        common = {
+        cache = past_key_values
+        common: dict[str, Any] = {
             "inputs_embeds": inputs_embeds,
             "attention_mask": attention_mask,
             "past_key_values": cache,
-            "position_ids": None if segment_ids is None else position_ids,
+            "and_mask_function": None if segment_ids is None else same_document(segment_ids),
         }
         for index in range(len(self.layers)):
             key = self._mask_key(index)
@@ -248,7 +249,7 @@ class ArchModel(ArchPreTrainedModel):
                 masks[key] = create_causal_mask(config=self.config, layer_idx=index, **common)
             elif key.startswith("sliding_attention"):
                 config = self.config.with_window(self._windows[index])
-                masks[key] = create_sliding_window_causal_mask(config=config, layer_idx=index, **common)
+                masks[key] = sliding_mask(config, self.config, index, common)
         if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
             masks["padding"] = attention_mask[:, -inputs_embeds.shape[1] :].to(inputs_embeds.device)
         return masks
@@ -257,7 +258,8 @@ class ArchModel(ArchPreTrainedModel):
         self, inputs_embeds: Tensor, attention_mask: Any = None, past_key_values: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
         """The masks that `generate` prepares ahead of a compiled decoding step."""
-        return self._masks(inputs_embeds, attention_mask, past_key_values, None)
+        refuse_numbers(attention_mask)
+        return self._masks(inputs_embeds, attention_mask, past_key_values)
 
     def _position_biases(self, embeds: Tensor, attention_mask: Any, cache: Cache | None) -> list[Tensor | None]:
         """ALiBi's bias [B, H, T, S] of each layer (shared by layers alike), None where it does not apply."""
@@ -292,7 +294,7 @@ class ArchModel(ArchPreTrainedModel):
         return biases
 
 
-class ArchForCausalLM(ArchPreTrainedModel, GenerationMixin):
+class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
     """Decoder with a language-model head; in training with a large vocabulary the loss never holds all logits
     (`logits` is then None)."""
 
@@ -348,7 +350,7 @@ class ArchForCausalLM(ArchPreTrainedModel, GenerationMixin):
         if labels is not None and self.training and chunk > 0:
             loss = chunked_cross_entropy(
                 out.last_hidden_state,
-                self.lm_head.weight,
+                self.lm_head,
                 labels,
                 chunk_size=chunk,
                 softcap=self.config.final_logit_softcapping,
@@ -364,8 +366,8 @@ class ArchForCausalLM(ArchPreTrainedModel, GenerationMixin):
             if labels is not None:
                 loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
                 if self.config.max_logit_penalty:
-                    share = batch_share(labels, **kwargs)
-                    loss = penalise_max_logits(loss, logits, self.config.max_logit_penalty, share)
+                    weights = target_weights(labels, **kwargs).to(logits.device)
+                    loss = penalise_max_logits(loss, logits, self.config.max_logit_penalty, weights)
         fields = {
             "loss": loss,
             "logits": logits,
@@ -375,30 +377,42 @@ class ArchForCausalLM(ArchPreTrainedModel, GenerationMixin):
         }
         if not isinstance(out, MoeModelOutputWithPast):
             return CausalLMOutputWithPast(**fields)
-        aux_loss, penalty = self._routing_losses(out.router_logits, attention_mask)
-        if trains_routers and loss is not None and labels is not None:
-            fields["loss"] = loss + penalty * batch_share(labels, **kwargs)
+        targets = target_weights(labels, **kwargs) if labels is not None else None
+        aux_loss, penalty = self._routing_losses(out.router_logits, attention_mask, targets)
+        if trains_routers and loss is not None:
+            fields["loss"] = loss + penalty.to(loss.device)
         return MoeCausalLMOutputWithPast(**fields, aux_loss=aux_loss, router_logits=out.router_logits)
 
-    def _routing_losses(self, router_logits: tuple[Tensor, ...], attention_mask: Any) -> tuple[Tensor, Tensor]:
+    def _routing_losses(
+        self, router_logits: tuple[Tensor, ...], attention_mask: Any, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """(balance of the experts, what training adds to the loss)."""
         mask = attention_mask.get("padding") if isinstance(attention_mask, dict) else attention_mask
         if isinstance(mask, Tensor) and mask.dim() == 2:
-            mask = mask[:, -(router_logits[0].shape[0] // mask.shape[0]) :].to(router_logits[0].device)
+            mask = mask[:, -(router_logits[0].shape[0] // mask.shape[0]) :].to(router_logits[0].device).bool()
         else:
             mask = None
         blocks: Any = self.model.layers
         routed = [layer.ffn for layer in blocks if layer.ffn is not None and layer.ffn.routed]
-        return routed[0].routing_losses([ffn.options for ffn in routed], router_logits, mask)
+        return routed[0].routing_losses([ffn.options for ffn in routed], router_logits, mask, weights)
 
 
 class ArchForSequenceClassification(GenericForSequenceClassification, ArchPreTrainedModel):
     """A label for the whole sequence, read at its last token."""
 
+    forward = counting_items(GenericForSequenceClassification.forward)
+    label_loss = sequence_loss
+
 
 class ArchForTokenClassification(GenericForTokenClassification, ArchPreTrainedModel):
     """A label for each token."""
 
+    forward = counting_items(GenericForTokenClassification.forward)
+    label_loss = token_loss
+
 
 class ArchForQuestionAnswering(GenericForQuestionAnswering, ArchPreTrainedModel):
     """Start and end of an answer span."""
+
+    accepts_loss_kwargs: ClassVar[bool] = False
+    """Trainer counts no items where there are no `labels`: it divides the mean losses of the calls of a step."""

@@ -2,9 +2,9 @@
 
 A recurrent layer needs padding to be a no-op for its state and documents in a packed row to start from an empty one.
 Tokens that are padded on the left before any state exists are no-ops already (zero input into a zero state). In any
-other case (right padding, padding in the middle, a padded chunk after a filled cache) the rows are reordered so that
-the valid tokens come first: convolution windows and states then meet no gap, and the state to keep is the one after the
-last valid token.
+other case (right padding, padding in the middle or next to documents, a padded chunk after a filled cache) the rows are
+reordered so that the valid tokens come first: convolution windows and states then meet no gap, and the state to keep is
+the one after the last valid token. A compiler cannot look, so that a graph with a mask always reorders.
 """
 
 from __future__ import annotations
@@ -58,8 +58,9 @@ PLAIN_LAYOUT = SequenceLayout()
 
 
 def _gather(x: Tensor, index: Tensor) -> Tensor:
-    index = index.view(*index.shape, *([1] * (x.dim() - 2))).expand(*index.shape, *x.shape[2:])
-    return x.gather(1, index)
+    """Tokens `index` [B, T] of x [B, T, ...]; whole rows of features are copied, which an elementwise gather is not."""
+    first = torch.arange(x.shape[0], device=x.device)[:, None] * x.shape[1]
+    return x.flatten(0, 1).index_select(0, (index + first).flatten()).view_as(x)
 
 
 def build_layout(padding_mask: Tensor | None, segment_ids: Tensor | None, has_state: bool) -> SequenceLayout:
@@ -67,23 +68,26 @@ def build_layout(padding_mask: Tensor | None, segment_ids: Tensor | None, has_st
 
     Args:
         padding_mask: [B, T] for the tokens of this call (1 = valid), or None.
-        segment_ids: [B, T] documents of a packed row, or None (never together with padding).
+        segment_ids: [B, T] documents of a packed row, numbered upwards, or None.
         has_state: whether the cache holds earlier tokens.
     """
     if padding_mask is None:
         return SequenceLayout(segment_ids=segment_ids)
     mask = padding_mask.bool()
-    if torch.compiler.is_compiling():
-        return SequenceLayout(mask=mask, segment_ids=segment_ids)  # left padding assumed: no data-dependent branches
-    if bool(mask.all()):
-        return SequenceLayout(segment_ids=segment_ids)
-    left_padded = not bool((mask[:, :-1] & ~mask[:, 1:]).any())
-    if left_padded and not has_state:
-        return SequenceLayout(mask=mask, segment_ids=segment_ids)
-    order = torch.sort((~mask).to(torch.uint8), dim=1, stable=True).indices
-    num_valid = mask.sum(1)
-    valid_first = torch.arange(mask.shape[1], device=mask.device) < num_valid[:, None]
-    return SequenceLayout(valid_first, segment_ids, order, order.argsort(1), num_valid)
+    if not torch.compiler.is_compiling():  # a graph cannot branch on data; it always takes the general way
+        if bool(mask.all()):
+            return SequenceLayout(segment_ids=segment_ids)
+        left_padded = not bool((mask[:, :-1] & ~mask[:, 1:]).any())
+        if left_padded and not has_state and segment_ids is None:
+            return SequenceLayout(mask=mask)
+    num_valid, index = mask.sum(1), torch.arange(mask.shape[1], device=mask.device)
+    inverse = torch.where(mask, mask.cumsum(1), num_valid[:, None] + (~mask).cumsum(1)) - 1
+    order = torch.zeros_like(inverse).scatter(1, inverse, index.expand_as(inverse))
+    if segment_ids is not None:
+        # Padding behind the valid tokens belongs to the last document: it must not make the state start anew.
+        last = torch.where(mask, segment_ids, 0).amax(1, keepdim=True)
+        segment_ids = torch.where(mask, segment_ids, last).gather(1, order)
+    return SequenceLayout(index < num_valid[:, None], segment_ids, order, inverse, num_valid)
 
 
 def positions_from_mask(attention_mask: Tensor, length: int) -> Tensor:

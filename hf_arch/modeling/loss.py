@@ -7,9 +7,11 @@ same pass (three matrix products, as with full logits, and none recomputed):
     loss = sum_t [ logsumexp(c(W h_t)) - c(W h_t)[y_t] ] / n,     dlogits = (softmax - onehot) c' / n
 
 with c the identity or the soft cap s tanh(x / s), and n the number of targets or `num_items_in_batch`.
+A head that is more than its weight (adapters, hooks, quantised or sharded weights) is called on the same chunks, once
+more in the backward pass.
 
-A penalty p on each token's largest logit z (RWKV's L2Wrap) adds to the gradients what the mean of p z^2 / 2 over all
-tokens would, and leaves the loss's value alone.
+A penalty p on each target's largest logit z (RWKV's L2Wrap) adds to the gradients what sum_t p z_t^2 / (2 n) would, and
+leaves the loss's value alone. It counts targets, as the loss does: a step made of several calls is then that of one.
 """
 
 from __future__ import annotations
@@ -17,9 +19,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+from ..components.plain_linear import is_plain_linear
 from ..ops.segments import closed_gradient
 
 IGNORE_INDEX = -100
@@ -36,7 +40,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         labels: Tensor,
         chunk_size: int,
         softcap: float | None,
-        penalty: Tensor | None,
+        penalty: float,
     ) -> Tensor:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         low = (
@@ -62,13 +66,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 total += ((log_z - logits.gather(1, targets)).squeeze(1) * kept).sum()
                 if not (needs_hidden or needs_weight):
                     continue
-                if penalty is not None:
+                if penalty:
                     largest, index = logits.max(-1, keepdim=True)
-                    largest *= penalty
+                    largest = largest * (penalty * kept[:, None])
                 grad = logits.sub_(log_z).exp_()
                 grad.scatter_add_(1, targets, torch.full_like(log_z, -1.0))
                 grad.mul_(kept[:, None])
-                if penalty is not None:
+                if penalty:
                     grad.scatter_add_(1, index, largest)
                 if softcap is not None:
                     grad.mul_(1 - squashed.square())
@@ -92,9 +96,29 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return hidden, weight, None, None, None, None
 
 
+def _called_cross_entropy(
+    hidden: Tensor, head: nn.Module, labels: Tensor, chunk_size: int, softcap: float | None, penalty: float
+) -> Tensor:
+    """The same sum by calls of `head` on [1, C, D], whose logits are computed again in the backward pass."""
+
+    def part(rows: Tensor, targets: Tensor) -> Tensor:
+        logits = head(rows.unsqueeze(0)).squeeze(0)
+        if softcap is not None:
+            logits = torch.tanh(logits / softcap) * softcap
+        loss = F.cross_entropy(logits.float(), targets, ignore_index=IGNORE_INDEX, reduction="sum")
+        return penalise_max_logits(loss, logits, penalty, (targets != IGNORE_INDEX).float()) if penalty else loss
+
+    total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    for rows, targets in zip(hidden.split(chunk_size), labels.split(chunk_size), strict=True):
+        total = total + (
+            checkpoint(part, rows, targets, use_reentrant=False) if torch.is_grad_enabled() else part(rows, targets)
+        )
+    return total
+
+
 def chunked_cross_entropy(
     hidden: Tensor,
-    weight: Tensor,
+    head: nn.Module,
     labels: Tensor,
     *,
     chunk_size: int = DEFAULT_CHUNK,
@@ -103,30 +127,33 @@ def chunked_cross_entropy(
     num_items_in_batch: Tensor | int | None = None,
     shift_labels: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy of `softcap(hidden @ weight.T)` with the next token, a scalar in fp32.
+    """Cross-entropy of `softcap(head(hidden))` with the next token, a scalar in fp32.
 
     Args:
-        hidden: [B, T, D]. weight: [V, D]. labels: [B, T] int64, shifted inside; -100 is ignored.
+        hidden: [B, T, D]. head: any module that maps [..., D] to logits [..., V].
+        labels: [B, T] int64, shifted inside; -100 is ignored.
         chunk_size: tokens whose logits are held at once. max_logit_penalty: see above.
         num_items_in_batch: divide the sum by this instead of by the number of targets (gradient accumulation).
         shift_labels: [B, T] already shifted labels, instead of `labels`.
     """
     targets = _targets(labels, shift_labels).reshape(-1).to(hidden.device)
-    own_count = (targets != IGNORE_INDEX).sum()
-    penalty = max_logit_penalty * own_count / targets.numel() if max_logit_penalty else None
     rows = hidden.reshape(-1, hidden.shape[-1])
-    total = _ChunkedCrossEntropy.apply(rows, weight, targets, chunk_size, softcap, penalty)
-    count = own_count if num_items_in_batch is None else num_items_in_batch
+    if is_plain_linear(head) and head.bias is None:
+        total = _ChunkedCrossEntropy.apply(rows, head.weight, targets, chunk_size, softcap, max_logit_penalty)
+    else:
+        total = _called_cross_entropy(rows, head, targets, chunk_size, softcap, max_logit_penalty)
+    count = (targets != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
     return total / (count.to(total.device) if torch.is_tensor(count) else count)
 
 
-def penalise_max_logits(loss: Tensor, logits: Tensor, penalty: float, share: Tensor | float = 1.0) -> Tensor:
-    """The loss, whose gradient now adds that of the mean of `share * penalty * z^2 / 2`, z the tokens' largest logits.
+def penalise_max_logits(loss: Tensor, logits: Tensor, penalty: float, weights: Tensor | None = None) -> Tensor:
+    """The loss, whose gradient now adds that of the sum of `penalty * weight * z^2 / 2`, z the tokens' largest logits.
 
     Args:
-        loss: a scalar. logits: [B, T, V]. share: of this call in its optimiser step (`batch_share`).
+        loss: a scalar. logits: [..., V]. weights: [...], of the tokens (`target_weights`); None takes their mean.
     """
-    return _MaxLogitPenalty.apply(loss, logits, share * penalty / logits[..., 0].numel())
+    factors = penalty / logits[..., 0].numel() if weights is None else (penalty * weights).unsqueeze(-1)
+    return _MaxLogitPenalty.apply(loss, logits, factors)
 
 
 class _MaxLogitPenalty(torch.autograd.Function):
@@ -148,20 +175,21 @@ def _targets(labels: Tensor, shift_labels: Tensor | None) -> Tensor:
     return F.pad(labels, (0, 1), value=IGNORE_INDEX)[:, 1:] if shift_labels is None else shift_labels
 
 
-def batch_share(
+def target_weights(
     labels: Tensor,
     *,
     num_items_in_batch: Tensor | int | None = None,
     shift_labels: Tensor | None = None,
     **kwargs: Any,
-) -> Tensor | float:
-    """The share of this call in its optimiser step: its targets over `num_items_in_batch`, 1 without that.
+) -> Tensor:
+    """[B, T] fp32: the weight of each token in the loss, 1 / n at targets and 0 elsewhere.
 
-    What is added to a loss that is divided so has to be weighted by it, or accumulation would add it several times.
+    n is `num_items_in_batch`, or else the number of targets. What is added to the loss has to be weighted by this (or
+    by its sum, the share of this call in its optimiser step): otherwise accumulation would add it several times.
     """
-    if num_items_in_batch is None:
-        return 1.0
-    return (_targets(labels, shift_labels) != IGNORE_INDEX).sum() / num_items_in_batch
+    kept = (_targets(labels, shift_labels) != IGNORE_INDEX).float()
+    count = kept.sum() if num_items_in_batch is None else num_items_in_batch
+    return kept / (count.to(kept.device) if torch.is_tensor(count) else count)
 
 
 def loss_chunk_size(configured: int | None, vocab_size: int) -> int:

@@ -14,7 +14,6 @@ Legend: B batch, T time, H heads, K key dim, V value dim, M slots, S documents o
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import lru_cache
 from importlib import import_module
@@ -24,10 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import choice_error
-
-VARIABLE = "HF_ARCH_BACKEND"
-BACKENDS = ("auto", "torch")
+from ..environment import read
 
 
 def use_fla(q: Tensor) -> bool:
@@ -36,10 +32,7 @@ def use_fla(q: Tensor) -> bool:
     Raises:
         ConfigError: HF_ARCH_BACKEND is set to something unknown.
     """
-    choice = os.environ.get(VARIABLE, "auto")
-    if choice not in BACKENDS:
-        raise choice_error(VARIABLE, choice, BACKENDS)
-    if choice == "torch" or q.device.type != "cuda" or q.dtype == torch.float64 or q.shape[1] == 1:
+    if read("HF_ARCH_BACKEND") == "torch" or q.device.type != "cuda" or q.dtype == torch.float64 or q.shape[1] == 1:
         return False
     return _installed()
 

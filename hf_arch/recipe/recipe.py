@@ -10,7 +10,6 @@ command line.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -18,10 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import hf_arch
 from hf_arch.data import DataOptions
+from hf_arch.deprecations import current_names
 from hf_arch.errors import ConfigError, choice_error, unknown_key_error
 from hf_arch.recipe.dotted import dotted, nested, set_dotted
+from hf_arch.recipe.identity import run_hash
 from hf_arch.recipe.sections import coerce, parse_section, require_mapping
 from hf_arch.recipe.training_section import parse_training
 from hf_arch.recipe.yaml_text import parse_override, read_yaml
@@ -38,11 +38,6 @@ MAX_SEEDS = 1000
 PROBE_TRAINING = (
     *("max_steps", "num_train_epochs", "per_device_train_batch_size", "learning_rate", "weight_decay"),
     *("warmup_steps", "max_grad_norm", "eval_steps", "seed"),
-)
-# Do not change a result, so they stay out of the hash that names a run.
-UNHASHED_TRAINING = (
-    *("logging_", "save_", "report_to", "run_name", "project", "trackio_"),
-    *("disable_tqdm", "push_to_hub", "hub_", "log_", "dataloader_", "zero_redundancy"),
 )
 
 
@@ -206,7 +201,7 @@ class Recipe:
         for key in merged:
             if key not in SECTIONS:
                 raise unknown_key_error("recipe", key, SECTIONS)
-        model = dict(require_mapping(merged.get("model"), "model"))
+        model = current_names("model", require_mapping(merged.get("model"), "model"))
         experiment = parse_section(ExperimentOptions, _declared(merged.get("experiment")), "experiment")
         architecture = model.get("architecture")
         if architecture is None and not experiment.runs and not experiment.sets:
@@ -282,20 +277,17 @@ class Recipe:
         )
 
     def stable_hash(self, *facts: str) -> str:
-        """Ten hex digits over what changes a result: model, data, training, evaluation, the package version, the
-        user's own files that the model is made of, and `facts` that the recipe only points to (the fingerprint of the
-        data).
+        """Ten hex digits over what changes a result: model, data, training, evaluation, the numerics of the code
+        (`recipe.identity`), the user's own files that the model is made of, and `facts` that the recipe only points to
+        (the fingerprint of the data).
+
+        Values equal to their defaults are left out, so that a new option renames no run that does without it.
         """
         values = self.to_dict()
-        del values["experiment"]
-        values["training"] = {
-            key: value for key, value in values["training"].items() if not key.startswith(UNHASHED_TRAINING)
-        }
-        # What a plugin says changes a result, where it lies does not.
-        plugins = [Path(path).expanduser() for path in values["model"].pop("plugins", None) or []]
-        facts += tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in plugins if path.is_file())
-        text = json.dumps([values, hf_arch.__version__, *facts], sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:10]
+        for section in ("data", "evaluation", "probe"):
+            if section in values:
+                values[section] = _set_values(getattr(self, section))
+        return run_hash(values, *facts)
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = (), scale: str | None = None) -> Recipe:
@@ -383,6 +375,17 @@ def _check_model(node: Any, where: str = "model") -> None:
             _check_model(value, f"{where}[{index}]")
     elif isinstance(node, float) and not math.isfinite(node):
         raise ConfigError(f"{where}: expected a finite number, got {node}")
+
+
+def _set_values(options: Any) -> dict[str, Any]:
+    """The fields of a dataclass, as plain values, that have no default or another value than it."""
+    unset = {entry.name: _plain(entry.default) for entry in dataclasses.fields(options)}
+    unset |= {
+        entry.name: _plain(entry.default_factory())
+        for entry in dataclasses.fields(options)
+        if entry.default_factory is not dataclasses.MISSING
+    }
+    return {name: value for name, value in _plain(options).items() if value != unset[name]}
 
 
 def _plain(options: Any) -> Any:

@@ -15,6 +15,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from hf_arch.deprecations import current_names
 from hf_arch.errors import ConfigError, choice_error, unknown_key_error
 
 Options = TypeVar("Options")
@@ -24,7 +25,7 @@ def parse_section(cls: type[Options], values: object, where: str) -> Options:
     """An instance of the dataclass `cls` from a mapping. Raises `ConfigError` naming `where.key` for a wrong key or
     value.
     """
-    mapping = require_mapping(values, where)
+    mapping = current_names(where, require_mapping(values, where))
     hints = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(typing.cast(Any, cls)) if field.init]
     for key in mapping:

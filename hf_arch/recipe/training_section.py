@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+from hf_arch.deprecations import current_names
 from hf_arch.errors import ConfigError, unknown_key_error
 from hf_arch.recipe.sections import coerce, require_mapping
 
@@ -50,7 +51,7 @@ def parse_training(values: object) -> dict[str, Any]:
     fields["optim"] = Literal[(*(entry.value for entry in OptimizerNames), "muon")]
     fields["lr_scheduler_kwargs"] = dict[str, Any] | None  # text would be a JSON file's name
     parsed = {}
-    for key, value in require_mapping(values, "training").items():
+    for key, value in current_names("training", require_mapping(values, "training")).items():
         if key in RESERVED_TRAINING:
             raise ConfigError(f"training.{key}: not a key of a recipe; {RESERVED_TRAINING[key]}")
         if key not in fields:

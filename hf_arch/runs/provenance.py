@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 import hf_arch
 from hf_arch.data import SeededOrder
+from hf_arch.numerics import NUMERICS_VERSION
 
 PACKAGES = (
     "torch",
@@ -37,6 +38,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
     """What is known before a run starts; the run adds its exit reason."""
     return {
         "hf_arch": hf_arch.__version__,
+        "numerics": NUMERICS_VERSION,
         "source_sha256": source_digest(),
         "git_commit": git_commit(),
         "python": platform.python_version(),

@@ -9,7 +9,6 @@ not be done, and `running` says what is done, from accelerate's own state.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers import TrainingArguments
 
+from hf_arch.environment import known, read
 from hf_arch.errors import ConfigError, choice_error
 from hf_arch.training.precision import Precision, choose_precision
 from hf_arch.training.trainer import ArchTrainer
@@ -76,7 +76,7 @@ class Running:
 
 def read_request(environment: Mapping[str, str] | None = None) -> LaunchRequest:
     """What the launcher asks for. Raises `ConfigError` for a launcher that keeps its processes apart."""
-    environment = os.environ if environment is None else environment
+    environment = known() if environment is None else environment
     under_torch = "WORLD_SIZE" in environment
     for name in _FOREIGN_SIZES:
         if not under_torch and int(environment.get(name) or 1) > 1:
@@ -195,7 +195,7 @@ def check_running(now: Running, request: LaunchRequest) -> None:
 
 def is_main_process() -> bool:
     """Whether this is the first of the processes that a launcher started, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
+    return (read("RANK") or "0") == "0"
 
 
 def leave() -> None:

@@ -20,6 +20,7 @@ import hf_arch
 from hf_arch.core.files import to_jsonable
 from hf_arch.core.quiet import quiet_libraries
 from hf_arch.data.order import SeededOrder
+from hf_arch.numerics import NUMERICS_VERSION
 from hf_arch.recipe.build import build_config, changed_initialisation
 from hf_arch.recipe.recipe import Recipe
 from hf_arch.runs.files import METRICS_FILE, MODEL_DIR
@@ -128,6 +129,7 @@ def _write_config(recipe: Recipe, folder: Path, name: str, seed: int, fingerprin
         "seed": seed,
         "data_fingerprint": fingerprint,
         "hf_arch": hf_arch.__version__,
+        "numerics": NUMERICS_VERSION,
         "config": json.loads(config.to_json_string(use_diff=False)),
     }
     write_config(folder, recipe, facts)

@@ -34,7 +34,9 @@ from hf_arch.core.quiet import quiet_libraries
 from hf_arch.data import PreparedData, prepare_data
 from hf_arch.errors import ConfigError
 from hf_arch.evaluation.generation import SamplingOptions, generate_text
+from hf_arch.evaluation.special_tokens import prompt_ids
 from hf_arch.evaluation.speed import measure_inference
+from hf_arch.numerics import NUMERICS_VERSION
 from hf_arch.recipe.build import build_config, changed_initialisation
 from hf_arch.recipe.recipe import RUN_FACTS, Recipe
 from hf_arch.runs.files import CHECKPOINTS_DIR, CONFIG_FILE, METRICS_FILE, MODEL_DIR, RESULTS_FILE, read_metrics
@@ -283,7 +285,7 @@ class _Run:
             prompt = evaluation.prompt or self.data.tokenizer.decode(
                 row[: min(16, room // 2)], skip_special_tokens=True
             )
-            used = len(self.data.tokenizer(prompt)["input_ids"])
+            used = len(prompt_ids(self.data.tokenizer, prompt))
             options = SamplingOptions(
                 max_new_tokens=max(1, min(evaluation.new_tokens, room - used)),
                 temperature=evaluation.temperature,
@@ -305,6 +307,7 @@ class _Run:
             "launch": None if self.running is None else self.running.to_dict(),
             "data_fingerprint": self.data.fingerprint,
             "hf_arch": hf_arch.__version__,
+            "numerics": NUMERICS_VERSION,
             "config": json.loads(self.config.to_json_string(use_diff=False)),
         }
         write_config(self.folder, self.recipe, facts, data_fingerprint=self.data.fingerprint)

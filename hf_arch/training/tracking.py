@@ -7,7 +7,6 @@ They get every number of `metrics.jsonl`, by transformers' own callbacks. Keys c
 from __future__ import annotations
 
 import netrc
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from pathlib import Path
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from hf_arch.environment import read, temporarily
 from hf_arch.errors import ConfigError, choice_error
 
 # Trackers whose package has another name than they, or an extra of ours.
@@ -55,33 +55,31 @@ def tracked(args: TrainingArguments, folder: Path, name: str) -> Iterator[None]:
     }
     if not has_wandb_key():
         defaults["WANDB_MODE"] = "offline"
-    added = [key for key in defaults if key not in os.environ]
-    os.environ.update({key: defaults[key] for key in added})
-    try:
-        yield
-    finally:
-        if "wandb" in args.report_to and "wandb" in sys.modules:
-            sys.modules["wandb"].finish()
-        for key in added:
-            del os.environ[key]
+    with temporarily(defaults):
+        try:
+            yield
+        finally:
+            if "wandb" in args.report_to and "wandb" in sys.modules:
+                sys.modules["wandb"].finish()
 
 
 def describe_trackers(args: TrainingArguments) -> str:
     """Who is told, for the start-up report; `wandb (offline: no key)`."""
     said = []
     for tracker in args.report_to:
-        offline = tracker == "wandb" and os.environ.get("WANDB_MODE", "online") != "online"
-        reason = f" ({os.environ['WANDB_MODE']}{'' if has_wandb_key() else ': no key'})" if offline else ""
+        mode = read("WANDB_MODE") or "online"
+        offline = tracker == "wandb" and mode != "online"
+        reason = f" ({mode}{'' if has_wandb_key() else ': no key'})" if offline else ""
         said.append(f"{tracker}{reason}")
     return ", ".join(said)
 
 
 def has_wandb_key() -> bool:
     """Whether W&B would find a key: in the environment, or where `wandb login` keeps it."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+    if read("WANDB_API_KEY") or read("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = os.environ.get("WANDB_BASE_URL", f"https://{WANDB_HOST}").partition("://")[2].partition("/")[0]
+    host = (read("WANDB_BASE_URL") or f"https://{WANDB_HOST}").partition("://")[2].partition("/")[0]
     try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+        return netrc.netrc(read("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False

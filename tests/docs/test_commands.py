@@ -55,7 +55,7 @@ def test_blocks_are_found_with_their_reasons():
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_block_runs_as_written(document: str, tmp_path: Path):
-    for folder in ("recipes", "scripts"):
+    for folder in ("recipes", "scripts", "tools"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     path = os.pathsep.join([str(BIN), os.environ["PATH"]])
     env = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}

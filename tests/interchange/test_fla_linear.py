@@ -118,3 +118,29 @@ def test_l2warp_is_the_penalty_of_the_largest_logits() -> None:
     config, state = hf_arch.to_foreign(build("rwkv7"), "rwkv7")
     assert not config.pop("use_l2warp"), "its default differs here and there, and is said"
     assert hf_arch.from_foreign(config, state).config.max_logit_penalty == 1e-4
+
+
+@pytest.mark.parametrize("dropped", ["feature_map_q", "feature_map_k"])
+def test_a_tied_feature_map_saved_once_is_read(dropped: str) -> None:
+    """safetensors keeps a shared tensor under one of its names."""
+    model = _model("linear_attn", {"feature_map": "hedgehog", "tie_feature_map": True}, False)
+    config, state = hf_arch.to_foreign(model, "linear_attn")
+    once = {key: value for key, value in state.items() if dropped not in key}
+    assert len(once) < len(state)
+    again = hf_arch.from_foreign(config, once)
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[key], value, rtol=0, atol=0)
+    different = {key: value + 1 if dropped in key else value for key, value in state.items()}
+    with pytest.raises(ConfigError, match=r"feature_map_q.* and .*feature_map_k.* differ"):
+        hf_arch.from_foreign(config, different)
+
+
+@pytest.mark.parametrize("dropped", ["lm_head.weight", "model.embeddings.weight"])
+def test_tied_embeddings_saved_once_are_read(dropped: str) -> None:
+    model = _model("gla", {}, False, tie_word_embeddings=True)
+    config, state = hf_arch.to_foreign(model, "gla")
+    both = {**state, "lm_head.weight": state["model.embeddings.weight"]}
+    once = {key: value for key, value in both.items() if key != dropped}
+    again = hf_arch.from_foreign(config, once)
+    assert torch.equal(again.model.embed_tokens.weight, model.model.embed_tokens.weight)
+    assert again.lm_head.weight is again.model.embed_tokens.weight

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from hf_arch.environment import read
 from hf_arch.errors import ConfigError, choice_error
 from hf_arch.experiments.execution.process import train_command
 from hf_arch.experiments.execution.progress import Progress
@@ -81,7 +82,7 @@ def worker_options(options: RunOptions) -> WorkerOptions:
     def environment(worker: int) -> Mapping[str, str]:
         changes = {}
         if options.workers * processes > 1:
-            changes["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(threads))
+            changes["OMP_NUM_THREADS"] = read("OMP_NUM_THREADS") or str(threads)
         if share := gpus[worker :: options.workers]:
             # One GPU even where the share is larger: Trainer would spread one process over all that it sees.
             changes["CUDA_VISIBLE_DEVICES"] = ",".join(share if processes > 1 else share[:1])
@@ -110,7 +111,7 @@ def cores() -> int:
 
 def visible_gpus() -> list[str]:
     """Names of the GPUs as CUDA_VISIBLE_DEVICES takes them; none on a machine without."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    named = read("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name for name in named.split(",") if name]
     import torch

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_arch.data import prepare_data
 from hf_arch.errors import ConfigError, choice_error
+from hf_arch.experiments.planning.folders import run_folder
 from hf_arch.experiments.planning.plan import Plan, Planner
 from hf_arch.recipe.recipe import RUN_FACTS, Recipe
 from hf_arch.runs.files import RESULTS_FILE
@@ -87,11 +88,10 @@ def _prepared(planner: Planner, recipe: Recipe, results_dir: Path, processes: in
     runs = []
     for run in plan.runs:
         data = prepared.get(run.recipe.data_key)
-        identity = run.recipe.stable_hash(
-            *([] if data is None else [data.fingerprint]), *([f"{processes} processes"] if processes > 1 else [])
-        )
-        own = {"name": run.name, "hash": identity, **facts}
-        folder = results_dir / f"{run.name}_{identity}"
+        points_to = [] if data is None else [data.fingerprint]
+        points_to += [f"{processes} processes"] if processes > 1 else []
+        own = {"name": run.name, "hash": run.recipe.stable_hash(*points_to), **facts}
+        folder = run_folder(run.recipe, results_dir, run.name, *points_to)
         config = {**run.recipe.to_dict(), RUN_FACTS: own}
         runs.append(ReadyRun(run.name, folder, config, run.recipe.training.get("max_steps")))
     return PreparedSet(runs, plan, tokenizers)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hf_arch.errors import ConfigError
-from hf_arch.evaluation.readme_table import END, START, benchmark_table, fill_readme
+from tools.readme_table import END, START, benchmark_table, fill_readme, main
 
 NUMBERS = {
     "final_val_loss": 3.0,
@@ -116,3 +116,12 @@ def test_a_readme_without_the_comments_is_refused(tmp_path: Path, text: str) -> 
     (tmp_path / "README.md").write_text(text)
     with pytest.raises(ConfigError, match="has to hold the lines"):
         fill_readme(str(tmp_path / "runs"), str(tmp_path / "README.md"))
+
+
+def test_the_command_fills_the_file_or_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = readme(tmp_path)
+    assert main([str(tmp_path / "runs"), "--readme", str(path)]) == 2
+    assert capsys.readouterr().err.startswith("error: results folder: ")
+    run(tmp_path / "runs", "gla")
+    assert main([str(tmp_path / "runs"), "--readme", str(path)]) == 0
+    assert capsys.readouterr().out.strip() in path.read_text()

@@ -1,14 +1,16 @@
 """The README's benchmark table, filled from what runs have measured and from nothing else.
 
-`hf-arch bench --readme-table FOLDER` takes each finished run in a folder: parameters, speeds and memory from its
-results.json, HellaSwag from its evaluation.json (`hf-arch eval FOLDER --tasks hellaswag`). The table replaces what
-stands between two comments of the README. It is refused where a number is missing, or where runs were not measured
-alike: on one device, and on the same rows.
+`python -m tools.readme_table FOLDER [--readme README.md]` takes each finished run in a folder: parameters, speeds and
+memory from its results.json, HellaSwag from its evaluation.json (`hf-arch eval FOLDER --tasks hellaswag`). The table
+replaces the text between two comments of the README. It is refused where a number is missing, or where runs were not
+measured under the same conditions: on one device, and on the same rows.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,10 +48,10 @@ def fill_readme(results_dir: str, readme: str) -> str:
 def benchmark_table(results_dir: str) -> str:
     """The table as Markdown, with a line below it that says how it was measured. Raises as `fill_readme`."""
     if not Path(results_dir).is_dir():
-        raise ConfigError(f"--readme-table: {results_dir}: no such folder")
+        raise ConfigError(f"results folder: {results_dir}: no such folder")
     runs = [run for run in find_runs(results_dir) if run.completed]
     if not runs:
-        raise ConfigError(f"--readme-table: {results_dir}: holds no finished run")
+        raise ConfigError(f"results folder: {results_dir}: holds no finished run")
     for run in runs:
         _require_measured(run)
     groups: dict[str, list[RunRecord]] = {}
@@ -91,9 +93,7 @@ def _conditions(runs: Sequence[RunRecord]) -> str:
     def common(what: str, of: Callable[[RunRecord], Any]) -> Any:
         found = _distinct(of(run) for run in runs)
         if len(found) > 1:
-            raise ConfigError(
-                f"--readme-table: runs differ in {what} ({', '.join(map(str, found))}); a table needs one"
-            )
+            raise ConfigError(f"runs differ in {what} ({', '.join(map(str, found))}); a table needs one")
         return found[0]
 
     device = common("device", lambda run: run.provenance.get("device"))
@@ -126,3 +126,21 @@ def _distinct(values: Iterable[Any]) -> list[Any]:
 
 def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Fills the table and prints it; exit code 2 with one line where it is refused."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("results", metavar="FOLDER", help="the folder of finished runs")
+    parser.add_argument("--readme", metavar="FILE", default="README.md", help="the file that is filled")
+    options = parser.parse_args(arguments)
+    try:
+        print(fill_readme(options.results, options.readme))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,10 +1,10 @@
-"""The benchmark of the trainer runs and compares like with like."""
+"""The measurement of the trainer's overhead compares like with like."""
 
 from __future__ import annotations
 
 import pytest
 
-from hf_arch.training.benchmark import measure, ratios
+from tools.trainer_overhead import measure, ratios
 
 
 @pytest.mark.slow

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hf_arch.reference_page import page
+from tools.reference_page import page
 
 
 def test_the_page_on_architectures_is_up_to_date():
     written = (Path(__file__).parents[2] / "docs/architectures.md").read_text()
-    assert written == page(), "run: python -m hf_arch.reference_page > docs/architectures.md"
+    assert written == page(), "run: python -m tools.reference_page > docs/architectures.md"

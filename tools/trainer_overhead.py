@@ -1,6 +1,6 @@
 """What ArchTrainer costs over a bare loop, and what bf16 autocast gives on this CPU.
 
-python -m hf_arch.training.benchmark [--architecture llama] [--steps 30] [--rounds 5]
+python -m tools.trainer_overhead [--architecture llama] [--steps 30] [--rounds 5]
 
 Same model, data, order, optimiser, clipping and schedule for a loop written by hand, ArchTrainer in fp32, and
 ArchTrainer in bf16. They take turns in one process, and the CPU time of each is counted in blocks of `steps` steps (a

@@ -1,4 +1,4 @@
-"""The page on every architecture, made from the registry: `python -m hf_arch.reference_page > docs/architectures.md`.
+"""The page on every architecture, made from the registry: `python -m tools.reference_page > docs/architectures.md`.
 
 Formulas come from the mixers' docstrings, options and defaults from their options classes, costs from `hf_arch.cost` at
 one reference size; nothing on the page is written by hand, and a test compares it with what the code says.
@@ -20,7 +20,7 @@ SHORT, LONG = 256, 4096
 _SIZES = ", ".join(f"`{name}={value}`" for name, value in REFERENCE.items())
 _HEAD = f"""# Architectures
 
-Made by `python -m hf_arch.reference_page > docs/architectures.md`; a test keeps it equal to the code.
+Made by `python -m tools.reference_page > docs/architectures.md`; a test keeps it equal to the code.
 
 Costs are those of a model with {_SIZES} and the architecture's other defaults,
 computed by `hf_arch.cost(config, seq_len)`, not timed. FLOPs are two per multiply-add of matrix products; the cache is

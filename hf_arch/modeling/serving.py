@@ -1,0 +1,69 @@
+"""What of transformers' generation these models cannot do, refused before it changes or starts anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.generation import GenerationMixin
+
+
+def check_continuous_batching(config: Any) -> None:
+    """Continuous batching keeps keys and values of one size in pages, one window for all layers that have any, and
+    hands attention no bias and no keys to cap.
+
+    Raises:
+        ValueError: a model that needs anything else.
+    """
+    reason = None
+    sizes = set()
+    for mixer, options in config.mixer_specs:
+        if mixer.cache_kind != "kv":
+            reason = f"mixer {mixer.label or mixer.__name__!r} keeps no plain keys and values"
+            break
+        sizes.add((mixer.sizes(config, options)[1:], mixer.window(config, options)))
+        softcap = config.attn_logit_softcapping if options.softcap is None else options.softcap
+        reason = reason or (None if softcap is None else "attn_logit_softcapping is not supported there")
+    if reason is None and not {"full_attention", "sliding_attention"}.issuperset(config.layer_types):
+        reason = f"ffn {config.ffn_specs[0][0].__name__!r} keeps a state of its own"
+    if reason is None and config.position == "alibi":
+        reason = "position 'alibi' is not supported there"
+    if reason is None:
+        plain = (config.num_key_value_heads or config.num_attention_heads, _head_dim(config))
+        if sizes != {(plain, config.sliding_window)} or config.sliding_window == 1:
+            reason = "its layers differ in key-value heads, head size or window, or see one token only"
+    if reason is not None:
+        raise ValueError(f"continuous batching is not supported for {config.model_type}: {reason}; use model.generate")
+
+
+def _head_dim(config: Any) -> int:
+    return config.head_dim or config.hidden_size // config.num_attention_heads
+
+
+class CheckedGenerationMixin(GenerationMixin):
+    """GenerationMixin without the modes that would fail halfway or leave the model changed."""
+
+    config: Any
+    generation_config: Any
+
+    def generate(self, inputs: Any = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' `generate`.
+
+        Raises:
+            ValueError: `assistant_early_exit`, which sets `num_hidden_layers` on the config that caches are made from.
+        """
+        given = generation_config if generation_config is not None else self.generation_config
+        layers = kwargs.get("assistant_early_exit", getattr(given, "assistant_early_exit", None))
+        if layers is not None:
+            raise ValueError(
+                f"assistant_early_exit: {layers} is not supported; use assistant_model or prompt_lookup_num_tokens"
+            )
+        return super().generate(inputs, generation_config, *args, **kwargs)
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' own, which `generate_batch` and `transformers serve` call.
+
+        Raises:
+            ValueError: see `check_continuous_batching`.
+        """
+        check_continuous_batching(self.config)
+        return super().init_continuous_batching(*args, **kwargs)
