@@ -20,7 +20,7 @@ from dotenv import load_dotenv
 from typer.core import TyperGroup
 
 from hf_arch import __version__, environment
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.evaluation.cli import register as register_evaluation
 from hf_arch.experiments.probe_cli import register as register_probe
 from hf_arch.hub.cli import register as register_hub

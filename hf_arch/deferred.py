@@ -34,7 +34,7 @@ def require_auto_classes() -> None:
 
 def load_all() -> None:
     """Import every mixer and every architecture, which registers them."""
-    for name in ("mixers", "architectures"):
+    for name in ("layers.mixers", "models.architectures"):
         package = importlib.import_module(f".{name}", __package__)
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{package.__name__}.{module.name}")

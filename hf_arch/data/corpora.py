@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+from hf_arch.core.errors import ConfigError, nearest
 from hf_arch.data.cache import user_path
 from hf_arch.data.options import DataOptions
 from hf_arch.data.store import META
-from hf_arch.errors import ConfigError, nearest
 
 SPLITS = ("train", "validation")
 

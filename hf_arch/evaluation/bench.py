@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from hf_arch.errors import ConfigError, choice_error
+from hf_arch.core.errors import ConfigError, choice_error
 from hf_arch.evaluation.bench_models import Candidate
 from hf_arch.evaluation.loading import parse_device, parse_dtype
 from hf_arch.evaluation.tensor_memory import cache_bytes, peak_tensor_bytes, tensor_bytes

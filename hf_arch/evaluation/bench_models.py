@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import hf_arch
-from hf_arch.errors import ConfigError, choice_error, nearest
+from hf_arch.core.errors import ConfigError, choice_error, nearest
 from hf_arch.evaluation.generation import model_folder
 from hf_arch.experiments.build import build_config
 from hf_arch.experiments.plan import plan_runs

@@ -21,7 +21,7 @@ from lm_eval.models.utils_hf import get_dtype
 from transformers import PreTrainedModel
 
 import hf_arch
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.evaluation.loading import load_causal_lm, load_tokenizer, parse_device
 from hf_arch.evaluation.special_tokens import split_special
 from hf_arch.hub.checkpoint import checkpoint_folder, is_ours, read_config, weight_files

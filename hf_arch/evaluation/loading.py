@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from hf_arch.errors import ConfigError, choice_error
+from hf_arch.core.errors import ConfigError, choice_error
 from hf_arch.hub.checkpoint import checkpoint_folder, load_checkpoint, read_config, read_tensors
 from hf_arch.interchange import FOREIGN, from_foreign
 

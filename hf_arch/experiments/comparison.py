@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_arch.errors import ConfigError, choice_error
+from hf_arch.core.errors import ConfigError, choice_error
 from hf_arch.experiments import store
 from hf_arch.experiments.audit import Finding, audit
 from hf_arch.experiments.columns import interval_text

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.experiments.identity import former_hashes
 from hf_arch.experiments.recipe import RUN_FACTS, Recipe
 from hf_arch.experiments.store import CONFIG_FILE, read_json

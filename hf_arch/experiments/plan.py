@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from hf_arch.errors import ConfigError, choice_error
+from hf_arch.core.errors import ConfigError, choice_error
 from hf_arch.experiments.build import build_config
 from hf_arch.experiments.match import Matched, Sizer, match_model, model_size
 from hf_arch.experiments.recipe import MatchOptions, Recipe

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.experiments.columns import COLUMNS, MISSING, byte_size, duration, quantity
 from hf_arch.experiments.comparison import Comparison, Group, compare_runs
 from hf_arch.experiments.diagram import diagram

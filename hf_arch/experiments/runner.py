@@ -18,9 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_arch.core.errors import ConfigError, choice_error
 from hf_arch.data import prepare_data
 from hf_arch.environment import read
-from hf_arch.errors import ConfigError, choice_error
 from hf_arch.experiments.comparison import compare_runs
 from hf_arch.experiments.folders import run_folder
 from hf_arch.experiments.plan import Plan, Skipped, plan_runs

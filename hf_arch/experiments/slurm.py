@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.experiments.process import TAIL_LINES
 from hf_arch.experiments.store import RESULTS_FILE, write_json_atomic
 from hf_arch.experiments.worker import Event, ReadyRun, Suite, WorkerOptions

@@ -26,7 +26,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 
 CONFIG_FILE = "experiment_config.json"
 RESULTS_FILE = "results.json"

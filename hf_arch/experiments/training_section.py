@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+from hf_arch.core.errors import ConfigError, unknown_key_error
 from hf_arch.deprecations import current_names
-from hf_arch.errors import ConfigError, unknown_key_error
 from hf_arch.experiments.sections import coerce, require_mapping
 
 # Ours beside the names of TrainingArguments: `precision`, what the run computes in; `zero_redundancy`, whether its

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.experiments.claims import Claims
 from hf_arch.experiments.recipe import Recipe, TuneOptions
 from hf_arch.experiments.runner import PreparedSet, RunOptions, prepare_set, processes_per_run, train_set

@@ -19,7 +19,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from hf_arch.errors import choice_error
+from hf_arch.core.errors import choice_error
 from hf_arch.experiments.columns import interval_text
 from hf_arch.experiments.stats import Interval, PairedDifference
 

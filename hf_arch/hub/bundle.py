@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from hf_arch import __version__
-from hf_arch.architectures.base import AUTO_CLASSES, Architecture
-from hf_arch.errors import ConfigError
-from hf_arch.modeling.configuration import ArchConfig
-from hf_arch.registry import ACTIVATIONS, ARCHITECTURES, NORMS, POSITIONS
+from hf_arch.core.errors import ConfigError
+from hf_arch.core.registry import ACTIVATIONS, ARCHITECTURES, NORMS, POSITIONS
+from hf_arch.models.architectures.base import AUTO_CLASSES, Architecture
+from hf_arch.models.configuration import ArchConfig
 
 PACKAGE = "hf_arch"
 PLUGIN = "hf_arch_plugin_"

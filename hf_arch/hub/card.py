@@ -17,6 +17,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 import hf_arch
+from hf_arch.core.registry import ARCHITECTURES
 from hf_arch.experiments.columns import byte_size, quantity
 from hf_arch.experiments.store import RunResult
 from hf_arch.hub.checkpoint import require_ours
@@ -34,8 +35,7 @@ from hf_arch.hub.run_facts import (
     table_cell,
     without_paths,
 )
-from hf_arch.modeling.configuration import ArchConfig
-from hf_arch.registry import ARCHITECTURES
+from hf_arch.models.configuration import ArchConfig
 
 CARD_FILE = "README.md"
 CURVE_FILE = "loss_curve.png"

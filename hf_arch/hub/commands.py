@@ -7,7 +7,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from hf_arch.errors import choice_error
+from hf_arch.core.errors import choice_error
 from hf_arch.experiments.columns import byte_size
 from hf_arch.hub.convert import Conversion, DifferentResult, convert
 from hf_arch.hub.export import export_gguf, export_hub, export_torch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.hub.card import write_card
 from hf_arch.hub.checkpoint import checkpoint_folder, load_ours
 from hf_arch.hub.gguf_file import write_gguf

@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.experiments.store import CHECKPOINTS_DIR, RunResult
 from hf_arch.hub.card import write_card
 from hf_arch.hub.checkpoint import checkpoint_folder

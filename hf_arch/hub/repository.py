@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.hub.bundle import bundle
 from hf_arch.hub.checkpoint import (
     TOKENIZER_FILES,

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 import hf_arch
-from hf_arch.components.moe import MixtureOfExperts, load_balancing_loss, rebalance_experts
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
+from hf_arch.layers.ffns.moe import MixtureOfExperts, load_balancing_loss, rebalance_experts
 
 PLAIN = {"type": "moe", "num_experts": 6, "intermediate_size": 12}
 DEEP = {

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import hf_arch
+from hf_arch.core.registry import MIXERS, load_plugin
 from hf_arch.experiments.build import build_config
 from hf_arch.experiments.plan import plan_runs
 from hf_arch.experiments.probe_run import run_probe
 from hf_arch.experiments.recipe import load_recipe
-from hf_arch.modeling.layout import SequenceLayout
-from hf_arch.registry import MIXERS, load_plugin
+from hf_arch.layers.layout import SequenceLayout
 
 ANCHORS = Path(__file__).parents[2] / "recipes" / "anchors"
 

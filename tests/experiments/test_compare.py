@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.experiments import compare
 from hf_arch.experiments.columns import byte_size, duration, interval_text, quantity
 from hf_arch.experiments.comparison import compare_command, compare_runs

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 import hf_arch
+from hf_arch.core.registry import ARCHITECTURES, FFNS, MIXERS
 from hf_arch.data import DataOptions
 from hf_arch.experiments import identity, recipe
 from hf_arch.experiments.folders import run_folder
 from hf_arch.experiments.recipe import RUN_FACTS, EvaluationOptions, ProbeOptions, Recipe
 from hf_arch.experiments.store import CONFIG_FILE, to_jsonable
 from hf_arch.numerics import NUMERICS_VERSION, numerics_version
-from hf_arch.registry import ARCHITECTURES, FFNS, MIXERS
 from hf_arch.training.arguments import DEFAULTS
 
 RECORDED = Path(__file__).with_name("numerics_defaults.json")

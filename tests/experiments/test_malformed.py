@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from hf_arch.cli import app
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.experiments import runner
 from hf_arch.experiments.plan import plan_runs
 from hf_arch.experiments.recipe import load_recipe

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import hf_arch
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.experiments.build import build_config
 from hf_arch.experiments.plan import Plan, plan_runs
 from hf_arch.experiments.recipe import Recipe, read_recipe

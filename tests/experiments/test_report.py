@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import hf_arch
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.experiments.comparison import compare_runs
 from hf_arch.experiments.diagram import diagram
 from hf_arch.experiments.figures import figures, pareto_front

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.experiments import store
 from tests.experiments.synthetic import write_failed_run, write_run, write_suite
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.experiments import runner
 from hf_arch.experiments.comparison import compare_runs
 from hf_arch.experiments.recipe import Recipe, read_recipe

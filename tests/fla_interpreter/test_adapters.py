@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_arch.modeling.loss import penalise_max_logits
+from hf_arch.models.loss import penalise_max_logits
 from hf_arch.ops import backend
 from hf_arch.ops.delta_rule import naive_delta_rule, naive_dplr_delta_rule
 from hf_arch.ops.elementwise import naive_hgrn_scan

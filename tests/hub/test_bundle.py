@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import hf_arch
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
+from hf_arch.core.registry import load_plugin
 from hf_arch.hub.bundle import bundle
 from hf_arch.hub.repository import stage_model
-from hf_arch.registry import load_plugin
 
 from .conftest import save_tiny
 
@@ -108,9 +108,9 @@ PLUGIN = '''
 
 from torch import Tensor
 
-from hf_arch.mixers.base import MixerCost, RecurrentMixer
-from hf_arch.options import Options, options
-from hf_arch.registry import MIXERS
+from hf_arch.layers.mixers.base import MixerCost, RecurrentMixer
+from hf_arch.core.options import Options, options
+from hf_arch.core.registry import MIXERS
 
 
 @options
@@ -151,11 +151,11 @@ def test_a_bundle_imports_the_package_nowhere():
 def test_the_installed_classes_win_and_copies_name_no_code(tmp_path: Path):
     staged = repository(tmp_path, "gla")
     config = AutoConfig.from_pretrained(staged, trust_remote_code=True)
-    assert type(config).__module__ == "hf_arch.architectures.gla"
+    assert type(config).__module__ == "hf_arch.models.architectures.gla"
     model = AutoModelForCausalLM.from_pretrained(staged, trust_remote_code=True)
-    assert type(model).__module__ == "hf_arch.architectures.gla"
+    assert type(model).__module__ == "hf_arch.models.architectures.gla"
     head = AutoModelForSequenceClassification.from_pretrained(staged)
-    assert type(head).__module__ == "hf_arch.architectures.gla"
+    assert type(head).__module__ == "hf_arch.models.architectures.gla"
     model.save_pretrained(tmp_path / "copy")
     assert "auto_map" not in json.loads((tmp_path / "copy" / "config.json").read_text())
     assert not list((tmp_path / "copy").glob("*.py"))

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MambaConfig
 
 import hf_arch
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.hub import convert as convert_module
 from hf_arch.hub.checkpoint import checkpoint_folder, load_ours, read_config, read_tensors
 from hf_arch.hub.commands import convert_command

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 import hf_arch
 import hf_arch.hub.commands  # here: what libraries say when they are imported belongs to no command
 from hf_arch.cli import app
+from hf_arch.core.errors import ConfigError
 from hf_arch.data.tokenizer import build_tokenizer
-from hf_arch.errors import ConfigError
 from hf_arch.hub.checkpoint import load_config
 
 from .conftest import save_tiny

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.hub.checkpoint import load_ours
 from hf_arch.hub.commands import export_command
 from hf_arch.hub.export import export_torch

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import hf_arch
-from hf_arch.errors import ConfigError
-from hf_arch.modeling.layout import build_layout
+from hf_arch.core.errors import ConfigError
+from hf_arch.layers.layout import build_layout
 from tests.mixers.layers import assert_layer, causal_conv, heads, mixer_and_input, rms, weights
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import hf_arch
-from hf_arch.errors import ConfigError
-from hf_arch.mixers.mla import rope_mscale
+from hf_arch.core.errors import ConfigError
+from hf_arch.layers.mixers.mla import rope_mscale
 from tests.mixers.layers import build, rms, weights
 
 SIZES = {"type": "mla", "kv_lora_rank": 20, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 12}

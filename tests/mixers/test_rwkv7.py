@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 import hf_arch
-from hf_arch.mixers.rwkv7 import STREAMS
+from hf_arch.layers.mixers.rwkv7 import STREAMS
 from tests.mixers.layers import assert_layer, heads, mixer_and_input, unit, weights
 
 MIXER = {"type": "rwkv7", "decay_rank": 8, "rate_rank": 6, "value_rank": 4, "gate_rank": 12}

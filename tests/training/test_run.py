@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.experiments.recipe import Recipe, load_recipe
 from hf_arch.experiments.store import RunResult, read_metrics
 from hf_arch.training import run as run_module

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.experiments.process import hear_interrupts
 from hf_arch.experiments.recipe import Recipe
 from hf_arch.experiments.store import read_metrics

@@ -1,0 +1,1 @@
+"""What everything rests on: errors, registries, typed options. Imports nothing else of this package."""

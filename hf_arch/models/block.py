@@ -1,0 +1,65 @@
+"""One decoder block: a token mixer and a channel mixer with their norms and residual connections.
+
+pre:       x + mixer(norm(x)),        then x + ffn(norm(x))            (GPT-2, Llama)
+post:      norm(x + mixer(x)),        then norm(x + ffn(x))            (Vaswani et al. 2017)
+sandwich:  x + norm(mixer(norm(x))),  then x + norm(ffn(norm(x)))      (Ding et al. 2021; Gemma 2)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ..core.registry import NORMS
+from ..layers.ffns.ffn import NoFeedForward
+from .configuration import ArchConfig
+
+
+class DecoderLayer(GradientCheckpointingLayer):
+    """A block; `forward` takes hidden states [B, T, D] (and the carried tensor of the first layer, and this
+    layer's entry of shared parameters) by position, the context by keyword."""
+
+    def __init__(self, config: ArchConfig, layer_idx: int):
+        super().__init__()
+        mixer_class, mixer_options = config.mixer_specs[layer_idx]
+        ffn_class, ffn_options = config.ffn_specs[layer_idx]
+        self.norm_position = config.norm_position
+        self.mixer = mixer_class(config, mixer_options, layer_idx)
+        self.mixer_norm = _norm(config)
+        self.mixer_post_norm = _norm(config) if config.norm_position == "sandwich" else None
+        self.ffn = None if ffn_class is NoFeedForward else ffn_class(config, ffn_options, layer_idx)
+        has_ffn = self.ffn is not None
+        self.ffn_norm = _norm(config) if has_ffn else None
+        self.ffn_post_norm = _norm(config) if has_ffn and config.norm_position == "sandwich" else None
+        self.dropout = nn.Dropout(config.residual_dropout)
+
+    def forward(
+        self, hidden_states: Tensor, carry: Tensor | None = None, shared: Tensor | None = None, **context: Any
+    ) -> Any:
+        mine = context if shared is None else {**context, "shared": shared}
+        mixed = self._branch(self.mixer, self.mixer_norm, hidden_states, carry=carry, **mine)
+        mixed, carried = mixed if isinstance(mixed, tuple) else (mixed, None)
+        hidden_states = self._join(hidden_states, mixed, self.mixer_norm, self.mixer_post_norm)
+        router_logits = None
+        if self.ffn is not None:
+            fed = self._branch(self.ffn, self.ffn_norm, hidden_states, **context)
+            fed, router_logits = fed if isinstance(fed, tuple) else (fed, None)
+            hidden_states = self._join(hidden_states, fed, self.ffn_norm, self.ffn_post_norm)
+        return hidden_states if carried is None and router_logits is None else (hidden_states, carried, router_logits)
+
+    def _branch(self, module: nn.Module, norm: nn.Module | None, hidden_states: Tensor, **context: Any) -> Any:
+        if self.norm_position != "post" and norm is not None:
+            hidden_states = norm(hidden_states)
+        return module(hidden_states, **context)
+
+    def _join(self, residual: Tensor, out: Tensor, norm: nn.Module | None, post_norm: nn.Module | None) -> Tensor:
+        if post_norm is not None:
+            out = post_norm(out)
+        total = residual + self.dropout(out)
+        return norm(total) if self.norm_position == "post" and norm is not None else total
+
+
+def _norm(config: ArchConfig) -> nn.Module:
+    return NORMS.get(config.norm, "norm")(config.hidden_size, config.norm_eps)
