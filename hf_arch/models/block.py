@@ -7,24 +7,28 @@ sandwich:  x + norm(mixer(norm(x))),  then x + norm(ffn(norm(x)))      (Ding et 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..core.registry import NORMS
+from ..layers.contract import EMPTY_CONTEXT, LayerContext, LayerOutput
 from ..layers.ffns.ffn import NoFeedForward
 from .configuration import ArchConfig
 
 
 class DecoderLayer(GradientCheckpointingLayer):
-    """A block; `forward` takes hidden states [B, T, D] (and the carried tensor of the first layer, and this
-    layer's entry of shared parameters) by position, the context by keyword."""
+    """A block: hidden states [B, T, D] and what it needs of earlier layers by position (gradient checkpointing sees no
+    other tensors), the context by keyword."""
 
     def __init__(self, config: ArchConfig, layer_idx: int):
         super().__init__()
         mixer_class, mixer_options = config.mixer_specs[layer_idx]
         ffn_class, ffn_options = config.ffn_specs[layer_idx]
+        self.needs = mixer_class.needs(config, mixer_options, layer_idx)
+        self.publishes = mixer_class.publishes(config, mixer_options, layer_idx)
         self.norm_position = config.norm_position
         self.mixer = mixer_class(config, mixer_options, layer_idx)
         self.mixer_norm = _norm(config)
@@ -36,23 +40,33 @@ class DecoderLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.residual_dropout)
 
     def forward(
-        self, hidden_states: Tensor, carry: Tensor | None = None, shared: Tensor | None = None, **context: Any
+        self, hidden_states: Tensor, shared: Any = None, *needed: Tensor, context: LayerContext = EMPTY_CONTEXT
     ) -> Any:
-        mine = context if shared is None else {**context, "shared": shared}
-        mixed = self._branch(self.mixer, self.mixer_norm, hidden_states, carry=carry, **mine)
-        mixed, carried = mixed if isinstance(mixed, tuple) else (mixed, None)
-        hidden_states = self._join(hidden_states, mixed, self.mixer_norm, self.mixer_post_norm)
+        """Args:
+            hidden_states: [B, T, D]. shared: this layer's entry of shared parameters, or None.
+            needed: the values of `self.needs`, in that order.
+
+        Returns:
+            [B, T, D], or (hidden states, router logits or None, the values of `self.publishes` in that order).
+        """
+        own = replace(context, shared=shared, values=dict(zip(self.needs, needed, strict=True)))
+        mixed = self._branch(self.mixer, self.mixer_norm, hidden_states, own)
+        hidden_states = self._join(hidden_states, mixed.hidden_states, self.mixer_norm, self.mixer_post_norm)
         router_logits = None
         if self.ffn is not None:
-            fed = self._branch(self.ffn, self.ffn_norm, hidden_states, **context)
-            fed, router_logits = fed if isinstance(fed, tuple) else (fed, None)
-            hidden_states = self._join(hidden_states, fed, self.ffn_norm, self.ffn_post_norm)
-        return hidden_states if carried is None and router_logits is None else (hidden_states, carried, router_logits)
+            fed = self._branch(self.ffn, self.ffn_norm, hidden_states, context)
+            router_logits = fed.router_logits
+            hidden_states = self._join(hidden_states, fed.hidden_states, self.ffn_norm, self.ffn_post_norm)
+        if router_logits is None and not self.publishes:
+            return hidden_states
+        return (hidden_states, router_logits, *(mixed.published[name] for name in self.publishes))
 
-    def _branch(self, module: nn.Module, norm: nn.Module | None, hidden_states: Tensor, **context: Any) -> Any:
+    def _branch(
+        self, module: nn.Module, norm: nn.Module | None, hidden_states: Tensor, context: LayerContext
+    ) -> LayerOutput:
         if self.norm_position != "post" and norm is not None:
             hidden_states = norm(hidden_states)
-        return module(hidden_states, **context)
+        return LayerOutput.of(module(hidden_states, context=context))
 
     def _join(self, residual: Tensor, out: Tensor, norm: nn.Module | None, post_norm: nn.Module | None) -> Tensor:
         if post_norm is not None:

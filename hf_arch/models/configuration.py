@@ -292,7 +292,20 @@ class ArchConfig(PreTrainedConfig):
             spec = mixer.rotary(self, given)
             if spec is not None:
                 check_rope_parameters(spec)
+        self._check_published_values()
         self._refuse_idle_features()
+
+    def _check_published_values(self) -> None:
+        """Every value that a layer needs is published by an earlier one."""
+        published: set[str] = set()
+        for index, (mixer, mixer_options) in enumerate(self.mixer_specs):
+            missing = [name for name in mixer.needs(self, mixer_options, index) if name not in published]
+            if missing:
+                raise ConfigError(
+                    f"mixer: layer {index} ({mixer.__name__}) needs {missing[0]!r}, which no earlier layer publishes; "
+                    f"published before it: {', '.join(sorted(published)) or 'nothing'}"
+                )
+            published.update(mixer.publishes(self, mixer_options, index))
 
     def _refuse_idle_features(self) -> None:
         """A feature that was set, and that no component of any layer takes, is an error."""

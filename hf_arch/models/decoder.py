@@ -26,12 +26,13 @@ from transformers.modeling_outputs import (
 )
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import TransformersKwargs, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from ..core.registry import NORMS, POSITIONS
 from ..layers.attention_product import AttentionProduct
+from ..layers.contract import LayerContext
 from ..layers.documents import refuse_numbers
 from ..layers.fp32 import loading_patterns, restore_fp32
 from ..layers.layout import build_layout, positions_from_mask
@@ -45,6 +46,8 @@ from .inputs import read_inputs
 from .layer_masks import same_document, sliding_mask
 from .loss import chunked_cross_entropy, loss_chunk_size, penalise_max_logits, target_weights
 from .serving import CheckedGenerationMixin
+
+logger = logging.get_logger(__name__)
 
 
 class ArchPreTrainedModel(PreTrainedModel):
@@ -153,6 +156,11 @@ class ArchModel(ArchPreTrainedModel):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
+        if self.gradient_checkpointing and self.training and (use_cache or past_key_values is not None):
+            logger.warning_once(
+                "gradient checkpointing runs layers twice, which a cache cannot follow; no cache is used"
+            )
+            use_cache, past_key_values = False, None
         length = inputs_embeds.shape[1]
         inputs = read_inputs(self, inputs_embeds, attention_mask, position_ids, past_key_values, use_cache, {**kwargs})
         (attention_mask, segment_ids, position_ids), past_key_values, past, given = inputs
@@ -172,27 +180,27 @@ class ArchModel(ArchPreTrainedModel):
         hidden_states = self.embedding_dropout(hidden_states)
         if self.embedding_norm is not None:
             hidden_states = self.embedding_norm(hidden_states)
-        carry: Tensor | None = None
+        published: dict[str, Tensor] = {}
         router_logits: list[Tensor] = []
         wants_router_logits = given.pop("output_router_logits", getattr(self.config, "output_router_logits", False))
         shared = [parameters() for parameters in self.shared]
-        for index, layer in enumerate(self.layers):
+        blocks: Any = self.layers
+        for index, layer in enumerate(blocks):
             rotary_index, shared_index = self._rotary_index[index], self._shared_index[index]
-            out = layer(
-                hidden_states,
-                carry,
-                None if shared_index is None else shared[shared_index][index],
-                attention_mask=masks.get(self._mask_key(index)),
+            context = LayerContext(
                 layout=layout,
+                attention_mask=masks.get(self._mask_key(index)),
                 position_ids=position_ids,
                 position_embeddings=None if rotary_index is None else rotary[rotary_index],
                 position_bias=biases[index],
-                past_key_values=past_key_values,
+                cache=past_key_values,
                 use_cache=use_cache,
-                **given,
+                attention_kwargs=given,
             )
-            hidden_states, carried, routed = out if isinstance(out, tuple) else (out, None, None)
-            carry = carry if carried is None else carried
+            own = None if shared_index is None else shared[shared_index][index]
+            out = layer(hidden_states, own, *(published[name] for name in layer.needs), context=context)
+            hidden_states, routed, *values = out if isinstance(out, tuple) else (out, None)
+            published.update(zip(layer.publishes, values, strict=True))
             if routed is not None:
                 router_logits.append(routed)
         if past_key_values is not None:

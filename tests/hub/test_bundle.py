@@ -136,8 +136,9 @@ class RunningMean(RecurrentMixer):
 
 def test_a_bundle_holds_only_what_its_model_needs():
     files = set(bundle(hf_arch.tiny_config("gpt2")).files)
-    assert "modeling_hfa_gpt2.py" in files and "mixers_attention.py" in files
-    assert not any(name.startswith(("mixers_gla", "ops_selective", "architectures_gla", "costs")) for name in files)
+    assert "modeling_hfa_gpt2.py" in files and "layers_mixers_attention.py" in files
+    unneeded = ("layers_mixers_gla", "ops_selective", "models_architectures_gla", "models_cost")
+    assert not any(name.startswith(unneeded) for name in files)
     assert "deferred.py" not in files and "hf_arch.py" not in files
 
 

@@ -17,9 +17,9 @@ from ...core.options import Options, options
 from ...core.registry import ACTIVATIONS, FFNS
 from ...ops.conv import token_shift
 from ..attention_product import cache_element_bytes
-from ..layout import PLAIN_LAYOUT, SequenceLayout
+from ..contract import EMPTY_CONTEXT, LayerContext
 from ..mixers.base import MixerCost
-from ..state import FFN_STATE, LayerState
+from ..state import FFN_STATE
 from .ffn import FeedForward
 
 
@@ -56,14 +56,8 @@ class ChannelMix(FeedForward):
     def default_intermediate_size(cls, config: Any) -> int:
         return 32 * -(-int(3.5 * config.hidden_size) // 32)
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        layout: SequenceLayout = PLAIN_LAYOUT,
-        past_key_values: Any = None,
-        **context: Any,
-    ) -> Tensor:
-        state = LayerState(past_key_values, self.layer_idx)
+    def forward(self, hidden_states: Tensor, context: LayerContext = EMPTY_CONTEXT) -> Tensor:
+        layout, state = context.layout, context.state(self.layer_idx)
         x = layout.enter(hidden_states)
         before, last = token_shift(
             x,

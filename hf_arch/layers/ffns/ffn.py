@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ...core.options import Options, options
 from ...core.registry import ACTIVATIONS, FFNS
+from ..contract import EMPTY_CONTEXT, LayerContext, LayerOutput, check_signature
 from ..fp32 import KeepsFp32
 from ..mixers.base import MixerCost
 
@@ -42,6 +43,10 @@ class FeedForward(KeepsFp32):
     def __init__(self, config: Any, options: Any, layer_idx: int):
         super().__init__()
         self.config, self.options, self.layer_idx = config, options, layer_idx
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        check_signature(cls, "forward")
 
     @classmethod
     def default_intermediate_size(cls, config: Any) -> int:
@@ -80,8 +85,8 @@ class FeedForward(KeepsFp32):
         """How expert parallelism splits its modules, in transformers' words."""
         return {}
 
-    def forward(self, hidden_states: Tensor, **context: Any) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
+    def forward(self, hidden_states: Tensor, context: LayerContext = EMPTY_CONTEXT) -> Tensor | LayerOutput:
+        """[B, T, D] -> [B, T, D], alone or in a LayerOutput; `context` comes by keyword."""
         raise NotImplementedError
 
     @classmethod
@@ -129,7 +134,7 @@ class MLP(FeedForward):
     def tensor_parallel(cls, config: Any, options: Any) -> dict[str, str]:
         return {"up_proj": "colwise", "down_proj": "rowwise"}
 
-    def forward(self, hidden_states: Tensor, **context: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, context: LayerContext = EMPTY_CONTEXT) -> Tensor:
         return self.down_proj(self.act_fn(self.up_proj(hidden_states)))
 
 
@@ -157,5 +162,5 @@ class GatedMLP(FeedForward):
     def tensor_parallel(cls, config: Any, options: Any) -> dict[str, str]:
         return {"gate_proj": "colwise", "up_proj": "colwise", "down_proj": "rowwise"}
 
-    def forward(self, hidden_states: Tensor, **context: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, context: LayerContext = EMPTY_CONTEXT) -> Tensor:
         return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))

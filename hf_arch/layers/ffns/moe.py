@@ -25,8 +25,9 @@ from ...core.errors import ConfigError
 from ...core.options import Options, options, parse_options
 from ...core.registry import FFNS
 from ...ops.segments import state_dtype, without_autocast
+from ..contract import EMPTY_CONTEXT, LayerContext, LayerOutput
 from ..fp32 import KeepsFp32
-from ..layout import PLAIN_LAYOUT, SequenceLayout
+from ..layout import SequenceLayout
 from ..mixers.base import MixerCost
 from .experts import GatedExperts, PlainExperts
 from .ffn import MLP, FeedForward, FeedForwardOptions, GatedMLP
@@ -162,13 +163,15 @@ class MixtureOfExperts(FeedForward):
         up = "experts.gate_up_proj" if options.gated else "experts.up_proj"
         return {up: "grouped_gemm", "experts.down_proj": "grouped_gemm", "experts": "ep_dispatch_experts"}
 
-    def forward(self, hidden_states: Tensor, layout: SequenceLayout = PLAIN_LAYOUT, **context: Any) -> Any:
+    def forward(self, hidden_states: Tensor, context: LayerContext = EMPTY_CONTEXT) -> LayerOutput:
         tokens = hidden_states.flatten(0, -2)
         logits, weights, chosen = self.router(tokens)
         if self.options.score_bias and self.training:
-            self.count(chosen, layout)
+            self.count(chosen, context.layout)
         out = self.experts(tokens, chosen, weights).view_as(hidden_states)
-        return (out if self.shared_experts is None else out + self.shared_experts(hidden_states)), logits
+        if self.shared_experts is not None:
+            out = out + self.shared_experts(hidden_states)
+        return LayerOutput(out, router_logits=logits)
 
     @torch.no_grad()
     def count(self, chosen: Tensor, layout: SequenceLayout) -> None:

@@ -19,6 +19,7 @@ from ...core.options import Options, options
 from ...core.registry import MIXERS
 from ...ops.segments import state_dtype
 from ...ops.slots import abc_attention
+from ..contract import LayerContext
 from ..layout import SequenceLayout
 from ..positions import apply_rotary
 from ..rope_parameters import RotarySpec
@@ -79,17 +80,11 @@ class BoundedMemoryAttention(LinearHeadsMixer):
         parameters = {"rope_type": "default", "rope_theta": float(options.rope_theta)}
         return RotarySpec(cls.head_sizes(config, options).head_k_dim, parameters, config.max_position_embeddings)
 
-    def mix(
-        self,
-        x: Tensor,
-        layout: SequenceLayout,
-        state: LayerState,
-        position_embeddings: tuple[Tensor, Tensor] | None = None,
-        **context: Any,
-    ) -> Tensor:
+    def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
         q, k, v = self.sizes.split(*self.project(x, layout, state))
-        if position_embeddings is not None:
-            q, k = (apply_rotary(part, *position_embeddings, head_axis=2) for part in (q, k))
+        rotary = context.position_embeddings
+        if rotary is not None:
+            q, k = (apply_rotary(part, *rotary, head_axis=2) for part in (q, k))
         logits = self.s_proj(x).to(state_dtype(x))
         if self.options.clamp_min is not None or self.options.clamp_max is not None:
             logits = logits.clamp(self.options.clamp_min, self.options.clamp_max)

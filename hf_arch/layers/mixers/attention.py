@@ -18,6 +18,7 @@ from ...core.errors import ConfigError
 from ...core.options import Options, options
 from ...core.registry import MIXERS, POSITIONS
 from ..attention_product import AttentionProduct, cache_element_bytes
+from ..contract import EMPTY_CONTEXT, LayerContext
 from ..norms import ArchRMSNorm
 from ..positions import apply_rotary
 from ..rope_parameters import RotarySpec
@@ -154,17 +155,7 @@ class Attention(Mixer):
             "qk_norm": (config.norm_eps if options.qk_norm_eps is None else options.qk_norm_eps) if qk_norm else None,
         }
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Any = None,
-        position_embeddings: tuple[Tensor, Tensor] | None = None,
-        position_bias: Tensor | None = None,
-        past_key_values: Any = None,
-        layout: Any = None,
-        carry: Any = None,
-        **kwargs: Any,
-    ) -> Tensor:
+    def forward(self, hidden_states: Tensor, context: LayerContext = EMPTY_CONTEXT) -> Tensor:
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         query = self.q_proj(hidden_states).view(shape)
         key = self.k_proj(hidden_states).view(shape)
@@ -172,20 +163,21 @@ class Attention(Mixer):
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key = query.transpose(1, 2), key.transpose(1, 2)
-        if position_embeddings is not None:
-            query, key = apply_rotary(query, *position_embeddings), apply_rotary(key, *position_embeddings)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        rotary = context.position_embeddings
+        if rotary is not None:
+            query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
+        key, value = context.update_kv(key, value, self.layer_idx)
         out, _ = self.product(
             query,
             key,
             value,
-            attention_mask,
+            context.attention_mask,
             dropout=self.config.attention_dropout if self.training else 0.0,
             sliding_window=self.attention_window,
             softcap=self.softcap,
-            position_bias=position_bias,
-            **kwargs,
+            position_bias=context.position_bias,
+            position_ids=context.position_ids,
+            **context.attention_kwargs,
         )
         return self.o_proj(out.reshape(*hidden_states.shape[:-1], -1))
 

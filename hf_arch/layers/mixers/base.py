@@ -14,15 +14,16 @@ Shape legend: B batch, T time, D width, H heads, K key dim, V value dim, N state
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
 from ...core.errors import ConfigError, choice_error
 from ...core.options import Options
+from ..contract import EMPTY_CONTEXT, LayerContext, LayerOutput, check_signature
 from ..fp32 import KeepsFp32
-from ..layout import PLAIN_LAYOUT, SequenceLayout
+from ..layout import SequenceLayout
 from ..state import RECURRENT, LayerState
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ class Mixer(KeepsFp32):
             raise choice_error(f"{cls.__name__}.cache_kind", cls.cache_kind, _LAYER_TYPES)
         if "__dataclass_fields__" not in vars(cls.Options):
             raise ConfigError(f"{cls.__name__}.Options: {cls.Options.__name__} is not decorated with @options")
+        check_signature(cls, "forward")
 
     @classmethod
     def validate(cls, config: ArchConfig, options: Any) -> None:
@@ -146,15 +148,20 @@ class Mixer(KeepsFp32):
         named is whole on every rank."""
         return {}
 
-    def forward(self, hidden_states: Tensor, **context: Any) -> Tensor:
-        """Mix [B, T, D] over time -> [B, T, D].
+    @classmethod
+    def publishes(cls, config: ArchConfig, options: Any, layer_idx: int) -> tuple[str, ...]:
+        """Names of the values that the layer hands to later ones in `LayerOutput.published`; a later layer may
+        publish the same name anew."""
+        return ()
 
-        `context` holds, computed once per model call: `layout` (SequenceLayout), `attention_mask` (of the layer's
-        kind, as transformers makes it), `position_ids` [B, T], `position_embeddings` (cos, sin) or None,
-        `position_bias` (ALiBi) or None, `past_key_values` (Cache) or None, `carry` (the first layer's carried tensor)
-        or None, and `shared` (this layer's entry) where `shared()` asks for it. A mixer may return `(output, carry)`
-        in the first layer to hand a tensor to all later ones.
-        """
+    @classmethod
+    def needs(cls, config: ArchConfig, options: Any, layer_idx: int) -> tuple[str, ...]:
+        """Names of the values of earlier layers that it reads from `context.values`; a config in which nobody
+        publishes one of them is refused."""
+        return ()
+
+    def forward(self, hidden_states: Tensor, context: LayerContext = EMPTY_CONTEXT) -> Tensor | LayerOutput:
+        """Mix [B, T, D] over time -> [B, T, D], alone or in a LayerOutput; `context` comes by keyword."""
         raise NotImplementedError(f"{type(self).__name__} defines no `forward`")
 
     def cost(self, seq_len: int) -> MixerCost:
@@ -169,36 +176,35 @@ class RecurrentMixer(Mixer):
     """A mixer that keeps a recurrent or convolution state; subclasses write `mix` and need not think about padding
     or caches.
 
-    `mix(x, layout, state, position_embeddings)` gets x [B, T, D] with padding set to zero and valid tokens in an order
+    `mix(x, layout, state, context)` gets x [B, T, D] with padding set to zero and valid tokens in an order
     without gaps (see SequenceLayout), reads its states from `state` (LayerState; None before the first token) and
     writes the new ones to it. What a bias makes nonzero at padding must be zeroed again with `layout.zero_padding`.
     """
 
     cache_kind: ClassVar[CacheKind] = "recurrent"
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        layout: SequenceLayout = PLAIN_LAYOUT,
-        past_key_values: Any = None,
-        position_embeddings: tuple[Tensor, Tensor] | None = None,
-        carry: Tensor | None = None,
-        **context: Any,
-    ) -> Any:
-        if position_embeddings is not None and layout.order is not None:
-            cos, sin = position_embeddings
-            position_embeddings = (layout.reorder(cos), layout.reorder(sin))
-        state = LayerState(past_key_values, self.layer_idx)
-        x = layout.enter(hidden_states)
-        if carry is not None:
-            context["carry"] = layout.reorder(carry)
-        out = self.mix(x, layout, state, position_embeddings=position_embeddings, **context)
-        if isinstance(out, tuple):
-            return layout.leave(out[0]), layout.leave(out[1])
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        check_signature(cls, "mix", own=("layout",))
+
+    def forward(self, hidden_states: Tensor, context: LayerContext = EMPTY_CONTEXT) -> Tensor | LayerOutput:
+        layout = context.layout
+        if layout.order is not None:
+            rotary, values = context.position_embeddings, context.values
+            context = replace(
+                context,
+                position_embeddings=None if rotary is None else (layout.reorder(rotary[0]), layout.reorder(rotary[1])),
+                values={name: layout.reorder(value) for name, value in values.items()},
+            )
+        state = context.state(self.layer_idx)
+        out = self.mix(layout.enter(hidden_states), layout, state, context=context)
+        if isinstance(out, LayerOutput):
+            published = {name: layout.leave(value) for name, value in out.published.items()}
+            return LayerOutput(layout.leave(out.hidden_states), published)
         return layout.leave(out)
 
-    def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, **context: Any) -> Any:
-        """The mixing itself: [B, T, D] -> [B, T, D], or (output, carry)."""
+    def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor | LayerOutput:
+        """The mixing itself: [B, T, D] -> [B, T, D], alone or in a LayerOutput."""
         raise NotImplementedError(f"{type(self).__name__} defines no `mix`")
 
 

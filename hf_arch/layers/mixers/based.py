@@ -15,6 +15,7 @@ from torch import Tensor
 from ...core.errors import ConfigError
 from ...core.options import Options, options
 from ...core.registry import MIXERS
+from ..contract import LayerContext
 from ..feature_maps import Taylor
 from ..layout import SequenceLayout
 from ..state import LayerState
@@ -55,7 +56,7 @@ class BasedLinearAttention(LinearHeadsMixer):
             heads, own, options.feature_dim, divide(config.hidden_size, heads, "num_attention_heads", "hidden_size")
         )
 
-    def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, **context: Any) -> Tensor:
+    def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
         q, k, v = self.sizes.split(*self.project(x, layout, state))
         out, final = normalized_linear_attention(
             self.feature_map(q),

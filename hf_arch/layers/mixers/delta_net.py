@@ -20,6 +20,7 @@ from ...core.registry import MIXERS
 from ...ops.delta_rule import delta_rule
 from ...ops.norm import l2_norm
 from ...ops.segments import state_dtype
+from ..contract import LayerContext
 from ..layout import SequenceLayout
 from ..state import LayerState
 from .linear_heads import LinearHeadsMixer, repeat_kv_heads
@@ -62,7 +63,7 @@ class DeltaNet(LinearHeadsMixer):
             self.b_proj = nn.Linear(config.hidden_size, self.sizes.num_kv_heads, bias=False)
         self.build_output(options.use_output_gate, options.gate_activation)
 
-    def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, **context: Any) -> Tensor:
+    def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
         q, k, v = self.sizes.split(*self.activate(*self.project(x, layout, state)))
         q, k = self.normalise(q), layout.zero_padding(self.normalise(k))
         out, final = delta_rule(

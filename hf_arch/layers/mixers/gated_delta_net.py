@@ -23,6 +23,7 @@ from ...core.registry import MIXERS
 from ...ops.delta_rule import delta_rule
 from ...ops.norm import l2_norm
 from ...ops.segments import state_dtype
+from ..contract import LayerContext
 from ..layout import SequenceLayout
 from ..state import LayerState
 from .base import divide
@@ -111,7 +112,7 @@ class GatedDeltaNet(LinearHeadsMixer):
             del values[name]
         return values
 
-    def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, **context: Any) -> Tensor:
+    def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
         q, k, v = self.project(x, layout, state)
         if not self.options.use_short_conv:
             q, k, v = F.silu(q), F.silu(k), F.silu(v)

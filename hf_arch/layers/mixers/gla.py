@@ -17,6 +17,7 @@ from ...core.options import Options, options
 from ...core.registry import ACTIVATIONS, MIXERS
 from ...ops.linear_attention import linear_attention
 from ...ops.segments import state_dtype
+from ..contract import LayerContext
 from ..fp32 import Fp32BiasLinear
 from ..layout import SequenceLayout
 from ..state import LayerState
@@ -67,7 +68,7 @@ class GatedLinearAttention(LinearHeadsMixer):
         if options.feature_map is not None:
             ACTIVATIONS.get(options.feature_map, "feature_map")
 
-    def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, **context: Any) -> Tensor:
+    def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
         q, k, v = self.project(x, layout, state)
         if self.options.feature_map is not None:
             feature_map = ACTIVATIONS.get(self.options.feature_map)

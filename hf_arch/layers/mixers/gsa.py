@@ -20,6 +20,7 @@ from ...core.options import Options, options
 from ...core.registry import MIXERS
 from ...ops.segments import state_dtype
 from ...ops.slots import gated_slot_attention
+from ..contract import LayerContext
 from ..feature_maps import FEATURE_MAPS, FeatureMap
 from ..layout import SequenceLayout
 from ..norms import ArchRMSNorm
@@ -71,7 +72,7 @@ class GatedSlotAttention(LinearHeadsMixer):
                 f"mixer gsa: gate_logit_normalizer {options.gate_logit_normalizer} is not allowed; use a number > 0"
             )
 
-    def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, **context: Any) -> Tensor:
+    def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
         q, k, v = self.sizes.split(*self.project(x, layout, state))
         forget = F.logsigmoid(self.f_proj(x).to(state_dtype(x))) / self.options.gate_logit_normalizer
         forget = layout.zero_padding(forget).unflatten(-1, (self.sizes.num_kv_heads, self.options.num_slots))

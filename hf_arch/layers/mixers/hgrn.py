@@ -18,6 +18,7 @@ from ...core.options import Options, options
 from ...core.registry import MIXERS
 from ...ops.elementwise import hgrn_scan
 from ..attention_product import cache_element_bytes
+from ..contract import LayerContext
 from ..layout import SequenceLayout
 from ..lower_bounds import LowerBoundsSpec, bounded_complement
 from ..norms import GatedRMSNorm
@@ -77,13 +78,11 @@ class HierarchicallyGatedRNN(RecurrentMixer):
             return None
         return LowerBoundsSpec(config.num_hidden_layers, cls.inner_size(config, options))
 
-    def mix(
-        self, x: Tensor, layout: SequenceLayout, state: LayerState, shared: Tensor | None = None, **context: Any
-    ) -> Tensor:
+    def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
         i, f = self.i_proj(x), self.f_proj(x)
         if self.options.use_short_conv:
             i, f = self.i_conv(i, layout, state), self.f_conv(f, layout, state)
-        bound = shared if self.layer_idx > 0 else None  # gamma_0 = 0
+        bound = context.shared if self.layer_idx > 0 else None  # gamma_0 = 0
         taken_in = layout.zero_padding(bounded_complement(f, bound))  # 1 - f: padding keeps all and takes in nothing
         h, final = hgrn_scan(
             F.silu(i) * taken_in,

@@ -18,6 +18,7 @@ from ...core.errors import ConfigError
 from ...core.options import Options, options
 from ...core.registry import MIXERS
 from ...ops.linear_attention import linear_attention
+from ..contract import LayerContext
 from ..layout import SequenceLayout
 from ..lower_bounds import LowerBoundsSpec, bounded_complement, bounded_log_gate
 from ..norms import ArchRMSNorm
@@ -72,11 +73,9 @@ class GatedStateExpansion(LinearHeadsMixer):
     def effective(cls, config: Any, options: HGRN2Options) -> dict[str, Any]:
         return {**super().effective(config, options), "expand_ratio": cls.head_sizes(config, options).head_k_dim}
 
-    def mix(
-        self, x: Tensor, layout: SequenceLayout, state: LayerState, shared: Tensor | None = None, **context: Any
-    ) -> Tensor:
+    def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
         q, f, i = self.project(x, layout, state)
-        bound = shared if self.layer_idx > 0 else None  # gamma_0 = 0
+        bound = context.shared if self.layer_idx > 0 else None  # gamma_0 = 0
         q, k, v = self.sizes.split(F.silu(q), layout.zero_padding(bounded_complement(f, bound)), i)
         decay = layout.zero_padding(bounded_log_gate(f, bound))
         out, final = linear_attention(

@@ -18,6 +18,7 @@ from ...core.options import Options, options
 from ...core.registry import MIXERS
 from ...ops.linear_attention import linear_attention
 from ...ops.segments import state_dtype
+from ..contract import LayerContext
 from ..feature_maps import FEATURE_MAPS, FeatureMap
 from ..layout import SequenceLayout
 from ..state import LayerState
@@ -65,7 +66,7 @@ class LinearAttention(LinearHeadsMixer):
         super().validate(config, options)
         FEATURE_MAPS.get(options.feature_map, "feature_map")
 
-    def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, **context: Any) -> Tensor:
+    def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
         q, k, v = self.project(x, layout, state)
         q = self.q_map(q.unflatten(-1, (self.sizes.num_heads, -1)))
         k = (self.k_map or self.q_map)(k.unflatten(-1, (self.sizes.num_kv_heads, -1)))

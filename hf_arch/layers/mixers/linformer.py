@@ -26,6 +26,7 @@ from ...core.registry import MIXERS, POSITIONS
 from ...ops.blocks import BlockPlan, from_blocks, plan_blocks, to_blocks
 from ...ops.segments import state_dtype
 from ..attention_product import cache_element_bytes
+from ..contract import LayerContext
 from ..layout import SequenceLayout
 from ..positions import apply_rotary
 from ..rope_parameters import RotarySpec
@@ -156,22 +157,15 @@ class CausalLinformer(RecurrentMixer):
             return None
         return LayerProjection(options.num_slots, options.block_size, config.num_hidden_layers)
 
-    def mix(
-        self,
-        x: Tensor,
-        layout: SequenceLayout,
-        state: LayerState,
-        position_embeddings: tuple[Tensor, Tensor] | None = None,
-        shared: Tensor | None = None,
-        **context: Any,
-    ) -> Tensor:
+    def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
         q, k, v = (
             projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        if position_embeddings is not None:
-            q, k = apply_rotary(q, *position_embeddings), apply_rotary(k, *position_embeddings)
-        to_key = self.key_slots if shared is None else shared
+        rotary = context.position_embeddings
+        if rotary is not None:
+            q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
+        to_key = self.key_slots if context.shared is None else context.shared
         assert to_key is not None
         to_value = to_key if self.value_slots is None else self.value_slots
         past = self.read(state, k, to_key)

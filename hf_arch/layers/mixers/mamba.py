@@ -22,6 +22,7 @@ from ...core.registry import MIXERS
 from ...ops.segments import state_dtype
 from ...ops.selective_scan import selective_scan
 from ..attention_product import cache_element_bytes
+from ..contract import LayerContext
 from ..fp32 import Fp32BiasLinear
 from ..layout import SequenceLayout
 from ..short_conv import ShortConvolution
@@ -85,7 +86,7 @@ class SelectiveStateSpace(RecurrentMixer):
         if int(options.expand * config.hidden_size) < 1:
             raise ConfigError(f"mixer mamba: expand {options.expand} is not allowed; expand * hidden_size must be >= 1")
 
-    def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, **context: Any) -> Tensor:
+    def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
         hidden, gate = self.in_proj(x).chunk(2, dim=-1)
         hidden = self.conv(layout.zero_padding(hidden), layout, state)  # a bias made padding nonzero
         low, B, C = self.x_proj(hidden).split([self.dt_rank, self.state_size, self.state_size], dim=-1)

@@ -22,6 +22,7 @@ from ...ops.norm import silu_gated_rms_norm
 from ...ops.segments import state_dtype
 from ...ops.ssd import ssd
 from ..attention_product import cache_element_bytes
+from ..contract import LayerContext
 from ..layout import SequenceLayout
 from ..norms import ArchRMSNorm
 from ..short_conv import ShortConvolution
@@ -110,7 +111,7 @@ class StateSpaceDual(RecurrentMixer):
         initial = ("A_min", "A_max", "dt_min", "dt_max", "dt_init_floor", "conv_init", "rescale_out_proj")
         return {name: value for name, value in super().effective(config, options).items() if name not in initial}
 
-    def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, **context: Any) -> Tensor:
+    def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
         gate, hidden, step = self.in_proj(x).split(
             [self.inner, self.inner + 2 * self.group_width, self.num_heads], dim=-1
         )

@@ -22,6 +22,7 @@ from ...core.options import Options, options
 from ...core.registry import MIXERS
 from ...ops.segments import state_dtype
 from ..attention_product import AttentionProduct, cache_element_bytes
+from ..contract import EMPTY_CONTEXT, LayerContext
 from ..norms import ArchRMSNorm
 from ..plain_linear import is_plain_linear
 from ..positions import apply_rotary
@@ -157,31 +158,26 @@ class LatentAttention(Mixer):
             "dropout": config.attention_dropout,
         }
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Any = None,
-        position_embeddings: tuple[Tensor, Tensor] | None = None,
-        position_bias: Tensor | None = None,
-        past_key_values: Any = None,
-        layout: Any = None,
-        carry: Any = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        assert position_embeddings is not None
+    def forward(self, hidden_states: Tensor, context: LayerContext = EMPTY_CONTEXT) -> Tensor:
+        rotary, attention_mask, position_bias = (
+            context.position_embeddings,
+            context.attention_mask,
+            context.position_bias,
+        )
+        assert rotary is not None
         nope, rope = self.options.qk_nope_head_dim, self.options.qk_rope_head_dim
         query = self.queries(hidden_states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         query_nope, query_rope = query.split([nope, rope], -1)
-        query_rope = self.rotate(query_rope, position_embeddings)
+        query_rope = self.rotate(query_rope, rotary)
         latent, key_rope = self.kv_a_proj(hidden_states).unsqueeze(1).split([self.options.kv_lora_rank, rope], -1)
-        latent, key_rope = self.kv_norm(latent), self.rotate(key_rope, position_embeddings)
-        if past_key_values is not None:
-            latent, key_rope = past_key_values.update(latent, key_rope, self.layer_idx)
-        if past_key_values is not None and query.shape[2] == 1 and self.may_absorb(attention_mask):
+        latent, key_rope = self.kv_norm(latent), self.rotate(key_rope, rotary)
+        latent, key_rope = context.update_kv(latent, key_rope, self.layer_idx)
+        if context.cache is not None and query.shape[2] == 1 and self.may_absorb(attention_mask):
             out = self.absorbed(query_nope, query_rope, latent, key_rope, attention_mask, position_bias)
         else:
             query = torch.cat((query_nope, query_rope), -1)
-            out = self.expanded(query, latent, key_rope, attention_mask, position_bias=position_bias, **kwargs)
+            further = {"position_ids": context.position_ids, **context.attention_kwargs}
+            out = self.expanded(query, latent, key_rope, attention_mask, position_bias=position_bias, **further)
         return self.o_proj(out.flatten(2))
 
     def may_absorb(self, attention_mask: Any) -> bool:

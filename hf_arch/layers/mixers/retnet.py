@@ -18,6 +18,7 @@ from ...core.errors import ConfigError
 from ...core.options import Options, options
 from ...core.registry import ACTIVATIONS, MIXERS
 from ...ops.linear_attention import linear_attention
+from ..contract import LayerContext
 from ..layout import SequenceLayout
 from ..positions import apply_rotary
 from ..rope_parameters import RotarySpec
@@ -73,21 +74,15 @@ class Retention(LinearHeadsMixer):
         heads = torch.arange(self.sizes.num_heads, device=device, dtype=torch.float32)
         return torch.log1p(-torch.exp(-math.log(2.0) * (5.0 + heads)))
 
-    def mix(
-        self,
-        x: Tensor,
-        layout: SequenceLayout,
-        state: LayerState,
-        position_embeddings: tuple[Tensor, Tensor] | None = None,
-        **context: Any,
-    ) -> Tensor:
+    def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
         q, k, v = self.project(x, layout, state)
         if self.options.feature_map is not None:
             feature_map = ACTIVATIONS.get(self.options.feature_map)
             q, k = feature_map(q), feature_map(k)
         q, k, v = self.sizes.split(q, layout.zero_padding(k), v)
-        assert position_embeddings is not None
-        q, k = (apply_rotary(part, *position_embeddings, head_axis=2) for part in (q, k))
+        rotary = context.position_embeddings
+        assert rotary is not None
+        q, k = (apply_rotary(part, *rotary, head_axis=2) for part in (q, k))
         decay = self.log_decay(x.device)
         if layout.order is not None:
             decay = layout.zero_padding(decay.expand(*x.shape[:2], -1))  # padding after valid tokens must not decay

@@ -24,6 +24,7 @@ from ...ops.conv import token_shift
 from ...ops.linear_attention import linear_attention
 from ...ops.segments import state_dtype
 from ..attention_product import cache_element_bytes
+from ..contract import LayerContext
 from ..fp32 import Fp32BiasLinear
 from ..layout import SequenceLayout
 from ..norms import HeadGroupNorm
@@ -76,7 +77,7 @@ class DynamicTimeMix(LinearHeadsMixer):
             if getattr(options, name) < 1:
                 raise ConfigError(f"mixer rwkv6: {name} {getattr(options, name)} is not allowed; use an integer >= 1")
 
-    def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, **context: Any) -> Tensor:
+    def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
         before, last = token_shift(
             x,
             initial_state=state.conv(),

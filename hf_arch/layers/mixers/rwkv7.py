@@ -28,6 +28,7 @@ from ...ops.delta_rule import dplr_delta_rule
 from ...ops.norm import l2_norm
 from ...ops.segments import state_dtype
 from ..attention_product import cache_element_bytes
+from ..contract import LayerContext, LayerOutput
 from ..fp32 import Fp32BiasLinear
 from ..layout import SequenceLayout
 from ..norms import HeadGroupNorm
@@ -38,6 +39,8 @@ from .linear_heads import HeadSizes, LinearHeadsMixer
 STREAMS = "rwkvag"
 """Inputs with a token shift of their own: receptance, decay, key, value, replacement rate, gate."""
 MIN_LOG_DECAY = -math.exp(-0.5)
+FIRST_VALUE = "rwkv7_first_value"
+"""The values [B, T, H N] of the first layer, which every later one mixes into its own."""
 
 
 @options
@@ -91,9 +94,18 @@ class GeneralizedDeltaTimeMix(LinearHeadsMixer):
         self.decay = LowRank(width, options.decay_rank, nn.Tanh(), up=Fp32BiasLinear)
         self.rate = LowRank(width, options.rate_rank, nn.Identity())
         self.gate = LowRank(width, options.gate_rank, nn.Sigmoid(), bias=False)
-        first = next(index for index, (mixer, _) in enumerate(config.mixer_specs) if issubclass(mixer, type(self)))
-        self.value_mix = None if layer_idx == first else LowRank(width, options.value_rank, nn.Identity())
+        is_first = bool(self.publishes(config, options, layer_idx))
+        self.value_mix = None if is_first else LowRank(width, options.value_rank, nn.Identity())
         self.o_norm = HeadGroupNorm(sizes.num_heads, sizes.head_v_dim, sizes.head_k_dim * config.norm_eps)
+
+    @classmethod
+    def publishes(cls, config: Any, options: Any, layer_idx: int) -> tuple[str, ...]:
+        first = next(index for index, (mixer, _) in enumerate(config.mixer_specs) if issubclass(mixer, cls))
+        return (FIRST_VALUE,) if layer_idx == first else ()
+
+    @classmethod
+    def needs(cls, config: Any, options: Any, layer_idx: int) -> tuple[str, ...]:
+        return () if cls.publishes(config, options, layer_idx) else (FIRST_VALUE,)
 
     @classmethod
     def head_sizes(cls, config: Any, options: RWKV7Options) -> HeadSizes:
@@ -108,9 +120,7 @@ class GeneralizedDeltaTimeMix(LinearHeadsMixer):
             if getattr(options, name) < 1:
                 raise ConfigError(f"mixer rwkv7: {name} {getattr(options, name)} is not allowed; use an integer >= 1")
 
-    def mix(
-        self, x: Tensor, layout: SequenceLayout, state: LayerState, carry: Tensor | None = None, **context: Any
-    ) -> Any:
+    def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor | LayerOutput:
         before, last = token_shift(
             x,
             initial_state=state.conv(),
@@ -125,8 +135,7 @@ class GeneralizedDeltaTimeMix(LinearHeadsMixer):
         key, value = layout.zero_padding(self.k_proj(x_k)), self.v_proj(x_v)
         first_value = value
         if self.value_mix is not None:
-            assert carry is not None
-            value = torch.lerp(value, carry, self.value_mix(x_v).sigmoid())
+            value = torch.lerp(value, context.values[FIRST_VALUE], self.value_mix(x_v).sigmoid())
         rate = self.rate(x_a).sigmoid()
         removal = l2_norm(self.heads(key * self.removal_scale), self.options.key_eps)
         key = key * (1.0 + (rate - 1.0) * self.rate_scale)
@@ -147,7 +156,7 @@ class GeneralizedDeltaTimeMix(LinearHeadsMixer):
         state.write_recurrent(final)
         present = (receptance * key * self.bonus).sum(-1, keepdim=True) * value
         out = self.o_proj((self.o_norm(out) + present.flatten(2)) * self.gate(x_g))
-        return (out, first_value) if self.value_mix is None else out
+        return LayerOutput(out, {FIRST_VALUE: first_value}) if self.value_mix is None else out
 
     def heads(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, H, N]."""

@@ -21,6 +21,7 @@ from ...core.errors import ConfigError, choice_error
 from ...core.options import Options, options
 from ...core.registry import MIXERS
 from ...ops.diagonal_ssm import diagonal_ssm
+from ..contract import LayerContext
 from ..layout import SequenceLayout
 from ..state import LayerState
 from .base import MixerCost, RecurrentMixer
@@ -78,7 +79,7 @@ class DiagonalStateSpace(RecurrentMixer):
                 f"mixer ssm: dt_min {options.dt_min} is not allowed; use a number in (0, dt_max = {options.dt_max}]"
             )
 
-    def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, **context: Any) -> Tensor:
+    def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
         y, final = diagonal_ssm(
             x,
             self.log_dt,
