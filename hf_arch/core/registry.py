@@ -125,6 +125,7 @@ NORMS: Registry[Any] = Registry("norm", "Norms: modules built as `norm(dim, eps)
 POSITIONS: Registry[Any] = Registry(
     "position", "Position encodings: subclasses of `hf_arch.layers.positions.Position`."
 )
+STREAMS: Registry[Any] = Registry("stream", "Residual streams: subclasses of `hf_arch.layers.streams.base.Stream`.")
 ACTIVATIONS: Registry[Callable] = Registry("activation", "Elementwise functions of one tensor.")
 ARCHITECTURES: Registry[Any] = Registry(
     "architecture", "Architectures: `hf_arch.models.architectures.base.Architecture` entries."

@@ -10,11 +10,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from ..core.errors import ConfigError
+from .cost import MixerCost
+from .fp32 import KeepsFp32
 from .layout import PLAIN_LAYOUT, SequenceLayout
 from .state import LayerState
 
@@ -99,6 +101,20 @@ class LayerOutput:
     def of(cls, out: Tensor | LayerOutput) -> LayerOutput:
         """`out` as a LayerOutput; hidden states alone are one that publishes nothing."""
         return out if isinstance(out, LayerOutput) else cls(out)
+
+
+class Part(KeepsFp32):
+    """Base of whatever can be put into a model by name: it initialises its own parameters and counts its own cost."""
+
+    no_weight_decay: ClassVar[tuple[str, ...]] = ()
+    """Names of parameters that weight decay must leave alone, besides norms and biases."""
+
+    def init_weights(self) -> None:
+        """Initialise the parameters that are neither Linear, Conv nor norm (those follow the config's policy)."""
+
+    def cost(self, seq_len: int) -> MixerCost:
+        """What it costs beyond its Linear layers, for one sequence of `seq_len` tokens."""
+        return MixerCost()
 
 
 _IN_CONTEXT = {f.name: f.name for f in fields(LayerContext)} | {"past_key_values": "cache", "carry": "values"}

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig
 from ..core.bundled import BUNDLED
 from ..core.errors import ConfigError, choice_error
 from ..core.options import Options, compact, parse_options
-from ..core.registry import MIXERS, Registry
+from ..core.registry import MIXERS, STREAMS, Registry
 from ..deprecations import current_names
 from ..layers.activations import ACTIVATIONS
 from ..layers.ffns.ffn import FFNS
@@ -56,6 +56,7 @@ class ArchConfig(PreTrainedConfig):
         head_dim: None = hidden_size / num_attention_heads; free of both where it is given.
         intermediate_size: width of the FFN; None = the FFN's own rule (`mlp` 4x, `glu` 8/3x rounded up to
         `intermediate_multiple_of`). mixer, ffn: a component, or a pattern over the layers.
+        stream: how sublayers read from and write to the residual stream, a `STREAMS` name or dict.
         norm, norm_position, norm_eps: `NORMS` name; "pre", "post" or "sandwich"; epsilon.
         embedding_norm: a norm right after the embeddings. final_norm: a norm before the head (None: wherever the
         last block does not end with one). position: `POSITIONS` name; rope_parameters: as in transformers.
@@ -90,6 +91,7 @@ class ArchConfig(PreTrainedConfig):
 
     mixer: Component = "attention"
     ffn: Component = "glu"
+    stream: str | dict[str, Any] = "add"
     norm: str = "rmsnorm"
     norm_position: str = "pre"
     norm_eps: float = 1e-6
@@ -128,11 +130,13 @@ class ArchConfig(PreTrainedConfig):
         default_mixer, default_ffn = type(self).mixer, type(self).ffn
         self.mixer = _normalise(self.mixer, MIXERS, "mixer", default_mixer)
         self.ffn = _normalise(self.ffn, FFNS, "ffn", default_ffn)
+        self.stream = _with_type(self.stream, STREAMS, "stream", type(self).stream)
         self._take_flat_options(kwargs)
         # Parsed once more, for the types of what came flat; the stored form holds every option that is not "as the
         # config says".
         self.mixer = _resolve(self.mixer, MIXERS, "mixer")
         self.ffn = _resolve(self.ffn, FFNS, "ffn")
+        self.stream = _resolve(self.stream, STREAMS, "stream")
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None and self.hidden_size % self.num_attention_heads == 0:
@@ -206,6 +210,11 @@ class ArchConfig(PreTrainedConfig):
     def ffn_specs(self) -> list[tuple[Any, Any]]:
         """(feed-forward class, its options) of each layer."""
         return self._layers(self.ffn, FFNS, "ffn")
+
+    @property
+    def stream_spec(self) -> tuple[Any, Any]:
+        """(stream class, its options)."""
+        return _parse(self.stream if isinstance(self.stream, dict) else {"type": self.stream}, STREAMS, "stream")
 
     def _layers(self, value: Any, registry: Registry[Any], field: str) -> list[tuple[Any, Any]]:
         pattern = [_parse(spec, registry, field) for spec in _as_list(value)]
@@ -292,6 +301,13 @@ class ArchConfig(PreTrainedConfig):
             spec = mixer.rotary(self, given)
             if spec is not None:
                 check_rope_parameters(spec)
+        stream, stream_options = self.stream_spec
+        if self.norm_position not in stream.norm_positions:
+            raise ConfigError(
+                f"norm_position: {self.norm_position!r} does not fit stream {stream.label or 'add'}; allowed: "
+                f"{', '.join(stream.norm_positions)}"
+            )
+        stream.validate(self, stream_options)
         self._check_published_values()
         self._refuse_idle_features()
 

@@ -114,6 +114,8 @@ class ArchModel(ArchPreTrainedModel):
         self.position = POSITIONS.get(config.position, "position")(config)
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.embedding_norm = self._norm() if config.embedding_norm else None
+        stream_class, stream_options = config.stream_spec
+        self.stream = stream_class(config, stream_options)
         self.layers = nn.ModuleList([DecoderLayer(config, index) for index in range(config.num_hidden_layers)])
         has_final_norm = config.norm_position != "post" if config.final_norm is None else config.final_norm
         self.norm = self._norm() if has_final_norm else nn.Identity()
@@ -181,6 +183,7 @@ class ArchModel(ArchPreTrainedModel):
         if self.embedding_norm is not None:
             hidden_states = self.embedding_norm(hidden_states)
         published: dict[str, Tensor] = {}
+        state = self.stream.start(hidden_states)
         router_logits: list[Tensor] = []
         wants_router_logits = given.pop("output_router_logits", getattr(self.config, "output_router_logits", False))
         shared = [parameters() for parameters in self.shared]
@@ -198,16 +201,16 @@ class ArchModel(ArchPreTrainedModel):
                 attention_kwargs=given,
             )
             own = None if shared_index is None else shared[shared_index][index]
-            out = layer(hidden_states, own, *(published[name] for name in layer.needs), context=context)
-            hidden_states, routed, *values = out if isinstance(out, tuple) else (out, None)
-            published.update(zip(layer.publishes, values, strict=True))
-            if routed is not None:
-                router_logits.append(routed)
+            out = layer.run(state, own, published, context)
+            state = out.state
+            published.update(zip(layer.publishes, out.published, strict=True))
+            if out.router_logits is not None:
+                router_logits.append(out.router_logits)
         if past_key_values is not None:
             for cache_layer in past_key_values.layers:
                 if isinstance(cache_layer, RecurrentStateLayer):
                     cache_layer.advance(length)
-        fields = {"last_hidden_state": self.norm(hidden_states), "past_key_values": past_key_values}
+        fields = {"last_hidden_state": self.norm(self.stream.finish(state)), "past_key_values": past_key_values}
         if wants_router_logits and router_logits:
             return MoeModelOutputWithPast(**fields, router_logits=tuple(router_logits))
         return BaseModelOutputWithPast(**fields)

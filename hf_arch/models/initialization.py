@@ -11,6 +11,7 @@ import math
 from torch import nn
 from transformers import initialization as init
 
+from ..layers.contract import Part
 from ..layers.ffns.ffn import FeedForward
 from ..layers.mixers.base import Mixer, SharedParameters
 from .block import DecoderLayer
@@ -23,7 +24,7 @@ RESIDUAL_PROJECTIONS = ("o_proj", "down_proj", "out_proj")
 def init_arch_weights(module: nn.Module, config: ArchConfig) -> None:
     """Initialise what `module` adds to the general rule: a mixer's or FFN's own parameters, GPT-2's residual
     scaling."""
-    if isinstance(module, (Mixer, FeedForward, SharedParameters)):
+    if isinstance(module, (Mixer, FeedForward, SharedParameters, Part)):
         module.init_weights()
     if config.rescale_residual_init and isinstance(module, DecoderLayer):
         branches = 2 * config.num_hidden_layers

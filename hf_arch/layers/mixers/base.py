@@ -14,7 +14,7 @@ Shape legend: B batch, T time, D width, H heads, K key dim, V value dim, N state
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
@@ -22,6 +22,7 @@ from torch import Tensor
 from ...core.errors import ConfigError, choice_error
 from ...core.options import Options
 from ..contract import EMPTY_CONTEXT, LayerContext, LayerOutput, check_signature
+from ..cost import MixerCost as MixerCost
 from ..fp32 import KeepsFp32
 from ..layout import SequenceLayout
 from ..state import RECURRENT, LayerState
@@ -41,26 +42,6 @@ _LAYER_TYPES = {
     "recurrent+conv": RECURRENT,
     "both": "hybrid",
 }
-
-
-@dataclass(frozen=True)
-class MixerCost:
-    """What a layer costs beyond its Linear layers, for one sequence (batch 1).
-
-    FLOPs are two per multiply-add of products (attention scores and values, state updates and read-outs);
-    elementwise work is not counted, as in torch's `FlopCounterMode`.
-
-    Attributes:
-        mixing_flops: of the forward pass over `seq_len` tokens.
-        decode_flops: of one new token after `seq_len` cached ones.
-        state_bytes: of what the cache holds after `seq_len` tokens.
-        inactive_parameters: parameters that a token does not pass through (experts that were not chosen).
-    """
-
-    mixing_flops: float = 0
-    decode_flops: float = 0
-    state_bytes: int = 0
-    inactive_parameters: int = 0
 
 
 class SharedParameters(KeepsFp32):
