@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..models.pair_masks import pairs_as_blocks, unreadable_pairs
+from .pair_masks import pairs_as_blocks, unreadable_pairs
 
 BORDERS = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens")
 """Arguments with the ends of documents in the flattened batch, after a 0: integers [N + 1]."""

@@ -66,13 +66,14 @@ def fitting_cache(cache: Any, config: Any, layer_types: list[str], batch: int, l
 
 def remember_documents(cache: Any, is_first: bool, starts: Tensor | None) -> None:
     """Refuse a cache that was filled with several documents: its keys and its states disagree on what came before.
+    Where every layer keeps states alone, the last document goes on.
 
     Args:
         cache: of the call, or None.
         is_first: whether it is empty; then what it is filled with now is remembered.
         starts: [B, T], the documents of this call where it has several, else None.
     """
-    if cache is None:
+    if cache is None or all(isinstance(layer, RecurrentStateLayer) for layer in cache.layers):
         return
     if not is_first:
         held = getattr(cache, _DOCUMENTS, None)

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.masking_utils import and_masks, create_causal_mask, create_sliding_window_causal_mask
 
 from ..layers.documents import require
-from .pair_masks import within_window
+from ..layers.pair_masks import within_window
 
 
 def sliding_mask(window_config: Any, config: Any, index: int, common: dict[str, Any]) -> Any:
