@@ -20,6 +20,7 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 RESERVED_TRAINING = {
     "output_dir": "the folder is given by --output-dir",
     "resume_from_checkpoint": "resuming is asked for by --resume",
+    "local_rank": "the launcher gives it",
     "bf16": "write `training.precision: bf16`",
     "fp16": "write `training.precision: fp16`",
     "fsdp": "launch by `accelerate launch --config_file recipes/accelerate/fsdp2.yaml`",

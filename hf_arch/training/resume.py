@@ -81,7 +81,7 @@ def plan_continuation(
     differences = compare(begun, identity)
     for entry in differences:
         if entry.key == "batch.sequences":
-            raise ConfigError(_other_batch(entry, args))
+            raise ConfigError(_other_batch(entry, record, args))
     if differences := differences or _other_evaluation_batch(record, environment):
         raise ConfigError(_refusal(checkpoint, differences, extend_to))
     _check_sharding(checkpoint, record, environment)
@@ -271,13 +271,16 @@ def _check_sharding(checkpoint: Path, record: CheckpointRecord, environment: Map
         raise unusable(checkpoint, f"is sharded over {old_size} processes, and {new_size} were launched")
 
 
-def _other_batch(difference: Difference, args: TrainingArguments) -> str:
-    was, size = difference.begun, difference.now
-    rows, left = divmod(was, size // args.train_batch_size)
+def _other_batch(difference: Difference, record: CheckpointRecord, args: TrainingArguments) -> str:
+    same_rows = record.environment.get("per_device_train_batch_size") == args.per_device_train_batch_size
+    same_accumulation = record.environment.get("gradient_accumulation_steps") == args.gradient_accumulation_steps
+    key = "gradient_accumulation_steps" if same_rows and not same_accumulation else "per_device_train_batch_size"
+    value = getattr(args, key)
+    nearest, left = divmod(difference.begun, difference.now // value)
     return (
-        f"training.per_device_train_batch_size: {args.train_batch_size} gives {size} sequences a step with "
-        f"{args.world_size} process{'es' if args.world_size > 1 else ''}, but the run was begun with {was}"
-        + ("" if left else f"; nearest: {rows}")
+        f"training.{key}: {value} gives {difference.now} sequences a step with "
+        f"{args.world_size} process{'es' if args.world_size > 1 else ''}, but the run was begun with {difference.begun}"
+        + ("" if left or not nearest else f"; nearest: {nearest}")
     )
 
 
