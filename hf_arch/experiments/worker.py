@@ -17,7 +17,7 @@ from typing import Any
 
 from hf_arch.experiments.claims import LEASE_SECONDS, Claim, Claims
 from hf_arch.experiments.process import LOG_FILE, Process, train_command
-from hf_arch.experiments.store import CONFIG_FILE, RESULTS_FILE, read_json, write_json_atomic
+from hf_arch.experiments.store import CONFIG_FILE, RESULTS_FILE, read_json, write_json_atomic, write_text_atomic
 
 CLAIMS_DIR = ".claims"
 TRIES = 2
@@ -143,6 +143,7 @@ class Suite:
 
     def _train(self, run: ReadyRun, claim: Claim, environment: Mapping[str, str]) -> None:
         config = run.folder / CONFIG_FILE
+        earlier = config.read_text(encoding="utf-8") if config.is_file() else None
         write_json_atomic(config, run.config)
         failures = 0
         while True:
@@ -168,6 +169,8 @@ class Suite:
                 self._tell(run, run.reason)
                 continue
             failures += 1
+            if process.code == WRONG_USAGE and earlier is not None:
+                write_text_atomic(config, earlier)  # what is there was not trained with what is asked for now
             _write_end(run, "failed", process.describe_end(), process)
             if failures == TRIES or process.code == WRONG_USAGE or run.reason.startswith("TrainingError"):
                 break

@@ -22,10 +22,11 @@ from hf_arch.data import DataOptions
 from hf_arch.experiments.recipe import EvaluationOptions, Recipe
 from hf_arch.experiments.store import read_metrics
 from hf_arch.experiments.training_section import RESERVED_TRAINING
+from hf_arch.experiments.worker import ReadyRun, Suite
 from hf_arch.training import run as run_module
 from hf_arch.training.arguments import DEFAULTS
-from hf_arch.training.checkpoint_record import RECORD_FILE
-from hf_arch.training.identity import WITHOUT_EFFECT
+from hf_arch.training.checkpoint_record import RECORD_FILE, CheckpointRecord
+from hf_arch.training.identity import WITHOUT_EFFECT, compare
 from hf_arch.training.run import run_training
 from tests.training.tiny import recipe_values
 
@@ -233,12 +234,57 @@ def test_what_is_without_effect_leaves_every_number_as_it_is(text: Path, whole: 
     assert "checkpoint-4" in saved  # of the new save_steps, which Trainer would have taken from the old checkpoint
 
 
+def test_every_recorded_fact_is_compared(broken: Path) -> None:
+    """Also those that this machine cannot change, such as the precision."""
+    begun = CheckpointRecord.read(broken / "checkpoints" / "checkpoint-3").identity
+    for field in dataclasses.fields(begun):
+        facts = getattr(begun, field.name)
+        for key in facts if field.name != "recipe" else ():
+            now = dataclasses.replace(begun, **{field.name: {**facts, key: "another"}})
+            named = [difference.key for difference in compare(begun, now)]
+            expected = [] if f"{field.name}.{key}" in WITHOUT_EFFECT else [key]
+            assert [name for name in named if name.endswith(key)] == named and len(named) == len(expected), (key, named)
+
+
+def test_a_finished_probe_is_not_given_out_as_another(tmp_path: Path) -> None:
+    model = {"architecture": "gla", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    asked = {"model": model, "probe": {"task": "mqar"}, "training": {"learning_rate": 0.01}}
+    (tmp_path / "experiment_config.json").write_text(json.dumps(Recipe.from_dict(asked).to_dict()))
+    (tmp_path / "results.json").write_text(json.dumps({"status": "completed", "accuracy": 1.0}))
+    before = contents(tmp_path)
+    assert resume(asked, tmp_path)["accuracy"] == 1.0
+    with pytest.raises(ConfigError, match=r"training\.learning_rate is 0\.5, was 0\.01"):
+        resume(changed(asked, "training.learning_rate", 0.5), tmp_path)
+    with pytest.raises(ConfigError, match=r"^--extend-to: .* a probe keeps no checkpoints"):
+        resume(asked, tmp_path, extend_to=9)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_a_run_of_a_set_is_refused_by_name_and_left_as_it_was(
+    text: Path, broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name of its folder has no part in what is only logged, so the set takes it for the same run."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    folder = shutil.copytree(broken, tmp_path / "tiny_00")
+    before = contents(folder)
+    asked = Recipe.from_dict(changed(values(text), "training.logging_steps", 2))
+    [failed] = Suite([ReadyRun("tiny", folder, asked.to_dict())], tmp_path).work()
+    assert "training.logging_steps is 2, was 1" in failed.reason
+    after = contents(folder)
+    told = ("results.json", "experiment_config.json", "log.txt")
+    assert {name: after[name] for name in before if name not in told} == {
+        name: before[name] for name in before if name not in told
+    }
+    assert after["experiment_config.json"].split()[0] == before["experiment_config.json"].split()[0]
+
+
 def test_the_message_names_key_both_values_and_what_to_do(text: Path, broken: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         resume(changed(values(text), "training.learning_rate", 0.5), broken)
     assert str(caught.value) == (
-        "--resume: checkpoint-3 was not trained so: training.learning_rate is 0.5, was 0.005; resume with the recipe it "
-        "was trained with, or begin a new run in another folder"
+        "--resume: checkpoint-3 was not trained so: training.learning_rate is 0.5, was 0.005; resume with the recipe "
+        "it was trained with, or begin a new run in another folder"
     )
 
 
