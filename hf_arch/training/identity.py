@@ -195,6 +195,7 @@ def recipe_differences(begun: Mapping[str, Any], recipe: Recipe) -> list[Differe
 def _resolved(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
     values = {key: value for key, value in args.to_dict().items() if key not in _NO_SETTINGS}
     values |= resolved_steps(args)
+    values["use_cpu"] = args.device.type == "cpu"  # several processes without a GPU set it by themselves
     own = recipe.training
     values["max_skipped_steps"] = own.get("max_skipped_steps", DEFAULT_MAX_SKIPPED_STEPS)
     values["zero_redundancy"] = own.get("zero_redundancy", False)

@@ -77,7 +77,7 @@ def plan_continuation(
         return Continuation(identity)
     checkpoint, record = found
     begun = record.identity
-    identity = _with_steps_of_an_extension(identity, record)
+    identity = _with_steps_of_an_extension(identity, record, extend_to)
     differences = compare(begun, identity)
     for entry in differences:
         if entry.key == "batch.sequences":
@@ -208,10 +208,14 @@ class CheckpointKeeper(TrainerCallback):
             state.best_model_checkpoint = str(here)
 
 
-def _with_steps_of_an_extension(identity: RunIdentity, record: CheckpointRecord) -> RunIdentity:
-    """A recipe that still says the steps from before an extension means the extended run."""
-    before = {change.begun for change in record.changes if change.key == STEPS}
-    if identity.max_steps in before:
+def _with_steps_of_an_extension(
+    identity: RunIdentity, record: CheckpointRecord, extend_to: int | None = None
+) -> RunIdentity:
+    """A recipe with the steps from before an extension means the extended run, one with those of `extend_to` says the
+    same twice.
+    """
+    meant = {extend_to, *(change.begun for change in record.changes if change.key == STEPS)}
+    if identity.max_steps in meant:
         return dataclasses.replace(identity, training={**identity.training, "max_steps": record.identity.max_steps})
     return identity
 

@@ -179,7 +179,7 @@ class _Run:
         self.earlier_seconds = _earlier_seconds(folder) if self.continuation.checkpoint else 0.0
         self.is_main = is_main_process()
         self.order = data.order(args.data_seed if args.data_seed is not None else args.seed)
-        self.order_fingerprint = order_fingerprint(self.order, data.fingerprint)
+        self.order_fingerprint = self.continuation.identity.data["order"]
 
     def execute(self) -> dict[str, Any]:
         """Runs every stage; whatever ends it, the results file says so."""

@@ -211,6 +211,7 @@ SAME_WHEN_RESOLVED = {
     "data.corpus": "the folder that the text lies in, alone: the same text",
     "data.mixture": "of the same text alone",
     "training.do_eval": "set by eval_strategy",
+    "training.use_cpu": "a machine without a GPU trains on its CPU anyway",
 }
 NOT_POSSIBLE_HERE = ("training.zero_redundancy", "training.dataloader_prefetch_factor")
 
@@ -515,6 +516,11 @@ def test_no_extension_to_fewer_or_the_same_steps(text: Path, broken: Path, steps
     with pytest.raises(ConfigError, match=f"^--extend-to: .*{said}"):
         resume(values(text), broken, extend_to=steps)
     assert contents(broken) == before
+
+
+def test_an_extension_may_be_said_by_the_recipe_too(text: Path, broken: Path, compared: None) -> None:
+    with pytest.raises(Passed):
+        resume(changed(values(text), "training.max_steps", 9), broken, extend_to=9)
 
 
 def test_an_extension_needs_a_checkpoint_and_declares_steps_alone(text: Path, broken: Path, tmp_path: Path) -> None:
