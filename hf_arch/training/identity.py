@@ -224,7 +224,12 @@ def _of_section(
         sides = [{key: values.get(key) for key in keys} for values in sides]
     best = any(identity.training.get("load_best_model_at_end") for identity in (begun, now))
     excused = set(WITHOUT_EFFECT) - set(_CHOICE_OF_BEST if best else ())
-    resolved = [entry for entry in _unequal(f"{section}.", *sides) if entry.key not in excused]
+    given = {_top(key) for identity in (begun, now) for key in identity.recipe}
+    # Another version of a library knows other options; one that no recipe gives is a matter of the environment.
+    tops = [{_top(f"{section}.{key}") for key in values} for values in sides]
+    strange = (tops[0] ^ tops[1]) - given
+    unequal = _unequal(f"{section}.", *sides)
+    resolved = [entry for entry in unequal if entry.key not in excused and _top(entry.key) not in strange]
     if not resolved:
         return []
     written = {
@@ -233,6 +238,11 @@ def _of_section(
         if entry.key.startswith(f"{section}.") and entry.key not in {*excused, "model.plugins"}
     }
     return [entry for entry in resolved if entry.key in written] or list(written.values()) or resolved
+
+
+def _top(key: str) -> str:
+    """`model.mixer` of `model.mixer.type`."""
+    return ".".join(key.split(".")[:2])
 
 
 def _unequal(prefix: str, begun: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:

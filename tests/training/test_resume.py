@@ -247,6 +247,16 @@ def test_every_recorded_fact_is_compared(broken: Path) -> None:
             assert [name for name in named if name.endswith(key)] == named and len(named) == len(expected), (key, named)
 
 
+def test_an_option_that_only_one_version_knows_is_no_difference_unless_the_recipe_gives_it(broken: Path) -> None:
+    begun = CheckpointRecord.read(broken / "checkpoints" / "checkpoint-3").identity
+    newer = dataclasses.replace(
+        begun, training={**begun.training, "new_option": 1}, model={**begun.model, "new_field": 1}
+    )
+    assert compare(begun, newer) == compare(newer, begun) == []
+    given = dataclasses.replace(newer, recipe={**newer.recipe, "training.new_option": 1})
+    assert [difference.key for difference in compare(begun, given)] == ["training.new_option"]
+
+
 def test_a_finished_probe_is_not_given_out_as_another(tmp_path: Path) -> None:
     model = {"architecture": "gla", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     asked = {"model": model, "probe": {"task": "mqar"}, "training": {"learning_rate": 0.01}}
