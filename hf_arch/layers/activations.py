@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core.registry import ACTIVATIONS
-from ..ops.segments import closed_gradient
+from ..ops.custom_op import manual_backward
 
 
 @ACTIVATIONS.register("gelu_tanh")
@@ -33,7 +33,7 @@ class _SquaredReLU(torch.autograd.Function):
         return positive * positive
 
     @staticmethod
-    @closed_gradient
+    @manual_backward
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (positive,) = ctx.saved_tensors
         return (grad * positive).mul_(2)

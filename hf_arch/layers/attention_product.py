@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ..ops.segments import state_dtype
+from ..ops.precision import state_dtype
 
 
 def eager_attention(

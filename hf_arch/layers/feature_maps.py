@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from ..core.registry import Registry
-from ..ops.segments import state_dtype, without_autocast
+from ..ops.precision import state_dtype, without_autocast
 
 FEATURE_MAPS: Registry[type] = Registry("feature_map", "Feature maps: subclasses of `FeatureMap`, built as `map(dim)`.")
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from ..ops.segments import state_dtype
+from ..ops.precision import state_dtype
 from .mixers.base import SharedParameters
 
 

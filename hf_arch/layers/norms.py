@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..core.registry import NORMS
 from ..ops.norm import rms_norm, silu_gated_rms_norm
-from ..ops.segments import state_dtype
+from ..ops.precision import state_dtype
 from .activations import ACTIVATIONS
 
 

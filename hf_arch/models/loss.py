@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..layers.plain_linear import is_plain_linear
-from ..ops.segments import closed_gradient
+from ..ops.custom_op import manual_backward
 
 IGNORE_INDEX = -100
 LARGE_VOCABULARY = 4096
@@ -88,7 +88,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    @closed_gradient
+    @manual_backward
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
         hidden = None if grad_hidden is None else grad_hidden * grad.to(grad_hidden.dtype)
@@ -165,7 +165,7 @@ class _MaxLogitPenalty(torch.autograd.Function):
         return loss.clone()
 
     @staticmethod
-    @closed_gradient
+    @manual_backward
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         pull, index = ctx.saved_tensors
         return grad, pull.new_zeros(ctx.shape).scatter_(-1, index, pull * grad.to(pull.dtype)), None

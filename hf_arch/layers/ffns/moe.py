@@ -24,7 +24,7 @@ from transformers import initialization as init
 from ...core.errors import ConfigError
 from ...core.options import Options, options, parse_options
 from ...core.registry import FFNS
-from ...ops.segments import state_dtype, without_autocast
+from ...ops.precision import state_dtype, without_autocast
 from ..contract import EMPTY_CONTEXT, LayerContext, LayerOutput
 from ..fp32 import KeepsFp32
 from ..layout import SequenceLayout

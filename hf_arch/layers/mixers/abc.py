@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...core.errors import ConfigError
 from ...core.options import Options, options
 from ...core.registry import MIXERS
-from ...ops.segments import state_dtype
+from ...ops.precision import state_dtype
 from ...ops.slots import abc_attention
 from ..contract import LayerContext
 from ..layout import SequenceLayout

@@ -19,7 +19,7 @@ from ...core.options import Options, options
 from ...core.registry import MIXERS
 from ...ops.delta_rule import delta_rule
 from ...ops.norm import l2_norm
-from ...ops.segments import state_dtype
+from ...ops.precision import state_dtype
 from ..contract import LayerContext
 from ..layout import SequenceLayout
 from ..state import LayerState

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ...core.options import Options, options
 from ...core.registry import ACTIVATIONS, MIXERS
 from ...ops.linear_attention import linear_attention
-from ...ops.segments import state_dtype
+from ...ops.precision import state_dtype
 from ..contract import LayerContext
 from ..fp32 import Fp32BiasLinear
 from ..layout import SequenceLayout

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ...core.errors import ConfigError
 from ...core.options import Options, options
 from ...core.registry import MIXERS
-from ...ops.segments import state_dtype
+from ...ops.precision import state_dtype
 from ...ops.slots import gated_slot_attention
 from ..contract import LayerContext
 from ..feature_maps import FEATURE_MAPS, FeatureMap

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...core.options import Options, options
 from ...core.registry import MIXERS
 from ...ops.linear_attention import linear_attention
-from ...ops.segments import state_dtype
+from ...ops.precision import state_dtype
 from ..contract import LayerContext
 from ..feature_maps import FEATURE_MAPS, FeatureMap
 from ..layout import SequenceLayout

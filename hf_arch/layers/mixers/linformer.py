@@ -24,7 +24,7 @@ from ...core.errors import ConfigError
 from ...core.options import Options, options
 from ...core.registry import MIXERS, POSITIONS
 from ...ops.blocks import BlockPlan, from_blocks, plan_blocks, to_blocks
-from ...ops.segments import state_dtype
+from ...ops.precision import state_dtype
 from ..attention_product import cache_element_bytes
 from ..contract import LayerContext
 from ..layout import SequenceLayout

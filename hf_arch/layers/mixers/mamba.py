@@ -19,7 +19,7 @@ from transformers import initialization as init
 from ...core.errors import ConfigError
 from ...core.options import Options, options
 from ...core.registry import MIXERS
-from ...ops.segments import state_dtype
+from ...ops.precision import state_dtype
 from ...ops.selective_scan import selective_scan
 from ..attention_product import cache_element_bytes
 from ..contract import LayerContext

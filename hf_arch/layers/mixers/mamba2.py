@@ -19,7 +19,7 @@ from ...core.errors import ConfigError
 from ...core.options import Options, options
 from ...core.registry import MIXERS
 from ...ops.norm import silu_gated_rms_norm
-from ...ops.segments import state_dtype
+from ...ops.precision import state_dtype
 from ...ops.ssd import ssd
 from ..attention_product import cache_element_bytes
 from ..contract import LayerContext

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from ...core.errors import ConfigError
 from ...core.options import Options, options
 from ...core.registry import MIXERS
-from ...ops.segments import state_dtype
+from ...ops.precision import state_dtype
 from ..attention_product import AttentionProduct, cache_element_bytes
 from ..contract import EMPTY_CONTEXT, LayerContext
 from ..norms import ArchRMSNorm

@@ -22,7 +22,7 @@ from ...core.options import Options, options
 from ...core.registry import MIXERS
 from ...ops.conv import token_shift
 from ...ops.linear_attention import linear_attention
-from ...ops.segments import state_dtype
+from ...ops.precision import state_dtype
 from ..attention_product import cache_element_bytes
 from ..contract import LayerContext
 from ..fp32 import Fp32BiasLinear

@@ -26,7 +26,7 @@ from ...core.registry import MIXERS
 from ...ops.conv import token_shift
 from ...ops.delta_rule import dplr_delta_rule
 from ...ops.norm import l2_norm
-from ...ops.segments import state_dtype
+from ...ops.precision import state_dtype
 from ..attention_product import cache_element_bytes
 from ..contract import LayerContext, LayerOutput
 from ..fp32 import Fp32BiasLinear

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hf_arch.ops.graph_node import NAMESPACE
+from hf_arch.ops.custom_op import NAMESPACE
 from tests.ops.cases import CASES, B
 from tests.ops.recurrences import assert_close, random_segments, with_gradients
 
