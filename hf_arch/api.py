@@ -8,14 +8,14 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
-from .costs.model import ModelCost, model_cost
+from .core.errors import ConfigError, unknown_key_error
+from .core.options import mistyped, one_line
+from .core.registry import ARCHITECTURES, FFNS, MIXERS, load_plugin
 from .deferred import load_all
 from .deprecations import current_names
-from .errors import ConfigError, unknown_key_error
-from .modeling.configuration import ArchConfig, option_names
-from .modeling.describe import describe
-from .options import mistyped, one_line
-from .registry import ARCHITECTURES, FFNS, MIXERS, load_plugin
+from .models.configuration import ArchConfig, option_names
+from .models.cost import ModelCost, model_cost
+from .models.describe import describe
 
 __all__ = ["config_from_dict", "cost", "describe", "list_architectures", "tiny_config"]
 
@@ -46,7 +46,7 @@ def tiny_config(name: str, **overrides: Any) -> ArchConfig:
 
 
 def cost(config: ArchConfig, seq_len: int, batch_size: int = 1) -> ModelCost:
-    """Parameters, FLOPs and state bytes of a model with this config; see `hf_arch.costs.model.ModelCost`."""
+    """Parameters, FLOPs and state bytes of a model with this config; see `hf_arch.models.cost.ModelCost`."""
     return model_cost(config, seq_len, batch_size)
 
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import hf_arch
-from hf_arch.errors import ConfigError
-from hf_arch.registry import MIXERS, load_plugin, plugin_line
+from hf_arch.core.errors import ConfigError
+from hf_arch.core.registry import MIXERS, load_plugin, plugin_line
 
 LENGTH = 41
 TOLERANCE = 1e-4
@@ -90,7 +90,7 @@ def check_mixer_file(path: str | Path) -> dict[str, list[CheckResult]]:
     new = [name for name in MIXERS if name not in known]
     if not new:
         raise ConfigError(
-            f'{path}: registers no mixer; decorate its class with `@MIXERS.register("name")` of hf_arch.registry'
+            f'{path}: registers no mixer; decorate its class with `@MIXERS.register("name")` of hf_arch.core.registry'
         )
     return {name: check_model(hf_arch.tiny_config("mixed", mixer=[name, name, "attention"])) for name in new}
 

@@ -33,8 +33,8 @@ def require_auto_classes() -> None:
 
 
 def load_all() -> None:
-    """Import every mixer and every architecture, which registers them."""
-    for name in ("mixers", "architectures"):
+    """Import every part and every architecture, which registers them."""
+    for name in ("layers.mixers", "layers.ffns", "layers.streams", "models.architectures"):
         package = importlib.import_module(f".{name}", __package__)
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{package.__name__}.{module.name}")

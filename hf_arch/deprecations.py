@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import ConfigError
+from .core.errors import ConfigError
 
 MINOR_VERSIONS = 2
 """For so many minor versions after `since` an old name keeps working."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from .errors import choice_error, nearest
+from .core.errors import choice_error, nearest
 
 PREFIX = "HF_ARCH_"
 

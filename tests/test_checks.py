@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from hf_arch.checks import check_mixer_file
 from hf_arch.cli import app
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 
 MIXER = Path(__file__).parents[1] / "recipes" / "new_mixer" / "moving_average.py"
 # The line that is broken, what it becomes, and the invariants that must fail for it.

@@ -10,8 +10,8 @@ from transformers import AutoConfig
 
 import hf_arch
 from hf_arch import deprecations
+from hf_arch.core.errors import ConfigError
 from hf_arch.deprecations import Renamed, overdue
-from hf_arch.errors import ConfigError
 from hf_arch.recipe.recipe import Recipe
 from tools.deprecations_page import page
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from hf_arch import environment
+from hf_arch.core.errors import ConfigError
 from hf_arch.environment import VARIABLES, known, read, set_variable, temporarily, warn_unknown
-from hf_arch.errors import ConfigError
 from tools.environment_page import page
 
 ROOT = Path(__file__).parents[1]

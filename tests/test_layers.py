@@ -13,12 +13,10 @@ PACKAGE = Path(__file__).parents[1] / "hf_arch"
 # From the lowest to the highest. A file may import from its own layer and from those before it. The single files of the
 # package itself stand where they are used from.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "bundled"),
-    ("environment", "deprecations", "numerics"),
-    ("deferred", "options", "registry"),
-    ("core",),
+    ("core", "environment", "deprecations", "numerics"),
     ("ops",),
-    ("components", "mixers", "modeling", "architectures", "costs", "api"),  # one layer of model code
+    ("layers",),
+    ("models", "deferred", "api"),
     ("interchange",),
     ("checkpoints",),
     ("data",),

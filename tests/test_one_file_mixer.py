@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import hf_arch
 from hf_arch.checks import INVARIANTS, check_model
-from hf_arch.registry import load_plugin
+from hf_arch.core.registry import load_plugin
 
 MIXER = Path(__file__).parents[1] / "recipes" / "new_mixer" / "moving_average.py"
 
@@ -61,7 +61,7 @@ def test_is_counted_and_described(config):
 
 
 def test_a_wrong_option_is_named(mixer_file):
-    with pytest.raises(hf_arch.errors.ConfigError, match="unknown key 'expnd'; nearest: 'expand'"):
+    with pytest.raises(hf_arch.core.errors.ConfigError, match="unknown key 'expnd'; nearest: 'expand'"):
         hf_arch.config_from_dict(
             {
                 "architecture": "mixed",

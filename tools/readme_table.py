@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import write_atomic
 from hf_arch.core.formats import byte_size
-from hf_arch.errors import ConfigError
 from hf_arch.runs.record import RunRecord
 from hf_arch.runs.suite import find_runs
 

@@ -12,7 +12,7 @@ import inspect
 from typing import Any
 
 import hf_arch
-from hf_arch.registry import ARCHITECTURES, MIXERS
+from hf_arch.core.registry import ARCHITECTURES, MIXERS
 
 REFERENCE: dict[str, Any] = {"vocab_size": 4096, "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 8}
 SHORT, LONG = 256, 4096

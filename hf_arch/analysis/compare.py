@@ -19,7 +19,7 @@ from hf_arch.analysis.audit import audit
 from hf_arch.analysis.comparison import Comparison, Group
 from hf_arch.analysis.stats import all_pairs, t_interval
 from hf_arch.analysis.verdicts import judge
-from hf_arch.errors import choice_error
+from hf_arch.core.errors import choice_error
 from hf_arch.runs.numbers import Reader
 from hf_arch.runs.record import NUMBERS, RunRecord, numbers_for
 from hf_arch.runs.run_settings import shared_settings

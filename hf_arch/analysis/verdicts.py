@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hf_arch.analysis.columns import interval_text
 from hf_arch.analysis.stats import Interval, PairedDifference
-from hf_arch.errors import choice_error
+from hf_arch.core.errors import choice_error
 
 if TYPE_CHECKING:
     from hf_arch.analysis.comparison import Comparison

@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import hf_arch
-from hf_arch.errors import ConfigError, UnknownChoiceError, choice_error
-from hf_arch.modeling.configuration import ArchConfig
+from hf_arch.core.errors import ConfigError, UnknownChoiceError, choice_error
+from hf_arch.models.configuration import ArchConfig
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = f"{WEIGHTS}.index.json"

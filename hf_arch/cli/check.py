@@ -10,7 +10,7 @@ from rich.table import Table
 import hf_arch
 from hf_arch.checks import CheckResult, check_mixer_file, check_model
 from hf_arch.cli.listing import require_architecture
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.recipe.yaml_text import parse_override
 
 

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from hf_arch.analysis.compare import compare_runs
+from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import write_atomic
-from hf_arch.errors import ConfigError
 from hf_arch.report.table import print_comparison
 from hf_arch.runs.suite import latest as latest_runs
 

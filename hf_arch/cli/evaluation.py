@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 
 
 def register(app: typer.Typer) -> None:

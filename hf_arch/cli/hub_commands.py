@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from hf_arch.core.errors import choice_error
 from hf_arch.core.formats import byte_size
 from hf_arch.core.quiet import quiet_libraries
-from hf_arch.errors import choice_error
 from hf_arch.hub.convert import Conversion, DifferentResult, convert
 from hf_arch.hub.export import export_gguf, export_hub, export_torch
 from hf_arch.hub.push import push_to_hub

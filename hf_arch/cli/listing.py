@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 import hf_arch
-from hf_arch import registry
-from hf_arch.errors import ConfigError, nearest
+from hf_arch.core import registry
+from hf_arch.core.errors import ConfigError, nearest
 from hf_arch.recipe.yaml_text import parse_override
 
 KINDS = (registry.MIXERS, registry.FFNS, registry.NORMS, registry.POSITIONS, registry.ACTIVATIONS)

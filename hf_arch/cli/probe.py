@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 
 SWEPT = "training.learning_rate"
 TOLERANCE = 0.02  # one more channel of a model this small is more than a hundredth of it
@@ -75,8 +75,8 @@ def probe_recipe(
     match: str | None,
 ) -> dict[str, Any]:
     """The recipe of one task, as plain values. Raises `ConfigError` for a task that does not exist."""
+    from hf_arch.core.errors import choice_error
     from hf_arch.data.probes import MAD, PROBES
-    from hf_arch.errors import choice_error
 
     if not architectures:
         raise ConfigError(

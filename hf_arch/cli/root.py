@@ -21,9 +21,9 @@ from hf_arch import __version__, environment
 from hf_arch.cli.evaluation import register as register_evaluation
 from hf_arch.cli.hub import register as register_hub
 from hf_arch.cli.probe import register as register_probe
+from hf_arch.core.errors import ConfigError
 from hf_arch.core.failures import Interrupted, TrainingError
 from hf_arch.core.quiet import prepare_process
-from hf_arch.errors import ConfigError
 
 # All processes of a launch find the same mistake; once the first has told it, the launcher ends the others.
 RANK_ERROR_DELAY_SECONDS = 10.0
@@ -187,7 +187,13 @@ def train(
     output_dir: Annotated[str | None, typer.Option(help="Run folder; by default `results/<name>_<hash>`.")] = None,
     run: Annotated[str | None, typer.Option("--run", help="Which run, of a recipe that declares several.")] = None,
     scale: Annotated[str | None, typer.Option(help="A size the recipe declares, e.g. `cpu`.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in the folder, with the recipe that it was begun with.")
+    ] = False,
+    extend_to: Annotated[
+        int | None,
+        typer.Option(metavar="STEPS", min=1, help="Continue it, finished or not, to so many steps in all."),
+    ] = None,
     distributed: Distributed = "auto",
 ) -> int:
     """Train one model and write its run folder: results, metrics, checkpoints, and the model with its tokenizer.
@@ -210,7 +216,7 @@ def train(
         command = [*launcher(max(2, len(visible_gpus()))), "-m", "hf_arch", *sys.argv[1:]]
         os.execv(command[0], command)
     single, folder = select_run(loaded, run, output_dir)
-    results = run_training(single, folder, resume=resume)
+    results = run_training(single, folder, resume=resume, extend_to=extend_to)
     leave()
     print_results(results, folder)
     return 0

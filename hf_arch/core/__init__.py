@@ -1,1 +1,1 @@
-"""What every part uses and nothing of ours is imported by: files, number formats, quiet libraries."""
+"""What everything rests on: errors, registries, typed options, files, number formats. Imports nothing else of ours."""

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 
 
 def temporary_name(path: Path) -> Path:

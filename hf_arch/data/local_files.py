@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hf_arch.core.errors import ConfigError, nearest
 from hf_arch.data.cache import hash_file, hash_text, user_path
 from hf_arch.data.corpus import part_range
 from hf_arch.data.options import DataOptions
-from hf_arch.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

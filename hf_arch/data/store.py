@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import write_atomic
 from hf_arch.data.cache import hash_file
-from hf_arch.errors import ConfigError
 
 FORMAT = 1
 META = "meta.json"

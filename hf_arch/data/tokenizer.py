@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_arch.core.errors import ConfigError, nearest
 from hf_arch.data.cache import hash_text, user_path
 from hf_arch.data.options import SPECIAL_TOKENS
-from hf_arch.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

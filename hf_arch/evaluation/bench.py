@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from hf_arch.errors import ConfigError, choice_error
+from hf_arch.core.errors import ConfigError, choice_error
 from hf_arch.evaluation.loading import parse_device, parse_dtype
 from hf_arch.evaluation.tensor_memory import cache_bytes, peak_tensor_bytes, tensor_bytes
 from hf_arch.runs.provenance import provenance

@@ -17,7 +17,7 @@ from transformers import (
     TextStreamer,
 )
 
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.evaluation.special_tokens import prompt_ids
 
 

@@ -21,8 +21,8 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Kind
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_arch.core.errors import ConfigError, choice_error, nearest
 from hf_arch.environment import temporarily
-from hf_arch.errors import ConfigError, choice_error, nearest
 from hf_arch.evaluation.lm_eval import ArchLM
 from hf_arch.evaluation.offline import INSTALL, local_tasks, rows_origin, write_task_files
 from hf_arch.evaluation.row_checks import check_rows

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 import hf_arch
 from hf_arch.checkpoints.checkpoint import checkpoint_folder, is_ours, read_config, weight_files
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.evaluation.loading import load_causal_lm, load_tokenizer, parse_device
 from hf_arch.evaluation.special_tokens import split_special
 from hf_arch.interchange import FOREIGN

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hf_arch.checkpoints.checkpoint import checkpoint_folder, load_checkpoint, read_config, read_tensors
-from hf_arch.errors import ConfigError, choice_error
+from hf_arch.core.errors import ConfigError, choice_error
 from hf_arch.interchange import FOREIGN, from_foreign
 
 DTYPES = {

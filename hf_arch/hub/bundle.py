@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from hf_arch import __version__
-from hf_arch.architectures.base import AUTO_CLASSES, Architecture
-from hf_arch.errors import ConfigError
-from hf_arch.modeling.configuration import ArchConfig
-from hf_arch.registry import ACTIVATIONS, ARCHITECTURES, NORMS, POSITIONS
+from hf_arch.core.errors import ConfigError
+from hf_arch.core.registry import ACTIVATIONS, ARCHITECTURES, NORMS, POSITIONS
+from hf_arch.models.architectures.base import AUTO_CLASSES, Architecture
+from hf_arch.models.configuration import ArchConfig
 
 PACKAGE = "hf_arch"
 PLUGIN = "hf_arch_plugin_"
@@ -88,7 +88,7 @@ def _architecture(config: ArchConfig) -> Architecture:
 
 def _components(config: ArchConfig) -> list[tuple[str, str]]:
     """(module, name) of the registered classes that the config names, each once, those of other libraries left out."""
-    used: list[Any] = [component for component, _ in (*config.mixer_specs, *config.ffn_specs)]
+    used: list[Any] = [component for component, _ in (*config.mixer_specs, *config.ffn_specs, config.stream_spec)]
     used += [NORMS.get(config.norm), POSITIONS.get(config.position), ACTIVATIONS.get(config.hidden_act)]
     return list(dict.fromkeys((part.__module__, part.__name__) for part in used if _is_ours(part.__module__)))
 

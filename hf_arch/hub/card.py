@@ -19,6 +19,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 import hf_arch
 from hf_arch.checkpoints.checkpoint import require_ours
 from hf_arch.core.formats import byte_size, quantity
+from hf_arch.core.registry import ARCHITECTURES
 from hf_arch.hub.run_facts import (
     Benchmark,
     comparison_of,
@@ -33,8 +34,7 @@ from hf_arch.hub.run_facts import (
     table_cell,
     without_paths,
 )
-from hf_arch.modeling.configuration import ArchConfig
-from hf_arch.registry import ARCHITECTURES
+from hf_arch.models.configuration import ArchConfig
 from hf_arch.runs.record import RunRecord
 
 CARD_FILE = "README.md"

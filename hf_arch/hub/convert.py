@@ -29,7 +29,7 @@ from hf_arch.checkpoints.checkpoint import (
     read_tensors,
     unknown_type,
 )
-from hf_arch.errors import ConfigError, choice_error
+from hf_arch.core.errors import ConfigError, choice_error
 from hf_arch.hub.repository import copy_tokenizer, new_folder
 from hf_arch.interchange import FOREIGN, current_tensors, from_foreign, to_foreign
 

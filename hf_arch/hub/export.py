@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hf_arch.checkpoints.checkpoint import checkpoint_folder, load_ours
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.hub.card import write_card
 from hf_arch.hub.gguf_file import write_gguf
 from hf_arch.hub.repository import check_nothing_private, new_folder, stage_model

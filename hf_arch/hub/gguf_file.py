@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_arch.core.errors import ConfigError
 from hf_arch.data.tokenizer import byte_character
-from hf_arch.errors import ConfigError
 from hf_arch.evaluation.loading import load_tokenizer
 from hf_arch.evaluation.special_tokens import adds_bos
 from hf_arch.interchange import to_foreign

@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from hf_arch.checkpoints.checkpoint import checkpoint_folder
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.hub.card import write_card
 from hf_arch.hub.repository import check_nothing_private, stage_model
 from hf_arch.hub.run_facts import find_run

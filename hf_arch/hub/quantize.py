@@ -21,13 +21,13 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_arch.checkpoints.checkpoint import checkpoint_folder, load_ours
+from hf_arch.core.errors import ConfigError, choice_error
 from hf_arch.environment import set_variable
-from hf_arch.errors import ConfigError, choice_error
 from hf_arch.evaluation.loading import load_tokenizer
 from hf_arch.evaluation.text_loss import TextOptions, score_text
 from hf_arch.hub.repository import copy_tokenizer, new_folder
 from hf_arch.hub.run_facts import find_run
-from hf_arch.mixers.base import RecurrentMixer
+from hf_arch.layers.mixers.base import RecurrentMixer
 
 METHODS = ("torchao-int8", "torchao-int8-dynamic", "gptq")
 _ROWS = 64  # of a run's validation split, where no text is given

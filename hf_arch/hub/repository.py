@@ -22,7 +22,7 @@ from hf_arch.checkpoints.checkpoint import (
     require_ours,
     weight_files,
 )
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.hub.bundle import bundle
 
 # transformers and tokenizers note where they were loaded from.

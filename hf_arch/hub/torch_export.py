@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 from transformers import PreTrainedModel
 
-from hf_arch.errors import ConfigError
-from hf_arch.mixers.base import RecurrentMixer
+from hf_arch.core.errors import ConfigError
+from hf_arch.layers.mixers.base import RecurrentMixer
 
 TOLERANCE = 1e-4
 """Largest difference of logits, relative to the largest logit (at least 1): sums in another order."""

@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..api import config_from_dict
-from ..errors import ConfigError, nearest
-from ..modeling.configuration import ArchConfig
-from ..registry import Registry
+from ..core.errors import ConfigError, nearest
+from ..core.registry import Registry
+from ..models.configuration import ArchConfig
 from .reader import ConfigReader
 
 FOREIGN: Registry[Any] = Registry("model_type", "Foreign checkpoints: subclasses of `Converter`, by their model_type.")

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from ..errors import ConfigError
-from ..modeling.configuration import ArchConfig
-from ..registry import MIXERS
+from ..core.errors import ConfigError
+from ..core.registry import MIXERS
+from ..models.configuration import ArchConfig
 from .base import FOREIGN, Converter, Rule, parts, same
 from .reader import ConfigReader
 from .transformers_dense import ACTIVATIONS as TORCH_ACTIVATIONS

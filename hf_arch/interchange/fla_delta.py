@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from ..mixers.gated_delta_net import GatedDeltaNet
-from ..modeling.configuration import ArchConfig
+from ..layers.mixers.gated_delta_net import GatedDeltaNet
+from ..models.configuration import ArchConfig
 from .base import FOREIGN, Rule, same
 from .fla import FLAConverter, short_conv_rules
 from .reader import ConfigReader

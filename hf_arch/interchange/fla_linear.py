@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..mixers.hgrn2 import GatedStateExpansion
-from ..mixers.rwkv6 import STREAMS
-from ..modeling.configuration import ArchConfig
+from ..layers.mixers.hgrn2 import GatedStateExpansion
+from ..layers.mixers.rwkv6 import STREAMS
+from ..models.configuration import ArchConfig
 from .base import FOREIGN, Rule, parts, same, shared
 from .fla import ACTIVATIONS, THEIR_ACTIVATIONS, FLAConverter, short_conv_rules
 from .reader import ConfigReader

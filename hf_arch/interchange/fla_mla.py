@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from ..modeling.configuration import ArchConfig
+from ..models.configuration import ArchConfig
 from .base import FOREIGN, Rule, fused, same
 from .fla import FLAConverter
 from .reader import ConfigReader

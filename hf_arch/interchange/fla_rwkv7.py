@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..components.channel_mix7 import ChannelMix7
-from ..errors import ConfigError
-from ..mixers.rwkv7 import STREAMS, GeneralizedDeltaTimeMix
-from ..modeling.configuration import ArchConfig
+from ..core.errors import ConfigError
+from ..layers.ffns.channel_mix7 import ChannelMix7
+from ..layers.mixers.rwkv7 import STREAMS, GeneralizedDeltaTimeMix
+from ..models.configuration import ArchConfig
 from .base import FOREIGN, Rule, parts, same
 from .fla_linear import FLARWKV6
 from .reader import ConfigReader

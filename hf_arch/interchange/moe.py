@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..components.moe import MixtureOfExperts
-from ..errors import ConfigError
-from ..mixers.mla import LatentAttention
-from ..modeling.configuration import ArchConfig
+from ..core.errors import ConfigError
+from ..layers.ffns.moe import MixtureOfExperts
+from ..layers.mixers.mla import LatentAttention
+from ..models.configuration import ArchConfig
 from .base import FOREIGN, Rule, parts, same
 from .reader import ConfigReader
 from .transformers_dense import Llama

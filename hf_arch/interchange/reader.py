@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ..errors import ConfigError, nearest
+from ..core.errors import ConfigError, nearest
 
 # What every transformers config carries and no model's numbers depend on.
 _GENERIC = {

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
-from ..modeling.configuration import ArchConfig
+from ..core.errors import ConfigError
+from ..models.configuration import ArchConfig
 from .base import FOREIGN, Converter, Rule, fused, parts, same
 from .reader import ConfigReader
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..modeling.configuration import ArchConfig
+from ..models.configuration import ArchConfig
 from .base import FOREIGN, Converter, Rule, parts, same
 from .reader import ConfigReader
 from .transformers_dense import take_tokens, their_tokens

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from ..errors import ConfigError
-from ..modeling.configuration import ArchConfig
+from ..core.errors import ConfigError
+from ..models.configuration import ArchConfig
 from .base import FOREIGN, Converter, Rule, fused, parts, same, transposed
 from .reader import ConfigReader
 

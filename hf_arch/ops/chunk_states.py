@@ -1,6 +1,10 @@
 """The walk from chunk to chunk that every chunk form ends in: S_{n+1} = D_n S_n + U_n.
 
-One closed gradient for all decays that are factors of whole entries of the state, real or complex.
+One gradient written by hand for all decays that are factors of whole entries of the state, real or complex:
+
+    dL/dS_n = dL/d(S_n as output) + conj(D_n) dL/dS_{n+1}
+    dL/dU_n = dL/dS_{n+1}      dL/dD_n = conj(S_n) dL/dS_{n+1}
+
 Legend: N chunks; the other axes are the caller's.
 """
 
@@ -11,11 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .graph_node import one_node
-from .segments import closed_gradient
+from .custom_op import as_custom_op, manual_backward
 
 
-def chunk_states(increments: Tensor, totals: Tensor, state: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+class _Walk(torch.autograd.Function):
     """States before each chunk, and the one after the last.
 
     Args:
@@ -27,13 +30,10 @@ def chunk_states(increments: Tensor, totals: Tensor, state: Tensor, dim: int) ->
     Returns:
         states like `increments`, and the final one like `state`.
     """
-    return _apply(increments, totals, state, dim)
 
-
-class _Walk(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, increments: Tensor, totals: Tensor, state: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        states, final = _outputs(increments, totals, state, dim)
+        states, final = increments.new_empty(increments.shape), state.new_empty(state.shape)
         places = (*states.unbind(dim), final)
         places[0].copy_(state)
         walk = zip(places, places[1:], increments.unbind(dim), totals.unbind(dim), strict=False)
@@ -44,24 +44,22 @@ class _Walk(torch.autograd.Function):
         return states, final
 
     @staticmethod
-    @closed_gradient
+    @manual_backward
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         totals, states = ctx.saved_tensors
         totals_conj = totals.conj_physical()  # a lazy one is lost where an operator runs under a dispatch mode
         grad_increments, grad_state = torch.empty_like(states), torch.empty_like(grads[1])
         places = (grad_state, *grad_increments.unbind(ctx.dim))
         places[-1].copy_(grads[1])
+        # dL/dS_n = dL/d(S_n as output) + conj(D_n) dL/dS_{n+1}; dL/dU_n is dL/dS_{n+1} itself
         walk = zip(places, places[1:], grads[0].unbind(ctx.dim), totals_conj.unbind(ctx.dim), strict=False)
         for before, after, grad, total in reversed(list(walk)):
             torch.addcmul(grad, total, after, out=before)
         grad_totals = None
         if ctx.needs_input_grad[1]:
+            # dL/dD_n = conj(S_n) dL/dS_{n+1}, summed over the axes that D_n broadcasts
             grad_totals = (states.conj_physical() * grad_increments).sum_to_size(totals.shape)
         return grad_increments, grad_totals, grad_state, None
 
 
-def _outputs(increments: Tensor, totals: Tensor, state: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    return increments.new_empty(increments.shape), state.new_empty(state.shape)
-
-
-_apply = one_node(_Walk, _outputs)
+chunk_states = as_custom_op(_Walk, ("increments", "state"))

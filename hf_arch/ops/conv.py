@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .graph_node import one_node
-from .segments import closed_gradient, segment_keep, state_dtype
+from .custom_op import as_custom_op, manual_backward
+from .documents import document_keep
+from .precision import state_dtype
 
 ACTIVATIONS = (None, "silu")
 # Elements of one block of rows: its inputs, sums and gradients (fp32) share the second-level cache.
@@ -31,7 +32,7 @@ def _lag_masks(segment_ids: Tensor, width: int, history: int) -> Tensor:
 
     The `history` tokens in front of the row belong to its first document.
     """
-    keep = F.pad(segment_keep(segment_ids, torch.bool), (history, 0), value=True).unsqueeze(-1)
+    keep = F.pad(document_keep(segment_ids, torch.bool), (history, 0), value=True).unsqueeze(-1)
     masks = [torch.ones_like(keep)]
     for lag in range(1, width):
         masks.append(masks[-1] & F.pad(keep, (0, 0, lag - 1, 0), value=True)[:, : keep.shape[1]])
@@ -72,7 +73,7 @@ class _CausalConv(torch.autograd.Function):
         return y
 
     @staticmethod
-    @closed_gradient
+    @manual_backward
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, all_masks = ctx.saved_tensors
         taps, shift = _as_taps(x, weight, bias)
@@ -81,10 +82,12 @@ class _CausalConv(torch.autograd.Function):
         for rows in _blocks(x):
             inputs, grad = x[rows].to(taps.dtype), grad_y[rows].to(taps.dtype)
             masks = None if all_masks is None else all_masks[:, rows]
+            # of the sums z: dL/dz = dL/dy act'(z); dL/dbias = sum_t dL/dz_t
             if ctx.silu:
                 grad = torch.ops.aten.silu_backward(grad, _shifted_sum(inputs, taps, shift, masks))
             if bias is not None:
                 grad_bias += grad.sum((0, 1))
+            # z_t = sum_j w_j x_{t-j}: dL/dx_s = sum_j w_j dL/dz_{s+j}, dL/dw_j = sum_t dL/dz_t x_{t-j}
             grad_inputs = grad * taps[0]
             grad_taps[0] += (grad * inputs).sum((0, 1))
             for lag in range(1, min(len(taps), x.shape[1])):
@@ -102,11 +105,7 @@ def _as_taps(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Te
     return weight.to(dtype).t().flip(0).contiguous(), None if bias is None else bias.to(dtype)
 
 
-def _like_inputs(x: Tensor, weight: Tensor, bias: Tensor | None, masks: Tensor | None, silu: bool) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-_conv = one_node(_CausalConv, _like_inputs)
+_conv = as_custom_op(_CausalConv, ("x",))
 
 
 def _fusible_conv(x: Tensor, weight: Tensor, bias: Tensor | None, masks: Tensor | None, silu: bool) -> Tensor:
@@ -149,10 +148,10 @@ def naive_causal_conv1d(
     bias: Tensor | None = None,
     activation: str | None = None,
     *,
-    initial_state: Tensor | None = None,
-    segment_ids: Tensor | None = None,
     output_final_state: bool = False,
     num_valid: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    segment_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Reference: one token after the other through a window of the last W inputs. Same arguments as `causal_conv1d`."""
     width = weight.shape[1]
@@ -241,10 +240,10 @@ def causal_conv1d(
 def token_shift(
     x: Tensor,
     *,
+    num_valid: Tensor | None = None,
+    output_final_state: bool = False,
     initial_state: Tensor | None = None,
     segment_ids: Tensor | None = None,
-    output_final_state: bool = False,
-    num_valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The token before each token: y_t = x_{t-1}, zeros at the start of a document.
 
@@ -262,7 +261,7 @@ def token_shift(
     window = torch.cat([before.unsqueeze(1), x], dim=1)
     y = window[:, :-1]
     if segment_ids is not None:
-        y = torch.where(segment_keep(segment_ids, torch.bool).unsqueeze(-1), y, 0)
+        y = torch.where(document_keep(segment_ids, torch.bool).unsqueeze(-1), y, 0)
     if not output_final_state:
         return y, None
     return y, window[:, -1] if num_valid is None else _last_valid(window, num_valid, 1).squeeze(1)

@@ -12,6 +12,9 @@ so that only products of numbers in [0, 1] are formed. A decay of exactly 0, the
 `decay_products` does this for one decay a step. With one a channel, `factorise` multiplies prefixes into q and suffixes
 into k, and every pair of neighbouring blocks becomes one matrix product.
 
+Each of these products is linear in either factor, so the gradient walks the levels backwards, with the rule of a
+product at each: from x' = x y follow dL/dx = dL/dx' y and dL/dy = sum dL/dx' x.
+
 Legend: C chunk, a power of two; K channels; M chunks of the whole batch; G rows of q or k a step.
 """
 
@@ -22,11 +25,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .graph_node import one_node
-from .segments import closed_gradient
+from .custom_op import as_custom_op, manual_backward
 
 
-def decay_products(decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+class _DecayProducts(torch.autograd.Function):
     """The four products above for scalar decays.
 
     Args:
@@ -35,10 +37,7 @@ def decay_products(decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     Returns:
         between [..., C, C] (1 on the diagonal, 0 above), prefix [..., C], suffix [..., C], total [...].
     """
-    return _products(decay)
 
-
-class _DecayProducts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         between, prefix, suffix, _ = _empty_products(decay)
@@ -64,7 +63,7 @@ class _DecayProducts(torch.autograd.Function):
         return between, prefix, suffix, total.reshape(decay.shape[:-1]).clone()
 
     @staticmethod
-    @closed_gradient
+    @manual_backward
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         levels = ctx.saved_tensors
         shape = grads[1].shape
@@ -76,12 +75,16 @@ class _DecayProducts(torch.autograd.Function):
             rows = prefix_2.shape[-1]
             cross = scores_of_level(between, rows).reshape(-1, rows, rows)
             grad_2, grad_1 = prefix.view(-1, 2, rows)[:, 1], suffix.view(-1, 2, rows)[:, 0]
+            # prefix_2' = total_1 prefix_2 and total' = total_1 total_2:
+            #     dL/dtotal_1 = sum dL/dprefix_2' prefix_2 + dL/dtotal' total_2; likewise of total_2, by suffix_1'
             of_total_1 = torch.addcmul((grad_2 * prefix_2).sum(-1, keepdim=True), total, total_2)
             of_total_2 = torch.addcmul((grad_1 * suffix_1).sum(-1, keepdim=True), total, total_1)
             total = torch.cat([of_total_1, of_total_2], 1).view(-1, 1)
+            # between_ij = prefix_2i suffix_1j:
+            #     dL/dprefix_2 = total_1 dL/dprefix_2' + sum_j dL/dbetween_ij suffix_1j; likewise of suffix_1
             grad_2.mul_(total_1).add_((cross * suffix_1.unsqueeze(-2)).sum(-1))
             grad_1.mul_(total_2).add_((cross * prefix_2.unsqueeze(-1)).sum(-2))
-        return prefix.add_(total.view(shape))
+        return prefix.add_(total.view(shape))  # blocks of one step: prefix = total = decay, suffix = 1
 
 
 def _empty_products(decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -91,7 +94,7 @@ def _empty_products(decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return between, prefix, suffix, total
 
 
-_products = one_node(_DecayProducts, _empty_products)
+decay_products = as_custom_op(_DecayProducts, _empty_products)
 
 
 class Level(NamedTuple):
@@ -151,7 +154,11 @@ def factorise(query: Tensor, key: Tensor, decay: Tensor, levels: list[Level] | N
 
 
 def factorise_backward(levels: list[Level], grad_scores: Tensor, grad_query: Tensor, grad_key: Tensor) -> None:
-    """Turns the gradients of the chunk's factors into those of the factors of one step, in place."""
+    """Turns the gradients of the chunk's factors into those of the factors of one step, in place.
+
+    With q the factors of second blocks, k those of first blocks before a level, A its scores q k^T, and q' = total_1 q,
+    k' = total_2 k after it: dL/dq = total_1 dL/dq' + dL/dA k and dL/dk = total_2 dL/dk' + dL/dA^T q.
+    """
     for level in reversed(levels):
         rows, dim = level.query.shape[1:]
         cross = scores_of_level(grad_scores, rows).reshape(-1, rows, rows)

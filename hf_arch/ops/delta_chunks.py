@@ -1,4 +1,4 @@
-r"""The chunk form of the (gated) delta rule, with one closed gradient.
+r"""The chunk form of the (gated) delta rule, with a gradient written by hand.
 
 With the residuals r_t = v_t - S'^T k_t, a step writes beta_t k_t r_t^T: beta belongs to the writers alone. In a chunk
 that starts from S, with L the decays between steps, p those from its first step, s those to its last, D all of them,
@@ -6,8 +6,11 @@ that starts from S, with L the decays between steps, p those from its first step
     (I + A_k) r = v - (p k) S        o = A_q r + (p q) S        S' = D S + (s beta k)^T r
 
 where A_k (below the diagonal), A_q (and on it) are the scores L_ij k_i.(beta_j k_j), L_ij q_i.(beta_j k_j) of readers k
-and q with writers beta k. With e = [-(I + A_k)^{-T} dL/dr, dL/do], the gradient of the scores is e r^T, that of the
-readers of S is e S^T, that of the writers into S' is r (dL/dS')^T; the values have -e's first half.
+and q with writers beta k. Backwards, with dr the gradient of the residuals,
+
+    dr = A_q^T dL/do + (s beta k) dL/dS'        dL/dv = (I + A_k)^{-T} dr          e = [-dL/dv, dL/do]
+    dL/dS = D dL/dS' + [-(I + A_k)^{-1} p k, p q]^T [dr, dL/do]
+    dL/dA = e r^T        dL/d(p k, p q) = e S^T        dL/d(s beta k) = r dL/dS'^T
 
 The gradient of a log decay g_t needs no product of its own: with b the cumulated g, readers always come with exp(b) and
 writers with exp(-b), so dL/db_i is the sum of score times gradient over row i less that over column i, and the like for
@@ -25,44 +28,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .chunks import empty_chunks, empty_in_time_order, load_keep, load_rows, row_groups, stack_rows, store_rows
+from .custom_op import as_custom_op, manual_backward
 from .decay import decay_products, suffix_sums
-from .graph_node import one_node
-from .segments import closed_gradient
-from .vector_decay import empty_gradient, empty_in_time_order, load_rows, per_token, row_groups, stack_rows, store_rows
 
 GROUP_VALUES = 2**18  # that a thread takes at once, the best of the 2**15 to 2**24 tried
-
-
-def chunk_gated_delta(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    beta: Tensor,
-    g: Tensor | None,
-    *,
-    scale: float,
-    keep: Tensor | None,
-    state: Tensor | None,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """The recurrence of `delta_rule` over chunks.
-
-    Args:
-        q, k: [N, B, H, C, K] of any strides and dtype; views of [B, T, H, K] cost no copy.
-        v: [N, B, H, C, V], likewise.
-        beta: [N, B, H, C, 1].
-        g: log decay [N, B, H, C, 1], or None.
-        scale: of the queries.
-        keep: [N, B, 1, C], 0 where a document starts, or None.
-        state: [B, H, K, V] in `dtype`, or None.
-        dtype: of all arithmetic.
-
-    Returns:
-        o [N, B, H, C, V] in v's dtype, a view of a contiguous [B, T, H, V], and the final state [B, H, K, V].
-    """
-    if state is None:
-        state = q.new_zeros(*q.shape[1:3], q.shape[-1], v.shape[-1], dtype=dtype)
-    return _apply(q, k, v, beta, g, keep, state, scale)
 
 
 class Decays(NamedTuple):
@@ -74,8 +44,12 @@ class Decays(NamedTuple):
     total: Tensor | None  # [M]
 
 
-class _Delta(torch.autograd.Function):
-    """Takes the batch in groups of rows, for the cache's sake."""
+class _GatedDelta(torch.autograd.Function):
+    """Takes the batch in groups of rows, for the cache's sake.
+
+    Layout, `keep`, `state` and results as `chunks.py` says: q, k [N, B, H, C, K], v [N, B, H, C, V], beta and g (a log
+    decay, or None) [N, B, H, C, 1]. `scale` is that of the queries.
+    """
 
     @staticmethod
     def forward(
@@ -137,7 +111,7 @@ class _Delta(torch.autograd.Function):
         return o, torch.cat(final)
 
     @staticmethod
-    @closed_gradient
+    @manual_backward
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, beta, g, keep, *saved = ctx.saved_tensors
         chunks, length = len(v), v.shape[-2]
@@ -150,7 +124,8 @@ class _Delta(torch.autograd.Function):
             strength, readers, reads, writes, scores, solution, residual, states = of_group[:8]
             decays = Decays(*of_group[8:])
             key = readers[:, :length]
-            errors = readers.new_empty(len(readers), 2 * length, v.shape[-1])  # dL/dr, then dL/do
+            # dr = A_q^T dL/do, still without what comes from later chunks
+            errors = readers.new_empty(len(readers), 2 * length, v.shape[-1])  # [dr, dL/do]
             errors_k, grad_o = errors.split(length, 1)
             grad_o_rows = grads[0][:, rows]
             torch.mul(grad_o_rows, ctx.scale, out=grad_o.unflatten(0, grad_o_rows.shape[:3]))
@@ -160,43 +135,51 @@ class _Delta(torch.autograd.Function):
             parts = _by_chunk(chunks, errors, errors_k, reads.mT, writes)
             walk = zip(*parts, _totals(chunks, decays), *_pairs(grad_states), strict=True)
             for errors_n, errors_k_n, reads_n, writes_n, total_n, grad_before, grad_after in reversed(list(walk)):
+                # dr_n += (s beta k)_n dL/dS_{n+1}, then dL/dS_n = D_n dL/dS_{n+1} + reads_n^T [dr_n, dL/do_n]
                 errors_k_n.baddbmm_(writes_n, grad_after)
                 if total_n is None:
                     torch.baddbmm(grad_after, reads_n, errors_n, out=grad_before)
                 else:
                     torch.mul(grad_after, total_n, out=grad_before).baddbmm_(reads_n, errors_n)
+            # dL/dv = (I + A_k)^{-T} dr, and errors become e = [-dL/dv, dL/do]
             grad_value = solution.mT @ errors_k
             torch.neg(grad_value, out=errors_k)
 
             grad_after = grad_states[1:].flatten(0, 2)
+            # dL/dA = e r^T; A_ij = L_ij reader_i.(beta_j k_j), below the diagonal for readers k
             grad_scores = torch.bmm(errors, residual.mT)
             grad_scores.unflatten(1, (2, length)).mul_(decays.between.unsqueeze(1))
             grad_scores[:, :length].diagonal(dim1=1, dim2=2).zero_()
+            # dL/d(p reader) = e S^T and dL/d(s beta k) = r dL/dS'^T, without their decays p and s
             grad_readers = torch.bmm(errors, states[:-1].flatten(0, 2).mT)
             grad_writers = torch.bmm(residual, grad_after.mT)
             if decays.prefix is not None and decays.suffix is not None:
                 grad_readers.unflatten(1, (2, length)).mul_(decays.prefix[:, None, :, None])
                 grad_writers.mul_(decays.suffix.unsqueeze(2))
+            # with G = L dL/dA: dL/d(beta k) += G^T readers, dL/dreaders += (G beta) k
             grad_writers.baddbmm_(grad_scores.mT, readers)
             grad_readers.baddbmm_(grad_scores.mul_(strength.mT), key)
+            # dL/dbeta = dL/d(beta k).k, dL/dk = beta dL/d(beta k) + dL/d(reader k)
             grad_strength = (grad_writers * key).sum(-1, keepdim=True)
             store_rows(grad_k, rows, grad_writers.mul_(strength).add_(grad_readers[:, :length]))
             store_rows(grad_q, rows, grad_readers[:, length:])
             store_rows(grad_v, rows, grad_value)
             store_rows(grad_beta, rows, grad_strength)
             if grad_g is not None:
+                # dL/db_i = readers_i.dL/dreaders_i - (beta k)_i.dL/d(beta k)_i
+                # dL/dg_t = sum_{s >= t} dL/db_s + sum S' dL/dS'
                 read = grad_readers.mul_(readers).sum(-1, keepdim=True)
                 grad_b = read[:, :length] + read[:, length:] - strength * grad_strength
                 passed_on = states[1:].flatten(3).unsqueeze(-2) @ grad_states[1:].flatten(3).unsqueeze(-1)
                 grad_decay = suffix_sums(grad_b) + passed_on.view(-1, 1, 1)
-                reset = per_token(keep, rows, q)
+                reset = load_keep(keep, rows, q)
                 store_rows(grad_g, rows, grad_decay if reset is None else grad_decay * reset)
             grad_initial.append(grad_states[0])
         return grad_q, grad_k, grad_v, grad_beta, grad_g, None, torch.cat(grad_initial), None
 
 
 def _decays(g: Tensor | None, keep: Tensor | None, beta: Tensor, rows: slice, strength: Tensor) -> Decays:
-    reset = per_token(keep, rows, beta)
+    reset = load_keep(keep, rows, beta)
     decay = reset if g is None else load_rows(g, rows, strength.dtype).exp_()
     if decay is None:
         length = strength.shape[1]
@@ -221,17 +204,4 @@ def _pairs(states: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     return each[:-1], each[1:]
 
 
-def _outputs(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    beta: Tensor,
-    g: Tensor | None,
-    keep: Tensor | None,
-    state: Tensor,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    return empty_in_time_order(v), state.new_empty(state.shape)
-
-
-_apply = one_node(_Delta, _outputs, empty_gradient)
+chunk_gated_delta = as_custom_op(_GatedDelta, ("v", "state"), empty_chunks)

@@ -9,23 +9,23 @@ K_l = 2 Re(sum C b a^l); the state between chunks enters by powers of a: `y = [u
 on a CPU, forward and backward, this equals a convolution by FFT in speed at T = 1024 and takes half its time at 4096;
 besides it is bit-causal and continues from any state.
 
-Nothing can tell such a system to stand still, so padding has to come first, as zeros with no initial state, or last,
+Nothing can make such a system stand still, so padding has to come first, as zeros with no initial state, or last,
 with `num_valid`. Documents of a packed row are run as rows of their own, in groups of similar length.
 Legend: B batch, T time, D channels, M complex states, N real states, L chunk, Q chunks, S numbers of a state (2M or N).
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import KW_ONLY, dataclass
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .chunk_states import chunk_states
-from .segments import chunk_length, segment_keep, state_dtype, without_autocast
-
-CHUNK = 32
+from .documents import document_keep
+from .recurrence import ChunkedCall, Recurrence
 
 
 def discretise(log_dt: Tensor, A_re: Tensor, A_im: Tensor | None, B: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,99 +69,85 @@ def _readout(C: Tensor, A_im: Tensor | None) -> Tensor:
     return C if A_im is None else 2 * torch.view_as_complex(C.contiguous())
 
 
-def naive_diagonal_ssm(
-    u: Tensor,
-    log_dt: Tensor,
-    A_re: Tensor,
-    A_im: Tensor | None,
-    C: Tensor,
-    B: Tensor | None = None,
-    D: Tensor | None = None,
-    *,
-    initial_state: Tensor | None = None,
-    segment_ids: Tensor | None = None,
-    output_final_state: bool = False,
-    num_valid: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Reference: the recurrence, one token after the other. Same arguments as `diagonal_ssm`."""
-    dtype = state_dtype(u, A_re)
-    _, decay, inflow = discretise(log_dt, A_re, A_im, B)
-    readout = _readout(C, A_im)
-    state = decay.new_zeros(u.shape[0], *decay.shape)
-    if initial_state is not None:
-        state = initial_state if A_im is None else torch.view_as_complex(initial_state.contiguous())
-    final = state
-    keep = u.new_ones(u.shape[:2], dtype=dtype) if segment_ids is None else segment_keep(segment_ids, dtype)
-    outputs = []
-    for t, (u_t, keep_t) in enumerate(zip(u.to(dtype).unbind(1), keep.unbind(1), strict=True)):
-        state = decay * (keep_t[:, None, None] * state) + inflow * u_t.unsqueeze(-1)
-        final = state if num_valid is None else torch.where((t < num_valid)[:, None, None], state, final)
-        y_t = (readout * state).sum(-1)
-        y_t = y_t.real if y_t.is_complex() else y_t
-        outputs.append(y_t if D is None else y_t + D * u_t)
-    final = torch.view_as_real(final) if final.is_complex() else final
-    return torch.stack(outputs, 1).to(u.dtype), final if output_final_state else None
+@dataclass(eq=False, repr=False)
+class DiagonalSsm(ChunkedCall[Tensor]):
+    """s_t = a s_{t-1} + b u_t, y_t = 2 Re(C . s_t) + D u_t: a linear system per channel, constant in time (S4D).
 
+    a = exp(dt A) and b = (a - 1) / A * B (zero-order hold); N complex numbers a channel stand for conjugate pairs. A
+    real system (`A_im` None) has C and B of shape [D, N] and no factor 2.
 
-def diagonal_ssm(
-    u: Tensor,
-    log_dt: Tensor,
-    A_re: Tensor,
-    A_im: Tensor | None,
-    C: Tensor,
-    B: Tensor | None = None,
-    D: Tensor | None = None,
-    *,
-    initial_state: Tensor | None = None,
-    segment_ids: Tensor | None = None,
-    output_final_state: bool = False,
-    num_valid: Tensor | None = None,
-    chunk_size: int = CHUNK,
-) -> tuple[Tensor, Tensor | None]:
-    """S4D over a row of tokens: chunks of matrix products, or one step where T = 1.
+    Padding enters as zeros: after the tokens with `num_valid`, or before them without `initial_state`.
 
-    Args:
-        u: inputs [B,T,D], T >= 1. Padding enters as zeros: after the tokens, or before them without `initial_state`.
-        log_dt: logarithm of the step size of each channel, [D].
-        A_re: real part of the diagonal, negative, [D,M]; [D,N] for a real system.
-        A_im: its imaginary part [D,M], or None for a real system.
-        C: readout [D,M,2] as (real, imaginary); [D,N] for a real system.
-        B: input weights in the same layout, or None for ones.
-        D: skip weights [D] or None.
-        initial_state: [B,D,M,2] ([B,D,N] for a real system), of the row's first document; zeros where None.
-        segment_ids: [B,T] integers, one per document of a packed row; the state starts anew where they change.
-        output_final_state: also return the state after the last valid token.
-        num_valid: [B] integers in 0..T: a row's valid tokens are its first ones.
-        chunk_size: a power of two.
-
-    Returns:
-        (y [B,T,D] in the dtype of u, state [B,D,M,2] or [B,D,N] in fp32, or None); y is undefined at padding.
-
-    Raises:
-        ValueError: if `chunk_size` is not a power of two.
+    The output [B, T, D] has u's dtype and is undefined at padding; the state, that after the last valid token, is fp32
+    (fp64 for fp64 inputs). Chunks have 32 tokens.
     """
-    dtype = state_dtype(u, A_re)
-    inputs, log_dt, A_re, C = u.to(dtype), log_dt.to(dtype), A_re.to(dtype), C.to(dtype)
-    A_im, B = (None if tensor is None else tensor.to(dtype) for tensor in (A_im, B))
-    with without_autocast(u):
+
+    u: Annotated[Tensor, "B T D", "inputs"]
+    log_dt: Annotated[Tensor, "D", "logarithm of the step size"]
+    A_re: Annotated[Tensor, "D N", "real part of the diagonal, negative"]
+    A_im: Annotated[Tensor | None, "D N", "its imaginary part; None: a real system"]
+    C: Annotated[Tensor, "D N 2 | D N", "readout as (real, imaginary), or real"]
+    B: Annotated[Tensor | None, "D N 2 | D N", "input weights; None: ones"] = None
+    D: Annotated[Tensor | None, "D", "skip weights"] = None
+    _: KW_ONLY
+    num_valid: Annotated[Tensor | None, "B", "integers in 0..T: a row's valid tokens are its first ones"] = None
+
+    states = ("B D N 2 | B D N",)
+    output = "u"
+
+    def _check(self) -> dict[str, int]:
+        sizes = super()._check()
+        kind = "a real system has [D, N]" if self.A_im is None else "a complex system has [D, N, 2]"
+        for name, x, rank in (("C", self.C, 2), ("B", self.B, 2), ("initial_state", self.initial_state, 3)):
+            if x is not None and x.dim() != rank + (self.A_im is not None):
+                raise ValueError(f"{name}: shape {tuple(x.shape)} is not allowed; {kind} numbers")
+        return sizes
+
+    def empty_state(self) -> Tensor:
+        numbers = () if self.A_im is None else (2,)
+        return self.u.new_zeros(len(self.u), *self.A_re.shape, *numbers, dtype=self.dtype)
+
+    def naive(self) -> tuple[Tensor, Tensor]:
+        def advance(state: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+            numbers = state if self.A_im is None else torch.view_as_complex(state.contiguous())
+            numbers = decay * numbers + inflow * u.unsqueeze(-1)
+            y = (readout * numbers).sum(-1)
+            y = y.real if y.is_complex() else y
+            state = torch.view_as_real(numbers) if numbers.is_complex() else numbers
+            return y if self.D is None else y + self.D * u, state
+
+        _, decay, inflow = discretise(self.log_dt, self.A_re, self.A_im, self.B)
+        readout = _readout(self.C, self.A_im)
+        return self.each_token(advance, self.u, num_valid=self.num_valid)
+
+    def is_step(self) -> bool:
+        return super().is_step() and self.num_valid is None
+
+    def step(self) -> tuple[Tensor, Tensor]:
+        _, decay, inflow, readout, state = self.discretised()
+        return self.with_skip(*_step(self.u.to(self.dtype), decay, inflow, readout, state))
+
+    def chunk(self) -> tuple[Tensor, Tensor]:
+        exponent, _, inflow, readout, state = self.discretised()
+        system = _System.build(exponent, inflow, readout, self.chunk_length())
+        arguments = (self.u.to(self.dtype), system, state, self.num_valid)
+        if self.segment_ids is None:
+            return self.with_skip(*_rows(*arguments))
+        return self.with_skip(*_documents(*arguments, self.segment_ids))
+
+    def discretised(self) -> tuple[Any, ...]:
+        """dt A, a and b (see `discretise`), the readout, and the initial state as complex or real numbers, or None."""
+        log_dt, A_re = self.log_dt.to(self.dtype), self.A_re.to(self.dtype)
+        A_im, B = (None if x is None else x.to(self.dtype) for x in (self.A_im, self.B))
         exponent, decay, inflow = discretise(log_dt, A_re, A_im, B)
-        readout = _readout(C, A_im)
-        state = None
-        if initial_state is not None:
-            state = _from_numbers(initial_state.to(dtype).flatten(2), exponent)
-        if u.shape[1] == 1 and num_valid is None:
-            y, final = _step(inputs, decay, inflow, readout, state)
-        else:
-            chunk = chunk_length(u.shape[1], chunk_size)
-            system = _System.build(exponent, inflow, readout, chunk)
-            if segment_ids is None:
-                y, final = _rows(inputs, system, state, num_valid)
-            else:
-                y, final = _documents(inputs, system, state, num_valid, segment_ids)
-        if D is not None:
-            y = torch.addcmul(y, inputs, D.to(dtype))
-    final = torch.view_as_real(final) if final.is_complex() else final
-    return y.to(u.dtype), final if output_final_state else None
+        state = None if self.state is None else _from_numbers(self.state.flatten(2), exponent)
+        return exponent, decay, inflow, _readout(self.C.to(self.dtype), self.A_im), state
+
+    def with_skip(self, y: Tensor, final: Tensor) -> tuple[Tensor, Tensor]:
+        """y + D u, and the state in real numbers."""
+        if self.D is not None:
+            y = torch.addcmul(y, self.u.to(self.dtype), self.D.to(self.dtype))
+        return y, torch.view_as_real(final) if final.is_complex() else final
 
 
 def _step(u: Tensor, decay: Tensor, inflow: Tensor, readout: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -226,7 +212,7 @@ def _rows(u: Tensor, system: _System, state: Tensor | None, num_valid: Tensor | 
     increments = _from_numbers((chunks @ enter).unflatten(1, (batch, count)), powers)  # [D,B,Q,M]
     state = torch.zeros_like(increments[:, :, 0]) if state is None else state.transpose(0, 1)
     total = powers[:, -1, None, None].expand(-1, -1, count, -1)
-    before, last = chunk_states(increments, total, state, dim=2)
+    before, last = chunk_states(increments, total, state, 2)
     y = torch.baddbmm(_as_numbers(before).flatten(1, 2) @ leave, chunks, toeplitz)
     y = _Transpose.apply(y.flatten(1)).unflatten(0, (batch, count * chunk))[:, :length]
     if num_valid is None:
@@ -258,7 +244,7 @@ def _documents(
     device = u.device
     full = system.powers.shape[1] - 1
     valid = torch.full((batch,), length, device=device) if num_valid is None else num_valid.to(device)
-    starts = ~segment_keep(segment_ids, torch.bool)
+    starts = ~document_keep(segment_ids, torch.bool)
     starts[:, 0] = True
     document = starts.flatten().cumsum(0) - 1  # of each token, numbered over the whole batch
     first = starts.flatten().nonzero().squeeze(1)
@@ -289,3 +275,7 @@ def _documents(
     last = row_documents.gather(1, (valid - 1).clamp_min(0)[:, None].long()).squeeze(1)
     final = torch.cat(finals)[torch.cat(members).argsort()[last]]
     return y, final
+
+
+diagonal_ssm = Recurrence(DiagonalSsm, "diagonal_ssm")
+naive_diagonal_ssm = diagonal_ssm.naive

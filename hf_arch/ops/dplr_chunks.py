@@ -1,12 +1,15 @@
-r"""The chunk form of the delta rule with a diagonal plus rank-one transition (RWKV7): one closed gradient.
+r"""The chunk form of the delta rule with a diagonal plus rank-one transition (RWKV7): one gradient by hand.
 
 With z_t = a_t^T S_{t-1}, each step has two readers (a before its decay, r after it) and two writers (b z^T, k v^T). In
 a chunk that starts from S, with P, Q what the readers find and the writers leave over the decays between them,
 
     (I - A_ab) z = a_in S + A_ak v      u = [z, v]      o = P_r u + r_in S      S' = D S + Q_out^T u
 
-where A = P_a are the scores of the first readers. The gradients of all products come from two stacks of rows: u, and
-e = [(I - A_ab)^{-T} dL/dz, dL/do], since dL/dP = e u^T, dL/d(readers of S) = e S^T and dL/d(Q_out) = u (dL/dS')^T.
+where A = P_a are the scores of the first readers. Backwards, with du = [dz, dL/dv so far] the gradient of the writes,
+
+    du = P_r^T dL/do + Q_out dL/dS'        e = [(I - A_ab)^{-T} dz, dL/do]        dL/dv = du_v + A_ak^T e_a
+    dL/dS = D dL/dS' + r_in^T dL/do + ((I - A_ab)^{-1} a_in)^T dz
+    dL/dP = e u^T        dL/d(readers of S) = e S^T        dL/d(Q_out) = u dL/dS'^T        dL/dD = sum_v S dL/dS'
 
 The decays enter by `Halved` (any decay, see `decay.py`) or, at half the time, by `Bounded`: where a chunk decays by no
 more than exp(-MAX_DECAY), readers may carry exp(b) and writers exp(-b), b the cumulated log decays.
@@ -22,10 +25,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .chunks import empty_chunks, empty_in_time_order, load_keep, load_rows, row_groups, stack_rows, store_rows
+from .custom_op import as_custom_op, manual_backward
 from .decay import Level, decay_products, factorise, factorise_backward, suffix_sums
-from .graph_node import one_node
-from .segments import closed_gradient
-from .vector_decay import empty_gradient, empty_in_time_order, load_rows, per_token, row_groups, stack_rows, store_rows
 
 GROUP_VALUES = 2**17  # that a thread takes at once, the best of the 2**16 to 2**24 tried
 MAX_DECAY = 40.0
@@ -41,40 +43,12 @@ class Parts(NamedTuple):
     total: Tensor  # [M, K] decay of the whole chunk
 
 
-def chunk_dplr(
-    r: Tensor,
-    w: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor,
-    b: Tensor,
-    *,
-    scale: float,
-    keep: Tensor | None,
-    state: Tensor | None,
-    dtype: torch.dtype,
-    bounded: bool,
-) -> tuple[Tensor, Tensor]:
-    """The recurrence of `dplr_delta_rule` over chunks.
-
-    Args:
-        r, w (log decay), k, a, b: [N, B, H, C, K] of any strides and dtype; views of [B, T, H, K] cost no copy.
-        v: [N, B, H, C, V], likewise.
-        keep: [N, B, 1, C], 0 where a document starts, or None.
-        state: [B, H, K, V] in `dtype`, or None.
-        dtype: of all arithmetic.
-        bounded: whether the w of every chunk sum to more than -MAX_DECAY.
-
-    Returns:
-        o [N, B, H, C, V] in v's dtype, a view of a contiguous [B, T, H, V], and the final state [B, H, K, V].
-    """
-    if state is None:
-        state = r.new_zeros(*r.shape[1:3], r.shape[-1], v.shape[-1], dtype=dtype)
-    return _apply(r, w, k, v, a, b, keep, state, scale, bounded)
-
-
 class _GeneralisedDelta(torch.autograd.Function):
-    """Takes the batch in groups of rows, for the cache's sake."""
+    """Takes the batch in groups of rows, for the cache's sake.
+
+    Layout, `keep`, `state` and results as `chunks.py` says: r, w (a log decay), k, a, b [N, B, H, C, K], v
+    [N, B, H, C, V]. `scale` is that of r; `bounded` says that the w of every chunk sum to more than -MAX_DECAY.
+    """
 
     @staticmethod
     def forward(
@@ -97,7 +71,7 @@ class _GeneralisedDelta(torch.autograd.Function):
         length = v.shape[-2]
         identity = torch.eye(length, dtype=state.dtype, device=v.device)
         for rows in groups:
-            reset = per_token(keep, rows, w)
+            reset = load_keep(keep, rows, w)
             parts, kept = decays.forward(
                 stack_rows(a, r, rows, state.dtype, scale),
                 stack_rows(b, k, rows, state.dtype),
@@ -132,7 +106,7 @@ class _GeneralisedDelta(torch.autograd.Function):
         return o, torch.cat(final)
 
     @staticmethod
-    @closed_gradient
+    @manual_backward
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         r, w, k, v, a, b, keep, *saved = ctx.saved_tensors
         length = v.shape[-2]
@@ -146,6 +120,7 @@ class _GeneralisedDelta(torch.autograd.Function):
             scores, reads, writes, total = parts
             errors = stack_rows(None, grads[0], rows, states.dtype)
             grad_o = errors[:, length:]
+            # du = P_r^T dL/do, still without what comes from later chunks
             grad_written = torch.bmm(scores[:, length:].mT, grad_o)
             grad_states = torch.empty_like(states)
             grad_states[-1] = grads[1][rows]
@@ -157,11 +132,14 @@ class _GeneralisedDelta(torch.autograd.Function):
                 strict=False,
             )
             for grad_written_n, writes_n, recall_n, total_n, grad_before, grad_after in reversed(list(walk)):
+                # du_n += Q_out dL/dS_{n+1}, then dL/dS_n = D dL/dS_{n+1} + r_in^T dL/do + ((I - A_ab)^{-1} a_in)^T dz_n
                 grad_written_n.baddbmm_(writes_n, grad_after)
                 grad_before.addcmul_(total_n.unsqueeze(-1), grad_after).baddbmm_(recall_n, grad_written_n[:, :length])
+            # e_a = (I - A_ab)^{-T} dz, dL/dv = du_v + A_ak^T e_a
             errors[:, :length] = solution.mT @ grad_written[:, :length]
             grad_value = grad_written[:, length:].baddbmm_(scores[:, :length, length:].mT, errors[:, :length])
 
+            # dL/dP = e u^T, dL/d(readers of S) = e S^T, dL/d(Q_out) = u dL/dS'^T, dL/dD = sum_v S dL/dS'
             before, grad_after = states[:-1].flatten(0, 2), grad_states[1:].flatten(0, 2)
             grad_parts = Parts(
                 torch.bmm(errors, written.mT),
@@ -169,7 +147,7 @@ class _GeneralisedDelta(torch.autograd.Function):
                 torch.bmm(written, grad_after.mT),
                 (before * grad_after).sum(-1),
             )
-            grad_readers, grad_writers, grad_g = ctx.decays.backward(parts, kept, grad_parts, per_token(keep, rows, w))
+            grad_readers, grad_writers, grad_g = ctx.decays.backward(parts, kept, grad_parts, load_keep(keep, rows, w))
             if ctx.scale != 1.0:
                 grad_readers[:, length:] *= ctx.scale
             for target, grad in (
@@ -186,7 +164,11 @@ class _GeneralisedDelta(torch.autograd.Function):
 
 
 class Bounded:
-    """b cumulates the log decays; readers carry exp(b), writers exp(-b), so that one product makes all scores."""
+    """b cumulates the log decays; readers carry exp(b), writers exp(-b), so that one product makes all scores.
+
+    a^_i = a_i exp(b_{i-1})    r^_i = r_i exp(b_i)    w^_j = writer_j exp(-b_j)    P = [a^, r^] w^^T, masked
+    reads = [a^, r^]           writes = w^ exp(b_C)   D = exp(b_C)
+    """
 
     @staticmethod
     def forward(readers: Tensor, writers: Tensor, g: Tensor, reset: Tensor | None) -> tuple[Parts, tuple[Tensor, ...]]:
@@ -222,8 +204,10 @@ class Bounded:
     def backward(parts: Parts, kept: list[Tensor], grad: Parts, reset: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         readers, writers, growth, fall = kept
         length = fall.shape[1]
+        # dL/db_C = D dL/dD + sum_j writes_j dL/dwrites_j
         grad_total = grad.total * parts.total
         grad_total += (parts.writes * grad.writes).sum(1)
+        # dL/dw^ = exp(b_C) dL/dwrites + dL/dP^T readers^, dL/dreaders^ = dL/dreads + dL/dP w^
         grad_readers, grad_writers = grad.reads, grad.writes.mul_(growth[:, -1:])
         if reset is not None:
             _, prefix, suffix, _ = decay_products(reset.squeeze(-1))
@@ -232,11 +216,14 @@ class Bounded:
         grad_readers.baddbmm_(grad_scores, writers)
         grad_writers.baddbmm_(grad_scores.mT, readers)
 
+        # dL/db_i = r^_i dL/dr^_i - w^_i dL/dw^_i, and a^_{i+1} dL/da^_{i+1}, which comes with b_i
+        # dL/dg_t = sum_{s >= t} dL/db_s + dL/db_C
         own, written = readers * grad_readers, writers * grad_writers
         grad_b = own[:, length:].sub_(written[:, :length]).sub_(written[:, length:])
         grad_g = suffix_sums(grad_b).add_(suffix_sums(own[:, :length], 1)).add_(grad_total.unsqueeze(1))
         if reset is not None:
             grad_g *= reset
+        # dL/da = exp(b_{i-1}) dL/da^, dL/dr = exp(b_i) dL/dr^, dL/dwriter = exp(-b) dL/dw^
         grad_readers[:, :length] *= growth[:, :-1]
         grad_readers[:, length:] *= growth[:, 1:]
         grad_writers.unflatten(1, (2, length)).mul_(fall.unsqueeze(1))
@@ -275,19 +262,24 @@ class Halved:
         query, key = Halved.read(_interleaved(readers), decay, reset), _interleaved(writers)
         levels: list[Level] = []
         factorise(query, key, decay, levels)
+        # dL/db_C = D dL/dD + sum_j writes_j dL/dwrites_j
         grad_total = grad.total * parts.total
         grad_total += (parts.writes * grad.writes).sum(1)
 
+        # from the factors of the chunk (reads, writes, scores) to those of single steps
         grad_query, grad_key = _interleaved(grad.reads), _interleaved(grad.writes)
         factorise_backward(levels, _interleaved(_interleaved(grad.scores.mT).mT), grad_query, grad_key)
         grad_readers, grad_writers = _grouped(Halved.read(grad_query, decay, reset)), _grouped(grad_key)
 
-        # The diagonal holds no decay: it stays out of the gradient of g, where it would cancel up to rounding only.
+        # dL/db_i = r_i dL/dr_i - writers_i dL/dwriters_i, and a_{i+1} dL/da_{i+1}, which comes with b_i
+        # dL/dg_t = sum_{s >= t} dL/db_s + dL/db_C
+        # The diagonal holds no decay: it stays out of it, where it would cancel up to rounding only.
         own, written = readers * grad_readers, writers * grad_writers
         grad_b = own[:, length:] - written[:, :length] - written[:, length:]
         grad_g = suffix_sums(grad_b).add_(suffix_sums(own[:, :length], 1)).add_(grad_total.unsqueeze(1))
         if reset is not None:
             grad_g *= reset
+        # P_ii = r_i.writer_i: dL/dr_i += dL/dP_ii writer_i, dL/dwriter_i += dL/dP_ii r_i
         diagonal = grad.scores[:, length:].unflatten(-1, (2, length)).diagonal(dim1=1, dim2=3).unsqueeze(-1)
         grad_readers[:, length:] += (diagonal * writers.unflatten(1, (2, length))).sum(1)
         grad_writers.unflatten(1, (2, length)).add_(diagonal * readers[:, None, length:])
@@ -309,19 +301,4 @@ def _twice(x: Tensor) -> Tensor:
     return torch.cat([x, x], 1).unsqueeze(-1)
 
 
-def _outputs(
-    r: Tensor,
-    w: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor,
-    b: Tensor,
-    keep: Tensor | None,
-    state: Tensor,
-    scale: float,
-    bounded: bool,
-) -> tuple[Tensor, Tensor]:
-    return empty_in_time_order(v), state.new_empty(state.shape)
-
-
-_apply = one_node(_GeneralisedDelta, _outputs, empty_gradient)
+chunk_dplr = as_custom_op(_GeneralisedDelta, ("v", "state"), empty_chunks)

@@ -1,6 +1,10 @@
 """Elementwise gated recurrence of HGRN (Qin et al. 2023, arXiv 2311.04823): one state number per channel.
 
-`h_t = f_t * h_{t-1} + i_t` with the forget gate f in [0,1]; states are fp32.
+    h_t = f_t * h_{t-1} + i_t
+
+with the forget gate f in [0,1]; states are fp32. With R_t the gradient of h_t through all later ones,
+
+    R_t = dL/dh_t + f_{t+1} R_{t+1}      dL/di_t = R_t      dL/df_t = R_t h_{t-1}      dL/dh_0 = f_1 R_1
 
 The gate enters as such and not as its logarithm: only products of gates are formed, which can underflow to the right
 answer but never overflow. The operator writes each step straight into its output and saves only f and h. Where a step
@@ -11,13 +15,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from .backend import fla_hgrn_scan, use_fla
-from .segments import segment_keep, state_dtype
+from .recurrence import Call, Recurrence
 
 # The module's own name: a copy of this file elsewhere (a model bundled with its code) registers operators of its own.
 NAMESPACE = re.sub(r"\W", "_", __name__)
@@ -27,58 +31,46 @@ CHUNKED_LENGTH = 256
 CHUNKED_STEP_ELEMENTS = 2048
 
 
-def naive_hgrn_scan(
-    i: Tensor,
-    f: Tensor,
-    *,
-    initial_state: Tensor | None = None,
-    segment_ids: Tensor | None = None,
-    output_final_state: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """Reference: the recurrence, one token after the other. Same arguments as `hgrn_scan`."""
-    dtype = state_dtype(i, f)
-    state = torch.zeros_like(i[:, 0], dtype=dtype) if initial_state is None else initial_state.to(dtype)
-    keep = torch.ones_like(i[..., 0], dtype=dtype) if segment_ids is None else segment_keep(segment_ids, dtype)
-    outputs = []
-    for i_t, f_t, keep_t in zip(i.to(dtype).unbind(1), f.to(dtype).unbind(1), keep.unbind(1), strict=True):
-        state = f_t * (keep_t[:, None] * state) + i_t
-        outputs.append(state)
-    return torch.stack(outputs, 1).to(i.dtype), state if output_final_state else None
+@dataclass(eq=False, repr=False)
+class HgrnScan(Call[Tensor]):
+    """h_t = f_t * h_{t-1} + i_t: one number per channel, gated (HGRN; also a moving average with f = 1 - i's weight).
 
-
-def hgrn_scan(
-    i: Tensor,
-    f: Tensor,
-    *,
-    initial_state: Tensor | None = None,
-    segment_ids: Tensor | None = None,
-    output_final_state: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """HGRN's recurrence over a row of tokens.
-
-    Args:
-        i: inputs [B,T,D], T >= 1; 0 at padding.
-        f: forget gates in [0,1], [B,T,D], best made in fp32 (near 1 a bf16 gate has lost its memory); 1 at padding.
-        initial_state: [B,D], of the row's first document; zeros where None.
-        segment_ids: [B,T] integers, one per document of a packed row; the state starts anew where they change.
-        output_final_state: also return the state after the last token.
-
-    Returns:
-        (h [B,T,D] in the dtype of i, state [B,D] in fp32 or None). Differentiable once in every tensor.
+    The output [B, T, D] has i's dtype, the state is fp32 (fp64 for fp64 inputs). Differentiable once in every tensor.
     """
-    if use_fla(i):
-        options = {"initial_state": initial_state, "segment_ids": segment_ids}
-        return fla_hgrn_scan(i, f, output_final_state=output_final_state, **options)
-    dtype = state_dtype(i, f)
-    inputs, gates = i.to(dtype), f.to(dtype)
-    state = None if initial_state is None else initial_state.to(dtype)
-    if i.shape[1] == 1:
-        h = inputs if state is None else torch.addcmul(inputs, gates, state.unsqueeze(1))
-    else:
-        if segment_ids is not None:
-            gates = gates * segment_keep(segment_ids, dtype).unsqueeze(-1)
-        h = _scan(inputs, gates, state)
-    return h.to(i.dtype), h[:, -1] if output_final_state else None
+
+    i: Annotated[Tensor, "B T D", "inputs; 0 at padding"]
+    f: Annotated[
+        Tensor,
+        "B T D",
+        "forget gates in [0,1], best made in fp32 (near 1 a bf16 gate has lost its memory); 1 at padding",
+    ]
+
+    states = ("B D",)
+    output = "i"
+
+    def naive(self) -> tuple[Tensor, Tensor]:
+        def advance(state: Tensor, i: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
+            state = f * state + i
+            return state, state
+
+        return self.each_token(advance, self.i, self.f)
+
+    def step(self) -> tuple[Tensor, Tensor]:
+        inputs, gates = self.i.to(self.dtype), self.f.to(self.dtype)
+        h = inputs if self.state is None else torch.addcmul(inputs, gates, self.state.unsqueeze(1))
+        return h, h[:, -1]
+
+    def chunk(self) -> tuple[Tensor, Tensor]:
+        gates, keep = self.f.to(self.dtype), self.keep()
+        if keep is not None:
+            gates = gates * keep.unsqueeze(-1)
+        h = _scan(self.i.to(self.dtype), gates, self.state)
+        return h, h[:, -1]
+
+    def kernel(self) -> tuple[Tensor, Tensor]:
+        """It takes the logarithm of the gates, for which 0 is the smallest positive number."""
+        log_gates = self.f.float().clamp_min(torch.finfo(torch.float32).tiny).log()
+        return self.on_fla("hgrn.fused_recurrent_hgrn", {"x": self.i.float(), "g": log_gates})
 
 
 def _walk(values: Sequence[Tensor], gates: Sequence[Tensor], out: Sequence[Tensor], state: Tensor | None) -> None:
@@ -154,6 +146,7 @@ def _(i: Tensor, f: Tensor, state: Tensor | None) -> Tensor:
 @torch.library.custom_op(f"{NAMESPACE}::hgrn_scan_backward", mutates_args=())
 def _scan_backward(grad_h: Tensor, f: Tensor, h: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
     """Gradients of i and f."""
+    # dL/di_t = R_t = dL/dh_t + f_{t+1} R_{t+1}; dL/df_t = R_t h_{t-1}
     grad_i = _recur_backwards(grad_h, f)
     grad_f = torch.empty_like(grad_i)
     torch.mul(grad_i[:, 1:], h[:, :-1], out=grad_f[:, 1:])
@@ -174,7 +167,11 @@ def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor
 def _backward(ctx: Any, grad_h: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     f, h, state = ctx.saved_tensors
     grad_i, grad_f = _scan_backward(grad_h, f, h, state)
+    # dL/dh_0 = f_1 R_1
     return grad_i, grad_f, None if state is None else f[:, 0] * grad_i[:, 0]
 
 
 _scan.register_autograd(_backward, setup_context=_save)
+
+hgrn_scan = Recurrence(HgrnScan, "hgrn_scan")
+naive_hgrn_scan = hgrn_scan.naive

@@ -5,208 +5,141 @@
 
 Papers: linear attention (2006.16236), RetNet (2307.08621), GLA (2312.06635), RWKV6 (2404.05892), all on arXiv.
 Legend: B batch, T time, H heads, K key dim, V value dim, N chunks, C chunk. States are fp32, outputs have v's dtype.
-
-The three forms are `naive_linear_attention` (the loop, for reading and for tests), `chunk_linear_attention` (training
-and prefill) and `step_linear_attention` (one token); `linear_attention` picks by T.
 """
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
+from typing import Annotated, Any
+
 import torch
 from torch import Tensor
 
-from .backend import covers_linear_attention, fla_linear_attention, use_fla
 from .chunk_states import chunk_states
+from .chunks import chunk_view, from_chunks, to_chunks
 from .decay import decay_products
-from .segments import chunk_length, chunk_view, from_chunks, segment_keep, state_dtype, to_chunks, without_autocast
+from .recurrence import LOG_DECAY, OPTION, ChunkedCall, Recurrence, default_scale
 from .vector_decay import chunk_vector_decay
 
 SCALAR_CHUNK = 64
 VECTOR_CHUNK = 32
 
 
-def linear_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor | None = None,
-    *,
-    bonus: Tensor | None = None,
-    scale: float | None = None,
-    initial_state: Tensor | None = None,
-    output_final_state: bool = False,
-    segment_ids: Tensor | None = None,
-    chunk_size: int | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Gated linear attention in the form that suits T.
+@dataclass(eq=False, repr=False)
+class LinearAttention(ChunkedCall[Tensor]):
+    """S_t = diag(exp g_t) S_{t-1} + k_t v_t^T, o_t = (scale q_t)^T S_t: a matrix state that decays and adds.
+
+    With a bonus u the current token is read with that weight and the state before its decay:
+    o_t = (scale q_t)^T (S_{t-1} + diag(u) k_t v_t^T).
 
     A token with k = v = 0 and g = 0 leaves the state alone wherever it stands: padding is passed so. (A constant
     decay [H] acts at every token; write it out as [B, T, H] to have padding after the first valid token.)
 
-    Args:
-        q, k: [B, T, H, K], any floating dtype.
-        v: [B, T, H, V].
-        g: log decay <= 0. None: no decay; [H]: constant per head; [B, T, H]: scalar per step; [B, T, H, K]: vector.
-        bonus: [H, K]; if given, the current token is read with this weight and the state before its decay.
-        scale: of the queries; K^-0.5 if None.
-        initial_state: [B, H, K, V]; belongs to the first document of each row.
-        output_final_state: whether to return the state after the last token.
-        segment_ids: [B, T] integers; the state is reset where neighbours differ.
-        chunk_size: a power of two; default 64 for scalar and 32 for vector decays.
-
-    Returns:
-        o [B, T, H, V] in v's dtype, and the state [B, H, K, V] in fp32 (fp64 for fp64 inputs) or None.
-
-    Raises:
-        ValueError: for a `g` of another rank or a `chunk_size` that is no power of two.
+    The output [B, T, H, V] has v's dtype, the state is fp32 (fp64 for fp64 inputs). Chunks have 64 tokens for
+    scalar and 32 for vector decays.
     """
-    if g is not None and g.dim() not in (1, 3, 4):
-        raise ValueError(f"g: shape {tuple(g.shape)} is not allowed; it must be [H], [B, T, H] or [B, T, H, K]")
-    if q.shape[1] == 1:
-        # A single token is a continuation of its row: there is no earlier token to differ from.
-        o, state = step_linear_attention(q, k, v, g, bonus=bonus, scale=scale, state=initial_state)
-        return o, state if output_final_state else None
-    if use_fla(q) and covers_linear_attention(g, bonus):
-        return fla_linear_attention(
-            q,
-            k,
-            v,
-            g,
-            bonus=bonus,
-            scale=scale,
-            initial_state=initial_state,
-            output_final_state=output_final_state,
-            segment_ids=segment_ids,
-        )
-    return chunk_linear_attention(
-        q,
-        k,
-        v,
-        g,
-        bonus=bonus,
-        scale=scale,
-        initial_state=initial_state,
-        output_final_state=output_final_state,
-        segment_ids=segment_ids,
-        chunk_size=chunk_size,
-    )
 
+    q: Annotated[Tensor, "B T H K", "queries, any floating dtype"]
+    k: Annotated[Tensor, "B T H K", "keys"]
+    v: Annotated[Tensor, "B T H V", "values"]
+    g: Annotated[
+        Tensor | None, "H | B T H | B T H K", LOG_DECAY, "constant per head, scalar per step, or a vector; None: none"
+    ] = None
+    _: KW_ONLY
+    bonus: Annotated[Tensor | None, "H K", "weight of the current token"] = None
+    scale: Annotated[float | None, OPTION, "of the queries; K^-0.5 if None"] = None
 
-def naive_linear_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor | None = None,
-    *,
-    bonus: Tensor | None = None,
-    scale: float | None = None,
-    initial_state: Tensor | None = None,
-    output_final_state: bool = False,
-    segment_ids: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """The recurrence as written in the papers, one token after another; arguments as in `linear_attention`."""
-    batch, length, heads, key_dim = q.shape
-    dtype = state_dtype(q, k, v, g, initial_state)
-    scale = key_dim**-0.5 if scale is None else scale
-    g = _per_step(g, q)
-    state = q.new_zeros(batch, heads, key_dim, v.shape[-1], dtype=dtype) if initial_state is None else initial_state
-    state = state.to(dtype)
-    keep = torch.ones_like(q[..., 0, 0], dtype=dtype) if segment_ids is None else segment_keep(segment_ids, dtype)
-    decay = (g if g.dim() == 4 else g.unsqueeze(-1)).to(dtype).exp().expand(batch, length, heads, -1)
-    outputs = []
-    with without_autocast(q):
-        steps = (x.unbind(1) for x in (q.to(dtype) * scale, k.to(dtype), v.to(dtype), decay, keep))
-        for q_t, k_t, v_t, decay_t, keep_t in zip(*steps, strict=True):
-            update = k_t.unsqueeze(-1) * v_t.unsqueeze(-2)
-            before = state if segment_ids is None else keep_t[:, None, None, None] * state
-            state = decay_t.unsqueeze(-1) * before + update
-            read = state if bonus is None else before + bonus.to(dtype).unsqueeze(-1) * update
-            outputs.append((q_t.unsqueeze(-2) @ read).squeeze(-2))
-    return torch.stack(outputs, 1).to(v.dtype), state if output_final_state else None
+    states = ("B H K V",)
+    output = "v"
 
+    def naive(self) -> tuple[Tensor, Tensor]:
+        def advance(state: Tensor, q: Tensor, k: Tensor, v: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
+            update = k.unsqueeze(-1) * v.unsqueeze(-2)
+            new = decay.unsqueeze(-1) * state + update
+            read = new if bonus is None else state + bonus.unsqueeze(-1) * update
+            return (q.unsqueeze(-2) @ read).squeeze(-2), new
 
-def step_linear_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor | None = None,
-    *,
-    bonus: Tensor | None = None,
-    scale: float | None = None,
-    state: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """One token: arguments as in `linear_attention` with T = 1, and the state before it. Returns o and the state."""
-    dtype = state_dtype(q, k, v, g, state)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    query, key, value = q[:, 0].to(dtype) * scale, k[:, 0].to(dtype), v[:, 0].to(dtype)
-    with without_autocast(q):
+        bonus = None if self.bonus is None else self.bonus.to(self.dtype)
+        g = self.decay_per_step()
+        decay = (g if g.dim() == 4 else g.unsqueeze(-1)).to(self.dtype).exp().expand(*self.q.shape[:3], -1)
+        query = self.q.to(self.dtype) * default_scale(self.scale, self.q)
+        return self.each_token(advance, query, self.k, self.v, decay)
+
+    def step(self) -> tuple[Tensor, Tensor]:
+        g, state, dtype = self.g, self.state, self.dtype
+        query, key, value = (x[:, 0].to(dtype) for x in (self.q, self.k, self.v))
+        query = query * default_scale(self.scale, self.q)
         new_state = key.unsqueeze(-1) * value.unsqueeze(-2)
         if state is not None and g is None:
             new_state.add_(state)
         elif state is not None and g is not None:
             decay = (g if g.dim() == 1 else g[:, 0]).to(dtype).exp()
-            new_state.addcmul_(decay.unsqueeze(-1) if g.dim() == 4 else decay[..., None, None], state.to(dtype))
-        if bonus is None:
+            new_state.addcmul_(decay.unsqueeze(-1) if g.dim() == 4 else decay[..., None, None], state)
+        if self.bonus is None:
             o = (query.unsqueeze(-2) @ new_state).squeeze(-2)
         else:
-            o = (query * bonus.to(dtype) * key).sum(-1, keepdim=True) * value
-            o = o if state is None else o + (query.unsqueeze(-2) @ state.to(dtype)).squeeze(-2)
-    return o.unsqueeze(1).to(v.dtype), new_state
+            o = (query * self.bonus.to(dtype) * key).sum(-1, keepdim=True) * value
+            o = o if state is None else o + (query.unsqueeze(-2) @ state).squeeze(-2)
+        return o.unsqueeze(1), new_state
 
+    def default_chunk_size(self) -> int:
+        return VECTOR_CHUNK if self.is_vector() else SCALAR_CHUNK
 
-def chunk_linear_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor | None = None,
-    *,
-    bonus: Tensor | None = None,
-    scale: float | None = None,
-    initial_state: Tensor | None = None,
-    output_final_state: bool = False,
-    segment_ids: Tensor | None = None,
-    chunk_size: int | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Chunks of matrix products, a state handed from each to the next; arguments as in `linear_attention`.
+    def is_vector(self) -> bool:
+        """Whether the chunk form is that of one decay a key channel."""
+        return self.bonus is not None or (self.g is not None and self.g.dim() == 4)
 
-    Outputs before a changed token stay bit-equal, and no decay is too strong.
-    """
-    length = q.shape[1]
-    dtype = state_dtype(q, k, v, g, initial_state)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    g = _per_step(g, q)
-    vector = bonus is not None or g.dim() == 4
-    chunk = chunk_length(length, chunk_size or (VECTOR_CHUNK if vector else SCALAR_CHUNK))
-    state = None if initial_state is None else initial_state.to(dtype)
-    keep = None
-    if segment_ids is not None:
-        keep = to_chunks(segment_keep(segment_ids, dtype).unsqueeze(-1), chunk, dtype, pad_value=1.0)
-    with without_autocast(q):
-        if vector:
+    def chunk(self) -> tuple[Tensor, Tensor]:
+        q, k, v, g, chunk = self.q, self.k, self.v, self.decay_per_step(), self.chunk_length()
+        scale, keep = default_scale(self.scale, q), self.keep_chunks()
+        if self.is_vector():
             g = (g if g.dim() == 4 else g.unsqueeze(-1)).expand_as(q)
-            arrays = (chunk_view(x, chunk) for x in (q, k, v, g))
-            o, state = chunk_vector_decay(*arrays, scale=scale, keep=keep, bonus=bonus, state=state, dtype=dtype)
+            bonus = None if self.bonus is None else self.bonus.to(self.dtype)
+            query, key, decay, value = (chunk_view(x, chunk) for x in (q, k, g, v))
+            o, state = chunk_vector_decay(query, key, decay, keep, value, bonus, self.start_state(), scale)
         else:
-            query, key, value, decay = (to_chunks(x, chunk, dtype) for x in (q, k, v, g))
-            o, state = _chunk_scalar_decay(query * scale, key, value, decay, keep=keep, state=state)
-        return from_chunks(o, length, v.dtype), state if output_final_state else None
+            query, key, value, decay = (to_chunks(x, chunk, self.dtype) for x in (q, k, v, g))
+            o, state = _chunk_scalar_decay(query * scale, key, value, decay, keep, self.start_state())
+        return from_chunks(o, q.shape[1], v.dtype), state
+
+    def covers(self) -> bool:
+        g = self.g
+        if self.bonus is not None:
+            return g is not None and g.dim() == 4
+        return g is None or g.dim() != 1 or not g.requires_grad
+
+    def kernel(self) -> tuple[Tensor, Tensor]:
+        v, g = self.v, self.g
+        arrays = {"q": self.q.to(v.dtype), "k": self.k.to(v.dtype), "v": v, "g": g}
+        options: dict[str, Any] = {"scale": self.scale}
+        if self.bonus is not None:
+            arrays = dict(zip(("r", "k", "v", "w"), arrays.values(), strict=True))
+            return self.on_fla("rwkv6.chunk_rwkv6", arrays, u=self.bonus.to(v.dtype), **options)
+        if g is not None and g.dim() == 4:
+            return self.on_fla("gla.chunk_gla", arrays, **options)
+        if g is not None and g.dim() == 1:
+            arrays["g"], options["g_gamma"] = None, g.float()
+        return self.on_fla("simple_gla.chunk_simple_gla", arrays, **options)
+
+    def decay_per_step(self) -> Tensor:
+        """Log decays with a time axis: [1, T, H] for constant ones, so that nothing is computed once per row."""
+        if self.g is None:
+            return self.q.new_zeros(1, self.q.shape[1], 1, dtype=torch.float32)
+        return self.g.expand(1, self.q.shape[1], -1) if self.g.dim() == 1 else self.g
 
 
 def _chunk_scalar_decay(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, *, keep: Tensor | None, state: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, keep: Tensor | None, state: Tensor
 ) -> tuple[Tensor, Tensor]:
     """One decay a step: scores are q k^T times a matrix of decays. Arrays [N, B, H, C, .], g [N, B|1, H|1, C]."""
     decay = g.exp() if keep is None else g.exp() * keep
     between, prefix, suffix, total = decay_products(decay)
     scores = (q @ k.transpose(-1, -2)) * between
     increments = (k * suffix.unsqueeze(-1)).transpose(-1, -2) @ v
-    state = torch.zeros_like(increments[0]) if state is None else state
-    states, state = chunk_states(increments, total[..., None, None], state, dim=0)
+    states, state = chunk_states(increments, total[..., None, None], state, 0)
     return scores @ v + (q * prefix.unsqueeze(-1)) @ states, state
 
 
-def _per_step(g: Tensor | None, q: Tensor) -> Tensor:
-    """Log decays with a time axis: [1, T, H] for constant ones, so that nothing is computed once per row."""
-    if g is None:
-        return q.new_zeros(1, q.shape[1], 1, dtype=torch.float32)
-    return g.expand(1, q.shape[1], -1) if g.dim() == 1 else g
+linear_attention = Recurrence(LinearAttention, "linear_attention")
+naive_linear_attention = linear_attention.naive
+chunk_linear_attention = linear_attention.chunk

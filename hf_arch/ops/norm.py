@@ -1,7 +1,7 @@
 """Root-mean-square norms (Zhang & Sennrich 2019), y = x / sqrt(mean(x^2) + eps) * w, plain or gated, and the L2 norm.
 
-Statistics and products are fp32 (fp64 for fp64 input). Where a gradient is needed on a CPU, one closed gradient works
-through cache-sized blocks of rows, several times as fast as autograd's elementwise passes over the whole tensor.
+Statistics and products are fp32 (fp64 for fp64 input). Where a gradient is needed on a CPU, one gradient written by
+hand works through cache-sized blocks of rows, several times as fast as autograd's elementwise passes over the whole.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .segments import closed_gradient, state_dtype
+from .custom_op import manual_backward
+from .precision import state_dtype
 
 BLOCK_ELEMENTS = 2**18  # of one block of rows: on a CPU it and its gradients stay in the cache
 
@@ -61,7 +62,7 @@ def l2_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
 
 
 def _blockwise(*tensors: Tensor | None) -> bool:
-    """Whether the closed gradient pays: on a CPU, where there is a gradient to take and nobody else fuses."""
+    """Whether the gradient written by hand pays: on a CPU, where there is a gradient to take and nobody else fuses."""
     given = [x for x in tensors if x is not None]
     needed = torch.is_grad_enabled() and any(x.requires_grad for x in given)
     return needed and given[0].device.type == "cpu" and not torch.compiler.is_compiling()
@@ -99,7 +100,7 @@ class _Norm(torch.autograd.Function):
         return y
 
     @staticmethod
-    @closed_gradient
+    @manual_backward
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, gate = ctx.saved_tensors
         dtype = state_dtype(x)

@@ -1,7 +1,14 @@
 """Selective scan of Mamba (Gu & Dao 2023): a diagonal state per channel, its step size and weights chosen by the token.
 
-`h_t = exp(dt_t A) * h_{t-1} + dt_t x_t B_t`, `y_t = C_t . h_t + D x_t`, with h [E,N] in fp32. Only exp of dt A <= 0 is
-formed, so no decay can overflow.
+    h_t = exp(dt_t A) * h_{t-1} + dt_t x_t B_t        y_t = C_t . h_t + D x_t
+
+with h [E,N] in fp32. Only exp of dt A <= 0 is formed, so no decay can overflow. With R_t the gradient of h_t through
+its own and all later outputs and a_t = exp(dt_t A), elementwise in [E,N] but for the sums,
+
+    R_t = a_{t+1} R_{t+1} + dL/dy_t C_t               dL/dC_t = sum_E dL/dy_t h_t
+    dL/d(dt x)_t = sum_N R_t B_t                      dL/dB_t = sum_E R_t dt_t x_t
+    X_t = R_t a_t h_{t-1}                             dL/dA = sum_t X_t dt_t
+    dL/ddt_t = sum_N X_t A + x_t dL/d(dt x)_t         dL/dx_t = dt_t dL/d(dt x)_t + D dL/dy_t
 
 Training walks through time in place: the state of one step stays in the cache, while [B,T,E,N] would not fit anywhere.
 Every `CHUNK` steps the state is kept; the backward pass recomputes the others from there. It is an operator of its own
@@ -11,96 +18,66 @@ Every `CHUNK` steps the state is kept; the backward pass recomputes the others f
 from __future__ import annotations
 
 import re
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from .segments import segment_keep, state_dtype, without_autocast
+from .precision import without_autocast
+from .recurrence import Call, Recurrence
 
 CHUNK = 8
 # The module's own name: a copy of this file elsewhere (a model bundled with its code) registers operators of its own.
 NAMESPACE = re.sub(r"\W", "_", __name__)
 
 
-def naive_selective_scan(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    *,
-    initial_state: Tensor | None = None,
-    segment_ids: Tensor | None = None,
-    output_final_state: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """Reference: the recurrence, one token after the other. Same arguments as `selective_scan`."""
-    dtype = state_dtype(x, dt)
-    state = x.new_zeros(*x.shape[::2], A.shape[1], dtype=dtype) if initial_state is None else initial_state.to(dtype)
-    keep = torch.ones_like(dt[..., 0], dtype=dtype) if segment_ids is None else segment_keep(segment_ids, dtype)
-    steps = zip(*(tensor.to(dtype).unbind(1) for tensor in (x, dt, B, C, keep)), strict=True)
-    outputs = []
-    for x_t, dt_t, B_t, C_t, keep_t in steps:
-        decay = torch.exp(dt_t.unsqueeze(-1) * A)
-        state = keep_t[:, None, None] * decay * state + (dt_t * x_t).unsqueeze(-1) * B_t.unsqueeze(1)
-        y_t = (state * C_t.unsqueeze(1)).sum(-1)
-        outputs.append(y_t if D is None else y_t + D * x_t)
-    return torch.stack(outputs, 1).to(x.dtype), state if output_final_state else None
+@dataclass(eq=False, repr=False)
+class SelectiveScan(Call[Tensor]):
+    """h_t = exp(dt_t A) * h_{t-1} + dt_t x_t B_t, y_t = C_t . h_t + D x_t: a diagonal state per channel (Mamba).
 
-
-def selective_scan(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    *,
-    initial_state: Tensor | None = None,
-    segment_ids: Tensor | None = None,
-    output_final_state: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """Mamba's recurrence over a row of tokens.
-
-    Args:
-        x: inputs [B,T,E], T >= 1.
-        dt: step sizes >= 0, [B,T,E], fp32; 0 makes a token a no-op (padding).
-        A: [E,N], negative, fp32.
-        B, C: input and output weights of each token, [B,T,N].
-        D: skip weights [E] or None.
-        initial_state: [B,E,N], of the row's first document; zeros where None.
-        segment_ids: [B,T] integers, one per document of a packed row; the state starts anew where they change.
-        output_final_state: also return the state after the last token.
-
-    Returns:
-        (y [B,T,E] in the dtype of x, state [B,E,N] in fp32 or None). Differentiable once in every tensor.
+    The output [B, T, E] has x's dtype, the state is fp32 (fp64 for fp64 inputs). Differentiable once in every tensor.
     """
-    dtype = state_dtype(x, dt)
-    dt, A, B, C = dt.to(dtype), A.to(dtype), B.to(dtype), C.to(dtype)
-    D = None if D is None else D.to(dtype)
-    state = None if initial_state is None else initial_state.to(dtype)
-    if x.shape[1] == 1:
-        y, final = _step(x, dt, A, B, C, D, state)
-    else:
-        keep = None if segment_ids is None else segment_keep(segment_ids, dtype)
-        history = None if state is None else state.mT
-        y, final, _ = _scan(x, dt, A, B, C, D, history, keep, torch.is_grad_enabled())
-        final = final.mT
-    return y, final if output_final_state else None
 
+    x: Annotated[Tensor, "B T E", "inputs"]
+    dt: Annotated[Tensor, "B T E", "step sizes >= 0, fp32; 0 makes a token a no-op (padding)"]
+    A: Annotated[Tensor, "E N", "negative, fp32"]
+    B: Annotated[Tensor, "B T N", "input weights of each token"]
+    C: Annotated[Tensor, "B T N", "output weights of each token"]
+    D: Annotated[Tensor | None, "E", "skip weights"] = None
 
-def _step(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, state: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """One token: (y [B,1,E], next state [B,E,N])."""
-    dt_t, x_t = dt.mT, x.mT.to(dt.dtype)  # [B,E,1]
-    inflow = dt_t * x_t * B
-    state = inflow if state is None else torch.addcmul(inflow, state, torch.exp(dt_t * A))
-    y = (state * C).sum(-1)
-    if D is not None:
-        y = torch.addcmul(y, x_t.squeeze(-1), D)
-    return y.unsqueeze(1).to(x.dtype), state
+    states = ("B E N",)
+    output = "x"
+
+    def naive(self) -> tuple[Tensor, Tensor]:
+        def advance(state: Tensor, x: Tensor, dt: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+            decay = torch.exp(dt.unsqueeze(-1) * self.A)
+            state = decay * state + (dt * x).unsqueeze(-1) * B.unsqueeze(1)
+            y = (state * C.unsqueeze(1)).sum(-1)
+            return y if self.D is None else y + self.D * x, state
+
+        return self.each_token(advance, self.x, self.dt, self.B, self.C)
+
+    def step(self) -> tuple[Tensor, Tensor]:
+        dt, A, B, C, D = self.in_state_dtype()
+        dt, x = dt.mT, self.x.mT.to(dt.dtype)  # [B,E,1]
+        inflow = dt * x * B
+        state = inflow if self.state is None else torch.addcmul(inflow, self.state, torch.exp(dt * A))
+        y = (state * C).sum(-1)
+        if D is not None:
+            y = torch.addcmul(y, x.squeeze(-1), D)
+        return y.unsqueeze(1), state
+
+    def chunk(self) -> tuple[Tensor, Tensor]:
+        dt, A, B, C, D = self.in_state_dtype()
+        history = None if self.state is None else self.state.mT
+        y, final, _ = _scan(self.x, dt, A, B, C, D, history, self.keep(), torch.is_grad_enabled())
+        return y, final.mT
+
+    def in_state_dtype(self) -> tuple[Any, ...]:
+        """dt, A, B, C and D."""
+        tensors = (self.dt, self.A, self.B, self.C, self.D)
+        return tuple(None if x is None else x.to(self.dtype) for x in tensors)
 
 
 def _rows(x: Tensor) -> tuple[Tensor, ...]:
@@ -162,20 +139,10 @@ def _kept_chunks(length: int, for_backward: bool) -> int:
 
 
 @_scan.register_fake
-def _(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    state: Tensor | None,
-    keep: Tensor | None,
-    for_backward: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(x: Tensor, dt: Tensor, A: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, width = x.shape
     state_shape = (batch, A.shape[1], width)
-    kept = dt.new_empty(_kept_chunks(length, for_backward), *state_shape)
+    kept = dt.new_empty(_kept_chunks(length, others[-1]), *state_shape)
     return x.new_empty(x.shape), dt.new_empty(state_shape), kept
 
 
@@ -185,12 +152,12 @@ def _scan_backward(
     grad_state: Tensor | None,
     x: Tensor,
     dt: Tensor,
+    keep: Tensor | None,
+    kept: Tensor,
     A: Tensor,
     B: Tensor,
     C: Tensor,
     D: Tensor | None,
-    keep: Tensor | None,
-    kept: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, dt, A, B, C, D (zeros where None) and the initial state [B,N,E]."""
     batch, length, width = x.shape
@@ -221,14 +188,18 @@ def _scan_backward(
                 torch.mul(states[i], decay, out=states[i + 1]).addcmul_(inflow_rows[start + i], B_columns[start + i])
             for i, decay in reversed(list(enumerate(decays))):
                 t = start + i
+                # R_t = a_{t+1} R_{t+1} + dL/dy_t C_t; dL/dC_t = sum_E dL/dy_t h_t
                 grad.addcmul_(C_columns[t], grad_y_rows[t])
                 torch.bmm(states[i + 1], grad_y_columns[t], out=grad_C_columns[t])
+                # dL/d(dt x)_t = sum_N R_t B_t; dL/dB_t = sum_E R_t dt_t x_t
                 torch.bmm(B_rows[t], grad, out=grad_inflow_rows[t])
                 torch.bmm(grad, inflow_columns[t], out=grad_B_columns[t])
+                # X_t = R_t a_t h_{t-1}; dL/dA += X_t dt_t; dL/ddt_t = sum_N X_t A
                 grad.mul_(decay)
                 torch.mul(grad, states[i], out=grad_exponent)
                 grad_A.addcmul_(grad_exponent, dt_rows[t])
                 torch.sum(grad_exponent.mul_(A_t), 1, out=grad_dt_steps[t])
+    # dL/ddt += x dL/d(dt x); dL/dx = dt dL/d(dt x) + D dL/dy; dL/dD = sum dL/dy x
     grad_dt.addcmul_(grad_inflow, x.to(dt.dtype))
     grad_x = grad_inflow.mul_(dt)
     grad_D = A.new_zeros(width)
@@ -239,21 +210,9 @@ def _scan_backward(
 
 
 @_scan_backward.register_fake
-def _(
-    grad_y: Tensor,
-    grad_state: Tensor | None,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    keep: Tensor | None,
-    kept: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    like = (x, dt, A, B, C, A[:, 0], kept[0])
-    grads = [tensor.new_empty(tensor.shape) for tensor in like]
-    return grads[0], grads[1], grads[2], grads[3], grads[4], grads[5], grads[6]
+def _(grad_y: Tensor, grad_state: Tensor | None, *inputs: Any) -> tuple[Tensor, ...]:
+    x, dt, _, kept, A, B, C, _ = inputs
+    return tuple(like.new_empty(like.shape) for like in (x, dt, A, B, C, A[:, 0], kept[0]))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -266,8 +225,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 def _backward(ctx: Any, grad_y: Tensor | None, grad_state: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     x, dt, A, B, C, D, keep, kept = ctx.saved_tensors
     grad_y = x.new_zeros(x.shape) if grad_y is None else grad_y
-    *grads, grad_D, grad_initial = _scan_backward(grad_y, grad_state, x, dt, A, B, C, D, keep, kept)
+    *grads, grad_D, grad_initial = _scan_backward(grad_y, grad_state, x, dt, keep, kept, A, B, C, D)
     return (*grads, None if D is None else grad_D, grad_initial if ctx.has_state else None, None, None)
 
 
 _scan.register_autograd(_backward, setup_context=_save)
+
+selective_scan = Recurrence(SelectiveScan, "selective_scan")
+naive_selective_scan = selective_scan.naive

@@ -12,217 +12,159 @@ Legend: B batch, T time, H heads, K key dim, V value dim, M slots, N chunks, C c
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import KW_ONLY, dataclass
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from .backend import fla_gated_slot_attention, use_fla
-from .graph_node import one_node
-from .segments import chunk_length, closed_gradient, from_chunks, segment_keep, state_dtype, to_chunks, without_autocast
+from .chunks import from_chunks, to_chunks
+from .custom_op import as_custom_op, manual_backward
+from .recurrence import LOG_DECAY, OPTION, ChunkedCall, Recurrence, default_scale
 from .value_decay import chunk_value_decay
 from .vector_decay import chunk_vector_decay
 
 SlotState = tuple[Tensor, Tensor]
+AveragesState = tuple[Tensor, Tensor, Tensor]
 # The logsumexp of nothing: finite, so that differences of two of them are 0 rather than NaN.
 EMPTY = -1e30
+# For a kernel that cumulates log decays: e^-50 of a state is nothing in fp32, while -1e30 swallows its neighbours.
+KERNEL_MIN_GATE = -50.0
 
 
-def gated_slot_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    s: Tensor,
-    f: Tensor,
-    *,
-    scale: float = 1.0,
-    initial_state: SlotState | None = None,
-    output_final_state: bool = False,
-    segment_ids: Tensor | None = None,
-    chunk_size: int = 32,
-) -> tuple[Tensor, SlotState | None]:
-    """GSA in the form that suits T.
+@dataclass(eq=False, repr=False)
+class GatedSlotAttention(ChunkedCall[SlotState]):
+    """Kc_t = Kc_{t-1} diag(exp f_t) + k_t s_t^T, Vc_t = diag(exp f_t) Vc_{t-1} + s_t v_t^T: M slots, gated.
+
+    The output is o_t = Vc_t^T softmax(scale Kc_t^T q_t).
 
     A token with k = v = s = 0 and f = 0 leaves the state alone wherever it stands: padding is passed so.
 
-    Args:
-        q, k: [B, T, H, K], any floating dtype.
-        v: [B, T, H, V].
-        s: [B, T, H, M] write weights.
-        f: [B, T, H, M] log forget gates <= 0.
-        scale: of the queries.
-        initial_state: ([B, H, K, M], [B, H, M, V]); belongs to the first document of each row.
-        output_final_state: whether to return the state after the last token.
-        segment_ids: [B, T] integers; the state is reset where neighbours differ.
-        chunk_size: a power of two.
-
-    Returns:
-        o [B, T, H, V] in v's dtype, and the state in fp32 (fp64 for fp64 inputs) or None.
-
-    Raises:
-        ValueError: for a `chunk_size` that is no power of two.
+    The output [B, T, H, V] has v's dtype, the state (Kc, Vc) is fp32 (fp64 for fp64 inputs). Chunks have 32 tokens.
     """
-    options: dict[str, Any] = {"scale": scale, "initial_state": initial_state, "output_final_state": output_final_state}
-    if q.shape[1] == 1:
-        return naive_gated_slot_attention(q, k, v, s, f, **options)
-    if use_fla(q):
-        return fla_gated_slot_attention(q, k, v, s, f, segment_ids=segment_ids, **options)
-    return chunk_gated_slot_attention(q, k, v, s, f, segment_ids=segment_ids, chunk_size=chunk_size, **options)
+
+    q: Annotated[Tensor, "B T H K", "queries, any floating dtype"]
+    k: Annotated[Tensor, "B T H K", "keys"]
+    v: Annotated[Tensor, "B T H V", "values"]
+    s: Annotated[Tensor, "B T H M", "write weights"]
+    f: Annotated[Tensor, "B T H M", LOG_DECAY, "the forget gates"]
+    _: KW_ONLY
+    scale: Annotated[float, OPTION, "of the queries"] = 1.0
+
+    states = ("B H K M", "B H M V")
+    output = "v"
+
+    def naive(self) -> tuple[Tensor, SlotState]:
+        def advance(
+            state: SlotState, q: Tensor, k: Tensor, v: Tensor, s: Tensor, decay: Tensor
+        ) -> tuple[Tensor, SlotState]:
+            keys = torch.addcmul(k.unsqueeze(-1) * s.unsqueeze(-2), decay.unsqueeze(-2), state[0])
+            values = torch.addcmul(s.unsqueeze(-1) * v.unsqueeze(-2), decay.unsqueeze(-1), state[1])
+            return _read_slots(q, keys, values), (keys, values)
+
+        query, decay = self.q.to(self.dtype) * self.scale, self.f.to(self.dtype).exp()
+        return self.each_token(advance, query, self.k, self.v, self.s, decay)
+
+    def chunk(self) -> tuple[Tensor, SlotState]:
+        """Two chunked passes of linear attention, decaying along the slots; no decay is too strong."""
+        chunk, keep = self.chunk_length(), self.keep_chunks()
+        keys, values = self.start_state()
+        arrays = (to_chunks(x, chunk, self.dtype) for x in (self.q, self.k, self.v, self.s, self.f))
+        query, key, value, write, forget = arrays
+        scores, keys = chunk_value_decay(query * self.scale, key, write, forget, keep, keys)
+        o, values = chunk_vector_decay(scores.softmax(-1), write, forget, keep, value, None, values, 1.0)
+        return from_chunks(o, self.sizes["T"], self.v.dtype), (keys, values)
+
+    def kernel(self) -> tuple[Tensor, SlotState]:
+        arrays = {name: x.to(self.v.dtype) for name, x in zip("qks", (self.q, self.k, self.s), strict=True)}
+        return self.on_fla("gsa.chunk_gsa", {**arrays, "v": self.v, "g": self.f}, scale=self.scale)
 
 
-def naive_gated_slot_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    s: Tensor,
-    f: Tensor,
-    *,
-    scale: float = 1.0,
-    initial_state: SlotState | None = None,
-    output_final_state: bool = False,
-    segment_ids: Tensor | None = None,
-) -> tuple[Tensor, SlotState | None]:
-    """The recurrence as written, one token after another; arguments as in `gated_slot_attention`."""
-    dtype = state_dtype(q, k, v, s, f)
-    keys, values = _states(initial_state, q, v, s, dtype)
-    decay = f.to(dtype).exp()
-    if segment_ids is not None:
-        decay = decay * segment_keep(segment_ids, dtype)[:, :, None, None]
-    outputs = []
-    with without_autocast(q):
-        steps = (x.to(dtype).unbind(1) for x in (q.to(dtype) * scale, k, v, s, decay))
-        for q_t, k_t, v_t, s_t, decay_t in zip(*steps, strict=True):
-            keys = torch.addcmul(k_t.unsqueeze(-1) * s_t.unsqueeze(-2), decay_t.unsqueeze(-2), keys)
-            values = torch.addcmul(s_t.unsqueeze(-1) * v_t.unsqueeze(-2), decay_t.unsqueeze(-1), values)
-            p_t = (q_t.unsqueeze(-2) @ keys).softmax(-1)
-            outputs.append((p_t @ values).squeeze(-2))
-    return torch.stack(outputs, 1).to(v.dtype), (keys, values) if output_final_state else None
+@dataclass(eq=False, repr=False)
+class AbcAttention(ChunkedCall[AveragesState]):
+    """Slots that are running averages over time of keys and values, weighted with the softmax of s over time.
 
+    That is gated slot attention with the forget gates L_{t-1} - L_t and the write weights exp(s_t - L_t), where
+    L_t = logsumexp_{i <= t} s_i. A token with s = -inf has no weight: padding is passed so.
 
-def chunk_gated_slot_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    s: Tensor,
-    f: Tensor,
-    *,
-    scale: float = 1.0,
-    initial_state: SlotState | None = None,
-    output_final_state: bool = False,
-    segment_ids: Tensor | None = None,
-    chunk_size: int = 32,
-) -> tuple[Tensor, SlotState | None]:
-    """Two chunked passes of linear attention, decaying along the slots; arguments as in `gated_slot_attention`.
-
-    Outputs before a changed token stay bit-equal, and no decay is too strong.
+    The output [B, T, H, V] has v's dtype; the state is (L, Kc, Vc) in fp32 (fp64 for fp64 inputs). Chunks have 32
+    tokens. The kernel is that of gated slot attention.
     """
-    length = q.shape[1]
-    dtype = state_dtype(q, k, v, s, f)
-    chunk = chunk_length(length, chunk_size)
-    keys, values = _states(initial_state, q, v, s, dtype)
-    keep = None
-    if segment_ids is not None:
-        keep = to_chunks(segment_keep(segment_ids, dtype).unsqueeze(-1), chunk, dtype, pad_value=1.0)
-    with without_autocast(q):
-        query, key, value, write, forget = (to_chunks(x, chunk, dtype) for x in (q, k, v, s, f))
-        scores, keys = chunk_value_decay(query * scale, key, write, forget, keep=keep, state=keys)
-        arrays = (scores.softmax(-1), write, value, forget)
-        o, values = chunk_vector_decay(*arrays, scale=1.0, keep=keep, bonus=None, state=values, dtype=dtype)
-        return from_chunks(o, length, v.dtype), (keys, values) if output_final_state else None
+
+    q: Annotated[Tensor, "B T H K", "queries, any floating dtype"]
+    k: Annotated[Tensor, "B T H K", "keys"]
+    v: Annotated[Tensor, "B T H V", "values"]
+    s: Annotated[Tensor, "B T H M", "logits of the write weights"]
+    _: KW_ONLY
+    scale: Annotated[float | None, OPTION, "of the queries; K^-0.5 if None"] = None
+
+    states = ("B H M", "B H K M", "B H M V")
+    output = "v"
+
+    def empty_state(self) -> AveragesState:
+        total, keys, values = super().empty_state()
+        return total.fill_(EMPTY), keys, values
+
+    def naive(self) -> tuple[Tensor, AveragesState]:
+        def advance(state: AveragesState, q: Tensor, k: Tensor, v: Tensor, s: Tensor) -> tuple[Tensor, AveragesState]:
+            total, keys, values = state
+            new_total = torch.logaddexp(total, s)
+            old, new = (total - new_total).exp(), (s - new_total).exp()
+            keys = old.unsqueeze(-2) * keys + k.unsqueeze(-1) * new.unsqueeze(-2)
+            values = old.unsqueeze(-1) * values + new.unsqueeze(-1) * v.unsqueeze(-2)
+            return _read_slots(q, keys, values), (new_total, keys, values)
+
+        query = self.q.to(self.dtype) * default_scale(self.scale, self.q)
+        return self.each_token(advance, query, self.k, self.v, self.logits())
+
+    def chunk(self) -> tuple[Tensor, AveragesState]:
+        return self._through(gated_slot_attention.chunk, chunk_size=self.chunk_size)
+
+    def step(self) -> tuple[Tensor, AveragesState]:
+        return self._through(gated_slot_attention.step)
+
+    def kernel(self) -> tuple[Tensor, AveragesState]:
+        return self._through(gated_slot_attention.kernel, min_gate=KERNEL_MIN_GATE)
+
+    def logits(self) -> Tensor:
+        return self.s.to(self.dtype).clamp(min=EMPTY)
+
+    def _through(self, gated: Any, min_gate: float | None = None, **options: Any) -> tuple[Tensor, AveragesState]:
+        """A form of gated slot attention, with the gates and weights of the averages."""
+        logits, keep = self.logits(), self.keep()
+        before = torch.full_like(logits[:, 0], EMPTY) if self.state is None else self.state[0]
+        start = None if keep is None else (keep == 0)[:, :, None, None]
+        sums = _running_logsumexp(logits, before, start)
+        gates = _previous(sums, before, start) - sums
+        o, state = gated(
+            self.q,
+            self.k,
+            self.v,
+            (logits - sums).exp(),
+            gates if min_gate is None else gates.clamp(min=min_gate),
+            scale=default_scale(self.scale, self.q),
+            initial_state=None if self.state is None else self.state[1:],
+            output_final_state=self.output_final_state,
+            segment_ids=self.segment_ids,
+            **options,
+        )
+        return o, (sums[:, -1], *(state or ()))
 
 
-def _states(state: SlotState | None, q: Tensor, v: Tensor, s: Tensor, dtype: torch.dtype) -> SlotState:
-    if state is not None:
-        return state[0].to(dtype), state[1].to(dtype)
-    batch, _, heads, slots = s.shape
-    keys = q.new_zeros(batch, heads, q.shape[-1], slots, dtype=dtype)
-    return keys, q.new_zeros(batch, heads, slots, v.shape[-1], dtype=dtype)
-
-
-def abc_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    s: Tensor,
-    *,
-    scale: float | None = None,
-    initial_state: tuple[Tensor, Tensor, Tensor] | None = None,
-    output_final_state: bool = False,
-    segment_ids: Tensor | None = None,
-    chunk_size: int = 32,
-) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
-    """ABC: the memory slots are running softmax averages over time of the keys and values.
-
-    A token with s = -inf has no weight: padding is passed so.
-
-    Args:
-        q, k: [B, T, H, K], any floating dtype.
-        v: [B, T, H, V].
-        s: [B, T, H, M] logits of the write weights.
-        scale: of the queries; K^-0.5 if None.
-        initial_state: (L [B, H, M], [B, H, K, M], [B, H, M, V]) with L the logsumexp of all earlier s.
-        output_final_state, segment_ids, chunk_size: as in `gated_slot_attention`.
-
-    Returns:
-        o [B, T, H, V] in v's dtype, and the state in fp32 (fp64 for fp64 inputs) or None.
-    """
-    dtype = state_dtype(q, k, v, s)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    logits = s.to(dtype).clamp(min=EMPTY)
-    before = torch.full_like(logits[:, 0], EMPTY) if initial_state is None else initial_state[0].to(dtype)
-    start = None if segment_ids is None else (segment_keep(segment_ids) == 0)[:, :, None, None]
-    sums = _running_logsumexp(logits, before, start)
-    o, state = gated_slot_attention(
-        q,
-        k,
-        v,
-        (logits - sums).exp(),
-        _previous(sums, before, start) - sums,
-        scale=scale,
-        initial_state=None if initial_state is None else initial_state[1:],
-        output_final_state=output_final_state,
-        segment_ids=segment_ids,
-        chunk_size=chunk_size,
-    )
-    return o, None if state is None else (sums[:, -1], *state)
-
-
-def naive_abc_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    s: Tensor,
-    *,
-    scale: float | None = None,
-    initial_state: tuple[Tensor, Tensor, Tensor] | None = None,
-    output_final_state: bool = False,
-    segment_ids: Tensor | None = None,
-) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
-    """The running averages, one token after another; arguments as in `abc_attention`."""
-    dtype = state_dtype(q, k, v, s)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    total = torch.full_like(s[:, 0], EMPTY, dtype=dtype) if initial_state is None else initial_state[0].to(dtype)
-    keys, values = _states(None if initial_state is None else initial_state[1:], q, v, s, dtype)
-    keep = torch.ones_like(s[..., 0, 0], dtype=dtype) if segment_ids is None else segment_keep(segment_ids, dtype)
-    outputs = []
-    with without_autocast(q):
-        steps = (x.to(dtype).unbind(1) for x in (q.to(dtype) * scale, k, v, s.to(dtype).clamp(min=EMPTY), keep))
-        for q_t, k_t, v_t, s_t, keep_t in zip(*steps, strict=True):
-            total = total.masked_fill(keep_t[:, None, None] == 0, EMPTY)
-            new_total = torch.logaddexp(total, s_t)
-            old, new = (total - new_total).exp(), (s_t - new_total).exp()
-            keys = old.unsqueeze(-2) * keys + k_t.unsqueeze(-1) * new.unsqueeze(-2)
-            values = old.unsqueeze(-1) * values + new.unsqueeze(-1) * v_t.unsqueeze(-2)
-            p_t = (q_t.unsqueeze(-2) @ keys).softmax(-1)
-            outputs.append((p_t @ values).squeeze(-2))
-            total = new_total
-    return torch.stack(outputs, 1).to(v.dtype), (total, keys, values) if output_final_state else None
+def _read_slots(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """softmax(q^T keys) values for one token."""
+    p = (q.unsqueeze(-2) @ keys).softmax(-1)
+    return (p @ values).squeeze(-2)
 
 
 class _RunningLogSumExp(torch.autograd.Function):
     """L_t = log(exp L_{t-1} + exp s_t), from `before` = L_0; starts anew where `start` is true.
 
-    s [B, T, H, M], before [B, H, M], start [B, T, 1, 1] or None; returns [B, T, H, M].
+    s [B, T, H, M], before [B, H, M], start [B, T, 1, 1] or None; returns [B, T, H, M]. With R_t the gradient of L_t
+    through all later ones,
+
+        dL_t/dL_{t-1} = exp(L_{t-1} - L_t)        R_t = dL/dL_t + exp(L_t - L_{t+1}) R_{t+1}
+        dL/ds_t = exp(s_t - L_t) R_t              dL/dL_0 = exp(L_0 - L_1) R_1
     """
 
     @staticmethod
@@ -237,14 +179,16 @@ class _RunningLogSumExp(torch.autograd.Function):
         return sums
 
     @staticmethod
-    @closed_gradient
+    @manual_backward
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         s, before, start, sums = ctx.saved_tensors
         carry = (_previous(sums, before, start) - sums).exp()
-        reach = grads[0].clone()  # of every L_t, through all later ones
+        # R_t = dL/dL_t + exp(L_t - L_{t+1}) R_{t+1}, from the last token down
+        reach = grads[0].clone()
         later = zip(reach.unbind(1)[-2::-1], reach.unbind(1)[:0:-1], carry.unbind(1)[:0:-1], strict=True)
         for reach_t, reach_next, carry_next in later:
             reach_t.addcmul_(carry_next, reach_next)
+        # dL/ds_t = exp(s_t - L_t) R_t, dL/dL_0 = exp(L_0 - L_1) R_1
         return (s - sums).exp() * reach, carry[:, 0] * reach[:, 0], None
 
 
@@ -254,8 +198,9 @@ def _previous(sums: Tensor, before: Tensor, start: Tensor | None) -> Tensor:
     return previous if start is None else previous.masked_fill(start, EMPTY)
 
 
-def _like_logits(s: Tensor, before: Tensor, start: Tensor | None) -> Tensor:
-    return s.new_empty(s.shape)
+_running_logsumexp = as_custom_op(_RunningLogSumExp, ("s",))
 
-
-_running_logsumexp = one_node(_RunningLogSumExp, _like_logits)
+gated_slot_attention = Recurrence(GatedSlotAttention, "gated_slot_attention")
+naive_gated_slot_attention = gated_slot_attention.naive
+abc_attention = Recurrence(AbcAttention, "abc_attention")
+naive_abc_attention = abc_attention.naive

@@ -9,96 +9,90 @@ Legend: B batch, T time, H heads, P head dim, N state, G groups, R heads of a gr
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Annotated, Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .backend import fla_ssd, use_fla
 from .chunk_states import chunk_states
 from .decay import decay_products
-from .segments import chunk_length, segment_keep, state_dtype, without_autocast
+from .recurrence import ChunkedCall, Recurrence
 
 CHUNK = 64
 
 
-def naive_ssd(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    *,
-    initial_state: Tensor | None = None,
-    segment_ids: Tensor | None = None,
-    output_final_state: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """Reference: the recurrence, one token after the other. Same arguments as `ssd`."""
-    batch, _, heads, head_dim = x.shape
-    dtype = state_dtype(x, dt)
-    B, C = (tensor.repeat_interleave(heads // tensor.shape[2], dim=2) for tensor in (B, C))
-    state = x.new_zeros(batch, heads, head_dim, B.shape[3], dtype=dtype) if initial_state is None else initial_state
-    keep = torch.ones_like(dt[..., 0], dtype=dtype) if segment_ids is None else segment_keep(segment_ids, dtype)
-    steps = zip(*(tensor.to(dtype).unbind(1) for tensor in (x, dt, B, C, keep)), strict=True)
-    outputs = []
-    for x_t, dt_t, B_t, C_t, keep_t in steps:
-        decay = keep_t[:, None] * torch.exp(dt_t * A)
-        inflow = (dt_t.unsqueeze(-1) * x_t).unsqueeze(-1) * B_t.unsqueeze(-2)
-        state = decay[..., None, None] * state.to(dtype) + inflow
-        y_t = (state * C_t.unsqueeze(-2)).sum(-1)
-        outputs.append(y_t if D is None else y_t + _per_head(D) * x_t)
-    return torch.stack(outputs, 1).to(x.dtype), state if output_final_state else None
+@dataclass(eq=False, repr=False)
+class Ssd(ChunkedCall[Tensor]):
+    """S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T, y_t = S_t C_t + D x_t: one decay per head and step (Mamba-2).
 
+    Head h reads group h // (H/G) of B and C; G must divide H.
 
-def ssd(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    *,
-    initial_state: Tensor | None = None,
-    segment_ids: Tensor | None = None,
-    output_final_state: bool = False,
-    chunk_size: int = CHUNK,
-) -> tuple[Tensor, Tensor | None]:
-    """Mamba-2's recurrence over a row of tokens: chunks of matrix products, or one step where T = 1.
-
-    Args:
-        x: inputs [B,T,H,P], T >= 1.
-        dt: step sizes >= 0, [B,T,H], fp32; 0 makes a token a no-op (padding).
-        A: [H], negative, fp32.
-        B, C: input and output weights of each token, [B,T,G,N], G a divisor of H.
-        D: skip weights [H] or [H,P], or None.
-        initial_state: [B,H,P,N], of the row's first document; zeros where None.
-        segment_ids: [B,T] integers, one per document of a packed row; the state starts anew where they change.
-        output_final_state: also return the state after the last token.
-        chunk_size: a power of two.
-
-    Returns:
-        (y [B,T,H,P] in the dtype of x, state [B,H,P,N] in fp32 or None).
-
-    Raises:
-        ValueError: if H is not a multiple of G, or `chunk_size` not a power of two.
+    The output [B, T, H, P] has x's dtype, the state is fp32 (fp64 for fp64 inputs). Chunks have 64 tokens.
     """
-    if x.shape[2] % B.shape[2]:
-        raise ValueError(f"groups: {B.shape[2]} is not allowed; it must divide the {x.shape[2]} heads")
-    dtype = state_dtype(x, dt)
-    wide_x, dt, A, B, C = (tensor.to(dtype) for tensor in (x, dt, A, B, C))
-    state = None if initial_state is None else initial_state.to(dtype)
-    final: Tensor | None
-    with without_autocast(x):
-        if x.shape[1] == 1:
-            y, final = _step(wide_x, dt, A, B, C, state)
-        elif use_fla(x):
-            y, final = fla_ssd(x, dt, A, B, C, initial_state=state, segment_ids=segment_ids, output_final_state=True)
-        else:
-            keep = None if segment_ids is None else segment_keep(segment_ids, dtype)
-            y, final = _chunks(wide_x, dt, A, B, C, state, keep, chunk_length(x.shape[1], chunk_size))
-    if D is not None:
-        y = torch.addcmul(y.to(dtype), wide_x, _per_head(D.to(dtype)))
-    return y.to(x.dtype), final if output_final_state else None
+
+    x: Annotated[Tensor, "B T H P", "inputs"]
+    dt: Annotated[Tensor, "B T H", "step sizes >= 0, fp32; 0 makes a token a no-op (padding)"]
+    A: Annotated[Tensor, "H", "negative, fp32"]
+    B: Annotated[Tensor, "B T G N", "input weights of each token"]
+    C: Annotated[Tensor, "B T G N", "output weights of each token"]
+    D: Annotated[
+        Tensor | None, "H | H P", "skip weights: one for each head, or one for each of the P channels of a head"
+    ] = None
+
+    states = ("B H P N",)
+    output = "x"
+
+    def _check(self) -> dict[str, int]:
+        sizes = super()._check()
+        heads, groups = sizes["H"], sizes["G"]
+        if heads % groups:
+            raise ValueError(f"groups: {groups} is not allowed; it must divide the {heads} heads")
+        return sizes
+
+    def default_chunk_size(self) -> int:
+        return CHUNK
+
+    def naive(self) -> tuple[Tensor, Tensor]:
+        def advance(state: Tensor, x: Tensor, dt: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+            decay = torch.exp(dt * self.A)
+            inflow = (dt.unsqueeze(-1) * x).unsqueeze(-1) * B.unsqueeze(-2)
+            state = decay[..., None, None] * state + inflow
+            y = (state * C.unsqueeze(-2)).sum(-1)
+            return y if self.D is None else y + _per_head(self.D) * x, state
+
+        return self.each_token(advance, self.x, self.dt, *self.per_head())
+
+    def step(self) -> tuple[Tensor, Tensor]:
+        x, dt, A, B, C = self.in_state_dtype()
+        return self.with_skip(x, *_step(x, dt, A, B, C, self.state))
+
+    def chunk(self) -> tuple[Tensor, Tensor]:
+        x, dt, A, B, C = self.in_state_dtype()
+        return self.with_skip(x, *_chunks(x, dt, A, B, C, self.state, self.keep(), self.chunk_length()))
+
+    def kernel(self) -> tuple[Tensor, Any]:
+        """Queries C, keys B, values dt x, a scalar log decay dt A and a state [B, H, V, K]."""
+        x, dt, A, B, C = self.in_state_dtype()
+        B, C = (each.to(self.x.dtype) for each in self.per_head())
+        arrays = {"q": C, "k": B, "v": (dt.unsqueeze(-1) * self.x).to(self.x.dtype), "g": dt * A}
+        return self.with_skip(x, *self.on_fla("simple_gla.chunk_simple_gla", arrays, scale=1.0, state_v_first=True))
+
+    def in_state_dtype(self) -> tuple[Tensor, ...]:
+        """x, dt, A, B and C."""
+        return tuple(x.to(self.dtype) for x in (self.x, self.dt, self.A, self.B, self.C))
+
+    def per_head(self) -> tuple[Tensor, ...]:
+        """B and C of each head, [B,T,H,N]."""
+        ratio = self.sizes["H"] // self.sizes["G"]
+        return tuple(x.repeat_interleave(ratio, 2) for x in (self.B, self.C))
+
+    def with_skip(self, x: Tensor, y: Tensor, final: Any) -> tuple[Tensor, Any]:
+        """y + D x, x in the dtype of states."""
+        if self.D is None:
+            return y, final
+        return torch.addcmul(y.to(self.dtype), x, _per_head(self.D.to(self.dtype))), final
 
 
 def _per_head(D: Tensor) -> Tensor:
@@ -154,8 +148,12 @@ def _chunks(
         state = x.new_zeros(batch, groups, states, ratio * head_dim)
     else:
         state = state.view(batch, groups, ratio * head_dim, states).mT
-    before, state = chunk_states(increments, totals, state, dim=1)
+    before, state = chunk_states(increments, totals, state, 1)
     carried = (C_chunks @ before).transpose(2, 3).reshape(inflow.shape)  # [B,M,L,H,P]
     y = torch.addcmul(within.transpose(2, 3), carried, prefix.mT.unsqueeze(-1))
     final = state.mT.reshape(batch, heads, head_dim, states)
     return y.flatten(1, 2)[:, :length], final
+
+
+ssd = Recurrence(Ssd, "ssd")
+naive_ssd = ssd.naive

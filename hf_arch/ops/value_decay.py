@@ -4,7 +4,16 @@ r"""The chunk form of linear attention that decays along the value channels: the
 
 that is $o_{tc} = \sum_{j \le t} (q_t \cdot k_j) v_{jc} \prod_{j<s\le t} d_{sc}$. It is the transpose of `vector_decay`:
 what is an input there (scores of decayed factors) is a gradient here, and the other way round, so that the same halving
-serves.
+serves. In a chunk that starts from S, with A = q k^T, b the cumulated log decays and D = exp(b_C),
+
+    o_ic = sum_{j<=i} A_ij v_jc exp(b_ic - b_jc) + exp(b_ic) (q_i^T S)_c        S' = S D + k^T (v exp(b_C - b))
+
+Backwards, with the decayed reader r = dL/do exp(b) and writer w = v exp(b_C - b),
+
+    dL/dS = dL/dS' D + q^T r        dL/dA_ij = sum_c dL/do_ic v_jc exp(b_ic - b_jc)
+    dL/dq = dL/dA k + r S^T         dL/dk = dL/dA^T q + w dL/dS'^T
+
+and dL/dv_j = sum_i A_ij dL/do_i exp(b_i - b_j) + exp(b_C - b_j) (k_j^T dL/dS').
 
 Legend: N chunks, B batch, H heads, C chunk (a power of two), K key dim, V value dim, M = N*B*H.
 """
@@ -16,30 +25,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .custom_op import as_custom_op, manual_backward
 from .decay import Level, add_product, factorise, factorise_backward, scores_of_level, suffix_sums
-from .graph_node import one_node
-from .segments import closed_gradient
 
 
-def chunk_value_decay(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, *, keep: Tensor | None, state: Tensor | None
-) -> tuple[Tensor, Tensor]:
+class _ValueDecay(torch.autograd.Function):
     """The recurrence above over chunks.
 
     Args:
         q: [N, B, H, C, K], scaled. k: same shape. v, g (log decay): [N, B, H, C, V].
         keep: [N, B, 1, C], 0 where a document starts, or None.
-        state: [B, H, K, V] or None.
+        state: [B, H, K, V].
 
     Returns:
         o [N, B, H, C, V] and the final state [B, H, K, V].
     """
-    if state is None:
-        state = q.new_zeros(*q.shape[1:3], q.shape[-1], v.shape[-1])
-    return _apply(q, k, v, g, keep, state)
 
-
-class _ValueDecay(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, g: Tensor, keep: Tensor | None, state: Tensor
@@ -71,17 +72,19 @@ class _ValueDecay(torch.autograd.Function):
         return o.view_as(v), states[-1].clone()
 
     @staticmethod
-    @closed_gradient
+    @manual_backward
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, g, keep, states = ctx.saved_tensors
         grad_o, grad_state = grads
         decay = _decay(g, keep)
         query, key = q.flatten(0, 2), k.flatten(0, 2)
+        # the same halving as in `vector_decay` gives dL/dA, and makes r and w of the factors of single steps
         reader, writer = grad_o.flatten(0, 2) * decay, v.flatten(0, 2).clone()
         levels: list[Level] = []
         grad_scores, total = factorise(reader, writer, decay, levels)
         grad_scores.diagonal(dim1=-2, dim2=-1).copy_((grad_o * v).sum(-1).flatten(0, 2))
 
+        # dL/dS_n = dL/dS_{n+1} D_n + q_n^T r_n
         grad_states = torch.empty_like(states)
         grad_states[-1] = grad_state
         torch.bmm(query.transpose(-1, -2), reader, out=grad_states[:-1].flatten(0, 2))
@@ -90,17 +93,20 @@ class _ValueDecay(torch.autograd.Function):
             grad_states[n].addcmul_(total[n], grad_states[n + 1])
         grad_out, before = grad_states[1:].flatten(0, 2), states[:-1].flatten(0, 2)
 
+        # dL/dq = dL/dA k + r S^T, dL/dk = dL/dA^T q + w dL/dS'^T
         grad_q = torch.bmm(reader, before.transpose(-1, -2)).baddbmm_(grad_scores, key)
         grad_k = torch.bmm(writer, grad_out.transpose(-1, -2)).baddbmm_(grad_scores.transpose(-1, -2), query)
+        # with A in the place of dL/dP: o less its diagonal, and dL/dv, from q^T S and k^T dL/dS'
         scores = query @ key.transpose(-1, -2)
         read, grad_v = query @ before, key @ grad_out
         factorise_backward(levels, scores, read, grad_v)
         read, grad_v = read.mul_(decay).view_as(v), grad_v.view_as(v)
 
-        # As in `vector_decay`: the diagonal holds no decay and stays out of the gradient of g.
+        # dL/dg_t = sum_{s >= t} (dL/do o - v dL/dv)_s + sum_k S' dL/dS'; as in `vector_decay`, the diagonal stays out.
         grad_g = suffix_sums(grad_o * read - v * grad_v) + (states[1:] * grad_states[1:]).sum(-2, keepdim=True)
         if keep is not None:
             grad_g = grad_g * keep.unsqueeze(-1)
+        # the diagonal: dL/dv_i += A_ii dL/do_i
         grad_v.addcmul_(scores.diagonal(dim1=-2, dim2=-1).reshape(v.shape[:-1]).unsqueeze(-1), grad_o)
         return grad_q.view_as(q), grad_k.view_as(k), grad_v, grad_g, None, grad_states[0].clone()
 
@@ -110,8 +116,4 @@ def _decay(g: Tensor, keep: Tensor | None) -> Tensor:
     return (g.exp() if keep is None else g.exp() * keep.unsqueeze(-1)).flatten(0, 2)
 
 
-def _outputs(q: Tensor, k: Tensor, v: Tensor, g: Tensor, keep: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
-    return v.new_empty(v.shape), state.new_empty(state.shape)
-
-
-_apply = one_node(_ValueDecay, _outputs)
+chunk_value_decay = as_custom_op(_ValueDecay, ("v", "state"))

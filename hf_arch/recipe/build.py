@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import hf_arch
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.recipe.recipe import Recipe
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from hf_arch.core.errors import ConfigError, choice_error, unknown_key_error
 from hf_arch.data import DataOptions
 from hf_arch.deprecations import current_names
-from hf_arch.errors import ConfigError, choice_error, unknown_key_error
 from hf_arch.recipe.dotted import dotted, nested, set_dotted
 from hf_arch.recipe.identity import run_hash
 from hf_arch.recipe.sections import coerce, parse_section, require_mapping

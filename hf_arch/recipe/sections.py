@@ -15,8 +15,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from hf_arch.core.errors import ConfigError, choice_error, unknown_key_error
 from hf_arch.deprecations import current_names
-from hf_arch.errors import ConfigError, choice_error, unknown_key_error
 
 Options = TypeVar("Options")
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+from hf_arch.core.errors import ConfigError, unknown_key_error
 from hf_arch.deprecations import current_names
-from hf_arch.errors import ConfigError, unknown_key_error
 from hf_arch.recipe.sections import coerce, require_mapping
 
 # Ours beside the names of TrainingArguments: `precision`, what the run computes in; `zero_redundancy`, whether its
@@ -20,6 +20,7 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 RESERVED_TRAINING = {
     "output_dir": "the folder is given by --output-dir",
     "resume_from_checkpoint": "resuming is asked for by --resume",
+    "local_rank": "the launcher gives it",
     "bf16": "write `training.precision: bf16`",
     "fp16": "write `training.precision: fp16`",
     "fsdp": "launch by `accelerate launch --config_file recipes/accelerate/fsdp2.yaml`",

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 
 MAX_VALUES = 100_000
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from hf_arch.core.errors import ConfigError
 from hf_arch.core.formats import FILE_WIDTH, byte_size
-from hf_arch.errors import ConfigError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,9 +17,9 @@ from typing import Any
 from hf_arch.analysis.columns import filled_columns
 from hf_arch.analysis.compare import compare_runs
 from hf_arch.analysis.comparison import Comparison, Group
+from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import write_atomic
 from hf_arch.core.formats import duration
-from hf_arch.errors import ConfigError
 from hf_arch.report.diagram import diagram
 from hf_arch.runs.numbers import Reader
 from hf_arch.runs.record import RunRecord, numbers_for

@@ -34,18 +34,25 @@ PACKAGES = (
 ORDER_SAMPLES = 4096  # an order is a function of seed and size: two that agree on so many samples are one
 
 
-def provenance(device: torch.device) -> dict[str, Any]:
-    """What is known before a run starts; the run adds its exit reason."""
+def environment(device: torch.device) -> dict[str, Any]:
+    """What may move the last digits of a run: versions, source, device, threads."""
     return {
         "hf_arch": hf_arch.__version__,
         "numerics": NUMERICS_VERSION,
         "source_sha256": source_digest(),
-        "git_commit": git_commit(),
         "python": platform.python_version(),
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
         "platform": f"{platform.system()} {platform.machine()}",
         "device": device_name(device),
         "threads": torch.get_num_threads(),
+    }
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """What is known before a run starts; the run adds its exit reason."""
+    return {
+        **environment(device),
+        "git_commit": git_commit(),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
 

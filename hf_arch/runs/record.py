@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from hf_arch.core.files import finite, read_json, write_json
 from hf_arch.core.formats import byte_size, duration, quantity
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.recipe.recipe import RUN_FACTS, Recipe
 from hf_arch.runs.files import CONFIG_FILE, EVALUATION_FILE, METRICS_FILE, RESULTS_FILE, is_run, read_metrics
 from hf_arch.runs.numbers import Number, Reader, measured, numbers_of

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, TrainingArguments
 
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.training.muon import muon_options
 from hf_arch.training.precision import Precision
 from hf_arch.training.tracking import check_trackers

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_arch.components.moe import rebalance_experts
+from hf_arch.layers.ffns.moe import rebalance_experts
 
 
 class ExpertBalance(TrainerCallback):

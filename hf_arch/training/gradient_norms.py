@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hf_arch.registry import NORMS
+from hf_arch.core.registry import NORMS
 
 GROUPS = ("embeddings", "mixer", "ffn", "norms", "head", "other")
 WRAPPERS = re.compile(r"\b(module|_orig_mod|_checkpoint_wrapped_module)\.")

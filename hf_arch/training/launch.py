@@ -17,8 +17,8 @@ import torch
 from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers import TrainingArguments
 
+from hf_arch.core.errors import ConfigError, choice_error
 from hf_arch.environment import known, read
-from hf_arch.errors import ConfigError, choice_error
 from hf_arch.training.precision import Precision, choose_precision
 from hf_arch.training.trainer import ArchTrainer
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
-from hf_arch.errors import ConfigError, choice_error, unknown_key_error
+from hf_arch.core.errors import ConfigError, choice_error, unknown_key_error
 
 # Options that `training.optim_args` may set, with their defaults.
 DEFAULTS: dict[str, Any] = {"momentum": 0.95, "nesterov": True, "ns_steps": 5, "adjust_lr_fn": "match_rms_adamw"}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 
 
 @dataclass(frozen=True)

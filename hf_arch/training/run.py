@@ -9,8 +9,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -28,21 +30,22 @@ from transformers import (
 )
 
 import hf_arch
+from hf_arch.core.errors import ConfigError
 from hf_arch.core.failures import Interrupted, TrainingError
 from hf_arch.core.files import read_json
 from hf_arch.core.quiet import quiet_libraries
 from hf_arch.data import PreparedData, prepare_data
-from hf_arch.errors import ConfigError
 from hf_arch.evaluation.generation import SamplingOptions, generate_text
 from hf_arch.evaluation.special_tokens import prompt_ids
 from hf_arch.evaluation.speed import measure_inference
 from hf_arch.numerics import NUMERICS_VERSION
 from hf_arch.recipe.build import build_config, changed_initialisation
-from hf_arch.recipe.recipe import RUN_FACTS, Recipe
+from hf_arch.recipe.recipe import Recipe
 from hf_arch.runs.files import CHECKPOINTS_DIR, CONFIG_FILE, METRICS_FILE, MODEL_DIR, RESULTS_FILE, read_metrics
 from hf_arch.runs.model_report import model_report, render_model_report, two_columns
 from hf_arch.runs.numbers import Reader
 from hf_arch.runs.provenance import (
+    environment,
     order_fingerprint,
     provenance,
     tokenizer_fingerprint,
@@ -50,7 +53,8 @@ from hf_arch.runs.provenance import (
 from hf_arch.runs.record import numbers_for, write_config, write_results
 from hf_arch.training.arguments import build_arguments, check_model
 from hf_arch.training.callbacks import MetricsLog, ProgressLine
-from hf_arch.training.checkpoints import STATE_FILE, divergence, newest_checkpoint, where_to_go_on
+from hf_arch.training.checkpoints import divergence, where_to_go_on
+from hf_arch.training.identity import describe_run
 from hf_arch.training.interruption import StopRequest
 from hf_arch.training.launch import (
     LaunchRequest,
@@ -67,17 +71,35 @@ from hf_arch.training.memory import PeakMemory
 from hf_arch.training.muon import muon_options
 from hf_arch.training.peak_flops import peak_flops
 from hf_arch.training.precision import Precision
+from hf_arch.training.resume import (
+    CheckpointKeeper,
+    Continuation,
+    check_finished,
+    check_finished_recipe,
+    describe_environment,
+    extended_recipe,
+    has_checkpoints,
+    plan_continuation,
+)
 from hf_arch.training.startup import training_rows
 from hf_arch.training.step_watch import DEFAULT_MAX_SKIPPED_STEPS, StepWatch
 from hf_arch.training.tracking import describe_trackers, tracked
 from hf_arch.training.trainer import ArchTrainer
 
 
-def run_training(recipe: Recipe, output_dir: str | Path, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
+def run_training(
+    recipe: Recipe,
+    output_dir: str | Path,
+    resume: bool = False,
+    quiet: bool = False,
+    extend_to: int | None = None,
+) -> dict[str, Any]:
     """Trains the one run that `recipe` describes and returns what it wrote to `results.json`.
 
     With `resume` an unfinished run in `output_dir` continues from its newest whole checkpoint (from the start where
-    there is none), over the same data in the same order; a finished one is returned as it is.
+    there is none), over the same data in the same order, after `hf_arch.training.resume` has compared the recipe with
+    what the checkpoint was trained with; a finished run is returned as it is. `extend_to` resumes it too, finished or
+    not, and trains it to so many optimiser steps in all.
 
     Raises:
         ConfigError: something in the recipe or about `output_dir` is wrong; nothing has been written then.
@@ -85,15 +107,20 @@ def run_training(recipe: Recipe, output_dir: str | Path, resume: bool = False, q
         Exception: whatever stopped the training; `results.json` then says `failed` (or `interrupted`) and why.
     """
     folder = Path(output_dir)
+    resume = resume or extend_to is not None
     request = read_request()
     check_launch(request)
     if recipe.experiment.is_set:
         raise ConfigError("experiment: the recipe declares several runs; use `hf-arch run`, or name one by --run")
     if is_main_process():  # the others would find what it has begun to write
         check_folder(folder, resume)
-    if resume and is_finished(folder):
-        return read_json(folder / RESULTS_FILE)
-    if recipe.probe is not None:
+    finished = resume and extend_to is None and is_finished(folder)
+    if recipe.probe is not None or (finished and not has_checkpoints(folder / CHECKPOINTS_DIR)):
+        if extend_to is not None:
+            raise ConfigError(f"--extend-to: {extend_to} steps, but a probe keeps no checkpoints to go on from")
+        if finished:
+            check_finished_recipe(folder, recipe)
+            return read_json(folder / RESULTS_FILE)
         if request.processes > 1:
             raise ConfigError(f"probe: is learned by one process, and {request.processes} were launched")
         from hf_arch.training.probe_run import run_probe
@@ -105,11 +132,22 @@ def run_training(recipe: Recipe, output_dir: str | Path, resume: bool = False, q
     config = build_config(recipe, data.tokenizer)
     with quiet_libraries():
         args = build_arguments(recipe.training, precision, folder / CHECKPOINTS_DIR, len(data.train), request.processes)
+        order = data.order(args.data_seed if args.data_seed is not None else args.seed)
+        fingerprint = order_fingerprint(order, data.fingerprint)
+        identity = describe_run(recipe, data, config, args, precision.name, fingerprint)
+        if finished:
+            check_finished(folder / CHECKPOINTS_DIR, identity)
+            return read_json(folder / RESULTS_FILE)
+        sharding = "fsdp" if request.fsdp else "deepspeed" if request.deepspeed else ""
+        surroundings = describe_environment(environment(args.device), args, sharding)
+        continuation = Continuation(identity)
         if resume:
-            check_resumed(folder, args, request)
+            continuation = plan_continuation(folder / CHECKPOINTS_DIR, identity, surroundings, args, extend_to)
+            recipe = extended_recipe(recipe, args, continuation)
         check_arguments(args, request, recipe.training)
         check_model(config, args)
-        return _Run(recipe, folder, data, config, args, precision, resume, quiet, request).execute()
+        keeper = CheckpointKeeper(continuation, surroundings)
+        return _Run(recipe, folder, data, config, args, precision, keeper, quiet, request).execute()
 
 
 class _Run:
@@ -123,24 +161,24 @@ class _Run:
         config: PreTrainedConfig,
         args: TrainingArguments,
         precision: Precision,
-        resume: bool,
+        keeper: CheckpointKeeper,
         quiet: bool,
         request: LaunchRequest,
     ) -> None:
         self.recipe, self.folder, self.data, self.config = recipe, folder, data, config
         self.args, self.precision, self.quiet, self.request = args, precision, quiet, request
         self.running: Running | None = None  # known once there is a trainer
-        self.checkpoint = newest_checkpoint(folder / CHECKPOINTS_DIR) if resume else None
+        self.keeper, self.continuation = keeper, keeper.continuation
         self.report = model_report(config, recipe.data.sequence_length)
         self.name = recipe.experiment.name or self.report["architecture"]
         self.started = time.time()
         self.stop = StopRequest()
         training = recipe.training
         self.muon = muon_options(training.get("optim_args")) if training.get("optim") == "muon" else None
-        self.earlier_seconds = _earlier_seconds(folder) if self.checkpoint else 0.0
+        self.earlier_seconds = _earlier_seconds(folder) if self.continuation.checkpoint else 0.0
         self.is_main = is_main_process()
         self.order = data.order(args.data_seed if args.data_seed is not None else args.seed)
-        self.order_fingerprint = order_fingerprint(self.order, data.fingerprint)
+        self.order_fingerprint = self.continuation.identity.data["order"]
 
     def execute(self) -> dict[str, Any]:
         """Runs every stage; whatever ends it, the results file says so."""
@@ -172,8 +210,6 @@ class _Run:
         memory = PeakMemory(self.args.device)
         set_seed(self.args.seed)
         model = AutoModelForCausalLM.from_config(self.config)
-        # From the state file, not from the folder's name: a folder can be renamed.
-        start_step = read_json(self.checkpoint / STATE_FILE)["global_step"] if self.checkpoint else 0
         trainer = ArchTrainer(
             model=model,
             args=self.args,
@@ -181,7 +217,8 @@ class _Run:
             train_dataset=self.data.train,
             eval_dataset=self.data.validation,
             eval_sequences=self.recipe.evaluation.sequences,
-            start_step=start_step,
+            start_step=self.continuation.step,
+            keeper=self.keeper,
             zero_redundancy=self.recipe.training.get("zero_redundancy", False),
             watch=StepWatch(self.recipe.training.get("max_skipped_steps", DEFAULT_MAX_SKIPPED_STEPS)),
             stop=self.stop,
@@ -200,11 +237,13 @@ class _Run:
         trainer.watch.tell = log.tell
         trainer.callback_handler.callbacks.insert(0, log)  # before the trackers, which get the numbers that it adds
         if not self.quiet:
+            self._print_continuation()
             trainer.add_callback(progress)
-            self._print_report(trainer, start_step)
+            self._print_report(trainer, self.continuation.step)
         try:
             with self.stop.waiting_for_steps():
-                trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+                checkpoint = self.continuation.checkpoint
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finally:
             progress.close()
         peak = memory.read()  # before evaluation and inference, which are no part of training
@@ -220,6 +259,10 @@ class _Run:
             peak_memory=memory.read,
             wall_seconds=self._wall_seconds,
         )
+
+    def _print_continuation(self) -> None:
+        for line in self.continuation.said if self.is_main else ():
+            print(line, file=sys.stderr, flush=True)
 
     def _print_report(self, trainer: ArchTrainer, start_step: int) -> None:
         if not self.is_main:
@@ -309,8 +352,13 @@ class _Run:
             "hf_arch": hf_arch.__version__,
             "numerics": NUMERICS_VERSION,
             "config": json.loads(self.config.to_json_string(use_diff=False)),
+            "changes": self._changes(),
         }
         write_config(self.folder, self.recipe, facts, data_fingerprint=self.data.fingerprint)
+
+    def _changes(self) -> list[dict[str, Any]]:
+        """What was changed since the run was begun, each with its step."""
+        return [dataclasses.asdict(change) for change in self.continuation.changes]
 
     def _wall_seconds(self) -> float:
         return self.earlier_seconds + time.time() - self.started
@@ -336,6 +384,7 @@ class _Run:
             "data_fingerprint": self.data.fingerprint,
             "tokenizer_fingerprint": tokenizer_fingerprint(self.data.tokenizer),
             "order_fingerprint": self.order_fingerprint,
+            "changes": self._changes(),
             "init_overridden": bool(changed_initialisation(self.recipe, self.config)),
             "attribution": self.data.attribution,
             **numbers,
@@ -368,30 +417,6 @@ def check_folder(folder: Path, resume: bool) -> None:
     if not resume and (folder / CONFIG_FILE).exists():
         state = "finished" if is_finished(folder) else "unfinished"
         raise ConfigError(f"--output-dir: {folder} holds a run already ({state}); add --resume, or name another folder")
-
-
-def check_resumed(folder: Path, args: TrainingArguments, request: LaunchRequest) -> None:
-    """Raises `ConfigError` where the checkpoints in `folder` are of a run with another global batch, such as one with
-    another number of processes (the rows that a step sees follow from it), or are sharded in another way.
-    """
-    if newest_checkpoint(folder / CHECKPOINTS_DIR) is None:
-        return
-    facts = read_json(folder / CONFIG_FILE).get(RUN_FACTS, {})
-    begun, now = facts.get("global_batch_size"), global_batch_size(args)
-    if begun not in (None, now):
-        rows, left = divmod(begun, now // args.train_batch_size)
-        raise ConfigError(
-            f"training.per_device_train_batch_size: {args.train_batch_size} gives {now} sequences a step with "
-            f"{args.world_size} process{'es' if args.world_size > 1 else ''}, but the run was begun with {begun}"
-            + ("" if left else f"; nearest: {rows}")
-        )
-    strategy = (facts.get("launch") or {}).get("strategy", "")
-    for name, asked in (("fsdp", request.fsdp), ("deepspeed", request.deepspeed)):
-        if strategy and strategy.startswith(name) != asked:
-            raise ConfigError(
-                f"--resume: the checkpoints in {folder} are those of {strategy}, which only it can read; launch it so "
-                "again, or begin a new run"
-            )
 
 
 def global_batch_size(args: TrainingArguments) -> int:

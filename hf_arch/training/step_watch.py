@@ -8,7 +8,7 @@ the mean), both exponential averages over about the last 50 steps; it is told at
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 DEFAULT_MAX_SKIPPED_STEPS = 10
@@ -16,6 +16,7 @@ DECAY = 0.98
 WARM_UP_STEPS = 50
 SPIKE_DEVIATIONS = 6.0
 SPIKE_SHARE = 0.05
+_REMEMBERED = ("skipped_in_a_row", "_seen", "_mean", "_variance", "_in_spike")
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -45,6 +46,15 @@ class StepWatch:
     def gives_up(self) -> bool:
         """Whether too many steps in a row were skipped."""
         return self.skipped_in_a_row > self.max_skipped_steps
+
+    def state(self) -> dict[str, Any]:
+        """What it has to remember where a run is resumed, as plain values."""
+        return {name: getattr(self, name) for name in _REMEMBERED}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Sets what `state` gave."""
+        for name in _REMEMBERED:
+            setattr(self, name, state[name])
 
     def _look_for_spike(self, step: int, loss: float) -> None:
         limit = self._mean + max(SPIKE_DEVIATIONS * math.sqrt(self._variance), SPIKE_SHARE * self._mean)

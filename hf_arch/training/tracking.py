@@ -16,8 +16,8 @@ from pathlib import Path
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from hf_arch.core.errors import ConfigError, choice_error
 from hf_arch.environment import read, temporarily
-from hf_arch.errors import ConfigError, choice_error
 
 # Trackers whose package has another name than they, or an extra of ours.
 PACKAGES = {"azure_ml": "azureml", "flyte": "flytekit", "kubeflow": "kubernetes", "dagshub": "dagshub"}

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,12 @@ from hf_arch.data.dataset import MixedDataset
 from hf_arch.evaluation.perplexity import TextLoss, sum_nats
 from hf_arch.training.checkpoints import divergence, where_to_go_on
 from hf_arch.training.cpu_fsdp import fsdp_on_cpus
+from hf_arch.training.decay import decay_parameter_names
 from hf_arch.training.expert_balance import ExpertBalance
 from hf_arch.training.gradient_norms import gradient_norms, parameter_groups
 from hf_arch.training.interruption import StopAfterStep, StopRequest
 from hf_arch.training.muon import build_muon
+from hf_arch.training.resume import CheckpointKeeper, follow_schedule
 from hf_arch.training.step_watch import StepWatch
 from hf_arch.training.zero import SharedOptimizer
 
@@ -52,6 +54,7 @@ class ArchTrainer(Trainer):
         train_dataset, eval_dataset: rows of `input_ids` and `labels` [T] (int64).
         eval_sequences: validation rows scored during training; None scores all.
         start_step: optimiser step of the checkpoint that is resumed from.
+        keeper: writes what each checkpoint was trained with, and restores what Trainer does not.
         zero_redundancy: share the optimizer states out over the processes.
         watch: judges the steps; by default one with the usual limit that tells nobody.
         stop: a request that is obeyed after the step in which it comes.
@@ -69,6 +72,7 @@ class ArchTrainer(Trainer):
         order: SeededOrder,
         eval_sequences: int | None = None,
         start_step: int = 0,
+        keeper: CheckpointKeeper | None = None,
         zero_redundancy: bool = False,
         watch: StepWatch | None = None,
         stop: StopRequest | None = None,
@@ -86,7 +90,11 @@ class ArchTrainer(Trainer):
         self.add_callback(StopAfterStep(self.stop))
         self.order = order
         self.eval_sequences = eval_sequences
+        self.keeper = keeper
         self.start_step = start_step
+        if keeper is not None:
+            keeper.trainer = self
+            self.add_callback(keeper)
         # Named now: wrapping (FSDP) hides the modules that exempt their parameters.
         self._decay_names = decay_parameter_names(self.model)
         self._groups = parameter_groups(self.model)
@@ -115,6 +123,11 @@ class ArchTrainer(Trainer):
         if isinstance(wrapped, SharedOptimizer):
             wrapped.gather()
         super()._save_optimizer_and_scheduler(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.keeper is not None and self.keeper.continuation.extended:
+            follow_schedule(self.lr_scheduler)
 
     @property
     def global_batch_size(self) -> int:
@@ -210,11 +223,33 @@ class ArchTrainer(Trainer):
             self._logged_step, self._skipped_since_log, self._group_norms = self.state.global_step, 0, {}
         super().log(logs, start_time)
 
+    def progress(self) -> dict[str, Any]:
+        """What a checkpoint of Trainer leaves out: the watch, and the loss added up since the last logged step."""
+        loss = self.accelerator.gather(self._tr_loss[None]).mean().item()
+        return {
+            "watch": self.watch.state(),
+            "loss": loss,
+            "logged_step": self._globalstep_last_logged,
+            "skipped_since_log": self._skipped_since_log,
+        }
+
+    def restore_progress(self, progress: Mapping[str, Any]) -> None:
+        """The same, set again; once Trainer has begun, which sets them to nothing."""
+        self.watch.load_state(progress["watch"])
+        self._tr_loss.fill_(progress["loss"])
+        self._globalstep_last_logged = self._logged_step = progress["logged_step"]
+        self._skipped_since_log = progress["skipped_since_log"]
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """As Trainer's; where it cannot be written, what there is of it goes, and the error names the last good one."""
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         try:
+            if self.keeper is not None:
+                self.keeper.open(folder)
             super()._save_checkpoint(model, trial)
+            if self.keeper is not None:
+                self.accelerator.wait_for_everyone()  # each process writes files of its own
+                self.keeper.close(folder)
         # torch.save and safetensors have errors of their own for a disk that is full.
         except (OSError, RuntimeError, SafetensorError) as error:
             if self.args.should_save:
@@ -270,17 +305,3 @@ class ArchTrainer(Trainer):
                 key: value[None] if key != "labels" else torch.full_like(value[None], -100)
                 for key, value in row.items()
             }
-
-
-def decay_parameter_names(model: torch.nn.Module) -> list[str]:
-    """Names of the trainable parameters with two or more dimensions that no module exempts by its `no_weight_decay`."""
-    exempt = {
-        f"{prefix}.{name}" if prefix else name
-        for prefix, module in model.named_modules()
-        for name in getattr(module, "no_weight_decay", ())
-    }
-    return [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and parameter.ndim >= 2 and name not in exempt
-    ]

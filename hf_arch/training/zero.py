@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 
 
 class SharedOptimizer(ZeroRedundancyOptimizer):

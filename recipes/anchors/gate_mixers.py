@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_arch.mixers.gla import GatedLinearAttention, GLAOptions
-from hf_arch.modeling.layout import SequenceLayout
-from hf_arch.options import options
-from hf_arch.registry import MIXERS
+from hf_arch.core.options import options
+from hf_arch.core.registry import MIXERS
+from hf_arch.layers.layout import SequenceLayout
+from hf_arch.layers.mixers.gla import GatedLinearAttention, GLAOptions
 
 
 @options

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from hf_arch.mixers.base import MixerCost, RecurrentMixer
-from hf_arch.modeling.layout import SequenceLayout
+from hf_arch.core.options import Options, options
+from hf_arch.core.registry import MIXERS
+from hf_arch.layers.layout import SequenceLayout
+from hf_arch.layers.mixers.base import MixerCost, RecurrentMixer
 from hf_arch.ops.elementwise import hgrn_scan
-from hf_arch.options import Options, options
-from hf_arch.registry import MIXERS
 
 
 @options

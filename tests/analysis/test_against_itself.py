@@ -25,7 +25,7 @@ def trained_loss(data_seed: int, weight_seed: int) -> float:
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 8, "ffn": "none"}
     config = hf_arch.config_from_dict({"architecture": "gla", "max_position_embeddings": 16, **sizes})
     torch.manual_seed(weight_seed)
-    model = hf_arch.registry.ARCHITECTURES.get("gla").causal_lm(config)
+    model = hf_arch.core.registry.ARCHITECTURES.get("gla").causal_lm(config)
     return learn_probe(model, train, test, OPTIONS).scores[-1].loss
 
 

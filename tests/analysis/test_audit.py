@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from hf_arch.analysis.audit import CHECKS, Finding, audit
+from hf_arch.analysis.audit import CHECKS, audit
+from hf_arch.analysis.finding import Finding
 from hf_arch.runs.suite import find_runs
 from tests.experiments.synthetic import VERSIONS, write_failed_run, write_run
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 import hf_arch
-from hf_arch.architectures.chargpt import VARIANTS
+from hf_arch.models.architectures.chargpt import VARIANTS
 from tests.mixers.layers import build
 
 

@@ -18,9 +18,9 @@ from transformers import (
 )
 
 import hf_arch
-from hf_arch.architectures.declare import architecture
-from hf_arch.errors import ConfigError
-from hf_arch.modeling.configuration import ArchConfig
+from hf_arch.core.errors import ConfigError
+from hf_arch.models.architectures.declare import architecture
+from hf_arch.models.configuration import ArchConfig
 
 HEADS = {
     AutoModel: "Model",
@@ -30,8 +30,8 @@ HEADS = {
     AutoModelForQuestionAnswering: "ForQuestionAnswering",
 }
 PLUGIN = """
-from hf_arch.architectures.declare import architecture
-from hf_arch.modeling.configuration import ArchConfig, Component
+from hf_arch.models.architectures.declare import architecture
+from hf_arch.models.configuration import ArchConfig, Component
 
 @architecture("thin", summary="a thin Llama", paper="none", tiny={"num_key_value_heads": 2})
 class ThinConfig(ArchConfig):
@@ -63,7 +63,7 @@ def test_a_plugin_declares_an_architecture_of_its_own(tmp_path):
     (tmp_path / "thin.py").write_text(PLUGIN)
     code = f"""
 import hf_arch, pickle, torch
-from hf_arch.registry import load_plugin
+from hf_arch.core.registry import load_plugin
 from transformers import AutoModelForCausalLM
 load_plugin({str(tmp_path / "thin.py")!r})
 config = hf_arch.config_from_dict({{"architecture": "thin", "num_hidden_layers": 1, "vocab_size": 50}})

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from hf_arch.components.norms import ArchRMSNorm, GatedRMSNorm
-from hf_arch.components.positions import alibi_slopes, apply_rotary
-from hf_arch.registry import ACTIVATIONS, FFNS, NORMS, POSITIONS
+from hf_arch.core.registry import ACTIVATIONS, FFNS, NORMS, POSITIONS
+from hf_arch.layers.norms import ArchRMSNorm, GatedRMSNorm
+from hf_arch.layers.positions import alibi_slopes, apply_rotary
 from tests.suite.models import close, stirred_model, token_ids
 
 CHOICES = [

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 import hf_arch
-from hf_arch.components.moe import MixtureOfExperts, load_balancing_loss, rebalance_experts
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
+from hf_arch.layers.ffns.moe import MixtureOfExperts, load_balancing_loss, rebalance_experts
 
 PLAIN = {"type": "moe", "num_experts": 6, "intermediate_size": 12}
 DEEP = {
@@ -77,7 +77,8 @@ def test_every_backend_equals_the_formula(options, backend):
     model.set_experts_implementation(backend)
     layer, x = model.model.layers[0].ffn, torch.randn(2, 9, 32)
     x.requires_grad_()
-    out, logits = layer(x)
+    result = layer(x)
+    out, logits = result.hidden_states, result.router_logits
     assert logits.shape == (18, options["num_experts"])
     expected = naive(layer, x.flatten(0, 1)).view_as(x)
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=2e-5)

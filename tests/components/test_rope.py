@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import hf_arch
-from hf_arch.components.rope_parameters import ROPE_TYPES
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
+from hf_arch.layers.rope_parameters import ROPE_TYPES
 
 ORIGINAL, HEAD = 16, 8
 SIZES = {

@@ -34,7 +34,7 @@ from transformers import (
 )
 
 import hf_arch
-from hf_arch.components.attention_product import AttentionProduct
+from hf_arch.layers.attention_product import AttentionProduct
 
 from .transformers_tests import test_expert_parallel_mixin, test_fsdp_mixin, test_tensor_parallel_mixin
 from .transformers_tests.test_configuration_common import ConfigTester

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import hf_arch
-from hf_arch.errors import ConfigError, UnknownChoiceError, UnknownKeyError
+from hf_arch.core.errors import ConfigError, UnknownChoiceError, UnknownKeyError
 from hf_arch.experiments.planning.plan import plan_runs
 from hf_arch.recipe.recipe import read_recipe
 
@@ -71,7 +71,7 @@ def test_nothing_decides_by_the_text_of_an_error_or_the_name_of_a_class() -> Non
     """No comparison, `in`, `startswith` or pattern over `str(error)` or a class's `__name__`."""
     text = re.compile(r"str\(\w*(error|exception|reason)\w*\)|\.reason\b|__class__\.__name__|type\(\w+\)\.__name__")
     found = []
-    for file in sorted(set(PACKAGE.rglob("*.py")) - set(PACKAGE.glob("modeling/*.py"))):  # meets caches by their names
+    for file in sorted(set(PACKAGE.rglob("*.py")) - set(PACKAGE.glob("models/*.py"))):  # meets caches by their names
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             decides = isinstance(node, ast.Compare) or (
                 isinstance(node, ast.Call)

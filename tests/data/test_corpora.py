@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hf_arch.core.errors import ConfigError
 from hf_arch.data import DataOptions, prepare_data
 from hf_arch.data import shakespeare as shakespeare_module
 from hf_arch.data.cache import data_cache
@@ -21,7 +22,6 @@ from hf_arch.data.corpora import KNOWN_CORPORA, open_corpus, part_range
 from hf_arch.data.hub import HUB_CORPORA, HubCorpus
 from hf_arch.data.python_docs import PythonDocs
 from hf_arch.data.shakespeare import HELD_OUT, NUMBER_OF_WORKS, Shakespeare
-from hf_arch.errors import ConfigError
 from tests.data.texts import make_text
 
 

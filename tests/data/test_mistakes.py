@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from hf_arch.core.errors import ConfigError
 from hf_arch.data import DataOptions, prepare_data
-from hf_arch.errors import ConfigError
 from tests.data.texts import make_text
 
 

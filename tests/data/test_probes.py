@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from hf_arch.core.errors import ConfigError
 from hf_arch.data.probes import IGNORE, MAD, PROBES, Probe, ProbeData, ProbeSetting
 from hf_arch.data.probes.mad import memorization
 from hf_arch.data.probes.probe import draw_distinct
 from hf_arch.data.probes.state_tracking import multiplication_table
-from hf_arch.errors import ConfigError
 
 Row = list[int]
 ALL = pytest.mark.parametrize("probe", PROBES.values(), ids=list(PROBES))

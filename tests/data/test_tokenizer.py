@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_arch.core.errors import ConfigError
 from hf_arch.data.tokenizer import build_tokenizer, byte_character, load_tokenizer, save_tokenizer
-from hf_arch.errors import ConfigError
 from tests.data.texts import make_text
 
 TEXTS = [make_text(seed, 400) for seed in range(3)]

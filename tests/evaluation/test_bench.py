@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import hf_arch
 from hf_arch.cli import app
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.evaluation.bench import BenchOptions, Candidate, Subject, _add_ratios, run_bench
 from hf_arch.evaluation.tensor_memory import cache_bytes, peak_tensor_bytes, tensor_bytes
 from hf_arch.experiments.planning.bench_models import counterpart, find_candidates

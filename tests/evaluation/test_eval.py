@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness (extra `eval`)")
 
 from hf_arch.cli import app
+from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import read_json
-from hf_arch.errors import ConfigError
 from hf_arch.evaluation.harness import load_tasks
 from hf_arch.evaluation.lm_eval import ArchLM
 from hf_arch.evaluation.model_scores import EvalOptions, evaluate_path

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 import hf_arch
 from hf_arch.cli import app
+from hf_arch.core.errors import ConfigError
 from hf_arch.data import build_tokenizer
-from hf_arch.errors import ConfigError
 from hf_arch.evaluation.generation import (
     SamplingOptions,
     _CallbackStreamer,

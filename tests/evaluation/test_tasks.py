@@ -13,7 +13,7 @@ pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness (extra `eval`
 
 from datasets import Dataset, DatasetDict
 
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.evaluation import local_tasks, offline
 from hf_arch.evaluation.harness import load_tasks
 from hf_arch.evaluation.row_checks import check_rows

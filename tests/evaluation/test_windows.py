@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.evaluation.windows import DocumentLoss, document_losses, loss_by_position, row_nats, token_nats
 from tests.evaluation.tiny import byte_tokenizer, tiny_model
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import hf_arch
+from hf_arch.core.registry import MIXERS, load_plugin
 from hf_arch.experiments.planning.plan import plan_runs
-from hf_arch.modeling.layout import SequenceLayout
+from hf_arch.layers.layout import SequenceLayout
 from hf_arch.recipe.build import build_config
 from hf_arch.recipe.recipe import load_recipe
-from hf_arch.registry import MIXERS, load_plugin
 from hf_arch.training.probe_run import run_probe
 
 ANCHORS = Path(__file__).parents[2] / "recipes" / "anchors"

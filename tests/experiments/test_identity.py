@@ -13,12 +13,12 @@ import pytest
 
 import hf_arch
 from hf_arch.core.files import to_jsonable
+from hf_arch.core.registry import ARCHITECTURES, FFNS, MIXERS
 from hf_arch.data import DataOptions
 from hf_arch.experiments.planning.folders import run_folder
 from hf_arch.numerics import NUMERICS_VERSION, numerics_version
 from hf_arch.recipe import identity, recipe
 from hf_arch.recipe.recipe import RUN_FACTS, EvaluationOptions, ProbeOptions, Recipe
-from hf_arch.registry import ARCHITECTURES, FFNS, MIXERS
 from hf_arch.runs.files import CONFIG_FILE
 from hf_arch.training.arguments import DEFAULTS
 

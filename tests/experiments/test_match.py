@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hf_arch
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.experiments.planning.match import Sizer, match_model, match_models, model_size
 from hf_arch.recipe.recipe import MatchOptions
 

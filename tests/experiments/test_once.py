@@ -121,6 +121,6 @@ def test_a_finished_set_is_read_compared_and_drawn_once(tmp_path: Path, monkeypa
 def test_the_documented_old_place_of_the_report_still_has_it() -> None:
     from hf_arch.report.page import write_report
 
-    old = importlib.import_module("hf_arch.experiments.report")
+    old = importlib.import_module(".report", "hf_arch.experiments")
     with pytest.warns(DeprecationWarning, match=r"hf_arch\.report\.page"):
         assert old.write_report is write_report

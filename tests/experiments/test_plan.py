@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import hf_arch
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.experiments.planning.plan import Plan, plan_runs
 from hf_arch.experiments.planning.prepare import select_run
 from hf_arch.recipe.build import build_config

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 import hf_arch
 from hf_arch.cli import app
 from hf_arch.cli.probe import probe_recipe
+from hf_arch.core.errors import ConfigError
 from hf_arch.core.failures import TrainingError
 from hf_arch.data.probes import PROBES
-from hf_arch.errors import ConfigError
 from hf_arch.experiments import load
 from hf_arch.experiments.planning.plan import plan_runs
 from hf_arch.recipe.recipe import Recipe, read_recipe
@@ -36,7 +36,7 @@ def model(architecture: str, task: str, **options: Any) -> tuple[Any, Any, Any]:
     train, test = (probe.data(split, 0, probe.cpu, **options) for split in ("train", "test"))
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": train.vocab_size}
     config = hf_arch.config_from_dict({"architecture": architecture, **sizes, "max_position_embeddings": 64})
-    return hf_arch.registry.ARCHITECTURES.get(architecture).causal_lm(config), train, test
+    return hf_arch.core.registry.ARCHITECTURES.get(architecture).causal_lm(config), train, test
 
 
 def test_facts_are_memorised() -> None:
@@ -82,7 +82,7 @@ def test_a_probe_run_has_what_every_run_has(tmp_path: Path) -> None:
     comparison = load(tmp_path)
     assert comparison.metric == "accuracy" and not comparison.lower_is_better
     assert comparison.frame()["accuracy"][0] == results["accuracy"]
-    assert hf_arch.registry.ARCHITECTURES.get("gla").causal_lm.from_pretrained(tmp_path / "model") is not None
+    assert hf_arch.core.registry.ARCHITECTURES.get("gla").causal_lm.from_pretrained(tmp_path / "model") is not None
 
 
 def test_the_same_seed_gives_the_same_rows_and_weights(tmp_path: Path) -> None:

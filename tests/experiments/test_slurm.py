@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.experiments.execution.runner import RunOptions
 from hf_arch.experiments.execution.slurm import RunJob, run_on_slurm, slurm_parameters
 from hf_arch.experiments.execution.worker import WorkerOptions

@@ -32,9 +32,9 @@ from typing import Literal
 
 import torch
 
-from hf_arch.mixers.gla import GatedLinearAttention, GLAOptions
-from hf_arch.options import options
-from hf_arch.registry import MIXERS
+from hf_arch.layers.mixers.gla import GatedLinearAttention, GLAOptions
+from hf_arch.core.options import options
+from hf_arch.core.registry import MIXERS
 
 
 @options

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from hf_arch.analysis.compare import compare_runs
+from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import write_json
-from hf_arch.errors import ConfigError
 from hf_arch.experiments.execution import runner
 from hf_arch.experiments.execution.tune import train_tuned
 from hf_arch.recipe.recipe import Recipe, read_recipe

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_arch.modeling.loss import penalise_max_logits
-from hf_arch.ops import backend
-from hf_arch.ops.delta_rule import naive_delta_rule, naive_dplr_delta_rule
-from hf_arch.ops.elementwise import naive_hgrn_scan
-from hf_arch.ops.linear_attention import naive_linear_attention
-from hf_arch.ops.slots import naive_gated_slot_attention
-from hf_arch.ops.ssd import naive_ssd
+from hf_arch.models.loss import penalise_max_logits
+from hf_arch.ops.delta_rule import delta_rule, dplr_delta_rule
+from hf_arch.ops.elementwise import hgrn_scan
+from hf_arch.ops.linear_attention import linear_attention
+from hf_arch.ops.slots import abc_attention, gated_slot_attention
+from hf_arch.ops.ssd import ssd
 from tests.ops.recurrences import assert_close, with_gradients
 
 pytestmark = [pytest.mark.fla_interpreter, pytest.mark.timeout(900)]
@@ -80,21 +79,21 @@ def constant_decay(op):
     return lambda q, k, v, **options: op(q, k, v, decay, **options)
 
 
-def without_skip(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, **options) -> tuple:
-    return naive_ssd(x, dt, A, B, C, **options)
-
-
 def scaled(op, scale: float):
     return functools.partial(op, scale=scale)
 
 
 def ssd_inputs() -> tuple:
     A = -0.1 - torch.rand(H)
-    return normal(B, T, H, V), torch.rand(B, T, H), A, normal(B, T, 1, K), normal(B, T, 1, K)
+    return normal(B, T, H, V), torch.rand(B, T, H), A, normal(B, T, 1, K), normal(B, T, 1, K), normal(H)
 
 
-LINEAR = (backend.fla_linear_attention, naive_linear_attention)
-DELTA = (backend.fla_delta_rule, naive_delta_rule)
+def forms(op) -> tuple:
+    return op.kernel, op.naive
+
+
+LINEAR = forms(linear_attention)
+DELTA = forms(delta_rule)
 CASES = {
     "linear attention": (*LINEAR, lambda: (linear_inputs(None), state(K, V))),
     "retention": (*map(constant_decay, LINEAR), lambda: (linear_inputs(None)[:3], state(K, V))),
@@ -111,24 +110,28 @@ CASES = {
     "delta rule": (*DELTA, lambda: (delta_inputs(False), state(K, V))),
     "gated delta rule": (*DELTA, lambda: (delta_inputs(True), state(K, V))),
     "dplr delta rule": (
-        backend.fla_dplr_delta_rule,
-        naive_dplr_delta_rule,
+        *forms(dplr_delta_rule),
         lambda: (dplr_inputs(), state(K, V)),
     ),
     "slots": (
-        backend.fla_gated_slot_attention,
-        naive_gated_slot_attention,
+        *forms(gated_slot_attention),
         lambda: (
             (*linear_inputs(torch.rand(B, T, H, M)), log_decay(B, T, H, M)),
             (state(K, M), state(M, V)),
         ),
     ),
+    "slots by softmax": (
+        *forms(abc_attention),
+        lambda: (
+            (*linear_inputs(None)[:3], normal(B, T, H, M)),
+            (state(M), state(K, M), state(M, V)),
+        ),
+    ),
     "elementwise": (
-        backend.fla_hgrn_scan,
-        naive_hgrn_scan,
+        *forms(hgrn_scan),
         lambda: ((normal(B, T, V), torch.rand(B, T, V)), torch.randn(B, V)),
     ),
-    "state space duality": (backend.fla_ssd, without_skip, lambda: (ssd_inputs(), state(V, K))),
+    "state space duality": (*forms(ssd), lambda: (ssd_inputs(), state(V, K))),
 }
 
 
@@ -152,8 +155,8 @@ def test_ungated_delta_rule_in_half_precision() -> None:
     """Its kernel refuses fp32."""
     half = [None if x is None else x.half() for x in delta_inputs(False)]
     options = {"initial_state": state(K, V), "output_final_state": True}
-    expected = naive_delta_rule(*(None if x is None else x.float() for x in half), **options)
-    assert_close(backend.fla_delta_rule(*half, **options), expected, 5e-3)
+    expected = delta_rule.naive(*(None if x is None else x.float() for x in half), **options)
+    assert_close(delta_rule.kernel(*half, **options), expected, 5e-3)
 
 
 def test_the_penalty_of_the_largest_logits_is_their_l2warp() -> None:

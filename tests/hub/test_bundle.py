@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import hf_arch
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
+from hf_arch.core.registry import load_plugin
 from hf_arch.hub.bundle import bundle
 from hf_arch.hub.repository import stage_model
-from hf_arch.registry import load_plugin
 
 from .conftest import save_tiny
 
@@ -108,9 +108,9 @@ PLUGIN = '''
 
 from torch import Tensor
 
-from hf_arch.mixers.base import MixerCost, RecurrentMixer
-from hf_arch.options import Options, options
-from hf_arch.registry import MIXERS
+from hf_arch.layers.mixers.base import MixerCost, RecurrentMixer
+from hf_arch.core.options import Options, options
+from hf_arch.core.registry import MIXERS
 
 
 @options
@@ -136,8 +136,9 @@ class RunningMean(RecurrentMixer):
 
 def test_a_bundle_holds_only_what_its_model_needs():
     files = set(bundle(hf_arch.tiny_config("gpt2")).files)
-    assert "modeling_hfa_gpt2.py" in files and "mixers_attention.py" in files
-    assert not any(name.startswith(("mixers_gla", "ops_selective", "architectures_gla", "costs")) for name in files)
+    assert "modeling_hfa_gpt2.py" in files and "layers_mixers_attention.py" in files
+    unneeded = ("layers_mixers_gla", "ops_selective", "models_architectures_gla", "models_cost")
+    assert not any(name.startswith(unneeded) for name in files)
     assert "deferred.py" not in files and "hf_arch.py" not in files
 
 
@@ -151,11 +152,11 @@ def test_a_bundle_imports_the_package_nowhere():
 def test_the_installed_classes_win_and_copies_name_no_code(tmp_path: Path):
     staged = repository(tmp_path, "gla")
     config = AutoConfig.from_pretrained(staged, trust_remote_code=True)
-    assert type(config).__module__ == "hf_arch.architectures.gla"
+    assert type(config).__module__ == "hf_arch.models.architectures.gla"
     model = AutoModelForCausalLM.from_pretrained(staged, trust_remote_code=True)
-    assert type(model).__module__ == "hf_arch.architectures.gla"
+    assert type(model).__module__ == "hf_arch.models.architectures.gla"
     head = AutoModelForSequenceClassification.from_pretrained(staged)
-    assert type(head).__module__ == "hf_arch.architectures.gla"
+    assert type(head).__module__ == "hf_arch.models.architectures.gla"
     model.save_pretrained(tmp_path / "copy")
     assert "auto_map" not in json.loads((tmp_path / "copy" / "config.json").read_text())
     assert not list((tmp_path / "copy").glob("*.py"))

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MambaCon
 import hf_arch
 from hf_arch.checkpoints.checkpoint import checkpoint_folder, load_ours, read_config, read_tensors
 from hf_arch.cli.hub_commands import convert_command
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.hub import convert as convert_module
 from hf_arch.hub.convert import convert
 

@@ -19,8 +19,8 @@ import hf_arch
 import hf_arch.cli.hub_commands  # here: what libraries say when they are imported belongs to no command
 from hf_arch.checkpoints.checkpoint import load_config
 from hf_arch.cli import app
+from hf_arch.core.errors import ConfigError
 from hf_arch.data.tokenizer import build_tokenizer
-from hf_arch.errors import ConfigError
 
 from .conftest import save_tiny
 

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from hf_arch.cli import app
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.hub.push import push_to_hub
 from hf_arch.hub.repository import check_nothing_private
 
@@ -29,7 +29,7 @@ from .server import HubServer
 PUSH = """
 import json, os, sys
 from dataclasses import asdict
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.hub.push import push_to_hub
 results = []
 for call in json.loads(sys.argv[1]):
@@ -112,7 +112,7 @@ def test_a_run_is_pushed_pulled_and_pushed_again(hub, push, pull, run_folder):
     (stranger,) = pull({"trust_remote_code": True}, installed=False)
     owner, early = pull({}, {"revision": "step-3"}, installed=True)
     assert stranger["module"].startswith("transformers_modules.")
-    assert owner["module"] == "hf_arch.architectures.gla"
+    assert owner["module"] == "hf_arch.models.architectures.gla"
     # Nearly: how sums round may depend on where in memory a tensor lies; test_bundle compares bit by bit.
     final, after_3 = (expected_logits(run_folder / name) for name in ("model", "checkpoints/checkpoint-3"))
     assert stranger["logits"] == pytest.approx(final, abs=1e-4) and owner["logits"] == pytest.approx(final, abs=1e-4)

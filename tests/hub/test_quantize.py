@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import hf_arch
 from hf_arch.checkpoints.checkpoint import load_ours
 from hf_arch.cli.hub_commands import export_command, quantize_command
+from hf_arch.core.errors import ConfigError
 from hf_arch.data.tokenizer import build_tokenizer
-from hf_arch.errors import ConfigError
 from hf_arch.hub.export import export_gguf, export_hub
 from hf_arch.hub.quantize import _require_attention, quantize, unquantized_modules
 

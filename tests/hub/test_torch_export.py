@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_arch.checkpoints.checkpoint import load_ours
 from hf_arch.cli.hub_commands import export_command
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.hub.export import export_torch
 
 from .conftest import save_tiny

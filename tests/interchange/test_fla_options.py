@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache
 
 import hf_arch
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.interchange.base import FOREIGN, _convert_config
 from tests.mixers.layers import build
 

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Mamba2Config, MixtralConfig, Qwen3Config
 
 import hf_arch
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from tests.mixers.layers import build
 
 LLAMA = {

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 import hf_arch
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 
 SIZES = {
     "vocab_size": 97,

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 import hf_arch
+from hf_arch.layers.contract import LayerContext, LayerOutput
 
 
 def build(architecture: str, **overrides: Any) -> Any:
@@ -56,7 +57,6 @@ def unit(x: Tensor, eps: float = 1e-6) -> Tensor:
 def assert_layer(mixer: Any, x: Tensor, expected: Tensor, tolerance: float = 1e-5, **context: Any) -> None:
     """The layer's output equals `expected` within `tolerance` of its largest entry."""
     with torch.no_grad():
-        actual = mixer(x, **context)
-    actual = actual[0] if isinstance(actual, tuple) else actual
+        actual = LayerOutput.of(mixer(x, context=LayerContext(**context))).hidden_states
     error = (actual.double() - expected).abs().max() / expected.abs().max()
     assert error < tolerance, f"relative error {error:.2e}"

@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import hf_arch
-from hf_arch.errors import ConfigError
-from hf_arch.modeling.layout import build_layout
+from hf_arch.core.errors import ConfigError
+from hf_arch.layers.contract import LayerContext
+from hf_arch.layers.layout import build_layout
 from tests.mixers.layers import assert_layer, causal_conv, heads, mixer_and_input, rms, weights
 
 
@@ -73,7 +74,7 @@ def test_padding_has_no_weight_in_the_slots() -> None:
     mask = torch.ones(2, 11, dtype=torch.long)
     mask[0, :4] = mask[1, 7:] = 0
     with torch.no_grad():
-        out = mixer(x, layout=build_layout(mask, None, has_state=False))
+        out = mixer(x, LayerContext(layout=build_layout(mask, None, has_state=False)))
         torch.testing.assert_close(out[:1, 4:], mixer(x[:1, 4:]), rtol=0, atol=1e-5)
         torch.testing.assert_close(out[1:, :7], mixer(x[1:, :7]), rtol=0, atol=1e-5)
 

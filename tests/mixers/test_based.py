@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hf_arch
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from tests.mixers.layers import assert_layer, heads, mixer_and_input, weights
 
 

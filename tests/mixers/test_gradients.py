@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hf_arch.layers.contract import LayerContext
 from tests.mixers.layers import build
 
 LAYERS = {"abc": 1, "based": 0, "gsa": 1, "hgrn": 1, "hgrn2": 1, "linear_attn": 1, "rwkv6": 1, "ssm": 1}
@@ -30,6 +31,6 @@ def test_layer(architecture: str) -> None:
         if shared:
             bounds = torch.func.functional_call(model.shared[0], {"logits": values[-1]})
             context["shared"] = bounds[LAYERS[architecture]]
-        return torch.func.functional_call(mixer, dict(zip(names, values, strict=False)), (x,), context)
+        return torch.func.functional_call(mixer, dict(zip(names, values, strict=False)), (x, LayerContext(**context)))
 
     assert torch.autograd.gradcheck(layer, (x, *parameters, *shared), fast_mode=True)

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 import hf_arch
-from hf_arch.components.lower_bounds import LowerBounds, bounded_complement, bounded_log_gate
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
+from hf_arch.layers.lower_bounds import LowerBounds, bounded_complement, bounded_log_gate
 from tests.mixers.layers import assert_layer, build, causal_conv, rms, weights
 
 

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 import hf_arch
-from hf_arch.components.feature_maps import FEATURE_MAPS
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
+from hf_arch.layers.feature_maps import FEATURE_MAPS
 from tests.mixers.layers import assert_layer, heads, mixer_and_input, rms, weights
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import hf_arch
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.ops.blocks import plan_blocks
 from tests.mixers.layers import assert_layer, build, heads, mixer_and_input, weights
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 import hf_arch
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from tests.mixers.layers import assert_layer, causal_conv, heads, mixer_and_input, rms, weights
 
 SIZES = {"type": "mamba2", "head_dim": 16, "state_size": 8}

@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import hf_arch
-from hf_arch.errors import ConfigError
-from hf_arch.mixers.mla import rope_mscale
+from hf_arch.core.errors import ConfigError
+from hf_arch.layers.contract import LayerContext
+from hf_arch.layers.mixers.mla import rope_mscale
 from tests.mixers.layers import build, rms, weights
 
 SIZES = {"type": "mla", "kv_lora_rank": 20, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 12}
@@ -69,7 +70,8 @@ def test_layer_equals_its_formulas_whole_and_step_by_step(options: dict, attenti
     def run(start: int, stop: int, cache: DynamicCache | None) -> Tensor:
         positions = rotary(x, torch.arange(start, stop)[None])
         mask = causal[:, :, start:stop, :stop] if causal is not None and stop - start > 1 else None
-        return mixer(x[:, start:stop], attention_mask=mask, position_embeddings=positions, past_key_values=cache)
+        context = LayerContext(attention_mask=mask, position_embeddings=positions, cache=cache)
+        return mixer(x[:, start:stop], context=context)
 
     torch.testing.assert_close(run(0, 11, None).double(), expected, rtol=0, atol=2e-5)
     steps = [run(0, 6, cache), *(run(t, t + 1, cache) for t in range(6, 11))]

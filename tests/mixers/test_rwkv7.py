@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 import hf_arch
-from hf_arch.mixers.rwkv7 import STREAMS
+from hf_arch.layers.mixers.rwkv7 import FIRST_VALUE, STREAMS
 from tests.mixers.layers import assert_layer, heads, mixer_and_input, unit, weights
 
 MIXER = {"type": "rwkv7", "decay_rank": 8, "rate_rank": 6, "value_rank": 4, "gate_rank": 12}
@@ -57,14 +57,15 @@ def test_first_layer_equals_its_formulas_and_hands_its_values_on(num_heads: int)
     expected, first_value = rwkv7(weights(mixer), x.double(), 32 // num_heads, None)
     assert_layer(mixer, x, expected)
     with torch.no_grad():
-        torch.testing.assert_close(mixer(x)[1].double(), first_value, rtol=0, atol=1e-5)
+        published = mixer(x).published[FIRST_VALUE].double()
+        torch.testing.assert_close(published, first_value, rtol=0, atol=1e-5)
 
 
 def test_later_layers_equal_their_formulas() -> None:
     mixer, x = mixer_and_input("rwkv7", mixer=MIXER, layer=1)
     first_value = torch.randn(x.shape)
     expected, _ = rwkv7(weights(mixer), x.double(), 8, first_value.double())
-    assert_layer(mixer, x, expected, carry=first_value)
+    assert_layer(mixer, x, expected, values={FIRST_VALUE: first_value})
 
 
 def test_values_come_from_the_first_layer_of_this_kind() -> None:

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoConfig
 
 import hf_arch
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 
 
 def _config(**values):

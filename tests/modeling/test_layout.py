@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hf_arch.modeling.layout import build_layout, positions_from_mask
+from hf_arch.layers.layout import build_layout, positions_from_mask
 
 
 def _mask(*rows):

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 import hf_arch
-from hf_arch.modeling.loss import chunked_cross_entropy, loss_chunk_size
+from hf_arch.models.loss import chunked_cross_entropy, loss_chunk_size
 
 
 def _head(weight):

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.ops import backend
+from hf_arch.ops.documents import find_documents
 from hf_arch.ops.linear_attention import linear_attention
 
 
@@ -42,6 +43,6 @@ def test_an_unknown_backend_is_an_error(monkeypatch) -> None:
 
 
 def test_documents_of_all_rows_end_to_end() -> None:
-    documents = backend.find_documents(torch.tensor([[0, 0, 1, 1], [7, 7, 7, 7], [2, 3, 3, 2]]))
+    documents = find_documents(torch.tensor([[0, 0, 1, 1], [7, 7, 7, 7], [2, 3, 3, 2]]))
     assert documents.borders.tolist() == [0, 2, 4, 8, 9, 11, 12]
     assert documents.first.tolist() == [0, 2, 3] and documents.last.tolist() == [1, 2, 5]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from hf_arch.cli import app
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.experiments.planning import prepare
 from hf_arch.experiments.planning.plan import plan_runs
 from hf_arch.recipe.recipe import load_recipe

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.experiments.planning.plan import plan_runs
 from hf_arch.recipe.recipe import Recipe, load_recipe, set_dotted
 

@@ -14,7 +14,7 @@ import pytest
 import hf_arch
 from hf_arch.analysis.compare import compare_runs
 from hf_arch.cli.report import report_command
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.report.diagram import diagram
 from hf_arch.report.figures import figures, pareto_front
 from hf_arch.report.page import write_report

@@ -96,7 +96,7 @@ def _matmul_selective_scan(x, dt, A, B, C, D, **kwargs):
     ],
 )
 def test_recurrent_flops_are_those_of_the_naive_form(name, op, replacement, monkeypatch):
-    monkeypatch.setattr(f"hf_arch.mixers.{name}.{op}", replacement)
+    monkeypatch.setattr(f"hf_arch.layers.mixers.{name}.{op}", replacement)
     config, model = _eager(name, hidden_size=256)  # wide, since the counter misses short convolutions
     ids, cost = token_ids(2, 12), hf_arch.cost(config, 12, batch_size=2)
     with torch.no_grad():

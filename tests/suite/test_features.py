@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import hf_arch
-from hf_arch.errors import ConfigError
-from hf_arch.modeling.configuration import FEATURES
+from hf_arch.core.errors import ConfigError
+from hf_arch.models.configuration import FEATURES
 from tests.suite.models import ARCHITECTURES, stirred_model, token_ids
 
 VALUES = {

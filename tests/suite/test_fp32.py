@@ -11,9 +11,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification, Trainer, TrainingArguments
 
 import hf_arch
-from hf_arch.components.fp32 import Fp32BiasLinear, kept_in_fp32
-from hf_arch.components.positions import ArchRotaryEmbedding
 from hf_arch.evaluation.loading import load_causal_lm
+from hf_arch.layers.fp32 import Fp32BiasLinear, kept_in_fp32
+from hf_arch.layers.positions import ArchRotaryEmbedding
 
 from .models import ARCHITECTURES, stirred_model, token_ids
 

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import hf_arch
+from hf_arch.core.errors import ConfigError
 from hf_arch.data import DataOptions, prepare_data
-from hf_arch.errors import ConfigError
 from tests.suite.models import ARCHITECTURES
 
 

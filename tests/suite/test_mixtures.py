@@ -9,7 +9,7 @@ import pytest
 
 import hf_arch
 from hf_arch.checks import check_model
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from tests.suite.models import ARCHITECTURES
 
 

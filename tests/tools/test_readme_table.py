@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from tools.readme_table import END, START, benchmark_table, fill_readme, main
 
 NUMBERS = {

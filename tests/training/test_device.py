@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.training import peak_flops as peak_module
 from hf_arch.training.memory import PeakMemory
 from hf_arch.training.peak_flops import measure_matmul_flops, peak_flops

@@ -16,7 +16,7 @@ import yaml
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.recipe.recipe import Recipe
 from hf_arch.training.launch import LaunchRequest, check_launch, read_request, requested_precision
 from hf_arch.training.run import run_training

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import hf_arch
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.recipe.recipe import Recipe
 from hf_arch.runs.files import read_metrics
 from hf_arch.training.muon import muon_options, muon_parameter_names

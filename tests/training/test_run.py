@@ -13,13 +13,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_arch.core.errors import ConfigError
 from hf_arch.core.failures import TrainingError
-from hf_arch.errors import ConfigError
 from hf_arch.recipe.recipe import Recipe, load_recipe
 from hf_arch.runs.files import read_metrics
 from hf_arch.runs.record import RunRecord
 from hf_arch.training import run as run_module
 from hf_arch.training.callbacks import MetricsLog
+from hf_arch.training.checkpoint_record import RECORD_FILE
 from hf_arch.training.checkpoints import newest_checkpoint
 from hf_arch.training.run import run_training
 from tests.training.tiny import recipe_values
@@ -178,10 +179,11 @@ def test_a_run_goes_on_with_the_batch_that_it_was_begun_with(text: Path, tmp_pat
 def test_sharded_checkpoints_are_for_the_strategy_that_wrote_them(finished: Path, text: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(finished, tmp_path / "run")
     (folder / "results.json").unlink()
-    config = json.loads((folder / "experiment_config.json").read_text())
-    config["run"]["launch"]["strategy"] = "fsdp2"
-    (folder / "experiment_config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match="are those of fsdp2"):
+    record = folder / "checkpoints" / "checkpoint-6" / RECORD_FILE
+    values = json.loads(record.read_text())
+    values["environment"]["strategy"] = "fsdp"
+    record.write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match="is one of fsdp, which only it can read"):
         train(recipe(text), folder, resume=True)
 
 

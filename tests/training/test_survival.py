@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 
+from hf_arch.core.errors import ConfigError
 from hf_arch.core.failures import Interrupted, TrainingError
-from hf_arch.errors import ConfigError
 from hf_arch.experiments.execution.worker import Suite
 from hf_arch.experiments.planning.prepare import ReadyRun
 from hf_arch.recipe.recipe import Recipe
@@ -34,10 +34,12 @@ from tests.training.tiny import recipe_values, write_recipe
 ROOT = Path(__file__).parents[2]
 
 
-def train(text: Path, folder: Path, resume: bool = False, **training: Any) -> dict[str, Any]:
+def train(
+    text: Path, folder: Path, resume: bool = False, extend_to: int | None = None, **training: Any
+) -> dict[str, Any]:
     quick = {"speed": False, "new_tokens": 1}
     recipe = Recipe.from_dict(recipe_values(text, training=training, evaluation=quick))
-    return run_training(recipe, folder, resume=resume, quiet=True)
+    return run_training(recipe, folder, resume=resume, quiet=True, extend_to=extend_to)
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -252,7 +254,7 @@ def test_wall_time_adds_up_where_the_run_was_killed(text: Path, tmp_path: Path) 
     (tmp_path / "run" / "results.json").write_text(json.dumps(killed))
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 5, "loss": 1.0, "wall_seconds": 1000.0}) + '\n{"step": 6, "lo')
-    done = train(text, tmp_path / "run", resume=True, max_steps=6)
+    done = train(text, tmp_path / "run", extend_to=6, max_steps=3)
     assert 1000 < done["wall_seconds"] < 1100
     assert [row["step"] for row in rows(tmp_path / "run", "loss")] == [1, 2, 3, 4, 5, 6]
 
@@ -324,22 +326,21 @@ def test_killed_at_any_moment_it_loses_no_more_than_the_steps_since_its_checkpoi
 @pytest.mark.slow
 def test_a_file_that_may_not_grow_is_one_line_and_keeps_the_checkpoint(text: Path, tmp_path: Path) -> None:
     """The limit on the size of files stands for a full disk: the optimiser's state no longer fits."""
-    recipe, folder = write_recipe(tmp_path, text, training={**LONG, "max_steps": 40}), tmp_path / "run"
-    assert start(recipe, folder, "training.max_steps=20").wait(120) == 0
-    (folder / "results.json").unlink()
+    recipe, folder = write_recipe(tmp_path, text, training={**LONG, "max_steps": 20}), tmp_path / "run"
+    assert start(recipe, folder).wait(120) == 0
     size = (folder / "checkpoints/checkpoint-20/optimizer.pt").stat().st_size
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1000, size - 1000))
 
-    process = start(recipe, folder, "--resume", preexec_fn=limit)
+    process = start(recipe, folder, "--extend-to", "40", preexec_fn=limit)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 1
     last = said.splitlines()[-1]
     assert last.startswith("error: the checkpoint of step 40 could not be written") and "checkpoint-20" in last
     assert "Traceback" not in said
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["checkpoint-20"]
-    assert start(recipe, folder, "--resume").wait(120) == 0
+    assert start(recipe, folder, "--extend-to", "40").wait(120) == 0
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.recipe.recipe import Recipe
 from hf_arch.runs.files import read_metrics
 from hf_arch.training.gradient_norms import GROUPS

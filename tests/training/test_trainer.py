@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, TrainingArguments, default_data_collator
 
 import hf_arch
+from hf_arch.core.errors import ConfigError
 from hf_arch.data import PreparedData, prepare_data
-from hf_arch.errors import ConfigError
 from hf_arch.evaluation.perplexity import TextLoss, sum_nats
 from hf_arch.recipe.build import build_config
 from hf_arch.recipe.recipe import Recipe

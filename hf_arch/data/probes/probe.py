@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from hf_arch.errors import ConfigError, choice_error, unknown_key_error
+from hf_arch.core.errors import ConfigError, choice_error, unknown_key_error
 
 IGNORE = -100
 

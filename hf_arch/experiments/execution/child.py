@@ -19,9 +19,9 @@ import threading
 import traceback
 from pathlib import Path
 
+from hf_arch.core.errors import ConfigError
 from hf_arch.core.failures import Interrupted, TrainingError
 from hf_arch.core.quiet import prepare_process
-from hf_arch.errors import ConfigError
 from hf_arch.experiments.execution.process import WRONG_USAGE
 from hf_arch.runs.files import CONFIG_FILE
 from hf_arch.runs.record import write_end

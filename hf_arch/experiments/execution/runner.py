@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from hf_arch.core.errors import ConfigError, choice_error
 from hf_arch.environment import read
-from hf_arch.errors import ConfigError, choice_error
 from hf_arch.experiments.execution.process import train_command
 from hf_arch.experiments.execution.progress import Progress
 from hf_arch.experiments.execution.worker import Suite, WorkerOptions

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_arch.errors import ConfigError
+from hf_arch.core.errors import ConfigError
 from hf_arch.experiments.execution.process import TAIL_LINES
 from hf_arch.experiments.execution.worker import Event, Suite, WorkerOptions
 from hf_arch.experiments.planning.prepare import ReadyRun

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_arch.core.files import write_json
+from hf_arch.core.files import write_atomic, write_json
 from hf_arch.experiments.execution.leases import LEASE_SECONDS, Claim, Claims
 from hf_arch.experiments.execution.process import LOG_FILE, WRONG_USAGE, Process, train_command
 from hf_arch.experiments.planning.prepare import ReadyRun
@@ -110,6 +110,7 @@ class Suite:
 
     def _train(self, run: ReadyRun, claim: Claim, environment: Mapping[str, str]) -> None:
         config = run.folder / CONFIG_FILE
+        earlier = config.read_text(encoding="utf-8") if config.is_file() else None
         write_json(config, run.config)
         failures = 0
         while True:
@@ -135,6 +136,8 @@ class Suite:
                 self._tell(run, run.reason)
                 continue
             failures += 1
+            if process.code == WRONG_USAGE and earlier is not None:
+                write_atomic(config, earlier)  # what is there was not trained with what is asked for now
             write_end(run.folder, run.name, "failed", process.describe_end(), error=process.tail())
             record = run.record
             useless = process.code == WRONG_USAGE or (record is not None and record.retry is False)

@@ -13,7 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import hf_arch
 from hf_arch.checkpoints.checkpoint import load_config, model_folder
-from hf_arch.errors import ConfigError, choice_error, nearest
+from hf_arch.core.errors import ConfigError, choice_error, nearest
 from hf_arch.evaluation.bench import Candidate
 from hf_arch.experiments.planning.plan import plan_runs
 from hf_arch.interchange import FOREIGN, to_foreign

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import read_json
-from hf_arch.errors import ConfigError
 from hf_arch.recipe.identity import former_hashes
 from hf_arch.recipe.recipe import RUN_FACTS, Recipe
 from hf_arch.runs.files import CONFIG_FILE

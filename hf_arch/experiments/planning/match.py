@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import hf_arch
-from hf_arch.errors import ConfigError, choice_error
+from hf_arch.core.errors import ConfigError, choice_error
 from hf_arch.recipe.recipe import MatchOptions
 
 AUTO_FIELDS = ("intermediate_size", "hidden_size")

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from hf_arch.errors import ConfigError, UnknownKeyError, choice_error
+from hf_arch.core.errors import ConfigError, UnknownKeyError, choice_error
 from hf_arch.experiments.planning.match import Matched, MatchError, Sizer, match_model, model_size
 from hf_arch.recipe.build import build_config
 from hf_arch.recipe.recipe import MatchOptions, Recipe

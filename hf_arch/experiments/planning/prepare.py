@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_arch.core.errors import ConfigError, choice_error
 from hf_arch.data import prepare_data
-from hf_arch.errors import ConfigError, choice_error
 from hf_arch.experiments.planning.folders import run_folder
 from hf_arch.experiments.planning.plan import Plan, Planner
 from hf_arch.recipe.recipe import RUN_FACTS, Recipe

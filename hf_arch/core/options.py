@@ -1,0 +1,98 @@
+"""Typed options of a component: a strict dataclass read from a nested dict such as `{"type": "gla", "expand_k": 0.5}`.
+
+An option whose value is None takes the config's own value of that meaning (`num_heads` -> `num_attention_heads`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from inspect import get_annotations
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from huggingface_hub.dataclasses import strict, type_validator
+from huggingface_hub.errors import StrictDataclassError
+
+from ..deprecations import current_names
+from .errors import ConfigError, unknown_key_error
+
+
+@strict
+@dataclass(kw_only=True)
+class Options:
+    """Base of every component's options; subclasses are decorated with `@options`."""
+
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+def options(cls: type) -> Any:
+    """Decorator: make a subclass of `Options` a strict keyword-only dataclass (types are checked on every
+    assignment)."""
+    for name in get_annotations(cls):
+        if not hasattr(cls, name):
+            raise ConfigError(f"{cls.__name__}: the option {name!r} has no default; give it one, None for the config's")
+    # The checks read types, not their names, which is what a module with postponed annotations gives.
+    hints = get_type_hints(cls)
+    cls.__annotations__ = {name: _with_whole_numbers(hints[name]) for name in get_annotations(cls)}
+    return strict(dataclass(kw_only=True)(cls))
+
+
+def _with_whole_numbers(hint: Any) -> Any:
+    """The type, with int wherever there is float: JSON and YAML write 2.0 as 2."""
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    return hint | int if float in kinds else hint
+
+
+def parse_options(cls: type[OptionsT], values: dict[str, Any], field: str) -> OptionsT:
+    """Read `values` into `cls`.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest known one) or a value of a wrong type; the line starts with
+        `field`.
+    """
+    values = current_names(field, values)
+    known = [f.name for f in fields(cls)]
+    for key in values:
+        if key not in known:
+            raise unknown_key_error(field, key, known)
+    try:
+        return cls(**values)
+    except StrictDataclassError as error:
+        wrong = mistyped(cls, values)
+        raise (
+            wrong.within(field, ": ") if wrong else ConfigError(f"{field}: {one_line(error)}", field=field)
+        ) from None
+
+
+def mistyped(cls: type, values: Mapping[str, Any]) -> ConfigError | None:
+    """The error of the first value that the type of its field in `cls` refuses: `field: value is not allowed; expected
+    type`. None where every value has its type."""
+    hints = {entry.name: entry.type for entry in fields(cls)}
+    for name, value in values.items():
+        try:
+            type_validator(name, value, hints.get(name, Any))
+        except TypeError:
+            message = f"{name}: {value!r} is not allowed; expected {_words(hints[name])}"
+            return ConfigError(message, field=name, value=value)
+    return None
+
+
+def _words(hint: Any) -> str:
+    """A type as a reader of YAML knows it: `int`, `one of int, null`, `one of 'a', 'b'`."""
+    if isinstance(hint, UnionType) or get_origin(hint) is Union:
+        return "one of " + ", ".join(_words(member) for member in get_args(hint))
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(repr(choice) for choice in get_args(hint))
+    return "null" if hint is NoneType else hint.__name__ if get_origin(hint) is None else str(hint)
+
+
+def one_line(error: Exception) -> str:
+    """A message of several lines as one."""
+    return " ".join(part.strip() for part in str(error).splitlines() if part.strip())
+
+
+def compact(values: Options) -> dict[str, Any]:
+    """The options as a dict without the Nones (which mean: as the config says)."""
+    return {key: value for key, value in asdict(values).items() if value is not None}  # type: ignore[call-overload]

@@ -1,0 +1,132 @@
+"""One mechanism for every kind of component: a named table that a user's own file can extend.
+
+    from hf_arch.core.registry import MIXERS
+
+    @MIXERS.register("my_mixer")
+    class MyMixer(RecurrentMixer): ...
+
+A registry entry is a class (or function) whose interface the registry's docstring names. Files named in the environment
+variable `HF_ARCH_PLUGINS` (separated by `os.pathsep`), or passed to `load_plugin`, are imported for the entries that
+they register.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from ..environment import read
+from .errors import ConfigError, choice_error
+
+T = TypeVar("T")
+PLUGIN_MODULE = "hf_arch_plugin_"
+"""How the names of modules made of users' files begin."""
+
+
+class Registry(Generic[T]):
+    """Named entries of one kind. `register` refuses a second entry under a name that is taken by another class."""
+
+    def __init__(self, kind: str, doc: str):
+        self.kind = kind
+        self.__doc__ = doc
+        self._entries: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator: enter a class or function under `name`; registering the same class again (a reload) replaces
+        it."""
+
+        def enter(entry: T) -> T:
+            taken = self._entries.get(name)
+            if taken is not None and _identity(taken) != _identity(entry):
+                raise ConfigError(
+                    f"{self.kind}: {name!r} is registered already by {_identity(taken)}; choose another name"
+                )
+            self._entries[name] = entry
+            return entry
+
+        return enter
+
+    def get(self, name: str, field: str | None = None) -> T:
+        """The entry called `name`; a ConfigError that names `field`, the nearest and all allowed names otherwise."""
+        if name not in self._entries:
+            load_environment_plugins()
+        if name not in self._entries:
+            raise choice_error(field or self.kind, name, self._entries)
+        return self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._entries))
+
+    def items(self) -> list[tuple[str, T]]:
+        return sorted(self._entries.items())
+
+
+def _identity(entry: Any) -> str:
+    # The bare name is kept for plugins, whose module name depends on where their file lies.
+    module = "" if entry.__module__.startswith(PLUGIN_MODULE) else f"{entry.__module__}."
+    return f"{module}{entry.__qualname__}"
+
+
+def load_plugin(path: str | os.PathLike) -> None:
+    """Import a user's file, so that what it registers can be named in configs. Loading the same file twice does
+    nothing.
+
+    Raises:
+        ConfigError: the file does not exist, is not Python by its name, or raises an error, whose line is named.
+    """
+    file = Path(path).expanduser().resolve()
+    if not file.is_file():
+        raise ConfigError(f"plugin: no file at {str(path)!r}")
+    module_name = f"{PLUGIN_MODULE}{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    if module_name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(module_name, file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"plugin: {str(path)!r} is not a Python file; its name should end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[module_name]
+        if isinstance(error, ConfigError) or not isinstance(error, Exception):
+            raise
+        raise ConfigError(f"plugin: {path}: {plugin_line(error)}{type(error).__name__}: {error}") from error
+
+
+def plugin_line(error: BaseException) -> str:
+    """`line 12: ` for the last line of a user's file on the way to `error`; empty where there is none."""
+    lines = [
+        line
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_globals.get("__name__", "").startswith(PLUGIN_MODULE)
+    ]
+    return f"line {lines[-1]}: " if lines else ""
+
+
+def load_environment_plugins() -> None:
+    """Import the files that `HF_ARCH_PLUGINS` names."""
+    for path in filter(None, (read("HF_ARCH_PLUGINS") or "").split(os.pathsep)):
+        load_plugin(path)
+
+
+MIXERS: Registry[Any] = Registry("mixer", "Token mixers: subclasses of `hf_arch.layers.mixers.base.Mixer`.")
+FFNS: Registry[Any] = Registry("ffn", "Channel mixers: subclasses of `hf_arch.layers.ffns.ffn.FeedForward`.")
+NORMS: Registry[Any] = Registry("norm", "Norms: modules built as `norm(dim, eps)`.")
+POSITIONS: Registry[Any] = Registry(
+    "position", "Position encodings: subclasses of `hf_arch.layers.positions.Position`."
+)
+STREAMS: Registry[Any] = Registry("stream", "Residual streams: subclasses of `hf_arch.layers.streams.base.Stream`.")
+ACTIVATIONS: Registry[Callable] = Registry("activation", "Elementwise functions of one tensor.")
+ARCHITECTURES: Registry[Any] = Registry(
+    "architecture", "Architectures: `hf_arch.models.architectures.base.Architecture` entries."
+)

@@ -1,1 +1,0 @@
-"""Parameters, FLOPs and state bytes from a config alone."""

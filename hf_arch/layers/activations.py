@@ -1,0 +1,64 @@
+"""Activations, by name: `gelu`, `gelu_tanh` (GPT-2's `gelu_new`), `silu`, `relu`, `relu2` (squared ReLU, So et al.
+2021), `leaky_relu`, `sigmoid`, `logsigmoid`, `tanh`, `identity`, `powlu`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..core.registry import ACTIVATIONS
+from ..ops.custom_op import manual_backward
+
+
+@ACTIVATIONS.register("gelu_tanh")
+def gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+@ACTIVATIONS.register("relu2")
+def relu2(x: Tensor) -> Tensor:
+    return _SquaredReLU.apply(x)
+
+
+class _SquaredReLU(torch.autograd.Function):
+    """relu(x)^2, whose gradient 2 relu(x) needs neither x nor a mask: a third of what autograd's two steps cost."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        positive = F.relu(x)
+        ctx.save_for_backward(positive)
+        return positive * positive
+
+    @staticmethod
+    @manual_backward
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (positive,) = ctx.saved_tensors
+        return (grad * positive).mul_(2)
+
+
+@ACTIVATIONS.register("identity")
+def identity(x: Tensor) -> Tensor:
+    return x
+
+
+@ACTIVATIONS.register("powlu")
+def powlu(x: Tensor) -> Tensor:
+    """`sigmoid(x) x^(3 / (sqrt(x) + 1))` for x > 0, else `sigmoid(x) x`: a SiLU that is flatter far from 0."""
+    positive = torch.where(x > 0, x, 1)  # 1 where it is not read, for the gradient of the root
+    return torch.sigmoid(x) * torch.where(x > 0, positive ** (3 / (positive.sqrt() + 1)), x)
+
+
+@ACTIVATIONS.register("leaky_relu")
+def leaky_relu(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, 0.01)
+
+
+ACTIVATIONS.register("gelu")(F.gelu)
+ACTIVATIONS.register("silu")(F.silu)
+ACTIVATIONS.register("relu")(F.relu)
+ACTIVATIONS.register("sigmoid")(torch.sigmoid)
+ACTIVATIONS.register("logsigmoid")(F.logsigmoid)
+ACTIVATIONS.register("tanh")(torch.tanh)

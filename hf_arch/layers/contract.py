@@ -1,0 +1,137 @@
+"""What a layer is given and what it gives back, as types.
+
+The decoder works everything out once per model call (masks by kind, positions, rotary embeddings, documents, padding)
+and hands each layer one `LayerContext`. A layer returns its hidden states alone, or a `LayerOutput` where it also
+publishes values for later layers or routes tokens to experts.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ..core.errors import ConfigError
+from .cost import MixerCost
+from .fp32 import KeepsFp32
+from .layout import PLAIN_LAYOUT, SequenceLayout
+from .state import LayerState
+
+
+@dataclass(frozen=True)
+class LayerContext:
+    """What a mixer or feed-forward may need besides its hidden states [B, T, D].
+
+    Attributes:
+        layout: padding and documents of the batch.
+        attention_mask: of this layer's kind, as transformers makes it for the attention implementation; None = causal.
+        position_ids: [B or 1, T] int64.
+        position_embeddings: (cos, sin), each [B or 1, T, R] of this layer's rotary embedding, or None.
+        position_bias: [B, H, T, S], added to attention scores (ALiBi), or None.
+        cache: transformers' cache of the whole model, or None; `state` and `update_kv` reach this layer's entry.
+        execution: the cache entry of this run of the layer, where layers run several times; None = its own index.
+        use_cache: whether the caller asked for a cache.
+        shared: this layer's entry of parameters shared among layers (`Mixer.shared`), or None.
+        values: what earlier layers published, by the names that this layer `needs`; each [B, T, ...].
+        attention_kwargs: further arguments for transformers' attention functions.
+    """
+
+    layout: SequenceLayout = PLAIN_LAYOUT
+    attention_mask: Any = None
+    position_ids: Tensor | None = None
+    position_embeddings: tuple[Tensor, Tensor] | None = None
+    position_bias: Tensor | None = None
+    cache: Any = None
+    execution: int | None = None
+    use_cache: bool | None = None
+    shared: Any = None
+    values: Mapping[str, Tensor] = field(default_factory=dict)
+    attention_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def state(self, layer_idx: int) -> LayerState:
+        """The recurrent and convolution states of this run of layer `layer_idx`."""
+        return LayerState(self.cache, layer_idx if self.execution is None else self.execution)
+
+    def update_kv(self, key: Tensor, value: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, H, T, K] with the cached ones before them; as they are without a cache."""
+        if self.cache is None:
+            return key, value
+        return self.cache.update(key, value, layer_idx if self.execution is None else self.execution)
+
+    def to(self, device: Any, non_blocking: bool = False) -> LayerContext:
+        """A copy with every tensor on `device` and the cache where it is; accelerate calls it for a model that is
+        spread over devices."""
+        moved = {f.name: _moved(getattr(self, f.name), device, non_blocking) for f in fields(self) if f.name != "cache"}
+        return replace(self, **moved)
+
+
+def _moved(value: Any, device: Any, non_blocking: bool) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=non_blocking)
+    if isinstance(value, Mapping):
+        return {name: _moved(item, device, non_blocking) for name, item in value.items()}
+    if isinstance(value, tuple):
+        items = [_moved(item, device, non_blocking) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    return value
+
+
+EMPTY_CONTEXT = LayerContext()
+"""A plain batch: no padding, no documents, no cache, no positions."""
+
+
+@dataclass(frozen=True)
+class LayerOutput:
+    """What a layer gives back where hidden states are not all of it.
+
+    Attributes:
+        hidden_states: [B, T, D].
+        published: values for later layers, by name; exactly the names that the layer `publishes`.
+        router_logits: [B T, E] of a layer that routes tokens to experts, or None.
+    """
+
+    hidden_states: Tensor
+    published: Mapping[str, Tensor] = field(default_factory=dict)
+    router_logits: Tensor | None = None
+
+    @classmethod
+    def of(cls, out: Tensor | LayerOutput) -> LayerOutput:
+        """`out` as a LayerOutput; hidden states alone are one that publishes nothing."""
+        return out if isinstance(out, LayerOutput) else cls(out)
+
+
+class Part(KeepsFp32):
+    """Base of whatever can be put into a model by name: it initialises its own parameters and counts its own cost."""
+
+    no_weight_decay: ClassVar[tuple[str, ...]] = ()
+    """Names of parameters that weight decay must leave alone, besides norms and biases."""
+
+    def init_weights(self) -> None:
+        """Initialise the parameters that are neither Linear, Conv nor norm (those follow the config's policy)."""
+
+    def cost(self, seq_len: int) -> MixerCost:
+        """What it costs beyond its Linear layers, for one sequence of `seq_len` tokens."""
+        return MixerCost()
+
+
+_IN_CONTEXT = {f.name: f.name for f in fields(LayerContext)} | {"past_key_values": "cache", "carry": "values"}
+
+
+def check_signature(cls: type, method: str, own: tuple[str, ...] = ()) -> None:
+    """Refuse a layer whose `method` expects parts of the context as arguments of its own: they would stay at their
+    defaults.
+
+    Raises:
+        ConfigError: names the argument and the attribute of the context to read in its place.
+    """
+    if method not in vars(cls):
+        return
+    for name in inspect.signature(vars(cls)[method]).parameters:
+        if name in _IN_CONTEXT and name not in own:
+            raise ConfigError(
+                f"{cls.__name__}.{method}: {name!r} is not passed as an argument; take `context: LayerContext` and "
+                f"read `context.{_IN_CONTEXT[name]}`"
+            )

@@ -1,0 +1,83 @@
+"""The feed-forward networks of a mixture of experts, packed into 3-D weights.
+
+Packed weights let transformers' experts backends run all chosen pairs of token and expert as a few large products
+(`model.set_experts_implementation("grouped_mm" | "batched_mm" | "eager")`). The loops below are the eager reference,
+and run where torch's grouped products cannot: in fp64, and where rows of a weight do not begin at multiples of 16
+bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.integrations import use_experts_implementation
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, ExpertsInterface
+
+from ...core.registry import ACTIVATIONS
+
+ALIGNMENT = 16
+
+
+def _grouped_mm(module: nn.Module, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+    fits = all(p.stride(-2) * p.element_size() % ALIGNMENT == 0 for p in module.parameters())
+    fits = fits and x.dtype != torch.float64
+    grouped: Any = ALL_EXPERTS_FUNCTIONS["grouped_mm"]
+    eager: Any = type(module).forward.__wrapped__  # type: ignore[attr-defined]
+    return (grouped if fits else eager)(module, x, experts, weights)
+
+
+BACKENDS = ExpertsInterface()
+BACKENDS["grouped_mm"] = _grouped_mm
+
+
+@use_experts_implementation(experts_interface=BACKENDS)
+class GatedExperts(nn.Module):
+    """E networks down(act(gate x) * up x); gate and up stacked in one weight.
+
+    `forward(x [N, D], experts [N, k], weights [N, k])` gives sum_k weights_k expert_k(x), [N, D].
+    """
+
+    def __init__(self, config: Any, num_experts: int, intermediate_size: int, activation: str):
+        super().__init__()
+        self.num_experts = num_experts
+        self.gate_up_proj = nn.Parameter(torch.empty(num_experts, 2 * intermediate_size, config.hidden_size))
+        self.down_proj = nn.Parameter(torch.empty(num_experts, config.hidden_size, intermediate_size))
+        self.act_fn = ACTIVATIONS.get(activation, "hidden_act")
+
+    def forward(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+        def network(expert: int, tokens: Tensor) -> Tensor:
+            gate, up = F.linear(tokens, self.gate_up_proj[expert]).chunk(2, dim=-1)
+            return F.linear(self.act_fn(gate) * up, self.down_proj[expert])
+
+        return _weighted_sum(network, self.num_experts, x, experts, weights)
+
+
+@use_experts_implementation(experts_interface=BACKENDS, has_gate=False)
+class PlainExperts(nn.Module):
+    """E networks down(act(up x)); called as GatedExperts."""
+
+    def __init__(self, config: Any, num_experts: int, intermediate_size: int, activation: str):
+        super().__init__()
+        self.num_experts = num_experts
+        self.up_proj = nn.Parameter(torch.empty(num_experts, intermediate_size, config.hidden_size))
+        self.down_proj = nn.Parameter(torch.empty(num_experts, config.hidden_size, intermediate_size))
+        self.act_fn = ACTIVATIONS.get(activation, "hidden_act")
+
+    def forward(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+        def network(expert: int, tokens: Tensor) -> Tensor:
+            return F.linear(self.act_fn(F.linear(tokens, self.up_proj[expert])), self.down_proj[expert])
+
+        return _weighted_sum(network, self.num_experts, x, experts, weights)
+
+
+def _weighted_sum(network: Any, num_experts: int, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+    """Each expert over the tokens that chose it, one expert after another."""
+    out = torch.zeros_like(x)
+    for expert in range(num_experts):
+        tokens, slots = torch.where(experts == expert)
+        weighted = network(expert, x[tokens]) * weights[tokens, slots, None]
+        out = out.index_add(0, tokens, weighted.to(out.dtype))
+    return out

@@ -1,0 +1,133 @@
+"""RWKV6 "Finch": linear attention with a data-dependent decay and token shift (Peng et al. 2024, arXiv 2404.05892).
+
+    d_t = x_{t-1} - x_t,   m_t = tanh(W_1 (x_t + d_t * mu)) W_2 + b,   x^n_t = x_t + d_t * m^n_t  (n in r, w, k, v, g)
+    w_t = exp(-exp(W_b tanh(W_a x^w_t) + b_w)),   r, k, v, g = W x^n
+    o_t = r_t^T (S_{t-1} + diag(u) k_t v_t^T),   S_t = diag(w_t) S_{t-1} + k_t v_t^T
+    y_t = W_o [ GroupNorm(o_t) * silu(g_t) ]
+
+A receptance r reads the state of earlier tokens; the present one is weighed by the bonus u.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import initialization as init
+
+from ...core.errors import ConfigError
+from ...core.options import Options, options
+from ...core.registry import MIXERS
+from ...ops.conv import token_shift
+from ...ops.linear_attention import linear_attention
+from ...ops.precision import state_dtype
+from ..attention_product import cache_element_bytes
+from ..contract import LayerContext
+from ..fp32 import Fp32BiasLinear
+from ..layout import SequenceLayout
+from ..norms import HeadGroupNorm
+from ..state import LayerState
+from .base import MixerCost
+from .linear_heads import LinearHeadsMixer, repeat_kv_heads
+
+STREAMS = "rwkvg"
+"""The five inputs that are shifted by amounts of their own: receptance, decay, key, value, gate."""
+
+
+@options
+class RWKV6Options(Options):
+    """num_heads and num_kv_heads: None takes the config's; shift_rank and decay_rank: of the low-rank maps that make
+    the token shifts and the decays."""
+
+    num_heads: int | None = None
+    num_kv_heads: int | None = None
+    expand_k: float | int = 0.5
+    expand_v: float | int = 1.0
+    shift_rank: int = 32
+    decay_rank: int = 64
+
+
+@MIXERS.register("rwkv6")
+class DynamicTimeMix(LinearHeadsMixer):
+    """RWKV6's time mix; `q_proj` makes the receptances."""
+
+    Options = RWKV6Options
+    label: ClassVar[str] = "RWKV6"
+    no_weight_decay: ClassVar[tuple[str, ...]] = ("shift_bias", "bonus")
+
+    def __init__(self, config: Any, options: RWKV6Options, layer_idx: int):
+        super().__init__(config, options, layer_idx)
+        width, sizes = config.hidden_size, self.sizes
+        self.shift_mix = nn.Parameter(torch.empty(width))
+        self.shift_down = nn.Linear(width, len(STREAMS) * options.shift_rank, bias=False)
+        self.shift_up = nn.Parameter(torch.empty(len(STREAMS), options.shift_rank, width))
+        self.shift_bias = nn.Parameter(torch.empty(len(STREAMS), width))
+        self.decay_down = nn.Linear(width, options.decay_rank, bias=False)
+        self.decay_up = Fp32BiasLinear(options.decay_rank, sizes.kv_key_dim)
+        self.g_proj = nn.Linear(width, sizes.value_dim, bias=False)
+        self.bonus = nn.Parameter(torch.empty(sizes.num_heads, sizes.head_k_dim))
+        self.o_norm = HeadGroupNorm(sizes.num_heads, sizes.head_v_dim, config.norm_eps)
+
+    @classmethod
+    def validate(cls, config: Any, options: RWKV6Options) -> None:
+        super().validate(config, options)
+        for name in ("shift_rank", "decay_rank"):
+            if getattr(options, name) < 1:
+                raise ConfigError(f"mixer rwkv6: {name} {getattr(options, name)} is not allowed; use an integer >= 1")
+
+    def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
+        before, last = token_shift(
+            x,
+            initial_state=state.conv(),
+            segment_ids=layout.segment_ids,
+            output_final_state=bool(state),
+            num_valid=layout.num_valid,
+        )
+        state.write_conv(last)
+        x_r, x_w, x_k, x_v, x_g = self.shifted(x, before - x)
+        q, k, v = self.sizes.split(self.q_proj(x_r), layout.zero_padding(self.k_proj(x_k)), self.v_proj(x_v))
+        decay = -torch.exp(self.decay_up(torch.tanh(self.decay_down(x_w))).to(state_dtype(x)))
+        decay = layout.zero_padding(decay).unflatten(-1, (self.sizes.num_kv_heads, self.sizes.head_k_dim))
+        out, final = linear_attention(
+            q,
+            k,
+            v,
+            repeat_kv_heads(self.sizes, decay),
+            bonus=self.bonus,
+            scale=1.0,
+            initial_state=state.recurrent(),
+            output_final_state=bool(state),
+            segment_ids=layout.segment_ids,
+        )
+        state.write_recurrent(final)
+        return self.o_proj(self.o_norm(out) * F.silu(self.g_proj(x_g)))
+
+    def shifted(self, x: Tensor, delta: Tensor) -> tuple[Tensor, ...]:
+        """The five inputs x + delta * m, each [B, T, D]."""
+        low = torch.tanh(self.shift_down(torch.addcmul(x, delta, self.shift_mix)))
+        low = low.unflatten(-1, (len(STREAMS), -1)).movedim(2, 0).flatten(1, 2)  # [5, B T, R]
+        amounts = torch.baddbmm(self.shift_bias.unsqueeze(1).to(low.dtype), low, self.shift_up.to(low.dtype))
+        return tuple(torch.addcmul(x, delta, amount.view_as(x)) for amount in amounts.unbind(0))
+
+    def cost(self, seq_len: int) -> MixerCost:
+        """10 R D FLOPs a token for the five mixes of rank R; the state also holds the last token, D numbers."""
+        base, shift = super().cost(seq_len), 2 * self.shift_up.numel()
+        return MixerCost(
+            mixing_flops=base.mixing_flops + shift * seq_len,
+            decode_flops=base.decode_flops + shift,
+            state_bytes=base.state_bytes + self.config.hidden_size * cache_element_bytes(self.config),
+        )
+
+    def init_weights(self) -> None:
+        for parameter in (self.shift_mix, self.shift_bias, self.bonus, self.decay_down.weight, self.decay_up.bias):
+            init.zeros_(parameter)
+        for linear in (self.q_proj, self.k_proj, self.v_proj, self.g_proj, self.o_proj, self.shift_down):
+            init.xavier_uniform_(linear.weight, gain=2**-2.5)
+        # As one [5 R, D] matrix, the way the reference holds it.
+        fan_in, rank, fan_out = self.shift_up.shape
+        bound = 2**-2.5 * (6 / (fan_in * rank + fan_out)) ** 0.5
+        init.uniform_(self.shift_up, -bound, bound)
+        rows, columns = self.decay_up.weight.shape
+        init.orthogonal_(self.decay_up.weight, gain=0.1 * max(1.0, columns / rows) ** 0.5)

@@ -1,0 +1,193 @@
+"""RWKV7 "Goose": the delta rule with a vector decay and a removal key of its own (Peng et al. 2025, arXiv 2503.14456).
+
+    d_t = x_{t-1} - x_t,   x^n_t = x_t + d_t * mu_n  (n in r, w, k, v, a, g),   r, k, v = W x^n
+    w_t = exp(-e^(-1/2) sigmoid(W_2 tanh(W_1 x^w) + b)),   a_t = sigmoid(low rank(x^a)),   g_t = W_2 sigmoid(W_1 x^g)
+    v_t = v_t + (v^1_t - v_t) sigmoid(low rank(x^v)) after the first layer, whose values are v^1
+    z_t = unit(k_t * xi),   k_t = k_t * (1 + (a_t - 1) * alpha)
+    S_t = diag(w_t) S_{t-1} - (z_t * a_t) (z_t^T S_{t-1}) + k_t v_t^T,   o_t = r_t^T S_t
+    y_t = W_o [ (GroupNorm(o_t) + (r_t . (rho * k_t)) v_t) * g_t ]
+
+What is removed (z) and what is written (k) may differ, and every channel decides how much of it is replaced (a).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from ...core.errors import ConfigError
+from ...core.options import Options, options
+from ...core.registry import MIXERS
+from ...ops.conv import token_shift
+from ...ops.delta_rule import dplr_delta_rule
+from ...ops.norm import l2_norm
+from ...ops.precision import state_dtype
+from ..attention_product import cache_element_bytes
+from ..contract import LayerContext, LayerOutput
+from ..fp32 import Fp32BiasLinear
+from ..layout import SequenceLayout
+from ..norms import HeadGroupNorm
+from ..state import LayerState
+from .base import MixerCost, divide
+from .linear_heads import HeadSizes, LinearHeadsMixer
+
+STREAMS = "rwkvag"
+"""Inputs with a token shift of their own: receptance, decay, key, value, replacement rate, gate."""
+MIN_LOG_DECAY = -math.exp(-0.5)
+FIRST_VALUE = "rwkv7_first_value"
+"""The values [B, T, H N] of the first layer, which every later one mixes into its own."""
+
+
+@options
+class RWKV7Options(Options):
+    """num_heads: None takes the config's. The ranks are those of the low-rank maps of decay, replacement rate, value
+    mix and gate; `key_eps` is added to the square of a key's length."""
+
+    num_heads: int | None = None
+    decay_rank: int = 64
+    rate_rank: int = 64
+    value_rank: int = 16
+    gate_rank: int = 128
+    key_eps: float = 1e-6
+
+
+class LowRank(nn.Sequential):
+    """W_2 act(W_1 x) + b."""
+
+    def __init__(
+        self, width: int, rank: int, activation: nn.Module, bias: bool = True, up: type[nn.Linear] = nn.Linear
+    ):
+        super().__init__(nn.Linear(width, rank, bias=False), activation, up(rank, width, bias=bias))
+
+    def init_weights(self, bias: Tensor | None) -> None:
+        """W_1 = 0, W_2 orthogonal x 0.1, b as given: at first the map is its bias."""
+        up = self[2]
+        assert isinstance(self[0], nn.Linear) and isinstance(up, nn.Linear)
+        init.zeros_(self[0].weight)
+        rows, columns = up.weight.shape
+        init.orthogonal_(up.weight, gain=0.1 * max(1.0, columns / rows) ** 0.5)
+        if bias is not None:
+            init.copy_(up.bias, bias)
+
+
+@MIXERS.register("rwkv7")
+class GeneralizedDeltaTimeMix(LinearHeadsMixer):
+    """RWKV7's time mix; `q_proj` makes the receptances."""
+
+    Options = RWKV7Options
+    label: ClassVar[str] = "RWKV7"
+    state_products: ClassVar[int] = 4  # z^T S, r^T S, and two outer products
+    no_weight_decay: ClassVar[tuple[str, ...]] = ("shift_mix", "removal_scale", "rate_scale", "bonus")
+
+    def __init__(self, config: Any, options: RWKV7Options, layer_idx: int):
+        super().__init__(config, options, layer_idx)
+        width, sizes = config.hidden_size, self.sizes
+        self.shift_mix = nn.Parameter(torch.empty(len(STREAMS), width))
+        self.removal_scale = nn.Parameter(torch.empty(width))
+        self.rate_scale = nn.Parameter(torch.empty(width))
+        self.bonus = nn.Parameter(torch.empty(sizes.num_heads, sizes.head_k_dim))
+        self.decay = LowRank(width, options.decay_rank, nn.Tanh(), up=Fp32BiasLinear)
+        self.rate = LowRank(width, options.rate_rank, nn.Identity())
+        self.gate = LowRank(width, options.gate_rank, nn.Sigmoid(), bias=False)
+        is_first = bool(self.publishes(config, options, layer_idx))
+        self.value_mix = None if is_first else LowRank(width, options.value_rank, nn.Identity())
+        self.o_norm = HeadGroupNorm(sizes.num_heads, sizes.head_v_dim, sizes.head_k_dim * config.norm_eps)
+
+    @classmethod
+    def publishes(cls, config: Any, options: Any, layer_idx: int) -> tuple[str, ...]:
+        first = next(index for index, (mixer, _) in enumerate(config.mixer_specs) if issubclass(mixer, cls))
+        return (FIRST_VALUE,) if layer_idx == first else ()
+
+    @classmethod
+    def needs(cls, config: Any, options: Any, layer_idx: int) -> tuple[str, ...]:
+        return () if cls.publishes(config, options, layer_idx) else (FIRST_VALUE,)
+
+    @classmethod
+    def head_sizes(cls, config: Any, options: RWKV7Options) -> HeadSizes:
+        heads = options.num_heads or config.num_attention_heads
+        size = divide(config.hidden_size, heads, "num_attention_heads", "hidden_size")
+        return HeadSizes(heads, heads, size, size)
+
+    @classmethod
+    def validate(cls, config: Any, options: RWKV7Options) -> None:
+        super().validate(config, options)
+        for name in ("decay_rank", "rate_rank", "value_rank", "gate_rank"):
+            if getattr(options, name) < 1:
+                raise ConfigError(f"mixer rwkv7: {name} {getattr(options, name)} is not allowed; use an integer >= 1")
+
+    def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor | LayerOutput:
+        before, last = token_shift(
+            x,
+            initial_state=state.conv(),
+            segment_ids=layout.segment_ids,
+            output_final_state=bool(state),
+            num_valid=layout.num_valid,
+        )
+        state.write_conv(last)
+        delta = before - x
+        x_r, x_w, x_k, x_v, x_a, x_g = (torch.addcmul(x, delta, amount) for amount in self.shift_mix)
+        # Zero keys make padding a no-op: nothing is removed and nothing written.
+        key, value = layout.zero_padding(self.k_proj(x_k)), self.v_proj(x_v)
+        first_value = value
+        if self.value_mix is not None:
+            value = torch.lerp(value, context.values[FIRST_VALUE], self.value_mix(x_v).sigmoid())
+        rate = self.rate(x_a).sigmoid()
+        removal = l2_norm(self.heads(key * self.removal_scale), self.options.key_eps)
+        key = key * (1.0 + (rate - 1.0) * self.rate_scale)
+        log_decay = MIN_LOG_DECAY * self.decay(x_w).to(state_dtype(x)).sigmoid()
+        receptance, key, value = self.heads(self.q_proj(x_r)), self.heads(key), self.heads(value)
+        out, final = dplr_delta_rule(
+            receptance,
+            self.heads(layout.zero_padding(log_decay)),
+            key,
+            value,
+            -removal,
+            removal * self.heads(rate),
+            min_log_decay=MIN_LOG_DECAY,
+            initial_state=state.recurrent(),
+            output_final_state=bool(state),
+            segment_ids=layout.segment_ids,
+        )
+        state.write_recurrent(final)
+        present = (receptance * key * self.bonus).sum(-1, keepdim=True) * value
+        out = self.o_proj((self.o_norm(out) + present.flatten(2)) * self.gate(x_g))
+        return LayerOutput(out, {FIRST_VALUE: first_value}) if self.value_mix is None else out
+
+    def heads(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, H, N]."""
+        return x.unflatten(-1, (self.sizes.num_heads, -1))
+
+    def cost(self, seq_len: int) -> MixerCost:
+        """The state also holds the last token, D numbers."""
+        base = super().cost(seq_len)
+        return replace(base, state_bytes=base.state_bytes + self.config.hidden_size * cache_element_bytes(self.config))
+
+    def init_weights(self) -> None:
+        width, size, depth = self.config.hidden_size, self.sizes.head_k_dim, self.config.num_hidden_layers
+        late = self.layer_idx / max(depth - 1, 1)
+        early = 1.0 - self.layer_idx / depth
+        channel = torch.arange(width, dtype=torch.float32)
+        centred = channel / max(width - 1, 1) - 0.5
+        zigzag = (channel % size - (size - 1) / 2) / max((size - 1) / 2, 0.5)
+        zigzag = zigzag * zigzag.abs()
+        powers = {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}
+        init.copy_(self.shift_mix, torch.stack([1.0 - (channel / width) ** (powers[n] * early) for n in STREAMS]))
+        init.copy_(self.removal_scale, 0.71 - 0.1 * centred)
+        init.constant_(self.rate_scale, 1.02)
+        init.constant_(self.bonus, -0.04)
+        ramp = -6.0 + 6.0 * (channel / max(width - 1, 1)) ** (1.0 + late**0.3)
+        self.decay.init_weights(ramp + 0.5 + 2.5 * zigzag)
+        self.rate.init_weights(-0.19 + 0.3 * zigzag + 0.4 * centred)
+        self.gate.init_weights(None)
+        if self.value_mix is not None:
+            self.value_mix.init_weights(0.73 - 0.4 * centred)
+        init.constant_(self.o_norm.weight, ((self.layer_idx + 1) / depth) ** 0.7)
+        init.orthogonal_(self.q_proj.weight)
+        init.orthogonal_(self.k_proj.weight, gain=0.1)
+        init.orthogonal_(self.v_proj.weight)
+        init.zeros_(self.o_proj.weight)

@@ -1,0 +1,72 @@
+"""Norms, by name: `layernorm` (Ba et al. 2016), `layernorm_nobias`, `rmsnorm` (Zhang & Sennrich 2019).
+
+Class names contain LayerNorm or RMSNorm because transformers' weight initialisation recognises norms by them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..core.registry import NORMS
+from ..ops.norm import rms_norm, silu_gated_rms_norm
+from ..ops.precision import state_dtype
+from .activations import ACTIVATIONS
+
+
+@NORMS.register("layernorm")
+class ArchLayerNorm(nn.LayerNorm):
+    """LayerNorm with weight and bias over the last axis."""
+
+    def __init__(self, dim: int, eps: float = 1e-5, bias: bool = True):
+        super().__init__(dim, eps=eps, bias=bias)
+
+
+@NORMS.register("layernorm_nobias")
+class ArchLayerNormNoBias(ArchLayerNorm):
+    """LayerNorm with a weight alone."""
+
+    def __init__(self, dim: int, eps: float = 1e-5):
+        super().__init__(dim, eps, bias=False)
+
+
+@NORMS.register("rmsnorm")
+class ArchRMSNorm(nn.Module):
+    """RMSNorm with a weight over the last axis [..., dim]; `affine=False` leaves the weight out."""
+
+    def __init__(self, dim: int, eps: float = 1e-6, affine: bool = True):
+        super().__init__()
+        self.dim, self.eps = dim, eps
+        self.weight = nn.Parameter(torch.ones(dim)) if affine else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, eps={self.eps}"
+
+
+class GatedRMSNorm(ArchRMSNorm):
+    """`rms_norm(x) * gate_fn(gate)`: the norm first, the gate after (Yang et al. 2023, GLA's output gate)."""
+
+    def __init__(self, dim: int, eps: float = 1e-6, activation: str = "silu", affine: bool = True):
+        super().__init__(dim, eps, affine)
+        self.gate_fn = ACTIVATIONS.get(activation, "gate_activation")
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
+        if self.gate_fn is F.silu:
+            return silu_gated_rms_norm(x, self.weight, gate, self.eps)
+        return rms_norm(x, self.weight, self.eps) * self.gate_fn(gate)
+
+
+class HeadGroupNorm(nn.GroupNorm):
+    """Each head's LayerNorm over its own features, with a weight and a bias for all of them (RWKV's output norm)."""
+
+    def __init__(self, num_heads: int, head_dim: int, eps: float = 1e-5):
+        super().__init__(num_heads, num_heads * head_dim, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., H, V] -> [..., H V] in x's dtype."""
+        out = F.layer_norm(x.to(state_dtype(x)), x.shape[-1:], eps=self.eps).flatten(-2)
+        return torch.addcmul(self.bias, out, self.weight).to(x.dtype)

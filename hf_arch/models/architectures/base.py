@@ -1,0 +1,87 @@
+"""How an architecture is entered: its name, config, model classes, a tiny version for tests, and where it comes
+from."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+from transformers.models.auto import modeling_auto
+
+from ...core.bundled import BUNDLED
+from ...core.registry import ARCHITECTURES
+from ..configuration import ArchConfig
+
+AUTO_CLASSES: dict[str, Any] = {
+    "model": AutoModel,
+    "causal_lm": AutoModelForCausalLM,
+    "sequence_classification": AutoModelForSequenceClassification,
+    "token_classification": AutoModelForTokenClassification,
+    "question_answering": AutoModelForQuestionAnswering,
+}
+# transformers decides by these tables of names, not by classes, whether labels are shifted (label smoothing) and
+# which labels a test needs.
+_NAME_TABLES = {
+    "model": "MODEL_MAPPING_NAMES",
+    "causal_lm": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "sequence_classification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+    "token_classification": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
+    "question_answering": "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES",
+}
+# A few thousand parameters, sizes that differ wherever a mistake could hide behind equal ones.
+TINY = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """An entry of `hf_arch.core.registry.ARCHITECTURES`.
+
+    Attributes:
+        name: short name; the config's model_type is `hfa_<name>`.
+        summary: one line for `hf-arch list`. paper: where it was published.
+        tiny: config values that, over `TINY`, switch every feature of this architecture on.
+    """
+
+    name: str
+    config: type[ArchConfig]
+    model: type
+    causal_lm: type
+    sequence_classification: type
+    token_classification: type
+    question_answering: type
+    summary: str
+    paper: str
+    tiny: dict[str, Any] = field(default_factory=dict)
+
+    def tiny_config(self, **overrides: Any) -> ArchConfig:
+        return self.config(**{**TINY, **self.tiny, **overrides})
+
+
+def register_architecture(entry: Architecture) -> Architecture:
+    """Enter an architecture here, with transformers' Auto classes, and in transformers' tables of names.
+
+    A model that brings its own code does not claim its model_type: the next repository brings its own classes for it.
+    """
+    ARCHITECTURES._entries[entry.name] = entry
+    model_type = entry.config.model_type
+    if not BUNDLED:
+        AutoConfig.register(model_type, entry.config, exist_ok=True)
+    for kind, auto_class in AUTO_CLASSES.items():
+        model_class = getattr(entry, kind)
+        auto_class.register(entry.config, model_class, exist_ok=True)
+        getattr(modeling_auto, _NAME_TABLES[kind])[model_type] = model_class.__name__
+    return entry

@@ -1,0 +1,118 @@
+"""One decoder block: a token mixer and a channel mixer with their norms, on a residual stream.
+
+With the stream `add`:
+pre:       x + mixer(norm(x)),        then x + ffn(norm(x))            (GPT-2, Llama)
+post:      norm(x + mixer(x)),        then norm(x + ffn(x))            (Vaswani et al. 2017)
+sandwich:  x + norm(mixer(norm(x))),  then x + norm(ffn(norm(x)))      (Ding et al. 2021; Gemma 2)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ..core.registry import NORMS
+from ..layers.contract import EMPTY_CONTEXT, LayerContext, LayerOutput
+from ..layers.ffns.ffn import NoFeedForward
+from ..layers.streams.base import State, Sublayer
+from .configuration import ArchConfig
+
+
+class LayerResult(NamedTuple):
+    """What a block gives back, taken apart.
+
+    Attributes:
+        state: the stream. router_logits: of a routed feed-forward, or None.
+        published: values for later layers, in the order of the block's `publishes`.
+    """
+
+    state: State
+    router_logits: Tensor | None
+    published: tuple[Tensor, ...]
+
+
+class DecoderLayer(GradientCheckpointingLayer):
+    """A block. What carries gradients comes by position (gradient checkpointing sees nothing else), the context by
+    keyword."""
+
+    def __init__(self, config: ArchConfig, layer_idx: int):
+        super().__init__()
+        mixer_class, mixer_options = config.mixer_specs[layer_idx]
+        ffn_class, ffn_options = config.ffn_specs[layer_idx]
+        stream_class, stream_options = config.stream_spec
+        self.needs = mixer_class.needs(config, mixer_options, layer_idx)
+        self.publishes = mixer_class.publishes(config, mixer_options, layer_idx)
+        self.norm_position = config.norm_position
+        self.stream = stream_class.Layer(config, stream_options, layer_idx)
+        self.mixer = mixer_class(config, mixer_options, layer_idx)
+        self.mixer_norm = _norm(config)
+        self.mixer_post_norm = _norm(config) if config.norm_position == "sandwich" else None
+        self.ffn = None if ffn_class is NoFeedForward else ffn_class(config, ffn_options, layer_idx)
+        has_ffn = self.ffn is not None
+        self.shares_norm = has_ffn and stream_class.shares_norm(stream_options)
+        self.ffn_norm = _norm(config) if has_ffn and not self.shares_norm else None
+        self.ffn_post_norm = _norm(config) if has_ffn and config.norm_position == "sandwich" else None
+        self.dropout = nn.Dropout(config.residual_dropout)
+
+    def run(self, state: State, shared: Any, values: Mapping[str, Tensor], context: LayerContext) -> LayerResult:
+        """One run of the block over the stream.
+
+        Args:
+            shared: this layer's entry of shared parameters, or None. values: what earlier layers published.
+        """
+        out = self(state[0], shared, *state[1:], *(values[name] for name in self.needs), context=context)
+        if isinstance(out, Tensor):
+            return LayerResult((out,), None, ())
+        first, router_logits, *rest = out
+        cut = len(rest) - len(self.publishes)
+        return LayerResult((first, *rest[:cut]), router_logits, tuple(rest[cut:]))
+
+    def forward(
+        self, hidden_states: Tensor, shared: Any = None, *tensors: Tensor, context: LayerContext = EMPTY_CONTEXT
+    ) -> Any:
+        """Args:
+            hidden_states: [B, T, D], the stream's first tensor. shared: as in `run`.
+            tensors: the stream's other tensors, then the values of `needs` in that order.
+
+        Returns:
+            The stream's only tensor; or, flat, since gradient checkpointing looks no deeper: its first tensor, router
+            logits or None, its other tensors, the values of `publishes` in that order.
+        """
+        cut = len(tensors) - len(self.needs)
+        state = self.stream.enter((hidden_states, *tensors[:cut]))
+        own = replace(context, shared=shared, values=dict(zip(self.needs, tensors[cut:], strict=True)))
+        x = self._normed(self.stream.read(state, "mixer"), self.mixer_norm)
+        mixed = LayerOutput.of(self.mixer(x, context=own))
+        state = self._write(state, mixed.hidden_states, "mixer", self.mixer_norm, self.mixer_post_norm)
+        router_logits = None
+        if self.ffn is not None:
+            if not self.shares_norm:
+                x = self._normed(self.stream.read(state, "ffn"), self.ffn_norm)
+            fed = LayerOutput.of(self.ffn(x, context=context))
+            router_logits = fed.router_logits
+            state = self._write(state, fed.hidden_states, "ffn", self.ffn_norm, self.ffn_post_norm)
+        state = self.stream.leave(state)
+        if router_logits is None and not self.publishes and len(state) == 1:
+            return state[0]
+        return (state[0], router_logits, *state[1:], *(mixed.published[name] for name in self.publishes))
+
+    def _normed(self, x: Tensor, norm: nn.Module | None) -> Tensor:
+        return x if self.norm_position == "post" or norm is None else norm(x)
+
+    def _write(
+        self, state: State, out: Tensor, site: Sublayer, norm: nn.Module | None, post_norm: nn.Module | None
+    ) -> State:
+        if post_norm is not None:
+            out = post_norm(out)
+        state = self.stream.write(state, self.dropout(out), site)
+        if self.norm_position == "post" and norm is not None:
+            state = (norm(state[0]), *state[1:])
+        return state
+
+
+def _norm(config: ArchConfig) -> nn.Module:
+    return NORMS.get(config.norm, "norm")(config.hidden_size, config.norm_eps)

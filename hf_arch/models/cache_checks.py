@@ -1,0 +1,122 @@
+"""Whether a cache is one for this model, said in a line before anything runs; and what it remembers of documents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import (
+    Cache,
+    DynamicCache,
+    EncoderDecoderCache,
+    LinearAttentionCacheLayerMixin,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+)
+
+from ..layers.documents import require
+from ..layers.state import RECURRENT, RecurrentStateLayer
+
+REMEDY = "use DynamicCache(config=model.config)"
+_DOCUMENTS = "hfa_holds_documents"
+
+
+def is_paged(cache: Any) -> bool:
+    """Whether it is the cache of continuous batching, which brings its own masks."""
+    return type(cache).__name__ == "PagedAttentionCache"
+
+
+def fitting_cache(cache: Any, config: Any, layer_types: list[str], batch: int, length: int) -> Any:
+    """`cache`, once it is known to fit; an empty `DynamicCache()` gets the layers of this model.
+
+    Args:
+        cache: a cache of transformers, or None.
+        config: of the model, with one entry of `layer_types` a layer.
+        batch, length: of the call.
+
+    Raises:
+        ValueError: anything else than a cache, layers of another kind or number, other rows, or too few slots.
+    """
+    if cache is None:
+        return None
+    if not isinstance(cache, Cache) or isinstance(cache, EncoderDecoderCache):
+        raise ValueError(f"past_key_values: a {type(cache).__name__} is not supported; {REMEDY}")
+    if not cache.layers and type(cache) is DynamicCache:
+        # It would grow layers of keys and values, whatever the model's are.
+        cache.layers = DynamicCache(config=config).layers
+        cache.layer_class_to_replicate = None
+    grows = not cache.layers and cache.layer_class_to_replicate is not None and _all_attention(layer_types)
+    if len(cache.layers) != len(layer_types) and not grows:
+        raise ValueError(f"past_key_values: {len(cache.layers)} layers, but the model has {len(layer_types)}; {REMEDY}")
+    for index, (layer, kind) in enumerate(zip(cache.layers, layer_types, strict=False)):
+        if not _fits(layer, kind):
+            wanted = "keys and values" if kind in ("full_attention", "sliding_attention") else "a recurrent state"
+            raise ValueError(
+                f"past_key_values: layer {index} is a {type(layer).__name__}, but the model needs one for {wanted}; "
+                f"{REMEDY}. Prefix tuning, which fills keys and values, needs a model of attention layers alone"
+            )
+        rows = _rows(layer)
+        if rows is not None and rows != batch:
+            raise ValueError(f"past_key_values: it holds {rows} rows, but this call has {batch}; use a new cache")
+        if isinstance(layer, StaticLayer) and not isinstance(layer, StaticSlidingWindowLayer):
+            _check_slots(layer, length)
+    return cache
+
+
+def remember_documents(cache: Any, is_first: bool, starts: Tensor | None) -> None:
+    """Refuse a cache that was filled with several documents: its keys and its states disagree on what came before.
+    Where every layer keeps states alone, the last document goes on.
+
+    Args:
+        cache: of the call, or None.
+        is_first: whether it is empty; then what it is filled with now is remembered.
+        starts: [B, T], the documents of this call where it has several, else None.
+    """
+    if cache is None or all(isinstance(layer, RecurrentStateLayer) for layer in cache.layers):
+        return
+    if not is_first:
+        held = getattr(cache, _DOCUMENTS, None)
+        if held is not None:
+            require(~held, "past_key_values: it holds packed documents and cannot be continued; use a cache for each")
+    elif starts is not None:
+        setattr(cache, _DOCUMENTS, (starts != starts[:, :1]).any())
+    elif hasattr(cache, _DOCUMENTS):
+        setattr(cache, _DOCUMENTS, None)
+
+
+def _all_attention(layer_types: list[str]) -> bool:
+    return {"full_attention", "sliding_attention"}.issuperset(layer_types)
+
+
+def _fits(layer: Any, kind: str) -> bool:
+    if kind == RECURRENT:
+        return isinstance(layer, RecurrentStateLayer)
+    has_states, has_keys = isinstance(layer, LinearAttentionCacheLayerMixin), hasattr(layer, "keys")
+    return has_keys and has_states == (kind not in ("full_attention", "sliding_attention"))
+
+
+def _rows(layer: Any) -> int | None:
+    """The rows that a filled layer holds, None for an empty one."""
+    keys = getattr(layer, "keys", None)
+    if isinstance(keys, Tensor) and keys.dim() == 4 and keys.shape[-2] > 0:
+        return keys.shape[0]
+    if isinstance(layer, RecurrentStateLayer) and layer.cumulative_length:
+        for states in (layer.recurrent_states, layer.conv_states):
+            for state in states.values():
+                if state is not None:
+                    return state.shape[0]
+    return None
+
+
+def _check_slots(layer: Any, length: int) -> None:
+    slots, past = layer.get_max_length(), layer.get_seq_length()
+    if isinstance(past, Tensor):
+        # Read on a CPU alone, or once in a longer chunk: elsewhere it would wait for the device at every step.
+        unread = torch.compiler.is_compiling() or (length == 1 and past.device.type != "cpu")
+        past = 0 if unread else int(past)
+    if past + length > slots:
+        raise ValueError(
+            f"past_key_values: a static cache of {slots} slots cannot hold {past} and {length} tokens; "
+            f"use max_cache_len={past + length} or more"
+        )

@@ -1,0 +1,429 @@
+"""The decoder, written once: embeddings, blocks, norm, and the heads on top.
+
+What every layer needs of the batch (masks by kind, positions, rotary embeddings, documents and padding) is worked
+out once per call and handed down; layers are found in the registry, so this file imports no mixer.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+)
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    MoeCausalLMOutputWithPast,
+    MoeModelOutputWithPast,
+)
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple, logging
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from ..core.registry import NORMS, POSITIONS
+from ..layers.attention_product import AttentionProduct
+from ..layers.contract import LayerContext
+from ..layers.documents import refuse_numbers
+from ..layers.fp32 import loading_patterns, restore_fp32
+from ..layers.layout import build_layout, positions_from_mask
+from ..layers.positions import ArchRotaryEmbedding, alibi_slopes
+from ..layers.state import RecurrentStateLayer
+from .block import DecoderLayer
+from .configuration import ArchConfig
+from .heads import counting_items, sequence_loss, token_loss
+from .initialization import init_arch_weights
+from .inputs import read_inputs
+from .layer_masks import same_document, sliding_mask
+from .loss import chunked_cross_entropy, loss_chunk_size, penalise_max_logits, target_weights
+from .serving import CheckedGenerationMixin
+
+logger = logging.get_logger(__name__)
+
+
+class ArchPreTrainedModel(PreTrainedModel):
+    """What all models share: transformers' flags and the weight initialisation."""
+
+    config: ArchConfig
+    config_class = ArchConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str]] = ["DecoderLayer"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs: ClassVar[dict[str, Any]] = {
+        "hidden_states": DecoderLayer,
+        "attentions": OutputRecorder(AttentionProduct, index=1),
+    }
+
+    def __init__(self, config: ArchConfig):
+        super().__init__(config)
+        # transformers refuses assisted generation by this flag: it takes tokens back, which a state cannot.
+        self._is_stateful = not {"full_attention", "sliding_attention"}.issuperset(config.layer_types)
+
+    def post_init(self) -> None:
+        """Also widens what a low default dtype made too narrow, before it is initialised, and tells the loader of
+        it."""
+        restore_fp32(self)
+        self._keep_in_fp32_modules_strict = loading_patterns(self)
+        super().post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        init_arch_weights(module, self.config)
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # For custom code transformers skips modules without unloaded parameters of their own, such as a block that
+        # rescales its projections; ours may all be visited, since `transformers.initialization` spares what is loaded.
+        super()._initialize_weights(module, is_custom_code=False)
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return True  # transformers looks for its decorator in this file; the experts are a component
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return True
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Nothing: saved checkpoints carry no code; `hf-arch export --format hub` writes a self-contained
+        repository."""
+
+
+class ArchModel(ArchPreTrainedModel):
+    """Decoder without a head: token ids [B, T] -> hidden states [B, T, D]."""
+
+    def __init__(self, config: ArchConfig):
+        super().__init__(config)
+        padding = config.pad_token_id if config.frozen_pad_embedding else None
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, padding)
+        self.position = POSITIONS.get(config.position, "position")(config)
+        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        self.embedding_norm = self._norm() if config.embedding_norm else None
+        stream_class, stream_options = config.stream_spec
+        self.stream = stream_class(config, stream_options)
+        self.layers = nn.ModuleList([DecoderLayer(config, index) for index in range(config.num_hidden_layers)])
+        has_final_norm = config.norm_position != "post" if config.final_norm is None else config.final_norm
+        self.norm = self._norm() if has_final_norm else nn.Identity()
+        specs = [mixer.rotary(config, options) for mixer, options in config.mixer_specs]
+        distinct = {spec.key: spec for spec in specs if spec is not None}
+        self.rotary_embs = nn.ModuleList([ArchRotaryEmbedding(spec) for spec in distinct.values()])
+        self._rotary_index = [None if spec is None else list(distinct).index(spec.key) for spec in specs]
+        wanted = [mixer.shared(config, options) for mixer, options in config.mixer_specs]
+        kinds = [kind for kind in dict.fromkeys(wanted) if kind is not None]
+        self.shared = nn.ModuleList([kind.build() for kind in kinds])
+        self._shared_index = [None if kind is None else kinds.index(kind) for kind in wanted]
+        self._layer_types, self._windows = config.layer_types, config.windows
+        blocks: Any = self.layers
+        # Which layers bias their attention scores, and by the slopes of how many heads.
+        self._bias_heads = [
+            layer.mixer.num_heads if self.position.bias and hasattr(layer.mixer, "product") else None
+            for layer in blocks
+        ]
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def _norm(self) -> nn.Module:
+        return NORMS.get(self.config.norm, "norm")(self.config.hidden_size, self.config.norm_eps)
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPast | MoeModelOutputWithPast:
+        """See transformers' decoder models. Padding and packed documents may be described in any of the ways of
+        `documents.py`; what is not supported is a ValueError before any layer runs."""
+        if (input_ids is None) ^ (inputs_embeds is not None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if self.gradient_checkpointing and self.training and (use_cache or past_key_values is not None):
+            logger.warning_once(
+                "gradient checkpointing runs layers twice, which a cache cannot follow; no cache is used"
+            )
+            use_cache, past_key_values = False, None
+        length = inputs_embeds.shape[1]
+        inputs = read_inputs(self, inputs_embeds, attention_mask, position_ids, past_key_values, use_cache, {**kwargs})
+        (attention_mask, segment_ids, position_ids), past_key_values, past, given = inputs
+        position_ids = self._positions(position_ids, attention_mask, past, inputs_embeds)
+        masks = attention_mask
+        if not isinstance(masks, dict):
+            masks = self._masks(inputs_embeds, attention_mask, past_key_values, segment_ids)
+        padding = masks.get("padding")
+        layout = build_layout(padding, segment_ids, has_state=padding is not None and bool(past > 0))
+        rotary = [embedding(inputs_embeds, position_ids) for embedding in self.rotary_embs]
+        biases = self._position_biases(inputs_embeds, attention_mask, past_key_values)
+
+        hidden_states = inputs_embeds
+        embedded_positions = self.position.embed(position_ids, hidden_states.dtype)
+        if embedded_positions is not None:
+            hidden_states = hidden_states + embedded_positions
+        hidden_states = self.embedding_dropout(hidden_states)
+        if self.embedding_norm is not None:
+            hidden_states = self.embedding_norm(hidden_states)
+        published: dict[str, Tensor] = {}
+        state = self.stream.start(hidden_states)
+        router_logits: list[Tensor] = []
+        wants_router_logits = given.pop("output_router_logits", getattr(self.config, "output_router_logits", False))
+        shared = [parameters() for parameters in self.shared]
+        blocks: Any = self.layers
+        for index, layer in enumerate(blocks):
+            rotary_index, shared_index = self._rotary_index[index], self._shared_index[index]
+            context = LayerContext(
+                layout=layout,
+                attention_mask=masks.get(self._mask_key(index)),
+                position_ids=position_ids,
+                position_embeddings=None if rotary_index is None else rotary[rotary_index],
+                position_bias=biases[index],
+                cache=past_key_values,
+                use_cache=use_cache,
+                attention_kwargs=given,
+            )
+            own = None if shared_index is None else shared[shared_index][index]
+            out = layer.run(state, own, published, context)
+            state = out.state
+            published.update(zip(layer.publishes, out.published, strict=True))
+            if out.router_logits is not None:
+                router_logits.append(out.router_logits)
+        if past_key_values is not None:
+            for cache_layer in past_key_values.layers:
+                if isinstance(cache_layer, RecurrentStateLayer):
+                    cache_layer.advance(length)
+        fields = {"last_hidden_state": self.norm(self.stream.finish(state)), "past_key_values": past_key_values}
+        if wants_router_logits and router_logits:
+            return MoeModelOutputWithPast(**fields, router_logits=tuple(router_logits))
+        return BaseModelOutputWithPast(**fields)
+
+    def _positions(self, position_ids: Tensor | None, attention_mask: Any, past: Any, embeds: Tensor) -> Tensor:
+        """Given positions, or ones that count valid tokens (so that left padding changes nothing)."""
+        if position_ids is not None:
+            return position_ids
+        length = embeds.shape[1]
+        if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 and isinstance(past, int):
+            positions = positions_from_mask(attention_mask.to(embeds.device), length)
+            return positions if attention_mask.shape[1] > length or past == 0 else positions + past
+        return (torch.arange(length, device=embeds.device) + past).unsqueeze(0)
+
+    def _mask_key(self, index: int) -> str:
+        kind, window = self._layer_types[index], self._windows[index]
+        if kind not in ("full_attention", "sliding_attention", "hybrid", "hybrid_sliding"):
+            return kind
+        return "full_attention" if window is None else f"sliding_attention:{window}"
+
+    def _masks(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | None,
+        past_key_values: Cache | None,
+        segment_ids: Tensor | None = None,
+    ) -> dict[str, Any]:
+        """One mask per kind of layer (`full_attention`, `sliding_attention:<window>`), and the 2-D padding mask of
+        this call."""
+        masks: dict[str, Any] = {}
+        cache = past_key_values
+        common: dict[str, Any] = {
+            "inputs_embeds": inputs_embeds,
+            "attention_mask": attention_mask,
+            "past_key_values": cache,
+            "and_mask_function": None if segment_ids is None else same_document(segment_ids),
+        }
+        for index in range(len(self.layers)):
+            key = self._mask_key(index)
+            if key in masks:
+                continue
+            # A static layer's unused slots must be masked in a single step too; transformers sees to it only where
+            # every layer of the cache is static, which recurrent ones are not.
+            static = cache is not None and index < len(cache.layers) and cache.layers[index].is_compileable
+            common["allow_is_causal_skip"] = not (static and inputs_embeds.shape[1] == 1)
+            if key == "full_attention":
+                masks[key] = create_causal_mask(config=self.config, layer_idx=index, **common)
+            elif key.startswith("sliding_attention"):
+                config = self.config.with_window(self._windows[index])
+                masks[key] = sliding_mask(config, self.config, index, common)
+        if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
+            masks["padding"] = attention_mask[:, -inputs_embeds.shape[1] :].to(inputs_embeds.device)
+        return masks
+
+    def create_masks_for_generate(
+        self, inputs_embeds: Tensor, attention_mask: Any = None, past_key_values: Any = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """The masks that `generate` prepares ahead of a compiled decoding step."""
+        refuse_numbers(attention_mask)
+        return self._masks(inputs_embeds, attention_mask, past_key_values)
+
+    def _position_biases(self, embeds: Tensor, attention_mask: Any, cache: Cache | None) -> list[Tensor | None]:
+        """ALiBi's bias [B, H, T, S] of each layer (shared by layers alike), None where it does not apply."""
+        if not self.position.bias:
+            return [None] * len(self.layers)
+        made: dict[Any, Tensor] = {}
+        biases: list[Tensor | None] = []
+        for index, heads in enumerate(self._bias_heads):
+            if heads is None:
+                biases.append(None)
+                continue
+            length = embeds.shape[1]
+            total, offset = cache.get_mask_sizes(length, index) if cache is not None else (length, 0)
+            past = cache.get_query_offset(index) if cache is not None else 0
+            key = (heads, total, str(offset))
+            if key not in made:
+                queries = torch.arange(length, device=embeds.device) + past
+                keys = torch.arange(total, device=embeds.device) + offset
+                if (
+                    isinstance(attention_mask, Tensor)
+                    and attention_mask.dim() == 2
+                    and attention_mask.shape[1] >= offset + total
+                ):
+                    counted = attention_mask.to(embeds.device).long().cumsum(-1)
+                    distance = counted[:, None, offset : offset + total] - counted[:, -length:, None]
+                else:
+                    distance = (keys[None, :] - queries[:, None])[None]
+                slopes = alibi_slopes(heads, embeds.device)[None, :, None, None]
+                bias = (slopes * distance[:, None]).to(embeds.dtype)
+                made[key] = bias.expand(embeds.shape[0], -1, -1, -1)  # flex attention indexes it by row
+            biases.append(made[key])
+        return biases
+
+
+class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
+    """Decoder with a language-model head; in training with a large vocabulary the loss never holds all logits
+    (`logits` is then None)."""
+
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan: ClassVar[dict[str, str]] = {"lm_head": "colwise_gather_output"}
+    _pp_plan: ClassVar[dict[str, Any]] = {"lm_head": (["hidden_states"], ["logits"])}
+    _fsdp_plan: ClassVar[dict[str, str]] = {"lm_head": "keep_full_weight"}
+    model_class: ClassVar[type[ArchModel]] = ArchModel
+
+    def __init__(self, config: ArchConfig):
+        super().__init__(config)
+        self.model = self.model_class(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def create_masks_for_generate(self, **kwargs: Any) -> dict[str, Any]:
+        """See ArchModel."""
+        kwargs.pop("config", None)
+        return self.model.create_masks_for_generate(**kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CausalLMOutputWithPast | MoeCausalLMOutputWithPast:
+        """Logits [B, T or logits_to_keep, V], and the mean next-token loss where `labels` [B, T] are given
+        (shifted inside), with the losses of routers in training and, as transformers has it, where the config asks for
+        router logits."""
+        asks = getattr(self.config, "output_router_logits", False) and kwargs.get("output_router_logits") is not False
+        trains_routers = labels is not None and bool(self.training or asks)
+        if trains_routers:
+            kwargs["output_router_logits"] = True
+        out = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        chunk = loss_chunk_size(self.config.loss_chunk_size, self.vocab_size)
+        logits = loss = None
+        if labels is not None and self.training and chunk > 0:
+            loss = chunked_cross_entropy(
+                out.last_hidden_state,
+                self.lm_head,
+                labels,
+                chunk_size=chunk,
+                softcap=self.config.final_logit_softcapping,
+                max_logit_penalty=self.config.max_logit_penalty,
+                num_items_in_batch=kwargs.get("num_items_in_batch"),
+                shift_labels=kwargs.get("shift_labels"),
+            )
+        else:
+            logits = self.lm_head(slice_logits_to_keep(out.last_hidden_state, logits_to_keep))
+            cap = self.config.final_logit_softcapping
+            if cap is not None:
+                logits = torch.tanh(logits / cap) * cap
+            if labels is not None:
+                loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
+                if self.config.max_logit_penalty:
+                    weights = target_weights(labels, **kwargs).to(logits.device)
+                    loss = penalise_max_logits(loss, logits, self.config.max_logit_penalty, weights)
+        fields = {
+            "loss": loss,
+            "logits": logits,
+            "past_key_values": out.past_key_values,
+            "hidden_states": out.hidden_states,
+            "attentions": out.attentions,
+        }
+        if not isinstance(out, MoeModelOutputWithPast):
+            return CausalLMOutputWithPast(**fields)
+        targets = target_weights(labels, **kwargs) if labels is not None else None
+        aux_loss, penalty = self._routing_losses(out.router_logits, attention_mask, targets)
+        if trains_routers and loss is not None:
+            fields["loss"] = loss + penalty.to(loss.device)
+        return MoeCausalLMOutputWithPast(**fields, aux_loss=aux_loss, router_logits=out.router_logits)
+
+    def _routing_losses(
+        self, router_logits: tuple[Tensor, ...], attention_mask: Any, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """(balance of the experts, what training adds to the loss)."""
+        mask = attention_mask.get("padding") if isinstance(attention_mask, dict) else attention_mask
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            mask = mask[:, -(router_logits[0].shape[0] // mask.shape[0]) :].to(router_logits[0].device).bool()
+        else:
+            mask = None
+        blocks: Any = self.model.layers
+        routed = [layer.ffn for layer in blocks if layer.ffn is not None and layer.ffn.routed]
+        return routed[0].routing_losses([ffn.options for ffn in routed], router_logits, mask, weights)
+
+
+class ArchForSequenceClassification(GenericForSequenceClassification, ArchPreTrainedModel):
+    """A label for the whole sequence, read at its last token."""
+
+    forward = counting_items(GenericForSequenceClassification.forward)
+    label_loss = sequence_loss
+
+
+class ArchForTokenClassification(GenericForTokenClassification, ArchPreTrainedModel):
+    """A label for each token."""
+
+    forward = counting_items(GenericForTokenClassification.forward)
+    label_loss = token_loss
+
+
+class ArchForQuestionAnswering(GenericForQuestionAnswering, ArchPreTrainedModel):
+    """Start and end of an answer span."""
+
+    accepts_loss_kwargs: ClassVar[bool] = False
+    """Trainer counts no items where there are no `labels`: it divides the mean losses of the calls of a step."""

@@ -1,0 +1,103 @@
+"""What a config is, for people: a name such as `12L-12H-768D-RoPE-RMS-SwiGLU-PreNorm`, and a table of its
+components."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+from ..layers.positions import POSITIONS
+from .configuration import ArchConfig
+
+_NORM_LABELS = {"rmsnorm": "RMS", "layernorm": "LN", "layernorm_nobias": "LNnb"}
+_GLU_LABELS = {"silu": "SwiGLU", "gelu": "GeGLU", "gelu_tanh": "GeGLU", "relu": "ReGLU"}
+_ACTIVATION_LABELS = {
+    "gelu": "GELU",
+    "gelu_tanh": "GELU",
+    "silu": "SiLU",
+    "relu": "ReLU",
+    "relu2": "ReLU2",
+    "leaky_relu": "LReLU",
+}
+
+
+def describe(config: ArchConfig) -> tuple[str, list[tuple[str, str]]]:
+    """(architecture name, [(component, value), ...]) of a config."""
+    return architecture_name(config), component_table(config)
+
+
+def architecture_name(config: ArchConfig) -> str:
+    """Layers, heads, width, then the components, joined by hyphens."""
+    parts = [f"{config.num_hidden_layers}L", f"{config.num_attention_heads}H", f"{config.hidden_size}D"]
+    mixers = [mixer.label or "Attn" for mixer, _ in config.mixer_specs]
+    if set(mixers) != {"Attn"}:
+        parts.append("+".join(_runs(mixers)) if len(set(mixers)) > 1 else mixers[0])
+    position = POSITIONS.get(config.position, "position").label
+    if "Attn" in mixers or config.position in ("learned", "sinusoidal"):
+        parts.append(position)
+    parts.append(_NORM_LABELS.get(config.norm, config.norm))
+    feed_forwards = [_ffn_label(config, ffn, options) for ffn, options in config.ffn_specs]
+    parts.append("+".join(dict.fromkeys(feed_forwards)))
+    parts.append({"pre": "PreNorm", "post": "PostNorm", "sandwich": "SandwichNorm"}[config.norm_position])
+    return "-".join(parts)
+
+
+def _runs(labels: list[str]) -> list[str]:
+    """The shortest repeating pattern of labels, runs counted: 3 GLA, 1 Attn, repeated -> ["3xGLA", "Attn"]."""
+    for size in range(1, len(labels) + 1):
+        if all(label == labels[index % size] for index, label in enumerate(labels)):
+            labels = labels[:size]
+            break
+    counted = [(label, len(list(group))) for label, group in groupby(labels)]
+    return [label if count == 1 else f"{count}x{label}" for label, count in counted]
+
+
+def _ffn_label(config: ArchConfig, ffn: Any, options: Any) -> str:
+    act = getattr(options, "hidden_act", None) or config.hidden_act
+    if ffn.label == "GLU":
+        return _GLU_LABELS.get(act, "GLU")
+    if ffn.label == "MLP":
+        return _ACTIVATION_LABELS.get(act, act)
+    return ffn.label
+
+
+def component_table(config: ArchConfig) -> list[tuple[str, str]]:
+    """Every component with its value, for start-up reports and comparisons."""
+
+    def spec(value: Any) -> str:
+        if isinstance(value, list):
+            return ", ".join(_runs([spec(item) for item in value]))
+        given = ", ".join(f"{key}={item}" for key, item in value.items() if key != "type")
+        return f"{value['type']} ({given})" if given else value["type"]
+
+    def on_off(value: Any) -> str:
+        return "off" if value is None or value is False else "on" if value is True else str(value)
+
+    return [
+        ("architecture", config.model_type.removeprefix("hfa_")),
+        ("layers", str(config.num_hidden_layers)),
+        ("width", str(config.hidden_size)),
+        ("heads", f"{config.num_attention_heads} (KV {config.num_key_value_heads}, head_dim {config.head_dim})"),
+        ("mixer", spec(config.mixer)),
+        ("ffn", spec(config.ffn)),
+        ("ffn width", "by rule" if config.intermediate_size is None else str(config.intermediate_size)),
+        ("activation", config.hidden_act),
+        ("norm", f"{config.norm}, {config.norm_position}, eps {config.norm_eps:g}"),
+        ("position", config.position),
+        ("window", on_off(config.sliding_window)),
+        ("qk_norm", on_off(config.qk_norm)),
+        ("biases", f"attention {on_off(config.attention_bias)}, mlp {on_off(config.mlp_bias)}"),
+        (
+            "soft caps",
+            f"attention {on_off(config.attn_logit_softcapping)}, logits {on_off(config.final_logit_softcapping)}",
+        ),
+        (
+            "dropout",
+            f"embedding {config.embedding_dropout:g}, residual {config.residual_dropout:g}, "
+            f"attention {config.attention_dropout:g}",
+        ),
+        ("tied head", on_off(config.tie_word_embeddings)),
+        ("vocabulary", str(config.vocab_size)),
+        ("max length", str(config.max_position_embeddings)),
+        ("init", f"N(0, {config.initializer_range:g}){', residual rescaled' if config.rescale_residual_init else ''}"),
+    ]

@@ -1,0 +1,58 @@
+"""What a model is called with, checked and in one form, before any layer runs."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from ..layers.documents import ARGUMENTS, Call, Documents, flash_arguments, read_documents
+from .cache_checks import fitting_cache, is_paged, remember_documents
+from .keywords import check_keywords
+from .serving import check_continuous_batching
+
+
+class Inputs(NamedTuple):
+    """See `read_inputs`; `past` counts the tokens in the cache, `kwargs` are those for the layers."""
+
+    documents: Documents
+    cache: Any
+    past: Any
+    kwargs: dict[str, Any]
+
+
+def read_inputs(
+    model: Any, embeds: Tensor, attention_mask: Any, position_ids: Any, cache: Any, use_cache: Any, kwargs: dict
+) -> Inputs:
+    """The documents, the cache and the arguments for the layers of a call with `embeds` [B, T, D].
+
+    Args:
+        model: an ArchModel. The others are what its forward was given.
+
+    Raises:
+        ValueError: see `documents.py`, `cache_checks.py` and `keywords.py`.
+    """
+    (batch, length), layer_types, config = embeds.shape[:2], model._layer_types, model.config
+    if is_paged(cache) or is_paged(kwargs.get("cache")):  # continuous batching says everything in its own way
+        check_continuous_batching(config)
+        return Inputs(Documents(attention_mask, None, position_ids), cache, 0, kwargs)
+    if use_cache and cache is None:
+        cache = DynamicCache(config=config)
+    else:
+        cache = fitting_cache(cache, config, layer_types, batch, length)
+    past = 0 if cache is None else cache.get_seq_length()
+    if isinstance(past, Tensor) and length > 1 and not torch.compiler.is_compiling():
+        past = int(past)
+    kwargs = check_keywords(type(model).__name__, kwargs, (past, length, embeds.device))
+    told = {name: kwargs.pop(name) for name in ARGUMENTS if name in kwargs}
+    call = Call(batch, length, past, embeds.device)
+    has_states = not {"full_attention", "sliding_attention"}.issuperset(layer_types)
+    documents = read_documents(call, attention_mask, position_ids, told, has_states=has_states)
+    segment_ids, mask = documents.segment_ids, documents.attention_mask
+    remember_documents(cache, call.is_first, segment_ids)
+    if segment_ids is not None and "flash" in str(config._attn_implementation):
+        kwargs |= flash_arguments(segment_ids, mask)
+        documents = documents._replace(attention_mask=None)
+    return Inputs(documents, cache, past, kwargs)

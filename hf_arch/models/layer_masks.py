@@ -1,0 +1,76 @@
+"""Attention masks of documents and windows, by transformers' mask functions.
+
+Legend: B batch, T tokens of the call, S keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.masking_utils import and_masks, create_causal_mask, create_sliding_window_causal_mask
+
+from ..layers.documents import require
+from ..layers.pair_masks import within_window
+
+
+def sliding_mask(window_config: Any, config: Any, index: int, common: dict[str, Any]) -> Any:
+    """The mask of layer `index`, which has a window.
+
+    Args:
+        window_config: the model's config with the window of this layer. config: the model's own.
+        common: arguments of transformers' mask makers.
+    """
+    window, cache, mask = window_config.sliding_window, common["past_key_values"], common["attention_mask"]
+    past = 0 if cache is None else cache.get_seq_length(index)
+    over_gaps = window_over_gaps(mask, window, past, common["inputs_embeds"].shape[1])
+    if over_gaps is not None and "flash" not in str(config._attn_implementation):  # flash attention unpads
+        documents = common["and_mask_function"]
+        both = over_gaps if documents is None else and_masks(over_gaps, documents)
+        return create_causal_mask(config=config, layer_idx=index, **{**common, "and_mask_function": both})
+    made = create_sliding_window_causal_mask(config=window_config, layer_idx=index, **common)
+    if isinstance(mask, Tensor) and mask.dim() == 4:  # it came back as it was
+        return within_window(mask, window, cache, index)
+    return made
+
+
+def same_document(segment_ids: Tensor) -> Callable[..., Tensor]:
+    """A mask function of transformers: keys in the document of the query. The slots of a static cache lie behind the
+    tokens of [B, T] and are never seen."""
+    last = segment_ids.shape[1] - 1
+
+    def see(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return segment_ids[batch, query.clamp(max=last)] == segment_ids[batch, key.clamp(max=last)]
+
+    return see
+
+
+def window_over_gaps(mask: Any, window: int, past: Any, length: int) -> Callable[..., Tensor] | None:
+    """A mask function for a window of `window` valid tokens, where padding lies between them; None without.
+
+    Args:
+        mask: [B, S], or any other (then None).
+        past: tokens in the cache. length: of the call.
+
+    Raises:
+        ValueError: such padding in a filled cache, which keeps slots: padding has pushed valid tokens out.
+    """
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        return None
+    valid = mask.bool()
+    counted = valid.cumsum(1)
+    gap = ~valid & (counted > 0)
+    if not (isinstance(past, int) and past == 0):
+        message = "attention_mask: a window's cache does not support padding after a row's first token; pad on the left"
+        require(~gap[:, -(window + length) :].any(), message)
+        return None
+    if not torch.compiler.is_compiling() and not bool(gap.any()):
+        return None
+    last = mask.shape[1] - 1
+
+    def see(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return counted[batch, query.clamp(max=last)] - counted[batch, key.clamp(max=last)] < window
+
+    return see
