@@ -9,5 +9,5 @@ from typing import Any
 
 def __getattr__(name: str) -> Any:
     found = getattr(import_module("hf_arch.report.page"), name)
-    warnings.warn("hf_arch.report.page is hf_arch.report.page now", DeprecationWarning, stacklevel=2)
+    warnings.warn("hf_arch.experiments.report is hf_arch.report.page now", DeprecationWarning, stacklevel=2)
     return found

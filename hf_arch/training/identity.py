@@ -22,6 +22,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, TrainingArguments
 
 from hf_arch.data import PreparedData
+from hf_arch.environment import read
 from hf_arch.runs.provenance import tokenizer_fingerprint
 from hf_arch.training.decay import decay_parameter_names
 from hf_arch.training.muon import muon_options, muon_parameter_names
@@ -162,7 +163,7 @@ def plugin_hashes(named: Iterable[str]) -> dict[str, str]:
     """Hash of the source of each file of the user's own that this process loads, by its name: those that a recipe
     names, and those in `HF_ARCH_PLUGINS`.
     """
-    files = [*named, *filter(None, os.environ.get("HF_ARCH_PLUGINS", "").split(os.pathsep))]
+    files = [*named, *filter(None, (read("HF_ARCH_PLUGINS") or "").split(os.pathsep))]
     found: dict[str, str] = {}
     for path in dict.fromkeys(Path(file).expanduser().resolve() for file in files):
         if path.is_file():

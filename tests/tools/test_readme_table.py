@@ -52,7 +52,7 @@ def test_the_table_is_the_means_over_seeds_and_says_how(tmp_path: Path) -> None:
     run(tmp_path / "runs", "llama", 0)
     run(tmp_path / "runs", "llama", 1)
     table = benchmark_table(str(tmp_path / "runs"))
-    assert "| gla | 1,234,567 | 28.0 % ± 1.0 | 4,000 | 321 | 3 MiB |" in table
+    assert "| gla | 1,234,567 | 28.0 % ± 1.0 | 4,000 | 321 | 3.00 MiB |" in table
     assert "a processor (2 threads, fp32, rows of 64 tokens), 2 seeds each, after 100,000 tokens" in table
     assert "the first 200 rows (somewhere)" in table
     assert "TBD" not in table
