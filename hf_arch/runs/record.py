@@ -117,6 +117,8 @@ class RunRecord:
     error: str | None = field(default=None, repr=False)
     retry: bool | None = field(default=None, repr=False)
     """False where the run failed in a way that another try would repeat: its configuration, or a loss that diverged."""
+    changes: Any = field(default=None, repr=False)
+    """What was changed when the run was resumed or extended, a list; empty where nothing was."""
     provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     schema_version: int = SCHEMA_VERSION
