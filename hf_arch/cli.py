@@ -24,6 +24,7 @@ from hf_arch.core.errors import ConfigError
 from hf_arch.evaluation.cli import register as register_evaluation
 from hf_arch.experiments.probe_cli import register as register_probe
 from hf_arch.hub.cli import register as register_hub
+from hf_arch.with_command import register as register_with
 
 # All processes of a launch find the same mistake; once the first has told it, the launcher ends the others.
 LET_THE_FIRST_SPEAK = 10.0
@@ -323,6 +324,7 @@ def data_prepare(
 register_evaluation(app)
 register_hub(app)
 register_probe(app)
+register_with(app)
 
 
 def _only_results_on_stdout() -> AbstractContextManager[Any]:

@@ -38,6 +38,7 @@ from ..layers.fp32 import loading_patterns, restore_fp32
 from ..layers.layout import build_layout, positions_from_mask
 from ..layers.positions import ArchRotaryEmbedding, alibi_slopes
 from ..layers.state import RecurrentStateLayer
+from .adapters import enter_lora_targets
 from .block import DecoderLayer
 from .common_names import aux_loss_coefficients
 from .configuration import ArchConfig
@@ -82,6 +83,7 @@ class ArchPreTrainedModel(PreTrainedModel):
         self._keep_in_fp32_modules_strict = loading_patterns(self)
         super().post_init()
         teach_trainer()
+        enter_lora_targets(self, self.config.model_type)
 
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:
         """As PreTrainedModel's, which is called last of all when a model is made and when it is loaded."""
