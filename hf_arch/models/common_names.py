@@ -10,8 +10,12 @@ from __future__ import annotations
 from math import inf
 from typing import Any
 
+from transformers.utils import logging
+
 from ..core.errors import ConfigError
 from ..core.registry import FFNS
+
+logger = logging.get_logger(__name__)
 
 READABLE = {
     "num_experts": "num_experts",
@@ -46,9 +50,22 @@ def read_option(config: Any, name: str) -> Any:
     values = layer_values(config, READABLE[name])
     if not values:
         raise AttributeError(f"{type(config).__name__!r} object has no attribute {name!r}")
+    sizes = [size for size in ("num_experts", "num_experts_per_tok") if _differ(config, size)]
+    if name in WRITABLE and sizes:
+        # TRL then makes no balance loss of its own, which would need one size for all.
+        logger.warning_once(
+            f"{name}: layers differ in {sizes[0]}, so that libraries that compute the balance loss themselves (TRL) have "
+            "to train without it; the model's own loss adds it"
+        )
+        raise AttributeError(f"{name}: layers differ in {sizes[0]}")
     if any(value != values[0] for value in values):
         raise AttributeError(f"{name}: layers differ ({sorted(set(map(str, values)))}); read each one's options")
     return values[0]
+
+
+def _differ(config: Any, option: str) -> bool:
+    values = layer_values(config, option)
+    return any(value != values[0] for value in values)
 
 
 def write_option(config: Any, name: str, value: Any) -> bool:

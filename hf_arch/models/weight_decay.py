@@ -8,12 +8,16 @@ models of ours alone, what is exempt.
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from contextlib import redirect_stdout
 from functools import wraps
 from typing import Any
 
 from torch import nn
+
+logger = logging.getLogger(__name__)
 
 
 def exempt_parameter_names(model: nn.Module) -> set[str]:
@@ -48,6 +52,7 @@ def teach_trainer() -> None:
 
     @wraps(original)
     def get_decay_parameter_names(self: Any, model: nn.Module) -> list[str]:
+        _warn_of_cpu_fsdp(self)
         names = original(self, model)
         if not any(hasattr(module, "no_weight_decay") for module in model.modules()):
             return names
@@ -56,3 +61,13 @@ def teach_trainer() -> None:
 
     get_decay_parameter_names.exempts_by_module = True  # type: ignore[attr-defined]
     Trainer.get_decay_parameter_names = get_decay_parameter_names
+
+
+def _warn_of_cpu_fsdp(trainer: Any) -> None:
+    """accelerate drops FSDP on CPUs, and our switch for it acts in ArchTrainer alone: who sets it is told so."""
+    asked = os.environ.get("HF_ARCH_CPU_FSDP", "0") != "0" and os.environ.get("ACCELERATE_USE_FSDP", "") == "true"
+    if asked and trainer.args.device.type == "cpu" and not getattr(trainer, "is_fsdp_enabled", False):
+        logger.warning(
+            "HF_ARCH_CPU_FSDP=1 acts in `hf-arch train` and scripts/train.py alone: this Trainer runs without FSDP, as "
+            "accelerate does on CPUs (DDP: every process holds everything)"
+        )

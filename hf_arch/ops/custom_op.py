@@ -122,7 +122,7 @@ def as_custom_op(
         if transformed():
             name = function.__name__.strip("_")
             raise RuntimeError(
-                f"{function.__name__.strip('_')}: its gradient is worked out by hand, which torch.func and "
+                f"{name}: its gradient is worked out by hand, which torch.func and "
                 "forward-mode derivatives do not follow; take first derivatives by loss.backward() or autograd.grad"
             )
         return function.apply(*args)

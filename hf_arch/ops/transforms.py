@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch
 from torch.autograd import forward_ad
 
+try:
+    from torch.onnx._internal.exporter import _flags as _onnx_flags
+except ImportError:  # of another version
+    _onnx_flags = None
+
 
 def transformed() -> bool:
     """Whether torch.func (vmap, grad, jvp, ...) or forward-mode differentiation is at work, which a Function with a
@@ -24,3 +29,9 @@ def functorch_levels() -> int:
 def forward_mode() -> bool:
     """Whether tensors may carry tangents."""
     return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+
+
+def exporting_to_onnx() -> bool:
+    """Whether torch.onnx traces this call."""
+    # The public question alone is answered no, unasked, where the exporter's last try goes through a compiler.
+    return torch.onnx.is_in_onnx_export() or (_onnx_flags is not None and _onnx_flags._is_onnx_exporting)
