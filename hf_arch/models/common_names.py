@@ -54,8 +54,8 @@ def read_option(config: Any, name: str) -> Any:
     if name in WRITABLE and sizes:
         # TRL then makes no balance loss of its own, which would need one size for all.
         logger.warning_once(
-            f"{name}: layers differ in {sizes[0]}, so that libraries that compute the balance loss themselves (TRL) have "
-            "to train without it; the model's own loss adds it"
+            f"{name}: layers differ in {sizes[0]}, so libraries that compute the balance loss themselves (TRL) train "
+            "without it; the model's own loss adds it"
         )
         raise AttributeError(f"{name}: layers differ in {sizes[0]}")
     if any(value != values[0] for value in values):
