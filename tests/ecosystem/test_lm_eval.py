@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -35,9 +36,9 @@ def test_hf_of_lm_eval_scores_rows(name: str, models: dict[str, Path]) -> None:
 def test_trl_sft_knows_our_models(models: dict[str, Path], tmp_path: Path) -> None:
     """`trl sft` trains in a process that accelerate starts."""
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join('{"text": "some text to train on, number %d"}\n' % number for number in range(8)))
+    rows.write_text("".join(json.dumps({"text": f"some text to train on, number {i}"}) + "\n" for i in range(8)))
     done = run(
-        *("trl", "sft", "--model_name_or_path", str(models["gated_delta_net"]), "--dataset_name", "json"),
+        *("trl", "sft", "--model_name_or_path", str(models["gated_delta_net"])),
         *("--dataset_name", str(tmp_path), "--max_steps", "1", "--output_dir", str(tmp_path / "out")),
         *("--report_to", "none", "--use_cpu", "true", "--bf16", "false", "--per_device_train_batch_size", "2"),
         *("--max_length", "32", "--save_strategy", "no", "--dtype", "float32", "--gradient_checkpointing", "false"),
