@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.autograd import forward_ad
 
+_onnx_flags: Any
 try:
     from torch.onnx._internal.exporter import _flags as _onnx_flags
 except ImportError:  # of another version
