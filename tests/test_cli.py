@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -161,19 +160,17 @@ def test_a_failed_run_is_exit_code_1(text: Path, tmp_path: Path) -> None:
     assert "loss became" in err.splitlines()[-1]
 
 
-def shell(*arguments: str) -> tuple[float, subprocess.CompletedProcess[str]]:
-    start = time.perf_counter()
-    done = subprocess.run(
+def shell(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "-m", "hf_arch", *arguments], capture_output=True, text=True, env=dict(os.environ)
     )
-    return time.perf_counter() - start, done
 
 
 @pytest.mark.parametrize(
     ("arguments", "code"), [(["--help"], 0), (["train", "--help"], 0), (["trian"], 2), (["train", "none.yaml"], 2)]
 )
 def test_help_and_usage_errors_load_nothing_heavy(arguments: list[str], code: int) -> None:
-    """In under a second alone; the limit leaves room for a machine under load."""
+    """That is what makes them quick, and it can be seen on a machine under any load."""
     program = (
         "import sys; sys.argv = ['hf-arch', *sys.argv[1:]]\n"
         "from hf_arch.cli import main\n"
@@ -186,7 +183,7 @@ def test_help_and_usage_errors_load_nothing_heavy(arguments: list[str], code: in
 
 
 def test_python_m_is_the_command() -> None:
-    _, done = shell("--version")
+    done = shell("--version")
     assert done.returncode == 0
     assert done.stdout == f"hf_arch {hf_arch.__version__}\n"
 

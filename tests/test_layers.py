@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("report",),
     ("hub",),
     ("checks",),
-    ("cli", "lm_eval", "__main__"),
+    ("cli", "lm_eval", "startup_hook", "__main__"),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 

@@ -21,6 +21,7 @@ from hf_arch import __version__, environment
 from hf_arch.cli.evaluation import register as register_evaluation
 from hf_arch.cli.hub import register as register_hub
 from hf_arch.cli.probe import register as register_probe
+from hf_arch.cli.with_command import register as register_with
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.failures import Interrupted, TrainingError
 from hf_arch.core.quiet import prepare_process
@@ -327,6 +328,7 @@ def data_prepare(
 register_evaluation(app)
 register_hub(app)
 register_probe(app)
+register_with(app)
 
 
 def _only_results_on_stdout() -> AbstractContextManager[Any]:

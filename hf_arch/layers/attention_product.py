@@ -8,7 +8,12 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ..core.errors import ConfigError
 from ..ops.precision import state_dtype
+from ..ops.transforms import forward_mode, functorch_levels
+
+CONFIG_READERS = ("vllm",)
+"""Implementations that read windows and soft caps from the config and know no biases, whatever a call says."""
 
 
 def eager_attention(
@@ -60,13 +65,39 @@ class AttentionProduct(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
     ) -> tuple[Tensor, Any]:
+        # vLLM's transformers backend finds a layer by this source: a name assigned from `get_interface`, called once.
+        attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(self._implementation(kwargs), eager_attention)
+        return attention_interface(self, query, key, value, attention_mask, scaling=self.scaling, **kwargs)
+
+    def _implementation(self, options: dict[str, Any]) -> str:
+        """The config's choice; the formula written out where that would refuse, or leave an option out."""
         implementation = self.config._attn_implementation
-        # sdpa has no soft cap: it would refuse, where the formula written out is exact.
-        use_eager = implementation == "sdpa" and kwargs.get("softcap") is not None
-        attend = (
-            eager_attention if use_eager else ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
-        )
-        return attend(self, query, key, value, attention_mask, scaling=self.scaling, **kwargs)
+        # sdpa has no soft cap, and its kernels no second and no forward-mode derivative.
+        if implementation == "sdpa" and (
+            options.get("softcap") is not None or forward_mode() or functorch_levels() > 1
+        ):
+            return "eager"
+        if implementation in CONFIG_READERS:
+            self._refuse_what_it_cannot_know(implementation, options)
+        return implementation
+
+    def _refuse_what_it_cannot_know(self, implementation: str, options: dict[str, Any]) -> None:
+        """An engine that plans its kernels by the config must find there what this layer computes."""
+        config = self.config
+        sliding = config.layer_types[self.layer_idx] in ("sliding_attention", "hybrid_sliding")
+        planned = {
+            "position_bias": None,
+            "sliding_window": config.sliding_window if sliding else None,
+            "softcap": config.attn_logit_softcapping,
+        }
+        for name, known in planned.items():
+            given = options.get(name)
+            if given is not known and (name == "position_bias" or given != known):
+                told = "ALiBi's bias" if name == "position_bias" else repr(given)
+                raise ConfigError(
+                    f"attn_implementation: {implementation!r} would not apply {name} {told} of layer {self.layer_idx}, "
+                    "which the config does not say for all layers alike; use 'sdpa' or 'eager'"
+                )
 
 
 def cache_element_bytes(config: Any) -> int:

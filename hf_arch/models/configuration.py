@@ -26,6 +26,7 @@ from ..layers.norms import NORMS
 from ..layers.positions import POSITIONS
 from ..layers.rope_parameters import check_rope_parameters
 from ..layers.state import FFN_STATE
+from .common_names import READABLE, has_routed_layers, read_option, write_option
 
 NORM_POSITIONS = ("pre", "post", "sandwich")
 FEATURES = {
@@ -75,6 +76,11 @@ class ArchConfig(PreTrainedConfig):
         ConfigError: one line with the field, the value, what is allowed and the nearest valid choice.
     """
 
+    base_model_pp_plan: ClassVar[dict[str, Any]] = {
+        "embed_tokens": (["input_ids"], ["inputs_embeds"]),
+        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+        "norm": (["hidden_states"], ["hidden_states"]),
+    }
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
     frozen_pad_embedding: ClassVar[bool] = True
     """Whether the pad token's embedding gets no gradient, as in Llama; GPT-2 and Mamba train it like any other."""
@@ -186,9 +192,29 @@ class ArchConfig(PreTrainedConfig):
         if self.norm_position not in NORM_POSITIONS:
             raise choice_error("norm_position", self.norm_position, NORM_POSITIONS)
 
+    def __getattr__(self, name: str) -> Any:
+        if name in READABLE:
+            return read_option(self, name)
+        if name == "auto_map" and type(self)._auto_class is None:
+            return {}  # no code of its own; TRL asks every config for it whose class transformers does not know
+        if name == "output_router_logits" and has_routed_layers(self):
+            return False
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in READABLE or not write_option(self, name, value):
+            super().__setattr__(name, value)
+
     def _take_flat_options(self, kwargs: dict[str, Any]) -> None:
         """Move keyword arguments that are options of this config's mixers or FFNs into their dicts."""
         components: tuple[tuple[Any, Registry[Any]], ...] = ((self.mixer, MIXERS), (self.ffn, FFNS))
+        for alias, name in READABLE.items():
+            if alias != name and alias in kwargs and has_option(components, name):
+                if name in kwargs and kwargs[name] != kwargs[alias]:
+                    raise ConfigError(
+                        f"{alias}: {kwargs[alias]!r} contradicts {name} {kwargs[name]!r}; give one of them"
+                    )
+                kwargs[name] = kwargs.pop(alias)
         for name in list(kwargs):
             homes = [
                 spec
@@ -351,6 +377,13 @@ def _leaves(feature: str, given: Options) -> bool:
 
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
+
+
+def has_option(components: tuple[tuple[Any, Registry[Any]], ...], name: str) -> bool:
+    """Whether one of the given components has such an option."""
+    return any(
+        name in option_names(registry.get(spec["type"])) for value, registry in components for spec in _as_list(value)
+    )
 
 
 def option_names(component: Any) -> list[str]:

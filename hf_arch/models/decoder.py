@@ -38,7 +38,9 @@ from ..layers.fp32 import loading_patterns, restore_fp32
 from ..layers.layout import build_layout, positions_from_mask
 from ..layers.positions import ArchRotaryEmbedding, alibi_slopes
 from ..layers.state import RecurrentStateLayer
+from .adapters import enter_lora_targets
 from .block import DecoderLayer
+from .common_names import aux_loss_coefficients
 from .configuration import ArchConfig
 from .heads import counting_items, sequence_loss, token_loss
 from .initialization import init_arch_weights
@@ -46,6 +48,7 @@ from .inputs import read_inputs
 from .layer_masks import same_document, sliding_mask
 from .loss import chunked_cross_entropy, loss_chunk_size, penalise_max_logits, target_weights
 from .serving import CheckedGenerationMixin
+from .weight_decay import mark_exempt_parameters, teach_trainer
 
 logger = logging.get_logger(__name__)
 
@@ -79,6 +82,13 @@ class ArchPreTrainedModel(PreTrainedModel):
         restore_fp32(self)
         self._keep_in_fp32_modules_strict = loading_patterns(self)
         super().post_init()
+        teach_trainer()
+        enter_lora_targets(self, self.config.model_type)
+
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+        """As PreTrainedModel's, which is called last of all when a model is made and when it is loaded."""
+        super().tie_weights(*args, **kwargs)
+        mark_exempt_parameters(self)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -405,7 +415,9 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
             mask = None
         blocks: Any = self.model.layers
         routed = [layer.ffn for layer in blocks if layer.ffn is not None and layer.ffn.routed]
-        return routed[0].routing_losses([ffn.options for ffn in routed], router_logits, mask, weights)
+        # Of the config, where TRL sets it after the model is built.
+        coefficients = aux_loss_coefficients(self.config, [ffn.layer_idx for ffn in routed])
+        return routed[0].routing_losses([ffn.options for ffn in routed], router_logits, mask, weights, coefficients)
 
 
 class ArchForSequenceClassification(GenericForSequenceClassification, ArchPreTrainedModel):

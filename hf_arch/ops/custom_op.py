@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .precision import without_autocast
+from .transforms import transformed
 
 # The module's own name: a copy of this file elsewhere (a model bundled with its code) registers operators of its own.
 NAMESPACE = re.sub(r"\W", "_", __name__)
@@ -115,7 +116,16 @@ def as_custom_op(
     forward.register_autograd(differentiate_node, setup_context=save)
 
     def apply(*args: Any) -> Any:
-        return forward(*args) if torch.compiler.is_dynamo_compiling() else function.apply(*args)
+        # torch.export too (the second): inlined, the forward pass would have no gradient and refuse to run with one.
+        if torch.compiler.is_dynamo_compiling() or torch.compiler.is_compiling():
+            return forward(*args)
+        if transformed():
+            name = function.__name__.strip("_")
+            raise RuntimeError(
+                f"{name}: its gradient is worked out by hand, which torch.func and "
+                "forward-mode derivatives do not follow; take first derivatives by loss.backward() or autograd.grad"
+            )
+        return function.apply(*args)
 
     apply.__doc__ = function.__doc__
     return apply

@@ -2,6 +2,8 @@
 
 Statistics and products are fp32 (fp64 for fp64 input). Where a gradient is needed on a CPU, one gradient written by
 hand works through cache-sized blocks of rows, several times as fast as autograd's elementwise passes over the whole.
+Under torch.func and forward-mode differentiation the plain operations run, and a second derivative is taken through
+them.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from torch.nn import functional as F
 
 from .custom_op import manual_backward
 from .precision import state_dtype
+from .transforms import transformed
 
 BLOCK_ELEMENTS = 2**18  # of one block of rows: on a CPU it and its gradients stay in the cache
 
@@ -32,6 +35,10 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """
     if _blockwise(x, weight):
         return _Norm.apply(x, weight, None, eps, 1.0 / x.shape[-1], False)
+    return _plain_rms_norm(x, weight, eps)
+
+
+def _plain_rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     wide = x.to(state_dtype(x))
     if weight is None or weight.dim() == 1:
         # One fused kernel on other devices.
@@ -47,25 +54,34 @@ def silu_gated_rms_norm(x: Tensor, weight: Tensor | None, gate: Tensor, eps: flo
     """
     if _blockwise(x, weight, gate):
         return _Norm.apply(x, weight, gate, eps, 1.0 / x.shape[-1], gate_first)
+    return _plain_gated(x, weight, gate, eps, gate_first)
+
+
+def _plain_gated(x: Tensor, weight: Tensor | None, gate: Tensor, eps: float, gate_first: bool) -> Tensor:
     wide, opening = x.to(state_dtype(x)), F.silu(gate.to(state_dtype(gate)))
     if gate_first:
-        return rms_norm(wide * opening, weight, eps).to(x.dtype)
-    return (rms_norm(wide, weight, eps) * opening).to(x.dtype)
+        return _plain_rms_norm(wide * opening, weight, eps).to(x.dtype)
+    return (_plain_rms_norm(wide, weight, eps) * opening).to(x.dtype)
 
 
 def l2_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
     """`x / sqrt(sum(x^2) + eps)` over the last axis (eps is inside the root), in x's dtype."""
     if _blockwise(x):
         return _Norm.apply(x, None, None, eps, 1.0, False)
+    return _plain_l2(x, eps)
+
+
+def _plain_l2(x: Tensor, eps: float) -> Tensor:
     wide = x.to(state_dtype(x))
     return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + eps)).to(x.dtype)
 
 
 def _blockwise(*tensors: Tensor | None) -> bool:
-    """Whether the gradient written by hand pays: on a CPU, where there is a gradient to take and nobody else fuses."""
+    """Whether the gradient written by hand pays: on a CPU, with a gradient to take, and nobody else fuses or
+    transforms."""
     given = [x for x in tensors if x is not None]
     needed = torch.is_grad_enabled() and any(x.requires_grad for x in given)
-    return needed and given[0].device.type == "cpu" and not torch.compiler.is_compiling()
+    return needed and given[0].device.type == "cpu" and not torch.compiler.is_compiling() and not transformed()
 
 
 class _Norm(torch.autograd.Function):
@@ -100,8 +116,14 @@ class _Norm(torch.autograd.Function):
         return y
 
     @staticmethod
-    @manual_backward
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True
+            return _differentiable_backward(ctx, grad_y)
+        return _Norm.by_hand(ctx, grad_y)
+
+    @staticmethod
+    @manual_backward
+    def by_hand(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, gate = ctx.saved_tensors
         dtype = state_dtype(x)
         scale = None if weight is None else weight.to(dtype)
@@ -132,6 +154,27 @@ class _Norm(torch.autograd.Function):
             grad_x_rows.copy_(grad)
         grad_weight = None if weight is None or grad_scale is None else grad_scale.to(weight.dtype)
         return grad_x, grad_weight, grad_gate, None, None, None
+
+
+def _differentiable_backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    """The same gradient through plain operations, which can be differentiated once more."""
+    # Aliases: where the gate was computed from x, its path must not count as one of x.
+    aliases: list[Any] = [None if each is None else each.view_as(each) for each in ctx.saved_tensors]
+    x, weight, gate = aliases
+    y = _plain(x, weight, gate, ctx.eps, ctx.factor, ctx.gate_first)
+    wanted = [each is not None and needed for each, needed in zip(aliases, ctx.needs_input_grad, strict=False)]
+    inputs = [each for each, wants in zip(aliases, wanted, strict=True) if wants]
+    found = iter(torch.autograd.grad(y, inputs, grad_y, create_graph=True))
+    return *(next(found) if wants else None for wants in wanted), None, None, None
+
+
+def _plain(
+    x: Tensor, weight: Tensor | None, gate: Tensor | None, eps: float, factor: float, gate_first: bool
+) -> Tensor:
+    """What `_Norm` computes, in plain operations."""
+    if gate is not None:
+        return _plain_gated(x, weight, gate, eps, gate_first)
+    return _plain_l2(x, eps) if factor == 1.0 and weight is None else _plain_rms_norm(x, weight, eps)
 
 
 def _silu_and_slope(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """A run without a model: what the workers start in place of training. Behaves as its config's `run.does` says.
 
 counts its starts in starts.txt, so that a test can see that no run came twice; `steps` of `seconds` each, with a
-checkpoint after each, from which it goes on.
+checkpoint after each, from which it goes on. Its first start never gets past step `holds`: it waits to be stopped.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ def main(config: Path, folder: Path) -> int:
     try:
         for step in range(int(checkpoint.read_text()) if checkpoint.exists() else 0, run.get("steps", 1)):
             time.sleep(run.get("seconds", 0.0))
+            while starts == 1 and step == run.get("holds"):
+                time.sleep(0.02)
             if does == "raise" or (does == "raise once" and starts == 1):
                 raise RuntimeError("the mixer is broken")
             if does == "nan":

@@ -24,6 +24,7 @@ from hf_arch.experiments.planning.prepare import ReadyRun
 from hf_arch.recipe.recipe import Recipe
 from hf_arch.runs.files import read_metrics
 from hf_arch.training.checkpoints import newest_checkpoint
+from hf_arch.training.interruption import StopRequest
 from hf_arch.training.run import run_training
 from hf_arch.training.step_watch import StepWatch
 from hf_arch.training.trainer import ArchTrainer
@@ -236,6 +237,18 @@ def test_a_signal_saves_after_its_step_and_the_run_goes_on_from_there(
     assert train(text, tmp_path / "run", resume=True)["status"] == "completed"
     losses = [{row["step"]: row["loss"] for row in rows(tmp_path / name, "loss")} for name in ("run", "whole")]
     assert losses[0] == losses[1]
+
+
+def test_an_interrupt_that_the_parent_ignores_stays_ignored() -> None:
+    """As nohup and a shell's background mean it; SIGTERM stops the run there."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop, stop.waiting_for_steps():
+            os.kill(os.getpid(), signal.SIGINT)
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            assert stop.received is None and signal.getsignal(signal.SIGTERM) == stop._hear
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_signal_outside_of_training_stops_at_once(

@@ -17,13 +17,14 @@ from transformers.integrations import use_experts_implementation
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, ExpertsInterface
 
 from ...core.registry import ACTIVATIONS
+from ...ops.transforms import transformed
 
 ALIGNMENT = 16
 
 
 def _grouped_mm(module: nn.Module, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
     fits = all(p.stride(-2) * p.element_size() % ALIGNMENT == 0 for p in module.parameters())
-    fits = fits and x.dtype != torch.float64
+    fits = fits and x.dtype != torch.float64 and not transformed()
     grouped: Any = ALL_EXPERTS_FUNCTIONS["grouped_mm"]
     eager: Any = type(module).forward.__wrapped__  # type: ignore[attr-defined]
     return (grouped if fits else eager)(module, x, experts, weights)
@@ -37,7 +38,8 @@ BACKENDS["grouped_mm"] = _grouped_mm
 class GatedExperts(nn.Module):
     """E networks down(act(gate x) * up x); gate and up stacked in one weight.
 
-    `forward(x [N, D], experts [N, k], weights [N, k])` gives sum_k weights_k expert_k(x), [N, D].
+    `forward(hidden_states [N, D], top_k_index [N, k], top_k_weights [N, k])` gives sum_k weights_k expert_k(x), [N, D];
+    the names are those that transformers' and vLLM's experts have.
     """
 
     def __init__(self, config: Any, num_experts: int, intermediate_size: int, activation: str):
@@ -47,12 +49,12 @@ class GatedExperts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(num_experts, config.hidden_size, intermediate_size))
         self.act_fn = ACTIVATIONS.get(activation, "hidden_act")
 
-    def forward(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         def network(expert: int, tokens: Tensor) -> Tensor:
             gate, up = F.linear(tokens, self.gate_up_proj[expert]).chunk(2, dim=-1)
             return F.linear(self.act_fn(gate) * up, self.down_proj[expert])
 
-        return _weighted_sum(network, self.num_experts, x, experts, weights)
+        return _weighted_sum(network, self.num_experts, hidden_states, top_k_index, top_k_weights)
 
 
 @use_experts_implementation(experts_interface=BACKENDS, has_gate=False)
@@ -66,15 +68,19 @@ class PlainExperts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(num_experts, config.hidden_size, intermediate_size))
         self.act_fn = ACTIVATIONS.get(activation, "hidden_act")
 
-    def forward(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         def network(expert: int, tokens: Tensor) -> Tensor:
             return F.linear(self.act_fn(F.linear(tokens, self.up_proj[expert])), self.down_proj[expert])
 
-        return _weighted_sum(network, self.num_experts, x, experts, weights)
+        return _weighted_sum(network, self.num_experts, hidden_states, top_k_index, top_k_weights)
 
 
 def _weighted_sum(network: Any, num_experts: int, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
-    """Each expert over the tokens that chose it, one expert after another."""
+    """Each expert over the tokens that chose it, one expert after another; under torch.func, which cannot follow
+    a choice that depends on the data, each over all tokens."""
+    if transformed():
+        shares = [((experts == expert) * weights).sum(-1, keepdim=True) for expert in range(num_experts)]
+        return sum((network(i, x) * share for i, share in enumerate(shares)), torch.zeros_like(x)).to(x.dtype)
     out = torch.zeros_like(x)
     for expert in range(num_experts):
         tokens, slots = torch.where(experts == expert)

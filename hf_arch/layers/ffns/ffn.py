@@ -91,7 +91,12 @@ class FeedForward(KeepsFp32):
 
     @classmethod
     def routing_losses(
-        cls, layers: Sequence[Any], router_logits: Sequence[Tensor], mask: Tensor | None, weights: Tensor | None = None
+        cls,
+        layers: Sequence[Any],
+        router_logits: Sequence[Tensor],
+        mask: Tensor | None,
+        weights: Tensor | None = None,
+        coefficients: Sequence[float] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(balance of the experts, what training adds to the loss); see `MixtureOfExperts`."""
         raise NotImplementedError

@@ -201,6 +201,7 @@ class MixtureOfExperts(FeedForward):
         router_logits: Sequence[Tensor],
         mask: Tensor | None,
         weights: Tensor | None = None,
+        coefficients: Sequence[float] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(load-balancing loss, what training adds to the loss), summed over kinds of layer, each over all its layers.
 
@@ -211,22 +212,25 @@ class MixtureOfExperts(FeedForward):
             layers: options of the layers in order. router_logits: [B T, E] of each.
             mask: [B, T], 1 at valid tokens, or None.
             weights: [B, T], of the targets in the loss (`target_weights`), or None for equal ones at valid tokens.
+            coefficients: the weight of each layer's balance loss; None takes its options' `aux_loss_coef`.
         """
         valid = router_logits[0].new_ones(router_logits[0].shape[0]) if mask is None else mask.flatten().float()
-        kinds: list[tuple[MoEOptions, list[Tensor]]] = []  # options have no hash, and a compiler cannot see their repr
-        for layer, logits in zip(layers, router_logits, strict=True):
-            same = [parts for options, parts in kinds if options == layer]
+        weight_of = coefficients or [layer.aux_loss_coef for layer in layers]
+        # Options have no hash, and a compiler cannot see their repr.
+        kinds: list[tuple[MoEOptions, float, list[Tensor]]] = []
+        for layer, coefficient, logits in zip(layers, weight_of, router_logits, strict=True):
+            same = [parts for options, known, parts in kinds if options == layer and known == coefficient]
             if same:
                 same[0].append(logits)
             else:
-                kinds.append((layer, [logits]))
+                kinds.append((layer, coefficient, [logits]))
         given = valid / valid.sum() if weights is None else weights.flatten().to(valid)
         share, counted = given.sum(), given * valid  # what precedes a row's first token is padding with a target
         balance = penalty = valid.new_zeros(())
-        for layer, parts in kinds:
+        for layer, coefficient, parts in kinds:
             logits = torch.cat(parts)
             part = load_balancing_loss(logits, layer, valid.repeat(len(parts)))
-            balance, penalty = balance + part, penalty + layer.aux_loss_coef * part * share
+            balance, penalty = balance + part, penalty + coefficient * part * share
             if layer.z_loss_coef:
                 z = torch.logsumexp(logits, -1).square()
                 penalty = penalty + layer.z_loss_coef * (z * counted.repeat(len(parts))).sum() / len(parts)

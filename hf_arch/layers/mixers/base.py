@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ...core.errors import ConfigError, choice_error
 from ...core.options import Options
+from ...ops.transforms import exporting_to_onnx
 from ..contract import EMPTY_CONTEXT, LayerContext, LayerOutput, check_signature
 from ..cost import MixerCost as MixerCost
 from ..fp32 import KeepsFp32
@@ -176,6 +177,11 @@ class RecurrentMixer(Mixer):
                 context,
                 position_embeddings=None if rotary is None else (layout.reorder(rotary[0]), layout.reorder(rotary[1])),
                 values={name: layout.reorder(value) for name, value in values.items()},
+            )
+        if exporting_to_onnx():
+            raise ConfigError(
+                f"ONNX: {type(self).__name__} cannot be exported (the shapes inside its scan depend on the length); "
+                "allowed: mixers of attention. For other programs see `hf-arch export --format gguf`"
             )
         state = context.state(self.layer_idx)
         out = self.mix(layout.enter(hidden_states), layout, state, context=context)

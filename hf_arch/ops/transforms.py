@@ -1,0 +1,40 @@
+"""Whether torch.func or forward-mode differentiation is at work around a call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+
+_onnx_flags: Any
+try:
+    from torch.onnx._internal.exporter import _flags as _onnx_flags
+except ImportError:  # of another version
+    _onnx_flags = None
+
+
+def transformed() -> bool:
+    """Whether torch.func (vmap, grad, jvp, ...) or forward-mode differentiation is at work, which a Function with a
+    gradient worked out by hand does not follow."""
+    return functorch_levels() > 0 or forward_mode()
+
+
+def functorch_levels() -> int:
+    """How many transformations of torch.func enclose this call; 0 in a graph that is being compiled."""
+    if torch.compiler.is_compiling():
+        return 0
+    # No public name says so; a test calls it under each of them.
+    stack = torch._C._functorch.get_interpreter_stack()
+    return 0 if stack is None else len(stack)
+
+
+def forward_mode() -> bool:
+    """Whether tensors may carry tangents."""
+    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+
+
+def exporting_to_onnx() -> bool:
+    """Whether torch.onnx traces this call."""
+    # The public question alone is answered no, unasked, where the exporter's last try goes through a compiler.
+    return torch.onnx.is_in_onnx_export() or (_onnx_flags is not None and _onnx_flags._is_onnx_exporting)
