@@ -45,6 +45,7 @@ from ..layers.state import RecurrentStateLayer
 from .adapters import enter_lora_targets
 from .arguments import CACHE_NAMES, accept_either_name, cache_of, one_cache
 from .block import DecoderLayer
+from .cache_checks import is_paged
 from .common_names import aux_loss_coefficients
 from .configuration import ArchConfig
 from .heads import counting_items, sequence_loss, token_loss
@@ -172,6 +173,8 @@ class ArchModel(ArchPreTrainedModel):
         `documents.py`; what is not supported is a ValueError before any layer runs. `cache` is another name of
         `past_key_values`."""
         past_key_values = one_cache(past_key_values, cache, kwargs)
+        if is_paged(past_key_values):  # read by the attention functions of continuous batching, under this name
+            kwargs["cache"], past_key_values = past_key_values, None
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         if inputs_embeds is None:
