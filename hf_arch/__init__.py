@@ -5,9 +5,8 @@
 
     model = AutoModelForCausalLM.from_config(hf_arch.tiny_config("gla"))
 
-Importing the package registers every architecture with transformers' Auto classes. It stays cheap: registration happens
-at once where those classes are loaded already, and otherwise right after they are (`deferred.py`), so that a command
-line's `--help` needs no torch.
+Importing the package makes transformers' Auto classes know every architecture. It stays cheap: the models are imported
+when one of them is looked up (`deferred.py`), so that a command line's `--help` needs no torch.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .deferred import register_with_auto_classes
 from .environment import warn_unknown
+from .versions import require_supported_versions
 
 if TYPE_CHECKING:
     from .api import config_from_dict, cost, describe, list_architectures, tiny_config
@@ -55,5 +55,6 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})  # what is loaded when it is first asked for belongs to `help` and completion
 
 
+require_supported_versions(f"hf_arch {__version__}")
 register_with_auto_classes()
 warn_unknown()

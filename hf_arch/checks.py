@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 import hf_arch
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.registry import MIXERS, load_plugin, plugin_line
+from hf_arch.layers.compat import experts_implementation, set_experts_implementation
 
 LENGTH = 41
 TOLERANCE = 1e-4
@@ -239,13 +240,13 @@ def _saving(model: Any, ids: Tensor) -> str:
         if not torch.equal(value, model.state_dict()[name]):
             raise _Violation(f"{name} is not loaded as it was saved")
     # Grouped products of experts choose a kernel by the weights' addresses, and round by it: the loops do not.
-    chosen = model.config._experts_implementation
+    chosen = experts_implementation(model.config)
     try:
         for each in (loaded, model):
-            each.config._experts_implementation = "eager"
+            set_experts_implementation(each.config, "eager")
         return _worst([_compare(loaded(ids, use_cache=False).logits, model(ids, use_cache=False).logits, 0.0)])
     finally:
-        model.config._experts_implementation = chosen
+        set_experts_implementation(model.config, chosen)
 
 
 @torch.no_grad()

@@ -1,69 +1,229 @@
-"""Registration with transformers' Auto classes, now or as soon as they are imported.
+"""Registration with transformers' Auto classes, without importing anything in the middle of somebody else's import.
 
-transformers has no entry points for plugins, and importing its Auto classes costs seconds. Until somebody does so,
-one finder waits on `sys.meta_path` for that single import, runs it, registers, and takes itself away.
+transformers has no entry points for plugins, importing its Auto classes takes seconds, and our models cannot be
+imported while its own modules are half imported. So `import hf_arch` only sees to it that the tables of the Auto
+classes become `_LazyEntries` as soon as those tables exist. These know the names of the architectures, and import the
+models when one of them is looked up, or when the table is listed outside of an import.
+
+`CONFIG_MAPPING` is the table that finds an architecture by its `model_type`. The tables of models have config classes
+as keys, and a config class exists only once its module is imported, which registers it: they are lazy only for being
+listed.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import pkgutil
 import sys
-from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
+import warnings
+from collections.abc import Collection, Iterator, Sequence
+from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-AUTO_MODULE = "transformers.models.auto.modeling_auto"
+CONFIG_MODULE = "transformers.models.auto.configuration_auto"
+MODEL_MODULE = "transformers.models.auto.modeling_auto"
+AUTO_CLASSES = (
+    "AutoModel",
+    "AutoModelForCausalLM",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
+    "AutoModelForQuestionAnswering",
+)
+# What a module has to hold before its tables can be replaced.
+_NEEDED: dict[str, tuple[str, ...]] = {CONFIG_MODULE: ("CONFIG_MAPPING",), MODEL_MODULE: AUTO_CLASSES}
+PACKAGES = ("layers.mixers", "layers.ffns", "layers.streams", "models.architectures")
+"""Where everything registers itself that `load_all` imports; architectures last."""
+NO_ARCHITECTURES = ("base", "declare")
+"""The modules of the last package that declare none."""
 
 
 def register_with_auto_classes() -> None:
-    """Register every architecture, at once if the Auto classes are loaded, else right after they are."""
-    if AUTO_MODULE in sys.modules:
-        load_all()
-    elif not any(isinstance(finder, _WaitForAutoClasses) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _WaitForAutoClasses())
+    """Make the tables of the Auto classes know our architectures, now or as soon as the tables are there."""
+    if not any(type(finder).__name__ == _TableFinder.__name__ for finder in sys.meta_path):
+        sys.meta_path.insert(0, _TableFinder())
+    _enter_loaded_tables()
 
 
-def require_auto_classes() -> None:
-    """Import the Auto classes first of all: it makes this package register itself, which must not happen while one of
-    its modules is half imported. Called by the packages that import transformers."""
-    importlib.import_module(AUTO_MODULE)
+def _enter_loaded_tables() -> None:
+    for name in _NEEDED:
+        module = sys.modules.get(name)
+        if module is None:
+            continue
+        if _is_ready(module):
+            _enter_tables(module)
+        else:  # somebody imports us while transformers executes this very module
+            module.__class__ = _HalfImported
 
 
 def load_all() -> None:
-    """Import every part and every architecture, which registers them."""
-    for name in ("layers.mixers", "layers.ffns", "layers.streams", "models.architectures"):
+    """Import every part and every architecture, which registers them. Modules that are loaded cost a look-up."""
+    if _LazyEntries.loaded:
+        return
+    # No lock of our own: the import system's locks know how to avoid deadlocks between threads, ours would not.
+    for name in PACKAGES:
         package = importlib.import_module(f".{name}", __package__)
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{package.__name__}.{module.name}")
+    _LazyEntries.loaded = True
 
 
-class _WaitForAutoClasses(MetaPathFinder):
+def complete_registries() -> None:
+    """`load_all`, unless this thread is in the middle of importing one of those modules."""
+    if not _LazyEntries.loaded and not _inside_an_import(__package__, installed=False):
+        load_all()
+
+
+def model_types() -> list[str]:
+    """The model_type of every architecture of the package, read from the names of its files."""
+    found = pkgutil.iter_modules([str(Path(__file__).parent.joinpath(*PACKAGES[-1].split(".")))])
+    return [f"hfa_{module.name}" for module in found if module.name not in NO_ARCHITECTURES]
+
+
+class _LazyEntries(dict[Any, Any]):
+    """The entries that were registered with a table, ours among them as soon as somebody wants to see them.
+
+    Args:
+        entries: what is registered already. promised: keys that `load_all` will register.
+    """
+
+    loaded = False
+
+    def __init__(self, entries: dict[Any, Any], promised: Collection[str] = ()):
+        super().__init__(entries)
+        self.promised = promised
+
+    def __contains__(self, key: object) -> bool:
+        return super().__contains__(key) or (not self.loaded and key in self.promised)
+
+    def __missing__(self, key: Any) -> Any:
+        if not self.loaded and key in self.promised:
+            load_all()
+            if super().__contains__(key):
+                return super().__getitem__(key)
+        raise KeyError(key)
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        try:
+            return self[key]
+        except KeyError:
+            return default
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+    def keys(self) -> Any:
+        if self._is_complete():
+            return super().keys()
+        return list({**dict.fromkeys(dict.keys(self)), **dict.fromkeys(self.promised)})
+
+    def values(self) -> Any:
+        return super().values() if self._is_complete() else list(dict.values(self))
+
+    def items(self) -> Any:
+        return super().items() if self._is_complete() else list(dict.items(self))
+
+    def _is_complete(self) -> bool:
+        """Whether every architecture is here, after importing them where that is safe."""
+        if not self.loaded and not _inside_an_import("transformers", __package__):
+            load_all()
+        return self.loaded
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return dict, (dict(self.items()),)  # a copy elsewhere has nothing to wait for
+
+
+def _inside_an_import(*packages: str, installed: bool = True) -> bool:
+    """Whether this thread is executing the body of a module of `packages` or, with `installed`, of any installed one.
+
+    There ours must not be imported. A user's own module may be half imported: ours do not depend on it.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "<module>":
+            name, file = frame.f_globals.get("__name__", "__main__"), frame.f_code.co_filename
+            in_library = installed and ("site-packages" in file or "dist-packages" in file)
+            if name != "__main__" and (name.partition(".")[0] in packages or in_library):
+                return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
+def _is_ready(module: ModuleType) -> bool:
+    return all(name in ModuleType.__getattribute__(module, "__dict__") for name in _NEEDED[module.__name__])
+
+
+def _enter_tables(module: ModuleType) -> None:
+    """Replace the registered entries of a module's tables by lazy ones; after a reload, also register again."""
+    if module.__name__ == CONFIG_MODULE:
+        tables, promised = [module.CONFIG_MAPPING], model_types()
+    else:
+        tables, promised = [getattr(module, name)._model_mapping for name in AUTO_CLASSES], []
+    plain = [table for table in tables if not isinstance(getattr(table, "_extra_content", None), _LazyEntries)]
+    for table in plain:
+        if not hasattr(table, "_extra_content"):
+            warnings.warn(
+                f"{module.__name__} has no table of registered classes in this version of transformers: call "
+                "hf_arch.list_architectures() before the Auto classes load a model of hf_arch",
+                stacklevel=2,
+            )
+            return
+        table._extra_content = _LazyEntries(table._extra_content, promised)
+    register_again = getattr(sys.modules.get(f"{__package__}.{PACKAGES[-1]}.base"), "register_again", None)
+    if plain and register_again is not None:
+        register_again()
+
+
+class _HalfImported(ModuleType):
+    """The class of a module in the midst of its import: its tables are replaced at the first access from outside."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if not name.startswith("__") and _is_ready(self):
+            self.__class__ = ModuleType  # type: ignore[assignment]
+            _enter_tables(self)
+        return ModuleType.__getattribute__(self, name)
+
+
+class _TableFinder(MetaPathFinder):
+    """Finds the modules that hold the tables as everybody does, and replaces the tables once they are executed."""
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != AUTO_MODULE:
+        if fullname not in _NEEDED:
+            if fullname.startswith("transformers."):
+                _enter_loaded_tables()  # one may have been on its way to us before this finder was there
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        others = (
+            finder
+            for finder in sys.meta_path
+            if type(finder).__name__ != type(self).__name__ and hasattr(finder, "find_spec")
+        )
+        found = (finder.find_spec(fullname, path, target) for finder in others)
+        spec = next((spec for spec in found if spec is not None), None)
         if spec is not None and spec.loader is not None:
-            spec.loader = _LoadThenRegister(spec.loader)
+            spec.loader = _Loader(spec.loader)  # type: ignore[assignment]
         return spec
 
 
-class _LoadThenRegister(Loader):
-    def __init__(self, loader: Loader):
-        self.loader = loader
+class _Loader:
+    """Another loader, and then `_enter_tables`. It passes everything else through (sources, resources)."""
 
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self.loader.create_module(spec)
+    def __init__(self, loader: Any):
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
 
     def exec_module(self, module: ModuleType) -> None:
-        self.loader.exec_module(module)
-        # The module must look as if no one had stood in between, e.g. to importlib.reload and pickling.
-        module.__loader__ = self.loader
+        # The module keeps its own loader, as if no one had stood in between.
+        module.__loader__ = self._loader
         if module.__spec__ is not None:
-            module.__spec__.loader = self.loader
-        load_all()
+            module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        _enter_tables(module)

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "hf_arch"
 # From the lowest to the highest. A file may import from its own layer and from those before it. The single files of the
 # package itself stand where they are used from.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("core", "environment", "deprecations", "numerics"),
+    ("core", "environment", "deprecations", "numerics", "versions"),
     ("ops",),
     ("layers",),
     ("models", "deferred", "api"),

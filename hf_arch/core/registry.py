@@ -13,6 +13,7 @@ they register.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import os
 import sys
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from ..environment import read
+from .bundled import BUNDLED
 from .errors import ConfigError, choice_error
 
 T = TypeVar("T")
@@ -55,19 +57,31 @@ class Registry(Generic[T]):
     def get(self, name: str, field: str | None = None) -> T:
         """The entry called `name`; a ConfigError that names `field`, the nearest and all allowed names otherwise."""
         if name not in self._entries:
+            self._complete()
+        if name not in self._entries:
             load_environment_plugins()
         if name not in self._entries:
             raise choice_error(field or self.kind, name, self._entries)
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:
+        if name not in self._entries:
+            self._complete()
         return name in self._entries
 
     def __iter__(self) -> Iterator[str]:
+        self._complete()
         return iter(sorted(self._entries))
 
     def items(self) -> list[tuple[str, T]]:
+        self._complete()
         return sorted(self._entries.items())
+
+    def _complete(self) -> None:
+        """Import whatever of the package registers something. The code that came with a model is complete as it is."""
+        if not BUNDLED:
+            # By name, so that no bundle takes that module along.
+            importlib.import_module("hf_arch.deferred").complete_registries()
 
 
 def _identity(entry: Any) -> str:

@@ -27,6 +27,8 @@ from hf_arch.evaluation.tensor_memory import cache_bytes, peak_tensor_bytes, ten
 from hf_arch.runs.provenance import provenance
 
 PHASES = ("train", "prefill", "decode")
+CACHE_OUTPUTS = ("cache", "past_key_values", "cache_params")
+"""What models of this and other libraries call the cache, in their output and among their arguments."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,7 @@ class Subject:
             start = self._now()
             output = self._forward(tokens)
             prefill = self._now() - start
-            name = "cache_params" if output.get("cache_params") is not None else "past_key_values"
-            cache = output[name]
+            name, cache = next((name, output[name]) for name in CACHE_OUTPUTS if name in list(output))
             size = cache_bytes(cache)
             step = tokens[:, -1:]
             start = self._now()

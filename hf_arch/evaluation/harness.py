@@ -18,11 +18,11 @@ import datasets
 import torch
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
-from lm_eval.tasks._index import Kind
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_arch.core.errors import ConfigError, choice_error, nearest
 from hf_arch.environment import temporarily
+from hf_arch.evaluation.compat import is_group
 from hf_arch.evaluation.lm_eval import ArchLM
 from hf_arch.evaluation.offline import INSTALL, local_tasks, rows_origin, write_task_files
 from hf_arch.evaluation.row_checks import check_rows
@@ -103,7 +103,7 @@ def _set_fewshot(task: Any, wanted: int | None) -> None:
 def _stands_alone(manager: TaskManager, name: str) -> bool:
     """Whether a name means a task or a tag of the files read so far (a group may name tasks of others)."""
     entry = manager.task_index.get(name)
-    return _is_file(name) or (entry is not None and entry.kind is not Kind.GROUP)
+    return _is_file(name) or (entry is not None and not is_group(entry))
 
 
 def _is_file(name: str) -> bool:

@@ -15,14 +15,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lm_eval.api.registry import register_model
-from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils_hf import get_dtype
 from transformers import PreTrainedModel
 
 import hf_arch
 from hf_arch.checkpoints.checkpoint import checkpoint_folder, is_ours, read_config, weight_files
 from hf_arch.core.errors import ConfigError
+from hf_arch.evaluation.compat import HookedLM, get_dtype, register_model
 from hf_arch.evaluation.loading import load_causal_lm, load_tokenizer, parse_device
 from hf_arch.evaluation.special_tokens import split_special
 from hf_arch.interchange import FOREIGN
@@ -31,7 +29,7 @@ hf_arch.list_architectures()  # registers them with the Auto classes that HFLM l
 
 
 @register_model("hf_arch")
-class ArchLM(HFLM):
+class ArchLM(HookedLM):
     """lm_eval's `hf`, for runs and foreign checkpoints as well.
 
     Args:
@@ -97,14 +95,14 @@ class ArchLM(HFLM):
         """Tokens to write where a task does not say: lm_eval's 256, less where the context would be all answer."""
         return min(super().max_gen_toks, self.max_length // 2)
 
-    def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
+    def score_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
         longest = max((len(continuation) for _, _, continuation in requests), default=0)
         if longest > self.max_length:
             raise ConfigError(
                 f"max_position_embeddings: {self.max_length} is too short for an answer of {longest} tokens; "
                 "leave that task out, or train with a longer context"
             )
-        return super()._loglikelihood_tokens(requests, *args, **kwargs)
+        return super().score_tokens(requests, *args, **kwargs)
 
 
 def _known(model_type: str) -> bool:

@@ -4,7 +4,8 @@ transformers copies a repository's modules only if they lie side by side and imp
 So the closure of package imports is walked from the architecture's module and from those of the components that the
 config names (a pattern may name mixers that its architecture does not import); every module becomes one file,
 `hf_arch/ops/conv.py` as `ops_conv.py`, with its imports rewritten. The architecture's own file is called
-`modeling_<model_type>.py`.
+`modeling_<model_type>.py`. Before it imports anything it refuses versions of transformers and torch with which it was
+not tested, in one line.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from hf_arch.models.configuration import ArchConfig
 
 PACKAGE = "hf_arch"
 PLUGIN = "hf_arch_plugin_"
+VERSIONS = f"{PACKAGE}.versions"
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ def bundle(config: ArchConfig) -> Bundle:
     entry = architecture.config.__module__
     sources: dict[str, _Source] = {}
     _collect(entry, sources)
+    _collect(VERSIONS, sources)
     unreached = [(module, name) for module, name in _components(config) if module not in sources]
     for module, _ in unreached:
         _collect(module, sources)
@@ -61,8 +64,12 @@ def bundle(config: ArchConfig) -> Bundle:
         twice = sorted(name for name in names.values() if list(names.values()).count(name) > 1)
         raise ValueError(f"two modules would both be written as {twice[0]}.py; rename one")
     extra = [f"from .{names[module]} import {name} as {name}" for module, name in unreached]
+    guard = [
+        f"from .{names[VERSIONS]} import require_supported_versions",
+        f'require_supported_versions("this model (code of {PACKAGE} {__version__})", refuse_newer=True)',
+    ]
     files = {
-        f"{names[module]}.py": source.flattened(names, extra if module == entry else [])
+        f"{names[module]}.py": source.flattened(names, *((guard, extra) if module == entry else ([], [])))
         for module, source in sorted(sources.items())
     }
     auto_map = {"AutoConfig": f"{names[entry]}.{architecture.config.__name__}"}
@@ -134,19 +141,21 @@ class _Source:
         parts = self.module.split(".")[: -node.level]
         return ".".join([*parts, *filter(None, [node.module])])
 
-    def flattened(self, names: dict[str, str], extra: list[str]) -> str:
-        """The text with every import of ours as `from .flat_name import ...`, and `extra` lines after the imports."""
+    def flattened(self, names: dict[str, str], before: list[str], after: list[str]) -> str:
+        """The text with every import of ours as `from .flat_name import ...`, and lines `before` and `after` all
+        imports."""
         lines: list[str | None] = [*self.lines]
         for unneeded in self.dropped:
             _replace(lines, unneeded, None)
         for node, target in self.imports.items():
             imported = ", ".join(ast.unparse(alias) for alias in node.names)
             _replace(lines, node, f"{' ' * node.col_offset}from .{names[target]} import {imported}")
-        if extra:
-            last = max(
-                node.end_lineno or 0 for node in self.tree.body if isinstance(node, (ast.Import, ast.ImportFrom))
-            )
-            lines[last:last] = extra
+        if before or after:
+            imports = [node for node in self.tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+            last = max(node.end_lineno or 0 for node in imports)
+            lines[last:last] = after
+            first = next(node for node in imports if getattr(node, "module", "") != "__future__")
+            lines[first.lineno - 1 : first.lineno - 1] = before
         origin = self.module.replace(".", "/") if not self.module.startswith(PLUGIN) else names[self.module]
         header = f"# {origin}.py of {PACKAGE} {__version__}, flattened for `trust_remote_code`."
         return "\n".join([header, *(line for line in lines if line is not None)])

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..core.errors import ConfigError
 from ..ops.precision import state_dtype
 from ..ops.transforms import forward_mode, functorch_levels
+from .compat import ALL_ATTENTION_FUNCTIONS, attention_implementation
 
 CONFIG_READERS = ("vllm",)
 """Implementations that read windows and soft caps from the config and know no biases, whatever a call says."""
@@ -71,7 +71,7 @@ class AttentionProduct(nn.Module):
 
     def _implementation(self, options: dict[str, Any]) -> str:
         """The config's choice; the formula written out where that would refuse, or leave an option out."""
-        implementation = self.config._attn_implementation
+        implementation = attention_implementation(self.config)
         # sdpa has no soft cap, and its kernels no second and no forward-mode derivative.
         if implementation == "sdpa" and (
             options.get("softcap") is not None or forward_mode() or functorch_levels() > 1

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..core.errors import ConfigError
+from .compat import CACHE_ARGUMENT
 from .cost import MixerCost
 from .fp32 import KeepsFp32
 from .layout import PLAIN_LAYOUT, SequenceLayout
@@ -58,7 +59,11 @@ class LayerContext:
     def update_kv(self, key: Tensor, value: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
         """Keys and values [B, H, T, K] with the cached ones before them; as they are without a cache."""
         if self.cache is None:
-            return key, value
+            # Continuous batching passes its pages on to the attention function, which fills them itself until 5.23.
+            pages = self.attention_kwargs.get("cache") if CACHE_ARGUMENT == "cache" else None
+            return (
+                (key, value) if pages is None else pages.update(key, value, layer_idx, kwargs={**self.attention_kwargs})
+            )
         return self.cache.update(key, value, layer_idx if self.execution is None else self.execution)
 
     def to(self, device: Any, non_blocking: bool = False) -> LayerContext:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .compat import assert_async
 from .pair_masks import pairs_as_blocks, unreadable_pairs
 
 BORDERS = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens")
@@ -102,7 +103,7 @@ def read_documents(
 def require(condition: Tensor | bool, message: str) -> None:
     """A ValueError unless `condition`; a tensor under a compiler is asserted when the graph runs (RuntimeError)."""
     if isinstance(condition, Tensor) and torch.compiler.is_compiling():
-        torch._assert_async(condition, message)
+        assert_async(condition, message)
     elif not bool(condition):
         raise ValueError(message)
 

@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 
 from ..core.registry import POSITIONS
+from .compat import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from .fp32 import KeepsFp32, is_low_precision
 from .rope_parameters import RotarySpec, rotated_features
 

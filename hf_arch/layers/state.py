@@ -12,10 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING, Cache, CacheLayerMixin, LinearAttentionLayer
-from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING, create_recurrent_attention_mask
+from transformers.cache_utils import Cache
 
 from ..core.bundled import BUNDLED
+from .compat import (
+    LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING,
+    STATIC_LAYER_TYPE_MAPPING,
+    CacheLayerMixin,
+    LinearAttentionLayer,
+    create_recurrent_attention_mask,
+)
 
 FFN_STATE = 3
 """The convolution state of a layer that is its FFN's; those before it are the mixer's, which may have three windows."""

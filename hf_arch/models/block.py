@@ -13,9 +13,9 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..core.registry import NORMS
+from ..layers.compat import GradientCheckpointingLayer
 from ..layers.contract import EMPTY_CONTEXT, LayerContext, LayerOutput
 from ..layers.ffns.ffn import NoFeedForward
 from ..layers.streams.base import State, Sublayer

@@ -21,6 +21,7 @@ from ..core.options import Options, compact, parse_options
 from ..core.registry import MIXERS, STREAMS, Registry
 from ..deprecations import current_names
 from ..layers.activations import ACTIVATIONS
+from ..layers.compat import auto_class
 from ..layers.ffns.ffn import FFNS
 from ..layers.norms import NORMS
 from ..layers.positions import POSITIONS
@@ -81,7 +82,7 @@ class ArchConfig(PreTrainedConfig):
         "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
         "norm": (["hidden_states"], ["hidden_states"]),
     }
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache"]
     frozen_pad_embedding: ClassVar[bool] = True
     """Whether the pad token's embedding gets no gradient, as in Llama; GPT-2 and Mamba train it like any other."""
 
@@ -195,7 +196,7 @@ class ArchConfig(PreTrainedConfig):
     def __getattr__(self, name: str) -> Any:
         if name in READABLE:
             return read_option(self, name)
-        if name == "auto_map" and type(self)._auto_class is None:
+        if name == "auto_map" and auto_class(type(self)) is None:
             return {}  # no code of its own; TRL asks every config for it whose class transformers does not know
         if name == "output_router_logits" and has_routed_layers(self):
             return False

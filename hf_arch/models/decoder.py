@@ -12,26 +12,30 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.masking_utils import create_causal_mask
-from transformers.modeling_layers import (
-    GenericForQuestionAnswering,
-    GenericForSequenceClassification,
-    GenericForTokenClassification,
-)
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
     MoeCausalLMOutputWithPast,
     MoeModelOutputWithPast,
 )
-from transformers.modeling_utils import slice_logits_to_keep
-from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple, logging
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+from transformers.utils import logging
 
 from ..core.registry import NORMS, POSITIONS
 from ..layers.attention_product import AttentionProduct
+from ..layers.compat import (
+    CACHE_ARGUMENT,
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+    OutputRecorder,
+    TransformersKwargs,
+    Unpack,
+    can_return_tuple,
+    capture_outputs,
+    create_causal_mask,
+    merge_with_config_defaults,
+    slice_logits_to_keep,
+)
 from ..layers.contract import LayerContext
 from ..layers.documents import refuse_numbers
 from ..layers.fp32 import loading_patterns, restore_fp32
@@ -39,7 +43,9 @@ from ..layers.layout import build_layout, positions_from_mask
 from ..layers.positions import ArchRotaryEmbedding, alibi_slopes
 from ..layers.state import RecurrentStateLayer
 from .adapters import enter_lora_targets
+from .arguments import CACHE_NAMES, accept_either_name, cache_of, one_cache
 from .block import DecoderLayer
+from .cache_checks import is_paged
 from .common_names import aux_loss_coefficients
 from .configuration import ArchConfig
 from .heads import counting_items, sequence_loss, token_loss
@@ -61,7 +67,7 @@ class ArchPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["DecoderLayer"]
-    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _skip_keys_device_placement: ClassVar[list[str]] = [*CACHE_NAMES]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -160,10 +166,15 @@ class ArchModel(ArchPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast | MoeModelOutputWithPast:
         """See transformers' decoder models. Padding and packed documents may be described in any of the ways of
-        `documents.py`; what is not supported is a ValueError before any layer runs."""
+        `documents.py`; what is not supported is a ValueError before any layer runs. `cache` is another name of
+        `past_key_values`."""
+        past_key_values = one_cache(past_key_values, cache, kwargs)
+        if is_paged(past_key_values):  # read by the attention functions of continuous batching, under this name
+            kwargs["cache"], past_key_values = past_key_values, None
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         if inputs_embeds is None:
@@ -220,7 +231,7 @@ class ArchModel(ArchPreTrainedModel):
             for cache_layer in past_key_values.layers:
                 if isinstance(cache_layer, RecurrentStateLayer):
                     cache_layer.advance(length)
-        fields = {"last_hidden_state": self.norm(self.stream.finish(state)), "past_key_values": past_key_values}
+        fields = {"last_hidden_state": self.norm(self.stream.finish(state)), CACHE_ARGUMENT: past_key_values}
         if wants_router_logits and router_logits:
             return MoeModelOutputWithPast(**fields, router_logits=tuple(router_logits))
         return BaseModelOutputWithPast(**fields)
@@ -255,7 +266,7 @@ class ArchModel(ArchPreTrainedModel):
         common: dict[str, Any] = {
             "inputs_embeds": inputs_embeds,
             "attention_mask": attention_mask,
-            "past_key_values": cache,
+            CACHE_ARGUMENT: cache,
             "and_mask_function": None if segment_ids is None else same_document(segment_ids),
         }
         for index in range(len(self.layers)):
@@ -276,11 +287,16 @@ class ArchModel(ArchPreTrainedModel):
         return masks
 
     def create_masks_for_generate(
-        self, inputs_embeds: Tensor, attention_mask: Any = None, past_key_values: Any = None, **kwargs: Any
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Any = None,
+        past_key_values: Any = None,
+        cache: Any = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         """The masks that `generate` prepares ahead of a compiled decoding step."""
         refuse_numbers(attention_mask)
-        return self._masks(inputs_embeds, attention_mask, past_key_values)
+        return self._masks(inputs_embeds, attention_mask, one_cache(past_key_values, cache, kwargs))
 
     def _position_biases(self, embeds: Tensor, attention_mask: Any, cache: Cache | None) -> list[Tensor | None]:
         """ALiBi's bias [B, H, T, S] of each layer (shared by layers alike), None where it does not apply."""
@@ -324,6 +340,8 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
     _pp_plan: ClassVar[dict[str, Any]] = {"lm_head": (["hidden_states"], ["logits"])}
     _fsdp_plan: ClassVar[dict[str, str]] = {"lm_head": "keep_full_weight"}
     model_class: ClassVar[type[ArchModel]] = ArchModel
+    generate = accept_either_name(CheckedGenerationMixin.generate)
+    prepare_inputs_for_generation = accept_either_name(CheckedGenerationMixin.prepare_inputs_for_generation)
 
     def __init__(self, config: ArchConfig):
         super().__init__(config)
@@ -348,6 +366,7 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast | MoeCausalLMOutputWithPast:
         """Logits [B, T or logits_to_keep, V], and the mean next-token loss where `labels` [B, T] are given
@@ -362,6 +381,7 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -392,7 +412,7 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
         fields = {
             "loss": loss,
             "logits": logits,
-            "past_key_values": out.past_key_values,
+            CACHE_ARGUMENT: cache_of(out),
             "hidden_states": out.hidden_states,
             "attentions": out.attentions,
         }
@@ -423,19 +443,20 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
 class ArchForSequenceClassification(GenericForSequenceClassification, ArchPreTrainedModel):
     """A label for the whole sequence, read at its last token."""
 
-    forward = counting_items(GenericForSequenceClassification.forward)
+    forward = accept_either_name(counting_items(GenericForSequenceClassification.forward))
     label_loss = sequence_loss
 
 
 class ArchForTokenClassification(GenericForTokenClassification, ArchPreTrainedModel):
     """A label for each token."""
 
-    forward = counting_items(GenericForTokenClassification.forward)
+    forward = accept_either_name(counting_items(GenericForTokenClassification.forward))
     label_loss = token_loss
 
 
 class ArchForQuestionAnswering(GenericForQuestionAnswering, ArchPreTrainedModel):
     """Start and end of an answer span."""
 
+    forward = accept_either_name(GenericForQuestionAnswering.forward)
     accepts_loss_kwargs: ClassVar[bool] = False
     """Trainer counts no items where there are no `labels`: it divides the mean losses of the calls of a step."""

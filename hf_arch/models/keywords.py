@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.utils import TransformersKwargs
 
 from ..core.errors import nearest
+from ..layers.compat import assert_async
 from ..layers.documents import ARGUMENTS
 
 ALWAYS_NONE_OR_ZERO = {"token_type_ids"}
@@ -69,7 +70,7 @@ def check_keywords(model: str, given: dict[str, Any], call: tuple[Any, int, torc
 def _require_equal(name: str, value: Any, expected: Any, reason: str) -> None:
     value = torch.as_tensor(value)
     if torch.compiler.is_compiling():
-        torch._assert_async((value == expected).all(), f"{name}: {reason}")
+        assert_async((value == expected).all(), f"{name}: {reason}")
         return
     if isinstance(expected, Tensor) and value.shape[-1:] != expected.shape:
         raise ValueError(f"{name}: shape {tuple(value.shape)} is not allowed; {reason}")

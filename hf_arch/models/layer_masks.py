@@ -10,8 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.masking_utils import and_masks, create_causal_mask, create_sliding_window_causal_mask
 
+from ..layers.compat import (
+    CACHE_ARGUMENT,
+    and_masks,
+    attention_implementation,
+    create_causal_mask,
+    create_sliding_window_causal_mask,
+)
 from ..layers.documents import require
 from ..layers.pair_masks import within_window
 
@@ -23,10 +29,10 @@ def sliding_mask(window_config: Any, config: Any, index: int, common: dict[str, 
         window_config: the model's config with the window of this layer. config: the model's own.
         common: arguments of transformers' mask makers.
     """
-    window, cache, mask = window_config.sliding_window, common["past_key_values"], common["attention_mask"]
+    window, cache, mask = window_config.sliding_window, common[CACHE_ARGUMENT], common["attention_mask"]
     past = 0 if cache is None else cache.get_seq_length(index)
     over_gaps = window_over_gaps(mask, window, past, common["inputs_embeds"].shape[1])
-    if over_gaps is not None and "flash" not in str(config._attn_implementation):  # flash attention unpads
+    if over_gaps is not None and "flash" not in str(attention_implementation(config)):  # flash attention unpads
         documents = common["and_mask_function"]
         both = over_gaps if documents is None else and_masks(over_gaps, documents)
         return create_causal_mask(config=config, layer_idx=index, **{**common, "and_mask_function": both})

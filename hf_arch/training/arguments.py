@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedConfig, TrainingArguments
 
 from hf_arch.core.errors import ConfigError
+from hf_arch.training.compat import use_one_gpu
 from hf_arch.training.muon import muon_options
 from hf_arch.training.precision import Precision
 from hf_arch.training.tracking import check_trackers
@@ -79,8 +80,7 @@ def build_arguments(
         )
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"training: {' '.join(str(error).split())}") from error
-    if args.n_gpu > 1:
-        args._n_gpu = 1  # Trainer would spread one process over all GPUs (nn.DataParallel), in larger batches
+    use_one_gpu(args)
     return args
 
 

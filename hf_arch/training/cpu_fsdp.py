@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
+
+from hf_arch.training.compat import mixed_precision, set_fsdp
 
 
 @contextmanager
@@ -24,11 +26,10 @@ def fsdp_on_cpus() -> Iterator[None]:
         original(self, *args, **kwargs)
         plugin = kwargs.get("fsdp_plugin")
         if plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
-            if self._mixed_precision != "no":
-                plugin.set_mixed_precision(self._mixed_precision)
-            self.fsdp_plugin = plugin
-            # Both: later instances copy the type from the shared state.
-            self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+            dtype = mixed_precision(self)
+            if dtype is not None:
+                plugin.set_mixed_precision(dtype)
+            set_fsdp(self, plugin)
 
     AcceleratorState.__init__ = init
     try:

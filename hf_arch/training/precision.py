@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from hf_arch.core.errors import ConfigError
+from hf_arch.training.compat import cpu_has_amx
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def choose_precision(requested: str = "auto", device: torch.device | None = None
         return Precision("fp32", "the GPU has no bf16 units")
     if device.type == "cpu":
         # AVX-512 and AVX2 convert to fp32 and back: bf16 is only faster where tiles (AMX) multiply it.
-        if torch.cpu._is_amx_tile_supported():
+        if cpu_has_amx():
             return Precision("bf16", "the CPU has AMX tiles")
         return Precision("fp32", "the CPU has no AMX tiles, bf16 would be slower")
     return Precision("fp32", f"nothing is known of bf16 on {device.type}")

@@ -28,6 +28,7 @@ from hf_arch.core.files import read_json
 from hf_arch.runs.files import CONFIG_FILE
 from hf_arch.training.checkpoint_record import Change, CheckpointRecord, find_checkpoint, step_of, unusable
 from hf_arch.training.checkpoints import STATE_FILE
+from hf_arch.training.compat import set_last_rates
 from hf_arch.training.identity import Difference, RunIdentity, compare, recipe_differences, resolved_steps
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def follow_schedule(scheduler: Any) -> None:
             scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
         ):
             group["lr"] = rate * factor(scheduler.last_epoch)
-        scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
+        set_last_rates(scheduler, [group["lr"] for group in scheduler.optimizer.param_groups])
 
 
 def check_finished(checkpoints: Path, identity: RunIdentity) -> None:

@@ -14,10 +14,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from transformers import TrainingArguments
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from hf_arch.core.errors import ConfigError, choice_error
 from hf_arch.environment import read, temporarily
+from hf_arch.training.compat import INTEGRATION_TO_CALLBACK
 
 # Trackers whose package has another name than they, or an extra of ours.
 PACKAGES = {"azure_ml": "azureml", "flyte": "flytekit", "kubeflow": "kubernetes", "dagshub": "dagshub"}

@@ -21,13 +21,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Subset
-from transformers import Trainer, TrainerControl
+from transformers import TrainerControl
 
 from hf_arch.core.failures import TrainingError
 from hf_arch.data import SeededOrder, SeededSampler, TokenDataset
 from hf_arch.data.dataset import MixedDataset
 from hf_arch.evaluation.perplexity import TextLoss, sum_nats
 from hf_arch.training.checkpoints import divergence, where_to_go_on
+from hf_arch.training.compat import HookedTrainer
 from hf_arch.training.cpu_fsdp import fsdp_on_cpus
 from hf_arch.training.decay import decay_parameter_names
 from hf_arch.training.expert_balance import ExpertBalance
@@ -46,7 +47,7 @@ class _RunSampler(SeededSampler):
         return self.num_samples
 
 
-class ArchTrainer(Trainer):
+class ArchTrainer(HookedTrainer):
     """Trainer for one run over packed rows.
 
     Args:
@@ -118,14 +119,14 @@ class ArchTrainer(Trainer):
             self.optimizer = optimizer = SharedOptimizer(optimizer)
         return optimizer
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+    def write_optimizer(self, output_dir: str) -> None:
         wrapped = getattr(self.optimizer, "optimizer", None)  # by accelerate
         if isinstance(wrapped, SharedOptimizer):
             wrapped.gather()
-        super()._save_optimizer_and_scheduler(output_dir)
+        super().write_optimizer(output_dir)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+    def read_optimizer(self, checkpoint: str | None) -> None:
+        super().read_optimizer(checkpoint)
         if self.keeper is not None and self.keeper.continuation.extended:
             follow_schedule(self.lr_scheduler)
 
@@ -134,7 +135,7 @@ class ArchTrainer(Trainer):
         """Sequences in one optimiser step, over all processes and accumulation steps."""
         return self.get_total_train_batch_size(self.args)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> SeededSampler:
+    def train_sampler(self, train_dataset: Any = None) -> SeededSampler:
         samples = self.args.max_steps * self.global_batch_size
         return _RunSampler(self.order, samples, start=self.start_step * self.global_batch_size)
 
@@ -151,16 +152,16 @@ class ArchTrainer(Trainer):
 
     def training_step(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         if not self._losses:
-            self._logged_loss = self._tr_loss.clone()
+            self._logged_loss = self.running_loss.clone()
         loss = super().training_step(model, *args, **kwargs)
         self._losses.append(loss)
         return loss
 
-    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+    def gradient_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         """The norm before clipping. Trainer asks for it after the last backward pass of a step and before the
         optimiser, which makes it the place to judge the step: without gradients an optimiser changes nothing.
         """
-        norm = super()._get_grad_norm(model, grad_norm)
+        norm = super().gradient_norm(model, grad_norm)
         step = self.state.global_step + 1
         loss, norm_value = self._agreed(torch.stack(self._losses).sum(), norm)
         self._losses.clear()
@@ -172,7 +173,7 @@ class ArchTrainer(Trainer):
                     step,
                     self.args,
                 )
-            self._tr_loss.copy_(self._logged_loss)
+            self.running_loss.copy_(self._logged_loss)
             self._skipped_since_log += 1
             model.zero_grad(set_to_none=True)
         elif step % self.args.logging_steps == 0 or step == 1:
@@ -225,28 +226,28 @@ class ArchTrainer(Trainer):
 
     def progress(self) -> dict[str, Any]:
         """What a checkpoint of Trainer leaves out: the watch, and the loss added up since the last logged step."""
-        loss = self.accelerator.gather(self._tr_loss[None]).mean().item()
+        loss = self.accelerator.gather(self.running_loss[None]).mean().item()
         return {
             "watch": self.watch.state(),
             "loss": loss,
-            "logged_step": self._globalstep_last_logged,
+            "logged_step": self.last_logged_step,
             "skipped_since_log": self._skipped_since_log,
         }
 
     def restore_progress(self, progress: Mapping[str, Any]) -> None:
         """The same, set again; once Trainer has begun, which sets them to nothing."""
         self.watch.load_state(progress["watch"])
-        self._tr_loss.fill_(progress["loss"])
-        self._globalstep_last_logged = self._logged_step = progress["logged_step"]
+        self.running_loss.fill_(progress["loss"])
+        self.last_logged_step = self._logged_step = progress["logged_step"]
         self._skipped_since_log = progress["skipped_since_log"]
 
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+    def write_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """As Trainer's; where it cannot be written, what there is of it goes, and the error names the last good one."""
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         try:
             if self.keeper is not None:
                 self.keeper.open(folder)
-            super()._save_checkpoint(model, trial)
+            super().write_checkpoint(model, trial)
             if self.keeper is not None:
                 self.accelerator.wait_for_everyone()  # each process writes files of its own
                 self.keeper.close(folder)

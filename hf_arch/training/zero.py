@@ -15,12 +15,11 @@ import torch
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from hf_arch.core.errors import ConfigError
+from hf_arch.training.compat import forget_gathered, has_gathered
 
 
 class SharedOptimizer(ZeroRedundancyOptimizer):
     """The states of `optimizer`, which has made no step yet, shared out over all processes."""
-
-    _all_state_dicts: list[dict[str, Any]]
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         kind = type(optimizer)
@@ -39,10 +38,10 @@ class SharedOptimizer(ZeroRedundancyOptimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """All states after `gather` on the first process, none otherwise; accelerate asks before there are any."""
-        if not self._all_state_dicts:
+        if not has_gathered(self):
             return torch.optim.Optimizer.state_dict(self)
         whole = super().state_dict()
-        self._all_state_dicts.clear()
+        forget_gathered(self)
         return whole
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

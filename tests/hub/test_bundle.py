@@ -19,6 +19,7 @@ from hf_arch.core.errors import ConfigError
 from hf_arch.core.registry import load_plugin
 from hf_arch.hub.bundle import bundle
 from hf_arch.hub.repository import stage_model
+from hf_arch.versions import SUPPORTED
 
 from .conftest import save_tiny
 
@@ -178,16 +179,53 @@ def test_a_foreign_config_cannot_be_bundled():
         bundle(LlamaConfig())
 
 
+# What a stranger with another version meets; the code runs up to its check of versions, whatever else there is.
+OTHER_VERSION = """
+import sys
+import transformers
+transformers.__version__ = sys.argv[2]
+from transformers import AutoModelForCausalLM
+AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+"""
+
+
+def test_another_version_of_transformers_is_refused_in_one_line(tmp_path: Path, python):
+    staged = repository(tmp_path, "rwkv7")
+    supported = SUPPORTED["transformers"]
+    for version in ("5.20.1", supported.below):
+        done = python(OTHER_VERSION, str(staged), version, installed=False)
+        assert done.returncode == 1
+        line = done.stderr.strip().splitlines()[-1]
+        assert line.startswith(
+            f"ImportError: this model (code of hf_arch {hf_arch.__version__}) works with transformers"
+        )
+        assert f"{supported.oldest} to {supported.newest}, and {version} is installed" in line
+    done = python(OTHER_VERSION, str(staged), f"{supported.newest}.7", installed=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_check_of_versions_comes_before_every_import_of_other_code():
+    for name in hf_arch.list_architectures():
+        text = bundle(hf_arch.tiny_config(name)).files[f"modeling_hfa_{name}.py"]
+        body = [
+            node for node in ast.parse(text).body if not isinstance(node, ast.Expr) or isinstance(node.value, ast.Call)
+        ]
+        body = [node for node in body if getattr(node, "module", "") != "__future__"]
+        assert ast.unparse(body[0]) == "from .versions import require_supported_versions", name
+        assert ast.unparse(body[1]).startswith("require_supported_versions("), name
+
+
 @pytest.mark.slow
 @pytest.mark.network
 @pytest.mark.timeout(1800)
-def test_every_architecture_loads_in_an_environment_of_only_transformers_and_torch(tmp_path: Path):
+@pytest.mark.parametrize("transformers", [SUPPORTED["transformers"].oldest, SUPPORTED["transformers"].newest])
+def test_every_architecture_loads_in_an_environment_of_only_transformers_and_torch(tmp_path: Path, transformers: str):
     folders = [repository(tmp_path, name) for name in hf_arch.list_architectures()]
     venv.create(tmp_path / "venv", with_pip=True)
     interpreter = str(tmp_path / "venv" / "bin" / "python")
     from importlib.metadata import version
 
-    pinned = [f"{name}=={version(name).partition('+')[0]}" for name in ("torch", "transformers")]
+    pinned = [f"torch=={version('torch').partition('+')[0]}", f"transformers=={transformers}.*"]
     install = [interpreter, "-m", "pip", "install", "--quiet", *pinned]
     done = subprocess.run(install, capture_output=True, text=True, timeout=1200)
     if done.returncode:

@@ -273,7 +273,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "indices": ({"indices": borders()}, "unknown argument.*position_ids"),
     "batch_seq_lens": ({"batch_seq_lens": [8, 13]}, "unknown argument.*position_ids"),
     "a typing mistake": ({"output_hiden_states": True}, "nearest: 'output_hidden_states'"),
-    "another cache argument": ({"cache_params": DynamicCache()}, "past_key_values"),
+    "another cache argument": ({"cache_params": DynamicCache()}, "pass the cache as"),
     "is_causal": ({"is_causal": False}, "is_causal"),
     "token_type_ids": ({"token_type_ids": numbers()}, "only zeros"),
 }

@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.integrations import use_experts_implementation
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, ExpertsInterface
 
 from ...core.registry import ACTIVATIONS
 from ...ops.transforms import transformed
+from ..compat import ALL_EXPERTS_FUNCTIONS, ExpertsInterface, use_experts_implementation
 
 ALIGNMENT = 16
 

@@ -22,6 +22,7 @@ from ...core.options import Options, options
 from ...core.registry import MIXERS
 from ...ops.precision import state_dtype
 from ..attention_product import AttentionProduct, cache_element_bytes
+from ..compat import attention_implementation
 from ..contract import EMPTY_CONTEXT, LayerContext
 from ..norms import ArchRMSNorm
 from ..plain_linear import is_plain_linear
@@ -202,7 +203,7 @@ class LatentAttention(Mixer):
         key_nope, value = keys_values.split([nope, value_dim], -1)
         key = torch.cat((key_nope, key_rope.expand(-1, self.num_heads, -1, -1)), -1)
         # Flash kernels want one size for all three; zeros add nothing.
-        missing = self.qk_head_dim - value_dim if "flash" in str(self.config._attn_implementation) else 0
+        missing = self.qk_head_dim - value_dim if "flash" in str(attention_implementation(self.config)) else 0
         out, _ = self.product(
             query,
             key,

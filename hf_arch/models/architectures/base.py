@@ -12,10 +12,10 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
-from transformers.models.auto import modeling_auto
 
 from ...core.bundled import BUNDLED
 from ...core.registry import ARCHITECTURES
+from ...layers.compat import modeling_auto, name_table
 from ..configuration import ArchConfig
 
 AUTO_CLASSES: dict[str, Any] = {
@@ -24,15 +24,6 @@ AUTO_CLASSES: dict[str, Any] = {
     "sequence_classification": AutoModelForSequenceClassification,
     "token_classification": AutoModelForTokenClassification,
     "question_answering": AutoModelForQuestionAnswering,
-}
-# transformers decides by these tables of names, not by classes, whether labels are shifted (label smoothing) and
-# which labels a test needs.
-_NAME_TABLES = {
-    "model": "MODEL_MAPPING_NAMES",
-    "causal_lm": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
-    "sequence_classification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
-    "token_classification": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
-    "question_answering": "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES",
 }
 # A few thousand parameters, sizes that differ wherever a mistake could hide behind equal ones.
 TINY = {
@@ -82,6 +73,13 @@ def register_architecture(entry: Architecture) -> Architecture:
         AutoConfig.register(model_type, entry.config, exist_ok=True)
     for kind, auto_class in AUTO_CLASSES.items():
         model_class = getattr(entry, kind)
-        auto_class.register(entry.config, model_class, exist_ok=True)
-        getattr(modeling_auto, _NAME_TABLES[kind])[model_type] = model_class.__name__
+        # By name: after a reload of that module its class is another one.
+        getattr(modeling_auto, auto_class.__name__).register(entry.config, model_class, exist_ok=True)
+        name_table(kind)[model_type] = model_class.__name__
     return entry
+
+
+def register_again() -> None:
+    """Enter every architecture once more, for the Auto classes that a reload of their module has made."""
+    for _, entry in ARCHITECTURES.items():
+        register_architecture(entry)

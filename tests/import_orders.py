@@ -1,0 +1,75 @@
+"""Runs each statement of standard input (JSON) as the first import of a process of its own, and tells what it raised.
+
+Started by `tests/test_import_order.py`. Fresh interpreters would take seconds each to import torch: the processes are
+forked from this one, which has imported torch and, where asked, hf_arch, and nothing of transformers.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sys
+import traceback
+from importlib.abc import MetaPathFinder
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch  # noqa: F401
+
+CHECK = """
+import sys
+models = sorted(name for name in sys.modules if name.startswith(("hf_arch.models", "hf_arch.layers")))
+assert not models or LOADED_ALREADY, f"imported by somebody else's import: {models}"
+import hf_arch
+from transformers import AutoConfig
+config = AutoConfig.for_model("hfa_gla", hidden_size=32, num_hidden_layers=1, num_attention_heads=4, vocab_size=11)
+from transformers import AutoModelForCausalLM
+assert type(AutoModelForCausalLM.from_config(config)).__name__ == "HfaGLAForCausalLM"
+"""
+
+
+class Intruder(MetaPathFinder):
+    """Executes a statement while another module imports `name`."""
+
+    def __init__(self, name: str, statement: str):
+        self.name, self.statement = name, statement
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
+        if fullname == self.name:
+            sys.meta_path.remove(self)
+            exec(self.statement, {"__name__": "intruder"})
+
+
+def attempt(statement: str, connection: Connection, loads_models: bool) -> None:
+    try:
+        exec(statement, {"__name__": "__main__", "Intruder": Intruder})
+        exec(CHECK.replace("LOADED_ALREADY", str(loads_models)), {"__name__": "__main__"})
+        connection.send("")
+    except BaseException:
+        connection.send(traceback.format_exc())
+
+
+def main() -> None:
+    task = json.load(sys.stdin)
+    if task["hf_arch_first"]:
+        import hf_arch  # noqa: F401
+    assert "transformers" not in sys.modules
+    forked = multiprocessing.get_context("fork")
+    failures = {}
+    for statement in task["statements"]:
+        receiver, sender = forked.Pipe(duplex=False)
+        process = forked.Process(target=attempt, args=(statement, sender, task["loads_models"]))
+        process.start()
+        sender.close()
+        try:
+            message = receiver.recv()
+        except EOFError:
+            message = "the process ended without a word"
+        process.join()
+        if message:
+            failures[statement] = message
+    print(json.dumps(failures))
+
+
+if __name__ == "__main__":
+    main()
