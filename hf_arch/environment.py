@@ -55,6 +55,11 @@ VARIABLES: dict[str, Variable] = {
         *("0", _OURS),
         choices=_FLAG,
     ),
+    "HF_ARCH_PEFT_DEFAULTS": Variable(
+        "Whether PEFT learns the default LoRA targets of our models.",
+        *("1", _OURS),
+        choices=_FLAG,
+    ),
     "HF_ARCH_PLUGINS": Variable(
         "Python files that register components; they are imported, which runs their code.",
         *("none", _OURS, f"paths, separated by `{os.pathsep}`"),
@@ -65,6 +70,9 @@ VARIABLES: dict[str, Variable] = {
     "HF_ARCH_TEST_WORKERS": Variable("Processes of `scripts/test.sh`.", "2", _TESTS, "a number above 0"),
     "RANK": Variable("The number of this process among those of the run.", "0", _LAUNCH, "a number from 0"),
     "WORLD_SIZE": Variable("How many processes train the run.", "1", _LAUNCH, "a number above 0"),
+    "PATH": Variable(
+        "Where `hf-arch with COMMAND` looks for the command, after this Python's own folder.", "the system's", _LAUNCH
+    ),
     "MASTER_ADDR": Variable(
         "Where processes meet; under accelerate, that several were asked for.", "one process", _LAUNCH, "an address"
     ),
@@ -118,6 +126,12 @@ def read(name: str) -> str | None:
         if value not in variable.choices:
             raise choice_error(name, value, variable.choices)
     return value
+
+
+def is_on(name: str, default: bool = False) -> bool:
+    """Whether a listed switch is on; `default` where it is not set."""
+    value = read(name)
+    return default if value is None else value in ("1", "true", "yes", "on")
 
 
 def known() -> dict[str, str]:

@@ -20,6 +20,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from hf_arch.core.errors import ConfigError
+from hf_arch.environment import read
 
 HOOK = Path(__file__).parents[1] / "startup_hook"
 
@@ -40,7 +41,7 @@ def with_command(
     """
     program = find_program(command[0])
     sys.stdout.flush()
-    os.execve(program, [program, *command[1:]], hooked_environment(os.environ))
+    os.execve(program, [program, *command[1:]], hooked_environment({**os.environ}))
 
 
 def find_program(name: str) -> str:
@@ -50,7 +51,7 @@ def find_program(name: str) -> str:
         ConfigError: there is none.
     """
     beside = str(Path(sys.executable).parent)
-    program = shutil.which(name, path=os.pathsep.join((beside, os.environ.get("PATH", os.defpath))))
+    program = shutil.which(name, path=os.pathsep.join((beside, read("PATH") or os.defpath)))
     if program is None:
         raise ConfigError(
             f"COMMAND: no program {name!r} next to {sys.executable} or on the PATH; is its package installed?"

@@ -7,11 +7,12 @@ it: where PEFT comes later, name `target_modules`, as in `LoraConfig(target_modu
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any
 
 from torch import nn
+
+from ..environment import is_on
 
 VARIABLE = "HF_ARCH_PEFT_DEFAULTS"
 TABLE = "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING"
@@ -32,5 +33,5 @@ def enter_lora_targets(model: nn.Module, model_type: str) -> None:
     """Add this model's targets to those that PEFT's table has for its type."""
     constants = sys.modules.get("peft.utils.constants")
     table = getattr(constants, TABLE, None)
-    if table is not None and os.environ.get(VARIABLE, "1") != "0" and (targets := lora_targets(model)):
+    if table is not None and is_on(VARIABLE, default=True) and (targets := lora_targets(model)):
         table[model_type] = sorted({*table.get(model_type, ()), *targets})

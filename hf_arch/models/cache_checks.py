@@ -64,20 +64,22 @@ def fitting_cache(cache: Any, config: Any, layer_types: list[str], batch: int, l
     return cache
 
 
-def remember_documents(cache: Any, is_first: bool, starts: Tensor | None) -> None:
+def remember_documents(cache: Any, is_first: bool, starts: Tensor | None, *, goes_on: bool) -> None:
     """Refuse a cache that was filled with several documents: its keys and its states disagree on what came before.
-    Where every layer keeps states alone, the last document goes on.
+    Where every layer keeps states alone, the last document goes on from the positions that the call gives.
 
     Args:
         cache: of the call, or None.
         is_first: whether it is empty; then what it is filled with now is remembered.
         starts: [B, T], the documents of this call where it has several, else None.
+        goes_on: whether the call says at which positions it goes on.
     """
-    if cache is None or all(isinstance(layer, RecurrentStateLayer) for layer in cache.layers):
+    if cache is None:
         return
     if not is_first:
         held = getattr(cache, _DOCUMENTS, None)
-        if held is not None:
+        states_alone = all(isinstance(layer, RecurrentStateLayer) for layer in cache.layers)
+        if held is not None and not (goes_on and states_alone):
             require(~held, "past_key_values: it holds packed documents and cannot be continued; use a cache for each")
     elif starts is not None:
         setattr(cache, _DOCUMENTS, (starts != starts[:, :1]).any())

@@ -52,7 +52,7 @@ def read_inputs(
     has_states = not {"full_attention", "sliding_attention"}.issuperset(layer_types)
     documents = read_documents(call, attention_mask, position_ids, told, has_states=has_states)
     segment_ids, mask = documents.segment_ids, documents.attention_mask
-    remember_documents(cache, call.is_first, segment_ids)
+    remember_documents(cache, call.is_first, segment_ids, goes_on=position_ids is not None)
     if segment_ids is not None and "flash" in str(attention_implementation(config)):
         kwargs |= flash_arguments(segment_ids, mask)
         documents = documents._replace(attention_mask=None)

@@ -9,13 +9,14 @@ models of ours alone, what is exempt.
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from contextlib import redirect_stdout
 from functools import wraps
 from typing import Any
 
 from torch import nn
+
+from ..environment import is_on, read
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def teach_trainer() -> None:
 
 def _warn_of_cpu_fsdp(trainer: Any) -> None:
     """accelerate drops FSDP on CPUs, and our switch for it acts in ArchTrainer alone: who sets it is told so."""
-    asked = os.environ.get("HF_ARCH_CPU_FSDP", "0") != "0" and os.environ.get("ACCELERATE_USE_FSDP", "") == "true"
+    asked = is_on("HF_ARCH_CPU_FSDP") and read("ACCELERATE_USE_FSDP") == "true"
     if asked and trainer.args.device.type == "cpu" and not getattr(trainer, "is_fsdp_enabled", False):
         logger.warning(
             "HF_ARCH_CPU_FSDP=1 acts in `hf-arch train` and scripts/train.py alone: this Trainer runs without FSDP, as "

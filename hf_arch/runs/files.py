@@ -1,12 +1,12 @@
 """The names in a run folder, where runs are found, and the rows of their metrics.
 
-    <suite>/<name>_<hash>/experiment_config.json   the whole recipe with the resolved model config (runs/record.py)
-                         /results.json             the measured numbers, the status, the provenance (runs/record.py)
-                         /metrics.jsonl            one object a logging or evaluation step
-                         /evaluation.json          benchmark scores, from `hf-arch eval`
-                         /checkpoints/  model/     what resumes the run, and what came of it
-    <suite>/experiment_suite_results.json          every run of the suite with its results (runs/suite.py)
-    <suite>/all_benchmark_results.json             the measured numbers alone, flat, one row a run
+<suite>/<name>_<hash>/experiment_config.json   the whole recipe with the resolved model config (runs/record.py)
+                     /results.json             the measured numbers, the status, the provenance (runs/record.py)
+                     /metrics.jsonl            one object a logging or evaluation step
+                     /evaluation.json          benchmark scores, from `hf-arch eval`
+                     /checkpoints/  model/     what resumes the run, and what came of it
+<suite>/experiment_suite_results.json          every run of the suite with its results (runs/suite.py)
+<suite>/all_benchmark_results.json             the measured numbers alone, flat, one row a run
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hf_arch.core.files import finite
 from hf_arch.core.errors import ConfigError
+from hf_arch.core.files import finite
 
 CONFIG_FILE = "experiment_config.json"
 RESULTS_FILE = "results.json"

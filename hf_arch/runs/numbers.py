@@ -84,5 +84,3 @@ def numbers_of(record: type) -> dict[str, Number]:
 
 def _shaped(shape: str) -> Callable[[float | None], str]:
     return lambda value: "" if value is None else format(value, shape)
-
-

@@ -18,9 +18,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import finite, read_json, write_json
 from hf_arch.core.formats import byte_size, duration, quantity
-from hf_arch.core.errors import ConfigError
 from hf_arch.recipe.recipe import RUN_FACTS, Recipe
 from hf_arch.runs.files import CONFIG_FILE, EVALUATION_FILE, METRICS_FILE, RESULTS_FILE, is_run, read_metrics
 from hf_arch.runs.numbers import Number, Reader, measured, numbers_of
@@ -71,9 +71,7 @@ class RunRecord:
         "training loss", ".4f", LOSS & ~Reader.TABLE, unit="nats a token", decimals=3
     )
     final_accuracy: float | None = measured("accuracy at the last step", ".3f", higher_is_better=True)
-    tokens_seen: float | None = measured(
-        "tokens trained on", quantity, Reader.ROWS | Reader.SUMMARY | Reader.CARD
-    )
+    tokens_seen: float | None = measured("tokens trained on", quantity, Reader.ROWS | Reader.SUMMARY | Reader.CARD)
     train_tokens_per_second: float | None = measured(
         "training speed", quantity, SPEED, unit="tokens/s", column="train tok/s", higher_is_better=True,
         help="tokens a second in training",
@@ -82,13 +80,11 @@ class RunRecord:
         "generation speed", quantity, SPEED, unit="tokens/s", column="decode tok/s", higher_is_better=True,
         help="tokens a second in generation",
     )  # fmt: skip
-    prefill_tokens_per_second: float | None = measured("prefill speed", quantity, unit="tokens/s", higher_is_better=True)
-    mfu: float | None = measured(
-        "model FLOPs utilisation", ".1%", LOSS & ~Reader.TABLE, higher_is_better=True
+    prefill_tokens_per_second: float | None = measured(
+        "prefill speed", quantity, unit="tokens/s", higher_is_better=True
     )
-    peak_memory_bytes: float | None = measured(
-        "peak memory in training", byte_size, LOSS, column="memory"
-    )
+    mfu: float | None = measured("model FLOPs utilisation", ".1%", LOSS & ~Reader.TABLE, higher_is_better=True)
+    peak_memory_bytes: float | None = measured("peak memory in training", byte_size, LOSS, column="memory")
     flops_per_token: float | None = measured(
         "FLOPs per token", quantity, SIZE | Reader.TABLE, column="FLOPs/token", help="training FLOPs for one token"
     )
@@ -287,7 +283,9 @@ def group_name(name: str) -> str:
 
 
 def _check_version(file: Path, version: object) -> None:
-    if version is None or (isinstance(version, int) and not isinstance(version, bool) and 0 < version <= SCHEMA_VERSION):
+    if version is None or (
+        isinstance(version, int) and not isinstance(version, bool) and 0 < version <= SCHEMA_VERSION
+    ):
         return
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise ConfigError(

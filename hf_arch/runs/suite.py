@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_arch.core.files import write_json
 from hf_arch.core.errors import ConfigError
+from hf_arch.core.files import write_json
 from hf_arch.runs.files import BENCHMARK_FILE, CONFIG_FILE, RESULTS_FILE, SUITE_FILE, run_folders
 from hf_arch.runs.numbers import Reader
 from hf_arch.runs.record import RunRecord, numbers_for

@@ -317,4 +317,4 @@ def described(differences: list[Difference]) -> str:
 
 def _short(value: Any) -> str:
     text = "not set" if value is None else json.dumps(value, default=str)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return text if len(text) <= 100 else f"{text[:40]} ... {text[-50:]}"  # paths differ at their end

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from hf_arch.core.files import read_json, write_json
 from hf_arch.core.errors import ConfigError
+from hf_arch.core.files import read_json, write_json
 from hf_arch.runs.files import read_metrics
 from hf_arch.runs.record import RunRecord
 from hf_arch.runs.suite import find_runs, latest, write_suite_results
-from hf_arch.core.errors import ConfigError
 from tests.experiments.synthetic import write_failed_run, write_run, write_suite
 
 

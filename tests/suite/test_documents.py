@@ -354,6 +354,17 @@ def test_documents_after_a_filled_cache_are_refused(name: str) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["mamba2", "retnet", "gated_delta_net", "linformer"])
+def test_the_last_document_goes_on_in_states_from_given_positions(name: str) -> None:
+    model, ids = stirred_model(name), token_ids(1, TOTAL + 2)
+    last = LENGTHS[-1]
+    cache = model(ids[:, :TOTAL], position_ids=restarting(1), use_cache=True).past_key_values
+    positions = torch.arange(last, last + 2)[None]
+    expected = model(ids[:, TOTAL - last :], use_cache=False).logits[:, -2:]
+    close(model(ids[:, TOTAL:], position_ids=positions, past_key_values=cache).logits, expected)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("name", ["llama", "mamba2"])
 def test_a_compiled_model_does_not_continue_documents(name: str) -> None:
     torch._dynamo.reset()
@@ -364,7 +375,7 @@ def test_a_compiled_model_does_not_continue_documents(name: str) -> None:
     compiled(ids[:, :1], position_ids=whole[:, -1:] + 1, past_key_values=cache)
     cache = compiled(ids, position_ids=restarting(), use_cache=True).past_key_values
     with pytest.raises(RuntimeError, match="packed documents"):
-        compiled(ids[:, :1], position_ids=whole[:, -1:] + 1, past_key_values=cache)
+        compiled(ids[:, :1], past_key_values=cache)
 
 
 @torch.no_grad()

@@ -58,7 +58,7 @@ def wrapped(model):
 
 def parametrised(model):
     for module in list(model.modules()):
-        if type(module) is nn.Linear:
+        if isinstance(module, nn.Linear):
             nn.utils.parametrize.register_parametrization(module, "weight", Delta(module))
     return model
 
