@@ -42,7 +42,7 @@ NO_ARCHITECTURES = ("base", "declare")
 
 def register_with_auto_classes() -> None:
     """Make the tables of the Auto classes know our architectures, now or as soon as the tables are there."""
-    if not any(type(finder).__name__ == _TableFinder.__name__ for finder in sys.meta_path):
+    if not any(_finds_tables(finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _TableFinder())
     _enter_loaded_tables()
 
@@ -192,6 +192,8 @@ class _HalfImported(ModuleType):
 class _TableFinder(MetaPathFinder):
     """Finds the modules that hold the tables as everybody does, and replaces the tables once they are executed."""
 
+    finds_tables_of_hf_arch = True
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
@@ -199,16 +201,17 @@ class _TableFinder(MetaPathFinder):
             if fullname.startswith("transformers."):
                 _enter_loaded_tables()  # one may have been on its way to us before this finder was there
             return None
-        others = (
-            finder
-            for finder in sys.meta_path
-            if type(finder).__name__ != type(self).__name__ and hasattr(finder, "find_spec")
-        )
+        others = (finder for finder in sys.meta_path if not _finds_tables(finder) and hasattr(finder, "find_spec"))
         found = (finder.find_spec(fullname, path, target) for finder in others)
         spec = next((spec for spec in found if spec is not None), None)
         if spec is not None and spec.loader is not None:
             spec.loader = _Loader(spec.loader)  # type: ignore[assignment]
         return spec
+
+
+def _finds_tables(finder: Any) -> bool:
+    """Whether it is our finder, also one of before a reload, which is of another class."""
+    return getattr(finder, "finds_tables_of_hf_arch", False)
 
 
 class _Loader:

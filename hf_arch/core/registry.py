@@ -12,23 +12,17 @@ they register.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import importlib.util
-import os
-import sys
-import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from ..environment import read
 from .bundled import BUNDLED
 from .errors import ConfigError, choice_error
+from .plugins import PLUGIN_MODULE, load_environment_plugins
+from .plugins import load_plugin as load_plugin
+from .plugins import plugin_line as plugin_line
 
 T = TypeVar("T")
-PLUGIN_MODULE = "hf_arch_plugin_"
-"""How the names of modules made of users' files begin."""
 
 
 class Registry(Generic[T]):
@@ -88,49 +82,6 @@ def _identity(entry: Any) -> str:
     # The bare name is kept for plugins, whose module name depends on where their file lies.
     module = "" if entry.__module__.startswith(PLUGIN_MODULE) else f"{entry.__module__}."
     return f"{module}{entry.__qualname__}"
-
-
-def load_plugin(path: str | os.PathLike) -> None:
-    """Import a user's file, so that what it registers can be named in configs. Loading the same file twice does
-    nothing.
-
-    Raises:
-        ConfigError: the file does not exist, is not Python by its name, or raises an error, whose line is named.
-    """
-    file = Path(path).expanduser().resolve()
-    if not file.is_file():
-        raise ConfigError(f"plugin: no file at {str(path)!r}")
-    module_name = f"{PLUGIN_MODULE}{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
-    if module_name in sys.modules:
-        return
-    spec = importlib.util.spec_from_file_location(module_name, file)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"plugin: {str(path)!r} is not a Python file; its name should end in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException as error:
-        del sys.modules[module_name]
-        if isinstance(error, ConfigError) or not isinstance(error, Exception):
-            raise
-        raise ConfigError(f"plugin: {path}: {plugin_line(error)}{type(error).__name__}: {error}") from error
-
-
-def plugin_line(error: BaseException) -> str:
-    """`line 12: ` for the last line of a user's file on the way to `error`; empty where there is none."""
-    lines = [
-        line
-        for frame, line in traceback.walk_tb(error.__traceback__)
-        if frame.f_globals.get("__name__", "").startswith(PLUGIN_MODULE)
-    ]
-    return f"line {lines[-1]}: " if lines else ""
-
-
-def load_environment_plugins() -> None:
-    """Import the files that `HF_ARCH_PLUGINS` names."""
-    for path in filter(None, (read("HF_ARCH_PLUGINS") or "").split(os.pathsep)):
-        load_plugin(path)
 
 
 MIXERS: Registry[Any] = Registry("mixer", "Token mixers: subclasses of `hf_arch.layers.mixers.base.Mixer`.")

@@ -20,6 +20,7 @@ from typing import Any
 
 from hf_arch import __version__
 from hf_arch.core.errors import ConfigError
+from hf_arch.core.plugins import current_module
 from hf_arch.core.registry import ACTIVATIONS, ARCHITECTURES, NORMS, POSITIONS
 from hf_arch.models.architectures.base import AUTO_CLASSES, Architecture
 from hf_arch.models.configuration import ArchConfig
@@ -137,7 +138,7 @@ class _Source:
 
     def _resolve(self, node: ast.ImportFrom) -> str:
         if node.level == 0:
-            return node.module or ""
+            return current_module(node.module or "")
         parts = self.module.split(".")[: -node.level]
         return ".".join([*parts, *filter(None, [node.module])])
 
