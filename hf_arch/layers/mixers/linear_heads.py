@@ -126,7 +126,7 @@ class LinearHeadsMixer(RecurrentMixer):
         """Add the norm over each head's output and, where `gated`, its gate (`read_out` applies them)."""
         eps = self.config.norm_eps if eps is None else eps
         if gated:
-            self.g_proj = nn.Linear(self.config.hidden_size, self.sizes.value_dim, bias=False)
+            self.g_proj: nn.Module = nn.Linear(self.config.hidden_size, self.sizes.value_dim, bias=False)
             self.o_norm: nn.Module = GatedRMSNorm(self.sizes.head_v_dim, eps, activation, affine)
         else:
             self.o_norm = ArchRMSNorm(self.sizes.head_v_dim, eps, affine)

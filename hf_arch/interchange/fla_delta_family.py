@@ -1,0 +1,82 @@
+"""FLA's later delta rules: kda, gated_deltaproduct, comba, gdn2 and the preconditioned two, also with softmax attention
+in some layers. Each is a table of options and one of tensors, read in both directions."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from ..core.registry import MIXERS
+from ..models.configuration import ArchConfig
+from .base import FOREIGN, Rule, same
+from .fla import FLAConverter, short_conv_rules
+from .reader import ConfigReader
+
+_SHARED: dict[str, tuple[str, Any]] = {
+    "use_short_conv": ("use_short_conv", True),
+    "conv_size": ("conv_size", 4),
+}
+_NEGATIVE: dict[str, tuple[str, Any]] = {"allow_neg_eigval": ("allow_neg_eigval", False)}
+_GATED: dict[str, tuple[str, Any]] = {"use_output_gate": ("use_output_gate", True)}
+_DECAY = ("A_log", "dt_bias")
+_LOW_RANK = ("f_proj.0.weight", "f_proj.1.weight", "g_proj.0.weight", "g_proj.1.weight", "g_proj.1.bias")
+
+
+class FLADeltaFamily(FLAConverter):
+    """What they share: heads of their own width, grouped values, short convolutions, a gated output norm."""
+
+    grouped_heads = False
+    options: ClassVar[dict[str, tuple[str, Any]]]
+    """Our option: their name of it, and their default."""
+    tensors: ClassVar[tuple[str, ...]]
+    """Parameters of the mixer besides the projections, convolutions and norm that all have; those of an output gate
+    that is switched off are left out."""
+    grouped_values: ClassVar[bool] = True
+    """Whether their config has `num_v_heads`."""
+
+    def config_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
+        values = super().config_to_ours(reader)
+        return {**values, "head_dim": reader.take("head_dim")}
+
+    def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
+        sizes = {name: reader.take(name) for name in ("num_heads", "head_dim", "expand_v")}
+        if self.grouped_values:
+            sizes["num_v_heads"] = reader.take("num_v_heads")
+        return {**sizes, **{ours: reader.take(*theirs) for ours, theirs in self.options.items()}}
+
+    def mixer_to_theirs(self, config: ArchConfig, options: Any) -> dict[str, Any]:
+        sizes = MIXERS.get(self.mixer).head_sizes(config, options)
+        return {
+            "num_heads": sizes.num_kv_heads,
+            "head_dim": sizes.head_k_dim,
+            "expand_v": sizes.head_v_dim / sizes.head_k_dim,
+            **({"num_v_heads": sizes.num_heads} if self.grouped_values else {}),
+            **{theirs: getattr(options, ours) for ours, (theirs, _) in self.options.items()},
+        }
+
+    def own_tensors(self, options: Any) -> tuple[str, ...]:
+        """`tensors`, as far as these options have them."""
+        return tuple(name for name in self.tensors if options.use_output_gate or not name.startswith("g_proj."))
+
+    def mixer_rules(
+        self, config: ArchConfig, options: Any, foreign: dict[str, Any], ours: str, theirs: str
+    ) -> list[Rule]:
+        shared = (f"{name}.weight" for name in ("q_proj", "k_proj", "v_proj", "b_proj", "o_proj", "o_norm"))
+        rules = [same(f"{ours}.{name}", f"{theirs}.{name}") for name in (*shared, *self.own_tensors(options))]
+        return rules + (short_conv_rules(ours, theirs) if options.use_short_conv else [])
+
+
+@FOREIGN.register("kda")
+class FLAKDA(FLADeltaFamily):
+    """FLA's Kimi Delta Attention."""
+
+    architecture, mixer = "kda", "kda"
+    defaults: ClassVar[dict[str, Any]] = {"num_heads": 16, "head_dim": 128, "expand_v": 1.0}
+    options: ClassVar = {**_SHARED, **_NEGATIVE, "lower_bound": ("lower_bound", None)}
+    tensors: ClassVar[tuple[str, ...]] = (*_DECAY, *_LOW_RANK)
+
+    def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
+        reader.dead("safe_gate")  # it chooses a kernel; the bound alone decides what the gate is
+        return super().mixer_to_ours(reader)
+
+    def mixer_to_theirs(self, config: ArchConfig, options: Any) -> dict[str, Any]:
+        return {**super().mixer_to_theirs(config, options), "safe_gate": options.lower_bound is not None}
