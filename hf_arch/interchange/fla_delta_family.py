@@ -80,3 +80,23 @@ class FLAKDA(FLADeltaFamily):
 
     def mixer_to_theirs(self, config: ArchConfig, options: Any) -> dict[str, Any]:
         return {**super().mixer_to_theirs(config, options), "safe_gate": options.lower_bound is not None}
+
+
+@FOREIGN.register("gated_deltaproduct")
+class FLAGatedDeltaProduct(FLADeltaFamily):
+    """FLA's Gated DeltaProduct, whose model passes no `num_v_heads` on."""
+
+    architecture, mixer, grouped_values = "gated_delta_product", "gated_delta_product", False
+    defaults: ClassVar[dict[str, Any]] = {"num_heads": 6, "head_dim": 256, "expand_v": 2.0}
+    options: ClassVar = {
+        **_SHARED,
+        **_GATED,
+        **_NEGATIVE,
+        "num_householder": ("num_householder", 1),
+        "use_forget_gate": ("use_forget_gate", False),
+    }
+    tensors: ClassVar[tuple[str, ...]] = (*_DECAY, "a_proj.weight", "g_proj.weight")
+
+    def own_tensors(self, options: Any) -> tuple[str, ...]:
+        decay = () if options.use_forget_gate else (*_DECAY, "a_proj.weight")
+        return tuple(name for name in super().own_tensors(options) if name not in decay)

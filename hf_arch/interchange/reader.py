@@ -43,7 +43,7 @@ _KINDS: dict[tuple[str, ...], tuple[Callable[[Any], bool], str]] = {
         *("block_size", "conv_size", "conv_kernel", "state_size", "n_groups", "num_slots"),
         *("q_lora_rank", "kv_lora_rank", "proj_low_rank_dim", "gate_low_rank_dim", "decay_low_rank_dim"),
         *("a_low_rank_dim", "v_low_rank_dim", "num_local_experts", "n_routed_experts", "num_experts_per_tok"),
-        *("n_group", "topk_group"),
+        *("n_group", "topk_group", "num_householder"),
     ): (_whole(1), "an integer >= 1"),
     (
         *("window_size", "sliding_window", "sliding_window_size", "max_window_layers"),
@@ -55,7 +55,7 @@ _KINDS: dict[tuple[str, ...], tuple[Callable[[Any], bool], str]] = {
         "rotary_percentage",
         *("expand_ratio", "gate_logit_normalizer", "conv_init"),
         *("time_step_scale", "time_step_min", "time_step_max", "time_step_floor"),
-        *("dt_scale", "dt_min", "dt_max", "dt_init_floor"),
+        *("dt_scale", "dt_min", "dt_max", "dt_init_floor", "squash_x", "squash_eps"),
     ): (_positive, "a number > 0"),
     ("A_init_range", "time_step_limit", "dt_limit"): (_bounds, "a pair (low, high)"),
     ("rope_parameters", "rope_scaling"): (lambda value: isinstance(value, dict), "a dict"),
