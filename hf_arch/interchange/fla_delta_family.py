@@ -100,3 +100,17 @@ class FLAGatedDeltaProduct(FLADeltaFamily):
     def own_tensors(self, options: Any) -> tuple[str, ...]:
         decay = () if options.use_forget_gate else (*_DECAY, "a_proj.weight")
         return tuple(name for name in super().own_tensors(options) if name not in decay)
+
+
+@FOREIGN.register("comba")
+class FLAComba(FLADeltaFamily):
+    """FLA's Comba."""
+
+    architecture, mixer = "comba", "comba"
+    defaults: ClassVar[dict[str, Any]] = {"num_heads": 6, "head_dim": 256, "expand_v": 2.0}
+    options: ClassVar = {**_SHARED, **_GATED}
+    tensors: ClassVar[tuple[str, ...]] = (*_DECAY, "a_proj.weight", "g_proj.weight", "decay", "D")
+
+    def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
+        reader.dead("use_output_correction", "use_inner_decay", "correction_factor")  # they never reach FLA's layer
+        return super().mixer_to_ours(reader)
