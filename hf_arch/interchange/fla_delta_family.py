@@ -114,3 +114,61 @@ class FLAComba(FLADeltaFamily):
     def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
         reader.dead("use_output_correction", "use_inner_decay", "correction_factor")  # they never reach FLA's layer
         return super().mixer_to_ours(reader)
+
+
+@FOREIGN.register("gdn2")
+class FLAGatedDeltaNet2(FLADeltaFamily):
+    """FLA's layer GatedDeltaNet2 in the body of its Gated DeltaNet; the config is the layer's arguments and the
+    body's, since FLA has no model of it."""
+
+    architecture, mixer = "gdn2", "gdn2"
+    defaults: ClassVar[dict[str, Any]] = {"num_heads": 16, "head_dim": 128, "expand_v": 1.0}
+    options: ClassVar = {**_SHARED, **_NEGATIVE}
+    tensors: ClassVar[tuple[str, ...]] = (*_DECAY, *_LOW_RANK, "w_proj.weight")
+
+
+class FLAPreconditioned(FLADeltaFamily):
+    """The preconditioned delta rules."""
+
+    options: ClassVar = {
+        **_SHARED,
+        **_NEGATIVE,
+        "squash_x": ("squash_x", 1.5),
+        "squash_eps": ("squash_eps", 1e-6),
+        "log_atk_scale_init": ("log_atk_scale_init", -0.2),
+    }
+    tensors: ClassVar[tuple[str, ...]] = (
+        *_DECAY,
+        "a_proj.weight",
+        "b_atk_proj.weight",
+        "A_log_atk",
+        "dt_bias_atk",
+        "log_atk_scale",
+    )
+
+
+@FOREIGN.register("precond_gated_deltanet")
+class FLAPrecondGatedDeltaNet(FLAPreconditioned):
+    """FLA's preconditioned Gated DeltaNet."""
+
+    architecture, mixer = "precond_gated_delta_net", "precond_gated_delta_net"
+    defaults: ClassVar[dict[str, Any]] = {"num_heads": 6, "head_dim": 256, "expand_v": 2.0}
+    options: ClassVar = {
+        **FLAPreconditioned.options,
+        "use_output_gate": ("use_gate", True),
+        "A_min": ("a_log_init_lower", 0),
+    }
+    tensors: ClassVar[tuple[str, ...]] = (*FLAPreconditioned.tensors, "a_atk_proj.weight", "g_proj.weight")
+
+
+@FOREIGN.register("precond_kda")
+class FLAPrecondKDA(FLAPreconditioned, FLAKDA):
+    """FLA's preconditioned Kimi Delta Attention."""
+
+    architecture, mixer = "precond_kda", "precond_kda"
+    options: ClassVar = {
+        **FLAPreconditioned.options,
+        "lower_bound": ("lower_bound", None),
+        "A_min": ("a_log_init_lower", 1),
+    }
+    tensors: ClassVar[tuple[str, ...]] = (*FLAPreconditioned.tensors, *_LOW_RANK)
