@@ -19,6 +19,8 @@ from hf_arch.interchange.base import FOREIGN
 FOLDER = Path(__file__).parent / "fla"
 FILES = sorted(path.stem for path in FOLDER.glob("*.safetensors") if not path.stem.startswith("based__"))
 LOGITS, LOSS, GRADIENTS = 2e-5, 1e-5, 1e-4
+CHUNKED, CHUNKED_LOGITS = {"precond_gated_deltanet"}, 1e-4
+# Where the source always runs its chunk kernels, whose logits are up to 4e-5 from the same in fp64.
 
 
 def _read(name):
@@ -37,14 +39,15 @@ def golden(request):
     return hf_arch.from_foreign(config, state), config, state, tensors
 
 
-def _near(actual, expected, tolerance=LOGITS):
+def _near(golden, actual, expected):
+    tolerance = CHUNKED_LOGITS if golden[1]["model_type"] in CHUNKED else LOGITS
     torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
 
 
 @torch.no_grad()
 def test_logits(golden):
     model, _, _, tensors = golden
-    _near(model(tensors["input_ids"], use_cache=False).logits, tensors["logits"])
+    _near(golden, model(tensors["input_ids"], use_cache=False).logits, tensors["logits"])
 
 
 def test_loss_and_gradients(golden):
@@ -77,7 +80,7 @@ def test_left_padding(golden):
         pytest.skip("the source contradicts itself under padding; tests/suite holds the property")
     mask = tensors["padded/attention_mask"]
     logits = model(tensors["padded/input_ids"], attention_mask=mask, use_cache=False).logits
-    _near(logits[mask.bool()], tensors["padded/logits"][mask.bool()])
+    _near(golden, logits[mask.bool()], tensors["padded/logits"][mask.bool()])
 
 
 @torch.no_grad()
@@ -87,7 +90,11 @@ def test_packed_documents(golden):
         pytest.skip("the source ignores document borders; tests/suite holds the property")
     borders = tensors["packed/cu_seqlens"].tolist()
     positions = torch.cat([torch.arange(end - start) for start, end in pairwise(borders)])[None]
-    _near(model(tensors["packed/input_ids"], position_ids=positions, use_cache=False).logits, tensors["packed/logits"])
+    _near(
+        golden,
+        model(tensors["packed/input_ids"], position_ids=positions, use_cache=False).logits,
+        tensors["packed/logits"],
+    )
 
 
 @torch.no_grad()
@@ -99,7 +106,7 @@ def test_decoding(golden):
     cache = DynamicCache(config=model.config)
     model(ids[:, :split], past_key_values=cache)
     steps = [model(ids[:, index : index + 1], past_key_values=cache).logits for index in range(split, ids.shape[1])]
-    _near(torch.cat(steps, 1), tensors.get("decode/logits", tensors["logits"][:, split:]))
+    _near(golden, torch.cat(steps, 1), tensors.get("decode/logits", tensors["logits"][:, split:]))
 
 
 def test_round_trip_is_bit_equal(golden):

@@ -21,6 +21,7 @@ from .models import ARCHITECTURES, stirred_model, token_ids
 DYNAMICS = (
     *("inv_freq", "A_log", "dt_bias", "dt_proj.bias", "score_bias", "log_dt", "log_A_real", "A_imag"),
     *("decay_up.bias", "decay.2.bias", "gk_proj.1.bias", "shared.0.logits", "mixer.D"),
+    *("mixer.decay", "A_log_atk", "dt_bias_atk", "log_atk_scale"),
 )
 LOW = (torch.bfloat16, torch.float16)
 
