@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -13,9 +12,25 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..api import config_from_dict
 from ..core.errors import ConfigError, nearest
-from ..core.registry import Registry
+from ..core.registry import FFNS, MIXERS, Registry
 from ..models.configuration import ArchConfig
 from .reader import ConfigReader
+from .rules import Rule as Rule
+from .rules import fused as fused
+from .rules import parts as parts
+from .rules import same as same
+from .rules import shared as shared
+from .rules import transposed as transposed
+from .table import (
+    Entry,
+    Tensors,
+    layers_of,
+    need_layer,
+    options_to_ours,
+    options_to_theirs,
+    tensor_rules,
+    under,
+)
 
 FOREIGN: Registry[Any] = Registry("model_type", "Foreign checkpoints: subclasses of `Converter`, by their model_type.")
 
@@ -36,59 +51,23 @@ _NO_EFFECT = {
 _WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # torch.compile, FSDP
 
 
-@dataclass(frozen=True)
-class Rule:
-    """Some tensors of theirs are some tensors of ours: keys on both sides, and the change of layout each way."""
-
-    ours: tuple[str, ...]
-    theirs: tuple[str, ...]
-    to_ours: Callable[[list[Tensor]], list[Tensor]] = list
-    to_theirs: Callable[[list[Tensor]], list[Tensor]] = list
-    shared: bool = False
-    """Whether theirs are names of one tensor, of which a file may hold the first or any other alone."""
-
-
-def same(ours: str, theirs: str) -> Rule:
-    """One tensor under two names."""
-    return Rule((ours,), (theirs,))
-
-
-def shared(ours: str, *theirs: str) -> Rule:
-    """One tensor that they have under several names."""
-    return Rule((ours,), theirs, lambda equal: equal[:1], lambda one: one * len(theirs), shared=True)
-
-
-def parts(ours: str, theirs: str, names: Iterable[str] = ("weight",)) -> list[Rule]:
-    """`same` for each of a module's parameters."""
-    return [same(f"{ours}.{name}", f"{theirs}.{name}") for name in names]
-
-
-def transposed(ours: str, theirs: str) -> Rule:
-    """A matrix stored the other way round (GPT-2's Conv1D)."""
-
-    def flip(tensors: list[Tensor]) -> list[Tensor]:
-        return [tensor.mT.contiguous() for tensor in tensors]
-
-    return Rule((ours,), (theirs,), flip, flip)
-
-
-def fused(ours: Iterable[str], theirs: str, sizes: Iterable[int], *, flip: bool = False) -> Rule:
-    """Several of our tensors stacked along the first axis in one of theirs (the last axis where it is stored
-    flipped)."""
-    lengths, axis = list(sizes), -1 if flip else 0
-
-    def split(tensors: list[Tensor]) -> list[Tensor]:
-        pieces = tensors[0].split(lengths, dim=axis)
-        return [(piece.mT if flip else piece).contiguous() for piece in pieces]
-
-    def join(tensors: list[Tensor]) -> list[Tensor]:
-        return [torch.cat([tensor.mT if flip else tensor for tensor in tensors], dim=axis)]
-
-    return Rule(tuple(ours), (theirs,), split, join)
-
-
 class Converter:
-    """A family of checkpoints, one `model_type`. Subclasses are registered in `FOREIGN` and write these three."""
+    """A family of checkpoints, one `model_type`. A subclass is registered in `FOREIGN` and is a few tables
+    (`table.py`); what they cannot say, it says by a method of its own."""
+
+    architecture: ClassVar[str]
+    mixer: ClassVar[str] = ""
+    """The mixer that a layer at least has, where `mixer_options` are its own options and not the config's."""
+    ffn: ClassVar[str] = ""
+    """The same for `ffn_options`."""
+    model_options: ClassVar[tuple[Entry, ...]] = ()
+    mixer_options: ClassVar[tuple[Entry, ...]] = ()
+    ffn_options: ClassVar[tuple[Entry, ...]] = ()
+    model_tensors: ClassVar[tuple[Tensors, ...]] = ()
+    """By their whole keys."""
+    layer_tensors: ClassVar[tuple[Tensors, ...]] = ()
+    """By their keys in a layer: behind `model.layers.N` here, `their_layers` there."""
+    their_layers: ClassVar[str] = "model.layers"
 
     defaults: ClassVar[dict[str, Any]] = {}
     """Values of the source's config class, where they are not those of its kind and a config may leave them out."""
@@ -97,14 +76,31 @@ class Converter:
     layout_options: tuple[str, ...] = ()
     """Options of theirs that decide the names or the order of tensors and nothing else; a round trip keeps them."""
 
+    @property
+    def model_type(self) -> str:
+        """The name under which the family is registered."""
+        return next(name for name, family in FOREIGN.items() if family is type(self))
+
     def config_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
         """The model section of a recipe (with `architecture`) that means the same as the foreign config."""
-        raise NotImplementedError
+        values = {"architecture": self.architecture, **options_to_ours(self.model_options, reader)}
+        if self.mixer:
+            values["mixer"] = {"type": self.mixer, **options_to_ours(self.mixer_options, reader)}
+        if self.ffn:
+            values["ffn"] = {"type": self.ffn, **options_to_ours(self.ffn_options, reader)}
+        return values
 
     def config_to_theirs(self, config: ArchConfig) -> dict[str, Any]:
         """The foreign config of one of our models, as far as it can say it (`to_foreign` checks that it said
         everything)."""
-        raise NotImplementedError
+        theirs = options_to_theirs(self.model_options, layers_of(config)[0], config)
+        if self.mixer:
+            layer = need_layer(config, MIXERS, self.mixer, self.model_type)
+            theirs |= options_to_theirs(self.mixer_options, layer, layer.mixer)
+        if self.ffn:
+            layer = need_layer(config, FFNS, self.ffn, self.model_type)
+            theirs |= options_to_theirs(self.ffn_options, layer, layer.ffn)
+        return theirs
 
     def current_names(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors under the names that `rules` has, where files may have others."""
@@ -112,7 +108,12 @@ class Converter:
 
     def rules(self, config: ArchConfig, foreign: dict[str, Any]) -> list[Rule]:
         """Every tensor, for this config."""
-        raise NotImplementedError
+        layers = layers_of(config, foreign)
+        rules = tensor_rules(self.model_tensors, layers[0])
+        for layer in layers:
+            names = f"model.layers.{layer.index}", f"{self.their_layers}.{layer.index}"
+            rules += tensor_rules(under(*names, *self.layer_tensors), layer)
+        return rules
 
 
 def _converter(model_type: Any) -> Converter:

@@ -6,39 +6,131 @@ attention in some layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from ..core.errors import ConfigError
 from ..core.registry import MIXERS
 from ..models.configuration import ArchConfig
-from .base import FOREIGN, Converter, Rule, parts, same
-from .reader import ConfigReader
-from .transformers_dense import ACTIVATIONS as TORCH_ACTIVATIONS
-from .transformers_dense import THEIR_ACTIVATIONS as THEIR_TORCH_ACTIVATIONS
-from .transformers_dense import take_tokens, their_tokens
-
-_QK_NORM_EPS = 1e-5
-# FLA's normalisation of heads has this epsilon whatever the config says.
-
+from .base import FOREIGN, Converter
+from .names import ACTIVATIONS as TORCH_ACTIVATIONS
+from .names import COMMON, FUSED, SIZES
+from .reader import L2WARP_PENALTY, ConfigReader
+from .rules import Rule, same
+from .table import (
+    Always,
+    Entry,
+    Layer,
+    Modules,
+    Option,
+    Tensors,
+    Unused,
+    as_bool,
+    as_float,
+    layers_of,
+    need_layer,
+    only,
+    options_to_ours,
+    options_to_theirs,
+    tensor_rules,
+    under,
+)
 
 ACTIVATIONS = {
-    "silu": "silu",
     "swish": "silu",
+    "silu": "silu",
     "relu": "relu",
     "sqrelu": "relu2",
     "gelu": "gelu_tanh",  # FLA's gelu is the approximation
     "sigmoid": "sigmoid",
     "logsigmoid": "logsigmoid",
 }
-THEIR_ACTIVATIONS = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
+THEIR_ACTIVATIONS = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+
+AFFINE = Option("elementwise_affine", "output_norm_affine", True, read=lambda value, _: value is not False)
+EXPAND = (Option("expand_k", default=1.0), Option("expand_v", default=1.0))
+SHORT_CONV = (Option("use_short_conv", default=False), Option("conv_size", default=4))
+THETA = Option("rope_theta", default=10000.0, null=True, read=as_float, write=lambda layer: layer.rope_theta)
+WINDOW = Option("window_size", "window", 0, null=True, write=lambda layer: layer.effective["window"])
+
+PROJECTIONS = Modules("q_proj k_proj v_proj o_proj")
+SHORT_CONVS = Modules("q_conv k_conv v_conv", "q_conv1d k_conv1d v_conv1d", when="use_short_conv")
+OUTPUT_NORM = Modules("o_norm", "g_norm", when="output_norm_affine")
+
+_MODEL: tuple[Entry, ...] = (
+    Unused("attn_mode fuse_swiglu"),
+    FUSED,
+    Option("vocab_size", default=32000),
+    *SIZES,
+    Option("max_position_embeddings", default=2048, null=True),
+    Option("tie_word_embeddings", default=False),
+    *COMMON,
+)
+_HEADS: tuple[Entry, ...] = (Option("num_heads", "num_attention_heads", 4),)
+_GROUPED_HEADS: tuple[Entry, ...] = (
+    *_HEADS,
+    Option("num_kv_heads", "num_key_value_heads", lambda reader: reader.take("num_heads", 4), null=True),
+)
+
+
+def l2warp(default: bool = False) -> Option:
+    """`use_l2warp` as the strength of that penalty, which is fixed there."""
+    return Option(
+        "use_l2warp",
+        "max_logit_penalty",
+        default,
+        read=lambda value, _: L2WARP_PENALTY if value else 0.0,
+        write=lambda layer: layer.config.max_logit_penalty != 0,
+    )
+
+
+def gated_mlp(ratio: float, gates: Mapping[str, str]) -> tuple[Entry, ...]:
+    """The options of FLA's usual block."""
+
+    def width(given: int | None, reader: ConfigReader) -> int:
+        inner = int(reader.need("hidden_size") * reader.given("hidden_ratio", ratio) * 2 / 3)
+        return given or 256 * -(-inner // 256)
+
+    return (
+        only("attnres_block_size", None),
+        Unused("hidden_ratio"),
+        Option("norm_eps", default=1e-6),
+        Always("ffn", "glu"),
+        Option("hidden_act", default="swish", allowed=gates, write=lambda layer: layer.activation),
+        Option("intermediate_size", read=width, write=lambda layer: layer.ffn_width),
+    )
+
+
+def layer_norm(layer: Layer) -> bool:
+    """Whether norms have a bias."""
+    return layer.config.norm == "layernorm"
+
+
+_BLOCK: tuple[Tensors, ...] = (
+    Modules("mixer_norm ffn_norm", "attn_norm mlp_norm"),
+    *under("ffn", "mlp", Modules("gate_proj up_proj down_proj")),
+)
+_ATTENTION: tuple[Tensors, ...] = (
+    Modules("o_proj"),
+    Modules("q_proj k_proj v_proj", bias=lambda layer: layer.effective["qkv_bias"]),
+    Modules("q_norm k_norm", when=lambda layer: layer.effective["qk_norm"] is not None),
+)
+_AROUND: tuple[Tensors, ...] = (
+    Modules("model.embed_tokens", "model.embeddings"),
+    Modules("model.norm", bias=layer_norm),
+    Modules("lm_head"),
+)
 
 
 class FLAConverter(Converter):
     """What the "std" families share: sizes, the gated MLP, hybrids, the keys of a block."""
 
-    architecture: str
-    mixer: str
+    mixer_tensors: ClassVar[tuple[Tensors, ...]] = ()
+    """By their keys in `mixer` here, `attn` there."""
+    block_options: ClassVar[tuple[Entry, ...]] = ()
+    """Norms and feed-forward, where they are not the gated MLP's."""
+    layer_tensors = _BLOCK
+    """Those of a layer besides its mixer."""
     hidden_ratio: float = 4
     grouped_heads = True
     """Whether it has `num_kv_heads`."""
@@ -47,120 +139,59 @@ class FLAConverter(Converter):
     gates: ClassVar[dict[str, str]] = {"swish": "silu", "silu": "silu", "powlu": "powlu"}
     """Activations of the gated MLP, and ours."""
 
-    def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
-        """The mixer's options in our names."""
-        raise NotImplementedError
-
-    def mixer_to_theirs(self, config: ArchConfig, options: Any) -> dict[str, Any]:
-        """The same, the other way."""
-        raise NotImplementedError
-
-    def mixer_rules(
-        self, config: ArchConfig, options: Any, foreign: dict[str, Any], ours: str, theirs: str
-    ) -> list[Rule]:
-        """The tensors of one mixer; `ours` and `theirs` are the key
-        prefixes."""
-        raise NotImplementedError
-
-    def model_rules(self, config: ArchConfig) -> list[Rule]:
-        """Tensors of the model beside its layers and embeddings."""
-        return []
-
-    def block_to_ours(self, reader: ConfigReader, hidden_size: int) -> dict[str, Any]:
-        """The norms and the feed-forward in our names."""
-        reader.only("attnres_block_size", [None], None)
-        ratio = reader.take("hidden_ratio", self.hidden_ratio) or self.hidden_ratio
-        return {
-            "norm_eps": reader.take("norm_eps", 1e-6),
-            "ffn": "glu",
-            "hidden_act": self.gates[reader.only("hidden_act", self.gates, "swish")],
-            "intermediate_size": reader.take("intermediate_size") or _mlp_width(hidden_size, ratio),
-        }
-
-    def block_to_theirs(self, config: ArchConfig) -> dict[str, Any]:
-        """The same, the other way."""
-        ffn, options = config.ffn_specs[0]
-        act = getattr(options, "hidden_act", None) or config.hidden_act
-        return {
-            "norm_eps": config.norm_eps,
-            "intermediate_size": ffn.width(config, options) if hasattr(ffn, "width") else None,
-            "hidden_act": "powlu" if act == "powlu" else "swish",
-        }
-
-    def norm_names(self, config: ArchConfig) -> tuple[str, ...]:
-        """The parameters of a block's norms."""
-        return ("weight",)
-
-    def block_rules(self, config: ArchConfig, layer: str) -> list[Rule]:
-        """The tensors of one layer beside its mixer; both sides number the layers alike."""
-        rules = parts(f"{layer}.mixer_norm", f"{layer}.attn_norm") + parts(f"{layer}.ffn_norm", f"{layer}.mlp_norm")
-        for name in ("gate_proj", "up_proj", "down_proj"):
-            rules += parts(f"{layer}.ffn.{name}", f"{layer}.mlp.{name}")
-        return rules
+    @property
+    def _table(self) -> tuple[Entry, ...]:
+        heads = _GROUPED_HEADS if self.grouped_heads else _HEADS
+        block = self.block_options or gated_mlp(self.hidden_ratio, self.gates)
+        return (*heads, *_MODEL, l2warp(self.penalises_logits), *block)
 
     def config_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
-        reader.dead(
-            "attn_mode", "fuse_norm", "fuse_swiglu", "fuse_cross_entropy", "fuse_linear_cross_entropy", "criterion"
-        )
-        heads = reader.take("num_heads", 4)
-        values = {
-            "architecture": self.architecture,
-            "vocab_size": reader.take("vocab_size", 32000),
-            "hidden_size": reader.need("hidden_size"),
-            "num_hidden_layers": reader.need("num_hidden_layers"),
-            "num_attention_heads": heads,
-            "num_key_value_heads": (reader.take("num_kv_heads") if self.grouped_heads else None) or heads,
-            "max_position_embeddings": reader.take("max_position_embeddings", 2048) or 2048,
-            "tie_word_embeddings": reader.take("tie_word_embeddings", False),
-            "max_logit_penalty": reader.max_logit_penalty(self.penalises_logits),
-        }
-        values |= self.block_to_ours(reader, values["hidden_size"])
-        reader.dead("hidden_ratio")
-        values["mixer"] = {"type": self.mixer, **self.mixer_to_ours(reader)}
+        values = {"architecture": self.architecture, **options_to_ours(self._table, reader)}
+        values.setdefault("num_key_value_heads", values["num_attention_heads"])
+        values["mixer"] = {"type": self.mixer, **options_to_ours(self.mixer_options, reader)}
         hybrid = reader.take("attn")
         if hybrid:
             values["mixer"] = _hybrid_layers(values["mixer"], hybrid, values["num_hidden_layers"])
             values["position"] = "rope"
-        return take_tokens(reader, values)
+        return values
 
     def config_to_theirs(self, config: ArchConfig) -> dict[str, Any]:
-        own = [options for mixer, options in config.mixer_specs if mixer is MIXERS.get(self.mixer)]
-        attention = [(i, o) for i, (mixer, o) in enumerate(config.mixer_specs) if mixer.label == ""]
+        layers = layers_of(config)
+        own = [layer for layer in layers if layer.mixer_class is MIXERS.get(self.mixer)]
         if not own and config.model_type != f"hfa_{self.architecture}":
-            raise ConfigError(f"mixer: no layer is {self.mixer!r}; a {self.architecture} checkpoint needs at least one")
-        return {
-            "vocab_size": config.vocab_size,
-            "hidden_size": config.hidden_size,
-            "num_hidden_layers": config.num_hidden_layers,
-            "num_heads": config.num_attention_heads,
-            **({"num_kv_heads": config.num_key_value_heads} if self.grouped_heads else {}),
-            "max_position_embeddings": config.max_position_embeddings,
-            "tie_word_embeddings": config.tie_word_embeddings,
-            "use_l2warp": config.max_logit_penalty != 0,
-            **self.block_to_theirs(config),
-            "initializer_range": config.initializer_range,
-            **their_tokens(config),
-            **(self.mixer_to_theirs(config, own[0]) if own else {}),
-            **({"attn": _hybrid_dicts(config, attention)} if self.mixer != "attention" and attention else {}),
-        }
+            need_layer(config, MIXERS, self.mixer, self.model_type)
+        theirs = options_to_theirs(self._table, layers[0], config)
+        if own:
+            theirs |= options_to_theirs(self.mixer_options, own[0], own[0].mixer)
+        attention = [layer for layer in layers if layer.mixer_class.label == ""]
+        if self.mixer != "attention" and attention:
+            theirs["attn"] = [{"layers": [each.index], **options_to_theirs(_HYBRID, each, None)} for each in attention]
+        return theirs
 
     def rules(self, config: ArchConfig, foreign: dict[str, Any]) -> list[Rule]:
-        rules = [
-            same("model.embed_tokens.weight", "model.embeddings.weight"),
-            *parts("model.norm", "model.norm", self.norm_names(config)),
-            same("lm_head.weight", "lm_head.weight"),
-            *self.model_rules(config),
-        ]
-        for index, (mixer, options) in enumerate(config.mixer_specs):
-            layer = f"model.layers.{index}"
-            rules += self.block_rules(config, layer)
-            make: Callable[..., list[Rule]] = attention_rules if mixer.label == "" else self.mixer_rules
-            rules += make(config, options, foreign, f"{layer}.mixer", f"{layer}.attn")
+        layers = layers_of(config, foreign)
+        rules = tensor_rules((*_AROUND, *self.model_tensors), layers[0])
+        for layer in layers:
+            name = f"model.layers.{layer.index}"
+            rules += tensor_rules(under(name, name, *self.layer_tensors), layer)
+            mixer = _ATTENTION if layer.mixer_class.label == "" else self.mixer_tensors
+            rules += tensor_rules(under(f"{name}.mixer", f"{name}.attn", *mixer), layer)
         return rules
 
 
-def _mlp_width(hidden_size: int, ratio: float) -> int:
-    return 256 * -(-int(hidden_size * ratio * 2 / 3) // 256)
+_HYBRID: tuple[Entry, ...] = (
+    Option("num_heads", required=True, write=lambda layer: layer.effective["heads"][0]),
+    Option(
+        "num_kv_heads",
+        default=lambda reader: reader.need("num_heads"),
+        null=True,
+        write=lambda layer: layer.effective["heads"][1],
+    ),
+    Option("qkv_bias", default=False, read=as_bool, write=lambda layer: layer.effective["qkv_bias"]),
+    Always("out_bias", False),
+    WINDOW,
+    THETA,
+)
 
 
 def _hybrid_layers(mixer: dict[str, Any], hybrid: Any, num_layers: int) -> list[dict[str, Any]]:
@@ -170,16 +201,7 @@ def _hybrid_layers(mixer: dict[str, Any], hybrid: Any, num_layers: int) -> list[
         if not isinstance(group, dict):
             raise ConfigError(f"config.attn: {group!r} is no group; use a dict with `layers` and `num_heads`")
         reader = ConfigReader({"model_type": "hybrid", **group}, "config.attn")
-        heads, layers = reader.need("num_heads"), reader.need("layers")
-        attention = {
-            "type": "attention",
-            "num_heads": heads,
-            "num_kv_heads": reader.given("num_kv_heads", heads),
-            "qkv_bias": bool(reader.take("qkv_bias", False)),
-            "out_bias": False,
-            "window": reader.given("window_size", 0),
-            "rope_theta": float(reader.given("rope_theta", 10000.0)),
-        }
+        attention, layers = {"type": "attention", **options_to_ours(_HYBRID, reader)}, reader.need("layers")
         reader.finish()
         for index in layers if isinstance(layers, (list, tuple)) else [layers]:
             if not isinstance(index, int) or not 0 <= index < num_layers:
@@ -188,53 +210,14 @@ def _hybrid_layers(mixer: dict[str, Any], hybrid: Any, num_layers: int) -> list[
     return mixers
 
 
-def _hybrid_dicts(config: ArchConfig, attention: list[tuple[int, Any]]) -> list[dict[str, Any]]:
-    """A hybrid's `attn`, a group per layer."""
-    groups = []
-    for index, options in attention:
-        mixer = config.mixer_specs[index][0]
-        effective = mixer.effective(config, options)
-        heads, kv_heads, _ = effective["heads"]
-        theta = options.rope_theta or (config.rope_parameters or {}).get("rope_theta", 10000.0)
-        groups.append(
-            {
-                "layers": [index],
-                "num_heads": heads,
-                "num_kv_heads": kv_heads,
-                "qkv_bias": effective["qkv_bias"],
-                "window_size": effective["window"],
-                "rope_theta": theta,
-            }
-        )
-    return groups
+def gated_norm() -> Tensors:
+    """The norm of the output, whose key depends on whether FLA fuses it with the gate."""
 
+    def rule(layer: Layer, ours: tuple[str, ...], theirs: tuple[str, ...]) -> Rule:
+        fused = layer.mixer.use_output_gate and layer.theirs.get("fuse_norm", True)
+        return same(ours[0], theirs[0 if fused else 1])
 
-def attention_rules(config: ArchConfig, options: Any, foreign: dict[str, Any], ours: str, theirs: str) -> list[Rule]:
-    """FLA's softmax attention."""
-    bias = config.attention_bias if options.qkv_bias is None else options.qkv_bias
-    rules = [same(f"{ours}.o_proj.weight", f"{theirs}.o_proj.weight")]
-    for name in ("q_proj", "k_proj", "v_proj"):
-        rules += parts(f"{ours}.{name}", f"{theirs}.{name}", ("weight", "bias") if bias else ("weight",))
-    if config.qk_norm if options.qk_norm is None else options.qk_norm:
-        rules += parts(f"{ours}.q_norm", f"{theirs}.q_norm") + parts(f"{ours}.k_norm", f"{theirs}.k_norm")
-    return rules
-
-
-def short_conv_rules(ours: str, theirs: str, names: str = "qkv") -> list[Rule]:
-    """The short convolutions on queries, keys and values."""
-    return [same(f"{ours}.{name}_conv.weight", f"{theirs}.{name}_conv1d.weight") for name in names]
-
-
-def gated_norm_rules(options: Any, foreign: dict[str, Any], ours: str, theirs: str) -> list[Rule]:
-    """The output gate and its norm, whose key depends on whether FLA fuses the two."""
-    gated = getattr(options, "use_output_gate", True)
-    rules = [same(f"{ours}.g_proj.weight", f"{theirs}.g_proj.weight")] if gated else []
-    if getattr(options, "output_norm_affine", True):
-        fused_gate = gated and foreign.get("fuse_norm", True)
-        rules.append(
-            same(f"{ours}.o_norm.weight", f"{theirs}.{'g_norm_swish_gate' if fused_gate else 'g_norm'}.weight")
-        )
-    return rules
+    return Tensors("o_norm.weight", "g_norm_swish_gate.weight g_norm.weight", when="output_norm_affine", layout=rule)
 
 
 @FOREIGN.register("transformer")
@@ -243,26 +226,24 @@ class FLATransformer(FLAConverter):
 
     architecture, mixer = "llama", "attention"
     defaults: ClassVar[dict[str, Any]] = {"num_heads": 32}
+    mixer_options = (
+        Unused("elementwise_affine"),
+        Option("qkv_bias", default=False, write=lambda layer: layer.effective["qkv_bias"]),
+        Always("out_bias", False),
+        Option("qk_norm", default=False, write=lambda layer: layer.effective["qk_norm"] is not None),
+        Always("qk_norm_eps", 1e-5),  # whatever the config says
+        WINDOW,
+        THETA,
+    )
 
-    def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
-        reader.dead("elementwise_affine")
-        return {
-            "qkv_bias": reader.take("qkv_bias", False),
-            "out_bias": False,
-            "qk_norm": reader.take("qk_norm", False),
-            "qk_norm_eps": _QK_NORM_EPS,
-            "window": reader.take("window_size") or 0,
-            "rope_theta": float(reader.take("rope_theta", 10000.0) or 10000.0),
-        }
 
-    def mixer_to_theirs(self, config: ArchConfig, options: Any) -> dict[str, Any]:
-        effective = config.mixer_specs[0][0].effective(config, options)
-        return {
-            "qkv_bias": effective["qkv_bias"],
-            "qk_norm": effective["qk_norm"] is not None,
-            "window_size": effective["window"],
-            "rope_theta": options.rope_theta or (config.rope_parameters or {}).get("rope_theta", 10000.0),
-        }
+def _feature_map(activations: Mapping[str, str]) -> Option:
+    """An elementwise feature map."""
+    return Option("feature_map", allowed={None: None, "identity": None, **activations})
+
+
+_GATED: tuple[Tensors, ...] = (PROJECTIONS, Modules("g_proj", when="use_output_gate"), gated_norm())
+_GATES = {"swish": "silu", "silu": "silu"}  # also the output gate's, which has no other
 
 
 @FOREIGN.register("gla")
@@ -270,46 +251,21 @@ class FLAGLA(FLAConverter):
     """FLA's GLA, also with softmax attention in some layers."""
 
     architecture, mixer = "gla", "gla"
-    gates: ClassVar[dict[str, str]] = {"swish": "silu", "silu": "silu"}  # also the output gate's, which has no other
+    gates = _GATES
     layout_options = ("fuse_norm",)
-
-    def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
-        reader.dead("use_gk", "use_gv", "gate_fn")
-        for name in ("gate_logit_normalizer", "gate_low_rank_dim"):
-            reader.only(name, [16], 16)  # FLA's layer has these options, its config never reaches them
-        return {
-            "expand_k": reader.take("expand_k", 0.5),
-            "expand_v": reader.take("expand_v", 1.0),
-            "feature_map": _feature_map(reader, ACTIVATIONS),
-            "use_short_conv": reader.take("use_short_conv", False),
-            "conv_size": reader.take("conv_size", 4),
-            "use_output_gate": reader.take("use_output_gate", True),
-            "clamp_min": reader.take("clamp_min"),
-            "output_norm_affine": reader.take("elementwise_affine", True) is not False,
-        }
-
-    def mixer_to_theirs(self, config: ArchConfig, options: Any) -> dict[str, Any]:
-        names = ("expand_k", "expand_v", "use_short_conv", "conv_size", "use_output_gate", "clamp_min")
-        return {
-            **{name: getattr(options, name) for name in names},
-            "feature_map": THEIR_ACTIVATIONS.get(options.feature_map, options.feature_map),
-            "gate_logit_normalizer": options.gate_logit_normalizer,
-            "gate_low_rank_dim": options.gate_low_rank_dim,
-            "elementwise_affine": options.output_norm_affine,
-        }
-
-    def mixer_rules(
-        self, config: ArchConfig, options: Any, foreign: dict[str, Any], ours: str, theirs: str
-    ) -> list[Rule]:
-        rules = [
-            same(f"{ours}.{name}.weight", f"{theirs}.{name}.weight")
-            for name in ("q_proj", "k_proj", "v_proj", "o_proj")
-        ]
-        rules += parts(f"{ours}.gk_proj.0", f"{theirs}.gk_proj.0")
-        rules += parts(f"{ours}.gk_proj.1", f"{theirs}.gk_proj.1", ("weight", "bias"))
-        if options.use_short_conv:
-            rules += short_conv_rules(ours, theirs)
-        return rules + gated_norm_rules(options, foreign, ours, theirs)
+    mixer_options = (
+        Unused("use_gk use_gv gate_fn"),
+        only("gate_logit_normalizer", 16, written=True),  # FLA's layer has these two, its config never reaches them
+        only("gate_low_rank_dim", 16, written=True),
+        Option("expand_k", default=0.5),
+        Option("expand_v", default=1.0),
+        _feature_map(ACTIVATIONS),
+        *SHORT_CONV,
+        Option("use_output_gate", default=True),
+        Option("clamp_min"),
+        AFFINE,
+    )
+    mixer_tensors = (*_GATED, Modules("gk_proj.0"), Modules("gk_proj.1", bias=True), SHORT_CONVS)
 
 
 @FOREIGN.register("retnet")
@@ -317,40 +273,15 @@ class FLARetNet(FLAConverter):
     """FLA's RetNet, also with softmax attention in some layers."""
 
     architecture, mixer, hidden_ratio = "retnet", "retnet", 2
-    gates: ClassVar[dict[str, str]] = {"swish": "silu", "silu": "silu"}  # also the output gate's, which has no other
+    gates = _GATES
     defaults: ClassVar[dict[str, Any]] = {"num_heads": 8}
     layout_options = ("fuse_norm",)
-
-    def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
-        reader.dead("use_short_conv", "conv_size")  # FLA's config has them, its layer never sees them
-        return {
-            "expand_k": reader.take("expand_k", 1.0),
-            "expand_v": reader.take("expand_v", 2.0),
-            "feature_map": _feature_map(reader, TORCH_ACTIVATIONS),  # the one layer that takes transformers' names
-            "use_output_gate": reader.take("use_output_gate", True),
-            "output_norm_affine": reader.take("elementwise_affine", True) is not False,
-        }
-
-    def mixer_to_theirs(self, config: ArchConfig, options: Any) -> dict[str, Any]:
-        names = ("expand_k", "expand_v", "use_output_gate")
-        return {
-            **{name: getattr(options, name) for name in names},
-            "feature_map": THEIR_TORCH_ACTIVATIONS.get(options.feature_map, options.feature_map),
-            "elementwise_affine": options.output_norm_affine,
-        }
-
-    def mixer_rules(
-        self, config: ArchConfig, options: Any, foreign: dict[str, Any], ours: str, theirs: str
-    ) -> list[Rule]:
-        rules = [
-            same(f"{ours}.{name}.weight", f"{theirs}.{name}.weight")
-            for name in ("q_proj", "k_proj", "v_proj", "o_proj")
-        ]
-        return rules + gated_norm_rules(options, foreign, ours, theirs)
-
-
-def _feature_map(reader: ConfigReader, activations: dict[str, str]) -> str | None:
-    """An elementwise feature map in our name; an error for one that is not here."""
-    names: dict[str | None, str | None] = {None: None, "identity": None}
-    names.update(activations)
-    return names[reader.only("feature_map", names, None)]
+    mixer_options = (
+        Unused("use_short_conv conv_size"),  # FLA's config has them, its layer never sees them
+        Option("expand_k", default=1.0),
+        Option("expand_v", default=2.0),
+        _feature_map(TORCH_ACTIVATIONS),  # the one layer that takes transformers' names
+        Option("use_output_gate", default=True),
+        AFFINE,
+    )
+    mixer_tensors = _GATED

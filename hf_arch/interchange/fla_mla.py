@@ -4,12 +4,31 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from ..models.configuration import ArchConfig
-from .base import FOREIGN, Rule, fused, same
-from .fla import FLAConverter
+from .base import FOREIGN
+from .fla import THETA, FLAConverter
 from .reader import ConfigReader
+from .rules import Rule, fused
+from .table import Always, Layer, Modules, Option, Tensors, Unused
 
-_LATENT_NORM_EPS = 1e-5  # whatever the config says
+_SIZES = (
+    Option("qk_nope_head_dim", default=128, null=True),
+    Option("qk_rope_head_dim", default=64, null=True),
+)
+
+
+def _head_dims(reader: ConfigReader) -> tuple[int, None]:
+    return sum(size for option in _SIZES for size in option.to_ours(reader).values()), None
+
+
+def _window(layer: Layer) -> int | None:
+    own = layer.mixer.window
+    return (layer.config.sliding_window if own is None else own) or None
+
+
+def _latent(layer: Layer, ours: tuple[str, ...], theirs: tuple[str, ...]) -> Rule:
+    """Our one projection is two of theirs."""
+    split = fused(theirs, ours[0], (layer.mixer.kv_lora_rank, layer.mixer.qk_rope_head_dim))
+    return Rule(ours, theirs, split.to_theirs, split.to_ours)
 
 
 @FOREIGN.register("mla")
@@ -19,48 +38,32 @@ class FLALatentAttention(FLAConverter):
     architecture, mixer = "mla", "mla"
     grouped_heads = False
     defaults: ClassVar[dict[str, Any]] = {"num_heads": 16}
-
-    def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
+    mixer_options = (
         # Its rotary embedding knows only theta; a scaling of the softmax is computed there and not used.
-        reader.dead("rope_scaling", "rope_parameters", "elementwise_affine")
-        nope, rope = reader.given("qk_nope_head_dim", 128), reader.given("qk_rope_head_dim", 64)
-        reader.only("qk_head_dim", [nope + rope, None], nope + rope)
-        return {
-            "q_lora_rank": reader.take("q_lora_rank", 64),
-            "kv_lora_rank": reader.take("kv_lora_rank", 512),
-            "qk_nope_head_dim": nope,
-            "qk_rope_head_dim": rope,
-            "v_head_dim": reader.take("v_head_dim", 128),
-            "bias": False,
-            "window": reader.take("window_size") or 0,
-            "rope_theta": float(reader.take("rope_theta", 10000.0) or 10000.0),
-            "latent_norm_eps": _LATENT_NORM_EPS,
-        }
-
-    def mixer_to_theirs(self, config: ArchConfig, options: Any) -> dict[str, Any]:
-        names = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-        return {
-            **{name: getattr(options, name) for name in names},
-            "qk_head_dim": options.qk_nope_head_dim + options.qk_rope_head_dim,
-            "window_size": (config.sliding_window if options.window is None else options.window) or None,
-            "rope_theta": options.rope_theta or (config.rope_parameters or {}).get("rope_theta", 10000.0),
-        }
-
-    def mixer_rules(
-        self, config: ArchConfig, options: Any, foreign: dict[str, Any], ours: str, theirs: str
-    ) -> list[Rule]:
-        latent = fused(
-            (f"{theirs}.kv_proj.0.weight", f"{theirs}.k_rope.weight"),
-            f"{ours}.kv_a_proj.weight",
-            (options.kv_lora_rank, options.qk_rope_head_dim),
-        )
-        rules = [
-            Rule(latent.theirs, latent.ours, latent.to_theirs, latent.to_ours),
-            same(f"{ours}.kv_norm.weight", f"{theirs}.kv_proj.1.weight"),
-            same(f"{ours}.kv_b_proj.weight", f"{theirs}.kv_proj.2.weight"),
-            same(f"{ours}.o_proj.weight", f"{theirs}.o_proj.weight"),
-        ]
-        if options.q_lora_rank is None:
-            return [*rules, same(f"{ours}.q_proj.weight", f"{theirs}.q_proj.weight")]
-        modules = ("q_a_proj", "q_norm", "q_b_proj")
-        return rules + [same(f"{ours}.{name}.weight", f"{theirs}.q_proj.{i}.weight") for i, name in enumerate(modules)]
+        Unused("rope_scaling rope_parameters elementwise_affine"),
+        *_SIZES,
+        Option(
+            "qk_head_dim",
+            None,
+            lambda reader: _head_dims(reader)[0],
+            allowed=_head_dims,
+            write=lambda layer: layer.mixer.qk_nope_head_dim + layer.mixer.qk_rope_head_dim,
+        ),
+        Option("q_lora_rank", default=64),
+        Option("kv_lora_rank", default=512),
+        Option("v_head_dim", default=128),
+        Always("bias", False),
+        Option("window_size", "window", 0, null=True, write=_window),
+        THETA,
+        Always("latent_norm_eps", 1e-5),  # whatever the config says
+    )
+    mixer_tensors = (
+        Tensors("kv_a_proj.weight", "kv_proj.0.weight k_rope.weight", layout=_latent),
+        Modules("kv_norm kv_b_proj o_proj", "kv_proj.1 kv_proj.2 o_proj"),
+        Modules("q_proj", when=lambda layer: layer.mixer.q_lora_rank is None),
+        Modules(
+            "q_a_proj q_norm q_b_proj",
+            "q_proj.0 q_proj.1 q_proj.2",
+            when=lambda layer: layer.mixer.q_lora_rank is not None,
+        ),
+    )

@@ -11,19 +11,86 @@ from ..core.errors import ConfigError
 from ..layers.ffns.channel_mix7 import ChannelMix7
 from ..layers.mixers.rwkv7 import STREAMS, GeneralizedDeltaTimeMix
 from ..models.configuration import ArchConfig
-from .base import FOREIGN, Rule, parts, same
-from .fla_linear import FLARWKV6
+from .base import FOREIGN
+from .fla import layer_norm
+from .fla_linear import FLARWKV6, channel_mix
 from .reader import ConfigReader
+from .rules import Rule
+from .table import Layer, Modules, Option, Tensors
 
 _EXACT_KEY_EPS = 1e-24  # where FLA does not fuse norms, it divides a key by its length alone
+
+
+def _rank(theirs: str, ours: str, default: int, growth: float, *, of_heads: bool = True) -> Option:
+    """The rank of a small projection, which follows the width (and that of a head) where it is null."""
+
+    def read(given: int | None, reader: ConfigReader) -> int:
+        share = reader.need("hidden_size") / reader.need("num_heads") / 64 if of_heads else 1.0
+        ruled = round(growth * reader.need("hidden_size") ** 0.5 * share / 32) * 32
+        return max(32, ruled) if given is None else given
+
+    return Option(theirs, ours, default, read=read)
+
+
+def _stack(tensors: list[Tensor]) -> list[Tensor]:
+    """Six [1, 1, D] -> [6, D]."""
+    return [torch.cat([tensor.reshape(1, -1) for tensor in tensors])]
+
+
+def _unstack(tensors: list[Tensor]) -> list[Tensor]:
+    """[6, D] -> six [1, 1, D]."""
+    return [row.view(1, 1, -1).clone() for row in tensors[0]]
+
+
+def _later(layer: Layer) -> bool:
+    return layer.index > 0
 
 
 @FOREIGN.register("rwkv7")
 class FLARWKV7(FLARWKV6):
     """RWKV6's blocks with another mixer, and a channel mix without receptance."""
 
-    architecture, mixer, hidden_ratio = "rwkv7", "rwkv7", 4
+    architecture, mixer = "rwkv7", "rwkv7"
     penalises_logits = True
+    block_options = channel_mix("channel_mix7", 4)
+    layer_tensors = (
+        Modules("mixer_norm ffn_norm", "attn_norm ffn_norm", bias=layer_norm),
+        Tensors("ffn.key_mix", "ffn.x_k"),
+        Modules("ffn.key_proj ffn.down_proj", "ffn.key ffn.value"),
+    )
+    mixer_options = (
+        Option(
+            "head_dim",
+            None,
+            64,
+            write=lambda layer: GeneralizedDeltaTimeMix.head_sizes(layer.config, layer.mixer).head_k_dim,
+        ),
+        _rank("decay_low_rank_dim", "decay_rank", 64, 2.5),
+        _rank("gate_low_rank_dim", "gate_rank", 128, 5.0, of_heads=False),
+        _rank("a_low_rank_dim", "rate_rank", 64, 2.5),
+        _rank("v_low_rank_dim", "value_rank", 16, 1.7),
+        Option(
+            "fuse_norm",
+            "key_eps",
+            True,
+            read=lambda fuse, _: 1e-6 if fuse else _EXACT_KEY_EPS,
+            write=lambda layer: layer.mixer.key_eps != _EXACT_KEY_EPS,
+        ),
+    )
+    mixer_tensors = (
+        Tensors(
+            "shift_mix",
+            " ".join(f"x_{name}" for name in STREAMS),
+            layout=lambda _, ours, theirs: Rule(ours, theirs, _stack, _unstack),
+        ),
+        Tensors("removal_scale rate_scale bonus", "k_k k_a r_k"),
+        Modules("q_proj k_proj v_proj o_proj", "r_proj k_proj v_proj o_proj"),
+        Modules("o_norm", "g_norm", bias=True),
+        Modules("decay.0 rate.0 gate.0 gate.2", "w_lora.lora.0 a_lora.lora.0 g_lora.lora.0 g_lora.lora.2"),
+        Modules("decay.2 rate.2", "w_lora.lora.2 a_lora.lora.2", bias=True),
+        Modules("value_mix.0", "v_lora.lora.0", when=_later),
+        Modules("value_mix.2", "v_lora.lora.2", when=_later, bias=True),
+    )
 
     def current_names(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Older files hold the six token shifts of a layer in one tensor."""
@@ -48,73 +115,6 @@ class FLARWKV7(FLARWKV6):
         theirs = super().config_to_theirs(config)
         if "attn" in theirs:
             raise ConfigError("mixer: a rwkv7 checkpoint cannot have softmax attention in some layers")
-        return theirs
-
-    def block_to_ours(self, reader: ConfigReader, hidden_size: int) -> dict[str, Any]:
-        values = super().block_to_ours(reader, hidden_size)
-        return {**values, "ffn": {**values["ffn"], "type": "channel_mix7"}}
-
-    def block_rules(self, config: ArchConfig, layer: str) -> list[Rule]:
         if any(ffn is not ChannelMix7 for ffn, _ in config.ffn_specs):
             raise ConfigError("ffn: a rwkv7 checkpoint has 'channel_mix7' in every layer")
-        names = self.norm_names(config)
-        return [
-            *parts(f"{layer}.mixer_norm", f"{layer}.attn_norm", names),
-            *parts(f"{layer}.ffn_norm", f"{layer}.ffn_norm", names),
-            same(f"{layer}.ffn.key_mix", f"{layer}.ffn.x_k"),
-            same(f"{layer}.ffn.key_proj.weight", f"{layer}.ffn.key.weight"),
-            same(f"{layer}.ffn.down_proj.weight", f"{layer}.ffn.value.weight"),
-        ]
-
-    def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
-        hidden, heads = reader.config["hidden_size"], reader.config["num_heads"]
-
-        def rank(key: str, default: int, growth: float, share: float) -> int:
-            value = reader.take(key, default)
-            return max(32, round(growth * hidden**0.5 * share / 32) * 32) if value is None else value
-
-        share = hidden / heads / 64
-        return {
-            "decay_rank": rank("decay_low_rank_dim", 64, 2.5, share),
-            "gate_rank": rank("gate_low_rank_dim", 128, 5.0, 1.0),
-            "rate_rank": rank("a_low_rank_dim", 64, 2.5, share),
-            "value_rank": rank("v_low_rank_dim", 16, 1.7, share),
-            "key_eps": 1e-6 if reader.take("fuse_norm", True) else _EXACT_KEY_EPS,
-        }
-
-    def mixer_to_theirs(self, config: ArchConfig, options: Any) -> dict[str, Any]:
-        return {
-            "head_dim": GeneralizedDeltaTimeMix.head_sizes(config, options).head_k_dim,
-            "decay_low_rank_dim": options.decay_rank,
-            "gate_low_rank_dim": options.gate_rank,
-            "a_low_rank_dim": options.rate_rank,
-            "v_low_rank_dim": options.value_rank,
-            "fuse_norm": options.key_eps != _EXACT_KEY_EPS,
-        }
-
-    def mixer_rules(
-        self, config: ArchConfig, options: Any, foreign: dict[str, Any], ours: str, theirs: str
-    ) -> list[Rule]:
-        shifts = Rule((f"{ours}.shift_mix",), tuple(f"{theirs}.x_{name}" for name in STREAMS), _stack, _unstack)
-        own = {"removal_scale": "k_k", "rate_scale": "k_a", "bonus": "r_k", "q_proj.weight": "r_proj.weight"}
-        own |= {f"{name}_proj.weight": f"{name}_proj.weight" for name in "kvo"}
-        rules = [shifts, *(same(f"{ours}.{mine}", f"{theirs}.{their}") for mine, their in own.items())]
-        rules += parts(f"{ours}.o_norm", f"{theirs}.g_norm", ("weight", "bias"))
-        low_rank = {"decay": "w", "rate": "a", "gate": "g"}
-        if not ours.startswith("model.layers.0."):
-            low_rank["value_mix"] = "v"
-        for mine, their in low_rank.items():
-            rules += parts(f"{ours}.{mine}.0", f"{theirs}.{their}_lora.lora.0")
-            names = ("weight",) if mine == "gate" else ("weight", "bias")
-            rules += parts(f"{ours}.{mine}.2", f"{theirs}.{their}_lora.lora.2", names)
-        return rules
-
-
-def _stack(tensors: list[Tensor]) -> list[Tensor]:
-    """Six [1, 1, D] -> [6, D]."""
-    return [torch.cat([tensor.reshape(1, -1) for tensor in tensors])]
-
-
-def _unstack(tensors: list[Tensor]) -> list[Tensor]:
-    """[6, D] -> six [1, 1, D]."""
-    return [row.view(1, 1, -1).clone() for row in tensors[0]]
+        return theirs

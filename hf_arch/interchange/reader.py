@@ -21,6 +21,10 @@ _GENERIC = {
 L2WARP_PENALTY = 1e-4
 
 
+Kind = tuple[Callable[[Any], bool], str]
+"""What a value may be: a test, and the same in words."""
+
+
 def _whole(least: int) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least
 
@@ -33,8 +37,10 @@ def _bounds(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) == 2
 
 
-# What values may be, by the names of all families: (names) -> (test, in words). Null is each family's own matter.
-_KINDS: dict[tuple[str, ...], tuple[Callable[[Any], bool], str]] = {
+WHOLE: Kind = (_whole(1), "an integer >= 1")
+POSITIVE: Kind = (_positive, "a number > 0")
+# What values may be, by the names of all families. Null is each family's own matter.
+_KINDS: dict[tuple[str, ...], Kind] = {
     (
         *("hidden_size", "n_embd", "num_hidden_layers", "n_layer", "vocab_size", "padded_vocab_size"),
         *("num_heads", "num_attention_heads", "n_head", "num_kv_heads", "num_key_value_heads", "n_query_groups"),
@@ -44,7 +50,7 @@ _KINDS: dict[tuple[str, ...], tuple[Callable[[Any], bool], str]] = {
         *("q_lora_rank", "kv_lora_rank", "proj_low_rank_dim", "gate_low_rank_dim", "decay_low_rank_dim"),
         *("a_low_rank_dim", "v_low_rank_dim", "num_local_experts", "n_routed_experts", "num_experts_per_tok"),
         *("n_group", "topk_group", "num_householder"),
-    ): (_whole(1), "an integer >= 1"),
+    ): WHOLE,
     (
         *("window_size", "sliding_window", "sliding_window_size", "max_window_layers"),
         *("first_k_dense_replace", "n_shared_experts"),
@@ -56,7 +62,7 @@ _KINDS: dict[tuple[str, ...], tuple[Callable[[Any], bool], str]] = {
         *("expand_ratio", "gate_logit_normalizer", "conv_init"),
         *("time_step_scale", "time_step_min", "time_step_max", "time_step_floor"),
         *("dt_scale", "dt_min", "dt_max", "dt_init_floor", "squash_x", "squash_eps"),
-    ): (_positive, "a number > 0"),
+    ): POSITIVE,
     ("A_init_range", "time_step_limit", "dt_limit"): (_bounds, "a pair (low, high)"),
     ("rope_parameters", "rope_scaling"): (lambda value: isinstance(value, dict), "a dict"),
     ("attn",): (lambda value: isinstance(value, (dict, list)), "a dict or a list of dicts"),
@@ -70,13 +76,14 @@ class ConfigReader:
         self.config, self.name, self.seen = config, name, set(_GENERIC)
         self.model_type = config.get("model_type")
 
-    def take(self, key: str, default: Any = None) -> Any:
-        """The value, or `default` where the key is absent; a ConfigError where it is not what its name calls for."""
+    def take(self, key: str, default: Any = None, kind: Kind | None = None) -> Any:
+        """The value, or `default` where the key is absent; a ConfigError where it is not of the kind, which is by
+        default what its name calls for."""
         self.seen.add(key)
         value = self.config.get(key, default)
-        for names, (allowed, words) in _KINDS.items():
-            if key in names and value is not None and not allowed(value):
-                raise ConfigError(f"{self.name}.{key}: {value!r} is not allowed; use {words}")
+        kind = kind or next((kind for names, kind in _KINDS.items() if key in names), None)
+        if kind is not None and value is not None and not kind[0](value):
+            raise ConfigError(f"{self.name}.{key}: {value!r} is not allowed; use {kind[1]}")
         return value
 
     def given(self, key: str, default: Any) -> Any:

@@ -5,228 +5,161 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from ..core.errors import ConfigError
-from ..models.configuration import ArchConfig
-from .base import FOREIGN, Converter, Rule, fused, parts, same, transposed
+from .base import FOREIGN, Converter
+from .names import ACTIVATIONS, COMMON, SIZES
 from .reader import ConfigReader
-
-ACTIVATIONS = {
-    **{name: name for name in ("gelu", "silu", "relu", "relu2", "leaky_relu", "sigmoid", "tanh")},
-    **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate", "gelu_tanh"), "gelu_tanh"),
-    "gelu_python": "gelu",
-    "swish": "silu",
-    "linear": "identity",
-}
-"""transformers' names of activations, and ours."""
-THEIR_ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh", "identity": "linear"}
-"""Ours, where transformers has another name."""
-_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
+from .rules import fused, transposed
+from .table import Always, Entry, Layer, Modules, Option, Tensors, Unused, only, under
 
 
-def take_tokens(reader: ConfigReader, config: dict[str, Any]) -> dict[str, Any]:
-    """`config` with the special tokens that the source names."""
-    return {**config, **{name: reader.config[name] for name in _TOKENS if name in reader.config}}
+def _scales(reader: ConfigReader, scaled: bool) -> Any:
+    """The mixers, whose scores may have a factor of their own, by layer."""
+    by_layer = reader.take("scale_attn_by_inverse_layer_idx", False)
+    if scaled and not by_layer:
+        return "attention"
+    scale = (reader.take("n_embd", 768) / reader.take("n_head", 12)) ** -0.5 if scaled else 1.0
+    layers = range(reader.take("n_layer", 12))
+    return [{"type": "attention", "scale": scale / (index + 1 if by_layer else 1)} for index in layers]
 
 
-def their_tokens(config: ArchConfig) -> dict[str, Any]:
-    """The special tokens, under the names that both sides use."""
-    return {name: getattr(config, name) for name in _TOKENS}
-
-
-def activation(reader: ConfigReader, key: str, default: str) -> str:
-    """An activation in our name; an error for one that is not here."""
-    return ACTIVATIONS[reader.only(key, ACTIVATIONS, default)]
+def _their_scales(layer: Layer) -> list[float | None]:
+    return [mixer.effective(layer.config, options).get("scale") for mixer, options in layer.config.mixer_specs]
 
 
 @FOREIGN.register("gpt2")
 class GPT2(Converter):
     """`GPT2LMHeadModel`: queries, keys and values fused, matrices transposed."""
 
+    architecture = "gpt2"
+    their_layers = "transformer.h"
     ignored_keys = (".attn.bias", ".attn.masked_bias")
+    model_options = (
+        Unused("reorder_and_upcast_attn n_ctx summary_type summary_use_proj summary_activation"),
+        Unused("summary_proj_to_labels summary_first_dropout"),
+        only("add_cross_attention", False),
+        Option("vocab_size", default=50257),
+        Option("n_embd", "hidden_size", 768),
+        Option("n_layer", "num_hidden_layers", 12),
+        Option("n_head", "num_attention_heads", 12),
+        Option(
+            "scale_attn_weights",
+            "mixer",
+            True,
+            read=lambda scaled, reader: _scales(reader, scaled),
+            write=lambda layer: _their_scales(layer)[0] != 1.0,
+        ),
+        Option("scale_attn_by_inverse_layer_idx", None, write=lambda layer: len({*_their_scales(layer)}) > 1),
+        Option("n_positions", "max_position_embeddings", 1024),
+        Option("n_inner", "intermediate_size", write=lambda layer: layer.ffn_width),
+        Option("activation_function", "hidden_act", "gelu_new", allowed={"gelu_new": "gelu_tanh", **ACTIVATIONS}),
+        Option("resid_pdrop", "residual_dropout", 0.1),
+        Option("embd_pdrop", "embedding_dropout", 0.1),
+        Option("attn_pdrop", "attention_dropout", 0.1),
+        Option("layer_norm_epsilon", "norm_eps", 1e-5),
+        Option("tie_word_embeddings", default=True),
+        *COMMON,
+    )
+    model_tensors = (
+        Tensors("model.embed_tokens.weight lm_head.weight", "transformer.wte.weight lm_head.weight"),
+        Tensors("model.position.embedding.weight", "transformer.wpe.weight"),
+        Modules("model.norm", "transformer.ln_f", bias=True),
+    )
+    layer_tensors = (
+        Modules("mixer_norm ffn_norm", "ln_1 ln_2", bias=True),
+        *(
+            Tensors(
+                f"mixer.q_proj.{name} mixer.k_proj.{name} mixer.v_proj.{name}",
+                f"attn.c_attn.{name}",
+                layout=lambda layer, ours, theirs: fused(
+                    ours, theirs[0], [layer.config.hidden_size] * 3, flip=theirs[0].endswith("weight")
+                ),
+            )
+            for name in ("weight", "bias")
+        ),
+        *(
+            Tensors(ours, theirs, layout=lambda _, mine, other: transposed(mine[0], other[0]))
+            for ours, theirs in (
+                ("mixer.o_proj.weight", "attn.c_proj.weight"),
+                ("ffn.up_proj.weight", "mlp.c_fc.weight"),
+                ("ffn.down_proj.weight", "mlp.c_proj.weight"),
+            )
+        ),
+        Tensors(
+            "mixer.o_proj.bias ffn.up_proj.bias ffn.down_proj.bias", "attn.c_proj.bias mlp.c_fc.bias mlp.c_proj.bias"
+        ),
+    )
 
-    def config_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
-        layers, heads, width = reader.take("n_layer", 12), reader.take("n_head", 12), reader.take("n_embd", 768)
-        scaled, by_layer = (
-            reader.take("scale_attn_weights", True),
-            reader.take("scale_attn_by_inverse_layer_idx", False),
-        )
-        scale = (width / heads) ** -0.5 if scaled else 1.0
-        scales = [scale / (index + 1 if by_layer else 1) for index in range(layers)]
-        mixer = "attention" if scaled and not by_layer else [{"type": "attention", "scale": each} for each in scales]
-        reader.only("add_cross_attention", [False], False)
-        reader.dead("reorder_and_upcast_attn", "n_ctx")
-        reader.dead(
-            *(f"summary_{name}" for name in ("type", "use_proj", "activation", "proj_to_labels", "first_dropout"))
-        )
-        return take_tokens(
-            reader,
-            {
-                "architecture": "gpt2",
-                "vocab_size": reader.take("vocab_size", 50257),
-                "hidden_size": width,
-                "num_hidden_layers": layers,
-                "num_attention_heads": heads,
-                "mixer": mixer,
-                "max_position_embeddings": reader.take("n_positions", 1024),
-                "intermediate_size": reader.take("n_inner"),
-                "hidden_act": activation(reader, "activation_function", "gelu_new"),
-                "residual_dropout": reader.take("resid_pdrop", 0.1),
-                "embedding_dropout": reader.take("embd_pdrop", 0.1),
-                "attention_dropout": reader.take("attn_pdrop", 0.1),
-                "norm_eps": reader.take("layer_norm_epsilon", 1e-5),
-                "tie_word_embeddings": reader.take("tie_word_embeddings", True),
-            },
-        )
 
-    def config_to_theirs(self, config: ArchConfig) -> dict[str, Any]:
-        ffn, options = config.ffn_specs[0]
-        scales = [mixer.effective(config, given).get("scale") for mixer, given in config.mixer_specs]
-        return {
-            "vocab_size": config.vocab_size,
-            "n_embd": config.hidden_size,
-            "n_layer": config.num_hidden_layers,
-            "n_head": config.num_attention_heads,
-            "n_positions": config.max_position_embeddings,
-            "scale_attn_weights": scales[0] != 1.0,
-            "scale_attn_by_inverse_layer_idx": len({*scales}) > 1,
-            "n_inner": ffn.width(config, options) if hasattr(ffn, "width") else None,
-            "activation_function": {**THEIR_ACTIVATIONS, "gelu_tanh": "gelu_new"}.get(
-                config.hidden_act, config.hidden_act
-            ),
-            "resid_pdrop": config.residual_dropout,
-            "embd_pdrop": config.embedding_dropout,
-            "attn_pdrop": config.attention_dropout,
-            "layer_norm_epsilon": config.norm_eps,
-            "tie_word_embeddings": config.tie_word_embeddings,
-            "initializer_range": config.initializer_range,
-            **their_tokens(config),
-        }
+def _rope(given: dict[str, Any] | None, reader: ConfigReader) -> dict[str, Any]:
+    rope = dict(given or reader.take("rope_scaling") or {})
+    rope.setdefault("rope_theta", reader.take("rope_theta", 10000.0))
+    rope.setdefault("rope_type", rope.pop("type", "default"))
+    if rope["rope_type"] == "default":
+        rope.pop("partial_rotary_factor", None)  # these models rotate whole heads, whatever it says
+    return rope
 
-    def rules(self, config: ArchConfig, foreign: dict[str, Any]) -> list[Rule]:
-        rules = [
-            same("model.embed_tokens.weight", "transformer.wte.weight"),
-            same("model.position.embedding.weight", "transformer.wpe.weight"),
-            *parts("model.norm", "transformer.ln_f", ("weight", "bias")),
-            same("lm_head.weight", "lm_head.weight"),
-        ]
-        for index in range(config.num_hidden_layers):
-            ours, theirs = f"model.layers.{index}", f"transformer.h.{index}"
-            rules += parts(f"{ours}.mixer_norm", f"{theirs}.ln_1", ("weight", "bias"))
-            rules += parts(f"{ours}.ffn_norm", f"{theirs}.ln_2", ("weight", "bias"))
-            for name, flip in (("weight", True), ("bias", False)):
-                projections = [f"{ours}.mixer.{part}_proj.{name}" for part in "qkv"]
-                rules.append(fused(projections, f"{theirs}.attn.c_attn.{name}", [config.hidden_size] * 3, flip=flip))
-            for module, their_module in (
-                ("mixer.o_proj", "attn.c_proj"),
-                ("ffn.up_proj", "mlp.c_fc"),
-                ("ffn.down_proj", "mlp.c_proj"),
-            ):
-                rules.append(transposed(f"{ours}.{module}.weight", f"{theirs}.{their_module}.weight"))
-                rules.append(same(f"{ours}.{module}.bias", f"{theirs}.{their_module}.bias"))
-        return rules
+
+def attention_bias(layer: Layer) -> bool:
+    """Whether the projections of attention have biases."""
+    return layer.config.attention_bias
+
+
+BIAS = Option("attention_bias", default=False)
+HEADS: tuple[Entry, ...] = (
+    Option(
+        "num_key_value_heads",
+        read=lambda given, reader: given or reader.need("num_attention_heads"),
+    ),
+    Option(
+        "head_dim",
+        read=lambda given, reader: given or reader.need("hidden_size") // reader.need("num_attention_heads"),
+    ),
+)
+BLOCKS: tuple[Entry, ...] = (
+    *SIZES,
+    *(Option(name, required=True) for name in ("num_attention_heads", "vocab_size")),
+    Option(
+        "intermediate_size",
+        required=True,
+        write=lambda layer: layer.ffn_width or 4 * layer.config.hidden_size,
+    ),
+    Option("hidden_act", default="silu", allowed=ACTIVATIONS),
+    Option("max_position_embeddings", default=2048),
+    Option("rms_norm_eps", "norm_eps", 1e-6),
+    Unused("rope_scaling rope_theta"),
+    Option("rope_parameters", read=_rope, write=lambda layer: dict(layer.config.rope_parameters or {})),
+    Option("attention_dropout", default=0.0),
+    Option("tie_word_embeddings", default=False),
+    *COMMON,
+)
+"""The options of every model with Llama's blocks."""
+NORMS = Modules("mixer_norm ffn_norm", "input_layernorm post_attention_layernorm")
+ATTENTION: tuple[Tensors, ...] = under(
+    "mixer",
+    "self_attn",
+    Modules("q_proj k_proj v_proj o_proj", bias=attention_bias),
+    Modules("q_norm k_norm", when=lambda layer: layer.config.qk_norm),
+)
+
+
+class LlamaBlocks(Converter):
+    """What models with Llama's blocks have around them."""
+
+    ignored_keys = (".rotary_emb.inv_freq",)  # of files from 2023
+    model_tensors = (Modules("model.embed_tokens model.norm lm_head"),)
 
 
 @FOREIGN.register("llama")
-class Llama(Converter):
+class Llama(LlamaBlocks):
     """`LlamaForCausalLM`."""
 
-    ignored_keys = (".rotary_emb.inv_freq",)  # of files from 2023
-
-    def config_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
-        hidden, heads = reader.need("hidden_size"), reader.need("num_attention_heads")
-        rope = dict(reader.take("rope_parameters") or reader.take("rope_scaling") or {})
-        reader.dead("rope_scaling")
-        theta = reader.take("rope_theta", 10000.0)
-        rope.setdefault("rope_theta", theta)
-        rope.setdefault("rope_type", rope.pop("type", "default"))
-        if rope["rope_type"] == "default":
-            rope.pop("partial_rotary_factor", None)  # these models rotate whole heads, whatever it says
-        return take_tokens(
-            reader,
-            {
-                "architecture": "llama",
-                "vocab_size": reader.need("vocab_size"),
-                "hidden_size": hidden,
-                "intermediate_size": reader.need("intermediate_size"),
-                "num_hidden_layers": reader.need("num_hidden_layers"),
-                "num_attention_heads": heads,
-                "num_key_value_heads": reader.take("num_key_value_heads") or heads,
-                "head_dim": reader.take("head_dim") or hidden // heads,
-                "hidden_act": activation(reader, "hidden_act", "silu"),
-                "max_position_embeddings": reader.take("max_position_embeddings", 2048),
-                "norm_eps": reader.take("rms_norm_eps", 1e-6),
-                "rope_parameters": rope,
-                "attention_dropout": reader.take("attention_dropout", 0.0),
-                "tie_word_embeddings": reader.take("tie_word_embeddings", False),
-                **self.own_options(reader),
-            },
-        )
-
-    def own_options(self, reader: ConfigReader) -> dict[str, Any]:
-        """What this family has beyond the common fields."""
-        return {
-            "attention_bias": reader.take("attention_bias", False),
-            "mlp_bias": reader.take("mlp_bias", False),
-        }
-
-    def config_to_theirs(self, config: ArchConfig) -> dict[str, Any]:
-        ffn, options = config.ffn_specs[0]
-        return {
-            "vocab_size": config.vocab_size,
-            "hidden_size": config.hidden_size,
-            "intermediate_size": ffn.width(config, options) if hasattr(ffn, "width") else 4 * config.hidden_size,
-            "num_hidden_layers": config.num_hidden_layers,
-            "num_attention_heads": config.num_attention_heads,
-            "num_key_value_heads": config.num_key_value_heads,
-            "head_dim": config.head_dim,
-            "hidden_act": THEIR_ACTIVATIONS.get(config.hidden_act, config.hidden_act),
-            "max_position_embeddings": config.max_position_embeddings,
-            "rms_norm_eps": config.norm_eps,
-            "rope_parameters": dict(config.rope_parameters or {}),
-            "attention_dropout": config.attention_dropout,
-            "tie_word_embeddings": config.tie_word_embeddings,
-            "initializer_range": config.initializer_range,
-            **self.their_options(config),
-            **their_tokens(config),
-        }
-
-    def their_options(self, config: ArchConfig) -> dict[str, Any]:
-        """`own_options`, the other way."""
-        return {"attention_bias": config.attention_bias, "mlp_bias": config.mlp_bias}
-
-    def rules(self, config: ArchConfig, foreign: dict[str, Any]) -> list[Rule]:
-        rules = [
-            same("model.embed_tokens.weight", "model.embed_tokens.weight"),
-            same("model.norm.weight", "model.norm.weight"),
-            same("lm_head.weight", "lm_head.weight"),
-        ]
-        feed_forward = ("weight", "bias") if config.mlp_bias else ("weight",)
-        for index in range(config.num_hidden_layers):
-            layer = f"model.layers.{index}"
-            rules.append(same(f"{layer}.mixer_norm.weight", f"{layer}.input_layernorm.weight"))
-            rules.append(same(f"{layer}.ffn_norm.weight", f"{layer}.post_attention_layernorm.weight"))
-            rules += self.attention_rules(config, index)
-            rules += self.feed_forward_rules(config, index, feed_forward)
-        return rules
-
-    def attention_rules(self, config: ArchConfig, index: int) -> list[Rule]:
-        """The tensors of layer `index`'s attention."""
-        ours, theirs = f"model.layers.{index}.mixer", f"model.layers.{index}.self_attn"
-        names = ("weight", "bias") if config.attention_bias else ("weight",)
-        rules = []
-        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            rules += parts(f"{ours}.{name}", f"{theirs}.{name}", names)
-        for name in ("q_norm", "k_norm") if config.qk_norm else ():
-            rules += parts(f"{ours}.{name}", f"{theirs}.{name}")
-        return rules
-
-    def feed_forward_rules(self, config: ArchConfig, index: int, names: tuple[str, ...]) -> list[Rule]:
-        """The tensors of layer `index`'s FFN."""
-        layer = f"model.layers.{index}"
-        return [
-            rule
-            for name in ("gate_proj", "up_proj", "down_proj")
-            for rule in parts(f"{layer}.ffn.{name}", f"{layer}.mlp.{name}", names)
-        ]
+    architecture = "llama"
+    model_options: ClassVar[tuple[Entry, ...]] = (*BLOCKS, *HEADS, BIAS, Option("mlp_bias", default=False))
+    layer_tensors = (
+        NORMS,
+        *ATTENTION,
+        *under("ffn", "mlp", Modules("gate_proj up_proj down_proj", bias=lambda layer: layer.config.mlp_bias)),
+    )
 
 
 @FOREIGN.register("mistral")
@@ -234,12 +167,25 @@ class Mistral(Llama):
     """`MistralForCausalLM`: a window on every layer."""
 
     defaults: ClassVar[dict[str, Any]] = {"num_key_value_heads": 8, "max_position_embeddings": 131072}
+    model_options = (*BLOCKS, *HEADS, Option("sliding_window", default=4096))
 
-    def own_options(self, reader: ConfigReader) -> dict[str, Any]:
-        return {"sliding_window": reader.take("sliding_window", 4096)}
 
-    def their_options(self, config: ArchConfig) -> dict[str, Any]:
-        return {"sliding_window": config.sliding_window}
+_KINDS = ("full_attention", "sliding_attention")
+
+
+def _layer_kinds(kinds: Any, reader: ConfigReader) -> Any:
+    """The mixers: windows on the layers that `layer_types` calls sliding."""
+    window, layers = reader.take("sliding_window"), reader.need("num_hidden_layers")
+    full_layers = reader.take("max_window_layers", 28)
+    if not reader.take("use_sliding_window", False):
+        window = None
+    kinds = kinds or [_KINDS[bool(window) and index >= full_layers] for index in range(layers)]
+    if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= {*_KINDS}:
+        raise ConfigError(
+            f"config.layer_types: {kinds!r} is not allowed; use {' or '.join(_KINDS)} for each of {layers} layers"
+        )
+    windows = [window or 0 if kind == "sliding_attention" else 0 for kind in kinds]
+    return [{"type": "attention", "window": size} for size in windows] if any(windows) else "attention"
 
 
 @FOREIGN.register("qwen3")
@@ -251,31 +197,17 @@ class Qwen3(Llama):
         "head_dim": 128,
         "max_position_embeddings": 32768,
     }
-
-    def own_options(self, reader: ConfigReader) -> dict[str, Any]:
-        window, layers = reader.take("sliding_window"), reader.need("num_hidden_layers")
-        full_layers = reader.take("max_window_layers", 28)
-        if not reader.take("use_sliding_window", False):
-            window = None
-        kinds = reader.take("layer_types") or [
-            "sliding_attention" if window and index >= full_layers else "full_attention" for index in range(layers)
-        ]
-        known = ("full_attention", "sliding_attention")
-        if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= {*known}:
-            raise ConfigError(
-                f"config.layer_types: {kinds!r} is not allowed; use {' or '.join(known)} for each of {layers} layers"
-            )
-        windows = [window if kind == "sliding_attention" else 0 for kind in kinds]
-        options: dict[str, Any] = {"qk_norm": True, "attention_bias": reader.take("attention_bias", False)}
-        if any(windows):
-            options["mixer"] = [{"type": "attention", "window": size or 0} for size in windows]
-        return options
-
-    def their_options(self, config: ArchConfig) -> dict[str, Any]:
-        windows = config.windows
-        return {
-            "attention_bias": config.attention_bias,
-            "use_sliding_window": any(windows),
-            "sliding_window": max((window for window in windows if window), default=None),
-            "layer_types": ["sliding_attention" if window else "full_attention" for window in windows],
-        }
+    model_options = (
+        *BLOCKS,
+        *HEADS,
+        BIAS,
+        Always("qk_norm", True),
+        Option("use_sliding_window", None, write=lambda layer: any(layer.config.windows)),
+        Option("sliding_window", None, write=lambda layer: max(filter(None, layer.config.windows), default=None)),
+        Option(
+            "layer_types",
+            "mixer",
+            read=_layer_kinds,
+            write=lambda layer: [_KINDS[bool(window)] for window in layer.config.windows],
+        ),
+    )

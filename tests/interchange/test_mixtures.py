@@ -171,7 +171,7 @@ def test_what_cannot_be_honoured_is_an_error(name, change, message):
     ("name", "model_type", "message"),
     [
         ("llama", "mixtral", "no layer is 'moe'"),
-        ("llama", "deepseek_v3", "not 'mla'"),
+        ("llama", "deepseek_v3", "no layer is 'mla'"),
         ("moe", "mixtral", "ffn"),
         ("gla", "mamba2", "mixer"),
         ("gla", "delta_net", "no layer is 'delta_net'"),
