@@ -142,13 +142,55 @@ class FLAConverter(Converter):
     @property
     def _table(self) -> tuple[Entry, ...]:
         heads = _GROUPED_HEADS if self.grouped_heads else _HEADS
-        block = self.block_options or gated_mlp(self.hidden_ratio, self.gates)
-        return (*heads, *_MODEL, l2warp(self.penalises_logits), *block)
+        return (*heads, *_MODEL, l2warp(self.penalises_logits))
+
+    @property
+    def _block(self) -> tuple[Entry, ...]:
+        return self.block_options or gated_mlp(self.hidden_ratio, self.gates)
+
+    # Families that are not tables yet write these themselves.
+
+    def block_to_ours(self, reader: ConfigReader, hidden_size: int) -> dict[str, Any]:
+        """Norms and feed-forward in our names."""
+        return options_to_ours(self._block, reader)
+
+    def block_to_theirs(self, config: ArchConfig) -> dict[str, Any]:
+        """The same, the other way."""
+        return options_to_theirs(self._block, layers_of(config)[0], config)
+
+    def block_rules(self, config: ArchConfig, layer: str) -> list[Rule]:
+        """The tensors of one layer besides its mixer; both sides number the layers alike."""
+        return tensor_rules(under(layer, layer, *self.layer_tensors), layers_of(config)[int(layer.split(".")[-1])])
+
+    def model_rules(self, config: ArchConfig) -> list[Rule]:
+        """Tensors of the model besides its layers and embeddings."""
+        return tensor_rules(self.model_tensors, layers_of(config)[0])
+
+    def norm_names(self, config: ArchConfig) -> tuple[str, ...]:
+        """The parameters of a norm."""
+        return ("weight", "bias") if config.norm == "layernorm" else ("weight",)
+
+    def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
+        """The mixer's options in our names."""
+        return options_to_ours(self.mixer_options, reader)
+
+    def mixer_to_theirs(self, config: ArchConfig, options: Any) -> dict[str, Any]:
+        """The same, the other way."""
+        layer = next(each for each in layers_of(config) if each.mixer == options)
+        return options_to_theirs(self.mixer_options, layer, options)
+
+    def mixer_rules(
+        self, config: ArchConfig, options: Any, foreign: dict[str, Any], ours: str, theirs: str
+    ) -> list[Rule]:
+        """The tensors of one mixer; `ours` and `theirs` are the prefixes of its keys."""
+        layer = layers_of(config, foreign)[int(ours.split(".")[2])]
+        return tensor_rules(under(ours, theirs, *self.mixer_tensors), layer)
 
     def config_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
         values = {"architecture": self.architecture, **options_to_ours(self._table, reader)}
+        values |= self.block_to_ours(reader, values["hidden_size"])
         values.setdefault("num_key_value_heads", values["num_attention_heads"])
-        values["mixer"] = {"type": self.mixer, **options_to_ours(self.mixer_options, reader)}
+        values["mixer"] = {"type": self.mixer, **self.mixer_to_ours(reader)}
         hybrid = reader.take("attn")
         if hybrid:
             values["mixer"] = _hybrid_layers(values["mixer"], hybrid, values["num_hidden_layers"])
@@ -160,9 +202,9 @@ class FLAConverter(Converter):
         own = [layer for layer in layers if layer.mixer_class is MIXERS.get(self.mixer)]
         if not own and config.model_type != f"hfa_{self.architecture}":
             need_layer(config, MIXERS, self.mixer, self.model_type)
-        theirs = options_to_theirs(self._table, layers[0], config)
+        theirs = {**options_to_theirs(self._table, layers[0], config), **self.block_to_theirs(config)}
         if own:
-            theirs |= options_to_theirs(self.mixer_options, own[0], own[0].mixer)
+            theirs |= self.mixer_to_theirs(config, own[0].mixer)
         attention = [layer for layer in layers if layer.mixer_class.label == ""]
         if self.mixer != "attention" and attention:
             theirs["attn"] = [{"layers": [each.index], **options_to_theirs(_HYBRID, each, None)} for each in attention]
@@ -170,13 +212,21 @@ class FLAConverter(Converter):
 
     def rules(self, config: ArchConfig, foreign: dict[str, Any]) -> list[Rule]:
         layers = layers_of(config, foreign)
-        rules = tensor_rules((*_AROUND, *self.model_tensors), layers[0])
+        rules = tensor_rules(_AROUND, layers[0]) + self.model_rules(config)
         for layer in layers:
             name = f"model.layers.{layer.index}"
-            rules += tensor_rules(under(name, name, *self.layer_tensors), layer)
-            mixer = _ATTENTION if layer.mixer_class.label == "" else self.mixer_tensors
-            rules += tensor_rules(under(f"{name}.mixer", f"{name}.attn", *mixer), layer)
+            keys = f"{name}.mixer", f"{name}.attn"
+            rules += self.block_rules(config, name)
+            if layer.mixer_class.label == "":
+                rules += tensor_rules(under(*keys, *_ATTENTION), layer)
+            else:
+                rules += self.mixer_rules(config, layer.mixer, foreign, *keys)
         return rules
+
+
+def short_conv_rules(ours: str, theirs: str, names: str = "qkv") -> list[Rule]:
+    """`SHORT_CONVS` for families that are not tables yet."""
+    return [same(f"{ours}.{name}_conv.weight", f"{theirs}.{name}_conv1d.weight") for name in names]
 
 
 _HYBRID: tuple[Entry, ...] = (
