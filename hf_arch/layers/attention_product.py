@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..core.errors import ConfigError
 from ..ops.precision import state_dtype
@@ -26,9 +27,11 @@ def eager_attention(
     dropout: float = 0.0,
     softcap: float | None = None,
     position_bias: Tensor | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """The formula written out; q [B,H,T,K], k and v [B,Hkv,S,...], mask bool or additive or None (then causal).
+    """The formula written out; q [B,H,T,K], k and v [B,Hkv,S,...], mask bool or additive or None (then causal);
+    s_aux [H], a logit per head that takes weight and has no value (a sink).
 
     Returns:
         output [B,T,H,V] and weights [B,H,T,S].
@@ -47,9 +50,32 @@ def eager_attention(
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     elif attention_mask is not None:
         scores = scores + attention_mask
+    if s_aux is not None:
+        scores = torch.cat((scores, s_aux.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)), -1)
     weights = torch.softmax(scores, dim=-1, dtype=state_dtype(query)).to(query.dtype)
-    dropped = nn.functional.dropout(weights, p=dropout, training=module.training)
+    if s_aux is not None:
+        weights = weights[..., :-1]
+    dropped = F.dropout(weights, p=dropout, training=module.training)
     return torch.matmul(dropped, value).transpose(1, 2).contiguous(), weights
+
+
+def with_sink(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor | None, sinks: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys, values and an additive mask with one key more, whose score is `sinks` [H] and whose value is 0: attention
+    over them is attention with sinks, for kernels that know none."""
+    batch, heads, length, _ = query.shape
+    total, lowest = key.shape[2], torch.finfo(query.dtype).min
+    if mask is None:
+        mask = torch.ones(length, total, dtype=torch.bool, device=query.device).tril(total - length)[None, None]
+    additive = torch.zeros_like(mask, dtype=query.dtype) if mask.dtype == torch.bool else mask
+    if bias is not None:
+        additive = additive + bias
+    if mask.dtype == torch.bool:
+        additive = additive.masked_fill(~mask, lowest)
+    column = sinks.to(query.dtype)[None, :, None, None].expand(batch, -1, length, 1)
+    additive = torch.cat((additive.expand(batch, heads, -1, -1), column), -1)
+    return F.pad(key, (0, 0, 0, 1)), F.pad(value, (0, 0, 0, 1)), additive
 
 
 class AttentionProduct(nn.Module):
@@ -66,7 +92,11 @@ class AttentionProduct(nn.Module):
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
     ) -> tuple[Tensor, Any]:
         # vLLM's transformers backend finds a layer by this source: a name assigned from `get_interface`, called once.
-        attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(self._implementation(kwargs), eager_attention)
+        implementation = self._implementation(kwargs)
+        attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
+        if implementation == "sdpa" and kwargs.get("s_aux") is not None:
+            bias, sinks = kwargs.pop("position_bias", None), kwargs.pop("s_aux")
+            key, value, attention_mask = with_sink(query, key, value, attention_mask, bias, sinks)
         return attention_interface(self, query, key, value, attention_mask, scaling=self.scaling, **kwargs)
 
     def _implementation(self, options: dict[str, Any]) -> str:
@@ -77,6 +107,12 @@ class AttentionProduct(nn.Module):
             options.get("softcap") is not None or forward_mode() or functorch_levels() > 1
         ):
             return "eager"
+        for name, told in (("position_bias", "a bias of the scores"), ("s_aux", "sinks")):
+            if "flash" in str(implementation) and options.get(name) is not None:
+                raise ConfigError(
+                    f"attn_implementation: {implementation!r} would not apply {told} of layer {self.layer_idx}; use "
+                    "'sdpa' or 'eager'"
+                )
         if implementation in CONFIG_READERS:
             self._refuse_what_it_cannot_know(implementation, options)
         return implementation
@@ -89,11 +125,13 @@ class AttentionProduct(nn.Module):
             "position_bias": None,
             "sliding_window": config.sliding_window if sliding else None,
             "softcap": config.attn_logit_softcapping,
+            "s_aux": None,
         }
         for name, known in planned.items():
             given = options.get(name)
-            if given is not known and (name == "position_bias" or given != known):
-                told = "ALiBi's bias" if name == "position_bias" else repr(given)
+            if given is not known and (isinstance(given, Tensor) or given != known):
+                bias = "ALiBi's bias" if config.position == "alibi" else "a bias of the scores"
+                told = {"position_bias": bias, "s_aux": "sinks"}.get(name, repr(given))
                 raise ConfigError(
                     f"attn_implementation: {implementation!r} would not apply {name} {told} of layer {self.layer_idx}, "
                     "which the config does not say for all layers alike; use 'sdpa' or 'eager'"

@@ -18,6 +18,7 @@ from ..core.errors import ConfigError
 from .compat import CACHE_ARGUMENT
 from .cost import MixerCost
 from .fp32 import KeepsFp32
+from .key_positions import KeyPositions
 from .layout import PLAIN_LAYOUT, SequenceLayout
 from .state import LayerState
 
@@ -32,6 +33,7 @@ class LayerContext:
         position_ids: [B or 1, T] int64.
         position_embeddings: (cos, sin), each [B or 1, T, R] of this layer's rotary embedding, or None.
         position_bias: [B, H, T, S], added to attention scores (ALiBi), or None.
+        keys: where the keys of this layer are, the cached ones included; None unless it `needs_key_positions`.
         cache: transformers' cache of the whole model, or None; `state` and `update_kv` reach this layer's entry.
         execution: the cache entry of this run of the layer, where layers run several times; None = its own index.
         use_cache: whether the caller asked for a cache.
@@ -45,6 +47,7 @@ class LayerContext:
     position_ids: Tensor | None = None
     position_embeddings: tuple[Tensor, Tensor] | None = None
     position_bias: Tensor | None = None
+    keys: KeyPositions | None = None
     cache: Any = None
     execution: int | None = None
     use_cache: bool | None = None

@@ -57,6 +57,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         self.ffn_norm = _norm(config) if has_ffn and not self.shares_norm else None
         self.ffn_post_norm = _norm(config) if has_ffn and config.norm_position == "sandwich" else None
         self.dropout = nn.Dropout(config.residual_dropout)
+        self.residual_multiplier = config.residual_multiplier
 
     def run(self, state: State, shared: Any, values: Mapping[str, Tensor], context: LayerContext) -> LayerResult:
         """One run of the block over the stream.
@@ -108,7 +109,10 @@ class DecoderLayer(GradientCheckpointingLayer):
     ) -> State:
         if post_norm is not None:
             out = post_norm(out)
-        state = self.stream.write(state, self.dropout(out), site)
+        out = self.dropout(out)
+        if self.residual_multiplier != 1:
+            out = out * self.residual_multiplier
+        state = self.stream.write(state, out, site)
         if self.norm_position == "post" and norm is not None:
             state = (norm(state[0]), *state[1:])
         return state

@@ -38,7 +38,7 @@ FEATURES = {
     "attention_dropout": (),
     "mlp_bias": ("bias",),
     "hidden_act": ("hidden_act",),
-    "position": (),
+    "position": ("position",),
     "rope_parameters": (),
 }
 """Fields that act through a component, which may have an option instead: without one that takes them they would be
@@ -65,6 +65,8 @@ class ArchConfig(PreTrainedConfig):
         hidden_act: `ACTIVATIONS` name of the FFN.
         attention_bias, mlp_bias, qk_norm, attn_logit_softcapping, final_logit_softcapping, sliding_window (tokens,
         the own one included): components of attention and head.
+        embedding_multiplier, residual_multiplier, logits_scaling: Granite's: embeddings and what a sublayer writes are
+        multiplied, logits divided (before the cap); the attention scale is an option of the mixer.
         embedding_dropout, residual_dropout, attention_dropout: probabilities.
         initializer_range: standard deviation of normal initialisation; rescale_residual_init: divide that of the
         projections which
@@ -113,6 +115,9 @@ class ArchConfig(PreTrainedConfig):
     sliding_window: int | None = None
     attn_logit_softcapping: float | int | None = None
     final_logit_softcapping: float | int | None = None
+    embedding_multiplier: float | int = 1.0
+    residual_multiplier: float | int = 1.0
+    logits_scaling: float | int = 1.0
 
     embedding_dropout: float | int = 0.0
     residual_dropout: float | int = 0.0
@@ -188,6 +193,10 @@ class ArchConfig(PreTrainedConfig):
             value = getattr(self, name)
             if isinstance(value, (int, float)) and not 0 <= value < inf:
                 raise ConfigError(f"{name}: {value!r} is not allowed; use a number of at least 0")
+        for name in ("embedding_multiplier", "residual_multiplier", "logits_scaling"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or (isinstance(value, (int, float)) and not 0 < value < inf):
+                raise ConfigError(f"{name}: {value!r} is not allowed; use a number above 0")
         for registry, name in ((NORMS, "norm"), (POSITIONS, "position"), (ACTIVATIONS, "hidden_act")):
             registry.get(getattr(self, name), name)
         if self.norm_position not in NORM_POSITIONS:

@@ -39,6 +39,7 @@ from ..layers.compat import (
 from ..layers.contract import LayerContext
 from ..layers.documents import refuse_numbers
 from ..layers.fp32 import loading_patterns, restore_fp32
+from ..layers.key_positions import KeyPositions, key_positions
 from ..layers.layout import build_layout, positions_from_mask
 from ..layers.positions import ArchRotaryEmbedding, alibi_slopes
 from ..layers.state import RecurrentStateLayer
@@ -147,9 +148,10 @@ class ArchModel(ArchPreTrainedModel):
         blocks: Any = self.layers
         # Which layers bias their attention scores, and by the slopes of how many heads.
         self._bias_heads = [
-            layer.mixer.num_heads if self.position.bias and hasattr(layer.mixer, "product") else None
+            layer.mixer.num_heads if self.position.bias and _takes_position_bias(layer.mixer) else None
             for layer in blocks
         ]
+        self._asks_keys = [mixer.needs_key_positions(config, options) for mixer, options in config.mixer_specs]
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -196,7 +198,8 @@ class ArchModel(ArchPreTrainedModel):
         rotary = [embedding(inputs_embeds, position_ids) for embedding in self.rotary_embs]
         biases = self._position_biases(inputs_embeds, attention_mask, past_key_values)
 
-        hidden_states = inputs_embeds
+        multiplier = self.config.embedding_multiplier
+        hidden_states = inputs_embeds if multiplier == 1 else inputs_embeds * multiplier
         embedded_positions = self.position.embed(position_ids, hidden_states.dtype)
         if embedded_positions is not None:
             hidden_states = hidden_states + embedded_positions
@@ -217,6 +220,7 @@ class ArchModel(ArchPreTrainedModel):
                 position_ids=position_ids,
                 position_embeddings=None if rotary_index is None else rotary[rotary_index],
                 position_bias=biases[index],
+                keys=self._keys_of(index, masks),
                 cache=past_key_values,
                 use_cache=use_cache,
                 attention_kwargs=given,
@@ -282,9 +286,39 @@ class ArchModel(ArchPreTrainedModel):
             elif key.startswith("sliding_attention"):
                 config = self.config.with_window(self._windows[index])
                 masks[key] = sliding_mask(config, self.config, index, common)
+        masks |= self._key_positions(inputs_embeds, attention_mask, cache, segment_ids)
         if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
             masks["padding"] = attention_mask[:, -inputs_embeds.shape[1] :].to(inputs_embeds.device)
         return masks
+
+    def _key_positions(
+        self, embeds: Tensor, attention_mask: Any, cache: Cache | None, segment_ids: Tensor | None
+    ) -> dict[str, KeyPositions]:
+        """Where the keys of each kind of layer are, for the layers that ask, as entries of `_masks`."""
+        made: dict[str, KeyPositions] = {}
+        mask = attention_mask if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 else None
+        batch, length = embeds.shape[:2]
+        for index, asks in enumerate(self._asks_keys):
+            key = f"keys:{self._mask_key(index)}"
+            if not asks or key in made:
+                continue
+            total, offset = cache.get_mask_sizes(length, index) if cache is not None else (length, 0)
+            past = cache.get_query_offset(index) if cache is not None else 0
+            sizes, window = (total, offset, past), self._windows[index]
+            made[key] = key_positions((batch, length), sizes, mask, segment_ids, window, embeds.device)
+        return made
+
+    def _keys_of(self, index: int, masks: dict[str, Any]) -> KeyPositions | None:
+        """The entry of layer `index`, None where it does not ask."""
+        if not self._asks_keys[index]:
+            return None
+        found = masks.get(f"keys:{self._mask_key(index)}")
+        if found is None:
+            raise ValueError(
+                f"attention_mask: finished masks do not say where the keys are, which layer {index} needs; pass a mask "
+                "over tokens [B, S]"
+            )
+        return found
 
     def create_masks_for_generate(
         self,
@@ -329,6 +363,11 @@ class ArchModel(ArchPreTrainedModel):
                 made[key] = bias.expand(embeds.shape[0], -1, -1, -1)  # flex attention indexes it by row
             biases.append(made[key])
         return biases
+
+
+def _takes_position_bias(mixer: Any) -> bool:
+    """Whether it adds the config's bias to its scores: it has the softmax product and no position of its own."""
+    return hasattr(mixer, "product") and getattr(mixer.options, "position", None) is None
 
 
 class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
@@ -390,7 +429,7 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
         logits = loss = None
         if labels is not None and self.training and chunk > 0:
             loss = chunked_cross_entropy(
-                out.last_hidden_state,
+                self._head_input(out.last_hidden_state),
                 self.lm_head,
                 labels,
                 chunk_size=chunk,
@@ -400,7 +439,7 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
                 shift_labels=kwargs.get("shift_labels"),
             )
         else:
-            logits = self.lm_head(slice_logits_to_keep(out.last_hidden_state, logits_to_keep))
+            logits = self.lm_head(self._head_input(slice_logits_to_keep(out.last_hidden_state, logits_to_keep)))
             cap = self.config.final_logit_softcapping
             if cap is not None:
                 logits = torch.tanh(logits / cap) * cap
@@ -423,6 +462,11 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
         if trains_routers and loss is not None:
             fields["loss"] = loss + penalty.to(loss.device)
         return MoeCausalLMOutputWithPast(**fields, aux_loss=aux_loss, router_logits=out.router_logits)
+
+    def _head_input(self, hidden_states: Tensor) -> Tensor:
+        """Divided by `logits_scaling`, as the logits then are."""
+        scaling = self.config.logits_scaling
+        return hidden_states if scaling == 1 else hidden_states / scaling
 
     def _routing_losses(
         self, router_logits: tuple[Tensor, ...], attention_mask: Any, weights: Tensor | None

@@ -21,6 +21,11 @@ def check_continuous_batching(config: Any) -> None:
             reason = f"mixer {mixer.label or mixer.__name__!r} keeps no plain keys and values"
             break
         sizes.add((mixer.sizes(config, options)[1:], mixer.window(config, options)))
+        if mixer.needs_key_positions(config, options):
+            reason = f"mixer {mixer.label or mixer.__name__!r} needs the positions of its keys"
+            break
+        if getattr(options, "sinks", False):
+            reason = reason or "sinks are not supported there"
         softcap = config.attn_logit_softcapping if options.softcap is None else options.softcap
         reason = reason or (None if softcap is None else "attn_logit_softcapping is not supported there")
     if reason is None and not {"full_attention", "sliding_attention"}.issuperset(config.layer_types):

@@ -6,41 +6,54 @@
 with any position kind (RoPE, ALiBi, absolute, none), a window `t - w < j <= t`, RMS-normed queries and keys (QK-norm),
 and a soft cap `c tanh(s / c)` on the scores. The product itself runs through transformers' AttentionInterface: eager,
 sdpa, flex or flash attention.
+
+Options from the literature, each with its formula at the method that computes it: output gates (Qiu et al. 2025, arXiv
+2505.06708), sinks (gpt-oss), exclusive self attention (arXiv 2603.09078), forget gates (Lin et al. 2025, arXiv
+2503.02130), NoPE in some layers (Yang et al. 2025, arXiv 2501.18795), value residuals (Zhou et al. 2024, arXiv
+2410.17897).
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
+from transformers import initialization as init
 
 from ...core.errors import ConfigError
-from ...core.options import Options, options
+from ...core.options import options
 from ...core.registry import MIXERS, POSITIONS
 from ..attention_product import AttentionProduct, cache_element_bytes
-from ..contract import EMPTY_CONTEXT, LayerContext
-from ..norms import ArchRMSNorm
-from ..positions import apply_rotary
-from ..rope_parameters import RotarySpec
-from .base import Mixer, MixerCost, divide
+from ..contract import LayerContext
+from ..forget_gates import ForgetGate, as_key_features, cache_parts, forget_bias, from_key_features
+from .attention_heads import AttentionHeads, HeadsOptions, config_rotates
+from .base import MixerCost
+
+FIRST_VALUE = "first_value"
+"""What the first layer with a value residual publishes: its values [B, T, Hkv, V]."""
 
 
 @options
-class AttentionOptions(Options):
+class AttentionOptions(HeadsOptions):
     """None takes the config's value: heads, KV heads, head_dim, bias, window (0 = none), soft cap, RoPE parameters.
-    `scale`: of the scores, None = 1 / sqrt(head_dim)."""
+    `scale`: of the scores, None = 1 / sqrt(head_dim). `position`: "rope" or "none" (NoPE) in place of the config's.
+    `output_gate`: a sigmoid gate of each feature or each head. `sinks`: a learned logit per head that takes weight.
+    `exclusive`: take out of each head's output what lies along the token's own value. `forget_gate`: scores decay by a
+    gate per head and token. `value_residual`: mix values with those of the first such layer, evenly or by learned
+    weights.
+    """
 
-    num_heads: int | None = None
-    num_kv_heads: int | None = None
-    head_dim: int | None = None
-    qkv_bias: bool | None = None
-    out_bias: bool | None = None
-    qk_norm: bool | None = None
-    qk_norm_eps: float | None = None
     window: int | None = None
     softcap: float | None = None
     scale: float | None = None
     rope_theta: float | int | None = None
+    position: Literal["rope", "none"] | None = None
+    output_gate: Literal["none", "elementwise", "headwise"] = "none"
+    sinks: bool = False
+    exclusive: bool = False
+    forget_gate: bool = False
+    value_residual: Literal["none", "mean", "learned"] = "none"
 
 
 def window_layer_type(window: int | None) -> str:
@@ -50,67 +63,66 @@ def window_layer_type(window: int | None) -> str:
 
 
 @MIXERS.register("attention")
-class Attention(Mixer):
-    """Grouped-query softmax attention; KV heads from 1 (MQA) to the number of heads (MHA)."""
+class Attention(AttentionHeads):
+    """Grouped-query softmax attention; KV heads from 1 (MQA) to the number of heads (MHA).
+
+    A subclass may override the stages of `AttentionHeads` and `scores`, one at a time; the softmax product itself is
+    the module `product`.
+    """
 
     Options = AttentionOptions
-    cache_kind: ClassVar = "kv"
     config_features: ClassVar[tuple[str, ...]] = (
         *("attention_bias", "qk_norm", "sliding_window", "attn_logit_softcapping", "attention_dropout"),
         *("position", "rope_parameters"),
     )
+    no_weight_decay: ClassVar[tuple[str, ...]] = ("sinks", "value_mix")
 
     def __init__(self, config: Any, options: AttentionOptions, layer_idx: int):
         super().__init__(config, options, layer_idx)
-        self.num_heads, self.num_kv_heads, self.head_dim = self.sizes(config, options)
         self.attention_window = self.window(config, options)
         self.softcap = config.attn_logit_softcapping if options.softcap is None else options.softcap
-        qkv_bias = config.attention_bias if options.qkv_bias is None else options.qkv_bias
-        out_bias = config.attention_bias if options.out_bias is None else options.out_bias
-        query, key = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, query, bias=qkv_bias)
-        self.k_proj = nn.Linear(config.hidden_size, key, bias=qkv_bias)
-        self.v_proj = nn.Linear(config.hidden_size, key, bias=qkv_bias)
-        self.o_proj = nn.Linear(query, config.hidden_size, bias=out_bias)
-        if config.qk_norm if options.qk_norm is None else options.qk_norm:
-            eps = config.norm_eps if options.qk_norm_eps is None else options.qk_norm_eps
-            self.q_norm: nn.Module | None = ArchRMSNorm(self.head_dim, eps)
-            self.k_norm: nn.Module | None = ArchRMSNorm(self.head_dim, eps)
-        else:
-            self.q_norm = self.k_norm = None
+        if options.output_gate != "none":
+            gates = self.num_heads * (self.head_dim if options.output_gate == "elementwise" else 1)
+            self.g_proj = nn.Linear(config.hidden_size, gates, bias=False)
+        if options.forget_gate:
+            self.f_proj = ForgetGate(config.hidden_size, self.num_heads)
+        self.sinks = nn.Parameter(torch.empty(self.num_heads)) if options.sinks else None
+        learned = options.value_residual == "learned" and bool(self.needs(config, options, layer_idx))
+        self.value_mix = nn.Parameter(torch.empty(2)) if learned else None
         self.product = AttentionProduct(
             config, layer_idx, self.num_heads, self.num_kv_heads, self.head_dim, self.scale(config, options)
         )
 
     @classmethod
-    def sizes(cls, config: Any, options: AttentionOptions) -> tuple[int, int, int]:
-        """(heads, KV heads, head_dim), each from the options or else the config."""
-        heads = options.num_heads or config.num_attention_heads
-        kv_heads = options.num_kv_heads or (heads if options.num_heads else config.num_key_value_heads) or heads
-        if options.head_dim is not None:
-            return heads, kv_heads, options.head_dim
-        if options.num_heads is None and config.head_dim is not None:
-            return heads, kv_heads, config.head_dim
-        return heads, kv_heads, divide(config.hidden_size, heads, "num_attention_heads", "hidden_size")
+    def scale(cls, config: Any, options: AttentionOptions) -> float:
+        return super().scale(config, options) if options.scale is None else options.scale
 
     @classmethod
-    def scale(cls, config: Any, options: AttentionOptions) -> float:
-        """The factor of the scores."""
-        return cls.sizes(config, options)[2] ** -0.5 if options.scale is None else options.scale
+    def rotates(cls, config: Any, options: AttentionOptions) -> bool:
+        return config_rotates(config, options.position)
 
     @classmethod
     def validate(cls, config: Any, options: AttentionOptions) -> None:
-        heads, kv_heads, head_dim = cls.sizes(config, options)
-        divide(heads, kv_heads, "num_key_value_heads", "num_attention_heads")
-        if POSITIONS.get(config.position, "position").rotary and head_dim % 2:
-            raise ConfigError(
-                f"head_dim: {head_dim} is odd, RoPE rotates pairs; nearest valid: {head_dim - 1} or {head_dim + 1}"
-            )
+        super().validate(config, options)
         window = cls.window(config, options)
         if window is not None and window < 0:
             raise ConfigError(
                 f"sliding_window: {window} is not allowed; use a number of tokens >= 1, or 0 for no window"
             )
+        if options.value_residual != "none":
+            layers = _value_layers(config)
+            if len(layers) < 2:
+                raise ConfigError(
+                    f"value_residual: {options.value_residual!r} would have no effect in a single layer; give it to at "
+                    "least two, or 'none'"
+                )
+            first, first_options = config.mixer_specs[layers[0]]
+            if first.sizes(config, first_options)[1:] != cls.sizes(config, options)[1:]:
+                raise ConfigError(
+                    f"value_residual: {options.value_residual!r} needs as many KV heads and as large ones in all such "
+                    f"layers; layer {layers[0]} has {first.sizes(config, first_options)[1:]}, another "
+                    f"{cls.sizes(config, options)[1:]}"
+                )
 
     @classmethod
     def layer_type(cls, config: Any, options: AttentionOptions) -> str:
@@ -121,52 +133,81 @@ class Attention(Mixer):
         return (config.sliding_window if options.window is None else options.window) or None
 
     @classmethod
-    def rotary(cls, config: Any, options: AttentionOptions) -> RotarySpec | None:
-        if not POSITIONS.get(config.position, "position").rotary:
-            return None
-        parameters = dict(config.rope_parameters)
-        if options.rope_theta is not None:
-            parameters["rope_theta"] = options.rope_theta
-        return RotarySpec(cls.sizes(config, options)[2], parameters, config.max_position_embeddings)
+    def needs_key_positions(cls, config: Any, options: AttentionOptions) -> bool:
+        return options.forget_gate or cls.scores is not Attention.scores
+
+    @classmethod
+    def publishes(cls, config: Any, options: AttentionOptions, layer_idx: int) -> tuple[str, ...]:
+        has = options.value_residual != "none"
+        return (FIRST_VALUE,) if has and layer_idx == _value_layers(config)[0] else ()
+
+    @classmethod
+    def needs(cls, config: Any, options: AttentionOptions, layer_idx: int) -> tuple[str, ...]:
+        has = options.value_residual != "none"
+        return (FIRST_VALUE,) if has and layer_idx != _value_layers(config)[0] else ()
 
     @classmethod
     def tensor_parallel(cls, config: Any, options: AttentionOptions) -> dict[str, str]:
-        if POSITIONS.get(config.position, "position").bias:
+        if options.sinks or options.forget_gate or options.value_residual != "none":
+            return {}  # parameters of all heads that no projection brings
+        if POSITIONS.get(config.position, "position").bias and options.position is None:
             return {}  # ALiBi's slopes are those of all heads
         plan = {"q_proj": "colwise", "k_proj": "colwise", "v_proj": "colwise", "o_proj": "rowwise"}
-        if config.qk_norm if options.qk_norm is None else options.qk_norm:
+        if options.output_gate != "none":
+            plan["g_proj"] = "colwise"
+        if cls.norm_eps(config, options) is not None:
             plan |= {"q_norm": "replicated_with_grad_allreduce", "k_norm": "replicated_with_grad_allreduce"}
         return plan
 
     @classmethod
     def effective(cls, config: Any, options: AttentionOptions) -> dict[str, Any]:
-        heads, kv_heads, head_dim = cls.sizes(config, options)
-        spec = cls.rotary(config, options)
-        qk_norm = config.qk_norm if options.qk_norm is None else options.qk_norm
         return {
-            "class": cls.__name__,
-            "heads": (heads, kv_heads, head_dim),
-            "rope": None if spec is None else spec.key,
+            **super().effective(config, options),
+            "position": None if cls.rotates(config, options) or options.position is None else options.position,
             "window": cls.window(config, options),
-            "scale": cls.scale(config, options),
             "softcap": config.attn_logit_softcapping if options.softcap is None else options.softcap,
-            "qkv_bias": config.attention_bias if options.qkv_bias is None else options.qkv_bias,
-            "out_bias": config.attention_bias if options.out_bias is None else options.out_bias,
-            "qk_norm": (config.norm_eps if options.qk_norm_eps is None else options.qk_norm_eps) if qk_norm else None,
         }
 
-    def forward(self, hidden_states: Tensor, context: LayerContext = EMPTY_CONTEXT) -> Tensor:
-        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query = self.q_proj(hidden_states).view(shape)
-        key = self.k_proj(hidden_states).view(shape)
-        value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
-        if self.q_norm is not None and self.k_norm is not None:
-            query, key = self.q_norm(query), self.k_norm(key)
-        query, key = query.transpose(1, 2), key.transpose(1, 2)
-        rotary = context.position_embeddings
-        if rotary is not None:
-            query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
-        key, value = context.update_kv(key, value, self.layer_idx)
+    def project(self, hidden_states: Tensor, context: LayerContext) -> tuple[Tensor, Tensor, Tensor]:
+        """As AttentionHeads'; with a value residual v <- (v + v_first) / 2, or c_1 v_first + c_2 v."""
+        query, key, value = super().project(hidden_states, context)
+        if FIRST_VALUE in context.values:
+            first = context.values[FIRST_VALUE].transpose(1, 2)
+            mix = self.value_mix
+            value = (value + first) / 2 if mix is None else mix[0] * first + mix[1] * value
+        return query, key, value
+
+    def kept(self, hidden_states: Tensor, key: Tensor, context: LayerContext) -> Tensor | None:
+        if not self.options.forget_gate:
+            return None
+        gates = self.f_proj.log_forget(hidden_states, self.keys(hidden_states, context))
+        return as_key_features(gates, self.num_kv_heads, key.dtype)
+
+    def scores(self, query: Tensor, key: Tensor, context: LayerContext) -> Tensor | None:
+        """A bias to add to the scores, [B or 1, H, T, S], or None; of one's own in a subclass, from `context.keys`
+        (see KeyPositions), which the decoder makes for layers that override this.
+
+        Args:
+            query: [B, H, T, K]. key: [B, Hkv, S, K], the cached ones included.
+        """
+        return None
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kept: Tensor | None,
+        hidden_states: Tensor,
+        context: LayerContext,
+    ) -> Tensor:
+        biases = [context.position_bias, self.scores(query, key, context)]
+        if kept is not None:
+            biases.append(forget_bias(from_key_features(kept), self.keys(hidden_states, context).slots))
+        given = [bias for bias in biases if bias is not None]
+        if given and not (len(given) == 1 and given[0] is context.position_bias):
+            given = [sum(given[1:], given[0]).to(query.dtype).expand(query.shape[0], self.num_heads, -1, -1)]
+        sinks = {} if self.sinks is None else {"s_aux": self.sinks}
         out, _ = self.product(
             query,
             key,
@@ -175,22 +216,55 @@ class Attention(Mixer):
             dropout=self.config.attention_dropout if self.training else 0.0,
             sliding_window=self.attention_window,
             softcap=self.softcap,
-            position_bias=context.position_bias,
+            position_bias=given[0] if given else None,
             position_ids=context.position_ids,
+            **sinks,
             **context.attention_kwargs,
         )
-        return self.o_proj(out.reshape(*hidden_states.shape[:-1], -1))
+        return out
+
+    def read_out(self, out: Tensor, hidden_states: Tensor, value: Tensor) -> Tensor:
+        """exclusive: o - (o . v) v / |v|^2 with the token's own v; output_gate: sigmoid(W_g x) * o; then W_o o."""
+        if self.options.exclusive:
+            own = self.per_query_head(value).transpose(1, 2)
+            square = own.square().sum(-1, keepdim=True).clamp(min=1e-8)
+            out = out - (out * own).sum(-1, keepdim=True) / square * own
+        if self.options.output_gate != "none":
+            gate = torch.sigmoid(self.g_proj(hidden_states))
+            out = out * gate.unflatten(-1, (out.shape[2], -1))
+        return super().read_out(out, hidden_states, value)
+
+    def init_weights(self) -> None:
+        if self.sinks is not None:
+            init.normal_(self.sinks, mean=0.0, std=self.config.initializer_range)
+        if self.value_mix is not None:
+            init.constant_(self.value_mix, 0.5)
 
     def cost(self, seq_len: int) -> MixerCost:
         """4 H K FLOPs a pair of tokens, over the whole square of T T pairs, as the kernels' counters have it; a step
-        over T cached tokens has T + 1 pairs. 2 Hkv K numbers of cache a token, with a window w of w - 1 tokens at most.
+        over T cached tokens has T + 1 pairs. 2 Hkv K numbers of cache a token, and H with forget gates; with a window
+        w of w - 1 tokens at most.
         """
-        pair = 4 * self.num_heads * self.head_dim
-        kept = seq_len if self.attention_window is None else min(seq_len, self.attention_window - 1)
-        element = 2 * self.num_kv_heads * self.head_dim * cache_element_bytes(self.config)
-        attended = seq_len + 1 if self.attention_window is None else min(seq_len + 1, self.attention_window)
+        window = self.attention_window
+        kept = seq_len if window is None else min(seq_len, window - 1)
+        attended = seq_len + 1 if window is None else min(seq_len + 1, window)
+        itemsize = cache_element_bytes(self.config)
+        gates = self.num_heads * cache_parts(itemsize) * itemsize if self.options.forget_gate else 0
         return MixerCost(
-            mixing_flops=pair * seq_len * seq_len,
-            decode_flops=pair * attended,
-            state_bytes=kept * element,
+            mixing_flops=self.pair_flops() * seq_len * seq_len,
+            decode_flops=self.pair_flops() * attended,
+            state_bytes=self.cache_bytes(kept) + kept * gates,
         )
+
+    def pair_flops(self) -> int:
+        """Of the score and the weighted value of a token and a key, all heads."""
+        return 4 * self.num_heads * self.head_dim
+
+
+def _value_layers(config: Any) -> list[int]:
+    """The layers with a value residual."""
+    return [
+        index
+        for index, (mixer, given) in enumerate(config.mixer_specs)
+        if issubclass(mixer, Attention) and given.value_residual != "none"
+    ]

@@ -107,6 +107,11 @@ class Mixer(KeepsFp32):
         return None
 
     @classmethod
+    def needs_key_positions(cls, config: ArchConfig, options: Any) -> bool:
+        """Whether the layer reads `context.keys` (see KeyPositions), which is made for such layers alone."""
+        return False
+
+    @classmethod
     def effective(cls, config: ArchConfig, options: Any) -> dict[str, Any]:
         """Everything that decides the outputs, options left to the config resolved; two layers alike give equal
         dicts."""
