@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError
@@ -68,6 +69,14 @@ class LayerContext:
                 (key, value) if pages is None else pages.update(key, value, layer_idx, kwargs={**self.attention_kwargs})
             )
         return self.cache.update(key, value, layer_idx if self.execution is None else self.execution)
+
+    def replace_keys(self, key: Tensor, layer_idx: int) -> None:
+        """Put keys [B, H, S, K] in the place of all that the cache holds of this layer."""
+        layer = self.cache.layers[layer_idx if self.execution is None else self.execution]
+        if layer.is_compileable or (layer.keys.shape == key.shape and not torch.is_grad_enabled()):
+            layer.keys.copy_(key)  # a static cache keeps its address
+        else:
+            layer.keys = key
 
     def to(self, device: Any, non_blocking: bool = False) -> LayerContext:
         """A copy with every tensor on `device` and the cache where it is; accelerate calls it for a model that is

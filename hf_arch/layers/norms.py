@@ -47,6 +47,17 @@ class ArchRMSNorm(nn.Module):
         return f"{self.dim}, eps={self.eps}"
 
 
+class PerHeadRMSNorm(ArchRMSNorm):
+    """Each head's RMSNorm, with a weight for every feature of every head: [..., H, K] -> [..., H, K]."""
+
+    def __init__(self, num_heads: int, head_dim: int, eps: float = 1e-6):
+        super().__init__(num_heads * head_dim, eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.weight is not None
+        return (rms_norm(x, None, self.eps) * self.weight.view(x.shape[-2:])).to(x.dtype)
+
+
 class GatedRMSNorm(ArchRMSNorm):
     """`rms_norm(x) * gate_fn(gate)`: the norm first, the gate after (Yang et al. 2023, GLA's output gate)."""
 

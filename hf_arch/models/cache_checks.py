@@ -112,7 +112,8 @@ def _rows(layer: Any) -> int | None:
 
 
 def _check_slots(layer: Any, length: int) -> None:
-    slots, past = layer.get_max_length(), layer.get_seq_length()
+    # A layer with states beside its keys answers -1 to `get_max_length`, as if it had no slots.
+    slots, past = layer.max_cache_len, layer.get_seq_length()
     if isinstance(past, Tensor):
         # Read on a CPU alone, or once in a longer chunk: elsewhere it would wait for the device at every step.
         unread = torch.compiler.is_compiling() or (length == 1 and past.device.type != "cpu")

@@ -64,7 +64,9 @@ class DifferentialAttention(Attention):
                     f"{name}: {count} is odd, differential attention pairs heads; nearest valid: {count + 1}"
                 )
         if options.exclusive:
-            raise ConfigError("exclusive: True is not supported by mixer differential, whose values are pairs; use False")
+            raise ConfigError(
+                "exclusive: True is not supported by mixer differential, whose values are pairs; use False"
+            )
         if options.lambda_init is not None and not 0 <= options.lambda_init < 1:
             raise ConfigError(f"lambda_init: {options.lambda_init} is not allowed; use a number in [0, 1)")
 
