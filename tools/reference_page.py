@@ -42,6 +42,7 @@ _KEPT = {
     "latent": "a latent of keys and values",
     "recurrent": "a recurrent state",
     "recurrent+conv": "a recurrent state and the last inputs of convolutions or token shifts",
+    "both": "keys and values, and the last inputs of convolutions",
 }
 
 

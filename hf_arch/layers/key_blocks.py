@@ -17,34 +17,34 @@ class KeyBlocks(NamedTuple):
     """The blocks of all documents of a row, in order.
 
     Attributes:
-        index: [B, S] int64, the block of each key; N for padding.
-        count: N, of the row with the most.
+        of_key: [B, S] int64, the block of each key; N for padding.
+        number: N, of the row with the most.
         own: [B, T] int64, the block of each query.
         first: [B, T] int64, the first block of each query's document.
         finished: [B, T, N] bool: blocks of the query's document all of whose tokens are no later than the query.
     """
 
-    index: Tensor
-    count: int
+    of_key: Tensor
+    number: int
     own: Tensor
     first: Tensor
     finished: Tensor
 
     def means(self, x: Tensor) -> Tensor:
         """[B, H, S, K] -> the mean of each block in fp32, [B, H, N, K]; 0 where there is no key."""
-        index = self.index.expand(x.shape[0], -1)
+        index = self.of_key.expand(x.shape[0], -1)
         spread = index[:, None, :, None].expand_as(x)
-        sums = x.new_zeros(*x.shape[:2], self.count + 1, x.shape[3], dtype=torch.promote_types(x.dtype, torch.float32))
+        sums = x.new_zeros(*x.shape[:2], self.number + 1, x.shape[3], dtype=torch.promote_types(x.dtype, torch.float32))
         sums = sums.scatter_add(2, spread, x.to(sums.dtype))
-        sizes = torch.zeros(index.shape[0], self.count + 1, device=x.device).scatter_add(
+        sizes = torch.zeros(index.shape[0], self.number + 1, device=x.device).scatter_add(
             1, index, index.new_ones(index.shape).float()
         )
         return (sums / sizes.clamp(min=1)[:, None, :, None].to(sums.dtype))[:, :, :-1]
 
-    def of_keys(self, chosen: Tensor) -> Tensor:
+    def spread(self, chosen: Tensor) -> Tensor:
         """What holds for blocks [B, H, T, N] bool, for their keys [B, H, T, S]; False at padding."""
         padded = torch.nn.functional.pad(chosen, (0, 1))
-        index = self.index.expand(chosen.shape[0], -1)[:, None, None]
+        index = self.of_key.expand(chosen.shape[0], -1)[:, None, None]
         return padded.gather(3, index.expand(-1, *chosen.shape[1:3], -1))
 
 

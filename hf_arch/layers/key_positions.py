@@ -37,7 +37,7 @@ class KeyPositions(NamedTuple):
 
     def contiguous(self) -> KeyPositions:
         """Of every tensor; `generate` asks it of all masks before a compiled step."""
-        return self._make(None if x is None else x.contiguous() for x in self)
+        return KeyPositions._make(None if x is None else x.contiguous() for x in self)
 
     def of_call(self, x: Tensor) -> Tensor:
         """[B, S] -> [B, T], the entries of this call's tokens."""

@@ -62,5 +62,6 @@ def unreadable_pairs(what: str) -> str:
     """The line for a mask that a recurrent layer cannot follow."""
     return (
         f"attention_mask: recurrent layers, and those that read key positions, cannot follow {what}; "
-        "allowed: [B, T] for padding, or one that is causal within documents; describe documents by position_ids that restart at 0"
+        "allowed: [B, T] for padding, or one that is causal within documents; describe documents by position_ids "
+        "that restart at 0"
     )

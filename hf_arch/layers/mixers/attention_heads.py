@@ -24,7 +24,7 @@ from ..key_positions import KeyPositions, key_positions
 from ..norms import ArchRMSNorm
 from ..positions import apply_rotary
 from ..rope_parameters import RotarySpec
-from .base import Mixer, divide
+from .base import CacheKind, Mixer, divide
 
 
 @options
@@ -43,7 +43,7 @@ class HeadsOptions(Options):
 class AttentionHeads(Mixer):
     """Projections, QK-norm, rotation, the cache, and the output projection; subclasses write `attend`."""
 
-    cache_kind: ClassVar = "kv"
+    cache_kind: ClassVar[CacheKind] = "kv"
     config_features: ClassVar[tuple[str, ...]] = ("attention_bias", "qk_norm")
 
     def __init__(self, config: Any, options: Any, layer_idx: int):
@@ -135,7 +135,7 @@ class AttentionHeads(Mixer):
         cached = key if kept is None else torch.cat((key, kept), -1)
         keys, values = context.update_kv(cached, value, self.layer_idx)
         if kept is not None:
-            keys, kept = keys.split([key.shape[-1], kept.shape[-1]], -1)
+            keys, kept = keys[..., : key.shape[-1]], keys[..., key.shape[-1] :]
         heads = self.attend(query, keys, values, kept, hidden_states, context)
         out = self.read_out(heads, hidden_states, value)
         published = self.publishes(self.config, self.options, self.layer_idx)

@@ -20,6 +20,7 @@ from ...core.errors import ConfigError
 from ...core.options import options
 from ...core.registry import MIXERS
 from ...ops.norm import rms_norm
+from ..compat import attention_implementation
 from ..contract import LayerContext
 from .attention import Attention, AttentionOptions
 
@@ -55,7 +56,7 @@ class DifferentialAttention(Attention):
             self.g_proj = nn.Linear(config.hidden_size, self.num_heads // 2, bias=False)
 
     @classmethod
-    def validate(cls, config: Any, options: DifferentialOptions) -> None:
+    def validate(cls, config: Any, options: Any) -> None:
         super().validate(config, options)
         heads, kv_heads, _ = cls.sizes(config, options)
         for name, count in (("num_attention_heads", heads), ("num_key_value_heads", kv_heads)):
@@ -71,7 +72,7 @@ class DifferentialAttention(Attention):
             raise ConfigError(f"lambda_init: {options.lambda_init} is not allowed; use a number in [0, 1)")
 
     @classmethod
-    def tensor_parallel(cls, config: Any, options: DifferentialOptions) -> dict[str, str]:
+    def tensor_parallel(cls, config: Any, options: Any) -> dict[str, str]:
         return {}  # pairs of heads are half the heads apart
 
     def attend(
@@ -83,7 +84,7 @@ class DifferentialAttention(Attention):
         hidden_states: Tensor,
         context: LayerContext,
     ) -> Tensor:
-        implementation = self.config._attn_implementation
+        implementation = attention_implementation(self.config)
         if implementation not in ("eager", "sdpa", "flex_attention"):
             raise ConfigError(
                 f"attn_implementation: {implementation!r} does not support mixer differential, whose values are twice "

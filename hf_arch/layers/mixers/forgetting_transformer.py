@@ -39,7 +39,7 @@ class ForgettingAttention(Attention):
         return PerHeadRMSNorm(num_heads, self.head_dim, eps)
 
     @classmethod
-    def validate(cls, config: Any, options: ForgettingOptions) -> None:
+    def validate(cls, config: Any, options: AttentionOptions) -> None:
         super().validate(config, options)
         if not options.forget_gate:
             raise ConfigError("forget_gate: False is not FoX; use True, or mixer attention")

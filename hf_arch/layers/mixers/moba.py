@@ -77,15 +77,15 @@ class BlockMixtureAttention(PairwiseAttention):
     ) -> Tensor:
         keys = self.keys(hidden_states, context)
         blocks = key_blocks(keys, self.options.block_size)
-        index = torch.arange(blocks.count, device=query.device)
+        index = torch.arange(blocks.number, device=query.device)
         own = (index == blocks.own[..., None])[:, None]
         past = blocks.finished[:, None] & ~own
         with torch.no_grad():
             affinity = self.products(query, blocks.means(key).to(query.dtype)).masked_fill(~past, float("-inf"))
-            best = affinity.topk(min(self.options.topk - 1, blocks.count), -1).indices
+            best = affinity.topk(min(self.options.topk - 1, blocks.number), -1).indices
             chosen = (torch.zeros_like(affinity, dtype=torch.bool).scatter(-1, best, True) & past) | own
         itself = (torch.arange(key.shape[2], device=key.device) == keys.slots[:, None])[None, None]
-        seen = (blocks.of_keys(chosen) & keys.visible[:, None]) | itself
+        seen = (blocks.spread(chosen) & keys.visible[:, None]) | itself
         weights = masked_softmax(self.products(query, key), seen)
         return (weights.to(value.dtype) @ self.per_query_head(value)).transpose(1, 2)
 

@@ -77,7 +77,7 @@ class NativeSparseAttention(PairwiseAttention):
         weights = masked_softmax(coarse, blocks.finished[:, None])
         compressed = weights.to(value.dtype) @ self.per_query_head(blocks.means(value).to(value.dtype))
         scores = self.products(query, key)
-        chosen = blocks.of_keys(self.choose(weights.detach(), blocks)).repeat_interleave(self.num_groups, 1)
+        chosen = blocks.spread(self.choose(weights.detach(), blocks)).repeat_interleave(self.num_groups, 1)
         itself = (torch.arange(key.shape[2], device=key.device) == keys.slots[:, None])[None, None]
         selected = masked_softmax(scores, (chosen & keys.visible[:, None]) | itself).to(value.dtype) @ values
         near = keys.queries[:, :, None] - keys.keys[:, None] < self.options.window
@@ -87,14 +87,14 @@ class NativeSparseAttention(PairwiseAttention):
         return out.transpose(1, 2)
 
     def choose(self, weights: Tensor, blocks: KeyBlocks) -> Tensor:
-        """The blocks of each KV head, bool [B, Hkv, T, N], from the weights [B, H, T, N] of the compressed attention."""
+        """The blocks of each KV head [B, Hkv, T, N], bool, by the weights [B, H, T, N] of the compressed attention."""
         importance = weights.unflatten(1, (self.num_kv_heads, self.num_groups)).sum(2)
-        index = torch.arange(blocks.count, device=weights.device)
+        index = torch.arange(blocks.number, device=weights.device)
         own, first = blocks.own[..., None], blocks.first[..., None]
         forced = ((index == first) | (index == own) | (index == own - 1)) & (index >= first) & (index <= own)
         allowed = (forced | blocks.finished)[:, None]
         importance = importance.masked_fill(forced[:, None], float("inf")).masked_fill(~allowed, float("-inf"))
-        best = importance.topk(min(self.options.block_counts, blocks.count), -1).indices
+        best = importance.topk(min(self.options.block_counts, blocks.number), -1).indices
         return torch.zeros_like(importance, dtype=torch.bool).scatter(-1, best, True) & allowed
 
     def cost(self, seq_len: int) -> MixerCost:

@@ -93,6 +93,9 @@ class PathAttention(PairwiseAttention):
         context: LayerContext,
     ) -> Tensor:
         keys = self.keys(hidden_states, context)
+        forgotten = None if kept is None else forget_bias(from_key_features(kept), keys.slots)
+        if context.cache is not None and torch.is_grad_enabled():
+            key = key.clone()  # what derivatives need of it must survive the writing of a static cache
         w, b = self.reflections(hidden_states, context)
         grouped = query.to(w.dtype).unflatten(1, (self.num_kv_heads, self.num_groups))
         reflected, rows = key.to(w.dtype), []
@@ -107,8 +110,8 @@ class PathAttention(PairwiseAttention):
             whole = reflected.to(key.dtype)
             context.replace_keys(whole if kept is None else torch.cat((whole, kept), -1), self.layer_idx)
         scores = torch.cat(rows, 3).flatten(1, 2)
-        if kept is not None:
-            scores = scores + forget_bias(from_key_features(kept), keys.slots)
+        if forgotten is not None:
+            scores = scores + forgotten
         weights = masked_softmax(scores * self.head_dim**-0.5, keys.visible[:, None])
         return (weights.to(value.dtype) @ self.per_query_head(value)).transpose(1, 2)
 
