@@ -20,12 +20,12 @@ from .key_positions import KeyPositions
 
 
 class ForgetGate(Fp32BiasLinear):
-    """W_f and b: [B, T, D] -> f [B, T, H] in fp32, 0 at padding."""
+    """W_f and b: [B, T, D] -> [B, T, H], for `log_forget`."""
 
-    def log_forget(self, x: Tensor, keys: KeyPositions) -> Tensor:
-        """f of this call's tokens."""
-        gates = self(x)
-        return keys.zero_padding(F.logsigmoid(gates.to(state_dtype(gates))))
+
+def log_forget(gates: Tensor, keys: KeyPositions) -> Tensor:
+    """W_f x + b [B, T, H] of this call's tokens -> f in fp32, 0 at padding."""
+    return keys.zero_padding(F.logsigmoid(gates.to(state_dtype(gates))))
 
 
 def cache_parts(itemsize: int) -> int:

@@ -26,7 +26,7 @@ from ...core.options import options
 from ...core.registry import MIXERS, POSITIONS
 from ..attention_product import AttentionProduct, cache_element_bytes
 from ..contract import LayerContext
-from ..forget_gates import ForgetGate, as_key_features, cache_parts, forget_bias, from_key_features
+from ..forget_gates import ForgetGate, as_key_features, cache_parts, forget_bias, from_key_features, log_forget
 from .attention_heads import AttentionHeads, HeadsOptions, config_rotates
 from .base import MixerCost
 
@@ -180,7 +180,7 @@ class Attention(AttentionHeads):
     def kept(self, hidden_states: Tensor, key: Tensor, context: LayerContext) -> Tensor | None:
         if not self.options.forget_gate:
             return None
-        gates = self.f_proj.log_forget(hidden_states, self.keys(hidden_states, context))
+        gates = log_forget(self.f_proj(hidden_states), self.keys(hidden_states, context))
         return as_key_features(gates, self.num_kv_heads, key.dtype)
 
     def scores(self, query: Tensor, key: Tensor, context: LayerContext) -> Tensor | None:

@@ -20,7 +20,7 @@ from ...core.registry import MIXERS
 from ...ops.precision import state_dtype
 from ..attention_product import cache_element_bytes
 from ..contract import LayerContext
-from ..forget_gates import ForgetGate, as_key_features, cache_parts, forget_bias, from_key_features
+from ..forget_gates import ForgetGate, as_key_features, cache_parts, forget_bias, from_key_features, log_forget
 from ..short_conv import ShortConvolution
 from .attention_heads import HeadsOptions
 from .base import CacheKind, MixerCost
@@ -67,7 +67,7 @@ class PathAttention(PairwiseAttention):
     def kept(self, hidden_states: Tensor, key: Tensor, context: LayerContext) -> Tensor | None:
         if not self.options.forget_gate:
             return None
-        gates = self.f_proj.log_forget(hidden_states, self.keys(hidden_states, context))
+        gates = log_forget(self.f_proj(hidden_states), self.keys(hidden_states, context))
         return as_key_features(gates, self.num_kv_heads, key.dtype)
 
     def reflections(self, hidden_states: Tensor, context: LayerContext) -> tuple[Tensor, Tensor]:
