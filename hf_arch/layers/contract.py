@@ -77,12 +77,18 @@ class LayerContext:
             layer.keys.copy_(key)  # a static cache keeps its address
         else:
             layer.keys = key
+        layer.crop = _refuse_to_crop  # keys that later tokens have changed cannot be what they were before those
 
     def to(self, device: Any, non_blocking: bool = False) -> LayerContext:
         """A copy with every tensor on `device` and the cache where it is; accelerate calls it for a model that is
         spread over devices."""
         moved = {f.name: _moved(getattr(self, f.name), device, non_blocking) for f in fields(self) if f.name != "cache"}
         return replace(self, **moved)
+
+
+def _refuse_to_crop(tokens_to_remove: int) -> None:
+    if tokens_to_remove:
+        raise RuntimeError(f"changed keys cannot take {abs(tokens_to_remove)} tokens back; start a new cache")
 
 
 def _moved(value: Any, device: Any, non_blocking: bool) -> Any:
