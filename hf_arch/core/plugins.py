@@ -92,6 +92,12 @@ def load_plugin(path: str | os.PathLike) -> None:
         raise ConfigError(f"plugin: {path}: {plugin_line(error)}{type(error).__name__}: {error}") from error
 
 
+def loaded_plugins() -> list[str]:
+    """The files that `load_plugin` has imported in this process, in the order of loading."""
+    modules = [module for name, module in sys.modules.items() if name.startswith(PLUGIN_MODULE)]
+    return [module.__file__ for module in modules if module.__file__ is not None]
+
+
 def plugin_line(error: BaseException) -> str:
     """`line 12: ` for the last line of a user's file on the way to `error`; empty where there is none."""
     lines = [

@@ -5,9 +5,9 @@
     @MIXERS.register("my_mixer")
     class MyMixer(RecurrentMixer): ...
 
-A registry entry is a class (or function) whose interface the registry's docstring names. Files named in the environment
-variable `HF_ARCH_PLUGINS` (separated by `os.pathsep`), or passed to `load_plugin`, are imported for the entries that
-they register.
+An entry is a class, a function or a value whose interface the registry's docstring names. Files named in the
+environment variable `HF_ARCH_PLUGINS` (separated by `os.pathsep`), or passed to `load_plugin`, are imported for the
+entries that they register.
 """
 
 from __future__ import annotations
@@ -58,6 +58,9 @@ class Registry(Generic[T]):
             raise choice_error(field or self.kind, name, self._entries)
         return self._entries[name]
 
+    def __getitem__(self, name: str) -> T:
+        return self.get(name)
+
     def __contains__(self, name: object) -> bool:
         if name not in self._entries:
             self._complete()
@@ -79,6 +82,8 @@ class Registry(Generic[T]):
 
 
 def _identity(entry: Any) -> str:
+    if not hasattr(entry, "__qualname__"):  # a value, not a class or function
+        return repr(entry)
     # The bare name is kept for plugins, whose module name depends on where their file lies.
     module = "" if entry.__module__.startswith(PLUGIN_MODULE) else f"{entry.__module__}."
     return f"{module}{entry.__qualname__}"
@@ -92,6 +97,8 @@ POSITIONS: Registry[Any] = Registry(
 )
 STREAMS: Registry[Any] = Registry("stream", "Residual streams: subclasses of `hf_arch.layers.streams.base.Stream`.")
 ACTIVATIONS: Registry[Callable] = Registry("activation", "Elementwise functions of one tensor.")
+CORPORA: Registry[Any] = Registry("corpus", "Corpora: functions as `hf_arch.data.corpus.OpenCorpus`.")
+PROBES: Registry[Any] = Registry("probe", "Synthetic probes: `hf_arch.data.probes.probe.Probe` values.")
 ARCHITECTURES: Registry[Any] = Registry(
     "architecture", "Architectures: `hf_arch.models.architectures.base.Architecture` entries."
 )

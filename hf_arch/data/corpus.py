@@ -1,19 +1,41 @@
-"""What a corpus is: a name, an attribution, a fingerprint (of the text and of what is held out) and documents.
+"""What every corpus is: a name, an attribution, a fingerprint, and documents in two splits.
 
-Documents are read as a stream or one part of several. Corpora are small picklable values, so that worker processes
-open them themselves.
+Corpora are entries of `CORPORA`, and a plugin file may add its own:
+
+    from hf_arch.core.registry import CORPORA
+    from hf_arch.data.corpus import part_range
+
+    class Notes:
+        name, attribution = "notes", "My notes, CC0."
+
+        def fingerprint(self):
+            return "notes, version 1"
+
+        def documents(self, split, part=0, parts=1):
+            texts = [...]
+            yield from (texts[number] for number in part_range(len(texts), part, parts))
+
+    @CORPORA.register("notes")
+    def notes(options, cache, *, progress=True):
+        "My notes."
+        return Notes()
+
+`data.corpus: notes` then works wherever a corpus is named. `hf_arch.data.hub.register_hub_corpus` adds one of the Hub.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Protocol
+
+from hf_arch.data.options import DataOptions
 
 SPLITS = ("train", "validation")
 
 
 class Corpus(Protocol):
-    """Text to train on and text held out."""
+    """Text to train on and text held out. Corpora are small picklable values: worker processes open them again."""
 
     @property
     def name(self) -> str: ...
@@ -24,11 +46,26 @@ class Corpus(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Hex hash of the text and of its split, found without reading more than needed."""
+        """Hash or version of the text and of its split, found without reading more than needed.
+
+        Token shards are cached under it: other text with the same fingerprint would not be tokenised again.
+        """
         ...
 
     def documents(self, split: str, part: int = 0, parts: int = 1) -> Iterator[str]:
         """The documents of `train` or `validation`; of `parts` contiguous parts, the one numbered `part`."""
+        ...
+
+
+class OpenCorpus(Protocol):
+    """An entry of `CORPORA`; the first line of its docstring describes the corpus."""
+
+    def __call__(self, options: DataOptions, cache: Path, *, progress: bool = True) -> Corpus:
+        """Opens the corpus, downloading it into `cache` if needed.
+
+        Raises:
+            ConfigError: an option that the corpus does not support, or a download that failed.
+        """
         ...
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_arch.core.errors import ConfigError
+from hf_arch.core.registry import CORPORA
 from hf_arch.data.cache import hash_text
 from hf_arch.data.local_files import check_column, quiet_bars, texts_of
 from hf_arch.data.options import DataOptions
@@ -24,12 +25,16 @@ if TYPE_CHECKING:
 class HubSource:
     """Where a corpus lies on the Hub.
 
-    config: the name of one of its configurations. revision: branch or commit. validation: the split that is held out,
-    or None: the first `held_out_documents` of train. streaming: never downloaded whole.
+    summary: what it holds, in a few words.
+    config: the name of one of its configurations.
+    revision: branch or commit.
+    validation: the split that is held out, or None: the first `held_out_documents` of train.
+    streaming: never downloaded whole.
     """
 
     path: str
     attribution: str
+    summary: str = "from the Hub"
     config: str | None = None
     revision: str | None = None
     text_column: str = "text"
@@ -38,27 +43,56 @@ class HubSource:
     streaming: bool = False
 
 
-HUB_CORPORA = {
+HUB_CORPORA: dict[str, HubSource] = {}
+
+
+def register_hub_corpus(name: str, source: HubSource) -> None:
+    """Adds a corpus of the Hub to `CORPORA`, from a plugin file too. Raises `ConfigError` if the name is taken."""
+
+    def open_hub_corpus(options: DataOptions, cache: Path, *, progress: bool = True) -> HubCorpus:
+        return HubCorpus.open(name, options, cache, progress=progress)
+
+    open_hub_corpus.__doc__ = source.summary
+    open_hub_corpus.__qualname__ = f"register_hub_corpus({name!r}, {source})"
+    CORPORA.register(name)(open_hub_corpus)
+    HUB_CORPORA[name] = source
+
+
+_OURS = {
     "tiny-shakespeare": HubSource(
         "karpathy/tiny_shakespeare",
         "tiny Shakespeare (A. Karpathy), text in the public domain.",
+        summary="1 MB, from the Hub",
         # Its main branch is a loading script, which `datasets` no longer runs; this branch holds the same text.
         revision="refs/convert/parquet",
     ),
-    "tinystories": HubSource("roneneldan/TinyStories", "TinyStories (Eldan and Li 2023), CDLA-Sharing 1.0."),
+    "tinystories": HubSource(
+        "roneneldan/TinyStories",
+        "TinyStories (Eldan and Li 2023), CDLA-Sharing 1.0.",
+        summary="synthetic short stories, 2 GB, from the Hub",
+    ),
     "fineweb-edu-10b": HubSource(
         "HuggingFaceFW/fineweb-edu",
         "FineWeb-Edu, sample of 10 billion tokens (Penedo et al. 2024), ODC-By 1.0.",
+        summary="educational web pages, 10 billion tokens, from the Hub",
         config="sample-10BT",
         validation=None,
     ),
-    "c4": HubSource("allenai/c4", "C4, English (Raffel et al. 2020), ODC-By 1.0.", config="en", streaming=True),
+    "c4": HubSource(
+        "allenai/c4",
+        "C4, English (Raffel et al. 2020), ODC-By 1.0.",
+        summary="cleaned web pages in English, streamed from the Hub",
+        config="en",
+        streaming=True,
+    ),
 }
+for _name, _source in _OURS.items():
+    register_hub_corpus(_name, _source)
 
 
 @dataclass(frozen=True)
 class HubCorpus:
-    """A corpus opened by `datasets.load_dataset`; `path` is the Hub id, or a folder of the same layout."""
+    """A corpus loaded by `datasets.load_dataset`; `path` is the Hub id, or a folder of the same layout."""
 
     name: str
     source: HubSource
@@ -83,8 +117,8 @@ class HubCorpus:
         source = HUB_CORPORA[name]
         if source.streaming and options.max_train_tokens is None:
             raise ConfigError(
-                f"data.max_train_tokens: {name!r} is streamed and does not end in a time worth waiting for; allowed: a "
-                "number of tokens, such as 1_000_000_000"
+                f"data.max_train_tokens: {name!r} is streamed and too large to read whole; allowed: a number of "
+                "tokens, such as 1_000_000_000"
             )
         streaming = source.streaming or options.max_train_tokens is not None
         return cls(name, source, path or source.path, streaming, cache, progress)

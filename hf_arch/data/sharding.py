@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import atomic_file, write_atomic
+from hf_arch.core.plugins import load_plugin, loaded_plugins
 from hf_arch.data.corpus import Corpus
 from hf_arch.data.store import ShardRecord
 from hf_arch.environment import set_variable
@@ -92,7 +93,7 @@ def write_shards(tasks: Sequence[ShardTask], workers: int, advance: Callable[[in
     # Spawned, not forked: the threads of the tokenizer and of torch do not survive a fork.
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
-    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(counter,)) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(counter, loaded_plugins())) as pool:
         futures = [pool.submit(_write_in_worker, task) for task in tasks]
         shown, pending = 0, set(futures)
         while pending:
@@ -105,8 +106,10 @@ def write_shards(tasks: Sequence[ShardTask], workers: int, advance: Callable[[in
 _worker_counter: Any = None
 
 
-def _start_worker(counter: Any) -> None:
+def _start_worker(counter: Any, plugins: Sequence[str]) -> None:
     global _worker_counter
+    for plugin in plugins:  # a corpus of a plugin is unpickled from the module that the plugin makes
+        load_plugin(plugin)
     _worker_counter = counter
     set_variable("TOKENIZERS_PARALLELISM", "false", replace=True)  # one core a worker
 

@@ -15,10 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from hf_arch.core.errors import ConfigError
+from hf_arch.core.registry import CORPORA
 from hf_arch.data import DataOptions, prepare_data
 from hf_arch.data import shakespeare as shakespeare_module
 from hf_arch.data.cache import data_cache
-from hf_arch.data.corpora import KNOWN_CORPORA, open_corpus, part_range
+from hf_arch.data.corpora import open_corpus
+from hf_arch.data.corpus import part_range
 from hf_arch.data.hub import HUB_CORPORA, HubCorpus
 from hf_arch.data.python_docs import PythonDocs
 from hf_arch.data.shakespeare import HELD_OUT, NUMBER_OF_WORKS, Shakespeare
@@ -38,7 +40,8 @@ def test_parts_are_contiguous_and_complete():
 
 
 def test_every_hub_corpus_is_listed():
-    assert set(KNOWN_CORPORA) == {"shakespeare", "python-docs", *HUB_CORPORA}
+    assert set(CORPORA) >= {"shakespeare", "python-docs", *HUB_CORPORA}
+    assert all(open_it.__doc__ for _, open_it in CORPORA.items())
 
 
 class TestShakespeare:

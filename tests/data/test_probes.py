@@ -16,8 +16,8 @@ from hf_arch.data.probes.probe import draw_distinct
 from hf_arch.data.probes.state_tracking import multiplication_table
 
 Row = list[int]
-ALL = pytest.mark.parametrize("probe", PROBES.values(), ids=list(PROBES))
-SETTINGS = [(probe, setting) for probe in PROBES.values() for setting in (probe.cpu, *probe.settings)]
+ALL = pytest.mark.parametrize("probe", [probe for _, probe in PROBES.items()], ids=list(PROBES))
+SETTINGS = [(probe, setting) for _, probe in PROBES.items() for setting in (probe.cpu, *probe.settings)]
 
 
 def solve_mqar(row: Row, pairs: int) -> Row:

@@ -1,11 +1,12 @@
 """Synthetic probes: small generated tasks that ask one question of a token mixer each.
 
-A probe is a function `generate(rng, examples, **options) -> ProbeData` with its settings, in `PROBES` by name; add one
-with `PROBES["name"] = Probe(...)`.
+A probe is a function `generate(rng, examples, **options) -> ProbeData` with its settings, in `PROBES` by name. A plugin
+file adds one with `PROBES.register("name")(Probe("name", ...))`.
 """
 
 from __future__ import annotations
 
+from hf_arch.core.registry import PROBES
 from hf_arch.data.probes.copying import SELECTIVE_COPYING
 from hf_arch.data.probes.induction import INDUCTION
 from hf_arch.data.probes.mad import COMPRESSION, FUZZY_RECALL, IN_CONTEXT_RECALL, MEMORIZATION, NOISY_RECALL
@@ -16,6 +17,7 @@ from hf_arch.data.probes.state_tracking import PARITY, S3, S5
 MAD = (IN_CONTEXT_RECALL, FUZZY_RECALL, NOISY_RECALL, SELECTIVE_COPYING, COMPRESSION, MEMORIZATION)
 """The six tasks of MAD; its score is the mean over them."""
 
-PROBES: dict[str, Probe] = {probe.name: probe for probe in (MQAR, *MAD, INDUCTION, PARITY, S3, S5)}
+for _probe in (MQAR, *MAD, INDUCTION, PARITY, S3, S5):
+    PROBES.register(_probe.name)(_probe)
 
 __all__ = ["IGNORE", "MAD", "PROBES", "Probe", "ProbeData", "ProbeSetting"]

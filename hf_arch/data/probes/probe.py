@@ -51,7 +51,7 @@ class ProbeSetting:
     test_examples: int = 1_280
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Probe:
     """A generator with its published settings.
 
@@ -67,6 +67,10 @@ class Probe:
     settings: tuple[ProbeSetting, ...]
     cpu: ProbeSetting
     test_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        function = getattr(self.generate, "func", self.generate)  # of a functools.partial
+        return f"Probe({self.name!r}, {function.__module__}.{function.__qualname__})"
 
     def data(self, split: Split, seed: int, setting: ProbeSetting | None = None, **overrides: Any) -> ProbeData:
         """The rows of a split; a function of the arguments. Splits and seeds draw from separate random streams.
