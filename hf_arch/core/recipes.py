@@ -1,0 +1,48 @@
+"""The recipes that come with the package, by name: `quickstart`, `experiments/heads`, `heads`.
+
+They lie in `recipes/` of a clone and in `hf_arch/recipes/` of an installed wheel.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .errors import ConfigError, nearest
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+def recipes_folder() -> Path:
+    """The folder of the recipes; of the clone where this is one. It may not exist, in a copy of single files."""
+    clone = _PACKAGE.parent / "recipes"
+    return clone if clone.is_dir() else _PACKAGE / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """The names of all recipes: their paths within the folder, without `.yaml`."""
+    folder = recipes_folder()
+    found = (path.relative_to(folder).with_suffix("") for path in folder.rglob("*.yaml"))
+    return sorted(path.as_posix() for path in found if path.parts[0] != "accelerate")  # those are launch files
+
+
+def find_recipe(recipe: str | Path) -> Path:
+    """The file of a recipe: a path, or the name of one that comes with the package.
+
+    A name is the path within the recipes' folder without `.yaml`, or its last part where only one recipe has it.
+
+    Raises:
+        ConfigError: a text without `.yaml` that is no file and no such name, or the last part of several.
+    """
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        return path
+    name, names = str(recipe), recipe_names()
+    fits = [name] if name in names else [entry for entry in names if entry.rpartition("/")[2] == name]
+    if len(fits) == 1:
+        return recipes_folder() / f"{fits[0]}.yaml"
+    if fits:
+        raise ConfigError(f"recipe: {name!r} is the name of several; allowed: {', '.join(fits)}")
+    last = {entry.rpartition("/")[2]: entry for entry in names}
+    near = nearest(name, names) or last.get(nearest(name, last) or "")
+    hint = f"; nearest: {near!r}" if near else ""
+    raise ConfigError(f"recipe: {name!r} is neither a file nor a recipe of hf_arch{hint}; allowed: {', '.join(names)}")
