@@ -50,9 +50,8 @@ try_wheel() (
   step "$python" -c "import hf_arch, sys; assert hf_arch.__file__.startswith(sys.prefix), hf_arch.__file__"
   step "$arch" list
   step "$arch" info gla
-  recipe=$("$python" -c "from hf_arch.core.recipes import find_recipe; print(find_recipe('quickstart'))")
   mixer=$("$python" -c "from hf_arch.core.recipes import find_recipe; print(find_recipe('new_mixer/compare').with_name('moving_average.py'))")
-  step "$arch" train "$recipe" --run gla --output-dir run data.corpus=python-docs data.tokenizer=byte \
+  step "$arch" train quickstart --run gla --output-dir run data.corpus=python-docs data.tokenizer=byte \
     data.max_train_tokens=20000 data.max_validation_tokens=5000 training.max_steps=3 evaluation.final_sequences=4
   step "$arch" generate run --prompt "The " --max-new-tokens 8 --temperature 0
   [ -s log.txt ] || die "generate printed nothing"

@@ -75,17 +75,15 @@ def probe_recipe(
     match: str | None,
 ) -> dict[str, Any]:
     """The recipe of one task, as plain values. Raises `ConfigError` for a task that does not exist."""
-    from hf_arch.core.errors import choice_error
     from hf_arch.data.probes import MAD, PROBES
 
     if not architectures:
         raise ConfigError(
             "ARCH: none given; name at least one architecture, e.g. `hf-arch probe llama gla --task mqar`"
         )
-    if task not in PROBES:
-        raise choice_error("--task", task, PROBES)
+    probe = PROBES.get(task, "--task")
     # The single block of Zoology is a mixer alone; MAD alternates mixer and SwiGLU.
-    ffn = "glu" if PROBES[task] in MAD else "none"
+    ffn = "glu" if probe in MAD else "none"
     model = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 1, "ffn": ffn}
     return {
         "model": {**model, "embedding_dropout": 0.0, "residual_dropout": 0.0, "attention_dropout": 0.0},
@@ -93,7 +91,7 @@ def probe_recipe(
         "training": {} if len(rates) > 1 else {"learning_rate": rates[0]},
         "experiment": {
             "name": task,
-            "hypothesis": PROBES[task].question,
+            "hypothesis": probe.question,
             "description": f"The probe {task} at its {setting} setting, {layers} layers of width {width}.",
             "runs": {name: {"model": {"architecture": name}} for name in dict.fromkeys(architectures)},
             "seeds": seeds,

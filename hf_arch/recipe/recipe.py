@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_arch.core.errors import ConfigError, choice_error, unknown_key_error
+from hf_arch.core.recipes import find_recipe
 from hf_arch.data import DataOptions
 from hf_arch.deprecations import current_names
 from hf_arch.recipe.dotted import dotted, nested, set_dotted
@@ -82,8 +83,7 @@ class ProbeOptions:
     def __post_init__(self) -> None:
         from hf_arch.data.probes import PROBES
 
-        if self.task not in PROBES:
-            raise choice_error("probe.task", self.task, PROBES)
+        PROBES.get(self.task, "probe.task")
         if not 0 < self.stop_accuracy <= 1:
             raise ConfigError(f"probe.stop_accuracy: expected a share above 0, up to 1, got {self.stop_accuracy}")
         self.data("test", seed=0, examples=1)  # options that the generator does not have, or that do not go together
@@ -291,12 +291,14 @@ class Recipe:
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = (), scale: str | None = None) -> Recipe:
-    """The recipe in the YAML file `path`, with `key=value` overrides and the changes of `experiment.scale.<scale>`.
+    """The recipe in the YAML file `path`, or the one of that name that comes with the package (`quickstart`), with
+    `key=value` overrides and the changes of `experiment.scale.<scale>`.
 
     Raises `ConfigError` of one line for a missing, empty or malformed file and for every unknown key or wrong value.
     """
-    values = _with_plugins_beside(require_mapping(read_yaml(Path(path)), str(path)), Path(path).parent)
-    return read_recipe(values, overrides, scale, name=Path(path).stem)
+    file = find_recipe(path)
+    values = _with_plugins_beside(require_mapping(read_yaml(file), str(file)), file.parent)
+    return read_recipe(values, overrides, scale, name=file.stem)
 
 
 def _with_plugins_beside(node: Any, folder: Path) -> Any:
