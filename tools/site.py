@@ -20,7 +20,7 @@ NAVIGATION = {
     "Home": "index.md",
     "Guide": ["getting_started.md", "usage.md", "experiments.md", "training.md", "evaluation.md", "sharing.md"],
     "Architectures": ["architectures.md", "new_mixer.md", "performance.md"],
-    "Reference": ["environment.md", "architecture.md"],
+    "Reference": ["environment.md", "architecture.md", "glossary.md"],
     "Project": ["changelog.md", "contributing.md", "releasing.md", "security.md"],
 }
 
