@@ -14,6 +14,7 @@ from .linear_attention import linear_attention
 from .recurrence import Recurrence
 from .selective_scan import selective_scan
 from .slots import abc_attention, gated_slot_attention
+from .softmax_average import softmax_average
 from .ssd import ssd
 
 RECURRENCES: tuple[Recurrence[..., Any], ...] = (
@@ -22,6 +23,7 @@ RECURRENCES: tuple[Recurrence[..., Any], ...] = (
     dplr_delta_rule,
     gated_slot_attention,
     abc_attention,
+    softmax_average,
     hgrn_scan,
     selective_scan,
     ssd,

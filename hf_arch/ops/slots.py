@@ -19,17 +19,13 @@ import torch
 from torch import Tensor
 
 from .chunks import from_chunks, to_chunks
-from .custom_op import as_custom_op, manual_backward
+from .logsumexp import EMPTY, KERNEL_MIN_GATE, time_softmax
 from .recurrence import LOG_DECAY, OPTION, ChunkedCall, Recurrence, default_scale
 from .value_decay import chunk_value_decay
 from .vector_decay import chunk_vector_decay
 
 SlotState = tuple[Tensor, Tensor]
 AveragesState = tuple[Tensor, Tensor, Tensor]
-# The logsumexp of nothing: finite, so that differences of two of them are 0 rather than NaN.
-EMPTY = -1e30
-# For a kernel that cumulates log decays: e^-50 of a state is nothing in fp32, while -1e30 swallows its neighbours.
-KERNEL_MIN_GATE = -50.0
 
 
 @dataclass(eq=False, repr=False)
@@ -131,16 +127,13 @@ class AbcAttention(ChunkedCall[AveragesState]):
 
     def _through(self, gated: Any, min_gate: float | None = None, **options: Any) -> tuple[Tensor, AveragesState]:
         """A form of gated slot attention, with the gates and weights of the averages."""
-        logits, keep = self.logits(), self.keep()
-        before = torch.full_like(logits[:, 0], EMPTY) if self.state is None else self.state[0]
-        start = None if keep is None else (keep == 0)[:, :, None, None]
-        sums = _running_logsumexp(logits, before, start)
-        gates = _previous(sums, before, start) - sums
+        logits = self.logits()
+        weights, gates, total = time_softmax(logits, None if self.state is None else self.state[0], self.keep())
         o, state = gated(
             self.q,
             self.k,
             self.v,
-            (logits - sums).exp(),
+            weights,
             gates if min_gate is None else gates.clamp(min=min_gate),
             scale=default_scale(self.scale, self.q),
             initial_state=None if self.state is None else self.state[1:],
@@ -148,7 +141,7 @@ class AbcAttention(ChunkedCall[AveragesState]):
             segment_ids=self.segment_ids,
             **options,
         )
-        return o, (sums[:, -1], *(state or ()))
+        return o, (total, *(state or ()))
 
 
 def _read_slots(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -156,49 +149,6 @@ def _read_slots(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     p = (q.unsqueeze(-2) @ keys).softmax(-1)
     return (p @ values).squeeze(-2)
 
-
-class _RunningLogSumExp(torch.autograd.Function):
-    """L_t = log(exp L_{t-1} + exp s_t), from `before` = L_0; starts anew where `start` is true.
-
-    s [B, T, H, M], before [B, H, M], start [B, T, 1, 1] or None; returns [B, T, H, M]. With R_t the gradient of L_t
-    through all later ones,
-
-        dL_t/dL_{t-1} = exp(L_{t-1} - L_t)        R_t = dL/dL_t + exp(L_t - L_{t+1}) R_{t+1}
-        dL/ds_t = exp(s_t - L_t) R_t              dL/dL_0 = exp(L_0 - L_1) R_1
-    """
-
-    @staticmethod
-    def forward(ctx: Any, s: Tensor, before: Tensor, start: Tensor | None) -> Tensor:
-        totals = [before]
-        starts = [None] * s.shape[1] if start is None else start.unbind(1)
-        for s_t, start_t in zip(s.unbind(1), starts, strict=True):
-            past = totals[-1] if start_t is None else totals[-1].masked_fill(start_t, EMPTY)
-            totals.append(torch.logaddexp(past, s_t))
-        sums = torch.stack(totals[1:], 1)
-        ctx.save_for_backward(s, before, start, sums)
-        return sums
-
-    @staticmethod
-    @manual_backward
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        s, before, start, sums = ctx.saved_tensors
-        carry = (_previous(sums, before, start) - sums).exp()
-        # R_t = dL/dL_t + exp(L_t - L_{t+1}) R_{t+1}, from the last token down
-        reach = grads[0].clone()
-        later = zip(reach.unbind(1)[-2::-1], reach.unbind(1)[:0:-1], carry.unbind(1)[:0:-1], strict=True)
-        for reach_t, reach_next, carry_next in later:
-            reach_t.addcmul_(carry_next, reach_next)
-        # dL/ds_t = exp(s_t - L_t) R_t, dL/dL_0 = exp(L_0 - L_1) R_1
-        return (s - sums).exp() * reach, carry[:, 0] * reach[:, 0], None
-
-
-def _previous(sums: Tensor, before: Tensor, start: Tensor | None) -> Tensor:
-    """L_{t-1} for every t, that of nothing where a document starts."""
-    previous = torch.cat([before.unsqueeze(1), sums[:, :-1]], 1)
-    return previous if start is None else previous.masked_fill(start, EMPTY)
-
-
-_running_logsumexp = as_custom_op(_RunningLogSumExp, ("s",))
 
 gated_slot_attention = Recurrence(GatedSlotAttention, "gated_slot_attention")
 naive_gated_slot_attention = gated_slot_attention.naive

@@ -20,6 +20,7 @@ from hf_arch.ops.elementwise import hgrn_scan, naive_hgrn_scan
 from hf_arch.ops.linear_attention import linear_attention, naive_linear_attention
 from hf_arch.ops.selective_scan import naive_selective_scan, selective_scan
 from hf_arch.ops.slots import abc_attention, gated_slot_attention, naive_abc_attention, naive_gated_slot_attention
+from hf_arch.ops.softmax_average import softmax_average
 from hf_arch.ops.ssd import naive_ssd, ssd
 
 B, H, K, V, M, D = 2, 2, 4, 5, 6, 3
@@ -103,6 +104,12 @@ def slots_by_softmax(length: int, gates: str) -> list:
     return [*heads(length), {"mild": rough, "open": 0 * rough, "shut": growing, "mixed": 50 * rough}[gates]]
 
 
+def averages_by_softmax(length: int, gates: str) -> list:
+    q, k, v, _ = slots_by_softmax(length, gates)
+    growing = 100 * torch.arange(length)[:, None, None]
+    return [q, {"mild": k, "open": 0 * k, "shut": k + growing, "mixed": 50 * k}[gates], v]
+
+
 def delta(length: int, gates: str, decays: bool, beta: tuple[float, float], parallel: bool) -> list:
     q, k, v = heads(length)
     k = F.normalize(1 + 0.05 * k, dim=-1).bfloat16().float() if parallel else directions(B, length, H, K)
@@ -167,6 +174,7 @@ CASES = {
     "bonus": Case(*(functools.partial(with_bonus, op=op) for op in LINEAR), bonus, STATE),
     "gated slots": Case(gated_slot_attention, naive_gated_slot_attention, gated_slots, ((H, K, M), (H, M, V))),
     "slots by softmax": Case(abc_attention, naive_abc_attention, slots_by_softmax, ((H, M), (H, K, M), (H, M, V))),
+    "softmax average": Case(softmax_average, softmax_average.naive, averages_by_softmax, ((H, K), (H, K, V))),
     "delta": _delta(False, (0.0, 1.0)),
     "delta, beta near 2": _delta(False, (1.9, 2.0)),
     "delta, parallel keys": _delta(False, (0.9, 1.0), parallel=True),
