@@ -11,6 +11,7 @@ from .delta_rule import delta_rule, dplr_delta_rule
 from .diagonal_ssm import diagonal_ssm
 from .elementwise import hgrn_scan
 from .linear_attention import linear_attention
+from .rank_attention import rank_attention
 from .recurrence import Recurrence
 from .selective_scan import selective_scan
 from .slots import abc_attention, gated_slot_attention
@@ -19,6 +20,7 @@ from .ssd import ssd
 
 RECURRENCES: tuple[Recurrence[..., Any], ...] = (
     linear_attention,
+    rank_attention,
     delta_rule,
     dplr_delta_rule,
     gated_slot_attention,
@@ -39,7 +41,7 @@ token, `NAME.kernel` flash-linear-attention's kernel. All take the same argument
 number of tokens and the device of the tensors. `tests/ops/test_expressible.py` writes further published recurrences
 with these ops.
 
-Letters of shapes: B batch, T time, H heads, K key dim, V value dim, N state, M slots, D and E channels, P head dim,
+Letters of shapes: B batch, T time, H heads, K key dim, V value dim, N state, M slots, R reads, W writes, D and E channels, P head dim,
 G groups. States are fp32 whatever the activations. This page is made from the declarations in `hf_arch/ops/`.
 """
 

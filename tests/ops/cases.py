@@ -18,6 +18,7 @@ from hf_arch.ops.delta_rule import delta_rule, dplr_delta_rule, naive_delta_rule
 from hf_arch.ops.diagonal_ssm import diagonal_ssm, naive_diagonal_ssm
 from hf_arch.ops.elementwise import hgrn_scan, naive_hgrn_scan
 from hf_arch.ops.linear_attention import linear_attention, naive_linear_attention
+from hf_arch.ops.rank_attention import rank_attention
 from hf_arch.ops.selective_scan import naive_selective_scan, selective_scan
 from hf_arch.ops.slots import abc_attention, gated_slot_attention, naive_abc_attention, naive_gated_slot_attention
 from hf_arch.ops.softmax_average import softmax_average
@@ -110,6 +111,11 @@ def averages_by_softmax(length: int, gates: str) -> list:
     return [q, {"mild": k, "open": 0 * k, "shut": k + growing, "mixed": 50 * k}[gates], v]
 
 
+def several_a_token(length: int, gates: str) -> list:
+    q, k, v = (signed(B, length, count, H, dim) for count, dim in ((2, K), (3, K), (3, V)))
+    return [q, k, v, log_decay(gates, B, length, H)]
+
+
 def delta(length: int, gates: str, decays: bool, beta: tuple[float, float], parallel: bool) -> list:
     q, k, v = heads(length)
     k = F.normalize(1 + 0.05 * k, dim=-1).bfloat16().float() if parallel else directions(B, length, H, K)
@@ -175,6 +181,7 @@ CASES = {
     "gated slots": Case(gated_slot_attention, naive_gated_slot_attention, gated_slots, ((H, K, M), (H, M, V))),
     "slots by softmax": Case(abc_attention, naive_abc_attention, slots_by_softmax, ((H, M), (H, K, M), (H, M, V))),
     "softmax average": Case(softmax_average, softmax_average.naive, averages_by_softmax, ((H, K), (H, K, V))),
+    "several a token": Case(rank_attention, rank_attention.naive, several_a_token, STATE),
     "delta": _delta(False, (0.0, 1.0)),
     "delta, beta near 2": _delta(False, (1.9, 2.0)),
     "delta, parallel keys": _delta(False, (0.9, 1.0), parallel=True),
