@@ -54,7 +54,7 @@ class LightNet(LinearHeadsMixer):
         super().__init__(config, options, layer_idx)
         if options.use_short_conv:
             self.build_short_convs(options.conv_size, activation=None)
-        self.g_proj = nn.Sequential(
+        self.gate_proj = nn.Sequential(
             nn.Linear(config.hidden_size, options.gate_low_rank_dim, bias=False),
             nn.Linear(options.gate_low_rank_dim, self.sizes.value_dim, bias=False),
         )
@@ -88,7 +88,7 @@ class LightNet(LinearHeadsMixer):
             segment_ids=layout.segment_ids,
         )
         write_states(state, final)
-        return self.o_proj(self.o_norm(out.flatten(2), self.g_proj(x)))
+        return self.o_proj(self.o_norm(out.flatten(2), self.gate_proj(x)))
 
     def cost(self, seq_len: int) -> MixerCost:
         """The state also holds the logsumexp of each row, H K numbers, which no product touches."""
