@@ -41,8 +41,9 @@ token, `NAME.kernel` flash-linear-attention's kernel. All take the same argument
 number of tokens and the device of the tensors. `tests/ops/test_expressible.py` writes further published recurrences
 with these ops.
 
-Letters of shapes: B batch, T time, H heads, K key dim, V value dim, N state, M slots, R reads,
-W writes, D and E channels, P head dim, G groups. States are fp32 whatever the activations. This page is made from the declarations in `hf_arch/ops/`.
+Letters of shapes: B batch, T time, H heads, K key dim, V value dim, N state, M slots, R reads, W writes, D and E
+channels, P head dim, G groups. States are fp32 whatever the activations. This page is made from the declarations in
+`hf_arch/ops/`.
 """
 
 
