@@ -101,7 +101,6 @@ class FLALightNet(FLATable):
 class FLABackbone(Converter):
     """What FLA's Mamba-like models share: `backbone.*` keys, sizes of heads that follow from `expand`."""
 
-    architecture: str
     norm = "norm"
     """Their name of the norm before the mixer."""
     options: ClassVar[tuple[tuple[str, str, Any], ...]]
@@ -219,7 +218,9 @@ class FLARodimus(FLATable):
         reader.only("block_type", ["rodimus"], "rodimus_plus")
         reader.only("attnres_block_size", [None], None)
         # Of the feed-forward and the attention of `rodimus_plus`; where sums are kept in fp32 has no effect in fp32.
-        reader.dead("hidden_act", "intermediate_size", "ska_attn", "residual_in_fp32", "block_residual_in_fp32")
+        reader.dead(
+            "hidden_act", "hidden_ratio", "intermediate_size", "ska_attn", "residual_in_fp32", "block_residual_in_fp32"
+        )
         return {"norm_eps": reader.take("norm_eps", 1e-5)}
 
     def block_to_theirs(self, config: ArchConfig) -> dict[str, Any]:
