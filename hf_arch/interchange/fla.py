@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from ..core.errors import ConfigError
 from ..core.registry import MIXERS
+from ..layers.streams.attention_residual import AttentionResidualStream
 from ..models.configuration import ArchConfig
 from .base import FOREIGN, Converter
 from .names import ACTIVATIONS as TORCH_ACTIVATIONS
@@ -92,7 +93,6 @@ def gated_mlp(ratio: float, gates: Mapping[str, str]) -> tuple[Entry, ...]:
         return given or 256 * -(-inner // 256)
 
     return (
-        only("attnres_block_size", None),
         Unused("hidden_ratio"),
         Option("norm_eps", default=1e-6),
         Always("ffn", "glu"),
@@ -134,6 +134,8 @@ class FLAConverter(Converter):
     hidden_ratio: float = 4
     grouped_heads = True
     """Whether it has `num_kv_heads`."""
+    attention_residuals = True
+    """Whether `attnres_block_size` makes the stream one of attention over depth."""
     penalises_logits = False
     """`use_l2warp` where a config does not say."""
     gates: ClassVar[dict[str, str]] = {"swish": "silu", "silu": "silu", "powlu": "powlu"}
@@ -190,6 +192,10 @@ class FLAConverter(Converter):
         values = {"architecture": self.architecture, **options_to_ours(self._table, reader)}
         values |= self.block_to_ours(reader, values["hidden_size"])
         values.setdefault("num_key_value_heads", values["num_attention_heads"])
+        if not self.attention_residuals:
+            reader.only("attnres_block_size", [None], None)
+        elif (block_size := reader.take("attnres_block_size")) is not None:
+            values["stream"] = {"type": "attention_residual", "block_size": block_size}
         values["mixer"] = {"type": self.mixer, **self.mixer_to_ours(reader)}
         hybrid = reader.take("attn")
         if hybrid:
@@ -203,6 +209,9 @@ class FLAConverter(Converter):
         if not own and config.model_type != f"hfa_{self.architecture}":
             need_layer(config, MIXERS, self.mixer, self.model_type)
         theirs = {**options_to_theirs(self._table, layers[0], config), **self.block_to_theirs(config)}
+        stream, stream_options = config.stream_spec
+        if self.attention_residuals and stream is AttentionResidualStream:
+            theirs["attnres_block_size"] = stream_options.block_size
         if own:
             theirs |= self.mixer_to_theirs(config, own[0].mixer)
         attention = [layer for layer in layers if layer.mixer_class.label == ""]
@@ -212,7 +221,7 @@ class FLAConverter(Converter):
 
     def rules(self, config: ArchConfig, foreign: dict[str, Any]) -> list[Rule]:
         layers = layers_of(config, foreign)
-        rules = tensor_rules(_AROUND, layers[0]) + self.model_rules(config)
+        rules = tensor_rules(_AROUND, layers[0]) + self.model_rules(config) + _attention_residual_rules(config)
         for layer in layers:
             name = f"model.layers.{layer.index}"
             keys = f"{name}.mixer", f"{name}.attn"
@@ -222,6 +231,24 @@ class FLAConverter(Converter):
             else:
                 rules += self.mixer_rules(config, layer.mixer, foreign, *keys)
         return rules
+
+
+def _attention_residual_rules(config: ArchConfig) -> list[Rule]:
+    """Queries and norms of the attention over depth."""
+    if config.stream_spec[0] is not AttentionResidualStream:
+        return []
+    pairs = [("model.stream.head", "model.res")]
+    for index in range(config.num_hidden_layers):
+        layer = f"model.layers.{index}"
+        pairs += [(f"{layer}.stream.mixer", f"{layer}.attn_res"), (f"{layer}.stream.ffn", f"{layer}.mlp_res")]
+    return [
+        rule
+        for ours, theirs in pairs
+        for rule in (
+            same(f"{ours}.query", f"{theirs}_proj.weight"),
+            same(f"{ours}.norm.weight", f"{theirs}_norm.weight"),
+        )
+    ]
 
 
 def short_conv_rules(ours: str, theirs: str, names: str = "qkv") -> list[Rule]:

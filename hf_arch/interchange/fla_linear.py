@@ -124,6 +124,7 @@ class FLARWKV6(FLAConverter):
     """FLA's RWKV6: LayerNorms, one more after the embeddings, a channel mix."""
 
     architecture, mixer = "rwkv6", "rwkv6"
+    attention_residuals = False
     grouped_heads = False
     block_options = channel_mix("channel_mix", 3.5)
     model_tensors = (

@@ -49,7 +49,7 @@ _KINDS: dict[tuple[str, ...], Kind] = {
         *("block_size", "conv_size", "conv_kernel", "state_size", "n_groups", "num_slots"),
         *("q_lora_rank", "kv_lora_rank", "proj_low_rank_dim", "gate_low_rank_dim", "decay_low_rank_dim"),
         *("a_low_rank_dim", "v_low_rank_dim", "num_local_experts", "n_routed_experts", "num_experts_per_tok"),
-        *("n_group", "topk_group", "num_householder"),
+        *("n_group", "topk_group", "num_householder", "attnres_block_size"),
     ): WHOLE,
     (
         *("window_size", "sliding_window", "sliding_window_size", "max_window_layers"),

@@ -23,3 +23,16 @@ class MixerCost:
     decode_flops: float = 0
     state_bytes: int = 0
     inactive_parameters: int = 0
+
+    def __add__(self, other: MixerCost) -> MixerCost:
+        return MixerCost(
+            self.mixing_flops + other.mixing_flops,
+            self.decode_flops + other.decode_flops,
+            self.state_bytes + other.state_bytes,
+            self.inactive_parameters + other.inactive_parameters,
+        )
+
+
+def per_token(flops: float, seq_len: int) -> MixerCost:
+    """The cost of products that take `flops` for each token, however many came before it."""
+    return MixerCost(mixing_flops=flops * seq_len, decode_flops=flops)

@@ -84,19 +84,19 @@ class DecoderLayer(GradientCheckpointingLayer):
             logits or None, its other tensors, the values of `publishes` in that order.
         """
         cut = len(tensors) - len(self.needs)
-        state = self.stream.enter((hidden_states, *tensors[:cut]))
+        state = self.stream("enter", (hidden_states, *tensors[:cut]))
         own = replace(context, shared=shared, values=dict(zip(self.needs, tensors[cut:], strict=True)))
-        x = self._normed(self.stream.read(state, "mixer"), self.mixer_norm)
+        x = self._normed(self.stream("read", state, "mixer"), self.mixer_norm)
         mixed = LayerOutput.of(self.mixer(x, context=own))
         state = self._write(state, mixed.hidden_states, "mixer", self.mixer_norm, self.mixer_post_norm)
         router_logits = None
         if self.ffn is not None:
             if not self.shares_norm:
-                x = self._normed(self.stream.read(state, "ffn"), self.ffn_norm)
+                x = self._normed(self.stream("read", state, "ffn"), self.ffn_norm)
             fed = LayerOutput.of(self.ffn(x, context=context))
             router_logits = fed.router_logits
             state = self._write(state, fed.hidden_states, "ffn", self.ffn_norm, self.ffn_post_norm)
-        state = self.stream.leave(state)
+        state = self.stream("leave", state)
         if router_logits is None and not self.publishes and len(state) == 1:
             return state[0]
         return (state[0], router_logits, *state[1:], *(mixed.published[name] for name in self.publishes))
@@ -112,7 +112,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         out = self.dropout(out)
         if self.residual_multiplier != 1:
             out = out * self.residual_multiplier
-        state = self.stream.write(state, out, site)
+        state = self.stream("write", state, out, site)
         if self.norm_position == "post" and norm is not None:
             state = (norm(state[0]), *state[1:])
         return state

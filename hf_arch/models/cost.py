@@ -67,7 +67,9 @@ def model_cost(config: ArchConfig, seq_len: int, batch_size: int = 1) -> ModelCo
         if value < 1:
             raise ConfigError(f"{name}: {value} is not allowed; use an integer >= 1")
     model = _meta_model(config.model_type, config.to_json_string(use_diff=False))
-    layers = [module for layer in model.model.layers for module in (layer.mixer, layer.ffn) if module is not None]
+    layers = [model.model.stream]
+    for layer in model.model.layers:
+        layers += [module for module in (layer.stream, layer.mixer, layer.ffn) if module is not None]
     costs: list[MixerCost] = [layer.cost(seq_len) for layer in layers]
     head = 2 * model.lm_head.weight.numel()
     inactive = sum(cost.inactive_parameters for cost in costs)

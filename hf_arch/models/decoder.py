@@ -44,6 +44,7 @@ from ..layers.layout import build_layout, positions_from_mask
 from ..layers.positions import ArchRotaryEmbedding, alibi_slopes
 from ..layers.state import RecurrentStateLayer
 from .adapters import enter_lora_targets
+from .alignment import align_weights
 from .arguments import CACHE_NAMES, accept_either_name, cache_of, one_cache
 from .block import DecoderLayer
 from .cache_checks import is_paged
@@ -96,6 +97,7 @@ class ArchPreTrainedModel(PreTrainedModel):
         """As PreTrainedModel's, which is called last of all when a model is made and when it is loaded."""
         super().tie_weights(*args, **kwargs)
         mark_exempt_parameters(self)
+        align_weights(self)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -207,7 +209,7 @@ class ArchModel(ArchPreTrainedModel):
         if self.embedding_norm is not None:
             hidden_states = self.embedding_norm(hidden_states)
         published: dict[str, Tensor] = {}
-        state = self.stream.start(hidden_states)
+        state = self.stream("start", hidden_states)
         router_logits: list[Tensor] = []
         wants_router_logits = given.pop("output_router_logits", getattr(self.config, "output_router_logits", False))
         shared = [parameters() for parameters in self.shared]
@@ -235,7 +237,7 @@ class ArchModel(ArchPreTrainedModel):
             for cache_layer in past_key_values.layers:
                 if isinstance(cache_layer, RecurrentStateLayer):
                     cache_layer.advance(length)
-        fields = {"last_hidden_state": self.norm(self.stream.finish(state)), CACHE_ARGUMENT: past_key_values}
+        fields = {"last_hidden_state": self.norm(self.stream("finish", state)), CACHE_ARGUMENT: past_key_values}
         if wants_router_logits and router_logits:
             return MoeModelOutputWithPast(**fields, router_logits=tuple(router_logits))
         return BaseModelOutputWithPast(**fields)

@@ -39,6 +39,7 @@ def architecture_name(config: ArchConfig) -> str:
     feed_forwards = [_ffn_label(config, ffn, options) for ffn, options in config.ffn_specs]
     parts.append("+".join(dict.fromkeys(feed_forwards)))
     parts.append({"pre": "PreNorm", "post": "PostNorm", "sandwich": "SandwichNorm"}[config.norm_position])
+    parts += filter(None, [config.stream_spec[0].label])
     return "-".join(parts)
 
 
@@ -83,6 +84,7 @@ def component_table(config: ArchConfig) -> list[tuple[str, str]]:
         ("ffn width", "by rule" if config.intermediate_size is None else str(config.intermediate_size)),
         ("activation", config.hidden_act),
         ("norm", f"{config.norm}, {config.norm_position}, eps {config.norm_eps:g}"),
+        ("stream", spec(config.stream)),
         ("position", config.position),
         ("window", on_off(config.sliding_window)),
         ("qk_norm", on_off(config.qk_norm)),

@@ -31,6 +31,9 @@ def diagram(components: Mapping[str, Any]) -> str:
     column.box("end", [f"token embedding, width {components.get('width', '?')}"])
     if absolute:
         column.box("end", [f"+ {position} positions"])
+    stream = str(components.get("stream") or "add")
+    if stream != "add":
+        column.box("end", [f"stream: {', '.join(part_names(stream))}"])
     column.open_frame(f"{layers} ×")
     for part, lines in (("mixer", [*part_names(mixer), *turned]), ("ffn", part_names(ffn))):
         if lines == ["none"]:
@@ -51,7 +54,8 @@ def diagram(components: Mapping[str, Any]) -> str:
     head = "tied head" if components.get("tied head") == "on" else "head"
     column.box("end", [f"{head}, {components.get('vocabulary', '?')} tokens"])
     parts = ", then ".join(" and ".join(part_names(text)) for text in (mixer, ffn) if text != "none")
-    return column.svg(f"{layers} layers of {parts}, {norm}")
+    between = "" if stream == "add" else f", stream {stream}"
+    return column.svg(f"{layers} layers of {parts}, {norm}{between}")
 
 
 def part_names(text: str) -> list[str]:

@@ -18,6 +18,16 @@ STREAMS: dict[str, Any] = {
     "add": "add",
     "parallel": "parallel",
     "parallel with two norms": {"type": "parallel", "norms": "two"},
+    "LayerScale": "scaled",
+    "scalars, x0 and backout": {"type": "scaled", "scale": "scalar", "scale_init": 1.0, "x0": "ramp", "backout": 0.2},
+    "unet": "unet",
+    "unet with x0 and backout": {"type": "unet", "x0": "identity", "backout": 0.2},
+    "gated": "gated",
+    "hyper": {"type": "hyper", "streams": 2},
+    "static hyper": {"type": "hyper", "streams": 3, "dynamic": False},
+    "mhc": {"type": "mhc", "streams": 2, "iterations": 3},
+    "attention residual": "attention_residual",
+    "attention residual in blocks": {"type": "attention_residual", "block_size": 2},
 }
 
 

@@ -15,19 +15,60 @@ The default, `add`, keeps one tensor: read gives it, write adds to it.
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from ...core.errors import ConfigError
 from ...core.options import Options
 from ...core.registry import STREAMS
 from ..contract import Part
+from ..cost import MixerCost
+from ..ffns.ffn import NoFeedForward
 
 State = tuple[Tensor, ...]
 Sublayer = Literal["mixer", "ffn"]
 
 
-class LayerStream(Part):
+def sublayers(config: Any, layer_idx: int) -> tuple[Sublayer, ...]:
+    """The sublayers of one layer: the mixer, and the feed-forward where there is one."""
+    return ("mixer",) if config.ffn_specs[layer_idx][0] is NoFeedForward else ("mixer", "ffn")
+
+
+def sublayers_before(config: Any, layer_idx: int) -> int:
+    """How many sublayers come before a layer's mixer."""
+    return sum(len(sublayers(config, index)) for index in range(layer_idx))
+
+
+def check_whole(field: str, value: int, least: int = 1) -> None:
+    """Raise a ConfigError where `value` is below `least`."""
+    if value < least:
+        raise ConfigError(f"{field}: {value} is not allowed; use an integer >= {least}")
+
+
+def check_finite(field: str, value: float | None, least: float = -math.inf) -> None:
+    """Raise a ConfigError where `value` is not a finite number of at least `least`; None passes."""
+    if value is not None and not (math.isfinite(value) and value >= least):
+        allowed = "a finite number" if least == -math.inf else f"a number of at least {least:g}"
+        raise ConfigError(f"{field}: {value!r} is not allowed; use {allowed}")
+
+
+class StreamPart(Part):
+    """A module whose methods run inside a call of the module, `part("read", state, site)`, so that whatever hooks calls
+    (offloading, sharding) finds its parameters in place."""
+
+    def forward(self, method: str, *args: Any) -> Any:
+        """What the method of that name gives."""
+        return getattr(self, method)(*args)
+
+    def cost(self, seq_len: int) -> MixerCost:
+        """What its own parts cost, added up."""
+        parts = [child for child in self.children() if isinstance(child, Part)]
+        return sum((part.cost(seq_len) for part in parts), MixerCost())
+
+
+class LayerStream(StreamPart):
     """One layer's part of the stream; built as `LayerStreamClass(config, options, layer_idx)`. Every method is per
     token, so padding, documents and caches need no care."""
 
@@ -52,7 +93,7 @@ class LayerStream(Part):
         return state
 
 
-class Stream(Part):
+class Stream(StreamPart):
     """The whole model's part; built as `StreamClass(config, options)`."""
 
     Options: ClassVar[type[Options]] = Options

@@ -1,0 +1,67 @@
+"""U-net skips (modded-nanogpt): layers of the second half get the outputs of the first, last in, first out.
+
+layer i < L / 2:        push its output
+before layer L - 1 - i:  x <- x + w_i pop()        (then the x0 mix of `scaled`, where it is on)
+
+An odd number of layers leaves the middle one without a skip.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from ...core.options import options
+from ...core.registry import STREAMS
+from .base import State, check_finite
+from .scaled import ScaledLayer, ScaledOptions, ScaledStream
+
+
+@options
+class UNetOptions(ScaledOptions):
+    """`skip_init`: what the factor of each skip starts at. The others as in `scaled`, without a factor of the branches
+    by default."""
+
+    scale: Literal["none", "scalar", "vector"] = "none"
+    skip_init: float = 1.0
+
+
+class UNetLayer(ScaledLayer):
+    """State: that of `scaled`, then the outputs that wait for their layer."""
+
+    def __init__(self, config: Any, options: UNetOptions, layer_idx: int):
+        super().__init__(config, options, layer_idx)
+        half = config.num_hidden_layers // 2
+        self.pushes, pops = layer_idx < half, layer_idx >= config.num_hidden_layers - half
+        self.skip_scale = nn.Parameter(torch.empty(1)) if pops else None
+
+    def init_weights(self) -> None:
+        super().init_weights()
+        if self.skip_scale is not None:
+            init.constant_(self.skip_scale, self.options.skip_init)
+
+    def enter(self, state: State) -> State:
+        if self.skip_scale is not None:
+            state = (state[0] + self.skip_scale * state[-1], *state[1:-1])
+        return super().enter(state)
+
+    def leave(self, state: State) -> State:
+        state = super().leave(state)
+        return (*state, state[0]) if self.pushes else state
+
+
+@STREAMS.register("unet")
+class UNetStream(ScaledStream):
+    """Skips from the first half of the layers to the second."""
+
+    Options = UNetOptions
+    Layer = UNetLayer
+    label = "UNet"
+
+    @classmethod
+    def validate(cls, config: Any, options: UNetOptions) -> None:  # type: ignore[override]
+        super().validate(config, options)
+        check_finite("stream skip_init", options.skip_init)
