@@ -1,7 +1,7 @@
 """Loaded weights lie in memory as new ones do, since a matrix product's rounding may depend on where its operands lie.
 
-A file holds its tensors one after another, so that after one of an odd size, such as a learned factor of one number, all
-others lie off the 64 bytes at which torch starts a new tensor; the loader maps them where they are.
+A file holds its tensors one after another, so that after one of an odd size, such as a learned factor of one number,
+all others lie off the 64 bytes at which torch starts a new tensor; the loader maps them where they are.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Residual streams beyond `add` and `parallel`: each equals its paper's formula, written out stream by stream, costs what
-torch counts, starts as its paper says, and is described."""
+"""Residual streams beyond `add` and `parallel`: each equals its paper's formula, written out stream by stream, costs
+what torch counts, starts as its paper says, and is described."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_costs_what_torch_counts(name: str):
 
 
 def test_is_described_and_drawn():
-    from hf_arch.experiments.diagram import diagram
+    from hf_arch.report.diagram import diagram
 
     name, table = hf_arch.describe(hf_arch.tiny_config("gla", stream={"type": "hyper", "streams": 2}))
     assert name.endswith("-Hyper")

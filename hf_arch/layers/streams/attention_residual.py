@@ -1,13 +1,13 @@
-"""Attention residuals (arXiv 2603.15031): a sublayer reads a mixture of what earlier ones wrote, by attention over depth.
+"""Attention residuals (arXiv 2603.15031): a sublayer reads a mixture of what earlier ones wrote: attention over depth.
 
 Sublayers are numbered s = 0, 1, ... through the model. With the finished blocks' sums r_0 (the embedding), r_1, ... and
 `part`, the running sum of the current block of S sublayers, as sources r_i:
 
     h = sum_i p_i r_i,   p = softmax_i(q_s . RMS(r_i; w_s));     y = f(norm(h));     part <- part + y
 
-There is no x + f(x). At s mod S = 0 the incoming part becomes a finished source and part starts again from y alone; with
-S = 1 every sublayer's output is a source of its own. The model ends with one more mixing. q starts at 0: the mean of all
-sources. The recorded hidden states are `part`.
+There is no x + f(x). At s mod S = 0 the incoming part becomes a finished source and part starts again from y alone;
+with S = 1 every sublayer's output is a source of its own. The model ends with one more mixing. q starts at 0: the mean
+of all sources. The recorded hidden states are `part`.
 """
 
 from __future__ import annotations

@@ -73,7 +73,8 @@ class HyperConnection(StreamPart):
     def write(self, state: State, out: Tensor) -> State:
         """The streams after the sublayer's output [B, T, D]."""
         streams = torch.stack(state, dim=-2)
-        mix, beta = self.static_alpha[:, 1:], self.static_beta
+        mix: Tensor = self.static_alpha[:, 1:]
+        beta: Tensor = self.static_beta
         if self.dynamic:
             normed = self.norm(streams)
             mix = mix + self.alpha_scale * torch.tanh(F.linear(normed, self.alpha_weight[1:]))

@@ -11,7 +11,7 @@ layers; backout is nanochat's.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +92,7 @@ class ScaledStream(Stream):
     """Learned factors on the residual stream."""
 
     Options = ScaledOptions
-    Layer = ScaledLayer
+    Layer: ClassVar[type[LayerStream]] = ScaledLayer
     label = "Scaled"
 
     def __init__(self, config: Any, options: ScaledOptions):
