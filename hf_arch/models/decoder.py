@@ -153,7 +153,7 @@ class ArchModel(ArchPreTrainedModel):
             layer.mixer.num_heads if self.position.bias and _takes_position_bias(layer.mixer) else None
             for layer in blocks
         ]
-        self._asks_keys = [mixer.needs_key_positions(config, options) for mixer, options in config.mixer_specs]
+        self.asks_keys = [mixer.needs_key_positions(config, options) for mixer, options in config.mixer_specs]
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -300,7 +300,7 @@ class ArchModel(ArchPreTrainedModel):
         made: dict[str, KeyPositions] = {}
         mask = attention_mask if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 else None
         batch, length = embeds.shape[:2]
-        for index, asks in enumerate(self._asks_keys):
+        for index, asks in enumerate(self.asks_keys):
             key = f"keys:{self._mask_key(index)}"
             if not asks or key in made:
                 continue
@@ -312,7 +312,7 @@ class ArchModel(ArchPreTrainedModel):
 
     def _keys_of(self, index: int, masks: dict[str, Any]) -> KeyPositions | None:
         """The entry of layer `index`, None where it does not ask."""
-        if not self._asks_keys[index]:
+        if not self.asks_keys[index]:
             return None
         found = masks.get(f"keys:{self._mask_key(index)}")
         if found is None:
