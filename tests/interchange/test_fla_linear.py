@@ -96,7 +96,7 @@ def test_another_mixer_is_refused_by_name() -> None:
         ("rwkv6", {"hidden_act": "mish"}),
         ("gsa", {"feature_map": "elu"}),
         ("linear_attn", {"feature_map": "taylor"}),
-        ("hgrn", {"attnres_block_size": 2}),
+        ("rwkv6", {"attnres_block_size": 2}),
         ("abc", {"num_slotz": 5}),
     ],
 )

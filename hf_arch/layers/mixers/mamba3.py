@@ -72,7 +72,7 @@ class TrapezoidalStateSpace(RecurrentMixer):
 
     Options = Mamba3Options
     label: ClassVar[str] = "Mamba3"
-    no_weight_decay: ClassVar[tuple[str, ...]] = ("D", "dt_bias", "B_bias", "C_bias")
+    no_weight_decay: ClassVar[tuple[str, ...]] = ("D", "dt_bias", "B_bias", "C_bias", "mimo_x", "mimo_z", "mimo_o")
     keep_fp32: ClassVar[tuple[str, ...]] = ("D", "dt_bias")
 
     def __init__(self, config: Any, options: Mamba3Options, layer_idx: int):
