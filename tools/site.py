@@ -48,7 +48,7 @@ def api_pages(package: Path, folder: Path) -> list[dict[str, str]]:
     """One page for the package itself and one for each folder of it, with every public module; their entries."""
     folder.mkdir(parents=True)
     entries = []
-    folders = {path.parent for path in package.rglob("*.py") if "plugin" not in path.parts}
+    folders = {path.parent for path in package.rglob("__init__.py")}
     for place in sorted(folders, key=lambda path: path.relative_to(package.parent).parts):
         parts = place.relative_to(package.parent).parts
         name = ".".join(parts)
