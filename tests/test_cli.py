@@ -126,7 +126,7 @@ def test_info_for_people_shows_components_and_cost() -> None:
         (["info", "llama", "hiden_size=320"], "nearest: 'hidden_size'"),
         (["info", "llama", "--seq-len", "0"], "--seq-len"),
         (["generate", "nowhere", "--prompt", "x"], "nowhere: no such folder"),
-        (["generate", "{folder}", "--prompt", "x"], "holds no model"),
+        (["generate", "{folder}", "--prompt", "x"], "contains no model"),
         (["generate", "{folder}", "--prompt", "x", "--top-p", "2"], "top_p: expected"),
         (["compare"], "no runs given"),
         (["compare", "nowhere"], "nowhere"),

@@ -118,10 +118,10 @@ class Comparison:
         if len(ranked) == 1:
             return sentence
         if not tied:
-            return f"{sentence} It is better than every other one beyond chance."
+            return f"{sentence} It is significantly better than all others."
         if len(tied) == len(ranked) - 1:
-            return f"{sentence} It cannot be told from any other one."
-        return f"{sentence} It cannot be told from {', '.join(tied)}."
+            return f"{sentence} It is not significantly different from the others."
+        return f"{sentence} It is not significantly different from {', '.join(tied)}."
 
     def frame(self) -> pd.DataFrame:
         """One row a group, best first: means of every number, intervals of the losses, and the baseline difference."""

@@ -34,7 +34,7 @@ def model_folder(path: str | Path) -> Path:
     if not path.exists():
         raise ConfigError(f"{path}: no such folder")
     raise ConfigError(
-        f"{path}: holds no model (looked for config.json and model/config.json); a run writes model/ when it is done"
+        f"{path}: contains no model (looked for config.json and model/config.json); a run writes model/ when it is done"
     )
 
 

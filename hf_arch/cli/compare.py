@@ -42,4 +42,6 @@ def _resolve(run: str, results_dir: str | None) -> Path:
     for candidate in candidates:
         if candidate.is_dir():
             return candidate
-    raise ConfigError(f"run: {run!r} is no folder (looked for {', '.join(str(candidate) for candidate in candidates)})")
+    raise ConfigError(
+        f"run: {run!r} is not a folder (looked for {', '.join(str(candidate) for candidate in candidates)})"
+    )

@@ -81,7 +81,7 @@ def prepare_data(
         progress: bars on stderr while there is work to do.
 
     Raises:
-        ConfigError: a wrong option, text that cannot be had, or too little of it for one row.
+        ConfigError: a wrong option, text that cannot be loaded, or too little of it for one row.
     """
     cache = data_cache(cache_dir)
     prepared = user_path(options.corpus)

@@ -55,7 +55,7 @@ def load_tasks(
         limit: rows that will be scored. num_fewshot: solved examples before each; None is as each task says.
 
     Raises:
-        ConfigError: an unknown name (with the nearest), rows that cannot be had, or that do not fit their task, or
+        ConfigError: an unknown name (with the nearest), rows that cannot be loaded, or that do not fit their task, or
             examples for a task that has none or too few.
     """
     if rows not in ROWS:
@@ -75,7 +75,7 @@ def load_tasks(
             loaded = manager.load(wanted)
         except ConfigError:
             raise
-        except Exception as error:  # whatever datasets and the Hub raise where rows cannot be had
+        except Exception as error:  # whatever datasets and the Hub raise where rows cannot be loaded
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise ConfigError(
                 f"--tasks: the rows of {', '.join(wanted)} cannot be loaded ({reason[:160]}); rows of common tasks "

@@ -45,7 +45,7 @@ class EvalOptions:
 
     def __post_init__(self) -> None:
         if not self.tasks:
-            raise ConfigError("--tasks: names none; e.g. --tasks hellaswag,perplexity")
+            raise ConfigError("--tasks: no task given; e.g. --tasks hellaswag,perplexity")
         for name, value in (("--batch-size", self.batch_size), ("--limit", self.limit)):
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: {value} is not allowed; allowed: at least 1; nearest: 1")

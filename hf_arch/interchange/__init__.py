@@ -4,7 +4,7 @@
     config_dict, state_dict = hf_arch.to_foreign(model, "llama")
 
 A family is one file here: what its config says in our terms and back, and which of its tensors is which of ours. An
-option that has an effect there and cannot be honoured here is an error.
+option that has an effect there and is not supported here is an error.
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ def from_foreign(config: dict[str, Any], state_dict: dict[str, Tensor]) -> PreTr
         state_dict: the source's tensors under its keys; a tied head may be left out.
 
     Raises:
-        ConfigError: an option that cannot be honoured, a missing, unknown or wrongly shaped tensor; one line.
+        ConfigError: an option that is not supported, a missing, unknown or wrongly shaped tensor; one line.
     """
     for name, given, method in (("config", config, "to_dict"), ("state_dict", state_dict, "state_dict")):
         if not isinstance(given, Mapping):

@@ -106,9 +106,7 @@ class ConfigReader:
         value, options = self.take(key, default), list(allowed)
         if value not in options:
             listed = ", ".join(repr(option) for option in options)
-            raise ConfigError(
-                f"{self.name}.{key}: {value!r} cannot be honoured by {self.model_type}; allowed: {listed}"
-            )
+            raise ConfigError(f"{self.name}.{key}: {value!r} is not supported by {self.model_type}; allowed: {listed}")
         return value
 
     def dead(self, *keys: str) -> None:

@@ -239,7 +239,7 @@ def _litgpt_rope(reader: ConfigReader) -> dict[str, Any]:
         return rope
     if ratio != 1 or not isinstance(adjustments, dict) or set(adjustments) != set(_LLAMA3):
         raise ConfigError(
-            f"config.rope_adjustments: {adjustments!r} cannot be honoured by litgpt; allowed: null, or a dict of "
+            f"config.rope_adjustments: {adjustments!r} is not supported by litgpt; allowed: null, or a dict of "
             f"{', '.join(_LLAMA3)} with rope_condense_ratio 1"
         )
     return rope | {"rope_type": "llama3", **{ours: adjustments[name] for name, ours in _LLAMA3.items()}}

@@ -85,7 +85,7 @@ def build_arguments(
 
 
 def check_model(config: PreTrainedConfig, args: TrainingArguments) -> None:
-    """Raises `ConfigError` where the training cannot be had with this model."""
+    """Raises `ConfigError` where the training is not supported for this model."""
     if args.label_smoothing_factor and any(
         getattr(ffn, "routed", False) for ffn, _ in getattr(config, "ffn_specs", ())
     ):

@@ -216,7 +216,7 @@ def test_command_takes_runs_by_name_in_the_results_folder(suite: Path, capsys: p
 @pytest.mark.parametrize(
     ("runs", "latest", "results_dir", "words"),
     [
-        (["missing"], None, None, "'missing' is no folder"),
+        (["missing"], None, None, "'missing' is not a folder"),
         ([], None, None, "no runs given"),
         (["a"], 3, None, "both given"),
         ([], 0, ".", "latest: 0"),

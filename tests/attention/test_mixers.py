@@ -73,12 +73,12 @@ def test_nsa_takes_any_number_of_blocks_from_three(counts: int) -> None:
 
 
 def test_blocks_that_their_kernel_miscounts_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"config\.block_counts: 6 cannot be honoured by nsa"):
+    with pytest.raises(ConfigError, match=r"config\.block_counts: 6 is not supported by nsa"):
         _foreign("nsa__base", block_counts=6)
 
 
 def test_moba_of_one_block_is_refused_where_theirs_attends_to_all() -> None:
-    with pytest.raises(ConfigError, match=r"config\.moba_topk: 1 cannot be honoured by moba"):
+    with pytest.raises(ConfigError, match=r"config\.moba_topk: 1 is not supported by moba"):
         _foreign("moba__base", moba_topk=1)
 
 

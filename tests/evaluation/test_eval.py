@@ -102,7 +102,7 @@ def test_the_command_writes_json_and_nothing_else(tmp_path: Path) -> None:
     ("arguments", "expected"),
     [
         (["--tasks", "simple_qua"], "nearest: 'simple_qa'"),
-        (["--tasks", ","], "--tasks: names none"),
+        (["--tasks", ","], "--tasks: no task given"),
         (["--tasks", "simple_qa", "--dtype", "bf61"], "nearest: 'bf16'"),
         (["--tasks", "simple_qa", "--device", "cpuu"], "nearest: 'cpu'"),
         (["--tasks", "simple_qa", "--limit", "0"], "--limit: 0"),

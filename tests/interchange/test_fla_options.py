@@ -105,7 +105,7 @@ def test_powlu_gates_the_mlp_where_no_output_gate_shares_the_option() -> None:
     expected = gate.sign() * gate.abs() ** power * gate.sigmoid() * ffn.up_proj(x)
     torch.testing.assert_close(ffn(x), ffn.down_proj(expected))
     assert hf_arch.to_foreign(model, "gsa")[0]["hidden_act"] == "powlu"
-    with pytest.raises(ConfigError, match=r"hidden_act: 'powlu' cannot be honoured by gla; allowed: 'swish', 'silu'"):
+    with pytest.raises(ConfigError, match=r"hidden_act: 'powlu' is not supported by gla; allowed: 'swish', 'silu'"):
         hf_arch.from_foreign({**_source("gla")[0], "hidden_act": "powlu"}, {})
 
 

@@ -166,11 +166,11 @@ def test_litgpt(name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"parallel_residual": True}, r"^config.parallel_residual: True cannot be honoured by litgpt; allowed: False$"),
-        ({"norm_class_name": "LayerNorm"}, r"^config.norm_class_name: 'LayerNorm' cannot be honoured by litgpt"),
+        ({"parallel_residual": True}, r"^config.parallel_residual: True is not supported by litgpt; allowed: False$"),
+        ({"norm_class_name": "LayerNorm"}, r"^config.norm_class_name: 'LayerNorm' is not supported by litgpt"),
         # Left out, it is what the source takes for it.
-        ({"norm_class_name": ...}, r"^config.norm_class_name: 'LayerNorm' cannot be honoured by litgpt"),
-        ({"rope_local_base_freq": 100.0}, r"^config.rope_local_base_freq: 100.0 cannot be honoured by litgpt"),
+        ({"norm_class_name": ...}, r"^config.norm_class_name: 'LayerNorm' is not supported by litgpt"),
+        ({"rope_local_base_freq": 100.0}, r"^config.rope_local_base_freq: 100.0 is not supported by litgpt"),
         ({"rope_adjustments": {"factor": 2.0}}, r"^config.rope_adjustments: .* allowed: null, or a dict of factor, "),
         ({"new_option": 1}, r"^config: 'new_option' is not an option of litgpt"),
     ],

@@ -112,7 +112,7 @@ def test_mistakes_in_a_checkpoint_are_one_line():
     config, state = CONFIGS["llama"].to_dict(), dict(_random(CONFIGS["llama"]).state_dict())
     cases = [
         ({**config, "rotary_magic": 2}, state, r"^config: 'rotary_magic' is not an option of llama"),
-        ({**config, "hidden_act": "mish"}, state, r"^config.hidden_act: 'mish' cannot be honoured by llama; allowed: "),
+        ({**config, "hidden_act": "mish"}, state, r"^config.hidden_act: 'mish' is not supported by llama; allowed: "),
         ({"model_type": None}, state, r"^config: no `model_type`; allowed: "),
         (config, {**state, "extra.weight": torch.ones(1)}, r"^state_dict: 'extra.weight' has no place in hfa_llama"),
         (

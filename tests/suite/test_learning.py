@@ -21,7 +21,7 @@ def text():
         options = DataOptions(corpus="shakespeare", tokenizer="char", sequence_length=64)
         return prepare_data(options, progress=False)
     except ConfigError as error:
-        pytest.skip(f"the corpus cannot be had here: {error}")
+        pytest.skip(f"the corpus cannot be loaded here: {error}")
 
 
 @pytest.mark.slow
