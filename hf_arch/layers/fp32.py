@@ -89,5 +89,7 @@ def kept_in_fp32(model: nn.Module) -> dict[str, Tensor]:
 
 
 def loading_patterns(model: nn.Module) -> set[str]:
-    """`kept_in_fp32` as the patterns that transformers' loading looks for in names, `*` for a layer's number."""
-    return {re.sub(r"\.\d+\.", ".*.", name) + "$" for name in kept_in_fp32(model)}
+    """Those of `kept_in_fp32` that files hold, as the patterns that transformers' loading looks for in names, `*` for a
+    layer's number."""
+    stored = model.state_dict(keep_vars=True)
+    return {re.sub(r"\.\d+\.", ".*.", name) + "$" for name in kept_in_fp32(model) if name in stored}
