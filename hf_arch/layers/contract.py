@@ -37,7 +37,6 @@ class LayerContext:
         keys: where the keys of this layer are, the cached ones included; None unless it `needs_key_positions`.
         cache: transformers' cache of the whole model, or None; `state` and `update_kv` reach this layer's entry.
         execution: the cache entry of this run of the layer, where layers run several times; None = its own index.
-        use_cache: whether the caller asked for a cache.
         shared: this layer's entry of parameters shared among layers (`Mixer.shared`), or None.
         values: what earlier layers published, by the names that this layer `needs`; each [B, T, ...].
         attention_kwargs: further arguments for transformers' attention functions.
@@ -51,7 +50,6 @@ class LayerContext:
     keys: KeyPositions | None = None
     cache: Any = None
     execution: int | None = None
-    use_cache: bool | None = None
     shared: Any = None
     values: Mapping[str, Tensor] = field(default_factory=dict)
     attention_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -140,7 +138,11 @@ class Part(KeepsFp32):
         return MixerCost()
 
 
-_IN_CONTEXT = {f.name: f.name for f in fields(LayerContext)} | {"past_key_values": "cache", "carry": "values"}
+_IN_CONTEXT = {f.name: f.name for f in fields(LayerContext)} | {
+    "past_key_values": "cache",
+    "use_cache": "cache",
+    "carry": "values",
+}
 
 
 def check_signature(cls: type, method: str, own: tuple[str, ...] = ()) -> None:

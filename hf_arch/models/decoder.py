@@ -224,7 +224,6 @@ class ArchModel(ArchPreTrainedModel):
                 position_bias=biases[index],
                 keys=self._keys_of(index, masks),
                 cache=past_key_values,
-                use_cache=use_cache,
                 attention_kwargs=given,
             )
             own = None if shared_index is None else shared[shared_index][index]

@@ -13,8 +13,10 @@ from transformers import initialization as init
 
 from hf_arch.core.options import Options, options
 from hf_arch.core.registry import MIXERS
+from hf_arch.layers.contract import LayerContext
 from hf_arch.layers.layout import SequenceLayout
 from hf_arch.layers.mixers.base import MixerCost, RecurrentMixer
+from hf_arch.layers.state import LayerState
 from hf_arch.ops.elementwise import hgrn_scan
 
 
@@ -45,7 +47,7 @@ class MovingAverage(RecurrentMixer):
         """Averages over 2 to 100 tokens."""
         init.copy_(self.decay, torch.linspace(0.5, 0.99, self.inner).logit())
 
-    def mix(self, x: Tensor, layout: SequenceLayout, state: Any, **context: Any) -> Tensor:
+    def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
         """[B, T, D] to [B, T, D]; the average of the last token is what decoding goes on from."""
         decay = torch.sigmoid(self.decay.float()).expand(*x.shape[:2], -1)
         fresh = layout.zero_padding(1 - decay)  # padding neither adds to the average nor lets it decay

@@ -74,9 +74,10 @@ def one_step(head, name, calls, folder, **overrides):
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    for layer in model.model.layers:
-        if getattr(layer.ffn, "routed", False) and head == "causal":
-            layer.ffn.options.aux_loss_coef = 0.0  # a product of means over a call, by definition
+    specs = model.config.ffn if isinstance(model.config.ffn, list) else [model.config.ffn]
+    for spec in specs:
+        if spec["type"] == "moe":
+            spec["aux_loss_coef"] = 0.0  # a product of means over a call, by definition
     arguments = TrainingArguments(
         str(folder),
         max_steps=1,
