@@ -53,6 +53,7 @@ from .configuration import ArchConfig
 from .heads import counting_items, sequence_loss, token_loss
 from .initialization import init_arch_weights
 from .inputs import read_inputs
+from .late_logits import LateLogits, MoeTrainingOutput, TrainingOutput
 from .layer_masks import same_document, sliding_mask
 from .loss import chunked_cross_entropy, loss_chunk_size, penalise_max_logits, target_weights
 from .serving import CheckedGenerationMixin
@@ -427,7 +428,14 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
             **kwargs,
         )
         chunk = loss_chunk_size(self.config.loss_chunk_size, self.vocab_size)
-        logits = loss = None
+        logits: Any = None
+        loss = None
+
+        def head() -> Tensor:
+            logits = self.lm_head(self._head_input(slice_logits_to_keep(out.last_hidden_state, logits_to_keep)))
+            cap = self.config.final_logit_softcapping
+            return logits if cap is None else torch.tanh(logits / cap) * cap
+
         if labels is not None and self.training and chunk > 0:
             loss = chunked_cross_entropy(
                 self._head_input(out.last_hidden_state),
@@ -439,11 +447,10 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
                 num_items_in_batch=kwargs.get("num_items_in_batch"),
                 shift_labels=kwargs.get("shift_labels"),
             )
+            if not torch.compiler.is_compiling():
+                logits = LateLogits(head, self.lm_head, out.last_hidden_state.device.type)
         else:
-            logits = self.lm_head(self._head_input(slice_logits_to_keep(out.last_hidden_state, logits_to_keep)))
-            cap = self.config.final_logit_softcapping
-            if cap is not None:
-                logits = torch.tanh(logits / cap) * cap
+            logits = head()
             if labels is not None:
                 loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
                 if self.config.max_logit_penalty:
@@ -456,13 +463,15 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
             "hidden_states": out.hidden_states,
             "attentions": out.attentions,
         }
+        late = isinstance(logits, LateLogits)
         if not isinstance(out, MoeModelOutputWithPast):
-            return CausalLMOutputWithPast(**fields)
+            return (TrainingOutput if late else CausalLMOutputWithPast)(**fields)
         targets = target_weights(labels, **kwargs) if labels is not None else None
         aux_loss, penalty = self._routing_losses(out.router_logits, attention_mask, targets)
         if trains_routers and loss is not None:
             fields["loss"] = loss + penalty.to(loss.device)
-        return MoeCausalLMOutputWithPast(**fields, aux_loss=aux_loss, router_logits=out.router_logits)
+        kind = MoeTrainingOutput if late else MoeCausalLMOutputWithPast
+        return kind(**fields, aux_loss=aux_loss, router_logits=out.router_logits)
 
     def _head_input(self, hidden_states: Tensor) -> Tensor:
         """Divided by `logits_scaling`, as the logits then are."""
