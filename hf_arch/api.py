@@ -3,6 +3,7 @@ they cost."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -17,7 +18,7 @@ from .models.configuration import ArchConfig, option_names
 from .models.cost import ModelCost, model_cost
 from .models.describe import describe
 
-__all__ = ["config_from_dict", "cost", "describe", "list_architectures", "tiny_config"]
+__all__ = ["config_from_dict", "config_options", "cost", "describe", "list_architectures", "tiny_config"]
 
 load_all()
 
@@ -43,6 +44,30 @@ def tiny_config(name: str, **overrides: Any) -> ArchConfig:
             if key not in named:
                 raise unknown_key_error(name, key, named - _NOT_FOR_RECIPES)
     return entry.tiny_config(**overrides)
+
+
+def config_options(name: str) -> list[dict[str, Any]]:
+    """Every key that a config of the architecture `name` takes: `key`, `default`, and `of`, the part it belongs to
+    (`config`, or a mixer or FFN that the architecture has by default, `gla`).
+
+    Raises:
+        ConfigError: an architecture that does not exist.
+    """
+    config_class = ARCHITECTURES.get(name, "architecture").config
+    config = config_class()
+    rows = [
+        {"key": f.name, "default": getattr(config, f.name), "of": "config"}
+        for f in fields(config_class)
+        if f.name not in _NOT_FOR_RECIPES
+    ]
+    taken = {row["key"] for row in rows}
+    for kind, component in _default_components({}, config_class):
+        defaults = {f.name: f.default for f in fields(component.Options) if f.name not in taken}
+        rows += [
+            {"key": key, "default": defaults[key], "of": kind} for key in option_names(component) if key in defaults
+        ]
+        taken |= set(defaults)
+    return rows
 
 
 def cost(config: ArchConfig, seq_len: int, batch_size: int = 1) -> ModelCost:
@@ -72,7 +97,8 @@ def config_from_dict(model: dict[str, Any]) -> ArchConfig:
     known = [f.name for f in fields(config_class) if f.name not in _NOT_FOR_RECIPES]
     for key in values:
         if key not in known and key not in _flat_options(values, config_class):
-            raise unknown_key_error("model", key, {*known, *_flat_options(values, config_class)})
+            error = unknown_key_error("model", key, {*known, *_flat_options(values, config_class)})
+            raise error.advised(f"all: hf-arch info {name} --options")
     try:
         return config_class(**values)
     except ConfigError as error:
@@ -96,7 +122,11 @@ _NOT_FOR_RECIPES = {
 
 def _flat_options(values: dict[str, Any], config_class: type[ArchConfig]) -> set[str]:
     """Options of the mixers and FFNs that this section names, or that the architecture has by default."""
-    names: set[str] = set()
+    return {name for _, part in _default_components(values, config_class) for name in option_names(part)}
+
+
+def _default_components(values: dict[str, Any], config_class: type[ArchConfig]) -> Iterator[tuple[str, Any]]:
+    """(name, class) of the mixers and FFNs that a section names, or that the architecture has by default."""
     defaults: dict[str, Any] = {f.name: f for f in fields(config_class)}
     for field_name, registry in (("mixer", MIXERS), ("ffn", FFNS)):
         default = defaults[field_name]
@@ -105,5 +135,4 @@ def _flat_options(values: dict[str, Any], config_class: type[ArchConfig]) -> set
         )
         for spec in value if isinstance(value, list) else [value]:
             kind = spec.get("type", default.default) if isinstance(spec, dict) else str(spec).split("*")[0].strip()
-            names.update(option_names(registry.get(kind, f"model.{field_name}")))
-    return names
+            yield kind, registry.get(kind, f"model.{field_name}")

@@ -11,7 +11,8 @@ import hf_arch
 from hf_arch.checks import CheckResult, check_mixer_file, check_model
 from hf_arch.cli.listing import require_architecture
 from hf_arch.core.errors import ConfigError
-from hf_arch.recipe.yaml_text import parse_override
+from hf_arch.recipe.overrides import config_overrides
+from hf_arch.recipe.recipe import SECTIONS
 
 
 def check_target(target: str, overrides: Sequence[str] = ()) -> dict[str, list[CheckResult]]:
@@ -25,7 +26,7 @@ def check_target(target: str, overrides: Sequence[str] = ()) -> dict[str, list[C
             )
         return check_mixer_file(target)
     require_architecture(target, "neither a Python file nor an architecture")
-    return {target: check_model(hf_arch.tiny_config(target, **dict(map(parse_override, overrides))))}
+    return {target: check_model(hf_arch.tiny_config(target, **config_overrides(overrides, SECTIONS)))}
 
 
 def print_checks(title: str, results: list[CheckResult], console: Console | None = None) -> None:

@@ -9,18 +9,22 @@ from typing import Annotated, Any
 
 import typer
 
+from hf_arch.cli import completion
+from hf_arch.cli.panels import RESULTS
 from hf_arch.core.errors import ConfigError
 
 
 def register(app: typer.Typer) -> None:
     """Adds the commands of this package to `app`."""
-    app.command("generate")(generate_command)
-    app.command("eval")(eval_command)
-    app.command("bench")(bench_command)
+    app.command("generate", rich_help_panel=RESULTS)(generate_command)
+    app.command("eval", rich_help_panel=RESULTS)(eval_command)
+    app.command("bench", rich_help_panel=RESULTS)(bench_command)
 
 
 def generate_command(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A run, a saved model, or a Hub id.")],
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="A run, a saved model, or a Hub id.", autocompletion=completion.runs)
+    ],
     prompt: Annotated[str | None, typer.Option(help="Text to continue.")] = None,
     prompt_file: Annotated[
         str | None, typer.Option(metavar="FILE", help="Instead a prompt a line, several at a time.")
@@ -80,7 +84,12 @@ def _say(text: str) -> None:
 
 def eval_command(
     path: Annotated[
-        str, typer.Argument(metavar="PATH", help="A run, a saved model, a Hub id, or a folder of finished runs.")
+        str,
+        typer.Argument(
+            metavar="PATH",
+            help="A run, a saved model, a Hub id, or a folder of finished runs.",
+            autocompletion=completion.runs,
+        ),
     ],
     tasks: Annotated[
         str, typer.Option(help="Names of lm_eval's tasks, `comprehensive`, `perplexity`; several with commas.")
@@ -89,7 +98,9 @@ def eval_command(
     dtype: Annotated[str, typer.Option(help="Of the weights: `fp32`, `bf16`, `fp16`; `auto` is as saved.")] = "auto",
     device: Annotated[str | None, typer.Option(help="`cpu`, `cuda`, ...; by default the GPU, if there is one.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N rows of each task.")] = None,
-    output_json: Annotated[str | None, typer.Option(metavar="FILE", help="Write the scores as JSON.")] = None,
+    output_json: Annotated[
+        str | None, typer.Option("--output-json", "--output", metavar="FILE", help="Write the scores as JSON.")
+    ] = None,
     include_path: Annotated[str | None, typer.Option(metavar="DIR", help="A folder of your own task files.")] = None,
     rows: Annotated[
         str, typer.Option(metavar="auto|hub|local", help="Where rows come from; `auto`: from here where they are here.")
@@ -141,7 +152,11 @@ def eval_command(
 def bench_command(
     architectures: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[ARCH]...", help="Names, recipes, runs or saved models; `key=value` changes configs."),
+        typer.Argument(
+            metavar="[ARCH]...",
+            help="Names, recipes, runs or saved models; `key=value` changes configs.",
+            autocompletion=completion.targets,
+        ),
     ] = None,
     seq_len: Annotated[str, typer.Option(help="Lengths of context in tokens, with commas.")] = "256",
     batch_size: Annotated[int, typer.Option(help="Sequences at a time.")] = 1,
@@ -151,7 +166,9 @@ def bench_command(
         str | None, typer.Option(metavar="transformers", help="Add transformers' model of the same sizes and weights.")
     ] = None,
     repeats: Annotated[int, typer.Option(help="Rounds; medians are reported.")] = 5,
-    output_json: Annotated[str | None, typer.Option(metavar="FILE", help="Write all numbers as JSON.")] = None,
+    output_json: Annotated[
+        str | None, typer.Option("--output-json", "--output", metavar="FILE", help="Write all numbers as JSON.")
+    ] = None,
     plot: Annotated[str | None, typer.Option(metavar="FILE", help="Draw speed and memory: png, svg or pdf.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> int:

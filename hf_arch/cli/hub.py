@@ -8,16 +8,22 @@ from typing import Annotated
 
 import typer
 
-Path_ = Annotated[str, typer.Argument(metavar="PATH", help="A run folder, a saved model, or a Hub id.")]
+from hf_arch.cli import completion
+from hf_arch.cli.panels import SHARE
+
+Path_ = Annotated[
+    str,
+    typer.Argument(metavar="PATH", help="A run folder, a saved model, or a Hub id.", autocompletion=completion.runs),
+]
 License = Annotated[str | None, typer.Option(help="Licence of the weights by the Hub's name, e.g. `apache-2.0`.")]
 
 
 def register(app: typer.Typer) -> None:
     """Enter the commands into `app`."""
-    app.command()(push)
-    app.command()(export)
-    app.command()(convert)
-    app.command()(quantize)
+    app.command(rich_help_panel=SHARE)(push)
+    app.command(rich_help_panel=SHARE)(export)
+    app.command(rich_help_panel=SHARE)(convert)
+    app.command(rich_help_panel=SHARE)(quantize)
 
 
 def push(

@@ -12,11 +12,21 @@ from rich.console import Console
 from rich.table import Table
 
 import hf_arch
+from hf_arch.api import config_options
 from hf_arch.core import registry
 from hf_arch.core.errors import ConfigError, nearest
-from hf_arch.recipe.yaml_text import parse_override
+from hf_arch.core.recipes import is_recipe_name, recipe_names, recipes_folder
+from hf_arch.recipe.overrides import config_overrides
+from hf_arch.recipe.recipe import SECTIONS
 
-KINDS = (registry.MIXERS, registry.FFNS, registry.NORMS, registry.POSITIONS, registry.ACTIVATIONS)
+KINDS = (
+    registry.MIXERS,
+    registry.FFNS,
+    registry.STREAMS,
+    registry.NORMS,
+    registry.POSITIONS,
+    registry.ACTIVATIONS,
+)
 
 
 def architecture_rows() -> list[dict[str, str]]:
@@ -35,6 +45,45 @@ def component_rows() -> list[dict[str, Any]]:
         for kind in KINDS
         for name, entry in kind.items()
     ]
+
+
+def recipe_rows() -> list[dict[str, str]]:
+    """Name and question (the first line) of every recipe that comes with the package."""
+    folder = recipes_folder()
+    return [{"name": name, "question": _headline(folder / f"{name}.yaml")} for name in recipe_names()]
+
+
+def corpus_rows() -> list[dict[str, str]]:
+    """Name and first line of every registered corpus."""
+    import hf_arch.data.corpora  # noqa: F401 (registers them)
+
+    registry.load_environment_plugins()
+    return [{"name": name, "summary": _first_line(entry)} for name, entry in registry.CORPORA.items()]
+
+
+def probe_rows() -> list[dict[str, str]]:
+    """Name, question and source of every registered probe."""
+    from hf_arch.data.probes import PROBES
+
+    registry.load_environment_plugins()
+    return [{"name": name, "question": probe.question} for name, probe in PROBES.items()]
+
+
+def task_rows() -> list[dict[str, str]]:
+    """Name of every task of `hf-arch eval` whose rows are on this machine, and where they are from."""
+    from hf_arch.evaluation import offline
+    from hf_arch.evaluation.suites import OUR_TASKS, SUITES
+
+    suites = [{"name": name, "rows": ", ".join(members)} for name, members in SUITES.items()]
+    own = [{"name": path.stem, "rows": "made by hf_arch"} for path in sorted(OUR_TASKS.glob("*.yaml"))]
+    wheel = [{"name": name, "rows": offline.rows_origin(name)} for name in offline.local_tasks()]
+    return [{"name": "perplexity", "rows": "held-out text of the run, or --text"}, *suites, *own, *wheel]
+
+
+def option_rows(target: str) -> list[dict[str, Any]]:
+    """Every key of an architecture's config, with its default and the part that reads it."""
+    require_architecture(target, "not an architecture")
+    return config_options(target)
 
 
 def print_rows(rows: Sequence[dict[str, Any]]) -> None:
@@ -56,13 +105,13 @@ def model_reports(target: str, overrides: Sequence[str], seq_len: int | None) ->
     from hf_arch.runs.model_report import model_report
 
     path = Path(target)
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix in (".yaml", ".yml") or (not path.exists() and is_recipe_name(target)):
         return _recipe_reports(target, overrides, seq_len)
     if path.exists():
         config = _saved_config(path, overrides)
     else:
         require_architecture(target, "neither a recipe, nor a folder, nor an architecture")
-        config = hf_arch.config_from_dict({"architecture": target, **dict(map(parse_override, overrides))})
+        config = hf_arch.config_from_dict({"architecture": target, **config_overrides(overrides, SECTIONS)})
     return [model_report(config, seq_len or config.max_position_embeddings)]
 
 
@@ -101,7 +150,7 @@ def _saved_config(path: Path, overrides: Sequence[str]) -> Any:
     for key in ("architectures", "model_type", "transformers_version", "dtype", "layer_types"):
         values.pop(key, None)
     architecture = config.model_type.removeprefix("hfa_")
-    return hf_arch.config_from_dict({"architecture": architecture, **values, **dict(map(parse_override, overrides))})
+    return hf_arch.config_from_dict({"architecture": architecture, **values, **config_overrides(overrides, SECTIONS)})
 
 
 def _options(entry: Any) -> dict[str, Any]:
@@ -112,6 +161,12 @@ def _options(entry: Any) -> dict[str, Any]:
         field.name: None if field.default is dataclasses.MISSING else field.default
         for field in dataclasses.fields(options)
     }
+
+
+def _headline(path: Path) -> str:
+    """The first line of a recipe's comment, without `Question:`."""
+    line = path.read_text(encoding="utf-8").partition("\n")[0]
+    return line.lstrip("# ").removeprefix("Question:").strip()
 
 
 def _first_line(entry: Any) -> str:

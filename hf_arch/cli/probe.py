@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from hf_arch.cli import completion
+from hf_arch.cli.panels import TRAIN
 from hf_arch.core.errors import ConfigError
 
 SWEPT = "training.learning_rate"
@@ -19,12 +21,17 @@ TOLERANCE = 0.02  # one more channel of a model this small is more than a hundre
 
 def register(app: typer.Typer) -> None:
     """Adds the command to `app`."""
-    app.command("probe")(probe_command)
+    app.command("probe", rich_help_panel=TRAIN)(probe_command)
 
 
 def probe_command(
     architectures: Annotated[
-        list[str], typer.Argument(metavar="ARCH... [KEY=VALUE]...", help="Architectures, then changes to their recipe.")
+        list[str],
+        typer.Argument(
+            metavar="ARCH... [KEY=VALUE]...",
+            help="Architectures, then changes to their recipe.",
+            autocompletion=completion.architectures,
+        ),
     ],
     task: Annotated[list[str], typer.Option("--task", help="A probe, e.g. `mqar`, `parity`; may be repeated.")],
     setting: Annotated[str, typer.Option(metavar="cpu|paper", help="A twin for two cores, or as published.")] = "cpu",
@@ -37,17 +44,30 @@ def probe_command(
     match: Annotated[str | None, typer.Option(metavar="parameters|flops|state", help="Make the models equal.")] = None,
     results_dir: Annotated[str, typer.Option(help="Where the runs go, a folder for each task.")] = "results/probes",
     workers: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    engine: Annotated[
+        str, typer.Option(metavar="local|slurm", help="Processes here, or jobs of a Slurm cluster.")
+    ] = "local",
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="A parameter of the jobs, e.g. `slurm_partition=gpu`; may be repeated."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the runs, their sizes and their cost; train nothing.")
+    ] = False,
 ) -> int:
     """Train small models on synthetic tasks: what can an architecture recall, copy, compress, or keep track of?
 
     Models have one head and, except for the tasks of MAD, no FFN. Finished runs are kept.
     Example: `hf-arch probe llama gla mamba delta_net --task mqar --learning-rate 1e-3 --learning-rate 3e-3`.
     """
-    from hf_arch.experiments.execution.runner import RunOptions
+    from hf_arch.experiments.execution.runner import RunOptions, processes_per_run
     from hf_arch.experiments.execution.sets import run_set
+    from hf_arch.experiments.planning.prepare import prepare_set
     from hf_arch.recipe.recipe import read_recipe
     from hf_arch.report.conclude import conclude
+    from hf_arch.report.preview import print_preview
 
+    options = RunOptions(workers, engine, slurm=tuple(slurm or ()))
     names = [name for name in architectures if "=" not in name]
     overrides = [text for text in architectures if "=" in text]
     rates = learning_rate or [3e-3]
@@ -58,7 +78,10 @@ def probe_command(
     failed = []
     for recipe in sets:
         folder = Path(results_dir) / recipe.experiment.name
-        trained = run_set(recipe, folder, RunOptions(workers=workers))
+        if dry_run:
+            print_preview(recipe, prepare_set(recipe, folder, processes_per_run(options)))
+            continue
+        trained = run_set(recipe, folder, options)
         conclude(trained, folder, recipe.experiment.study)
         failed += trained.failed
     return 1 if failed else 0

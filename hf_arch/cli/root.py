@@ -18,8 +18,10 @@ import typer
 from typer.core import TyperGroup
 
 from hf_arch import __version__, environment
+from hf_arch.cli import completion
 from hf_arch.cli.evaluation import register as register_evaluation
 from hf_arch.cli.hub import register as register_hub
+from hf_arch.cli.panels import LOOK, RESULTS, TRAIN
 from hf_arch.cli.probe import register as register_probe
 from hf_arch.cli.with_command import register as register_with
 from hf_arch.core.errors import ConfigError
@@ -76,15 +78,14 @@ USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 app = typer.Typer(
     cls=OneLineErrors,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Invent, ablate and compare language-model architectures.\n\n"
-    "Try `hf-arch list`, `hf-arch info llama`, `hf-arch run recipes/quickstart/quickstart.yaml`.",
+    "Try `hf-arch run quickstart --dry-run`, `hf-arch info llama`, `hf-arch check gla`.",
 )
 data_app = typer.Typer(no_args_is_help=True, help="Prepare training text.")
-app.add_typer(data_app, name="data")
+app.add_typer(data_app, name="data", rich_help_panel=TRAIN)
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, e.g. `training.max_steps=100`.")
@@ -115,39 +116,69 @@ def _root(
     return
 
 
-@app.command("list")
+@app.command("list", rich_help_panel=LOOK)
 def list_command(
-    components: Annotated[bool, typer.Option("--components", help="Every registered component instead.")] = False,
+    components: Annotated[bool, typer.Option("--components", help="Every part that a config can name.")] = False,
+    recipes: Annotated[bool, typer.Option("--recipes", help="The recipes that come with the package.")] = False,
+    corpora: Annotated[bool, typer.Option("--corpora", help="Texts to train on.")] = False,
+    probes: Annotated[bool, typer.Option("--probes", help="Synthetic tasks.")] = False,
+    tasks: Annotated[bool, typer.Option("--tasks", help="Tasks of `eval` whose rows are on this machine.")] = False,
     as_json: AsJson = False,
 ) -> int:
-    """List the architectures, or with `--components` every part that a config can name, with its options."""
-    with _only_results_on_stdout():
-        from hf_arch.cli.listing import architecture_rows, component_rows, print_rows
+    """List the architectures, or what else there is to choose from, by name.
 
-        rows = component_rows() if components else architecture_rows()
+    Examples: `hf-arch list`, `hf-arch list --recipes`, `hf-arch list --components --json`.
+    """
+    with _only_results_on_stdout():
+        from hf_arch.cli import listing
+
+        tables = {
+            "--components": (components, listing.component_rows),
+            "--recipes": (recipes, listing.recipe_rows),
+            "--corpora": (corpora, listing.corpus_rows),
+            "--probes": (probes, listing.probe_rows),
+            "--tasks": (tasks, listing.task_rows),
+        }
+        asked = [name for name, (wanted, _) in tables.items() if wanted]
+        if len(asked) > 1:
+            raise ConfigError(f"{asked[1]}: not together with {asked[0]}; ask for one list at a time")
+        rows = tables[asked[0]][1]() if asked else listing.architecture_rows()
     if as_json:
         _print_json(rows)
     else:
-        print_rows(rows)
+        listing.print_rows(rows)
     return 0
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def info(
-    target: Annotated[str, typer.Argument(metavar="ARCH|RECIPE|PATH", help="A name, a YAML file, or a saved model.")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="ARCH|RECIPE|PATH", help="A name, a YAML file, or a saved model.", autocompletion=completion.targets
+        ),
+    ],
     overrides: Overrides = None,
     seq_len: Annotated[int | None, typer.Option(min=1, help="Context length that the costs are for.")] = None,
+    options: Annotated[bool, typer.Option("--options", help="Instead, every key that the config takes.")] = False,
     as_json: AsJson = False,
 ) -> int:
     """Show what a model is made of and what it costs, without building it.
 
-    Examples: `hf-arch info llama num_hidden_layers=12`, `hf-arch info recipes/quickstart/quickstart.yaml --json`,
+    Examples: `hf-arch info llama num_hidden_layers=12`, `hf-arch info quickstart --json`, `hf-arch info gla --options`,
     `hf-arch info results/quickstart/llama_1a2b3c4d5e`.
     """
     with _only_results_on_stdout():
-        from hf_arch.cli.listing import model_reports
+        from hf_arch.cli.listing import model_reports, option_rows, print_rows
 
-        reports = model_reports(target, overrides or [], seq_len)
+        rows = option_rows(target) if options else []
+        reports = [] if options else model_reports(target, overrides or [], seq_len)
+    if options:
+        if as_json:
+            _print_json(rows)
+        else:
+            print_rows(rows)
+        return 0
     if as_json:
         _print_json(reports[0] if len(reports) == 1 else reports)
         return 0
@@ -160,9 +191,16 @@ def info(
     return 0
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def check(
-    target: Annotated[str, typer.Argument(metavar="MIXER.py|ARCH", help="A file that registers mixers, or a name.")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="MIXER.py|ARCH",
+            help="A file that registers mixers, or a name.",
+            autocompletion=completion.checkable,
+        ),
+    ],
     overrides: Overrides = None,
 ) -> int:
     """Hold a mixer to what every sequence model must keep: causality, caches, padding, packing, gradients, cost.
@@ -181,9 +219,16 @@ def check(
     return 0 if all(result.passed for results in checked.values() for result in results) else 1
 
 
-@app.command()
+@app.command(rich_help_panel=TRAIN)
 def train(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML recipe.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE",
+            help="A YAML recipe, or the name of one (`hf-arch list --recipes`).",
+            autocompletion=completion.recipes,
+        ),
+    ],
     overrides: Overrides = None,
     output_dir: Annotated[str | None, typer.Option(help="Run folder; by default `results/<name>_<hash>`.")] = None,
     run: Annotated[str | None, typer.Option("--run", help="Which run, of a recipe that declares several.")] = None,
@@ -223,9 +268,16 @@ def train(
     return 0
 
 
-@app.command("run")
+@app.command("run", rich_help_panel=TRAIN)
 def run_command(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML recipe with `experiment.runs` or seeds.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE",
+            help="A YAML recipe, or the name of one (`hf-arch list --recipes`).",
+            autocompletion=completion.recipes,
+        ),
+    ],
     overrides: Overrides = None,
     scale: Annotated[str | None, typer.Option(help="A size the recipe declares, e.g. `cpu`.")] = None,
     results_dir: Annotated[str | None, typer.Option(help="Folder of the set; by default `results/<name>`.")] = None,
@@ -261,10 +313,11 @@ def run_command(
     return run_recipe(recipe, results_dir, options, scale=scale, overrides=overrides or (), dry_run=dry_run)
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 def compare(
     runs: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN]...", help="Run folders or folders of runs.")
+        list[str] | None,
+        typer.Argument(metavar="[RUN]...", help="Run folders or folders of runs.", autocompletion=completion.runs),
     ] = None,
     latest: Annotated[int | None, typer.Option(min=1, help="The N newest runs instead.")] = None,
     results_dir: Annotated[str | None, typer.Option(help="Where to look for runs.")] = None,
@@ -280,9 +333,11 @@ def compare(
     return compare_command(runs or [], latest, results_dir, csv, as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 def report(
-    results_dir: Annotated[str, typer.Argument(metavar="RESULTS_DIR", help="A folder of runs.")],
+    results_dir: Annotated[
+        str, typer.Argument(metavar="RESULTS_DIR", help="A folder of runs.", autocompletion=completion.runs)
+    ],
     output: Annotated[str | None, typer.Option(metavar="FILE", help="By default `RESULTS_DIR/report.html`.")] = None,
 ) -> int:
     """Write one HTML page about the runs in a folder, with everything it needs inside.

@@ -19,6 +19,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from hf_arch.cli.panels import SHARE
 from hf_arch.core.errors import ConfigError
 from hf_arch.environment import read
 
@@ -28,7 +29,7 @@ HOOK = Path(__file__).parents[1] / "startup_hook"
 def register(app: typer.Typer) -> None:
     """Enter the command into `app`."""
     settings = {"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": ["-h", "--help"]}
-    app.command("with", context_settings=settings)(with_command)
+    app.command("with", rich_help_panel=SHARE, context_settings=settings)(with_command)
 
 
 def with_command(

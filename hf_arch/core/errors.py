@@ -9,6 +9,8 @@ import difflib
 from collections.abc import Iterable
 from typing import Self
 
+NEAR_ONES = 5  # shown beside an unknown key
+
 
 class ConfigError(ValueError):
     """A wrong option, key or file named by the user. The command line prints it as one line and exits with code 2.
@@ -36,6 +38,12 @@ class ConfigError(ValueError):
         facts = {"field": inner, "value": self.value, "allowed": self.allowed, "nearest": self.nearest}
         return type(self)(f"{field}{separator}{self}", **facts)  # type: ignore[arg-type]
 
+    def advised(self, advice: str) -> Self:
+        """The same error with `; advice` at the end of its line."""
+        return type(self)(
+            f"{self}; {advice}", field=self.field, value=self.value, allowed=self.allowed, nearest=self.nearest
+        )
+
 
 class UnknownKeyError(ConfigError):
     """An option name that does not exist; `value` is the name."""
@@ -47,12 +55,15 @@ class UnknownChoiceError(ConfigError):
 
 def nearest(name: str, allowed: Iterable[str]) -> str | None:
     """The entry of `allowed` that reads most like `name`, or None where nothing comes close."""
+    return next(iter(near_ones(name, allowed, most=1)), None)
+
+
+def near_ones(name: str, allowed: Iterable[str], most: int = NEAR_ONES) -> list[str]:
+    """Up to `most` entries of `allowed` that read like `name`, the likest first."""
     options = sorted(str(option) for option in allowed)
-    matches = difflib.get_close_matches(str(name), options, n=1, cutoff=0.5)
-    if matches:
-        return matches[0]
+    matches = difflib.get_close_matches(str(name), options, n=most, cutoff=0.5)
     inside = [option for option in options if str(name) and (str(name) in option or option in str(name))]
-    return inside[0] if inside else None
+    return list(dict.fromkeys([*matches, *inside]))[:most]
 
 
 def choice_error(field: str, value: object, allowed: Iterable[str]) -> UnknownChoiceError:
@@ -68,7 +79,7 @@ def choice_error(field: str, value: object, allowed: Iterable[str]) -> UnknownCh
 def unknown_key_error(where: str, key: str, allowed: Iterable[str]) -> UnknownKeyError:
     """Error for an option name that does not exist, e.g. `training: unknown key 'max_step'; nearest: 'max_steps'`."""
     options = sorted(str(option) for option in allowed)
-    near = nearest(key, options)
-    hint = f"nearest: {near!r}" if near else f"allowed: {', '.join(options)}"
+    near = near_ones(key, options)
+    hint = f"nearest: {', '.join(map(repr, near))}" if near else f"allowed: {', '.join(options)}"
     message = f"{where}: unknown key {key!r}; {hint}"
-    return UnknownKeyError(message, field=where, value=key, allowed=options, nearest=near)
+    return UnknownKeyError(message, field=where, value=key, allowed=options, nearest=next(iter(near), None))

@@ -37,7 +37,7 @@ def find_recipe(recipe: str | Path) -> Path:
     if path.suffix in (".yaml", ".yml") or path.exists():
         return path
     name, names = str(recipe), recipe_names()
-    fits = [name] if name in names else [entry for entry in names if entry.rpartition("/")[2] == name]
+    fits = _fitting(name, names)
     if len(fits) == 1:
         return recipes_folder() / f"{fits[0]}.yaml"
     if fits:
@@ -46,3 +46,12 @@ def find_recipe(recipe: str | Path) -> Path:
     near = nearest(name, names) or last.get(nearest(name, last) or "")
     hint = f"; nearest: {near!r}" if near else ""
     raise ConfigError(f"recipe: {name!r} is neither a file nor a recipe of hf_arch{hint}; allowed: {', '.join(names)}")
+
+
+def is_recipe_name(text: str) -> bool:
+    """Whether `text` is the name of a recipe that comes with the package, or the last part of one or several."""
+    return bool(_fitting(text, recipe_names()))
+
+
+def _fitting(name: str, names: list[str]) -> list[str]:
+    return [name] if name in names else [entry for entry in names if entry.rpartition("/")[2] == name]

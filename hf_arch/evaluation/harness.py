@@ -26,15 +26,8 @@ from hf_arch.evaluation.compat import is_group
 from hf_arch.evaluation.lm_eval import ArchLM
 from hf_arch.evaluation.offline import INSTALL, local_tasks, rows_origin, write_task_files
 from hf_arch.evaluation.row_checks import check_rows
+from hf_arch.evaluation.suites import OUR_TASKS, SUITES
 
-OUR_TASKS = Path(__file__).parent / "tasks"
-SUITES = {
-    "comprehensive": (
-        *("lambada_openai", "arithmetic", "sentence_completion", "word_association", "simple_qa"),
-        *("piqa", "social_iqa"),
-    )
-}
-"""Names that stand for several tasks. (`hellaswag`, lm_eval's own task, is a suite of one.)"""
 ROWS = ("auto", "hub", "local")
 _SEED = 1234  # lm_eval's default for torch and for few-shot examples
 

@@ -23,8 +23,9 @@ from hf_arch.data import DataOptions
 from hf_arch.deprecations import current_names
 from hf_arch.recipe.dotted import dotted, nested, set_dotted
 from hf_arch.recipe.identity import run_hash
+from hf_arch.recipe.overrides import key_advice
 from hf_arch.recipe.sections import coerce, parse_section, require_mapping
-from hf_arch.recipe.training_section import parse_training
+from hf_arch.recipe.training_section import parse_training, training_fields
 from hf_arch.recipe.yaml_text import parse_override, read_yaml
 
 if TYPE_CHECKING:
@@ -326,7 +327,10 @@ def read_recipe(
     parsed = [parse_override(text) for text in overrides]
     for key, _ in parsed:
         if (section := key.split(".")[0]) not in SECTIONS:
-            raise choice_error(f"override {key}: section", section, SECTIONS)
+            error = choice_error(f"override {key}: section", section, SECTIONS)
+            typed = {"data": DataOptions, "evaluation": EvaluationOptions, "experiment": ExperimentOptions}
+            known = {name: [entry.name for entry in dataclasses.fields(cls)] for name, cls in typed.items()}
+            raise error if "." in key else error.advised(key_advice(key, {"training": training_fields(), **known}))
     values = {key: value for key, value in values.items() if key != RUN_FACTS}
     experiment = _declared(values.get("experiment"))
     values["experiment"] = {**experiment, "name": experiment.get("name") or name}

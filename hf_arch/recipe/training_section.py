@@ -41,8 +41,8 @@ WHOLE_FROM_ONE = ("logging_steps", "eval_steps", "save_steps", "warmup_steps")  
 SHARES = ("adam_beta1", "adam_beta2", "label_smoothing_factor")
 
 
-def parse_training(values: object) -> dict[str, Any]:
-    """The section, checked against the fields of `transformers.TrainingArguments`, their types and their bounds."""
+def training_fields() -> dict[str, Any]:
+    """The keys of the section with their types."""
     from transformers import TrainingArguments
     from transformers.training_args import OptimizerNames
 
@@ -51,6 +51,12 @@ def parse_training(values: object) -> dict[str, Any]:
     fields |= {"precision": Literal[PRECISIONS], "zero_redundancy": bool, "max_skipped_steps": int}
     fields["optim"] = Literal[(*(entry.value for entry in OptimizerNames), "muon")]
     fields["lr_scheduler_kwargs"] = dict[str, Any] | None  # text would be a JSON file's name
+    return fields
+
+
+def parse_training(values: object) -> dict[str, Any]:
+    """The section, checked against the fields of `transformers.TrainingArguments`, their types and their bounds."""
+    fields = training_fields()
     parsed = {}
     for key, value in current_names("training", require_mapping(values, "training")).items():
         if key in RESERVED_TRAINING:

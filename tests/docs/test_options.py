@@ -22,5 +22,6 @@ def test_every_option_is_shown_in_a_command(page: str, command: str) -> None:
     lines = re.findall(rf"^hf-arch {command} .*$", (DOCS / page).read_text(), re.M)
     shown = set(re.findall(r"--[a-z-]+", " ".join(lines)))
     parameters = typer.main.get_command(app).commands[command].params
-    known = {option for parameter in parameters for option in parameter.opts if option.startswith("--")}
+    # One name of each; `--output` may stand for `--output-json`.
+    known = {parameter.opts[0] for parameter in parameters if parameter.opts[0].startswith("--")}
     assert shown == known - {"--help"}

@@ -18,8 +18,8 @@ from hf_arch.evaluation.bench import Candidate
 from hf_arch.experiments.planning.plan import plan_runs
 from hf_arch.interchange import FOREIGN, to_foreign
 from hf_arch.recipe.build import build_config
-from hf_arch.recipe.recipe import load_recipe
-from hf_arch.recipe.yaml_text import parse_override
+from hf_arch.recipe.overrides import config_overrides
+from hf_arch.recipe.recipe import SECTIONS, load_recipe
 
 AGAINST = ("transformers",)
 
@@ -128,4 +128,4 @@ def _configs(target: str, overrides: Sequence[str]) -> list[tuple[str, PreTraine
         raise ConfigError(
             f"{target}: neither a recipe, nor a folder, nor an architecture{hint}; allowed: {', '.join(names)}"
         )
-    return [(target, hf_arch.config_from_dict({"architecture": target, **dict(map(parse_override, overrides))}))]
+    return [(target, hf_arch.config_from_dict({"architecture": target, **config_overrides(overrides, SECTIONS)}))]
