@@ -6,24 +6,27 @@ holds the model to what the tests of this package hold every architecture to. `h
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import hf_arch
-from hf_arch.core.errors import ConfigError
-from hf_arch.core.registry import MIXERS, load_plugin, plugin_line
+from hf_arch.core.registry import plugin_line
 from hf_arch.layers.compat import experts_implementation, set_experts_implementation
+from hf_arch.layers.contract import LayerOutput
 
 LENGTH = 41
 TOLERANCE = 1e-4
 """Of the largest value: what fp32 chunk forms may differ by."""
+FP64_SHARE = 1e-4
+"""Of a tolerance: what fp64 may differ by. A real fault is there as large as before, rounding 1e-9 of it."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,10 @@ class CheckResult:
 
 class _Violation(Exception):
     """An invariant does not hold; the message says by how much."""
+
+
+class _Difference(_Violation):
+    """Two results that should agree differ by more than rounding may; fp64 tells whether it was rounding."""
 
 
 def stirred_model(config: Any, seed: int = 0) -> Any:
@@ -69,6 +76,8 @@ def check_model(config: Any, seed: int = 0) -> list[CheckResult]:
     for name, (check, hint) in INVARIANTS.items():
         try:
             results.append(CheckResult(name, True, check(stirred_model(config, seed), ids)))
+        except _Difference as difference:
+            results.append(_judged_in_fp64(name, config, seed, ids, difference))
         except _Violation as violation:
             results.append(CheckResult(name, False, str(violation), hint))
         except Exception as error:  # a mixer under test may raise anything
@@ -81,28 +90,25 @@ def check_model(config: Any, seed: int = 0) -> list[CheckResult]:
     return results
 
 
-def check_mixer_file(path: str | Path) -> dict[str, list[CheckResult]]:
-    """Each mixer that a file registers, in a small model of it and of attention in turn.
-
-    Raises `ConfigError` where the file cannot be loaded or registers no mixer.
-    """
-    known = set(MIXERS)
-    load_plugin(path)
-    new = [name for name in MIXERS if name not in known]
-    if not new:
-        raise ConfigError(
-            f'{path}: registers no mixer; decorate its class with `@MIXERS.register("name")` of hf_arch.core.registry'
-        )
-    return {name: check_model(hf_arch.tiny_config("mixed", mixer=[name, name, "attention"])) for name in new}
+def _judged_in_fp64(name: str, config: Any, seed: int, ids: Tensor, difference: _Difference) -> CheckResult:
+    """Whether what differs in fp32 differs in fp64 too; only then is the model accused."""
+    check, hint = INVARIANTS[name]
+    try:
+        found = check(stirred_model(config, seed).double(), ids)
+    except Exception:  # a violation, or a model that does not run in fp64: the first finding stands
+        return CheckResult(name, False, str(difference), hint)
+    return CheckResult(name, True, f"{found} in fp64; rounding in fp32 {difference}")
 
 
 def _compare(actual: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> float:
     """The largest difference, relative to the largest expected value where that is above 1."""
+    if actual.dtype == torch.float64:
+        tolerance *= FP64_SHARE
     if not actual.isfinite().all():
         raise _Violation("not finite")
     found = ((actual - expected).abs().max() / expected.abs().max().clamp(min=1.0)).item()
     if found > tolerance:
-        raise _Violation(f"differs by {found:.2g}, allowed {tolerance:.0e}")
+        raise _Difference(f"differs by {found:.2g}, allowed {tolerance:.0e}")
     return found
 
 
@@ -261,15 +267,67 @@ def _cost(model: Any, ids: Tensor) -> str:
     return f"{cost.params_total:,} parameters, {held:,} bytes of state"
 
 
+@torch.no_grad()
+def _reference(model: Any, ids: Tensor) -> str:
+    """Each mixer that brings a `reference` against it, on inputs of its own."""
+    found = []
+    for layer in model.model.layers:
+        reference = getattr(layer.mixer, "reference", None)
+        if reference is not None:
+            generator = torch.Generator().manual_seed(layer.mixer.layer_idx)
+            x = torch.randn(2, LENGTH, model.config.hidden_size, generator=generator).to(model.dtype)
+            found.append(_compare(LayerOutput.of(layer.mixer(x)).hidden_states, reference(x)))
+    return _worst(found) if found else "no mixer brings a `reference`"
+
+
+@torch.no_grad()
+def _flops(model: Any, ids: Tensor) -> str:
+    """The cost against torch's counter, which sees every matrix product, and against the states that it cannot see.
+
+    A step costs at least what is counted, and two FLOPs for each entry of a matrix state; no more than a few for each
+    entry of the cache beyond that. A whole row costs at least as much as its tokens one at a time.
+    """
+    cost, cache = hf_arch.cost(model.config, LENGTH, batch_size=len(ids)), DynamicCache(config=model.config)
+    model.set_attn_implementation("eager")  # the counter knows no other product of attention
+    model(ids, past_key_values=cache)
+    with FlopCounterMode(display=False) as counter:
+        model(ids[:, :1], past_key_values=cache)
+    steps = [cost.decode_flops(context) for context in range(1, LENGTH + 1)]
+    row = cost.flops_per_token_forward * ids.numel()
+    if not all(math.isfinite(value) and value > 0 for value in (*steps, row)):
+        raise _Violation(f"cost gives {min(*steps, row):,.0f} FLOPs; expected finite numbers above 0")
+    counted, said = counter.get_total_flops(), steps[-1]
+    if said < 0.98 * counted:
+        raise _Violation(f"a step costs {said:,.0f} FLOPs by `cost`, torch counts {counted:,.0f} in products alone")
+    held = cached_tensors(cache)
+    matrices = sum(tensor.numel() for tensor, recurrent in held if recurrent and tensor.dim() > 3)
+    products = cost.decode_flops(LENGTH) - len(ids) * cost.linear_flops
+    if products < 2 * matrices:
+        raise _Violation(
+            f"a step mixes for {products:,.0f} FLOPs by `cost`, its matrix states have {matrices:,} entries"
+        )
+    entries = sum(tensor.numel() for tensor, _ in held)
+    if said > 2 * counted + 32 * entries:
+        raise _Violation(f"a step costs {said:,.0f} FLOPs by `cost`; torch counts {counted:,.0f} in products")
+    if row < 0.98 * sum(steps):
+        raise _Violation(f"a row costs {row:,.0f} FLOPs by `cost`, its tokens one at a time {sum(steps):,.0f}")
+    return f"a step {said:,.0f} by `cost`, {counted:,} counted in products"
+
+
 def cache_bytes(cache: Any) -> int:
     """Bytes of all tensors that a filled cache holds, each once."""
-    held: dict[int, int] = {}
+    return sum(tensor.numel() * tensor.element_size() for tensor, _ in cached_tensors(cache))
+
+
+def cached_tensors(cache: Any) -> list[tuple[Tensor, bool]]:
+    """Every tensor that a filled cache holds, each once, and whether it is a recurrent state."""
+    held: dict[int, tuple[Tensor, bool]] = {}
     for layer in cache.layers:
-        for value in vars(layer).values():
+        for name, value in vars(layer).items():
             for tensor in value.values() if isinstance(value, dict) else [value]:
                 if isinstance(tensor, Tensor) and tensor.dim() > 1:
-                    held[id(tensor)] = tensor.numel() * tensor.element_size()
-    return sum(held.values())
+                    held[id(tensor)] = (tensor, "recurrent" in name)
+    return list(held.values())
 
 
 def _bf16(model: Any, ids: Tensor) -> str:
@@ -284,6 +342,7 @@ Invariant = tuple[Callable[[Any, Tensor], str], str]
 INVARIANTS: dict[str, Invariant] = {
     "forward": (_forward, "a batch without padding, cache or documents does not run; nothing else was checked"),
     "causality": (_causality, "a later token changes earlier logits; look for sums or norms over the whole of time"),
+    "reference": (_reference, "the mixer's `reference(x)`, [B, T, D] to [B, T, D], computes something else"),
     "chunks with a cache": (_in_parts([20, 14, 1, 6]), "prefill in parts differs; `state` does not keep all of it"),
     "steps with a cache": (_in_parts([1] * LENGTH), "single steps differ from the whole; compare both forms"),
     "left padding": (_left_padding, "padding gets into the state; `layout.zero_padding` keeps it out"),
@@ -295,6 +354,7 @@ INVARIANTS: dict[str, Invariant] = {
     "beam search": (_beams, "a part of the state is kept outside `state`, where beams are not reordered"),
     "save and load": (_saving, "a tensor is neither a parameter nor a persistent buffer, or initialised on loading"),
     "cost": (_cost, "`cost` and the mixer disagree; see MixerCost"),
+    "FLOPs": (_flops, "`cost` gives other FLOPs than the products that run; see MixerCost"),
     "bf16 autocast": (_bf16, "decays, states and sums over time belong in fp32: `state_dtype`, `without_autocast`"),
 }  # fmt: skip
 """Name -> the check, and where to look when it fails."""

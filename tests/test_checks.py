@@ -7,9 +7,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from hf_arch.checks import check_mixer_file
+import hf_arch
+from hf_arch.checks import CheckResult, check_model
 from hf_arch.cli import app
+from hf_arch.cli.new import new_files
 from hf_arch.core.errors import ConfigError
+from hf_arch.file_checks import check_file
+from hf_arch.layers.cost import MixerCost
+from hf_arch.layers.mixers.gla import GatedLinearAttention
 
 MIXER = Path(__file__).parents[1] / "recipes" / "new_mixer" / "moving_average.py"
 # The line that is broken, what it becomes, and the invariants that must fail for it.
@@ -20,6 +25,8 @@ FAULTS = {
     "runs_on": ("segment_ids=layout.segment_ids", "segment_ids=None", {"packed documents", "packed gradients"}),
     "idle": ("torch.sigmoid(self.decay.float())", "torch.sigmoid(self.decay.detach())", {"every parameter learns"}),
     "miscounts": ("4 * self.inner", "2 * self.inner", {"cost"}),
+    "pays_nothing": ("state_bytes=4 * self.inner", "decode_flops=-1e9, state_bytes=4 * self.inner", {"FLOPs"}),
+    "pays_too_much": ("state_bytes=4 * self.inner", "decode_flops=1e9, state_bytes=4 * self.inner", {"FLOPs"}),
     "raises": ("state.write_recurrent(last)", "state.write_recurrent(last, 'no')", {"beam search"}),
 }
 
@@ -38,7 +45,7 @@ def broken(folder: Path, name: str, registered: str | None = None) -> Path:
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_found_under_its_name(name: str, tmp_path: Path) -> None:
-    [(checked, results)] = check_mixer_file(broken(tmp_path, name)).items()
+    [(checked, results)] = check_file(broken(tmp_path, name)).items()
     assert checked == name
     failed = {result.name for result in results if not result.passed}
     assert failed >= FAULTS[name][2]
@@ -86,7 +93,7 @@ def test_a_file_that_cannot_be_a_mixer_is_one_line(line: str, fault: str, messag
     assert source.count(line) == 1
     path.write_text(source.replace(line, fault).replace('register("moving_average")', 'register("wrong")'))
     with pytest.raises(ConfigError, match=message):
-        check_mixer_file(path)
+        check_file(path)
 
 
 def test_a_mixer_that_does_not_run_is_told_by_its_line(tmp_path: Path) -> None:
@@ -94,7 +101,7 @@ def test_a_mixer_that_does_not_run_is_told_by_its_line(tmp_path: Path) -> None:
     source = MIXER.read_text().replace('register("moving_average")', 'register("does_not_run")')
     fault = "self.in_proj(x[..., :3])"
     path.write_text(source.replace("self.in_proj(x)", fault))
-    [[result]] = check_mixer_file(path).values()
+    [[result]] = check_file(path).values()
     assert result.name == "forward" and "cannot be multiplied" in result.found
     line = next(number for number, text in enumerate(path.read_text().splitlines(), 1) if fault in text)
     assert result.hint == f"raised at line {line} of your file, or by what that line calls"
@@ -103,5 +110,63 @@ def test_a_mixer_that_does_not_run_is_told_by_its_line(tmp_path: Path) -> None:
 def test_a_file_without_a_mixer_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "empty.py"
     path.write_text("x = 1\n")
-    with pytest.raises(ConfigError, match="registers no mixer"):
-        check_mixer_file(path)
+    with pytest.raises(ConfigError, match="registers nothing new that can be checked"):
+        check_file(path)
+
+
+def _failed(results: list[CheckResult]) -> dict[str, str]:
+    return {result.name: result.found for result in results if not result.passed}
+
+
+def test_a_matrix_state_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    cost = GatedLinearAttention.cost
+    monkeypatch.setattr(
+        GatedLinearAttention, "cost", lambda self, seq_len: MixerCost(state_bytes=cost(self, seq_len).state_bytes)
+    )
+    found = _failed(check_model(hf_arch.tiny_config("gla")))
+    assert list(found) == ["FLOPs"] and "matrix states" in found["FLOPs"]
+
+
+def test_another_reference_is_a_failure(tmp_path: Path) -> None:
+    files = new_files("mixer", "referred")
+    right = "average = decay * average + (1 - decay) * token"
+    assert right in files["referred.py"]
+    (tmp_path / "referred.py").write_text(files["referred.py"].replace(right, "average = decay * average + token"))
+    assert list(_failed(check_file(tmp_path / "referred.py")["referred"])) == ["reference"]
+
+
+def test_rounding_is_not_accused(tmp_path: Path) -> None:
+    """A mixer that multiplies by 3e3 and divides again after a cancellation: wrong by 1e-3 in fp32, right in fp64."""
+    text = new_files("mixer", "rounding")["rounding.py"]
+    plain, coarse = "self.out_proj(averages.to(x.dtype))", "self.out_proj(_coarse(averages).to(x.dtype))"
+    assert text.count(plain) == 1
+    text = text.replace(plain, coarse).replace(".float()", ".to(torch.promote_types(x.dtype, torch.float32))")
+    text += "\n\ndef _coarse(x: Tensor) -> Tensor:\n    return (x + 3e3 * x.shape[1]) - 3e3 * x.shape[1]\n"
+    (tmp_path / "rounding.py").write_text(text)
+    results = {result.name: result for result in check_file(tmp_path / "rounding.py")["rounding"]}
+    steps = results["steps with a cache"]
+    assert steps.passed and "rounding in fp32 differs by" in steps.found
+
+
+def test_overrides_reach_the_models_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "changed.py").write_text(new_files("ffn", "changed")["changed.py"])
+    with pytest.raises(ConfigError, match="num_attention_heads"):
+        check_file(tmp_path / "changed.py", {"num_attention_heads": 7})
+
+
+@pytest.mark.parametrize(
+    ("line", "fault", "name"),
+    [
+        ("rng.integers(0, vocab_size, (examples", "rng.integers(0, vocab_size + 1, (examples", "rows"),
+        ("labels[:, distance:] = inputs[:, :-distance]", "pass", "answers"),
+        ("    inputs = rng.", "    rng = np.random.default_rng()\n    inputs = rng.", "same seed, same rows"),
+        ("    inputs = rng.", "    rng = np.random.default_rng(0)\n    inputs = rng.", "other seed, other rows"),
+        ("= inputs[:, :-distance]", "= 3", "chance is not enough"),
+    ],
+)
+def test_a_fault_of_a_probe_is_found(line: str, fault: str, name: str, tmp_path: Path) -> None:
+    probe = f"faulty_{'_'.join(name.replace(',', '').split())}"
+    text = new_files("probe", probe)[f"{probe}.py"]
+    assert text.count(line) == 1
+    (tmp_path / f"{probe}.py").write_text(text.replace(line, fault))
+    assert list(_failed(check_file(tmp_path / f"{probe}.py")[probe]))[:1] == [name]

@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("analysis",),
     ("report",),
     ("hub",),
-    ("checks",),
+    ("checks", "file_checks"),
     ("cli", "lm_eval", "startup_hook", "__main__"),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -8,25 +8,22 @@ from rich.console import Console
 from rich.table import Table
 
 import hf_arch
-from hf_arch.checks import CheckResult, check_mixer_file, check_model
+from hf_arch.checks import CheckResult, check_model
 from hf_arch.cli.listing import require_architecture
-from hf_arch.core.errors import ConfigError
+from hf_arch.file_checks import check_file
 from hf_arch.recipe.overrides import config_overrides
 from hf_arch.recipe.recipe import SECTIONS
 
 
 def check_target(target: str, overrides: Sequence[str] = ()) -> dict[str, list[CheckResult]]:
-    """`check_mixer_file` for a Python file; else `check_model` of the tiny config of an architecture, its fields
-    changed by `overrides` (key=value).
+    """`check_file` of a Python file, or `check_model` of the tiny config of an architecture; `overrides` (key=value)
+    change the small configs.
     """
+    changes = config_overrides(overrides, SECTIONS)
     if target.endswith(".py"):
-        if overrides:
-            raise ConfigError(
-                f"{overrides[0]}: a file's mixers are checked at their defaults; nothing can be overridden"
-            )
-        return check_mixer_file(target)
+        return check_file(target, changes)
     require_architecture(target, "neither a Python file nor an architecture")
-    return {target: check_model(hf_arch.tiny_config(target, **config_overrides(overrides, SECTIONS)))}
+    return {target: check_model(hf_arch.tiny_config(target, **changes))}
 
 
 def print_checks(title: str, results: list[CheckResult], console: Console | None = None) -> None:

@@ -7,6 +7,7 @@ transformers) is imported inside the command that needs it, so that help and usa
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import time
@@ -21,6 +22,7 @@ from hf_arch import __version__, environment
 from hf_arch.cli import completion
 from hf_arch.cli.evaluation import register as register_evaluation
 from hf_arch.cli.hub import register as register_hub
+from hf_arch.cli.new import register as register_new
 from hf_arch.cli.panels import LOOK, RESULTS, TRAIN
 from hf_arch.cli.probe import register as register_probe
 from hf_arch.cli.with_command import register as register_with
@@ -196,26 +198,32 @@ def check(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="MIXER.py|ARCH",
-            help="A file that registers mixers, or a name.",
+            metavar="FILE.py|ARCH",
+            help="A file that registers parts, or the name of an architecture.",
             autocompletion=completion.checkable,
         ),
     ],
     overrides: Overrides = None,
+    as_json: AsJson = False,
 ) -> int:
-    """Hold a mixer to what every sequence model must keep: causality, caches, padding, packing, gradients, cost.
+    """Hold a part to what every sequence model must keep: causality, caches, padding, packing, gradients, cost, FLOPs.
 
-    Takes seconds, on models of a few thousand parameters; exit code 1 where an invariant fails.
-    Examples: `hf-arch check my_mixer.py`, `hf-arch check gla use_short_conv=true`.
+    Takes any file that registers mixers, feed-forwards, norms, positions, streams, architectures or probes.
+    Seconds, on models of a few thousand parameters; exit code 1 where an invariant fails.
+    Examples: `hf-arch check my_mixer.py num_attention_heads=2`, `hf-arch check gla use_short_conv=true --json`.
     """
     from transformers.utils.logging import disable_progress_bar
 
     from hf_arch.cli.check import check_target, print_checks
 
     disable_progress_bar()
-    checked = check_target(target, overrides or [])
-    for name, results in checked.items():
-        print_checks(name, results)
+    with _only_results_on_stdout():
+        checked = check_target(target, overrides or [])
+    if as_json:
+        _print_json({name: [dataclasses.asdict(result) for result in results] for name, results in checked.items()})
+    else:
+        for name, results in checked.items():
+            print_checks(name, results)
     return 0 if all(result.passed for results in checked.values() for result in results) else 1
 
 
@@ -383,6 +391,7 @@ def data_prepare(
 register_evaluation(app)
 register_hub(app)
 register_probe(app)
+register_new(app)
 register_with(app)
 
 

@@ -47,6 +47,11 @@ class ModelCost:
     _layers: tuple[Any, ...] = field(repr=False)
     _linear_flops: float = field(repr=False)
 
+    @property
+    def linear_flops(self) -> float:
+        """FLOPs of one token of one sequence in Linear layers, the head included."""
+        return self._linear_flops
+
     def decode_flops(self, context: int) -> float:
         """FLOPs of one decoding step of `batch_size` sequences that have `context` tokens in their caches."""
         mixing = sum(layer.cost(context).decode_flops for layer in self._layers)

@@ -1,0 +1,68 @@
+"""What `hf-arch new` writes works as it is: it lints, passes `hf-arch check` and its own test, and its recipe plans."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from hf_arch.cli import app
+from hf_arch.cli.new import KINDS
+from hf_arch.experiments.planning.plan import plan_runs
+from hf_arch.recipe.recipe import load_recipe
+
+
+def run(capsys, *words: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as end:
+        app(list(words))
+    printed = capsys.readouterr()
+    return end.value.code, printed.out, printed.err
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_written_works(kind, tmp_path, capsys, monkeypatch):
+    name = f"my_{kind}_2"
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run(capsys, "new", kind, name, "--output", "ideas")
+    assert code == 0 and f"hf-arch check ideas/{name}.py" in out
+    files = sorted(path.name for path in (tmp_path / "ideas").iterdir())
+    assert files == [f"{name}.py", f"{name}.yaml", f"test_{name}.py"]
+    lint = [sys.executable, "-m", "ruff", "check", "--select", "E,F,W", "--line-length", "120", "ideas"]
+    assert subprocess.run(lint, capture_output=True).returncode == 0
+    assert "xample" not in (tmp_path / "ideas" / f"{name}.py").read_text().replace("examples", "")
+    code, out, err = run(capsys, "check", f"ideas/{name}.py")
+    assert code == 0, out + err
+    recipe = load_recipe(f"ideas/{name}.yaml", scale="cpu")
+    assert {planned.name for planned in plan_runs(recipe).runs} >= ({name} if kind != "probe" else {"llama"})
+
+
+def test_its_test_runs(tmp_path, capsys):
+    run(capsys, "new", "norm", "tested_norm", "--output", str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", str(tmp_path)], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0 and "1 passed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["mixr", "a"], "kind: 'mixr' is not known; nearest: 'mixer'"),
+        (["mixer", "Bad-Name"], "name: 'Bad-Name' is not allowed"),
+        (["mixer", "gla"], "'gla' is a mixer of hf_arch already"),
+        (["probe", "mqar"], "'mqar' is a probe of hf_arch already"),
+    ],
+)
+def test_refusals_write_nothing(words, message, tmp_path, capsys):
+    code, _, err = run(capsys, "new", *words, "--output", str(tmp_path / "new"))
+    assert code == 2 and message in err and err.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_file_that_is_there_stays(tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text("kept")
+    code, _, err = run(capsys, "new", "ffn", "mine", "--output", str(tmp_path))
+    assert code == 2 and "exists already" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
+    assert (tmp_path / "mine.yaml").read_text() == "kept"
