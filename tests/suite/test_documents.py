@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    ContinuousBatchingConfig,
     DynamicCache,
     EncoderDecoderCache,
     GenerationConfig,
@@ -479,5 +480,8 @@ def test_continuous_batching_gives_the_same_tokens(name: str) -> None:
         for prompt in prompts
     ]
     config = GenerationConfig(max_new_tokens=4, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    outputs = model.generate_batch(prompts, generation_config=config, progress_bar=False)
+    pages = ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=64)  # by itself it takes the machine's free memory
+    outputs = model.generate_batch(
+        prompts, generation_config=config, continuous_batching_config=pages, progress_bar=False
+    )
     assert sorted(list(output.generated_tokens) for output in outputs.values()) == sorted(expected)
