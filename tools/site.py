@@ -18,9 +18,10 @@ REPOSITORY_PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md
 REPOSITORY_PAGES |= {"SECURITY.md": "security.md", "RELEASING.md": "releasing.md"}
 NAVIGATION = {
     "Home": "index.md",
-    "Guide": ["getting_started.md", "usage.md", "experiments.md", "training.md", "evaluation.md", "sharing.md"],
-    "Architectures": ["architectures.md", "new_mixer.md", "performance.md"],
-    "Reference": ["environment.md", "architecture.md", "glossary.md"],
+    "Tutorials": ["getting_started.md", "new_mixer.md", "attention.md"],
+    "How-to": ["usage.md", "experiments.md", "training.md", "evaluation.md", "sharing.md", "coming_from.md"],
+    "Reference": ["architectures.md", "recurrences.md", "performance.md", "environment.md", "glossary.md"],
+    "Explanation": ["architecture.md"],
     "Project": ["changelog.md", "contributing.md", "releasing.md", "security.md"],
 }
 

@@ -21,6 +21,8 @@ DOCUMENTS = [
     "docs/getting_started.md",
     "docs/usage.md",
     "docs/new_mixer.md",
+    "docs/attention.md",
+    "docs/coming_from.md",
     "docs/experiments.md",
     "docs/training.md",
     "docs/evaluation.md",
