@@ -37,6 +37,7 @@ RESTS = {
     "INTEGRATION_TO_CALLBACK": "the check of `training.report_to`",
     "Kind": "finding groups in lm_eval's index of tasks",
     "LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING": "masks that `generate` prepares for recurrent layers",
+    "LabelSmoother": "label smoothing over rows whose last position has a target",
     "LinearAttentionLayer": "the cache of recurrent mixers",
     "OutputRecorder": "`output_attentions`",
     "PartialState": "FSDP on CPUs",

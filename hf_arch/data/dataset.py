@@ -1,8 +1,10 @@
 """Token shards as a dataset of packed rows.
 
 The shards of a split are read as one long stream of tokens, documents ended by the end-of-text token; row i is
-tokens [i*T, (i+1)*T). Rows do not depend on how many shards hold the stream. Labels are the row itself: the model
-shifts them, as transformers' models do.
+tokens [i*T, (i+1)*T). Rows do not depend on how many shards hold the stream. `labels` are the row itself, which a model
+of transformers shifts by itself and so leaves the last position without a target. `shift_labels` are the token after
+each one, the first of the next row included: models and transformers' Trainer take them instead, and every position
+that a model is evaluated and generates at has been trained.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ class TokenDataset(Dataset[dict[str, torch.Tensor]]):
         num_tokens: tokens of the split, end-of-text tokens included.
         num_bytes: UTF-8 bytes of the text of the split. Bits per byte of a mean loss in nats a token:
             loss / ln 2 * num_tokens / num_bytes (`bits_per_byte`).
-        isolate_documents: rows carry `position_ids` that restart at each document, and its first label is -100.
+        isolate_documents: rows carry `position_ids` that restart at each document, and its first token is no target.
     """
 
     def __init__(
@@ -84,17 +86,24 @@ class TokenDataset(Dataset[dict[str, torch.Tensor]]):
         return self.num_tokens // self.sequence_length
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """`input_ids` and `labels`, int64 [T]; with isolated documents `position_ids`, int64 [T], as well."""
+        """`input_ids`, `labels` and `shift_labels`, int64 [T]; with isolated documents `position_ids`, int64 [T], as well.
+
+        `shift_labels[t]` is the token after `input_ids[t]`; -100 at the very last token of the stream.
+        """
         if index < 0:
             index += len(self)
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
-        tokens = self.stream.read(index * self.sequence_length, (index + 1) * self.sequence_length)
-        input_ids = torch.from_numpy(tokens)
-        row = {"input_ids": input_ids, "labels": input_ids.clone()}
+        start, stop = index * self.sequence_length, (index + 1) * self.sequence_length
+        read = torch.from_numpy(self.stream.read(start, min(stop + 1, self.num_tokens)))
+        input_ids = read[: self.sequence_length].clone()
+        following = torch.full_like(input_ids, -100)
+        following[: len(read) - 1] = read[1:]
+        row = {"input_ids": input_ids, "labels": input_ids.clone(), "shift_labels": following}
         if self.isolate_documents:
-            positions = torch.from_numpy(document_positions(tokens, self.eos_token_id))
+            positions = torch.from_numpy(document_positions(input_ids.numpy(), self.eos_token_id))
             row["labels"][positions == 0] = -100
+            following[input_ids == self.eos_token_id] = -100
             row["position_ids"] = positions
         return row
 

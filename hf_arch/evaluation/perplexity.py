@@ -39,6 +39,12 @@ class TextLoss:
         return self.loss / math.log(2) / self.bytes_per_token
 
 
+def following_labels(labels: torch.Tensor, shift_labels: torch.Tensor | None = None) -> torch.Tensor:
+    """What is to be predicted at each position, int64 [B, T]: `shift_labels` where there are any, else `labels` moved by
+    one, which leaves nothing (-100) for the last."""
+    return F.pad(labels, (0, 1), value=-100)[:, 1:] if shift_labels is None else shift_labels
+
+
 @torch.no_grad()
 def sum_nats(
     model: torch.nn.Module, batches: Iterable[Mapping[str, torch.Tensor]], device: torch.device
@@ -46,8 +52,9 @@ def sum_nats(
     """(sum of nats, number of predicted tokens) over `batches` of `input_ids` and `labels` [B, T], labels -100 not
     counted.
 
-    Labels are unshifted, as transformers has them: position t is predicted from the tokens before it. Auxiliary losses
-    of the model (routers) stay out of the sum. Leaves the model in the mode it was in.
+    Labels are unshifted, as transformers has them: position t is predicted from the tokens before it. Where a batch has
+    `shift_labels` [B, T] these count instead. Auxiliary losses of the model (routers) stay out of the sum. Leaves the
+    model in the mode it was in.
     """
     was_training = model.training
     model.eval()
@@ -55,8 +62,8 @@ def sum_nats(
     try:
         for batch in batches:
             inputs = {key: value.to(device) for key, value in batch.items()}
-            labels = inputs.pop("labels")[:, 1:]
-            logits = model(**inputs, use_cache=False).logits[:, :-1]
+            labels = following_labels(inputs.pop("labels"), inputs.pop("shift_labels", None))
+            logits = model(**inputs, use_cache=False).logits
             counted = labels != -100
             # Row by row: a float32 copy of all the logits at once would double the peak of evaluation.
             for row_logits, row_labels in zip(logits, labels, strict=True):

@@ -12,6 +12,14 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from transformers import Trainer, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK as INTEGRATION_TO_CALLBACK
+from transformers.trainer_pt_utils import LabelSmoother
+
+
+class AlignedLabelSmoother(LabelSmoother):
+    """Of labels that stand at the position that predicts them already: Trainer asks for a shift by the model's class."""
+
+    def __call__(self, model_output: Any, labels: torch.Tensor, shift_labels: bool = False, **kwargs: Any) -> Any:
+        return super().__call__(model_output, labels, shift_labels=False, **kwargs)
 
 
 class HookedTrainer(Trainer):

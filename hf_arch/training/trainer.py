@@ -26,9 +26,9 @@ from transformers import TrainerControl
 from hf_arch.core.failures import TrainingError
 from hf_arch.data import SeededOrder, SeededSampler, TokenDataset
 from hf_arch.data.dataset import MixedDataset
-from hf_arch.evaluation.perplexity import TextLoss, sum_nats
+from hf_arch.evaluation.perplexity import TextLoss, following_labels, sum_nats
 from hf_arch.training.checkpoints import divergence, where_to_go_on
-from hf_arch.training.compat import HookedTrainer
+from hf_arch.training.compat import AlignedLabelSmoother, HookedTrainer
 from hf_arch.training.cpu_fsdp import fsdp_on_cpus
 from hf_arch.training.decay import decay_parameter_names
 from hf_arch.training.expert_balance import ExpertBalance
@@ -52,7 +52,8 @@ class ArchTrainer(HookedTrainer):
 
     Args:
         order: which row each sample of the run is.
-        train_dataset, eval_dataset: rows of `input_ids` and `labels` [T] (int64).
+        train_dataset, eval_dataset: rows of `input_ids`, `labels` and, where the last position has a target too,
+            `shift_labels` [T] (int64).
         eval_sequences: validation rows scored during training; None scores all.
         start_step: optimiser step of the checkpoint that is resumed from.
         keeper: writes what each checkpoint was trained with, and restores what Trainer does not.
@@ -93,6 +94,8 @@ class ArchTrainer(HookedTrainer):
         self.eval_sequences = eval_sequences
         self.keeper = keeper
         self.start_step = start_step
+        if self.label_smoother is not None:
+            self.label_smoother = AlignedLabelSmoother(epsilon=self.args.label_smoothing_factor)
         if keeper is not None:
             keeper.trainer = self
             self.add_callback(keeper)
@@ -149,6 +152,13 @@ class ArchTrainer(HookedTrainer):
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """Names of the parameters that weight decay applies to."""
         return self._decay_names
+
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's; smoothing reads the labels that the model would read."""
+        if self.label_smoother is not None and "labels" in inputs:
+            inputs = dict(inputs)
+            inputs["labels"] = following_labels(inputs["labels"], inputs.pop("shift_labels", None))
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
     def training_step(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         if not self._losses:
@@ -303,6 +313,6 @@ class ArchTrainer(HookedTrainer):
         for _ in range(given, rounds):
             row = self.eval_dataset[0]
             yield {
-                key: value[None] if key != "labels" else torch.full_like(value[None], -100)
+                key: torch.full_like(value[None], -100) if key in ("labels", "shift_labels") else value[None]
                 for key, value in row.items()
             }

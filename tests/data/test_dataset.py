@@ -45,9 +45,12 @@ def test_rows_do_not_depend_on_the_shards(tmp_path: Path, tokens: np.ndarray, cu
         row = dataset[number]
         assert row["input_ids"].tolist() == tokens[8 * number : 8 * number + 8].tolist()
         assert torch.equal(row["labels"], row["input_ids"])
+        assert row["shift_labels"].tolist() == tokens[8 * number + 1 : 8 * number + 9].tolist()
         assert row["labels"] is not row["input_ids"]
         assert row["input_ids"].dtype == torch.int64
         assert "position_ids" not in row
+    whole = make_dataset(tmp_path / "y", tokens[:96], [50])
+    assert whole[11]["shift_labels"].tolist() == [*tokens[89:96].tolist(), -100]  # nothing follows the last token
     assert dataset[-1]["input_ids"].tolist() == dataset[11]["input_ids"].tolist()
     with pytest.raises(IndexError):
         dataset[12]
@@ -60,11 +63,13 @@ def test_documents_in_a_row(tmp_path: Path, tokens: np.ndarray):
     expected = tokens[:8].copy()
     expected[[0, 4, 5]] = -100
     assert row["labels"].tolist() == expected.tolist()
+    assert row["shift_labels"].tolist() == [*tokens[1:4], -100, -100, *tokens[6:9]]
     # Shifted by the model, exactly the borders are masked: no document predicts the first token of the next.
     for number in range(len(dataset)):
         row = dataset[number]
         border = row["input_ids"][:-1] == EOS
         assert torch.equal(row["labels"][1:] == -100, border)
+        assert torch.equal(row["shift_labels"] == -100, row["input_ids"] == EOS)
         assert torch.equal(row["position_ids"][1:] == 0, border)
 
 

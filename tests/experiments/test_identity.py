@@ -51,7 +51,9 @@ def test_a_release_renames_no_run_and_a_change_of_numbers_renames_all(monkeypatc
     reference = Recipe.from_dict(VALUES).stable_hash("data")
     monkeypatch.setattr(hf_arch, "__version__", "9.9.9")
     assert Recipe.from_dict(VALUES).stable_hash("data") == reference
-    assert identity.run_hash(VALUES, "data", code="numerics 2") != identity.run_hash(VALUES, "data")
+    assert identity.run_hash(VALUES, "data", code=f"numerics {NUMERICS_VERSION + 1}") != identity.run_hash(
+        VALUES, "data"
+    )
 
 
 @pytest.mark.parametrize("values", [VALUES, PROBE])
@@ -72,6 +74,20 @@ def test_a_new_option_renames_no_run_that_leaves_it_out(
     assert Recipe.from_dict(changed).stable_hash() != reference
 
 
+@pytest.fixture
+def numerics_of_0_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if no number had changed since that release."""
+    monkeypatch.setattr(identity, "NUMERICS_VERSION", identity.NUMERICS_OF_RELEASE["0.1.0.dev0"])
+
+
+def test_the_folder_of_a_release_with_other_numbers_is_not_this_run(tmp_path: Path) -> None:
+    wanted = Recipe.from_dict(VALUES)
+    folder = old_folder(tmp_path, wanted, "gla", "data")
+    assert identity.NUMERICS_OF_RELEASE["0.1.0.dev0"] != NUMERICS_VERSION
+    assert run_folder(wanted, tmp_path, "gla", "data") != folder
+
+
+@pytest.mark.usefixtures("numerics_of_0_1")
 @pytest.mark.parametrize("values", [VALUES, PROBE])
 @pytest.mark.parametrize("facts", [(), ("data",), ("data", "2 processes")])
 def test_the_folder_of_an_earlier_release_is_found(
@@ -89,6 +105,7 @@ def test_the_folder_of_an_earlier_release_is_found(
         assert run_folder(other, tmp_path, name, *told) != folder
 
 
+@pytest.mark.usefixtures("numerics_of_0_1")
 def test_a_folder_of_an_earlier_release_that_was_resumed_since_is_still_found(tmp_path: Path) -> None:
     wanted = Recipe.from_dict(VALUES)
     folder = old_folder(tmp_path, wanted, "gla", "data")
@@ -98,6 +115,7 @@ def test_a_folder_of_an_earlier_release_that_was_resumed_since_is_still_found(tm
     assert run_folder(wanted, tmp_path, "gla", "data") == folder
 
 
+@pytest.mark.usefixtures("numerics_of_0_1")
 def test_a_plugin_that_changed_since_makes_another_run(tmp_path: Path) -> None:
     plugin = tmp_path / "mine.py"
     plugin.write_text("a = 1\n")

@@ -82,9 +82,10 @@ def test_the_saved_model_is_the_one_that_was_measured(finished: Path, text: Path
     tokenizer = AutoTokenizer.from_pretrained(finished / "model")
     data = run_module.prepare_data(recipe(text).data)
     assert tokenizer.decode(data.validation[0]["input_ids"]) == data.tokenizer.decode(data.validation[0]["input_ids"])
-    rows = torch.stack([data.validation[index]["input_ids"] for index in range(8)])
+    first = [data.validation[index] for index in range(8)]
+    rows, following = (torch.stack([row[key] for row in first]) for key in ("input_ids", "shift_labels"))
     with torch.no_grad():
-        loss = model(rows, labels=rows).loss.item()
+        loss = model(rows, labels=rows, shift_labels=following).loss.item()
     results = json.loads((finished / "results.json").read_text())
     assert results["final_val_loss"] == pytest.approx(loss, rel=1e-5)
     assert results["bits_per_byte"] == pytest.approx(data.validation.bits_per_byte(loss), rel=1e-5)

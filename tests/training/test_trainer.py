@@ -105,10 +105,42 @@ def test_the_loss_is_the_formula_over_shifted_labels(
     rows = [data.train[row] for row in data.order(3).indices(0, global_batch_size=4 * accumulation)]
     batch = default_data_collator(rows)
     with torch.no_grad():
-        logits = trainer.model(batch["input_ids"]).logits[:, :-1].flatten(0, 1)
-        expected = F.cross_entropy(logits, batch["labels"][:, 1:].flatten(), label_smoothing=smoothing)
+        logits = trainer.model(batch["input_ids"]).logits.flatten(0, 1)
+        expected = F.cross_entropy(logits, batch["shift_labels"].flatten(), label_smoothing=smoothing)
     trainer.train()
     assert trainer.state.log_history[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("chunk", [0, 5])
+@pytest.mark.parametrize("isolated", [False, True])
+def test_every_learned_position_is_trained(
+    text: Path, tmp_path: Path, smoothing: float, chunk: int, isolated: bool
+) -> None:
+    """A row of T tokens has T targets: the last learned position moves as the others do, and is scored."""
+    values = recipe_values(text, model={"architecture": "gpt2"}, training={"label_smoothing_factor": smoothing})
+    values["data"]["isolate_documents"] = isolated
+    recipe = Recipe.from_dict(values)
+    data = prepare_data(recipe.data)
+    model = AutoModelForCausalLM.from_config(build_config(recipe, data.tokenizer))
+    model.config.loss_chunk_size = chunk
+    trainer = ArchTrainer(
+        model=model,
+        args=build_arguments({**recipe.training, "max_steps": 1}, FP32, tmp_path, len(data.train)),
+        order=data.order(3),
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        data_collator=default_data_collator,
+    )
+    rows = [data.train[row] for row in data.order(3).indices(0, global_batch_size=4)]
+    length = recipe.data.sequence_length
+    items = torch.tensor(4 * length)
+    trainer.compute_loss(model.train(), default_data_collator(rows), num_items_in_batch=items).backward()
+    moved = model.model.position.embedding.weight.grad.abs().sum(-1)
+    assert moved.shape[0] >= length and (moved[:length] > 0).all()
+    counted = trainer.score(data.validation, 2).tokens
+    assert counted == sum(int((data.validation[row]["shift_labels"] != -100).sum()) for row in range(2))
+    assert isolated or counted == 2 * length
 
 
 def cosine(share: float) -> float:
@@ -203,7 +235,7 @@ def test_scoring_takes_the_first_rows_whatever_the_batch(text: Path, tmp_path: P
     for batch in (3, 5):
         trainer, data = make_trainer(text, tmp_path, per_device_eval_batch_size=batch)
         scores.append(trainer.score(data.validation, 7))
-    assert scores[0].tokens == scores[1].tokens == 7 * 31
+    assert scores[0].tokens == scores[1].tokens == 7 * 32
     assert scores[0].nats == pytest.approx(scores[1].nats, rel=1e-6)
 
 
