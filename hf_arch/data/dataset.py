@@ -86,7 +86,7 @@ class TokenDataset(Dataset[dict[str, torch.Tensor]]):
         return self.num_tokens // self.sequence_length
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """`input_ids`, `labels` and `shift_labels`, int64 [T]; with isolated documents `position_ids`, int64 [T], as well.
+        """`input_ids`, `labels`, `shift_labels`, with isolated documents `position_ids` as well; all int64 [T].
 
         `shift_labels[t]` is the token after `input_ids[t]`; -100 at the very last token of the stream.
         """

@@ -40,8 +40,8 @@ class TextLoss:
 
 
 def following_labels(labels: torch.Tensor, shift_labels: torch.Tensor | None = None) -> torch.Tensor:
-    """What is to be predicted at each position, int64 [B, T]: `shift_labels` where there are any, else `labels` moved by
-    one, which leaves nothing (-100) for the last."""
+    """What each position is to predict, int64 [B, T]: `shift_labels` where there are any, else `labels` moved by one,
+    which leaves nothing (-100) for the last."""
     return F.pad(labels, (0, 1), value=-100)[:, 1:] if shift_labels is None else shift_labels
 
 

@@ -16,7 +16,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 
 class AlignedLabelSmoother(LabelSmoother):
-    """Of labels that stand at the position that predicts them already: Trainer asks for a shift by the model's class."""
+    """Of labels that already stand where they are predicted; Trainer asks for a shift by the model's class."""
 
     def __call__(self, model_output: Any, labels: torch.Tensor, shift_labels: bool = False, **kwargs: Any) -> Any:
         return super().__call__(model_output, labels, shift_labels=False, **kwargs)
