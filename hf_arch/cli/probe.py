@@ -15,7 +15,6 @@ from hf_arch.cli import completion
 from hf_arch.cli.panels import TRAIN
 from hf_arch.core.errors import ConfigError
 
-SWEPT = "training.learning_rate"
 TOLERANCE = 0.02  # one more channel of a model this small is more than a hundredth of it
 
 
@@ -34,11 +33,20 @@ def probe_command(
         ),
     ],
     task: Annotated[list[str], typer.Option("--task", help="A probe, e.g. `mqar`, `parity`; may be repeated.")],
-    setting: Annotated[str, typer.Option(metavar="cpu|paper", help="A twin for two cores, or as published.")] = "cpu",
+    setting: Annotated[
+        str,
+        typer.Option(
+            metavar="cpu|paper|SOURCE",
+            help="A twin for two cores, as published, or one by its source: `zoology`, `mad`, `gu-dao`.",
+        ),
+    ] = "cpu",
     width: Annotated[int, typer.Option(min=1, help="Width of the models.")] = 64,
     layers: Annotated[int, typer.Option(min=1, help="Layers of the models.")] = 2,
     learning_rate: Annotated[
-        list[float] | None, typer.Option(help="A rate that every architecture tries; may be repeated. Default 3e-3.")
+        list[float] | None,
+        typer.Option(
+            help="A rate that every architecture tries; may be repeated. Default 3e-3, or the source's sweep."
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 1,
     match: Annotated[str | None, typer.Option(metavar="parameters|flops|state", help="Make the models equal.")] = None,
@@ -70,9 +78,8 @@ def probe_command(
     options = RunOptions(workers, engine, slurm=tuple(slurm or ()))
     names = [name for name in architectures if "=" not in name]
     overrides = [text for text in architectures if "=" in text]
-    rates = learning_rate or [3e-3]
     sets = [
-        read_recipe(probe_recipe(names, entry, setting, width, layers, rates, seeds, match), overrides)
+        read_recipe(probe_recipe(names, entry, setting, width, layers, learning_rate, seeds, match), overrides)
         for entry in dict.fromkeys(task)
     ]
     failed = []
@@ -93,11 +100,12 @@ def probe_recipe(
     setting: str,
     width: int,
     layers: int,
-    rates: list[float],
+    rates: list[float] | None,
     seeds: int,
     match: str | None,
 ) -> dict[str, Any]:
-    """The recipe of one task, as plain values. Raises `ConfigError` for a task that does not exist."""
+    """The recipe of one task, as plain values; `rates` None: the sweep of the setting's source, else 3e-3. Raises
+    `ConfigError` for a task or setting that does not exist."""
     from hf_arch.data.probes import MAD, PROBES
 
     if not architectures:
@@ -107,18 +115,24 @@ def probe_recipe(
     probe = PROBES.get(task, "--task")
     # The single block of Zoology is a mixer alone; MAD alternates mixer and SwiGLU.
     ffn = "glu" if probe in MAD else "none"
+    source = probe.setting(setting).source
+    sweep = dict(source.sweep) if source is not None else {}
+    sweep["learning_rate"] = tuple(rates or sweep.get("learning_rate", (3e-3,)))
+    dropouts = dict.fromkeys(("embedding_dropout", "residual_dropout", "attention_dropout"), 0.0)
+    for name in () if source is None else (*source.model, *source.attention):
+        dropouts.pop(name, None)
     model = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 1, "ffn": ffn}
     return {
-        "model": {**model, "embedding_dropout": 0.0, "residual_dropout": 0.0, "attention_dropout": 0.0},
+        "model": {**model, **dropouts},
         "probe": {"task": task, "setting": setting},
-        "training": {} if len(rates) > 1 else {"learning_rate": rates[0]},
+        "training": {key: values[0] for key, values in sweep.items() if len(values) == 1},
         "experiment": {
             "name": task,
             "hypothesis": probe.question,
             "description": f"The probe {task} at its {setting} setting, {layers} layers of width {width}.",
             "runs": {name: {"model": {"architecture": name}} for name in dict.fromkeys(architectures)},
             "seeds": seeds,
-            "matrix": {SWEPT: rates} if len(rates) > 1 else {},
+            "matrix": {f"training.{key}": list(values) for key, values in sweep.items() if len(values) > 1},
             **({"match": {"by": match, "tolerance": TOLERANCE}} if match else {}),
         },
     }

@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 
 def build_config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = None) -> PreTrainedConfig:
     """The config of the recipe's model. What the recipe leaves open is taken from the data: `vocab_size` and the
-    special tokens from the tokenizer, `max_position_embeddings` from the length of the rows.
+    special tokens from the tokenizer, `max_position_embeddings` from the length of the rows; a probe's setting that is
+    named after its source gives what that source builds its models with.
 
     Without a tokenizer (before the data is prepared) the vocabulary counts as `data.vocab_size`: enough to find
     mistakes early. Raises `ConfigError` for options that the architecture does not have, and for a vocabulary smaller
     than the tokenizer's.
     """
-    values: dict[str, Any] = dict(recipe.model)
+    source = None if recipe.probe is None else recipe.probe.settings.source
+    values: dict[str, Any] = {**({} if source is None else source.model), **recipe.model}
     if recipe.probe is not None:
         size = recipe.probe.data("train", 0, examples=1).vocab_size
     else:
@@ -31,18 +33,27 @@ def build_config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = Non
     values.setdefault("max_position_embeddings", recipe.sequence_length)
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         values.setdefault(name, getattr(tokenizer, name, None))
-    source = "probe" if recipe.probe is not None else "tokenizer" if tokenizer is not None else None
-    if source and isinstance(values["vocab_size"], int) and values["vocab_size"] < size:
+    sized_by = "probe" if recipe.probe is not None else "tokenizer" if tokenizer is not None else None
+    if sized_by and isinstance(values["vocab_size"], int) and values["vocab_size"] < size:
         raise ConfigError(
-            f"model.vocab_size: {values['vocab_size']} is too small for the {source}; allowed: at least {size}; "
+            f"model.vocab_size: {values['vocab_size']} is too small for the {sized_by}; allowed: at least {size}; "
             f"nearest: {size}"
         )
     try:
-        return hf_arch.config_from_dict(values)
+        config = hf_arch.config_from_dict(values)
+        if source is not None and source.attention and _is_attention(config):
+            config = hf_arch.config_from_dict({**source.attention, **values})
+        return config
     except ConfigError as error:
         if (error.field or "").partition(".")[0] == "model":
             raise
         raise error.within("model", ": ") from error  # of a plugin
+
+
+def _is_attention(config: PreTrainedConfig) -> bool:
+    """Whether every layer takes its positions and its dropout from the config, as softmax attention does."""
+    taken = {"position", "attention_dropout"}
+    return all(taken.issubset(mixer.config_features) for mixer, _ in getattr(config, "mixer_specs", [(None, None)]))
 
 
 def changed_initialisation(recipe: Recipe, config: PreTrainedConfig) -> list[str]:

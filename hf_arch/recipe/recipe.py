@@ -29,7 +29,7 @@ from hf_arch.recipe.training_section import parse_training, training_fields
 from hf_arch.recipe.yaml_text import parse_override, read_yaml
 
 if TYPE_CHECKING:
-    from hf_arch.data.probes import ProbeData
+    from hf_arch.data.probes import ProbeData, ProbeSetting
 
 SECTIONS = ("model", "data", "probe", "training", "evaluation", "experiment")
 # A run folder's experiment_config.json is a recipe too; what this section holds beside it is not read back.
@@ -39,7 +39,8 @@ MAX_SEEDS = 1000
 # What of the `training` section means something where a probe is learned.
 PROBE_TRAINING = (
     *("max_steps", "num_train_epochs", "per_device_train_batch_size", "learning_rate", "weight_decay"),
-    *("warmup_steps", "max_grad_norm", "eval_steps", "seed"),
+    *("warmup_steps", "max_grad_norm", "eval_steps", "seed", "adam_beta1", "adam_beta2"),
+    *("lr_scheduler_type", "lr_scheduler_kwargs"),
 )
 
 
@@ -72,31 +73,39 @@ class EvaluationOptions:
 class ProbeOptions:
     """A synthetic task instead of text: `task` at its `setting`, with other `options` for its generator.
 
-    setting: `cpu`, a twin of the task for two cores, or `paper`, as it was published.
-    stop_accuracy: training ends early above this share of right answers on the test rows.
+    setting: `cpu`, a twin of the task for two cores, `paper`, as it was published, or the name of a source: `zoology`,
+        `zoology-random`, `mad`, `gu-dao`.
+    stop_accuracy: training ends early above this share of right answers on the test rows; null: as the source of the
+        setting does (0.99 where there is none; MAD trains to the end).
     """
 
     task: str
-    setting: Literal["cpu", "paper"] = "cpu"
+    setting: str = "cpu"
     options: dict[str, Any] = field(default_factory=dict)
-    stop_accuracy: float = 0.99
+    stop_accuracy: float | None = None
 
     def __post_init__(self) -> None:
         from hf_arch.data.probes import PROBES
 
-        PROBES.get(self.task, "probe.task")
-        if not 0 < self.stop_accuracy <= 1:
+        PROBES.get(self.task, "probe.task").setting(self.setting)
+        if self.stop_accuracy is not None and not 0 < self.stop_accuracy <= 1:
             raise ConfigError(f"probe.stop_accuracy: expected a share above 0, up to 1, got {self.stop_accuracy}")
         self.data("test", seed=0, examples=1)  # options that the generator does not have, or that do not go together
+
+    @property
+    def settings(self) -> ProbeSetting:
+        """The setting of that name."""
+        from hf_arch.data.probes import PROBES
+
+        setting: ProbeSetting = PROBES[self.task].setting(self.setting)
+        return setting
 
     def data(self, split: Literal["train", "test"], seed: int, **overrides: Any) -> ProbeData:
         """The rows of a split for this seed."""
         from hf_arch.data.probes import PROBES
 
-        probe = PROBES[self.task]
-        setting = probe.cpu if self.setting == "cpu" else probe.settings[0]
         try:
-            return probe.data(split, seed, setting, **{**self.options, **overrides})
+            return PROBES[self.task].data(split, seed, self.settings, **{**self.options, **overrides})
         except ConfigError as error:
             raise ConfigError(f"probe.options: {error}") from error
 

@@ -57,8 +57,18 @@ class RunRecord:
     params_trainable: float | None = measured("trainable parameters", quantity)
     accuracy: float | None = measured(
         "accuracy", ".3f", Reader.ROWS | Reader.TABLE | Reader.SUMMARY, decimals=3, higher_is_better=True,
-        help="share of right answers of a probe: mean over seeds ± half-width of the 95 % t interval",
+        help="share of a probe's right answers, final weights: mean over seeds ± half-width of the 95 % t interval",
     )  # fmt: skip
+    accuracy_macro: float | None = measured(
+        "accuracy, mean over classes", ".3f", Reader.ROWS | Reader.TABLE, column="macro acc", decimals=3,
+        higher_is_better=True, help="the same, averaged over the answers' classes (as MAD reports it)",
+    )  # fmt: skip
+    best_accuracy: float | None = measured(
+        "best accuracy of any evaluation", ".3f", Reader.ROWS, decimals=3, higher_is_better=True
+    )
+    best_accuracy_macro: float | None = measured(
+        "best macro accuracy of any evaluation", ".3f", decimals=3, higher_is_better=True
+    )
     final_val_loss: float | None = measured(
         "validation loss", ".4f", LOSS, unit="nats a token", column="val loss", decimals=3,
         help="validation loss in nats per token: mean over seeds ± half-width of the 95 % t interval",
@@ -70,7 +80,6 @@ class RunRecord:
     final_train_loss: float | None = measured(
         "training loss", ".4f", LOSS & ~Reader.TABLE, unit="nats a token", decimals=3
     )
-    final_accuracy: float | None = measured("accuracy at the last step", ".3f", higher_is_better=True)
     tokens_seen: float | None = measured("tokens trained on", quantity, Reader.ROWS | Reader.SUMMARY | Reader.CARD)
     train_tokens_per_second: float | None = measured(
         "training speed", quantity, SPEED, unit="tokens/s", column="train tok/s", higher_is_better=True,
@@ -139,6 +148,9 @@ class RunRecord:
     def from_files(cls, folder: Path, results: Mapping[str, Any], config: Mapping[str, Any]) -> Self:
         """The record that the contents of the two files make. Raises ConfigError as `load` does."""
         file = folder / RESULTS_FILE
+        if "final_accuracy" in results:  # until NUMERICS_VERSION 2 `accuracy` was that of the best evaluation
+            results = {**results, "accuracy": results["final_accuracy"], "best_accuracy": results.get("accuracy")}
+            results.pop("final_accuracy")
         _check_version(file, results.get("schema_version"))
         values: dict[str, Any] = {key: value for key, value in results.items() if key in _KEYS and value is not None}
         for key in ("seed", "learning_rate", *NUMBERS):

@@ -1,7 +1,9 @@
 """A probe as a run: the same folder and files as a training run, so that sets, tables and reports take it as one.
 
-`results.json` has `accuracy`, the best share of right answers on the test rows, beside the numbers of every run;
-losses are nats per answer. A run that was interrupted begins anew: it lasts minutes.
+`results.json` has, beside the numbers of every run, `accuracy`, the share of right answers of the final weights on the
+test rows, `accuracy_macro`, its mean over the classes, and as extras `best_accuracy` and `best_accuracy_macro`, the
+best evaluation of the run (chosen on the test rows, so optimistic). Losses are nats per answer. A run that was
+interrupted begins anew: it lasts minutes.
 """
 
 from __future__ import annotations
@@ -36,11 +38,18 @@ EPOCHS = 16
 def probe_training(recipe: Recipe, rows: int) -> ProbeTraining:
     """The options of the recipe's `training` section for a probe of `rows` train rows."""
     assert recipe.probe is not None
-    values = dict(recipe.training)
+    setting = recipe.probe.settings
+    values = {**setting.defaults, **recipe.training}
     epochs = values.pop("num_train_epochs", EPOCHS)
+    if "num_train_epochs" in recipe.training and "max_steps" not in recipe.training:
+        values.pop("max_steps", None)
+    stop = recipe.probe.stop_accuracy
+    if stop is None:
+        stop = 0.99 if setting.source is None else setting.source.stop_accuracy
     batch = min(values.get("per_device_train_batch_size", ProbeTraining.per_device_train_batch_size), rows)
     values.setdefault("max_steps", max(1, round(epochs * rows / batch)))
-    return ProbeTraining(**values, stop_accuracy=recipe.probe.stop_accuracy)
+    values["lr_scheduler_kwargs"] = values.get("lr_scheduler_kwargs") or {}
+    return ProbeTraining(**values, stop_accuracy=stop)
 
 
 def run_probe(recipe: Recipe, folder: Path, quiet: bool = False) -> dict[str, Any]:
@@ -95,7 +104,10 @@ def run_probe(recipe: Recipe, folder: Path, quiet: bool = False) -> dict[str, An
         memory = PeakMemory(device)
         set_seed(seed)
         model = AutoModelForCausalLM.from_config(config).to(device)
-        learned = learn_probe(model, train, test, options, log, device)
+        source = recipe.probe.settings.source
+        learned = learn_probe(
+            model, train, test, options, log, device, mad_decoder=source is not None and source.mad_decoder
+        )
         with quiet_libraries():
             model.save_pretrained(str(folder / MODEL_DIR))
     except KeyboardInterrupt:
@@ -110,11 +122,13 @@ def run_probe(recipe: Recipe, folder: Path, quiet: bool = False) -> dict[str, An
 
 
 def _numbers(learned: Learned, options: ProbeTraining, tokens_per_step: int) -> dict[str, Any]:
-    last = learned.scores[-1]
+    last = learned.final
     return {
-        "accuracy": learned.best.accuracy,
-        "final_accuracy": last.accuracy,
-        "final_val_loss": learned.best.loss,
+        "accuracy": last.accuracy,
+        "accuracy_macro": last.accuracy_macro,
+        "best_accuracy": learned.best.accuracy,
+        "best_accuracy_macro": max(score.accuracy_macro for score in learned.scores),
+        "final_val_loss": last.loss,
         "final_train_loss": learned.train_loss,
         "steps": learned.steps,
         "stopped_early": learned.steps < options.max_steps,

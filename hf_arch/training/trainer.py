@@ -66,6 +66,7 @@ class ArchTrainer(HookedTrainer):
 
     eval_dataset: TokenDataset | MixedDataset
     control: TrainerControl
+    label_smoother: Any
     optimizer: Any
 
     def __init__(

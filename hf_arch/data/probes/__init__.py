@@ -12,6 +12,7 @@ from hf_arch.data.probes.induction import INDUCTION
 from hf_arch.data.probes.mad import COMPRESSION, FUZZY_RECALL, IN_CONTEXT_RECALL, MEMORIZATION, NOISY_RECALL
 from hf_arch.data.probes.mqar import MQAR
 from hf_arch.data.probes.probe import IGNORE, Probe, ProbeData, ProbeSetting
+from hf_arch.data.probes.sources import ProbeSource
 from hf_arch.data.probes.state_tracking import PARITY, S3, S5
 
 MAD = (IN_CONTEXT_RECALL, FUZZY_RECALL, NOISY_RECALL, SELECTIVE_COPYING, COMPRESSION, MEMORIZATION)
@@ -20,4 +21,4 @@ MAD = (IN_CONTEXT_RECALL, FUZZY_RECALL, NOISY_RECALL, SELECTIVE_COPYING, COMPRES
 for _probe in (MQAR, *MAD, INDUCTION, PARITY, S3, S5):
     PROBES.register(_probe.name)(_probe)
 
-__all__ = ["IGNORE", "MAD", "PROBES", "Probe", "ProbeData", "ProbeSetting"]
+__all__ = ["IGNORE", "MAD", "PROBES", "Probe", "ProbeData", "ProbeSetting", "ProbeSource"]

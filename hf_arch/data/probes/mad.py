@@ -1,16 +1,21 @@
 """The MAD tasks (Poli et al. 2024, "Mechanistic Design and Scaling of Hybrid Architectures"), at its parameters.
 
 In-context, fuzzy and noisy recall, compression and memorisation; the sixth, selective copying, is in `copying`.
-Recall is multi-query: every key that has been seen before asks for its value. Two things differ from the
-published generators: rows are exactly T long, and answers alone are labelled (there, recall is trained on every next
-token and only scored on the answers).
+Recall is multi-query: every key that has been seen before asks for its value. As published, recall is learned from
+every next token and scored on the answers alone (`targets`); the twins for two cores learn from the answers alone. Rows
+are exactly T long, where the published generators leave the last token off.
 """
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import numpy as np
 
 from hf_arch.data.probes.probe import IGNORE, Probe, ProbeData, ProbeSetting, draw_distinct, require, to_data, vary
+from hf_arch.data.probes.sources import MAD_SOURCE
+
+Targets = Literal["answers", "all"]
 
 _FEWER = (6_400, 3_200, 1_600, 800)
 
@@ -23,6 +28,7 @@ def in_context_recall(
     sequence_length: int = 128,
     noise_vocab_size: int = 0,
     noise: float = 0.0,
+    targets: Targets = "answers",
 ) -> ProbeData:
     """Rows of pairs `key value`, drawn anew in each row; with `noise`, that share of pairs is two noise tokens instead.
 
@@ -62,7 +68,17 @@ def in_context_recall(
     inputs = np.stack([keys, values], axis=2).reshape(examples, sequence_length)
     labels = np.full_like(inputs, IGNORE)
     labels[:, 0::2] = np.where(asked, values, IGNORE)
-    return to_data(inputs, labels, vocab_size)
+    return to_data(inputs, _targets(inputs, labels, targets), vocab_size)
+
+
+def _targets(inputs: np.ndarray, labels: np.ndarray, targets: Targets) -> np.ndarray:
+    """The labels of the answers, or every next token of the row."""
+    require(targets in ("answers", "all"), "recall.targets", targets, "answers, all")
+    if targets == "answers":
+        return labels
+    following = np.full_like(inputs, IGNORE)
+    following[:, :-1] = inputs[:, 1:]
+    return following
 
 
 def fuzzy_recall(
@@ -73,6 +89,7 @@ def fuzzy_recall(
     sequence_length: int = 128,
     motif_size: int = 3,
     full_keys: bool = False,
+    targets: Targets = "answers",
 ) -> ProbeData:
     """Recall where keys and values are motifs of 1 to `motif_size` different tokens; `full_keys` are all the longest.
 
@@ -120,7 +137,7 @@ def fuzzy_recall(
         at = starts[row, pair] + key_sizes[row, pair] + place
         inputs[row, at] = value_tokens[row, pair, place]
         labels[row, at - 1] = np.where(asked[row, pair], value_tokens[row, pair, place], IGNORE)
-    return to_data(inputs, labels, vocab_size)
+    return to_data(inputs, _targets(inputs, labels, targets), vocab_size)
 
 
 def _first_occurrence(codes: np.ndarray) -> np.ndarray:
@@ -181,20 +198,21 @@ def memorization(
 
 _RECALL = {"vocab_size": 16, "sequence_length": 128}
 _NOISY = {"vocab_size": 32, "sequence_length": 128, "noise_vocab_size": 16, "noise": 0.2}
-_CPU = {"train_examples": 6_400, "test_examples": 512}
+_ALL: dict[str, Any] = {"source": MAD_SOURCE, "train_options": {"targets": "all"}}
+_CPU: dict[str, Any] = {"train_examples": 6_400, "test_examples": 512}
 
 IN_CONTEXT_RECALL = Probe(
     name="in_context_recall",
     question="Is a value found again by its key?",
     generate=in_context_recall,
-    settings=vary(_RECALL, vocab_size=(32, 64, 128), sequence_length=(256, 512, 1024), fewer=_FEWER),
+    settings=vary(_RECALL, vocab_size=(32, 64, 128), sequence_length=(256, 512, 1024), fewer=_FEWER, **_ALL),
     cpu=ProbeSetting({"sequence_length": 64}, **_CPU),
 )
 FUZZY_RECALL = Probe(
     name="fuzzy_recall",
     question="Is a value of several tokens found again by a key of several tokens?",
     generate=fuzzy_recall,
-    settings=vary(_RECALL, vocab_size=(32, 64, 128), sequence_length=(256, 512, 1024), fewer=_FEWER),
+    settings=vary(_RECALL, vocab_size=(32, 64, 128), sequence_length=(256, 512, 1024), fewer=_FEWER, **_ALL),
     cpu=ProbeSetting({"sequence_length": 64, "motif_size": 2}, **_CPU),
     test_options={"full_keys": True},
 )
@@ -203,7 +221,7 @@ NOISY_RECALL = Probe(
     question="Is a value found again by its key among tokens that mean nothing?",
     generate=in_context_recall,
     settings=vary(
-        _NOISY, vocab_size=(48, 80, 144), noise=(0.4, 0.6, 0.8), sequence_length=(256, 512, 1024), fewer=_FEWER
+        _NOISY, vocab_size=(48, 80, 144), noise=(0.4, 0.6, 0.8), sequence_length=(256, 512, 1024), fewer=_FEWER, **_ALL
     ),
     cpu=ProbeSetting({**_NOISY, "sequence_length": 64}, **_CPU),
 )
@@ -216,6 +234,7 @@ COMPRESSION = Probe(
         vocab_size=(32, 64, 128),
         sequence_length=(64, 128, 256),
         fewer=_FEWER,
+        source=MAD_SOURCE,
     ),
     cpu=ProbeSetting({"sequence_length": 16}, **_CPU),
 )
@@ -224,7 +243,10 @@ MEMORIZATION = Probe(
     question="How many facts do the weights hold?",
     generate=memorization,
     settings=vary(
-        {"vocab_size": 256, "sequence_length": 32}, train_examples=256, vocab_size=(512, 1024, 2048, 4096, 8192)
+        {"vocab_size": 256, "sequence_length": 32},
+        train_examples=256,
+        source=MAD_SOURCE,
+        vocab_size=(512, 1024, 2048, 4096, 8192),
     ),
     cpu=ProbeSetting({"vocab_size": 128}, train_examples=256, test_examples=128),
 )

@@ -2,14 +2,19 @@
 
 A row is key-value pairs, k1 v1 k2 v2 ..., and then each key once more, at a gap drawn with probability ~ a i^(a-1):
 near the pairs mostly, far from them sometimes. Where a key comes again its value is to be answered. Keys are from the
-lower half of the vocabulary, values from the upper; the places between hold random tokens.
+lower half of the vocabulary, values from the upper. The places between hold token 0 (`filler: zero`, Zoology's figure
+2) or random tokens, among which a key may come by chance (`filler: random`, the default of its generator). Both are
+settings of their own, `zoology` and `zoology-random`: neither is the easier one for every mixer.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 from hf_arch.data.probes.probe import IGNORE, Probe, ProbeData, ProbeSetting, draw_distinct, require, to_data
+from hf_arch.data.probes.sources import ZOOLOGY
 
 
 def mqar(
@@ -20,8 +25,10 @@ def mqar(
     sequence_length: int = 64,
     num_pairs: int = 4,
     power: float = 0.01,
+    filler: Literal["zero", "random"] = "zero",
 ) -> ProbeData:
-    """Rows of the task; `power` is a."""
+    """Rows of the task; `power` is a, `filler` what lies between the queries."""
+    require(filler in ("zero", "random"), "mqar.filler", filler, "zero, random")
     half = vocab_size // 2
     require(num_pairs >= 1, "mqar.num_pairs", num_pairs, "at least 1")
     require(
@@ -44,7 +51,8 @@ def mqar(
     order = np.take_along_axis(order, np.argsort(-np.take_along_axis(noisy, order, axis=1), axis=1), axis=1)
     queries = context + 2 * order
 
-    inputs = rng.integers(0, vocab_size, (examples, sequence_length))
+    shape = (examples, sequence_length)
+    inputs = np.zeros(shape, dtype=np.int64) if filler == "zero" else rng.integers(0, vocab_size, shape)
     inputs[:, 0:context:2] = keys
     inputs[:, 1:context:2] = values
     labels = np.full((examples, sequence_length), IGNORE)
@@ -53,13 +61,24 @@ def mqar(
     return to_data(inputs, labels, vocab_size)
 
 
+def _published(filler: str) -> tuple[ProbeSetting, ...]:
+    return tuple(
+        ProbeSetting(
+            {"sequence_length": length, "num_pairs": pairs, "filler": filler},
+            train_examples=100_000,
+            test_examples=3_000,
+            source=ZOOLOGY,
+            training={"per_device_train_batch_size": batch},
+        )
+        for length, pairs, batch in ((64, 4, 512), (128, 8, 512), (256, 16, 256), (512, 64, 128))
+    )
+
+
 MQAR = Probe(
     name="mqar",
     question="How many key-value pairs can be looked up at once?",
     generate=mqar,
-    settings=tuple(
-        ProbeSetting({"sequence_length": length, "num_pairs": pairs}, train_examples=100_000, test_examples=3_000)
-        for length, pairs in ((64, 4), (128, 8), (256, 16), (512, 64))
-    ),
+    settings=_published("zero"),
+    named={"zoology-random": _published("random")[0]},
     cpu=ProbeSetting({"vocab_size": 256}, train_examples=8_192, test_examples=512),
 )

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from hf_arch.core.errors import ConfigError, choice_error, unknown_key_error
+from hf_arch.data.probes.sources import ProbeSource
 
 IGNORE = -100
 
@@ -44,11 +45,23 @@ class ProbeData:
 
 @dataclass(frozen=True)
 class ProbeSetting:
-    """Options of a generator, and how many rows to learn from and to be scored on."""
+    """Options of a generator, and how many rows to learn from and to be scored on.
+
+    source: whose setting this is, where it is a published one; it is then learned as there. training: what this setting
+    alone adds to it. train_options: options that differ while learning.
+    """
 
     options: Mapping[str, Any] = field(default_factory=dict)
     train_examples: int = 12_800
     test_examples: int = 1_280
+    source: ProbeSource | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+    train_options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """What the `training` section says where a recipe does not."""
+        return {**({} if self.source is None else self.source.training), **self.training}
 
 
 @dataclass(frozen=True, repr=False)
@@ -58,6 +71,7 @@ class Probe:
     generate: called as generate(rng, examples, **options).
     settings: the baseline, then the harder ones; a score is the mean over them.
     cpu: a twin that keeps the question and runs in minutes on two cores.
+    named: settings by the names of their sources; `paper` is the first of `settings`.
     test_options: options that differ when the model is scored.
     """
 
@@ -67,6 +81,16 @@ class Probe:
     settings: tuple[ProbeSetting, ...]
     cpu: ProbeSetting
     test_options: Mapping[str, Any] = field(default_factory=dict)
+    named: Mapping[str, ProbeSetting] = field(default_factory=dict)
+
+    def setting(self, name: str) -> ProbeSetting:
+        """`cpu`, `paper` (the first published one) or one named after its source. Raises `ConfigError` for others."""
+        first = self.settings[0]
+        own = {} if first.source is None else {first.source.name: first}
+        known = {"cpu": self.cpu, "paper": first, **own, **self.named}
+        if name not in known:
+            raise choice_error("probe.setting", name, known)
+        return known[name]
 
     def __repr__(self) -> str:
         function = getattr(self.generate, "func", self.generate)  # of a functools.partial
@@ -87,7 +111,8 @@ class Probe:
         if split not in _SPLITS:
             raise choice_error("split", split, _SPLITS)
         setting = setting or self.settings[0]
-        options = {**setting.options, **(self.test_options if split == "test" else {}), **overrides}
+        of_split = self.test_options if split == "test" else setting.train_options
+        options = {**setting.options, **of_split, **overrides}
         examples = options.pop("examples", setting.train_examples if split == "train" else setting.test_examples)
         if not isinstance(examples, int) or examples < 1:
             raise ConfigError(f"{self.name}.examples: {examples!r} is not allowed; allowed: a whole number above 0")
@@ -99,14 +124,21 @@ class Probe:
 
 
 def vary(
-    options: Mapping[str, Any], *, train_examples: int = 12_800, fewer: tuple[int, ...] = (), **axes: tuple[Any, ...]
+    options: Mapping[str, Any],
+    *,
+    train_examples: int = 12_800,
+    fewer: tuple[int, ...] = (),
+    source: ProbeSource | None = None,
+    train_options: Mapping[str, Any] | None = None,
+    **axes: tuple[Any, ...],
 ) -> tuple[ProbeSetting, ...]:
     """The baseline `options`, then each axis changed alone: its options, and at last `fewer` rows to learn from."""
     changed = [{**options, axis: value} for axis, values in axes.items() for value in values]
+    base = ProbeSetting(options, train_examples, source=source, train_options=train_options or {})
     return (
-        ProbeSetting(options, train_examples),
-        *(ProbeSetting(variant, train_examples) for variant in changed),
-        *(ProbeSetting(options, examples) for examples in fewer),
+        base,
+        *(replace(base, options=variant) for variant in changed),
+        *(replace(base, train_examples=examples) for examples in fewer),
     )
 
 
