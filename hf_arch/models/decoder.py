@@ -56,6 +56,7 @@ from .inputs import read_inputs
 from .late_logits import LateLogits, MoeTrainingOutput, TrainingOutput
 from .layer_masks import same_document, sliding_mask
 from .loss import chunked_cross_entropy, loss_chunk_size, penalise_max_logits, target_weights
+from .named_draws import NamedDraws, global_seed, named_draws
 from .serving import CheckedGenerationMixin
 from .weight_decay import mark_exempt_parameters, teach_trainer
 
@@ -82,6 +83,10 @@ class ArchPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: ArchConfig):
         super().__init__(config)
+        # Nothing is drawn between a model's and its base model's: both see the generator as the outermost found it.
+        self._initial_seed = global_seed()
+        self._draws: NamedDraws | None = None
+        self._module_names: dict[nn.Module, str] = {}
         # transformers refuses assisted generation by this flag: it takes tokens back, which a state cannot.
         self._is_stateful = not {"full_attention", "sliding_attention"}.issuperset(config.layer_types)
 
@@ -91,6 +96,8 @@ class ArchPreTrainedModel(PreTrainedModel):
         restore_fp32(self)
         self._keep_in_fp32_modules_strict = loading_patterns(self)
         super().post_init()
+        if global_seed() == self._initial_seed:
+            torch.rand((), device="cpu")  # the next model is another one, also where no constructor drew anything
         teach_trainer()
         enter_lora_targets(self, self.config.model_type)
 
@@ -105,7 +112,19 @@ class ArchPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         init_arch_weights(module, self.config)
 
+    def initialize_weights(self) -> None:
+        """As PreTrainedModel's, each parameter drawn from (seed, its name in the base model): `named_draws`."""
+        prefix = f"{self.base_model_prefix}."
+        self._module_names = {module: name.removeprefix(prefix) for name, module in self.named_modules()}
+        try:
+            with named_draws(self, self._initial_seed, prefix) as self._draws:
+                super().initialize_weights()
+        finally:
+            self._draws, self._module_names = None, {}
+
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        if self._draws is not None:
+            self._draws.enter_module(self._module_names.get(module, ""))
         # For custom code transformers skips modules without unloaded parameters of their own, such as a block that
         # rescales its projections; ours may all be visited, since `transformers.initialization` spares what is loaded.
         super()._initialize_weights(module, is_custom_code=False)

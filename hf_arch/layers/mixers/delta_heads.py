@@ -207,4 +207,4 @@ def biased(logits: Tensor, rate_log: Tensor, bias: Tensor) -> Tensor:
 
 def init_rates(rate_log: Tensor, low: float) -> None:
     """The logarithm of rates that are uniform in [low, 16]; never that of 0."""
-    init.copy_(rate_log, torch.empty(rate_log.shape).uniform_(max(low, 1e-4), 16.0).log())
+    init.copy_(rate_log, torch.empty_like(rate_log).uniform_(max(low, 1e-4), 16.0).log())

@@ -132,5 +132,6 @@ class SelectiveStateSpace(RecurrentMixer):
 def init_step_bias(bias: Tensor, options: Any) -> None:
     """softplus^-1 of step sizes that are log-uniform in [dt_min, dt_max], not below dt_init_floor."""
     low, high = math.log(options.dt_min), math.log(options.dt_max)
-    dt = torch.exp(torch.rand(bias.shape, dtype=torch.float32) * (high - low) + low).clamp_(min=options.dt_init_floor)
+    drawn = torch.empty_like(bias, dtype=torch.float32).uniform_()  # of `bias`: its name decides the numbers
+    dt = torch.exp(drawn * (high - low) + low).clamp_(min=options.dt_init_floor)
     init.copy_(bias, dt + torch.log(-torch.expm1(-dt)))

@@ -150,7 +150,7 @@ class StateSpaceDual(RecurrentMixer):
         return MixerCost(mixing_flops=per_token * seq_len, decode_flops=per_token, state_bytes=4 * entries + window)
 
     def init_weights(self) -> None:
-        init.copy_(self.A_log, torch.empty(self.num_heads).uniform_(self.options.A_min, self.options.A_max).log())
+        init.copy_(self.A_log, torch.empty_like(self.A_log).uniform_(self.options.A_min, self.options.A_max).log())
         init.ones_(self.D)
         init_step_bias(self.dt_bias, self.options)
         if self.options.conv_init is not None:

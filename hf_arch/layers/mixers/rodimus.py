@@ -139,5 +139,5 @@ class Rodimus(RecurrentMixer):
             bound = _GATE_GAIN * math.sqrt(6 / (linear.in_features + linear.out_features))  # xavier
             init.uniform_(linear.weight, -bound, bound)
         init_step_bias(self.g_gate_proj.bias, self.options)
-        chosen = torch.empty(self.options.expand_ratio).uniform_(1 / 16, 0.9)
+        chosen = torch.empty_like(self.tau_gate_proj.bias).uniform_(1 / 16, 0.9)
         init.copy_(self.tau_gate_proj.bias, torch.logit(chosen))
