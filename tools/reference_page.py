@@ -71,8 +71,17 @@ def _architecture(name: str) -> str:
     return (
         f"## {name}\n\n{_text(inspect.getmodule(entry.config))}\n\n"
         f"`model_type` `{defaults.model_type}`; by default `{hf_arch.describe(defaults)[0]}`, mixer {mixers}, "
-        f"FFN {feed_forwards}. Source: {entry.paper}.\n"
+        f"FFN {feed_forwards}. Source: {entry.paper}.\n{_inits(defaults)}"
     )
+
+
+def _inits(defaults: Any) -> str:
+    """Whose initial values it takes, and the others that `init` may name."""
+    if not defaults.inits:
+        return ""
+    (first, text), *others = defaults.inits.items()
+    known = "".join(f" `init: {name}`: {what}." for name, what in others)
+    return f"\nInitial values: `{first}` by default, {text}.{known}\n"
 
 
 def _types(spec: Any) -> list[str]:

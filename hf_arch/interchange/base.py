@@ -38,6 +38,7 @@ FOREIGN: Registry[Any] = Registry("model_type", "Foreign checkpoints: subclasses
 _NO_EFFECT = {
     *("architectures", "transformers_version", "model_type", "dtype", "id2label", "label2id", "use_cache"),
     *(
+        "init",
         "initializer_range",
         "rescale_residual_init",
         "loss_chunk_size",

@@ -29,7 +29,10 @@ def _rank(theirs: str, ours: str, default: int, growth: float, *, of_heads: bool
         ruled = round(growth * reader.need("hidden_size") ** 0.5 * share / 32) * 32
         return max(32, ruled) if given is None else given
 
-    return Option(theirs, ours, default, read=read)
+    def write(layer: Layer) -> int:
+        return GeneralizedDeltaTimeMix.ranks(layer.config, layer.mixer)[ours]
+
+    return Option(theirs, ours, default, read=read, write=write)
 
 
 def _stack(tensors: list[Tensor]) -> list[Tensor]:

@@ -68,9 +68,11 @@ class ArchConfig(PreTrainedConfig):
         embedding_multiplier, residual_multiplier, logits_scaling: Granite's: embeddings and what a sublayer writes are
         multiplied, logits divided (before the cap); the attention scale is an option of the mixer.
         embedding_dropout, residual_dropout, attention_dropout: probabilities.
-        initializer_range: standard deviation of normal initialisation; rescale_residual_init: divide that of the
-        projections which
-            write to the residual stream by sqrt(number of such projections) (GPT-2).
+        init: whose initial values: "official" (the code that was published with the architecture), "fla" or
+            "transformers"; None takes each component's own default (`docs/architectures.md`).
+        initializer_range: standard deviation of normal initialisation. rescale_residual_init: divide that of the
+            projections which write to the residual stream by sqrt(number of sublayers) (GPT-2); a projection with a
+            rule of its own keeps it.
         loss_chunk_size: tokens whose logits are held at once by the training loss; None = chosen by the vocabulary,
         0 = all. max_logit_penalty: pulls each token's largest logit towards 0 in the gradients alone (RWKV trains with
         1e-4). classifier_dropout: of the token-classification head.
@@ -124,6 +126,7 @@ class ArchConfig(PreTrainedConfig):
     attention_dropout: float | int = 0.0
     classifier_dropout: float | int = 0.0
 
+    init: str | None = None
     initializer_range: float = 0.02
     rescale_residual_init: bool = False
     loss_chunk_size: int | None = None
@@ -344,8 +347,19 @@ class ArchConfig(PreTrainedConfig):
                 f"{', '.join(stream.norm_positions)}"
             )
         stream.validate(self, stream_options)
+        self._check_init()
         self._check_published_values()
         self._refuse_idle_features()
+
+    @property
+    def inits(self) -> dict[str, str]:
+        """{policy: what it says} of all components, the default of the first mixer first."""
+        components = [component for component, _ in [*self.mixer_specs, *self.ffn_specs]]
+        return {name: text for component in components for name, text in component.inits.items()}
+
+    def _check_init(self) -> None:
+        if self.init is not None and self.init not in self.inits:
+            raise choice_error("init", self.init, self.inits)
 
     def _check_published_values(self) -> None:
         """Every value that a layer needs is published by an earlier one."""

@@ -7,14 +7,16 @@ Everything goes through `transformers.initialization`, whose functions leave loa
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import initialization as init
 
 from ..layers.contract import Part
 from ..layers.ffns.ffn import FeedForward
+from ..layers.initial import residual_branches
 from ..layers.mixers.base import Mixer, SharedParameters
-from .block import DecoderLayer
 from .configuration import ArchConfig
 
 # The projections that write to the residual stream carry these names in every mixer and FFN.
@@ -22,14 +24,20 @@ RESIDUAL_PROJECTIONS = ("o_proj", "down_proj", "out_proj")
 
 
 def init_arch_weights(module: nn.Module, config: ArchConfig) -> None:
-    """Initialise what `module` adds to the general rule: a mixer's or FFN's own parameters, GPT-2's residual
-    scaling."""
+    """Initialise what `module` adds to the general rule: a mixer's or FFN's own parameters, and GPT-2's scaling of the
+    residual projections that have no rule of their own."""
     if isinstance(module, (Mixer, FeedForward, SharedParameters, Part)):
+        scaled = list(_residual_weights(module)) if config.rescale_residual_init else []
+        before = [weight.clone() for weight in scaled]
         module.init_weights()
-    if config.rescale_residual_init and isinstance(module, DecoderLayer):
-        branches = 2 * config.num_hidden_layers
-        for branch in (module.mixer, module.ffn):
-            for name in RESIDUAL_PROJECTIONS:
-                projection = getattr(branch, name, None)
-                if isinstance(projection, nn.Linear):
-                    init.normal_(projection.weight, mean=0.0, std=config.initializer_range / math.sqrt(branches))
+        for weight, general in zip(scaled, before, strict=True):
+            if weight.is_meta or torch.equal(weight, general):  # else `init_weights` has a rule of its own for it
+                init.normal_(weight, mean=0.0, std=config.initializer_range / math.sqrt(residual_branches(config)))
+
+
+def _residual_weights(module: nn.Module) -> Iterator[Tensor]:
+    if isinstance(module, (Mixer, FeedForward)):
+        for name in RESIDUAL_PROJECTIONS:
+            projection = getattr(module, name, None)
+            if isinstance(projection, nn.Linear):
+                yield projection.weight

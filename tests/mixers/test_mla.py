@@ -41,7 +41,7 @@ def latent_attention(w: dict[str, Tensor], x: Tensor, heads: int, o: object) -> 
     latent, r = (x @ w["kv_a_proj.weight"].T + w.get("kv_a_proj.bias", 0)).split(
         [o.kv_lora_rank, o.qk_rope_head_dim], -1
     )
-    kv = (rms(latent, w["kv_norm.weight"], 1e-6) @ w["kv_b_proj.weight"].T).unflatten(-1, (heads, -1))
+    kv = (rms(latent, w["kv_norm.weight"], o.latent_norm_eps) @ w["kv_b_proj.weight"].T).unflatten(-1, (heads, -1))
     k, v = kv.split([o.qk_nope_head_dim, o.v_head_dim], -1)
     q_nope, q_rope = q.split([o.qk_nope_head_dim, o.qk_rope_head_dim], -1)
     q_rope, r = rotated(q_rope, o.rope_interleave), rotated(r, o.rope_interleave)

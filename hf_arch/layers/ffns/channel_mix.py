@@ -18,6 +18,7 @@ from ...core.registry import ACTIVATIONS, FFNS
 from ...ops.conv import token_shift
 from ..attention_product import cache_element_bytes
 from ..contract import EMPTY_CONTEXT, LayerContext
+from ..initial import FLA
 from ..mixers.base import MixerCost
 from ..state import FFN_STATE
 from .ffn import FeedForward
@@ -40,6 +41,7 @@ class ChannelMix(FeedForward):
     Options = ChannelMixOptions
     needs_conv_state: ClassVar[bool] = True
     label: ClassVar[str] = "ChannelMix"
+    inits: ClassVar = {**FLA, "official": "RWKV-LM's: shifts by channel and depth, output and receptance 0"}
 
     def __init__(self, config: Any, options: ChannelMixOptions, layer_idx: int):
         super().__init__(config, options, layer_idx)
@@ -77,6 +79,15 @@ class ChannelMix(FeedForward):
         return MixerCost(state_bytes=self.config.hidden_size * cache_element_bytes(self.config))
 
     def init_weights(self) -> None:
-        init.zeros_(self.key_mix)
+        official = self.init_policy == "official"
+        channel = torch.arange(self.config.hidden_size, dtype=torch.float32) / self.config.hidden_size
+        early = 1.0 - self.layer_idx / self.config.num_hidden_layers
+        mix = 1.0 - channel**early if official else torch.zeros_like(channel)
+        init.copy_(self.key_mix, mix)
         if self.options.use_receptance:
-            init.zeros_(self.receptance_mix)
+            init.copy_(self.receptance_mix, mix)
+        if official:
+            init.orthogonal_(self.key_proj.weight)
+            init.zeros_(self.down_proj.weight)
+            if self.options.use_receptance:
+                init.zeros_(self.receptance_proj.weight)

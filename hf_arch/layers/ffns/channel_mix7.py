@@ -12,6 +12,7 @@ from transformers import initialization as init
 
 from ...core.options import options
 from ...core.registry import FFNS
+from ..initial import FLA
 from .channel_mix import ChannelMix, ChannelMixOptions
 
 
@@ -28,6 +29,7 @@ class ChannelMix7(ChannelMix):
 
     Options = ChannelMix7Options
     label: ClassVar[str] = "ChannelMix7"
+    inits: ClassVar = FLA
 
     @classmethod
     def default_intermediate_size(cls, config: Any) -> int:

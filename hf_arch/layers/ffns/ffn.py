@@ -16,6 +16,7 @@ from ...core.options import Options, options
 from ...core.registry import ACTIVATIONS, FFNS
 from ..contract import EMPTY_CONTEXT, LayerContext, LayerOutput, check_signature
 from ..fp32 import KeepsFp32
+from ..initial import InitPolicies
 from ..mixers.base import MixerCost
 
 
@@ -28,10 +29,11 @@ class FeedForwardOptions(Options):
     bias: bool | None = None
 
 
-class FeedForward(KeepsFp32):
+class FeedForward(InitPolicies, KeepsFp32):
     """Base of every channel mixer; built as `FFNClass(config, options, layer_idx)`."""
 
     Options: ClassVar[type[Options]] = FeedForwardOptions
+    absent: ClassVar[bool] = False
     needs_conv_state: ClassVar[bool] = False
     """Whether it keeps a token shift state in the cache."""
     routed: ClassVar[bool] = False
@@ -112,6 +114,8 @@ class FeedForward(KeepsFp32):
 @FFNS.register("none")
 class NoFeedForward(FeedForward):
     """A block of the mixer alone (Mamba); the decoder builds nothing for it."""
+
+    absent: ClassVar[bool] = True
 
     Options = Options
     label = "NoFFN"

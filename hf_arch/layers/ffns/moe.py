@@ -27,6 +27,7 @@ from ...core.registry import FFNS
 from ...ops.precision import state_dtype, without_autocast
 from ..contract import EMPTY_CONTEXT, LayerContext, LayerOutput
 from ..fp32 import KeepsFp32
+from ..initial import residual_branches
 from ..layout import SequenceLayout
 from ..mixers.base import MixerCost
 from .experts import GatedExperts, PlainExperts
@@ -245,7 +246,7 @@ class MixtureOfExperts(FeedForward):
 
     def init_weights(self) -> None:
         std = self.config.initializer_range
-        last = std / (2 * self.config.num_hidden_layers) ** 0.5 if self.config.rescale_residual_init else std
+        last = std / residual_branches(self.config) ** 0.5 if self.config.rescale_residual_init else std
         init.normal_(self.router.weight, mean=0.0, std=std)
         for name, weight in self.experts.named_parameters():
             init.normal_(weight, mean=0.0, std=last if name == "down_proj" else std)

@@ -20,6 +20,7 @@ from ...core.options import Options, options
 from ...core.registry import POSITIONS
 from ..attention_product import cache_element_bytes
 from ..contract import EMPTY_CONTEXT, LayerContext, LayerOutput
+from ..initial import TRANSFORMERS
 from ..key_positions import KeyPositions, key_positions
 from ..norms import ArchRMSNorm
 from ..positions import apply_rotary
@@ -45,6 +46,7 @@ class AttentionHeads(Mixer):
 
     cache_kind: ClassVar[CacheKind] = "kv"
     config_features: ClassVar[tuple[str, ...]] = ("attention_bias", "qk_norm")
+    inits: ClassVar = TRANSFORMERS
 
     def __init__(self, config: Any, options: Any, layer_idx: int):
         super().__init__(config, options, layer_idx)

@@ -7,7 +7,7 @@ A mixer is a module registered in `MIXERS` with
 - `cost`: FLOPs of the mixing itself and bytes of state, beside its Linear layers (those are counted from the module);
 - `keep_fp32`: parameters of its own that no cast may round (decays, step sizes);
 - `init_weights`: its own special parameters, through `transformers.initialization`, so that loading never
-  re-initialises them.
+  re-initialises them; `inits` and `init_policy` where several sources initialise them differently.
 
 Shape legend: B batch, T time, D width, H heads, K key dim, V value dim, N state, C chunk.
 """
@@ -25,6 +25,7 @@ from ...ops.transforms import exporting_to_onnx
 from ..contract import EMPTY_CONTEXT, LayerContext, LayerOutput, check_signature
 from ..cost import MixerCost as MixerCost
 from ..fp32 import KeepsFp32
+from ..initial import InitPolicies
 from ..layout import SequenceLayout
 from ..state import RECURRENT, LayerState
 
@@ -61,7 +62,7 @@ class SharedSpec(Protocol):
     def build(self) -> SharedParameters: ...
 
 
-class Mixer(KeepsFp32):
+class Mixer(InitPolicies, KeepsFp32):
     """Base of every token mixer; built as `MixerClass(config, options, layer_idx)`."""
 
     Options: ClassVar[type[Options]] = Options

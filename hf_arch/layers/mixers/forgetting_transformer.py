@@ -15,6 +15,7 @@ from torch import nn
 from ...core.errors import ConfigError
 from ...core.options import options
 from ...core.registry import MIXERS
+from ..initial import FLA
 from ..norms import PerHeadRMSNorm
 from .attention import Attention, AttentionOptions
 
@@ -32,6 +33,7 @@ class ForgettingOptions(AttentionOptions):
 class ForgettingAttention(Attention):
     """FoX; `output_gate: elementwise` is its Pro form's gate."""
 
+    inits: ClassVar = FLA
     Options = ForgettingOptions
     label: ClassVar[str] = "FoX"
 

@@ -17,6 +17,7 @@ from ...core.options import options
 from ...core.registry import MIXERS
 from ...ops.delta_rule import delta_rule
 from ..contract import LayerContext
+from ..initial import FLA, init_as_torch
 from ..layout import SequenceLayout
 from ..state import LayerState
 from .delta_heads import DeltaHeadsMixer, DeltaHeadsOptions
@@ -37,6 +38,7 @@ class GatedDeltaNet(DeltaHeadsMixer):
 
     Options = GatedDeltaNetOptions
     label: ClassVar[str] = "GDN"
+    inits: ClassVar = {**FLA, "official": "that of the published code: convolutions as torch has them"}
 
     def __init__(self, config: Any, options: GatedDeltaNetOptions, layer_idx: int):
         super().__init__(config, options, layer_idx)
@@ -45,6 +47,12 @@ class GatedDeltaNet(DeltaHeadsMixer):
         self.b_proj = nn.Linear(config.hidden_size, heads, bias=False)
         self.build_decay(heads)
         self.build_output(options.use_output_gate, options.gate_activation)
+
+    def init_weights(self) -> None:
+        super().init_weights()
+        if self.init_policy == "official" and self.options.use_short_conv:
+            for conv in (self.q_conv, self.k_conv, self.v_conv):
+                init_as_torch(conv)
 
     def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
         q, k, v = self.heads(x, layout, state)

@@ -19,6 +19,7 @@ from ...core.registry import MIXERS
 from ...ops.elementwise import hgrn_scan
 from ..attention_product import cache_element_bytes
 from ..contract import LayerContext
+from ..initial import FLA
 from ..layout import SequenceLayout
 from ..lower_bounds import LowerBoundsSpec, bounded_complement
 from ..norms import GatedRMSNorm
@@ -42,6 +43,7 @@ class HGRNOptions(Options):
 class HierarchicallyGatedRNN(RecurrentMixer):
     """HGRN."""
 
+    inits: ClassVar = FLA
     Options = HGRNOptions
     cache_kind: ClassVar[CacheKind] = "recurrent+conv"
     label: ClassVar[str] = "HGRN"

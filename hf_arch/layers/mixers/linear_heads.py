@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...core.errors import ConfigError
 from ..attention_product import cache_element_bytes
+from ..initial import FLA
 from ..layout import SequenceLayout
 from ..norms import ArchRMSNorm, GatedRMSNorm
 from ..short_conv import ShortConvolution
@@ -93,6 +94,7 @@ class LinearHeadsMixer(RecurrentMixer):
 
     cache_kind: ClassVar[CacheKind] = "recurrent+conv"
     state_products: ClassVar[int] = 2
+    inits: ClassVar = FLA
     """Products with the state a token: k v^T into it and q^T S out of it; the delta rule recalls S^T k as well."""
 
     def __init__(self, config: Any, options: Any, layer_idx: int):

@@ -24,6 +24,7 @@ from ...ops.selective_scan import selective_scan
 from ..attention_product import cache_element_bytes
 from ..contract import LayerContext
 from ..fp32 import Fp32BiasLinear
+from ..initial import FLA, TRANSFORMERS, init_as_torch, residual_branches
 from ..layout import SequenceLayout
 from ..short_conv import ShortConvolution
 from ..state import LayerState
@@ -53,6 +54,11 @@ class SelectiveStateSpace(RecurrentMixer):
     Options = MambaOptions
     cache_kind: ClassVar = "recurrent+conv"
     label: ClassVar[str] = "Mamba"
+    inits: ClassVar = {
+        **TRANSFORMERS,
+        **FLA,
+        "official": "mamba_ssm's: Linear as torch has it, the output projection further divided by sqrt(sublayers)",
+    }
     no_weight_decay: ClassVar[tuple[str, ...]] = ("A_log", "D", "dt_proj.bias")
     keep_fp32: ClassVar[tuple[str, ...]] = ("A_log", "D")
 
@@ -127,6 +133,10 @@ class SelectiveStateSpace(RecurrentMixer):
         init.uniform_(self.conv.weight, -bound, bound)
         if self.conv.bias is not None:
             init.uniform_(self.conv.bias, -bound, bound)
+        if self.init_policy == "official":
+            init_as_torch(self.in_proj)
+            init_as_torch(self.x_proj)
+            init_as_torch(self.out_proj, residual_branches(self.config) ** -0.5)
 
 
 def init_step_bias(bias: Tensor, options: Any) -> None:

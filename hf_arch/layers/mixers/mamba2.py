@@ -23,6 +23,7 @@ from ...ops.precision import state_dtype
 from ...ops.ssd import ssd
 from ..attention_product import cache_element_bytes
 from ..contract import LayerContext
+from ..initial import FLA, init_as_torch, residual_branches
 from ..layout import SequenceLayout
 from ..norms import ArchRMSNorm
 from ..short_conv import ShortConvolution
@@ -80,6 +81,10 @@ class StateSpaceDual(RecurrentMixer):
     Options = Mamba2Options
     cache_kind: ClassVar = "recurrent+conv"
     label: ClassVar[str] = "Mamba2"
+    inits: ClassVar = {
+        **FLA,
+        "official": "mamba_ssm's: Linear and convolution as torch has them, the output also divided by sqrt(sublayers)",
+    }
     no_weight_decay: ClassVar[tuple[str, ...]] = ("A_log", "D", "dt_bias")
     keep_fp32: ClassVar[tuple[str, ...]] = ("A_log", "D", "dt_bias")
 
@@ -153,8 +158,13 @@ class StateSpaceDual(RecurrentMixer):
         init.copy_(self.A_log, torch.empty_like(self.A_log).uniform_(self.options.A_min, self.options.A_max).log())
         init.ones_(self.D)
         init_step_bias(self.dt_bias, self.options)
-        if self.options.conv_init is not None:
-            init.uniform_(self.conv.weight, -self.options.conv_init, self.options.conv_init)
-        if self.options.rescale_out_proj:  # torch's rule for Linear, smaller the deeper the model
+        if self.init_policy == "official":
+            init_as_torch(self.in_proj)
+            init_as_torch(self.conv)
+            if self.options.rescale_out_proj:
+                init_as_torch(self.out_proj, residual_branches(self.config) ** -0.5)
+        elif self.options.rescale_out_proj:  # torch's rule for Linear, smaller the deeper the model
             bound = (self.inner * self.config.num_hidden_layers) ** -0.5
             init.uniform_(self.out_proj.weight, -bound, bound)
+        if self.options.conv_init is not None:
+            init.uniform_(self.conv.weight, -self.options.conv_init, self.options.conv_init)

@@ -29,6 +29,7 @@ from ...ops.norm import rms_norm
 from ...ops.precision import state_dtype
 from ...ops.rank_attention import rank_attention
 from ..contract import LayerContext
+from ..initial import FLA
 from ..layout import SequenceLayout
 from ..norms import ArchRMSNorm
 from ..state import LayerState
@@ -72,6 +73,7 @@ class TrapezoidalStateSpace(RecurrentMixer):
 
     Options = Mamba3Options
     label: ClassVar[str] = "Mamba3"
+    inits: ClassVar = FLA
     no_weight_decay: ClassVar[tuple[str, ...]] = ("D", "dt_bias", "B_bias", "C_bias", "mimo_x", "mimo_z", "mimo_o")
     keep_fp32: ClassVar[tuple[str, ...]] = ("D", "dt_bias")
 

@@ -24,6 +24,7 @@ from ...ops.precision import state_dtype
 from ..attention_product import AttentionProduct, cache_element_bytes
 from ..compat import attention_implementation
 from ..contract import EMPTY_CONTEXT, LayerContext
+from ..initial import FLA, TRANSFORMERS
 from ..norms import ArchRMSNorm
 from ..plain_linear import is_plain_linear
 from ..positions import apply_rotary
@@ -34,8 +35,9 @@ from .base import Mixer, MixerCost
 
 @options
 class LatentAttentionOptions(Options):
-    """num_heads, bias, window (0 = none), rope_theta, latent_norm_eps: None takes the config's. q_lora_rank None:
-    queries straight from x. `rope_interleave`: the rotary features are pairs (0, 1), (2, 3) ... instead of halves."""
+    """num_heads, bias, window (0 = none), rope_theta, latent_norm_eps: None takes the config's. Where it is not
+    given, latent_norm_eps is FLA's (DeepSeek's code has 1e-6). q_lora_rank None: queries straight from x. `rope_interleave`: the
+    rotary features are pairs (0, 1), (2, 3) ... instead of halves."""
 
     num_heads: int | None = None
     q_lora_rank: int | None = None
@@ -47,7 +49,7 @@ class LatentAttentionOptions(Options):
     window: int | None = None
     rope_theta: float | int | None = None
     rope_interleave: bool = False
-    latent_norm_eps: float | None = None
+    latent_norm_eps: float | None = 1e-5
 
 
 class LatentProduct(AttentionProduct):
@@ -85,6 +87,7 @@ class LatentAttention(Mixer):
     Options = LatentAttentionOptions
     cache_kind: ClassVar = "latent"
     label: ClassVar[str] = "MLA"
+    inits: ClassVar = {**TRANSFORMERS, **FLA}
     config_features: ClassVar[tuple[str, ...]] = (
         *("attention_bias", "sliding_window", "attn_logit_softcapping", "attention_dropout"),
         *("position", "rope_parameters"),

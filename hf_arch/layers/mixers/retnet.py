@@ -13,12 +13,14 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from transformers import initialization as init
 
 from ...core.errors import ConfigError
 from ...core.options import Options, options
 from ...core.registry import ACTIVATIONS, MIXERS
 from ...ops.linear_attention import linear_attention
 from ..contract import LayerContext
+from ..initial import FLA
 from ..layout import SequenceLayout
 from ..positions import apply_rotary
 from ..rope_parameters import RotarySpec
@@ -49,6 +51,10 @@ class Retention(LinearHeadsMixer):
     Options = RetentionOptions
     cache_kind: ClassVar[CacheKind] = "recurrent"
     label: ClassVar[str] = "RetNet"
+    inits: ClassVar = {
+        **FLA,
+        "official": "torchscale's: queries, keys, values and gate Xavier of gain 2^-2.5, the output of gain 1",
+    }
 
     def __init__(self, config: Any, options: RetentionOptions, layer_idx: int):
         super().__init__(config, options, layer_idx)
@@ -73,6 +79,15 @@ class Retention(LinearHeadsMixer):
         """log gamma_h, fp32 [H]; computed at use, since a buffer would need re-initialising after each load."""
         heads = torch.arange(self.sizes.num_heads, device=device, dtype=torch.float32)
         return torch.log1p(-torch.exp(-math.log(2.0) * (5.0 + heads)))
+
+    def init_weights(self) -> None:
+        super().init_weights()
+        if self.init_policy != "official":
+            return
+        for linear in (self.q_proj, self.k_proj, self.v_proj, getattr(self, "g_proj", None)):
+            if linear is not None:
+                init.xavier_uniform_(linear.weight, gain=2**-2.5)
+        init.xavier_uniform_(self.o_proj.weight)
 
     def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
         q, k, v = self.project(x, layout, state)

@@ -26,6 +26,7 @@ from ...ops.precision import state_dtype
 from ..attention_product import cache_element_bytes
 from ..contract import LayerContext
 from ..fp32 import Fp32BiasLinear
+from ..initial import FLA
 from ..layout import SequenceLayout
 from ..norms import ArchRMSNorm
 from ..short_conv import ShortConvolution
@@ -62,6 +63,7 @@ class GatedFirstRMSNorm(ArchRMSNorm):
 class Rodimus(RecurrentMixer):
     """Rodimus' mixer, which is the whole block of the model without attention."""
 
+    inits: ClassVar = FLA
     Options = RodimusOptions
     cache_kind: ClassVar = "recurrent+conv"
     label: ClassVar[str] = "Rodimus"

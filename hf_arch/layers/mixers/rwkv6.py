@@ -26,6 +26,7 @@ from ...ops.precision import state_dtype
 from ..attention_product import cache_element_bytes
 from ..contract import LayerContext
 from ..fp32 import Fp32BiasLinear
+from ..initial import FLA
 from ..layout import SequenceLayout
 from ..norms import HeadGroupNorm
 from ..state import LayerState
@@ -55,6 +56,10 @@ class DynamicTimeMix(LinearHeadsMixer):
 
     Options = RWKV6Options
     label: ClassVar[str] = "RWKV6"
+    inits: ClassVar = {
+        **FLA,
+        "official": "RWKV-LM's: decays 0.9975 to 0.692, shifts and bonus by channel and depth, orthogonal matrices, outputs 0",
+    }
     no_weight_decay: ClassVar[tuple[str, ...]] = ("shift_bias", "bonus")
 
     def __init__(self, config: Any, options: RWKV6Options, layer_idx: int):
@@ -121,6 +126,9 @@ class DynamicTimeMix(LinearHeadsMixer):
         )
 
     def init_weights(self) -> None:
+        if self.init_policy == "official":
+            self._init_officially()
+            return
         for parameter in (self.shift_mix, self.shift_bias, self.bonus, self.decay_down.weight, self.decay_up.bias):
             init.zeros_(parameter)
         for linear in (self.q_proj, self.k_proj, self.v_proj, self.g_proj, self.o_proj, self.shift_down):
@@ -131,3 +139,28 @@ class DynamicTimeMix(LinearHeadsMixer):
         init.uniform_(self.shift_up, -bound, bound)
         rows, columns = self.decay_up.weight.shape
         init.orthogonal_(self.decay_up.weight, gain=0.1 * max(1.0, columns / rows) ** 0.5)
+
+    def _init_officially(self) -> None:
+        """As RWKV-LM's x060: by channel and depth, so that layers begin with different memories."""
+        depth, width = self.config.num_hidden_layers, self.config.hidden_size
+        late, early = self.layer_idx / max(depth - 1, 1), 1.0 - self.layer_idx / depth
+        channel = torch.arange(width, dtype=torch.float32) / width
+        shifts = dict.fromkeys("wk", 1.0 - channel**early)
+        shifts["v"] = 1.0 - (channel**early + 0.3 * late)
+        shifts["r"] = shifts["g"] = 1.0 - channel ** (0.5 * early)
+        init.copy_(self.shift_mix, 1.0 - channel**early)
+        init.copy_(self.shift_bias, torch.stack([shifts[name] for name in STREAMS]))
+        init.zeros_(self.shift_down.weight)
+        init.zeros_(self.decay_down.weight)
+        for small in (self.shift_up, self.decay_up.weight):
+            init.uniform_(small, -0.01, 0.01)
+        keys = torch.arange(self.decay_up.bias.numel(), dtype=torch.float32)
+        init.copy_(self.decay_up.bias, -6.0 + 5.0 * (keys / max(keys.numel() - 1, 1)) ** (0.7 + 1.3 * late))
+        place = torch.arange(self.bonus.numel(), dtype=torch.float32)
+        zigzag = ((place + 1) % 3 - 1) * 0.1
+        ramp = late * (1.0 - place / max(place.numel() - 1, 1))
+        init.copy_(self.bonus, (ramp + zigzag).view_as(self.bonus))
+        for linear, gain in ((self.q_proj, 1.0), (self.k_proj, 0.1), (self.v_proj, 1.0), (self.g_proj, 0.1)):
+            init.orthogonal_(linear.weight, gain=gain)
+        init.zeros_(self.o_proj.weight)
+        init.constant_(self.o_norm.weight, ((self.layer_idx + 1) / depth) ** 0.7)

@@ -46,13 +46,14 @@ FIRST_VALUE = "rwkv7_first_value"
 @options
 class RWKV7Options(Options):
     """num_heads: None takes the config's. The ranks are those of the low-rank maps of decay, replacement rate, value
-    mix and gate; `key_eps` is added to the square of a key's length."""
+    mix and gate; None: as the paper has them by the width D, the multiple of 32 (at least 32) next to 1.8 sqrt(D),
+    1.8 sqrt(D), 1.3 sqrt(D) and 0.6 D^0.8. `key_eps` is added to the square of a key's length."""
 
     num_heads: int | None = None
-    decay_rank: int = 64
-    rate_rank: int = 64
-    value_rank: int = 16
-    gate_rank: int = 128
+    decay_rank: int | None = None
+    rate_rank: int | None = None
+    value_rank: int | None = None
+    gate_rank: int | None = None
     key_eps: float = 1e-6
 
 
@@ -91,11 +92,12 @@ class GeneralizedDeltaTimeMix(LinearHeadsMixer):
         self.removal_scale = nn.Parameter(torch.empty(width))
         self.rate_scale = nn.Parameter(torch.empty(width))
         self.bonus = nn.Parameter(torch.empty(sizes.num_heads, sizes.head_k_dim))
-        self.decay = LowRank(width, options.decay_rank, nn.Tanh(), up=Fp32BiasLinear)
-        self.rate = LowRank(width, options.rate_rank, nn.Identity())
-        self.gate = LowRank(width, options.gate_rank, nn.Sigmoid(), bias=False)
+        ranks = self.ranks(config, options)
+        self.decay = LowRank(width, ranks["decay_rank"], nn.Tanh(), up=Fp32BiasLinear)
+        self.rate = LowRank(width, ranks["rate_rank"], nn.Identity())
+        self.gate = LowRank(width, ranks["gate_rank"], nn.Sigmoid(), bias=False)
         is_first = bool(self.publishes(config, options, layer_idx))
-        self.value_mix = None if is_first else LowRank(width, options.value_rank, nn.Identity())
+        self.value_mix = None if is_first else LowRank(width, ranks["value_rank"], nn.Identity())
         self.o_norm = HeadGroupNorm(sizes.num_heads, sizes.head_v_dim, sizes.head_k_dim * config.norm_eps)
 
     @classmethod
@@ -116,9 +118,29 @@ class GeneralizedDeltaTimeMix(LinearHeadsMixer):
     @classmethod
     def validate(cls, config: Any, options: RWKV7Options) -> None:
         super().validate(config, options)
-        for name in ("decay_rank", "rate_rank", "value_rank", "gate_rank"):
-            if getattr(options, name) < 1:
-                raise ConfigError(f"mixer rwkv7: {name} {getattr(options, name)} is not allowed; use an integer >= 1")
+        for name, rank in cls.ranks(config, options).items():
+            if rank < 1:
+                raise ConfigError(f"mixer rwkv7: {name} {rank} is not allowed; use an integer >= 1")
+
+    @staticmethod
+    def ranks(config: Any, options: RWKV7Options) -> dict[str, int]:
+        """The ranks of the low-rank maps, by their options' names."""
+        width = config.hidden_size
+        targets = {
+            "decay_rank": 1.8 * width**0.5,
+            "rate_rank": 1.8 * width**0.5,
+            "value_rank": 1.3 * width**0.5,
+            "gate_rank": 0.6 * width**0.8,
+        }
+        given = {name: getattr(options, name) for name in targets}
+        return {
+            name: max(32, 32 * round(target / 32)) if given[name] is None else given[name]
+            for name, target in targets.items()
+        }
+
+    @classmethod
+    def effective(cls, config: Any, options: RWKV7Options) -> dict[str, Any]:
+        return {**super().effective(config, options), **cls.ranks(config, options)}
 
     def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor | LayerOutput:
         before, last = token_shift(

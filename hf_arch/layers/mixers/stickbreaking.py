@@ -18,6 +18,7 @@ from ...core.options import options
 from ...core.registry import MIXERS
 from ...ops.precision import state_dtype
 from ..contract import LayerContext
+from ..initial import FLA
 from .attention_heads import AttentionHeads, HeadsOptions
 from .base import MixerCost
 
@@ -31,6 +32,8 @@ class StickBreakingOptions(HeadsOptions):
 
 class PairwiseAttention(AttentionHeads):
     """Attention that computes its own scores of all pairs of tokens, from key positions."""
+
+    inits: ClassVar = FLA
 
     @classmethod
     def needs_key_positions(cls, config: Any, options: Any) -> bool:

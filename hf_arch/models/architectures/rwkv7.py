@@ -4,32 +4,13 @@ The class names avoid the word: transformers' generation looks for it in class n
 argument.
 """
 
-import torch
-from torch import nn
-from transformers import initialization as init
+from typing import ClassVar
 
 from ...layers.ffns.channel_mix7 import ChannelMix7 as ChannelMix7
 from ...layers.mixers.rwkv7 import GeneralizedDeltaTimeMix as GeneralizedDeltaTimeMix
 from ..configuration import ArchConfig, Component
-from ..decoder import ArchForCausalLM, ArchModel
 from .declare import architecture
-
-
-class _Receptance7ModelBase(ArchModel):
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, nn.Embedding):  # nearly nothing, for the norm that follows to scale up
-            init.uniform_(module.weight, -1e-4, 1e-4)
-
-
-class _Receptance7ForCausalLMBase(ArchForCausalLM):
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if module is self.lm_head:
-            ratio = self.config.vocab_size / self.config.hidden_size
-            init.orthogonal_(module.weight, gain=0.5 * max(1.0, ratio) ** 0.5)
+from .receptance import ReceptanceForCausalLMBase, ReceptanceModelBase
 
 
 @architecture(
@@ -39,11 +20,13 @@ class _Receptance7ForCausalLMBase(ArchForCausalLM):
     tiny={
         "mixer": {"type": "rwkv7", "decay_rank": 8, "rate_rank": 6, "value_rank": 4, "gate_rank": 12},
     },
-    model=_Receptance7ModelBase,
-    causal_lm=_Receptance7ForCausalLMBase,
+    model=ReceptanceModelBase,
+    causal_lm=ReceptanceForCausalLMBase,
 )
 class HfaReceptance7Config(ArchConfig):
     """Heads of width 64, LayerNorm also after the embeddings, channel mix of 4x."""
+
+    receptance_inits: ClassVar[tuple[str | None, ...]] = (None, "fla")
 
     hidden_size: int = 2048
     num_hidden_layers: int = 24
