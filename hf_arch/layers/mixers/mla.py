@@ -36,8 +36,8 @@ from .base import Mixer, MixerCost
 @options
 class LatentAttentionOptions(Options):
     """num_heads, bias, window (0 = none), rope_theta, latent_norm_eps: None takes the config's. Where it is not
-    given, latent_norm_eps is FLA's (DeepSeek's code has 1e-6). q_lora_rank None: queries straight from x. `rope_interleave`: the
-    rotary features are pairs (0, 1), (2, 3) ... instead of halves."""
+    given, latent_norm_eps is FLA's (DeepSeek's code has 1e-6). q_lora_rank None: queries straight from x.
+    `rope_interleave`: the rotary features are pairs (0, 1), (2, 3) ... instead of halves."""
 
     num_heads: int | None = None
     q_lora_rank: int | None = None

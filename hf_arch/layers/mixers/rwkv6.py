@@ -58,7 +58,7 @@ class DynamicTimeMix(LinearHeadsMixer):
     label: ClassVar[str] = "RWKV6"
     inits: ClassVar = {
         **FLA,
-        "official": "RWKV-LM's: decays 0.9975 to 0.692, shifts and bonus by channel and depth, orthogonal matrices, outputs 0",
+        "official": "RWKV-LM's: decays 0.9975 to 0.692, shifts and bonus by channel and depth, outputs 0",
     }
     no_weight_decay: ClassVar[tuple[str, ...]] = ("shift_bias", "bonus")
 
