@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hf_arch.analysis.stats import Interval
+from hf_arch.analysis.stats import Interval, t_interval
 from hf_arch.core.formats import MISSING, with_half_width
 from hf_arch.runs.numbers import Number, Reader
 from hf_arch.runs.record import numbers_for
@@ -73,10 +73,40 @@ def _columns() -> list[Column]:
 
 
 COLUMNS: tuple[Column, ...] = tuple(_columns())
+BENCHMARK_METRICS = {"acc": "acc", "acc_norm": "acc norm", "bits_per_byte": "bits/byte", "margin": "margin"}
+"""{metric of a benchmark that is a column: its short name}; `acc_norm` only where a task has no `acc`."""
+
+
+def benchmark_scores(group: Group) -> dict[str, Interval]:
+    """{`task metric`: mean and t interval over seeds} of what `hf-arch eval` scored of the counted runs."""
+    values: dict[str, list[float]] = {}
+    for run in group.counted:
+        for task, scores in run.benchmarks.items():
+            for metric in BENCHMARK_METRICS:
+                if metric in scores and not (metric == "acc_norm" and "acc" in scores):
+                    values.setdefault(f"{task} {metric}", []).append(float(scores[metric]))
+    return {name: t_interval(found) for name, found in values.items()}
+
+
+def benchmark_columns(comparison: Comparison) -> list[Column]:
+    """A column for each task and score of `hf-arch eval` that any group has, in the order of the tasks' names."""
+    scores = {group.name: benchmark_scores(group) for group in comparison.groups}
+    names = sorted({name for found in scores.values() for name in found})
+
+    def column(name: str) -> Column:
+        task, _, metric = name.rpartition(" ")
+        title, what = f"{task} {BENCHMARK_METRICS[metric]}", f"`hf-arch eval`: {metric} of {task}, mean over seeds"
+        return Column(
+            name.replace(" ", "."), title, what, lambda _all, group: interval_text(scores[group.name].get(name))
+        )
+
+    return [column(name) for name in names]
 
 
 def filled_columns(comparison: Comparison) -> list[Column]:
     """The columns that hold a value for any group."""
     return [
-        column for column in COLUMNS if any(column.cell(comparison, group) != MISSING for group in comparison.groups)
+        column
+        for column in (*COLUMNS, *benchmark_columns(comparison))
+        if any(column.cell(comparison, group) != MISSING for group in comparison.groups)
     ]

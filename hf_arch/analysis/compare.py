@@ -17,6 +17,7 @@ from pathlib import Path
 
 from hf_arch.analysis.audit import audit
 from hf_arch.analysis.comparison import Comparison, Group
+from hf_arch.analysis.item_tests import item_tests
 from hf_arch.analysis.stats import all_pairs, t_interval
 from hf_arch.analysis.verdicts import judge
 from hf_arch.core.errors import choice_error
@@ -58,6 +59,7 @@ def compare_runs(
         pairs=tuple(all_pairs({group.name: group.by_seed(metric) for group in groups}, sign == 1)),
         findings=tuple(audit(runs)),
         hypotheses=tuple(hypotheses(runs)),
+        item_tests=tuple(item_tests(groups)),
     )
     verdicts = [verdict for hypothesis in comparison.hypotheses for verdict in judge(hypothesis, comparison)]
     return replace(comparison, verdicts=tuple(verdicts))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hf_arch.analysis.columns import interval_text
+from hf_arch.analysis.columns import benchmark_scores, interval_text
 from hf_arch.analysis.finding import Finding
 from hf_arch.analysis.stats import Interval, PairedDifference, bootstrap_interval, t_interval
 from hf_arch.core.files import to_jsonable
@@ -19,6 +19,7 @@ from hf_arch.runs.suite import flat_row
 if TYPE_CHECKING:
     import pandas as pd
 
+    from hf_arch.analysis.item_tests import ItemTest
     from hf_arch.analysis.verdicts import Verdict
 
 
@@ -67,6 +68,7 @@ class Comparison:
     findings: tuple[Finding, ...]
     hypotheses: tuple[str, ...]
     verdicts: tuple[Verdict, ...] = ()
+    item_tests: tuple[ItemTest, ...] = ()
 
     @property
     def runs(self) -> list[RunRecord]:
@@ -151,6 +153,9 @@ class Comparison:
             if number.decimals is not None:
                 row[f"{key}_low"] = None if interval is None else interval.low
                 row[f"{key}_high"] = None if interval is None else interval.high
+        for name, interval in benchmark_scores(group).items():
+            key = name.replace(" ", ".")
+            row |= {key: interval.mean, f"{key}_low": interval.low, f"{key}_high": interval.high}
         row["versus_baseline"] = self.versus_baseline(group.name)
         return row
 
@@ -173,6 +178,7 @@ class Comparison:
                 "groups": groups,
                 "pairs": [pair.to_dict() for pair in self.pairs],
                 "hypotheses": [verdict.to_dict() for verdict in self.verdicts],
+                "items": [test.to_dict() for test in self.item_tests],
                 "runs": [flat_row(run) for run in self.runs],
             }
         )

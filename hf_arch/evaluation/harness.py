@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_arch.core.errors import ConfigError, choice_error, nearest
 from hf_arch.environment import temporarily
 from hf_arch.evaluation.compat import is_group
+from hf_arch.evaluation.items import item_rows, item_scores
 from hf_arch.evaluation.lm_eval import ArchLM
 from hf_arch.evaluation.offline import INSTALL, local_tasks, rows_origin, write_task_files
 from hf_arch.evaluation.row_checks import check_rows
@@ -120,10 +121,14 @@ def score(
     batch_size: int = 8,
     limit: int | None = None,
     rows: str = "auto",
+    items: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """{task: {metric: value, `<metric>_stderr`, `samples`, `version`, `num_fewshot`, `rows`}} on tasks of `load_tasks`.
 
-    Progress goes to stderr. Values that are not defined (a standard error of one row) are left out.
+    Where answers are scored by likelihood, beside lm_eval's metrics `bits_per_byte` of the gold answer and, of choices,
+    `margin`: its log-likelihood less the best wrong one's, in nats. `items`, where given, gets {task: a table of items}
+    (`evaluation/items.py`). Progress goes to stderr. Values that are not defined (a standard error of one row) are left
+    out.
     """
     for task in tasks["tasks"].values():
         task.set_fewshot_seed(seed=_SEED)  # the same examples for every model
@@ -131,14 +136,18 @@ def score(
         torch.manual_seed(_SEED)
         lm = ArchLM(model, tokenizer=tokenizer, batch_size=batch_size)
         # Closed forms where there are any; a bootstrap of so few draws is for the rest (perplexities).
-        found = evaluate(lm, tasks, limit=limit, bootstrap_iters=100, log_samples=False)
+        found = evaluate(lm, tasks, limit=limit, bootstrap_iters=100, log_samples=True)
     assert found is not None, "only the first of several processes has results"
     local = set(local_tasks()) if rows != "hub" else set()
     scores = {}
     for name, values in found["results"].items():
         task = tasks["tasks"].get(name)
+        table = None if task is None else item_rows(task, found.get("samples", {}).get(name, ()))
+        if items is not None and table is not None:
+            items[name] = table
         scores[name] = {
             **_metrics(values),
+            **({} if table is None else item_scores(table)),
             "samples": found.get("n-samples", {}).get(name, {}).get("effective"),
             "version": found.get("versions", {}).get(name),
             "num_fewshot": found.get("n-shot", {}).get(name),

@@ -1,6 +1,7 @@
 """`hf-arch eval`: the scores of a model, or of every run in a folder, kept with the run and gathered for the suite.
 
 <run>/evaluation.json                    the scores of the run; a later evaluation adds tasks and replaces its own
+<run>/items/<task>/items.parquet         the same item by item, for tests of two models on the same items
 <suite>/all_benchmark_results.json       the numbers of every run, with these among them
 """
 
@@ -23,6 +24,7 @@ from hf_arch.core.formats import FILE_WIDTH
 from hf_arch.evaluation.loading import load_model, parse_device, parse_dtype
 from hf_arch.evaluation.text_loss import TextOptions, score_text
 from hf_arch.runs.files import EVALUATION_FILE, is_run
+from hf_arch.runs.items import write_items
 from hf_arch.runs.provenance import provenance
 from hf_arch.runs.suite import find_runs, write_suite_results
 
@@ -120,11 +122,12 @@ def _evaluate_model(path: str, options: EvalOptions, tasks: Any) -> dict[str, An
     device = parse_device(options.device)
     model, tokenizer = load_model(path, dtype=parse_dtype(options.dtype), device=device)
     results: dict[str, Any] = {}
+    items: dict[str, Any] = {}
     if tasks is not None:
         from hf_arch.evaluation.harness import score
 
         size, limit = options.batch_size, options.limit
-        results.update(score(model, tokenizer, tasks, batch_size=size, limit=limit, rows=options.rows))
+        results.update(score(model, tokenizer, tasks, batch_size=size, limit=limit, rows=options.rows, items=items))
     if PERPLEXITY in options.tasks:
         results[PERPLEXITY] = score_text(path, model, tokenizer, options.text)
     document = {
@@ -141,6 +144,8 @@ def _evaluate_model(path: str, options: EvalOptions, tasks: Any) -> dict[str, An
     }
     if is_run(Path(path)):
         _keep(Path(path), document)
+        for task, table in items.items():
+            write_items(Path(path), task, table)
     return document
 
 

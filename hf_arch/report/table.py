@@ -33,9 +33,25 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
         console.print(_table(comparison, block, console.width))
     console.print(Text(comparison.headline, style="bold"))
     _print_pairs(comparison, console)
+    for line in item_lines(comparison):
+        console.print(Text(line))
     for verdict in comparison.verdicts:
         console.print(Text.assemble(("Hypothesis: ", "bold"), verdict.claim))
         console.print(Text.assemble((f"  {verdict.outcome}: ", "bold"), verdict.evidence))
+
+
+def item_lines(comparison: Comparison) -> list[str]:
+    """What was tested item by item, a line for each pair, task and score; none where no items were kept."""
+    tests = comparison.item_tests
+    if not tests:
+        return []
+    shown = sorted(tests, key=lambda test: (test.verdict == "undecided", test.p_adjusted or 0.0))[:MAX_PAIRS]
+    left = len(tests) - len(shown)
+    return [
+        "Item by item (over seeds and items, McNemar with one seed; Holm within a score):",
+        *(f"  {test.words}" for test in shown),
+        *([f"  ... {left} more in --json"] if left else []),
+    ]
 
 
 def print_skipped(skipped: Sequence[Skipped]) -> None:

@@ -4,6 +4,7 @@
                      /results.json             the measured numbers, the status, the provenance (runs/record.py)
                      /metrics.jsonl            one object a logging or evaluation step
                      /evaluation.json          benchmark scores, from `hf-arch eval`
+                     /items/<task>/            the same item by item (runs/items.py)
                      /checkpoints/  model/     what resumes the run, and what came of it
 <suite>/experiment_suite_results.json          every run of the suite with its results (runs/suite.py)
 <suite>/all_benchmark_results.json             the measured numbers alone, flat, one row a run
