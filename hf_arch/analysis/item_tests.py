@@ -4,9 +4,9 @@ With x_{s,i} the score of item i under seed s, and d_{s,i} the difference of two
 
 - McNemar's exact test, of one seed: of the items that exactly one of the two has right, as many on either side?
 - The paired bootstrap over seeds and items, the items drawn once for all seeds, since they are the same ones. Of a mean
-  its variance is known without drawing, V_s(mean_i d) / S + V_i(mean_s d) / I, here with sample variances (a bootstrap of
-  few seeds leaves that out), and the interval is Student's with S - 1 degrees of freedom. With one seed it speaks of these
-  two models on other items, and of no other seed.
+  its variance is known without drawing, V_s(mean_i d) / S + V_i(mean_s d) / I, here with sample variances (what a
+  bootstrap of few seeds leaves out), and the interval is Student's with S - 1 degrees of freedom. With one seed it
+  speaks of these two models on other items, and of no other seed.
 
 p values are corrected by Holm over all pairs of models and tasks of one score.
 """

@@ -1,7 +1,7 @@
 """From lm_eval's samples to scores that small models can show.
 
-Near chance, accuracy says little of a small model: it counts which of several unlikely answers is the least unlikely. The
-same log-likelihoods hold more. For every item, with ll the summed log-likelihood of an answer in nats:
+Near chance, accuracy says little of a small model: it counts which of several unlikely answers is the least unlikely.
+The same log-likelihoods hold more. For every item, with ll the summed log-likelihood of an answer in nats:
 
     bits per byte = -ll(gold) / (ln 2 * UTF-8 bytes of the gold answer),     margin = ll(gold) - max ll(wrong)
 
@@ -60,7 +60,7 @@ def _row(task: Any, sample: Mapping[str, Any]) -> dict[str, Any]:
         gold = 0
     size = len(str(asked[gold][1]).encode())
     nats = -likelihoods[gold]
-    right = sample["acc"] if "acc" in sample else (margin is not None and margin > 0)
+    right = sample.get("acc", margin is not None and margin > 0)
     return {
         "item": hashlib.blake2b(repr(asked).encode(), digest_size=12).hexdigest(),
         "right": int(bool(right)),

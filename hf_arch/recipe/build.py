@@ -30,7 +30,7 @@ def build_config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = Non
     else:
         size = len(tokenizer) if tokenizer is not None else recipe.data.vocab_size
     values.setdefault("vocab_size", size)
-    values.setdefault("max_position_embeddings", recipe.sequence_length)
+    values.setdefault("max_position_embeddings", recipe.longest_row)
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         values.setdefault(name, getattr(tokenizer, name, None))
     sized_by = "probe" if recipe.probe is not None else "tokenizer" if tokenizer is not None else None

@@ -50,7 +50,8 @@ class EvaluationOptions:
 
     `sequences` validation sequences are scored during training, `final_sequences` after it (null: all of them).
     `prompt` is continued by `new_tokens` tokens as the sample of the run; an empty prompt takes the first tokens of
-    the validation text. `speed` measures prefill of `speed_tokens` tokens and decoding of as many.
+    the validation text. `speed` measures prefill of `speed_tokens` tokens and decoding of as many. `lengths`: the loss
+    by position at these lengths of context, also beyond the trained one, on as much text as `sequences` rows hold.
     """
 
     sequences: int | None = 256
@@ -61,12 +62,15 @@ class EvaluationOptions:
     top_k: int = 50
     speed: bool = True
     speed_tokens: int = 64
+    lengths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         least = {"sequences": 1, "final_sequences": 1, "new_tokens": 1, "speed_tokens": 1, "temperature": 0, "top_k": 0}
         for name, allowed in least.items():
             if (value := getattr(self, name)) is not None and value < allowed:
                 raise ConfigError(f"evaluation.{name}: expected at least {allowed}, got {value}")
+        if any(length < 2 for length in self.lengths) or len(set(self.lengths)) < len(self.lengths):
+            raise ConfigError(f"evaluation.lengths: expected lengths from 2, each once, got {list(self.lengths)}")
 
 
 @dataclass(frozen=True)
@@ -285,6 +289,13 @@ class Recipe:
         return (
             self.data.sequence_length if self.probe is None else self.probe.data("train", 0, examples=1).inputs.shape[1]
         )
+
+    @property
+    def longest_row(self) -> int:
+        """Tokens in the longest row that the model is shown: a probe may be scored on longer rows than it learns."""
+        if self.probe is None:
+            return self.data.sequence_length
+        return max(self.probe.data(split, 0, examples=1).inputs.shape[1] for split in ("train", "test"))
 
     def stable_hash(self, *facts: str) -> str:
         """Ten hex digits over what changes a result: model, data, training, evaluation, the numerics of the code

@@ -2,9 +2,9 @@
 
 <run>/items/<task>/items.parquet     one row an item, in the task's order
 
-Columns: `item` (a digest of prompt and answers: equal for two models asked the same), `right` (0 or 1), `nats` and `bytes`
-of the gold answer, `bits_per_byte` of it, and `margin`: the log-likelihood of the gold answer less that of the best wrong
-one, in nats (null where there are no choices).
+Columns: `item` (a digest of prompt and answers: equal for two models asked the same), `right` (0 or 1), `nats` and
+`bytes` of the gold answer, `bits_per_byte` of it, and `margin`: the log-likelihood of the gold answer less that of the
+best wrong one, in nats (null where there are no choices).
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ from hf_arch.core.files import read_json
 from hf_arch.core.quiet import quiet_libraries
 from hf_arch.data import PreparedData, prepare_data
 from hf_arch.evaluation.generation import SamplingOptions, generate_text
+from hf_arch.evaluation.lengths import check_lengths, losses_by_length
 from hf_arch.evaluation.special_tokens import prompt_ids
 from hf_arch.evaluation.speed import measure_inference
 from hf_arch.numerics import NUMERICS_VERSION
@@ -130,6 +131,7 @@ def run_training(
     precision = requested_precision(recipe.training, request)
     data = prepare_data(recipe.data)
     config = build_config(recipe, data.tokenizer)
+    check_lengths(recipe.evaluation.lengths, config, data.validation)
     with quiet_libraries():
         args = build_arguments(recipe.training, precision, folder / CHECKPOINTS_DIR, len(data.train), request.processes)
         order = data.order(args.data_seed if args.data_seed is not None else args.seed)
@@ -337,6 +339,9 @@ class _Run:
             )
             model.eval()
             generated = generate_text(model, self.data.tokenizer, prompt, options)
+            if evaluation.lengths:
+                tokens = (evaluation.sequences or 256) * self.recipe.data.sequence_length
+                measured["loss_by_length"] = losses_by_length(model, self.data.validation, evaluation.lengths, tokens)
         measured["sample"] = {"prompt": prompt, "text": generated.text}
         return measured
 

@@ -25,6 +25,12 @@ def solve_mqar(row: Row, pairs: int) -> Row:
     return [IGNORE] * (2 * pairs) + [value_of.get(token, IGNORE) for token in row[2 * pairs :]]
 
 
+def solve_compositional(row: Row, pairs: int) -> Row:
+    value_of = {(row[at], row[at + 1]): row[at + 2] for at in range(0, 3 * pairs, 3)}
+    later = [value_of.get((row[at - 1], row[at]), IGNORE) for at in range(3 * pairs + 1, len(row))]
+    return [IGNORE] * (3 * pairs + 1) + later
+
+
 def solve_recall(row: Row, vocab_size: int, noise_vocab_size: int = 0) -> Row:
     value_of: dict[int, int] = {}
     answers = [IGNORE] * len(row)
@@ -88,6 +94,11 @@ def solver(probe: Probe, data: ProbeData, setting: ProbeSetting) -> Callable[[Ro
     match probe.name:
         case "mqar":
             return lambda row: solve_mqar(row, setting.options.get("num_pairs", 4))
+        case "forgetting_mqar":  # of a key that comes twice a dict keeps the last value
+            options = setting.options
+            return lambda row: solve_mqar(row, options.get("num_pairs", 4) + options.get("num_updates", 2))
+        case "compositional_mqar":
+            return lambda row: solve_compositional(row, setting.options.get("grid", 2) ** 2)
         case "in_context_recall":
             return lambda row: solve_recall(row, vocab_size)
         case "noisy_recall":
@@ -106,11 +117,11 @@ def solver(probe: Probe, data: ProbeData, setting: ProbeSetting) -> Callable[[Ro
             return lambda row: solve_memorization(row, value_of)
         case "induction":
             return lambda row: solve_induction(row, vocab_size)
-    return lambda row: solve_words(row, {"parity": 2, "s3": 3, "s5": 5}[probe.name])
+    return lambda row: solve_words(row, {"parity": 2, "s3": 3, "s5": 5}[probe.name.removesuffix("_length")])
 
 
 def agree(probe: Probe, answers: Row, labels: Row) -> bool:
-    if probe.name == "mqar":
+    if "mqar" in probe.name or probe.name.endswith("_length"):
         # Random tokens between the queries may spell a key: the solver answers there too, unasked.
         return all(answer == label for answer, label in zip(answers, labels, strict=True) if label != IGNORE)
     return answers == labels
@@ -123,7 +134,8 @@ def agree(probe: Probe, answers: Row, labels: Row) -> bool:
 def test_every_answer_can_be_found_in_the_row(probe: Probe, setting: ProbeSetting, split: str):
     own = {"targets": "answers"} if "targets" in setting.train_options else {}  # else every next token is one
     data = probe.data(split, 3, setting, examples=12, **own)
-    length = setting.options.get("sequence_length", data.inputs.shape[1])
+    asked = {**setting.options, **(setting.test_options if split == "test" else {})}
+    length = asked.get("sequence_length", data.inputs.shape[1])
     assert data.inputs.shape == data.labels.shape == (12, length)
     assert data.inputs.dtype == data.labels.dtype == torch.int64
     assert 0 <= int(data.inputs.min()) <= int(data.inputs.max()) < data.vocab_size
@@ -206,6 +218,30 @@ def test_the_filler_of_mqar_is_that_of_its_source():
     assert (zeros.inputs[:, 8:][unasked] == 0).all() and (zeros.inputs[:, 8:][~unasked] > 0).all()
     assert (noise.inputs[:, 8:][noise.labels[:, 8:] == IGNORE] != 0).float().mean() > 0.99
     assert PROBES["mqar"].setting("paper") is PROBES["mqar"].setting("zoology")
+
+
+def test_lengths_are_scored_past_those_that_were_learned():
+    for name in ("parity_length", "s5_length"):
+        probe = PROBES[name]
+        train, test = (probe.data(split, 0, probe.cpu, examples=8) for split in ("train", "test"))
+        learned = train.inputs.shape[1]
+        assert test.inputs.shape[1] == 4 * learned and (train.labels != IGNORE).all()
+        assert (test.labels[:, :learned] == IGNORE).all() and (test.labels[:, learned:] != IGNORE).all()
+
+
+def test_forgetting_replaces_values_and_compositions_need_both_tokens():
+    rows = PROBES["forgetting_mqar"].data("train", 0, examples=200).inputs
+    old = {
+        (row, key): value
+        for row, line in enumerate(rows.tolist())
+        for key, value in zip(line[0:8:2], line[1:8:2], strict=True)
+    }
+    for row, line in enumerate(rows.tolist()):
+        assert all(old[row, key] != value for key, value in zip(line[8:12:2], line[9:12:2], strict=True))
+    for line in PROBES["compositional_mqar"].data("train", 0, examples=50).inputs.tolist():
+        triples = [tuple(line[at : at + 3]) for at in range(0, 12, 3)]
+        assert len({first for first, _, _ in triples}) == len({second for _, second, _ in triples}) == 2
+        assert len({value for _, _, value in triples}) == 4
 
 
 def test_selective_copying_spaces_its_tokens_as_its_source_does():

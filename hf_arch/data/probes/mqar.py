@@ -16,6 +16,8 @@ import numpy as np
 from hf_arch.data.probes.probe import IGNORE, Probe, ProbeData, ProbeSetting, draw_distinct, require, to_data
 from hf_arch.data.probes.sources import ZOOLOGY
 
+Filler = Literal["zero", "random"]
+
 
 def mqar(
     rng: np.random.Generator,
@@ -25,10 +27,10 @@ def mqar(
     sequence_length: int = 64,
     num_pairs: int = 4,
     power: float = 0.01,
-    filler: Literal["zero", "random"] = "zero",
+    filler: Filler = "zero",
 ) -> ProbeData:
     """Rows of the task; `power` is a, `filler` what lies between the queries."""
-    require(filler in ("zero", "random"), "mqar.filler", filler, "zero, random")
+    check_filler("mqar", filler)
     half = vocab_size // 2
     require(num_pairs >= 1, "mqar.num_pairs", num_pairs, "at least 1")
     require(
@@ -44,21 +46,34 @@ def mqar(
     values = half + draw_distinct(rng, examples, num_pairs, vocab_size - half)
     context = 2 * num_pairs
 
-    # The k largest of log p + Gumbel noise are k draws without replacement with probabilities p.
-    places = np.arange(1, (sequence_length - context) // 2 + 1)
-    noisy = (power - 1) * np.log(places) + rng.gumbel(size=(examples, places.size))
-    order = np.argpartition(-noisy, num_pairs - 1, axis=1)[:, :num_pairs]
-    order = np.take_along_axis(order, np.argsort(-np.take_along_axis(noisy, order, axis=1), axis=1), axis=1)
-    queries = context + 2 * order
-
-    shape = (examples, sequence_length)
-    inputs = np.zeros(shape, dtype=np.int64) if filler == "zero" else rng.integers(0, vocab_size, shape)
+    queries = context + 2 * power_law_places(rng, examples, num_pairs, (sequence_length - context) // 2, power)
+    inputs = filled(rng, examples, sequence_length, vocab_size, filler)
     inputs[:, 0:context:2] = keys
     inputs[:, 1:context:2] = values
     labels = np.full((examples, sequence_length), IGNORE)
     np.put_along_axis(inputs, queries, keys, axis=1)
     np.put_along_axis(labels, queries, values, axis=1)
     return to_data(inputs, labels, vocab_size)
+
+
+def power_law_places(rng: np.random.Generator, examples: int, count: int, size: int, power: float) -> np.ndarray:
+    """`count` different places below `size` in each row, drawn with probability ~ power i^(power - 1), i from 1."""
+    # The k largest of log p + Gumbel noise are k draws without replacement with probabilities p.
+    places = np.arange(1, size + 1)
+    noisy = (power - 1) * np.log(places) + rng.gumbel(size=(examples, places.size))
+    order = np.argpartition(-noisy, count - 1, axis=1)[:, :count]
+    return np.take_along_axis(order, np.argsort(-np.take_along_axis(noisy, order, axis=1), axis=1), axis=1)
+
+
+def filled(rng: np.random.Generator, examples: int, length: int, vocab_size: int, filler: Filler) -> np.ndarray:
+    """Rows of filler alone, int64 [examples, length]."""
+    shape = (examples, length)
+    return np.zeros(shape, dtype=np.int64) if filler == "zero" else rng.integers(0, vocab_size, shape)
+
+
+def check_filler(probe: str, filler: str) -> None:
+    """Raises `ConfigError` for a filler that is none."""
+    require(filler in ("zero", "random"), f"{probe}.filler", filler, "zero, random")
 
 
 def _published(filler: str) -> tuple[ProbeSetting, ...]:

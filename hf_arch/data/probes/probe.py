@@ -48,7 +48,7 @@ class ProbeSetting:
     """Options of a generator, and how many rows to learn from and to be scored on.
 
     source: whose setting this is, where it is a published one; it is then learned as there. training: what this setting
-    alone adds to it. train_options: options that differ while learning.
+    alone adds to it. train_options, test_options: options that differ while learning and when scored.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -57,6 +57,7 @@ class ProbeSetting:
     source: ProbeSource | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     train_options: Mapping[str, Any] = field(default_factory=dict)
+    test_options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -111,7 +112,7 @@ class Probe:
         if split not in _SPLITS:
             raise choice_error("split", split, _SPLITS)
         setting = setting or self.settings[0]
-        of_split = self.test_options if split == "test" else setting.train_options
+        of_split = {**self.test_options, **setting.test_options} if split == "test" else setting.train_options
         options = {**setting.options, **of_split, **overrides}
         examples = options.pop("examples", setting.train_examples if split == "train" else setting.test_examples)
         if not isinstance(examples, int) or examples < 1:

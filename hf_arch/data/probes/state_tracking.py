@@ -13,7 +13,7 @@ from itertools import permutations
 
 import numpy as np
 
-from hf_arch.data.probes.probe import Probe, ProbeData, ProbeSetting, require, to_data, vary
+from hf_arch.data.probes.probe import IGNORE, Probe, ProbeData, ProbeSetting, require, to_data, vary
 
 
 @cache
@@ -29,10 +29,14 @@ def multiplication_table(degree: int) -> np.ndarray:
     return np.searchsorted(codes, products @ weights)
 
 
-def state_tracking(rng: np.random.Generator, examples: int, *, degree: int = 2, sequence_length: int = 64) -> ProbeData:
-    """Rows of the word problem of the symmetric group of `degree` points; S_2 is parity."""
+def state_tracking(
+    rng: np.random.Generator, examples: int, *, degree: int = 2, sequence_length: int = 64, answers_from: int = 0
+) -> ProbeData:
+    """Rows of the word problem of the symmetric group of `degree` points; S_2 is parity. Positions before
+    `answers_from` are not asked."""
     require(2 <= degree <= 5, "state_tracking.degree", degree, "2 (parity), 3, 4, 5")
     require(sequence_length >= 1, "state_tracking.sequence_length", sequence_length, "at least 1")
+    require(0 <= answers_from < sequence_length, "state_tracking.answers_from", answers_from, "0 to below the length")
     table = multiplication_table(degree)
     inputs = rng.integers(0, len(table), (examples, sequence_length))
     labels = np.empty_like(inputs)
@@ -40,6 +44,7 @@ def state_tracking(rng: np.random.Generator, examples: int, *, degree: int = 2, 
     for place in range(sequence_length):
         state = table[inputs[:, place], state]
         labels[:, place] = state
+    labels[:, :answers_from] = IGNORE
     return to_data(inputs, labels, len(table))
 
 
@@ -53,6 +58,23 @@ def _probe(name: str, degree: int, question: str, length: int, cpu_length: int) 
     )
 
 
+def _longer(name: str, degree: int, question: str, length: int, cpu_length: int) -> Probe:
+    """Learned at one length, asked at the positions after it, up to four times as far."""
+    return Probe(
+        name=name,
+        question=question,
+        generate=partial(state_tracking, degree=degree),
+        settings=(ProbeSetting({"sequence_length": length}, 100_000, test_options=_beyond(length)),),
+        cpu=ProbeSetting({"sequence_length": cpu_length}, 8_192, 512, test_options=_beyond(cpu_length)),
+    )
+
+
+def _beyond(length: int) -> dict[str, int]:
+    return {"sequence_length": 4 * length, "answers_from": length}
+
+
 PARITY = _probe("parity", 2, "Can one bit be flipped again and again?", 64, 32)
 S3 = _probe("s3", 3, "Can a state be followed when the order of the moves matters?", 64, 16)
 S5 = _probe("s5", 5, "Can the moves of five things be followed, which no shallow circuit can?", 64, 12)
+PARITY_LENGTH = _longer("parity_length", 2, "Is parity followed past the lengths that were learned?", 40, 16)
+S5_LENGTH = _longer("s5_length", 5, "Are the moves of five things followed past the lengths that were learned?", 32, 8)
