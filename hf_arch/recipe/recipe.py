@@ -51,7 +51,8 @@ class EvaluationOptions:
     `sequences` validation sequences are scored during training, `final_sequences` after it (null: all of them).
     `prompt` is continued by `new_tokens` tokens as the sample of the run; an empty prompt takes the first tokens of
     the validation text. `speed` measures prefill of `speed_tokens` tokens and decoding of as many. `lengths`: the loss
-    by position at these lengths of context, also beyond the trained one, on as much text as `sequences` rows hold.
+    by position at these lengths of context, also beyond the trained one, and `corpora`: the loss on held-out text of
+    other corpora, both on as much text as `sequences` rows hold.
     """
 
     sequences: int | None = 256
@@ -63,6 +64,7 @@ class EvaluationOptions:
     speed: bool = True
     speed_tokens: int = 64
     lengths: tuple[int, ...] = ()
+    corpora: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         least = {"sequences": 1, "final_sequences": 1, "new_tokens": 1, "speed_tokens": 1, "temperature": 0, "top_k": 0}

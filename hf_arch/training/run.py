@@ -37,6 +37,7 @@ from hf_arch.core.quiet import quiet_libraries
 from hf_arch.data import PreparedData, prepare_data
 from hf_arch.evaluation.generation import SamplingOptions, generate_text
 from hf_arch.evaluation.lengths import check_lengths, losses_by_length
+from hf_arch.evaluation.other_corpora import corpus_losses, read_corpora
 from hf_arch.evaluation.special_tokens import prompt_ids
 from hf_arch.evaluation.speed import measure_inference
 from hf_arch.numerics import NUMERICS_VERSION
@@ -132,6 +133,7 @@ def run_training(
     data = prepare_data(recipe.data)
     config = build_config(recipe, data.tokenizer)
     check_lengths(recipe.evaluation.lengths, config, data.validation)
+    read_corpora(recipe.evaluation.corpora, recipe.data, data.tokenizer, _measured_tokens(recipe))
     with quiet_libraries():
         args = build_arguments(recipe.training, precision, folder / CHECKPOINTS_DIR, len(data.train), request.processes)
         order = data.order(args.data_seed if args.data_seed is not None else args.seed)
@@ -339,9 +341,12 @@ class _Run:
             )
             model.eval()
             generated = generate_text(model, self.data.tokenizer, prompt, options)
+            tokens, window = _measured_tokens(self.recipe), self.recipe.data.sequence_length
             if evaluation.lengths:
-                tokens = (evaluation.sequences or 256) * self.recipe.data.sequence_length
                 measured["loss_by_length"] = losses_by_length(model, self.data.validation, evaluation.lengths, tokens)
+            if evaluation.corpora:
+                texts = read_corpora(evaluation.corpora, self.recipe.data, self.data.tokenizer, tokens)
+                measured["corpora"] = corpus_losses(model, self.data.tokenizer, texts, window)
         measured["sample"] = {"prompt": prompt, "text": generated.text}
         return measured
 
@@ -399,6 +404,11 @@ class _Run:
         if self.is_main:
             return write_results(self.folder, results)
         return results
+
+
+def _measured_tokens(recipe: Recipe) -> int:
+    """Tokens of text on which lengths and other corpora are measured."""
+    return (recipe.evaluation.sequences or 256) * recipe.data.sequence_length
 
 
 def print_results(results: dict[str, Any], folder: str | Path) -> None:
