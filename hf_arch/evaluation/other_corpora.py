@@ -55,7 +55,7 @@ def read_corpora(
 def corpus_losses(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, corpora: Mapping[str, list[str]], window: int
 ) -> dict[str, Any]:
-    """{corpus: `loss` (nats per token), `perplexity`, `bits_per_byte`, `tokens`, `documents`}, `window` tokens at once."""
+    """{corpus: `loss` (nats per token), `perplexity`, `bits_per_byte`, `tokens`, `documents`} in windows."""
     scored = {}
     for name, documents in corpora.items():
         losses = document_losses(model, tokenizer, documents, window=window)
