@@ -108,6 +108,9 @@ def eval_command(
     num_fewshot: Annotated[
         int | None, typer.Option(help="Solved examples before each row; by default as each task says.")
     ] = None,
+    average_last: Annotated[
+        int | None, typer.Option(help="Mean scores of a run's last N checkpoints, instead of its final weights.")
+    ] = None,
     text: Annotated[
         str | None, typer.Option(metavar="FILE", help="What `perplexity` scores; by default held-out text of the run.")
     ] = None,
@@ -136,6 +139,7 @@ def eval_command(
             include_path=include_path,
             rows=rows,
             num_fewshot=num_fewshot,
+            average_last=average_last,
             text=TextOptions(file=text, stride=stride, limit=limit, batch_size=batch_size),
         )
         with quiet_libraries():

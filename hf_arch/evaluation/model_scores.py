@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from hf_arch.core.files import read_json, write_json
 from hf_arch.core.formats import FILE_WIDTH
 from hf_arch.evaluation.loading import load_model, parse_device, parse_dtype
 from hf_arch.evaluation.text_loss import TextOptions, score_text
-from hf_arch.runs.files import EVALUATION_FILE, is_run
+from hf_arch.runs.files import CHECKPOINTS_DIR, EVALUATION_FILE, is_run
 from hf_arch.runs.items import write_items
 from hf_arch.runs.provenance import provenance
 from hf_arch.runs.suite import find_runs, write_suite_results
@@ -33,7 +33,8 @@ PERPLEXITY = "perplexity"
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """What to score, and how. tasks: names of lm_eval's tasks, of suites, or `perplexity`."""
+    """What to score, and how. tasks: names of lm_eval's tasks, of suites, or `perplexity`. average_last: the mean
+    scores of a run's last so many checkpoints, instead of those of its final weights."""
 
     tasks: tuple[str, ...]
     batch_size: int = 8
@@ -44,11 +45,16 @@ class EvalOptions:
     rows: str = "auto"
     num_fewshot: int | None = None
     text: TextOptions = field(default_factory=TextOptions)
+    average_last: int | None = None
 
     def __post_init__(self) -> None:
         if not self.tasks:
             raise ConfigError("--tasks: no task given; e.g. --tasks hellaswag,perplexity")
-        for name, value in (("--batch-size", self.batch_size), ("--limit", self.limit)):
+        for name, value in (
+            ("--batch-size", self.batch_size),
+            ("--limit", self.limit),
+            ("--average-last", self.average_last),
+        ):
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: {value} is not allowed; allowed: at least 1; nearest: 1")
         if self.num_fewshot is not None and self.num_fewshot < 0:
@@ -118,8 +124,11 @@ def suite_runs(path: str) -> list[Path] | None:
     return finished
 
 
-def _evaluate_model(path: str, options: EvalOptions, tasks: Any) -> dict[str, Any]:
+def _evaluate_model(path: str, options: EvalOptions, tasks: Any, run: str | None = None) -> dict[str, Any]:
+    """The document of the model at `path`, which is a checkpoint of `run` where that is given."""
     device = parse_device(options.device)
+    if options.average_last is not None:
+        return _evaluate_checkpoints(path, options, tasks)
     model, tokenizer = load_model(path, dtype=parse_dtype(options.dtype), device=device)
     results: dict[str, Any] = {}
     items: dict[str, Any] = {}
@@ -129,7 +138,7 @@ def _evaluate_model(path: str, options: EvalOptions, tasks: Any) -> dict[str, An
         size, limit = options.batch_size, options.limit
         results.update(score(model, tokenizer, tasks, batch_size=size, limit=limit, rows=options.rows, items=items))
     if PERPLEXITY in options.tasks:
-        results[PERPLEXITY] = score_text(path, model, tokenizer, options.text)
+        results[PERPLEXITY] = score_text(run or path, model, tokenizer, options.text)
     document = {
         "model": path,
         "architecture": model.config.model_type.removeprefix("hfa_"),
@@ -147,6 +156,44 @@ def _evaluate_model(path: str, options: EvalOptions, tasks: Any) -> dict[str, An
         for task, table in items.items():
             write_items(Path(path), task, table)
     return document
+
+
+def _evaluate_checkpoints(path: str, options: EvalOptions, tasks: Any) -> dict[str, Any]:
+    """The document of a run whose scores are means over its last checkpoints; no items, which are of one model."""
+    folders = last_checkpoints(Path(path), options.average_last or 1)
+    one = replace(options, average_last=None)
+    documents = [_evaluate_model(str(folder), one, tasks, run=path) for folder in folders]
+    results = {}
+    for task, last in documents[-1]["results"].items():
+        entries = [document["results"][task] for document in documents]
+        means = {
+            name: sum(entry[name] for entry in entries) / len(entries)
+            for name in metrics_of(last)
+            if all(name in entry for entry in entries)
+        }
+        described = {name: value for name, value in last.items() if name not in metrics_of(last)}
+        # A standard error over rows is not that of a mean over checkpoints of the same rows.
+        results[task] = {**{k: v for k, v in described.items() if not k.endswith("_stderr")}, **means}
+        results[task].pop("loss_by_position", None)
+    steps = [int(folder.name.rpartition("-")[2]) for folder in folders]
+    document = {**documents[-1], "model": path, "results": results}
+    document["settings"] = {**document["settings"], "average_of_checkpoints": steps}
+    _keep(Path(path), document)
+    return document
+
+
+def last_checkpoints(run: Path, count: int) -> list[Path]:
+    """The folders of the last `count` checkpoints of a run, the newest last. ConfigError where there are fewer."""
+    found = sorted(
+        (folder for folder in (run / CHECKPOINTS_DIR).glob("checkpoint-*") if (folder / "config.json").is_file()),
+        key=lambda folder: int(folder.name.rpartition("-")[2]),
+    )
+    if len(found) < count:
+        raise ConfigError(
+            f"--average-last: {run.name} has {len(found)} checkpoints, not {count}; allowed: 1 to {len(found)} "
+            "(training.save_steps and training.save_total_limit say how many are kept)"
+        )
+    return found[-count:]
 
 
 def _keep(run: Path, document: dict[str, Any]) -> None:
