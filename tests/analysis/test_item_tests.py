@@ -13,6 +13,7 @@ from scipy.stats import binom
 from hf_arch.analysis.compare import compare_runs
 from hf_arch.analysis.item_tests import item_test, mcnemar, seeds_and_items
 from hf_arch.core.errors import ConfigError
+from hf_arch.report.page import render
 from hf_arch.report.table import comparison_text
 from hf_arch.runs.files import EVALUATION_FILE
 from hf_arch.runs.items import COLUMNS, items_file, read_items, write_items
@@ -115,3 +116,5 @@ def test_scores_are_columns_and_items_are_compared(tmp_path: Path) -> None:
     text = comparison_text(comparison, 200)
     assert "quiz acc" in text and "Item by item" in text and "over 60 items, 3 seeds" in text
     assert {entry["task"] for entry in comparison.to_dict()["items"]} == {"quiz"}
+    page = render(comparison, "quiz")
+    assert "Item by item: 3 tests" in page and "quiz acc" in page
