@@ -17,6 +17,7 @@ from hf_arch.core.errors import ConfigError
 from hf_arch.data import DataOptions
 from hf_arch.data.cache import data_cache
 from hf_arch.data.corpora import open_corpus
+from hf_arch.data.corpus import Corpus
 from hf_arch.evaluation.perplexity import TextLoss
 from hf_arch.evaluation.windows import document_losses
 
@@ -34,7 +35,7 @@ def read_corpora(
         own = dataclasses.replace(options, corpus=name, mixture=None)
         documents: list[str] = []
         counted = 0
-        for text in open_corpus(name, own, data_cache(None), progress=False).documents("validation"):
+        for text in _open(name, own).documents("validation"):
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
             if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
                 raise ConfigError(
@@ -50,6 +51,14 @@ def read_corpora(
             raise ConfigError(f"evaluation.corpora: {name!r} has no held-out text")
         found[name] = documents
     return found
+
+
+def _open(name: str, options: DataOptions) -> Corpus:
+    """The corpus; errors name the key that asked for it."""
+    try:
+        return open_corpus(name, options, data_cache(None), progress=False)
+    except ConfigError as error:
+        raise ConfigError(f"evaluation.corpora: {str(error).removeprefix('data.corpus: ')}") from error
 
 
 def corpus_losses(
