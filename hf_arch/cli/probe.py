@@ -13,6 +13,7 @@ import typer
 
 from hf_arch.cli import completion
 from hf_arch.cli.panels import TRAIN
+from hf_arch.cli.plugins import load_override_plugins
 from hf_arch.core.errors import ConfigError
 
 SWEPT = "training.learning_rate"
@@ -70,6 +71,7 @@ def probe_command(
     options = RunOptions(workers, engine, slurm=tuple(slurm or ()))
     names = [name for name in architectures if "=" not in name]
     overrides = [text for text in architectures if "=" in text]
+    load_override_plugins(overrides)
     rates = learning_rate or [3e-3]
     sets = [
         read_recipe(probe_recipe(names, entry, setting, width, layers, rates, seeds, match), overrides)

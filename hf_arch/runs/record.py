@@ -274,7 +274,11 @@ def write_config(
     planned = _section(read_json(file), RUN_FACTS) if file.is_file() else {}
     identity = planned.get("hash") or recipe.stable_hash(*filter(None, [data_fingerprint]))
     own = {"schema_version": SCHEMA_VERSION, **planned, "hash": identity, **facts}
-    write_json(file, {**recipe.to_dict(), RUN_FACTS: own})
+    values = recipe.to_dict()
+    if plugins := values["model"].get("plugins"):  # the run's own copies move with its folder
+        inside = {str(folder / copy): copy for copy in own.get("plugins") or {}}
+        values["model"]["plugins"] = [inside.get(path, path) for path in plugins]
+    write_json(file, {**values, RUN_FACTS: own})
 
 
 def group_name(name: str) -> str:

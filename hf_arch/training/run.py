@@ -44,6 +44,7 @@ from hf_arch.recipe.recipe import Recipe
 from hf_arch.runs.files import CHECKPOINTS_DIR, CONFIG_FILE, METRICS_FILE, MODEL_DIR, RESULTS_FILE, read_metrics
 from hf_arch.runs.model_report import model_report, render_model_report, two_columns
 from hf_arch.runs.numbers import Reader
+from hf_arch.runs.plugins import keep_plugins, with_run_plugins
 from hf_arch.runs.provenance import (
     environment,
     order_fingerprint,
@@ -114,6 +115,8 @@ def run_training(
         raise ConfigError("experiment: the recipe declares several runs; use `hf-arch run`, or name one by --run")
     if is_main_process():  # the others would find what it has begun to write
         check_folder(folder, resume)
+    if resume:
+        recipe = with_run_plugins(recipe, folder)
     finished = resume and extend_to is None and is_finished(folder)
     if recipe.probe is not None or (finished and not has_checkpoints(folder / CHECKPOINTS_DIR)):
         if extend_to is not None:
@@ -166,6 +169,8 @@ class _Run:
         request: LaunchRequest,
     ) -> None:
         self.recipe, self.folder, self.data, self.config = recipe, folder, data, config
+        self.plugins = recipe.plugins
+        self.plugin_copies: dict[str, Any] = {}
         self.args, self.precision, self.quiet, self.request = args, precision, quiet, request
         self.running: Running | None = None  # known once there is a trainer
         self.keeper, self.continuation = keeper, keeper.continuation
@@ -183,6 +188,8 @@ class _Run:
     def execute(self) -> dict[str, Any]:
         """Runs every stage; whatever ends it, the results file says so."""
         try:
+            if self.is_main:
+                self.recipe, self.plugin_copies = keep_plugins(self.recipe, self.folder)
             self._write_config()
             self._write_results({"status": "running"}, "running")
         except OSError as error:
@@ -353,6 +360,7 @@ class _Run:
             "numerics": NUMERICS_VERSION,
             "config": json.loads(self.config.to_json_string(use_diff=False)),
             "changes": self._changes(),
+            "plugins": self.plugin_copies,
         }
         write_config(self.folder, self.recipe, facts, data_fingerprint=self.data.fingerprint)
 
@@ -389,7 +397,7 @@ class _Run:
             "attribution": self.data.attribution,
             **numbers,
             "wall_seconds": self._wall_seconds(),
-            "provenance": {**provenance(self.args.device), "exit_reason": reason},
+            "provenance": {**provenance(self.args.device, self.plugins), "exit_reason": reason},
         }
         if self.is_main:
             return write_results(self.folder, results)

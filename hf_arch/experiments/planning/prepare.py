@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_arch.checkpoints.plugin_copies import copy_facts, write_copies
 from hf_arch.core.errors import ConfigError, choice_error
+from hf_arch.core.files import write_json
+from hf_arch.core.plugin_source import PluginSource
 from hf_arch.data import prepare_data
 from hf_arch.experiments.planning.folders import run_folder
 from hf_arch.experiments.planning.plan import Plan, Planner
 from hf_arch.recipe.recipe import RUN_FACTS, Recipe
-from hf_arch.runs.files import RESULTS_FILE
+from hf_arch.runs.files import CONFIG_FILE, RESULTS_FILE
 from hf_arch.runs.record import RunRecord, group_name, read_results
 
 if TYPE_CHECKING:
@@ -26,12 +29,18 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class ReadyRun:
     """A run with the folder that it will fill. `config` is what its experiment_config.json begins as: a recipe of one
-    run, with nothing left to plan."""
+    run, with nothing left to plan. `plugins` are the files that it uses, as they were read while it was planned."""
 
     name: str
     folder: Path
     config: Mapping[str, Any]
     steps: int | None = None
+    plugins: tuple[PluginSource, ...] = ()
+
+    def write_config(self) -> None:
+        """Writes what the process of the run begins with: its plugins, and its experiment_config.json."""
+        write_copies(self.folder, (self.config.get(RUN_FACTS) or {}).get("plugins") or {}, self.plugins)
+        write_json(self.folder / CONFIG_FILE, self.config)
 
     @property
     def record(self) -> RunRecord | None:
@@ -92,8 +101,10 @@ def _prepared(planner: Planner, recipe: Recipe, results_dir: Path, processes: in
         points_to += [f"{processes} processes"] if processes > 1 else []
         own = {"name": run.name, "hash": run.recipe.stable_hash(*points_to), **facts}
         folder = run_folder(run.recipe, results_dir, run.name, *points_to)
-        config = {**run.recipe.to_dict(), RUN_FACTS: own}
-        runs.append(ReadyRun(run.name, folder, config, run.recipe.training.get("max_steps")))
+        plugins = tuple(plugin.source for plugin in run.recipe.plugins)
+        own["plugins"] = copy_facts(plugins, folder)
+        config = {**run.recipe.with_plugins(list(own["plugins"])).to_dict(), RUN_FACTS: own}
+        runs.append(ReadyRun(run.name, folder, config, run.recipe.training.get("max_steps"), plugins))
     return PreparedSet(runs, plan, tokenizers)
 
 
