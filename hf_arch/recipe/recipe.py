@@ -25,6 +25,7 @@ from hf_arch.data import DataOptions
 from hf_arch.deprecations import current_names
 from hf_arch.recipe.dotted import dotted, nested, set_dotted
 from hf_arch.recipe.identity import recipe_plugins, run_hash
+from hf_arch.recipe.learning_rates import LearningRateOptions
 from hf_arch.recipe.overrides import key_advice
 from hf_arch.recipe.sections import coerce, parse_section, require_mapping
 from hf_arch.recipe.training_section import parse_training, training_fields
@@ -51,7 +52,8 @@ class EvaluationOptions:
 
     `sequences` validation sequences are scored during training, `final_sequences` after it (null: all of them).
     `prompt` is continued by `new_tokens` tokens as the sample of the run; an empty prompt takes the first tokens of
-    the validation text. `speed` measures prefill of `speed_tokens` tokens and decoding of as many.
+    the validation text. `speed` measures prefill of `speed_tokens` tokens and decoding of as many. `rows` are the
+    validation sequences that count: all, or one of two parts, the even ones (`selection`) and the odd ones (`claim`).
     """
 
     sequences: int | None = 256
@@ -62,6 +64,7 @@ class EvaluationOptions:
     top_k: int = 50
     speed: bool = True
     speed_tokens: int = 64
+    rows: Literal["all", "selection", "claim"] = "all"
 
     def __post_init__(self) -> None:
         least = {"sequences": 1, "final_sequences": 1, "new_tokens": 1, "speed_tokens": 1, "temperature": 0, "top_k": 0}
@@ -158,8 +161,18 @@ class ExperimentOptions:
     sets: tuple[str, ...] = ()
     study: Literal["search"] | None = None
     tune: TuneOptions | None = None
+    learning_rates: LearningRateOptions | None = None
 
     def __post_init__(self) -> None:
+        if self.learning_rates is not None:
+            for name in ("tune", "matrix"):
+                if getattr(self, name):
+                    raise ConfigError(
+                        f"experiment.learning_rates: not together with experiment.{name}; write its points as runs"
+                    )
+            for run in self.learning_rates.runs:
+                if run not in self.runs:
+                    raise choice_error("experiment.learning_rates.runs", run, self.runs)
         if self.tune is not None and self.matrix:
             raise ConfigError(
                 "experiment.tune: not together with experiment.matrix; write its points as experiment.runs"
@@ -176,7 +189,8 @@ class ExperimentOptions:
     @property
     def is_set(self) -> bool:
         """True where the recipe declares more than one run."""
-        return bool(self.runs or self.matrix or self.sets or self.tune or len(self.seeds) > 1)
+        several = self.runs or self.matrix or self.sets or self.tune or self.learning_rates or len(self.seeds) > 1
+        return bool(several)
 
 
 @dataclass(frozen=True)
@@ -380,6 +394,8 @@ def _declared(values: object) -> dict[str, Any]:
         if not 1 <= seeds <= MAX_SEEDS:
             raise ConfigError(f"experiment.seeds: expected a list, or how many (1 to {MAX_SEEDS}), got {seeds}")
         section["seeds"] = list(range(1, seeds + 1))
+    if isinstance(section.get("learning_rates"), list):
+        section["learning_rates"] = {"rates": section["learning_rates"]}
     if isinstance(section.get("match"), str):
         section["match"] = {"by": section["match"]}
     if section.get("runs") is not None:

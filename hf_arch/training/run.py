@@ -35,6 +35,7 @@ from hf_arch.core.failures import Interrupted, TrainingError
 from hf_arch.core.files import read_json
 from hf_arch.core.quiet import quiet_libraries
 from hf_arch.data import PreparedData, prepare_data
+from hf_arch.data.validation_parts import validation_part
 from hf_arch.evaluation.generation import SamplingOptions, generate_text
 from hf_arch.evaluation.special_tokens import prompt_ids
 from hf_arch.evaluation.speed import measure_inference
@@ -169,6 +170,7 @@ class _Run:
         request: LaunchRequest,
     ) -> None:
         self.recipe, self.folder, self.data, self.config = recipe, folder, data, config
+        self.validation = validation_part(data.validation, recipe.evaluation.rows)
         self.plugins = recipe.plugins
         self.plugin_copies: dict[str, Any] = {}
         self.args, self.precision, self.quiet, self.request = args, precision, quiet, request
@@ -222,7 +224,7 @@ class _Run:
             args=self.args,
             order=self.order,
             train_dataset=self.data.train,
-            eval_dataset=self.data.validation,
+            eval_dataset=self.validation,
             eval_sequences=self.recipe.evaluation.sequences,
             start_step=self.continuation.step,
             keeper=self.keeper,
@@ -295,7 +297,7 @@ class _Run:
         if 2 * log.skipped_steps >= steps:  # too short a run for the limit of skips in a row
             what = f"the loss became useless: {log.skipped_steps} of {steps} steps had to be skipped"
             raise divergence(what, steps, self.args)
-        scored = trainer.score(self.data.validation, evaluation.final_sequences)
+        scored = trainer.score(self.validation, evaluation.final_sequences)
         if not math.isfinite(scored.loss):
             raise divergence(f"the validation loss became {scored.loss}", steps, self.args)
         trainer.save_model(str(self.folder / MODEL_DIR))  # every process takes part where the weights are sharded

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from hf_arch.checkpoints.plugin_copies import copy_facts, write_copies
@@ -77,17 +78,26 @@ class PreparedSet:
     tokenizers: Mapping[str, PreTrainedTokenizerBase]
 
 
-def prepare_set(recipe: Recipe, results_dir: Path, processes: int = 1) -> PreparedSet:
+def prepare_set(
+    recipe: Recipe, results_dir: Path, processes: int = 1, facts: Mapping[str, Mapping[str, Any]] | None = None
+) -> PreparedSet:
     """Plans and matches a set and names its folders. Data is prepared here, once for all runs that share it.
 
-    Several `processes` in one run make its batches larger, so they are part of its name.
+    Several `processes` in one run make its batches larger, so they are part of its name. `facts` are what the runs of
+    each name in `experiment.runs` record of themselves, under `run` of their experiment_config.json.
 
     Raises `ConfigError` for anything wrong in any run, before any of them starts.
     """
-    return _prepared(Planner(recipe), recipe, results_dir, processes)
+    return _prepared(Planner(recipe), recipe, results_dir, processes, facts or {})
 
 
-def _prepared(planner: Planner, recipe: Recipe, results_dir: Path, processes: int = 1) -> PreparedSet:
+def _prepared(
+    planner: Planner,
+    recipe: Recipe,
+    results_dir: Path,
+    processes: int = 1,
+    run_facts: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> PreparedSet:
     declared = planner.unmatched().runs  # mistakes in a run have shown by now, before its data is prepared
     options = {run.recipe.data_key: run.recipe.data for run in declared if run.recipe.probe is None}
     prepared = {key: prepare_data(entry) for key, entry in options.items()}
@@ -100,6 +110,7 @@ def _prepared(planner: Planner, recipe: Recipe, results_dir: Path, processes: in
         points_to = [] if data is None else [data.fingerprint]
         points_to += [f"{processes} processes"] if processes > 1 else []
         own = {"name": run.name, "hash": run.recipe.stable_hash(*points_to), **facts}
+        own |= run_facts.get(run.declared, {})
         folder = run_folder(run.recipe, results_dir, run.name, *points_to)
         plugins = tuple(plugin.source for plugin in run.recipe.plugins)
         own["plugins"] = copy_facts(plugins, folder)
