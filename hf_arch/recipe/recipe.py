@@ -147,7 +147,8 @@ class ExperimentOptions:
     """The question, and how it becomes runs: named `runs` x points of `matrix` x `seeds`, made equal by `match`.
 
     `sets` names other recipes, by paths from this one, that are run instead, each in a folder of its own. `study`
-    says what is made of the results beside the comparison: `search` recommends the smallest good model.
+    says what is made of the results beside the comparison: `search` recommends the smallest good model. `vary` names
+    the dotted keys that the question is about, where `runs` change others too; those are then named by the audit.
     """
 
     name: str = ""
@@ -162,6 +163,7 @@ class ExperimentOptions:
     study: Literal["search"] | None = None
     tune: TuneOptions | None = None
     learning_rates: LearningRateOptions | None = None
+    vary: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.learning_rates is not None:

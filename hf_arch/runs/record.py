@@ -107,6 +107,17 @@ class RunRecord:
     tokenizer_fingerprint: str | None = field(default=None, repr=False)
     order_fingerprint: str | None = field(default=None, repr=False)
     init_overridden: bool | None = field(default=None, repr=False)
+    init_fingerprint: str | None = field(default=None, repr=False)
+    """Hash of the first weights: equal for runs that began from the same ones."""
+    branch_scale: Mapping[str, Any] | None = field(default=None, repr=False)
+    """{"mixer": [...], "ffn": [...]}: by layer, rms of what the sublayer writes over rms of the residual stream, before
+    the first step; None where a layer has none."""
+    short_convolution: Mapping[str, Any] | None = field(default=None, repr=False)
+    """{"layers": [...]}: the layers in which a depthwise causal convolution was found; empty where none was."""
+    optimizer: Mapping[str, Any] | None = field(default=None, repr=False)
+    """{"class": ..., "groups": [...]}: what stepped the parameters, each group with its settings and number of them."""
+    kernels: str | None = None
+    """What computed the recurrences and attention: "torch", or the package that did."""
     stopped_early: bool | None = field(default=None, repr=False)
     attribution: str | None = field(default=None, repr=False)
     sample: Any = field(default=None, repr=False)

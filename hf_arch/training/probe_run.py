@@ -28,6 +28,7 @@ from hf_arch.runs.model_report import model_report
 from hf_arch.runs.plugins import keep_plugins
 from hf_arch.runs.provenance import order_fingerprint, provenance
 from hf_arch.runs.record import write_config, write_results
+from hf_arch.training.first_look import first_look
 from hf_arch.training.memory import PeakMemory
 from hf_arch.training.probes import Learned, ProbeTraining, learn_probe
 
@@ -98,6 +99,7 @@ def run_probe(recipe: Recipe, folder: Path, quiet: bool = False) -> dict[str, An
         memory = PeakMemory(device)
         set_seed(seed)
         model = AutoModelForCausalLM.from_config(config).to(device)
+        facts |= first_look(model, test.inputs[:1])
         learned = learn_probe(model, train, test, options, log, device)
         with quiet_libraries():
             model.save_pretrained(str(folder / MODEL_DIR))

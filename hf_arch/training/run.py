@@ -56,6 +56,7 @@ from hf_arch.runs.record import numbers_for, write_config, write_results
 from hf_arch.training.arguments import build_arguments, check_model
 from hf_arch.training.callbacks import MetricsLog, ProgressLine
 from hf_arch.training.checkpoints import divergence, where_to_go_on
+from hf_arch.training.first_look import FIRST_LOOK, first_look, optimizer_facts
 from hf_arch.training.identity import describe_run
 from hf_arch.training.interruption import StopRequest
 from hf_arch.training.launch import (
@@ -184,6 +185,7 @@ class _Run:
         self.muon = muon_options(training.get("optim_args")) if training.get("optim") == "muon" else None
         self.earlier_seconds = _earlier_seconds(folder) if self.continuation.checkpoint else 0.0
         self.is_main = is_main_process()
+        self.first_look = _earlier_look(folder) if self.continuation.checkpoint else {}
         self.order = data.order(args.data_seed if args.data_seed is not None else args.seed)
         self.order_fingerprint = self.continuation.identity.data["order"]
 
@@ -236,6 +238,8 @@ class _Run:
             data_collator=default_data_collator,
             processing_class=self.data.tokenizer,
         )
+        if not self.continuation.checkpoint:
+            self.first_look = first_look(model, self.data.validation[0]["input_ids"][None])
         self.running = running(trainer, self.precision)
         check_running(self.running, self.request)
         self._write_config()
@@ -303,6 +307,7 @@ class _Run:
         trainer.save_model(str(self.folder / MODEL_DIR))  # every process takes part where the weights are sharded
         (self.folder / MODEL_DIR / "training_args.bin").unlink(missing_ok=True)  # a pickle, and it names folders
         numbers: dict[str, Any] = {
+            "optimizer": optimizer_facts(trainer.optimizer),
             "final_train_loss": log.final_loss,
             "final_val_loss": scored.loss,
             "final_val_perplexity": scored.perplexity,
@@ -397,6 +402,7 @@ class _Run:
             "changes": self._changes(),
             "init_overridden": bool(changed_initialisation(self.recipe, self.config)),
             "attribution": self.data.attribution,
+            **self.first_look,
             **numbers,
             "wall_seconds": self._wall_seconds(),
             "provenance": {**provenance(self.args.device, self.plugins), "exit_reason": reason},
@@ -438,6 +444,13 @@ def is_finished(folder: Path) -> bool:
     """Whether the run in `folder` completed."""
     results = folder / RESULTS_FILE
     return results.is_file() and read_json(results).get("status") == "completed"
+
+
+def _earlier_look(folder: Path) -> dict[str, Any]:
+    """What was measured before the first step of a run that goes on."""
+    results = folder / RESULTS_FILE
+    written = read_json(results) if results.is_file() else {}
+    return {key: written[key] for key in FIRST_LOOK if key in written}
 
 
 def _earlier_seconds(folder: Path) -> float:

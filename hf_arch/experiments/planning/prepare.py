@@ -19,7 +19,8 @@ from hf_arch.core.plugin_source import PluginSource
 from hf_arch.data import prepare_data
 from hf_arch.experiments.planning.folders import run_folder
 from hf_arch.experiments.planning.plan import Plan, Planner
-from hf_arch.recipe.recipe import RUN_FACTS, Recipe
+from hf_arch.recipe.dotted import dotted
+from hf_arch.recipe.recipe import RUN_FACTS, SECTIONS, Recipe
 from hf_arch.runs.files import CONFIG_FILE, RESULTS_FILE
 from hf_arch.runs.record import RunRecord, group_name, read_results
 
@@ -123,7 +124,15 @@ def _set_facts(recipe: Recipe, plan: Plan) -> dict[str, Any]:
     """What each run of a set records of the set: the run that others are compared to, and how they were matched."""
     match = recipe.experiment.match
     reference = match.reference if match is not None and match.reference else plan.runs[0].name
-    facts: dict[str, Any] = {}
+    experiment = recipe.experiment
+    asked = {key for changes in experiment.runs.values() for key, _ in dotted(changes or {}, "experiment.runs")}
+    facts: dict[str, Any] = {"question": sorted({*asked, *experiment.matrix})}
+    for key in experiment.vary:
+        full = key if key.partition(".")[0] in SECTIONS else f"model.{key}"
+        if not any(one == full or one.startswith(f"{full}.") for one in facts["question"]):
+            raise choice_error("experiment.vary", key, facts["question"])
+    if experiment.vary:
+        facts["vary"] = list(experiment.vary)
     if len(plan.names) > 1:
         baseline = next(run.name for run in plan.runs if reference in (run.declared, run.name))
         facts["baseline"] = group_name(baseline)
