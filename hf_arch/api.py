@@ -11,7 +11,8 @@ from huggingface_hub.errors import StrictDataclassError
 
 from .core.errors import ConfigError, unknown_key_error
 from .core.options import mistyped, one_line
-from .core.registry import ARCHITECTURES, FFNS, MIXERS, load_plugin
+from .core.plugins import load_plugins
+from .core.registry import ARCHITECTURES, FFNS, MIXERS
 from .deferred import load_all
 from .deprecations import current_names
 from .models.configuration import ArchConfig, option_names
@@ -86,8 +87,7 @@ def config_from_dict(model: dict[str, Any]) -> ArchConfig:
         ConfigError: one line; an unknown key names the nearest known one.
     """
     values = current_names("model", model)
-    for path in values.pop("plugins", None) or []:
-        load_plugin(path)
+    load_plugins(values.pop("plugins", None) or [])
     if "architecture" not in values:
         raise ConfigError(
             f"model: no `architecture`; allowed: {', '.join(ARCHITECTURES)}", field="model", allowed=ARCHITECTURES

@@ -43,9 +43,8 @@ def check_file(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
     """
     tables = {kind: table for kind, (table, _) in MODEL_PARTS.items()}
     tables |= {"architecture": registry.ARCHITECTURES, "probe": PROBES}
-    before = {kind: set(table) for kind, table in tables.items()}
-    load_plugin(path)
-    new = {kind: [name for name in table if name not in before[kind]] for kind, table in tables.items()}
+    entries = [entry for part in load_plugin(path).parts for entry in part.entries]
+    new = {kind: [name for held, name, _ in entries if held is table] for kind, table in tables.items()}
     if not any(new.values()):
         raise ConfigError(
             f"{path}: registers nothing new that can be checked; decorate a class with one of the registries of "

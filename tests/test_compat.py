@@ -43,6 +43,7 @@ RESTS = {
     "PartialState": "FSDP on CPUs",
     "ROPE_INIT_FUNCTIONS": "RoPE types other than the default",
     "STATIC_LAYER_TYPE_MAPPING": "static caches with recurrent layers",
+    "TorchDispatchMode": "finding convolutions in the functions of a user's mixer",
     "TransformersKwargs": "the keyword arguments of `forward`",
     "Unpack": "the keyword arguments of `forward`",
     "and_masks": "windows over padding and documents",
@@ -283,3 +284,12 @@ def test_no_private_name_of_a_library_is_used_elsewhere():
         for name, uses in found.items()
     }
     assert {name: uses for name, uses in left.items() if uses} == {}, "move it to one of " + ", ".join(COMPAT)
+
+
+def test_tensors_count_their_writes():
+    from hf_arch.layers.compat import version_of
+
+    weight = torch.zeros(2)
+    before = version_of(weight)
+    weight.add_(1)
+    assert version_of(weight) > before, "on which rests: refusing logits of a head that has been stepped"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from hf_arch.analysis.audit import confounds_of
 from hf_arch.analysis.columns import benchmark_scores, interval_text
 from hf_arch.analysis.finding import Finding
 from hf_arch.analysis.stats import Interval, PairedDifference, bootstrap_interval, t_interval
@@ -98,6 +99,10 @@ class Comparison:
                 return pair.reversed()
         return None
 
+    def confounds(self, *names: str) -> list[Finding]:
+        """What beside a claim may explain how these groups differ: violations of the audit of their runs alone."""
+        return confounds_of([run for name in names for run in self.group(name).runs], self.metric)
+
     def versus_baseline(self, name: str) -> str:
         """In words: how `name` stands to the baseline."""
         if name == self.baseline:
@@ -113,17 +118,26 @@ class Comparison:
             return "No run completed: there is nothing to compare."
         best = ranked[0]
         sentence = f"{best.name} has the best {self.metric_name}, {interval_text(best.interval(self.metric))}."
-        tied = [
-            group.name for group in ranked[1:]
-            if (pair := self.pair(best.name, group.name)) is not None and pair.verdict != "better"
-        ]  # fmt: skip
         if len(ranked) == 1:
             return sentence
-        if not tied:
-            return f"{sentence} It is significantly better than all others."
-        if len(tied) == len(ranked) - 1:
+        others = [group.name for group in ranked[1:]]
+        better = [name for name in others if (pair := self.pair(best.name, name)) is None or pair.verdict == "better"]
+        tied = [name for name in others if name not in better]
+        if not better:
             return f"{sentence} It is not significantly different from the others."
-        return f"{sentence} It is not significantly different from {', '.join(tied)}."
+        words = "all others" if not tied else ", ".join(better)
+        rest = f" It is not significantly different from {', '.join(tied)}." if tied else ""
+        reasons = {name: found for name in better if (found := self.confounds(best.name, name))}
+        if not reasons:
+            return f"{sentence} It is significantly better than {words}.{rest}"
+        checks = dict.fromkeys(finding.check for found in reasons.values() for finding in found)
+        against = words if len(reasons) == len(better) else ", ".join(reasons)
+        fair = [name for name in better if name not in reasons]
+        fairly = f" It is significantly better than {', '.join(fair)}." if fair else ""
+        return (
+            f"{sentence}{fairly} Its lead over {against} is confounded ({', '.join(checks)}): the audit gives other "
+            f"reasons for it.{rest}"
+        )
 
     def frame(self) -> pd.DataFrame:
         """One row a group, best first: means of every number, intervals of the losses, and the baseline difference."""

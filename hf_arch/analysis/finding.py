@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from hf_arch.analysis.question import is_asked
 from hf_arch.runs.record import RunRecord
 
 Severity = Literal["violation", "note", "ok"]
@@ -14,12 +15,16 @@ SEVERITIES: tuple[Severity, ...] = ("violation", "note", "ok")
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence of the audit, and the runs that it concerns (all of them where it holds for every run)."""
+    """One sentence of the audit, and the runs that it concerns (all of them where it holds for every run).
+
+    check: its name, of `analysis.checks`. values: the numbers that the sentence speaks of, plain values by name.
+    """
 
     check: str
     severity: Severity
     sentence: str
     runs: tuple[str, ...]
+    values: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -53,7 +58,10 @@ def same(
     values = by_value([run for run in runs if value_of(run) is not None], value_of)
     if len(values) > 1:
         text = "; ".join(f"{show(value)}: {run_names(group)}" for value, group in values.items())
-        return Finding(check, "violation", f"{differs}: {text}.", run_labels(runs))
+        severity: Severity = "note" if is_asked(check, runs) else "violation"
+        return Finding(
+            check, severity, f"{differs}: {text}.", run_labels(runs), {run.label: value_of(run) for run in runs}
+        )
     if missing := [run for run in runs if value_of(run) is None and run.completed]:
         return not_recorded(check, unknown, missing)
     if not values:

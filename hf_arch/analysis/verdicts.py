@@ -7,8 +7,9 @@ A hypothesis is free text. Where it holds claims of the form
 
 with A and B names of runs (or of architectures that one run has), each claim is judged by the paired difference of
 the table, or against a number by the mean of A; `within` and numbers by the 95 % interval, which has to lie inside the
-bounds. One seed has no interval: its value alone is held against a number. Text without such a claim gets no verdict
-from a program: the reader judges it, with the result beside it.
+bounds. One seed has no interval: its value alone is held against a number. Where the audit of the runs that a claim is
+about finds another reason for a difference, a claim that the numbers would decide is `confounded`, with the reasons.
+Text without such a claim gets no verdict from a program: the reader judges it, with the result beside it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ from hf_arch.core.errors import choice_error
 if TYPE_CHECKING:
     from hf_arch.analysis.comparison import Comparison
 
-Outcome = Literal["supported", "contradicted", "undecided", "not judged"]
+Outcome = Literal["supported", "contradicted", "undecided", "confounded", "not judged"]
+DECIDED: tuple[Outcome, ...] = ("supported", "contradicted")
+OF_ONE_RUN = ("seeds", "rows", "data", "tokenizer", "code", "versions")
+"""Checks that touch a claim about one run and a number: that the seeds are runs of one thing, and independent."""
 
 CLAIM = re.compile(
     r"(?P<first>[\w.+=/-]+)\s+(?:is\s+)?"
@@ -37,12 +41,18 @@ CLAIM = re.compile(
 
 @dataclass(frozen=True)
 class Verdict:
-    """One claim of a hypothesis (or the whole text, where it holds none) with the outcome and the evidence in words."""
+    """One claim of a hypothesis (or the whole text, where it holds none) with the outcome and the evidence in words.
+
+    confounds: names of the audit's checks that give another reason for what the runs of the claim show. A claim that
+    the statistics would decide is `confounded` where there is one. reasons: their sentences.
+    """
 
     hypothesis: str
     claim: str
     outcome: Outcome
     evidence: str
+    confounds: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -59,18 +69,34 @@ def judge(hypothesis: str, comparison: Comparison) -> list[Verdict]:
             low, high = _bounds(match["relation"], match["bound"], number)
             interval = comparison.group(first).interval(comparison.metric)
             evidence = f"{first}: {comparison.metric_name} {interval_text(interval)}"
-            verdicts.append(Verdict(hypothesis, match[0], _inside(low, high, interval), evidence))
+            verdicts.append(
+                _audited(hypothesis, match[0], _inside(low, high, interval), evidence, comparison, (first,))
+            )
             continue
         if first is None or second is None or first == second or match["relation"].startswith("at "):
             continue
         pair = comparison.pair(first, second)
         outcome = _within(float(match["bound"]), pair) if match["bound"] else _outcome(match["relation"], pair)
         evidence = f"{first} against {second}: {'not compared' if pair is None else pair.words}"
-        verdicts.append(Verdict(hypothesis, match[0], outcome, evidence))
+        verdicts.append(_audited(hypothesis, match[0], outcome, evidence, comparison, (first, second)))
     if not verdicts:
         evidence = f"No claim of the form 'A better than B' between runs of this comparison. {comparison.headline}"
         verdicts.append(Verdict(hypothesis, hypothesis, "not judged", evidence))
     return verdicts
+
+
+def _audited(
+    hypothesis: str, claim: str, outcome: Outcome, evidence: str, comparison: Comparison, names: tuple[str, ...]
+) -> Verdict:
+    """The verdict on a claim about the groups of these names, after an audit of their runs alone."""
+    found = comparison.confounds(*names)
+    if len(names) == 1:  # against a number: only what spoils the number itself
+        found = [finding for finding in found if finding.check in OF_ONE_RUN]
+    if outcome in DECIDED and found:
+        outcome = "confounded"
+        evidence = f"{evidence}, but {'; '.join(finding.sentence.rstrip('.') for finding in found)}"
+    checks = tuple(dict.fromkeys(finding.check for finding in found))
+    return Verdict(hypothesis, claim, outcome, evidence, checks, tuple(finding.sentence for finding in found))
 
 
 def unjudged(hypothesis: str, names: Collection[str]) -> list[str]:

@@ -1,4 +1,5 @@
-"""A checkpoint on disk, read without running anything that lies in it: JSON and safetensors, never a pickle."""
+"""A checkpoint on disk, read without running anything that lies in it: JSON and safetensors, never a pickle. Only the
+plugins that a run was trained with are imported, from the copies in its folder."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import hf_arch
+from hf_arch.checkpoints.plugin_copies import RUN_CONFIG, load_plugins_of
 from hf_arch.core.errors import ConfigError, UnknownChoiceError, choice_error
 from hf_arch.models.configuration import ArchConfig
 
@@ -40,14 +42,16 @@ def model_folder(path: str | Path) -> Path:
 
 def checkpoint_folder(source: str | Path) -> Path:
     """The folder that holds the model: of a saved model, a run, or a repository on the Hub (downloaded, without its
-    code).
+    code). The plugins of a run are imported.
 
     Raises:
         ConfigError: there is no model there.
     """
     parts = str(source).split("/")
     if Path(source).exists() or len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~"):
-        return model_folder(source)
+        local = model_folder(source)
+        load_plugins_of(local)
+        return local
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
@@ -96,6 +100,7 @@ def require_ours(folder: Path) -> ArchConfig:
         ConfigError: it is somebody else's (with the command that converts it), of no known type, or inconsistent.
     """
     values = read_config(folder)
+    load_plugins_of(folder)
     if not is_ours(values):
         raise unknown_type(folder, values)
     return load_config(folder)
@@ -108,6 +113,7 @@ def load_config(folder: Path) -> PreTrainedConfig:
         ConfigError: it is of no known type, or inconsistent.
     """
     values = read_config(folder)
+    load_plugins_of(folder)
     if not is_ours(values) and values["model_type"] not in CONFIG_MAPPING:
         raise unknown_type(folder, values)
     try:
@@ -129,7 +135,7 @@ def _unknown_name(error: BaseException | None) -> bool:
 
 def _plugins(folder: Path) -> str:
     """The files that the recipe of a run's model names as plugins, for the reader of an error."""
-    recipe = folder.parent / "experiment_config.json"
+    recipe = folder.parent / RUN_CONFIG
     files = read_json_file(recipe).get("model", {}).get("plugins") if recipe.is_file() else None
     return os.pathsep.join(files or ["FILE.py"])
 

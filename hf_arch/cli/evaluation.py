@@ -11,6 +11,7 @@ import typer
 
 from hf_arch.cli import completion
 from hf_arch.cli.panels import RESULTS
+from hf_arch.cli.plugins import PluginCode, load_override_plugins
 from hf_arch.core.errors import ConfigError
 
 
@@ -42,6 +43,7 @@ def generate_command(
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts of a file at a time.")] = 8,
     dtype: Annotated[str, typer.Option(help="Of the weights: `fp32`, `bf16`, `fp16`; `auto` is as saved.")] = "auto",
     device: Annotated[str | None, typer.Option(help="`cpu`, `cuda`, ...; by default the GPU, if there is one.")] = None,
+    plugin_code: PluginCode = "run",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> int:
     """Continue a prompt with a trained model, printed as it is written; the speed goes to stderr.
@@ -117,6 +119,7 @@ def eval_command(
     stride: Annotated[
         int | None, typer.Option(help="Tokens from window to window of `perplexity`; by default a whole window.")
     ] = None,
+    plugin_code: PluginCode = "run",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> int:
     """Score a model on benchmarks, or every finished run in a folder.
@@ -174,6 +177,7 @@ def bench_command(
         str | None, typer.Option("--output-json", "--output", metavar="FILE", help="Write all numbers as JSON.")
     ] = None,
     plot: Annotated[str | None, typer.Option(metavar="FILE", help="Draw speed and memory: png, svg or pdf.")] = None,
+    plugin_code: PluginCode = "run",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> int:
     """Measure training, prefill and decode speed, peak memory and cache, side by side in one run.
@@ -194,6 +198,7 @@ def bench_command(
         if plot is not None:
             check_plot_path(plot)
         with quiet_libraries():
+            load_override_plugins(text for text in architectures or [] if "=" in text)
             found = find_candidates(architectures or [], tokens=options.longest, against=against, tell=_tell)
             document = run_bench(found, options, _tell)
         if output_json is not None:

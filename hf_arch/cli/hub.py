@@ -10,6 +10,7 @@ import typer
 
 from hf_arch.cli import completion
 from hf_arch.cli.panels import SHARE
+from hf_arch.cli.plugins import PluginCode
 
 Path_ = Annotated[
     str,
@@ -34,6 +35,7 @@ def push(
     checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Its checkpoints too, as branches.")] = False,
     no_code: Annotated[bool, typer.Option("--no-code", help="Leave out the code that loads it anywhere.")] = False,
     license: License = None,
+    plugin_code: PluginCode = "run",
 ) -> int:
     """Share a model on the Hub: weights, tokenizer, code, and a card with what was measured.
 
@@ -62,6 +64,7 @@ def export(
         str | None, typer.Option(metavar="DST", help="Default: in PATH, `hub/`, `model.gguf` or `model.pt2`.")
     ] = None,
     license: License = None,
+    plugin_code: PluginCode = "run",
 ) -> int:
     """Write a model for others to load without this package.
 
@@ -77,6 +80,7 @@ def convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A folder of config.json and safetensors, or a Hub id.")],
     destination: Annotated[str, typer.Argument(metavar="DST", help="A new or empty folder.")],
     to: Annotated[str | None, typer.Option(metavar="TYPE", help="Type to convert to; by default to ours.")] = None,
+    plugin_code: PluginCode = "run",
 ) -> int:
     """Convert a checkpoint of another library to one of our models, or back, and check the result against its source.
 
@@ -93,6 +97,7 @@ def quantize(
     destination: Annotated[str, typer.Argument(metavar="DST", help="A new or empty folder.")],
     method: Annotated[str, typer.Option(metavar="torchao-int8|torchao-int8-dynamic|gptq", help="How.")],
     text: Annotated[str | None, typer.Option(metavar="FILE", help="Text to measure the perplexity on.")] = None,
+    plugin_code: PluginCode = "run",
 ) -> int:
     """Quantise a model's matrices and print what became smaller and what it cost in perplexity.
 

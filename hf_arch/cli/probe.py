@@ -13,6 +13,7 @@ import typer
 
 from hf_arch.cli import completion
 from hf_arch.cli.panels import TRAIN
+from hf_arch.cli.plugins import load_override_plugins
 from hf_arch.core.errors import ConfigError
 
 TOLERANCE = 0.02  # one more channel of a model this small is more than a hundredth of it
@@ -78,6 +79,7 @@ def probe_command(
     options = RunOptions(workers, engine, slurm=tuple(slurm or ()))
     names = [name for name in architectures if "=" not in name]
     overrides = [text for text in architectures if "=" in text]
+    load_override_plugins(overrides)
     sets = [
         read_recipe(probe_recipe(names, entry, setting, width, layers, learning_rate, seeds, match), overrides)
         for entry in dict.fromkeys(task)

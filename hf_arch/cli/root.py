@@ -24,6 +24,7 @@ from hf_arch.cli.evaluation import register as register_evaluation
 from hf_arch.cli.hub import register as register_hub
 from hf_arch.cli.new import register as register_new
 from hf_arch.cli.panels import LOOK, RESULTS, TRAIN
+from hf_arch.cli.plugins import PluginCode, load_override_plugins
 from hf_arch.cli.probe import register as register_probe
 from hf_arch.cli.with_command import register as register_with
 from hf_arch.core.errors import ConfigError
@@ -163,6 +164,7 @@ def info(
     overrides: Overrides = None,
     seq_len: Annotated[int | None, typer.Option(min=1, help="Context length that the costs are for.")] = None,
     options: Annotated[bool, typer.Option("--options", help="Instead, every key that the config takes.")] = False,
+    plugin_code: PluginCode = "run",
     as_json: AsJson = False,
 ) -> int:
     """Show what a model is made of and what it costs, without building it.
@@ -173,6 +175,7 @@ def info(
     with _only_results_on_stdout():
         from hf_arch.cli.listing import model_reports, option_rows, print_rows
 
+        load_override_plugins(overrides or [])
         rows = option_rows(target) if options else []
         reports = [] if options else model_reports(target, overrides or [], seq_len)
     if options:
@@ -218,6 +221,7 @@ def check(
 
     disable_progress_bar()
     with _only_results_on_stdout():
+        load_override_plugins(overrides or [])
         checked = check_target(target, overrides or [])
     if as_json:
         _print_json({name: [dataclasses.asdict(result) for result in results] for name, results in checked.items()})
@@ -249,6 +253,7 @@ def train(
         typer.Option(metavar="STEPS", min=1, help="Continue it, finished or not, to so many steps in all."),
     ] = None,
     distributed: Distributed = "auto",
+    plugin_code: PluginCode = "run",
 ) -> int:
     """Train one model and write its run folder: results, metrics, checkpoints, and the model with its tokenizer.
 
@@ -257,7 +262,8 @@ def train(
     """
     from hf_arch.recipe.recipe import load_recipe
 
-    loaded = load_recipe(recipe, overrides or [], scale)
+    goes_on = output_dir if resume or extend_to is not None else None
+    loaded = load_recipe(recipe, overrides or [], scale, run=goes_on)
     from hf_arch.experiments.execution.process import launcher
     from hf_arch.experiments.execution.runner import visible_gpus
     from hf_arch.experiments.planning.prepare import select_run

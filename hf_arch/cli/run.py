@@ -8,10 +8,10 @@ from pathlib import Path
 from hf_arch.experiments.execution.runner import RunOptions, processes_per_run
 from hf_arch.experiments.execution.sets import run_set
 from hf_arch.experiments.planning.plan import Planner
-from hf_arch.experiments.planning.prepare import ReadyRun, prepare_set, set_folder
+from hf_arch.experiments.planning.prepare import ReadyRun, set_folder
 from hf_arch.recipe.recipe import Recipe, load_recipe
 from hf_arch.report.conclude import conclude, print_failed
-from hf_arch.report.preview import print_preview
+from hf_arch.report.preview import preview
 from hf_arch.runs.files import run_folders
 from hf_arch.runs.suite import write_suite_results
 
@@ -43,7 +43,7 @@ def run_recipe(
 def _run_one(recipe: Recipe, results_dir: Path, options: RunOptions, dry_run: bool) -> list[ReadyRun]:
     """The runs of one set that did not complete."""
     if dry_run:
-        print_preview(recipe, prepare_set(recipe, results_dir, processes_per_run(options)))
+        preview(recipe, results_dir, processes_per_run(options))
         return []
     trained = run_set(recipe, results_dir, options)
     conclude(trained, results_dir, recipe.experiment.study)

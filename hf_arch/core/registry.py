@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 
 from .bundled import BUNDLED
 from .errors import ConfigError, choice_error
-from .plugins import PLUGIN_MODULE, load_environment_plugins
+from .plugins import PLUGIN_MODULE, Plugin, load_environment_plugins, loading_plugin, make_room, registries
 from .plugins import load_plugin as load_plugin
 from .plugins import plugin_line as plugin_line
 
@@ -32,30 +32,59 @@ class Registry(Generic[T]):
         self.kind = kind
         self.__doc__ = doc
         self._entries: dict[str, T] = {}
+        self._owners: dict[str, Plugin] = {}
+        registries.append(self)
 
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator: enter a class or function under `name`; registering the same class again (a reload) replaces
         it."""
 
         def enter(entry: T) -> T:
-            taken = self._entries.get(name)
-            if taken is not None and _identity(taken) != _identity(entry):
-                raise ConfigError(
-                    f"{self.kind}: {name!r} is registered already by {_identity(taken)}; choose another name"
-                )
-            self._entries[name] = entry
+            plugin = loading_plugin()
+            self.enter(name, entry, plugin)
+            if plugin is not None:
+                plugin.entries.append((self, name, entry))
             return entry
 
         return enter
 
+    def enter(self, name: str, entry: T, plugin: Plugin | None = None) -> None:
+        """The same for the entry of a `plugin`. Raises `ConfigError` where the name is taken."""
+        holder = self.owner(name)
+        if holder is not None and holder is not plugin:
+            make_room(holder, self, name, plugin)
+        taken = self._entries.get(name)
+        if taken is not None and _identity(taken) != _identity(entry):
+            raise ConfigError(f"{self.kind}: {name!r} is registered already by {_identity(taken)}; choose another name")
+        self._entries[name] = entry
+        if plugin is not None:
+            self._owners[name] = plugin
+
+    def owner(self, name: str) -> Plugin | None:
+        """The plugin that registered the entry of this name; None where the package did, or nothing is called so."""
+        return self._owners.get(name) if name in self._entries else None
+
+    def remove(self, name: str, plugin: Plugin) -> None:
+        """Takes the entry of a plugin out, where it is still this plugin's."""
+        if self.owner(name) is plugin:
+            del self._entries[name], self._owners[name]
+
+    def snapshot(self) -> tuple[dict[str, T], dict[str, Plugin]]:
+        """What `restore` needs to make the registry as it is now."""
+        return dict(self._entries), dict(self._owners)
+
+    def restore(self, held: tuple[dict[str, T], dict[str, Plugin]]) -> None:
+        """The entries of plugins as they were; what the package has registered since stays."""
+        entries, owners = held
+        ours = {name: entry for name, entry in self._entries.items() if self.owner(name) is None}
+        self._entries, self._owners = {**ours, **entries}, dict(owners)
+
     def get(self, name: str, field: str | None = None) -> T:
         """The entry called `name`; a ConfigError that names `field`, the nearest and all allowed names otherwise."""
-        if name not in self._entries:
-            self._complete()
-        if name not in self._entries:
-            load_environment_plugins()
-        if name not in self._entries:
+        if name not in self:
             raise choice_error(field or self.kind, name, self._entries)
+        if (owner := self.owner(name)) is not None:
+            owner.used = True
         return self._entries[name]
 
     def __getitem__(self, name: str) -> T:
@@ -75,16 +104,18 @@ class Registry(Generic[T]):
         return sorted(self._entries.items())
 
     def _complete(self) -> None:
-        """Import whatever of the package registers something. The code that came with a model is complete as it is."""
+        """Import whatever registers something: of the package, and what `HF_ARCH_PLUGINS` names. The code that came
+        with a model is complete as it is."""
         if not BUNDLED:
             # By name, so that no bundle takes that module along.
             importlib.import_module("hf_arch.deferred").complete_registries()
+            load_environment_plugins()
 
 
 def _identity(entry: Any) -> str:
     if not hasattr(entry, "__qualname__"):  # a value, not a class or function
         return repr(entry)
-    # The bare name is kept for plugins, whose module name depends on where their file lies.
+    # The bare name is kept for plugins, whose module name depends on their text.
     module = "" if entry.__module__.startswith(PLUGIN_MODULE) else f"{entry.__module__}."
     return f"{module}{entry.__qualname__}"
 

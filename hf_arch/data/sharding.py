@@ -20,7 +20,8 @@ from tokenizers import Tokenizer
 
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import atomic_file, write_atomic
-from hf_arch.core.plugins import load_plugin, loaded_plugins
+from hf_arch.core.plugin_source import PluginSource
+from hf_arch.core.plugins import load_source, loaded_plugins
 from hf_arch.data.corpus import Corpus
 from hf_arch.data.store import ShardRecord
 from hf_arch.environment import set_variable
@@ -106,10 +107,10 @@ def write_shards(tasks: Sequence[ShardTask], workers: int, advance: Callable[[in
 _worker_counter: Any = None
 
 
-def _start_worker(counter: Any, plugins: Sequence[str]) -> None:
+def _start_worker(counter: Any, plugins: Sequence[PluginSource]) -> None:
     global _worker_counter
     for plugin in plugins:  # a corpus of a plugin is unpickled from the module that the plugin makes
-        load_plugin(plugin)
+        load_source(plugin)
     _worker_counter = counter
     set_variable("TOKENIZERS_PARALLELISM", "false", replace=True)  # one core a worker
 

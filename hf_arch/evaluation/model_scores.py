@@ -21,6 +21,7 @@ from rich.table import Table
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import read_json, write_json
 from hf_arch.core.formats import FILE_WIDTH
+from hf_arch.core.plugins import separate_plugins, used_plugins
 from hf_arch.evaluation.loading import load_model, parse_device, parse_dtype
 from hf_arch.evaluation.text_loss import TextOptions, score_text
 from hf_arch.runs.files import CHECKPOINTS_DIR, EVALUATION_FILE, is_run
@@ -98,7 +99,8 @@ def evaluate_path(path: str, options: EvalOptions) -> dict[str, Any]:
     documents = []
     for run in runs:
         print(f"{run.name}", file=sys.stderr)
-        documents.append(_evaluate_model(str(run), options, tasks))
+        with separate_plugins():  # the runs may have been trained with different versions of one
+            documents.append(_evaluate_model(str(run), options, tasks))
     write_suite_results(path)
     return {"suite": Path(path).name, "runs": documents}
 
@@ -149,7 +151,10 @@ def _evaluate_model(path: str, options: EvalOptions, tasks: Any, run: str | None
             "limit": options.limit,
         },
         "results": results,
-        "provenance": {**provenance(torch.device(device)), **_harness_version(tasks)},
+        "provenance": {
+            **provenance(torch.device(device), used_plugins(model.config.to_dict(), ())),
+            **_harness_version(tasks),
+        },
     }
     if is_run(Path(path)):
         _keep(Path(path), document)

@@ -20,13 +20,13 @@ from typing import Any
 
 from hf_arch import __version__
 from hf_arch.core.errors import ConfigError
-from hf_arch.core.plugins import current_module
+from hf_arch.core.plugins import PLUGIN_MODULE as PLUGIN
+from hf_arch.core.plugins import current_module, plugin_of_module
 from hf_arch.core.registry import ACTIVATIONS, ARCHITECTURES, NORMS, POSITIONS
 from hf_arch.models.architectures.base import AUTO_CLASSES, Architecture
 from hf_arch.models.configuration import ArchConfig
 
 PACKAGE = "hf_arch"
-PLUGIN = "hf_arch_plugin_"
 VERSIONS = f"{PACKAGE}.versions"
 
 
@@ -119,7 +119,9 @@ class _Source:
         loaded = importlib.import_module(module)
         if hasattr(loaded, "__path__"):
             raise ValueError(f"{module} is a package: import from the module that defines the name, so that it bundles")
-        self.lines = Path(str(loaded.__file__)).read_text(encoding="utf-8").split("\n")
+        self.plugin = plugin_of_module(module)  # whose text is what was run, also where the file was changed since
+        text = Path(str(loaded.__file__)).read_bytes() if self.plugin is None else self.plugin.source.text
+        self.lines = text.decode("utf-8").split("\n")
         self.tree = ast.parse("\n".join(self.lines))
         self.dropped = [node for node in ast.walk(self.tree) if isinstance(node, ast.If) and _is_type_checking(node)]
         self.imports = dict(self._imports(self.tree))
@@ -127,18 +129,25 @@ class _Source:
     def _imports(self, parent: ast.AST) -> Iterator[tuple[ast.ImportFrom, str]]:
         """(statement, dotted module) of every import of ours, also inside functions, but not under TYPE_CHECKING."""
         for node in ast.iter_child_nodes(parent):
-            if isinstance(node, ast.Import) and any(_is_ours(alias.name) for alias in node.names):
-                raise ValueError(f"{self.module}:{node.lineno}: write `from {PACKAGE}.x import y`, so that it bundles")
+            if isinstance(node, ast.Import) and any(_is_ours(self._module(alias.name)) for alias in node.names):
+                raise ValueError(f"{self.module}:{node.lineno}: write `from x import y`, so that it bundles")
             if isinstance(node, ast.ImportFrom):
+                if self.plugin is not None and node.module is None:
+                    raise ValueError(f"{self.module}:{node.lineno}: write `from .x import y`, so that it bundles")
                 target = self._resolve(node)
                 if _is_ours(target):
                     yield node, target
             elif node not in self.dropped:
                 yield from self._imports(node)
 
+    def _module(self, name: str) -> str:
+        """The module that an absolute import means: of ours, of a file beside a plugin, or of another library."""
+        beside = {} if self.plugin is None else self.plugin.source.neighbours
+        return beside[name].module if name in beside else current_module(name)
+
     def _resolve(self, node: ast.ImportFrom) -> str:
-        if node.level == 0:
-            return current_module(node.module or "")
+        if node.level == 0 or self.plugin is not None:
+            return self._module(node.module or "")
         parts = self.module.split(".")[: -node.level]
         return ".".join([*parts, *filter(None, [node.module])])
 

@@ -80,3 +80,8 @@ def assert_async(condition: Tensor, message: str) -> None:
 def auto_class(config_class: type) -> str | None:
     """The Auto class for which `register_for_auto_class` has marked a config class."""
     return config_class._auto_class  # type: ignore[attr-defined]
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor has been written to in place; -1 for one that counts no writes, which nobody trains."""
+    return -1 if tensor.is_inference() else tensor._version

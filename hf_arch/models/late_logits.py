@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast, MoeCausalLMOutputWithPast
 
+from ..layers.compat import version_of
+
 
 class LateLogits:
     """A call of the head that has not been made yet.
@@ -32,8 +34,7 @@ class LateLogits:
         self._dtype = torch.get_autocast_dtype(device_type) if self._autocast else None
 
     def _version_numbers(self) -> Sequence[int]:
-        # A parameter made in inference mode has no counter: nobody trains it.
-        return [-1 if p.is_inference() else p._version for p in self._parameters]
+        return [version_of(parameter) for parameter in self._parameters]
 
     def __call__(self) -> Tensor:
         """The logits. Raises RuntimeError where the head has been changed since the forward."""

@@ -17,12 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from hf_arch.checkpoints.plugin_copies import chosen_sources
 from hf_arch.core.errors import ConfigError, choice_error, unknown_key_error
+from hf_arch.core.plugins import Plugin, load_plugins
 from hf_arch.core.recipes import find_recipe
 from hf_arch.data import DataOptions
 from hf_arch.deprecations import current_names
 from hf_arch.recipe.dotted import dotted, nested, set_dotted
-from hf_arch.recipe.identity import run_hash
+from hf_arch.recipe.identity import recipe_plugins, run_hash
+from hf_arch.recipe.learning_rates import LearningRateOptions
 from hf_arch.recipe.overrides import key_advice
 from hf_arch.recipe.sections import coerce, parse_section, require_mapping
 from hf_arch.recipe.training_section import parse_training, training_fields
@@ -52,7 +55,8 @@ class EvaluationOptions:
     `prompt` is continued by `new_tokens` tokens as the sample of the run; an empty prompt takes the first tokens of
     the validation text. `speed` measures prefill of `speed_tokens` tokens and decoding of as many. `lengths`: the loss
     by position at these lengths of context, also beyond the trained one, and `corpora`: the loss on held-out text of
-    other corpora, both on as much text as `sequences` rows hold.
+    other corpora, both on as much text as `sequences` rows hold. `rows` are the
+    validation sequences that count: all, or one of two parts, the even ones (`selection`) and the odd ones (`claim`).
     """
 
     sequences: int | None = 256
@@ -65,6 +69,7 @@ class EvaluationOptions:
     speed_tokens: int = 64
     lengths: tuple[int, ...] = ()
     corpora: tuple[str, ...] = ()
+    rows: Literal["all", "selection", "claim"] = "all"
 
     def __post_init__(self) -> None:
         least = {"sequences": 1, "final_sequences": 1, "new_tokens": 1, "speed_tokens": 1, "temperature": 0, "top_k": 0}
@@ -157,7 +162,8 @@ class ExperimentOptions:
     """The question, and how it becomes runs: named `runs` x points of `matrix` x `seeds`, made equal by `match`.
 
     `sets` names other recipes, by paths from this one, that are run instead, each in a folder of its own. `study`
-    says what is made of the results beside the comparison: `search` recommends the smallest good model.
+    says what is made of the results beside the comparison: `search` recommends the smallest good model. `vary` names
+    the dotted keys that the question is about, where `runs` change others too; those are then named by the audit.
     """
 
     name: str = ""
@@ -171,8 +177,19 @@ class ExperimentOptions:
     sets: tuple[str, ...] = ()
     study: Literal["search"] | None = None
     tune: TuneOptions | None = None
+    learning_rates: LearningRateOptions | None = None
+    vary: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.learning_rates is not None:
+            for name in ("tune", "matrix"):
+                if getattr(self, name):
+                    raise ConfigError(
+                        f"experiment.learning_rates: not together with experiment.{name}; write its points as runs"
+                    )
+            for run in self.learning_rates.runs:
+                if run not in self.runs:
+                    raise choice_error("experiment.learning_rates.runs", run, self.runs)
         if self.tune is not None and self.matrix:
             raise ConfigError(
                 "experiment.tune: not together with experiment.matrix; write its points as experiment.runs"
@@ -189,7 +206,8 @@ class ExperimentOptions:
     @property
     def is_set(self) -> bool:
         """True where the recipe declares more than one run."""
-        return bool(self.runs or self.matrix or self.sets or self.tune or len(self.seeds) > 1)
+        several = self.runs or self.matrix or self.sets or self.tune or self.learning_rates or len(self.seeds) > 1
+        return bool(several)
 
 
 @dataclass(frozen=True)
@@ -218,13 +236,14 @@ class Recipe:
             if key not in SECTIONS:
                 raise unknown_key_error("recipe", key, SECTIONS)
         model = current_names("model", require_mapping(merged.get("model"), "model"))
+        _check_model(model)
+        load_plugins(model.get("plugins") or ())  # every section may name what they register
         experiment = parse_section(ExperimentOptions, _declared(merged.get("experiment")), "experiment")
         architecture = model.get("architecture")
         if architecture is None and not experiment.runs and not experiment.sets:
             raise ConfigError("model.architecture: is missing; write for example `architecture: llama`")
         if architecture is not None and not isinstance(architecture, str):
             raise ConfigError(f"model.architecture: expected text, got {type(architecture).__name__} {architecture!r}")
-        _check_model(model)
         probe = None if merged.get("probe") is None else parse_section(ProbeOptions, merged["probe"], "probe")
         for section in ("data", "evaluation"):
             if probe is not None and merged.get(section):
@@ -280,6 +299,11 @@ class Recipe:
         """This recipe with other values in its `model` section."""
         return dataclasses.replace(self, model={**self.model, **changes})
 
+    def with_plugins(self, paths: list[str]) -> Recipe:
+        """This recipe with these plugins alone."""
+        model = {key: value for key, value in self.model.items() if key != "plugins"}
+        return dataclasses.replace(self, model={**model, **({"plugins": paths} if paths else {})})
+
     @property
     def data_key(self) -> str:
         """Equal for recipes with equal rows."""
@@ -299,6 +323,11 @@ class Recipe:
             return self.data.sequence_length
         return max(self.probe.data(split, 0, examples=1).inputs.shape[1] for split in ("train", "test"))
 
+    @property
+    def plugins(self) -> list[Plugin]:
+        """The plugins that the run of this recipe uses, those that `HF_ARCH_PLUGINS` names among them."""
+        return recipe_plugins(self.to_dict())
+
     def stable_hash(self, *facts: str) -> str:
         """Ten hex digits over what changes a result: model, data, training, evaluation, the numerics of the code
         (`recipe.identity`), the user's own files that the model is made of, and `facts` that the recipe only points to
@@ -313,32 +342,41 @@ class Recipe:
         return run_hash(values, *facts)
 
 
-def load_recipe(path: str | Path, overrides: Iterable[str] = (), scale: str | None = None) -> Recipe:
+def load_recipe(
+    path: str | Path, overrides: Iterable[str] = (), scale: str | None = None, run: str | Path | None = None
+) -> Recipe:
     """The recipe in the YAML file `path`, or the one of that name that comes with the package (`quickstart`), with
-    `key=value` overrides and the changes of `experiment.scale.<scale>`.
+    `key=value` overrides and the changes of `experiment.scale.<scale>`. Of plugins that the `run` in that folder keeps,
+    which is to go on, its own copies are taken (`hf_arch.checkpoints.plugin_copies`).
 
     Raises `ConfigError` of one line for a missing, empty or malformed file and for every unknown key or wrong value.
     """
     file = find_recipe(path)
-    values = _with_plugins_beside(require_mapping(read_yaml(file), str(file)), file.parent)
+    own = {} if run is None else {source.name: str(source.path) for source in chosen_sources(Path(run))}
+    values = _with_plugins_beside(require_mapping(read_yaml(file), str(file)), file.parent, own)
     return read_recipe(values, overrides, scale, name=file.stem)
 
 
-def _with_plugins_beside(node: Any, folder: Path) -> Any:
-    """`node` with the paths under `plugins` that lie beside the recipe found there; others count from here."""
+def _with_plugins_beside(node: Any, folder: Path, own: Mapping[str, str]) -> Any:
+    """`node` with the paths under `plugins` made absolute: they count from the recipe, else from here. `own` are those
+    of a run that goes on, by their names."""
     if not isinstance(node, Mapping):
         return node
     return {
-        key: [_beside(path, folder) for path in value]
+        key: [_beside(path, folder, own) for path in value]
         if str(key).rsplit(".", 1)[-1] == "plugins" and isinstance(value, list)
-        else _with_plugins_beside(value, folder)
+        else _with_plugins_beside(value, folder, own)
         for key, value in node.items()
     }
 
 
-def _beside(path: Any, folder: Path) -> Any:
-    if isinstance(path, str) and not Path(path).expanduser().is_file() and (folder / path).is_file():
-        return str(folder / path)
+def _beside(path: Any, folder: Path, own: Mapping[str, str]) -> Any:
+    if isinstance(path, str):
+        if (kept := own.get(Path(path).name)) is not None:
+            return kept
+        for place in (folder / Path(path).expanduser(), Path(path).expanduser()):
+            if place.is_file():
+                return str(place.absolute())
     return path
 
 
@@ -380,6 +418,8 @@ def _declared(values: object) -> dict[str, Any]:
         if not 1 <= seeds <= MAX_SEEDS:
             raise ConfigError(f"experiment.seeds: expected a list, or how many (1 to {MAX_SEEDS}), got {seeds}")
         section["seeds"] = list(range(1, seeds + 1))
+    if isinstance(section.get("learning_rates"), list):
+        section["learning_rates"] = {"rates": section["learning_rates"]}
     if isinstance(section.get("match"), str):
         section["match"] = {"by": section["match"]}
     if section.get("runs") is not None:

@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
 
 import hf_arch
 from hf_arch.analysis.verdicts import unjudged
 from hf_arch.core.formats import byte_size, quantity
-from hf_arch.experiments.planning.prepare import PreparedSet
+from hf_arch.experiments.planning.prepare import PreparedSet, prepare_set
+from hf_arch.experiments.planning.rates import RateSweep
 from hf_arch.recipe.recipe import Recipe
 from hf_arch.report.table import print_skipped
+
+
+def preview(recipe: Recipe, results_dir: Path, processes: int = 1) -> None:
+    """Prints what `hf-arch run` would train of a set: the sweep of its learning rates first, where it has one, then the
+    set that is compared, at the rates that the sweep has chosen so far."""
+    facts: dict[str, dict[str, Any]] = {}
+    if recipe.experiment.learning_rates is not None:
+        sweep = RateSweep(recipe, results_dir, processes)
+        prepared = sweep.prepare()
+        print_preview(
+            replace(recipe, experiment=replace(recipe.experiment, hypothesis="", name="learning rates")), prepared
+        )
+        choices = sweep.choices(prepared)
+        if any(choice.at_edge for choice in choices.values()) or not choices:
+            print("a best rate at the end of the grid adds one rate at that end to every run")
+        recipe, facts = sweep.compared(choices)
+    print_preview(recipe, prepare_set(recipe, results_dir, processes, facts))
 
 
 def print_preview(recipe: Recipe, prepared: PreparedSet, console: Console | None = None) -> None:

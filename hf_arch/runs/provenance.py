@@ -8,6 +8,7 @@ import hashlib
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 import hf_arch
+from hf_arch.core.plugins import Plugin
 from hf_arch.data import SeededOrder
 from hf_arch.numerics import NUMERICS_VERSION
 
@@ -48,13 +50,24 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def provenance(device: torch.device) -> dict[str, Any]:
-    """What is known before a run starts; the run adds its exit reason."""
+def provenance(device: torch.device, plugins: Iterable[Plugin] = ()) -> dict[str, Any]:
+    """What is known before a run starts; the run adds its exit reason. `plugins` are those that it uses."""
     return {
         **environment(device),
+        "plugins": plugin_hashes(plugins),
         "git_commit": git_commit(),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
+
+
+def plugin_hashes(plugins: Iterable[Plugin]) -> dict[str, str]:
+    """{file name: sha256} of these plugins and of the files beside them that they import."""
+    found: dict[str, str] = {}
+    for plugin in plugins:
+        for name, digest in plugin.source.hashes.items():
+            key = name if found.get(name, digest) == digest else f"{digest[:8]}/{name}"
+            found[key] = digest
+    return found
 
 
 def device_name(device: torch.device) -> str:

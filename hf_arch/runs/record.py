@@ -116,6 +116,17 @@ class RunRecord:
     tokenizer_fingerprint: str | None = field(default=None, repr=False)
     order_fingerprint: str | None = field(default=None, repr=False)
     init_overridden: bool | None = field(default=None, repr=False)
+    init_fingerprint: str | None = field(default=None, repr=False)
+    """Hash of the first weights: equal for runs that began from the same ones."""
+    branch_scale: Mapping[str, Any] | None = field(default=None, repr=False)
+    """{"mixer": [...], "ffn": [...]}: by layer, rms of what the sublayer writes over rms of the residual stream, before
+    the first step; None where a layer has none."""
+    short_convolution: Mapping[str, Any] | None = field(default=None, repr=False)
+    """{"layers": [...]}: the layers in which a depthwise causal convolution was found; empty where none was."""
+    optimizer: Mapping[str, Any] | None = field(default=None, repr=False)
+    """{"class": ..., "groups": [...]}: what stepped the parameters, each group with its settings and number of them."""
+    kernels: str | None = None
+    """What computed the recurrences and attention: "torch", or the package that did."""
     stopped_early: bool | None = field(default=None, repr=False)
     attribution: str | None = field(default=None, repr=False)
     sample: Any = field(default=None, repr=False)
@@ -286,7 +297,11 @@ def write_config(
     planned = _section(read_json(file), RUN_FACTS) if file.is_file() else {}
     identity = planned.get("hash") or recipe.stable_hash(*filter(None, [data_fingerprint]))
     own = {"schema_version": SCHEMA_VERSION, **planned, "hash": identity, **facts}
-    write_json(file, {**recipe.to_dict(), RUN_FACTS: own})
+    values = recipe.to_dict()
+    if plugins := values["model"].get("plugins"):  # the run's own copies move with its folder
+        inside = {str(folder / copy): copy for copy in own.get("plugins") or {}}
+        values["model"]["plugins"] = [inside.get(path, path) for path in plugins]
+    write_json(file, {**values, RUN_FACTS: own})
 
 
 def group_name(name: str) -> str:

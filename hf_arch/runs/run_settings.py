@@ -41,7 +41,10 @@ def _flatten(prefix: str, node: Any, into: dict[str, Any]) -> None:
 
 
 def has_short_convolution(run: RunRecord) -> bool:
-    """Whether any mixer of the run's model uses a short convolution, by its component table or its config."""
+    """Whether any mixer of the run's model uses a short convolution: by its modules where the run looked at them, else
+    by its component table or its config."""
+    if run.short_convolution is not None:
+        return bool(run.short_convolution.get("layers"))
     described = (run.components, run.config.get("model"), run.experiment.get("config"))
     return any(_uses_convolution(node) for node in described)
 

@@ -15,7 +15,8 @@ from hf_arch.runs.record import RunRecord, numbers_for
 
 
 def find_runs(results_dir: str | Path) -> list[RunRecord]:
-    """Every run at or below a folder, in path order. ConfigError where the folder or a run in it is missing."""
+    """Every run at or below a folder, in path order; those that only chose a learning rate for others are left out,
+    unless there are no others. ConfigError where the folder or a run in it is missing."""
     root = Path(results_dir)
     if not root.is_dir():
         raise ConfigError(f"results folder: {root} does not exist or is not a folder")
@@ -24,7 +25,7 @@ def find_runs(results_dir: str | Path) -> list[RunRecord]:
         raise ConfigError(
             f"results folder: no runs in {root} (looked for {RESULTS_FILE} or {CONFIG_FILE}, at any depth)"
         )
-    return runs
+    return [run for run in runs if run.experiment.get("role") != "selection"] or runs
 
 
 def latest(results_dir: str | Path, n: int) -> list[RunRecord]:

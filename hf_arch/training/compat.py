@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from transformers import Trainer, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK as INTEGRATION_TO_CALLBACK
 from transformers.trainer_pt_utils import LabelSmoother

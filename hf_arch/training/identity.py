@@ -12,18 +12,15 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, TrainingArguments
 
 from hf_arch.data import PreparedData
-from hf_arch.environment import read
-from hf_arch.runs.provenance import tokenizer_fingerprint
+from hf_arch.runs.provenance import plugin_hashes, tokenizer_fingerprint
 from hf_arch.training.decay import decay_parameter_names
 from hf_arch.training.muon import muon_options, muon_parameter_names
 from hf_arch.training.step_watch import DEFAULT_MAX_SKIPPED_STEPS
@@ -89,7 +86,7 @@ class RunIdentity:
     evaluation: what is scored.
     batch: sequences in one optimiser step, all processes together.
     optimiser: hashes of the names of all parameters, of those that decay, and of those that Muon steps.
-    plugins: hash of the source of each file of the user's own, by its name.
+    plugins: hash of the source of each file of the user's own that the run uses, by its name.
     recipe: the sections as they were written, dotted; only to name a difference by its key.
     """
 
@@ -141,7 +138,7 @@ def describe_run(
         evaluation=written["evaluation"],
         batch={"sequences": args.train_batch_size * args.gradient_accumulation_steps * args.world_size},
         optimiser=_parameter_hashes(config),
-        plugins=plugin_hashes(recipe.model.get("plugins") or ()),
+        plugins={name: digest[:16] for name, digest in plugin_hashes(recipe.plugins).items()},
         recipe=_dotted({key: value for key, value in written.items() if key != "experiment"}),
     )
     return RunIdentity.from_dict(identity.to_dict())
@@ -153,22 +150,10 @@ def compare(begun: RunIdentity, now: RunIdentity) -> list[Difference]:
     if not found:  # else another vocabulary may be a consequence of the rows
         found += _of_section("model", begun, now)
     found += _of_section("training", begun, now) + _of_section("evaluation", begun, now)
-    found += _unequal("model.plugins: ", begun.plugins, now.plugins) + _unequal("batch.", begun.batch, now.batch)
+    used = {name: digest for name, digest in begun.plugins.items() if name in now.plugins}  # earlier releases: all
+    found += _unequal("model.plugins: ", used, now.plugins) + _unequal("batch.", begun.batch, now.batch)
     if not found:
         found += _unequal("data.", begun.data, now.data) + _unequal("optimiser.", begun.optimiser, now.optimiser)
-    return found
-
-
-def plugin_hashes(named: Iterable[str]) -> dict[str, str]:
-    """Hash of the source of each file of the user's own that this process loads, by its name: those that a recipe
-    names, and those in `HF_ARCH_PLUGINS`.
-    """
-    files = [*named, *filter(None, (read("HF_ARCH_PLUGINS") or "").split(os.pathsep))]
-    found: dict[str, str] = {}
-    for path in dict.fromkeys(Path(file).expanduser().resolve() for file in files):
-        if path.is_file():
-            name = path.name if path.name not in found else f"{path.parent.name}/{path.name}"
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     return found
 
 

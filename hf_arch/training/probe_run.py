@@ -27,8 +27,10 @@ from hf_arch.recipe.build import build_config, changed_initialisation
 from hf_arch.recipe.recipe import Recipe
 from hf_arch.runs.files import METRICS_FILE, MODEL_DIR
 from hf_arch.runs.model_report import model_report
+from hf_arch.runs.plugins import keep_plugins
 from hf_arch.runs.provenance import order_fingerprint, provenance
 from hf_arch.runs.record import write_config, write_results
+from hf_arch.training.first_look import first_look
 from hf_arch.training.memory import PeakMemory
 from hf_arch.training.probes import Learned, ProbeTraining, learn_probe
 
@@ -64,7 +66,9 @@ def run_probe(recipe: Recipe, folder: Path, quiet: bool = False) -> dict[str, An
     name = recipe.experiment.name or report["architecture"]
     fingerprint = hashlib.sha256(recipe.data_key.encode()).hexdigest()
     started = time.time()
-    _write_config(recipe, folder, name, seed, fingerprint, config)
+    plugins = recipe.plugins
+    recipe, copies = keep_plugins(recipe, folder)
+    _write_config(recipe, folder, name, seed, fingerprint, config, copies)
     facts = {
         "name": name,
         "architecture": report["architecture"],
@@ -86,7 +90,7 @@ def run_probe(recipe: Recipe, folder: Path, quiet: bool = False) -> dict[str, An
 
     def write(status: str, reason: str, **numbers: Any) -> dict[str, Any]:
         ended = {"status": status, "wall_seconds": time.time() - started}
-        results = {**facts, **numbers, **ended, "provenance": {**provenance(device), "exit_reason": reason}}
+        results = {**facts, **numbers, **ended, "provenance": {**provenance(device, plugins), "exit_reason": reason}}
         return write_results(folder, results)
 
     metrics = folder / METRICS_FILE
@@ -104,6 +108,8 @@ def run_probe(recipe: Recipe, folder: Path, quiet: bool = False) -> dict[str, An
         memory = PeakMemory(device)
         set_seed(seed)
         model = AutoModelForCausalLM.from_config(config).to(device)
+        facts |= first_look(model, test.inputs[:1])
+        assert recipe.probe is not None
         source = recipe.probe.settings.source
         learned = learn_probe(
             model, train, test, options, log, device, mad_decoder=source is not None and source.mad_decoder
@@ -137,7 +143,9 @@ def _numbers(learned: Learned, options: ProbeTraining, tokens_per_step: int) -> 
     }
 
 
-def _write_config(recipe: Recipe, folder: Path, name: str, seed: int, fingerprint: str, config: Any) -> None:
+def _write_config(
+    recipe: Recipe, folder: Path, name: str, seed: int, fingerprint: str, config: Any, copies: dict[str, Any]
+) -> None:
     facts = {
         "name": name,
         "seed": seed,
@@ -145,5 +153,6 @@ def _write_config(recipe: Recipe, folder: Path, name: str, seed: int, fingerprin
         "hf_arch": hf_arch.__version__,
         "numerics": NUMERICS_VERSION,
         "config": json.loads(config.to_json_string(use_diff=False)),
+        "plugins": copies,
     }
     write_config(folder, recipe, facts)

@@ -35,6 +35,7 @@ from hf_arch.core.failures import Interrupted, TrainingError
 from hf_arch.core.files import read_json
 from hf_arch.core.quiet import quiet_libraries
 from hf_arch.data import PreparedData, prepare_data
+from hf_arch.data.validation_parts import validation_part
 from hf_arch.evaluation.generation import SamplingOptions, generate_text
 from hf_arch.evaluation.lengths import check_lengths, losses_by_length
 from hf_arch.evaluation.other_corpora import corpus_losses, read_corpora
@@ -46,6 +47,7 @@ from hf_arch.recipe.recipe import Recipe
 from hf_arch.runs.files import CHECKPOINTS_DIR, CONFIG_FILE, METRICS_FILE, MODEL_DIR, RESULTS_FILE, read_metrics
 from hf_arch.runs.model_report import model_report, render_model_report, two_columns
 from hf_arch.runs.numbers import Reader
+from hf_arch.runs.plugins import keep_plugins, with_run_plugins
 from hf_arch.runs.provenance import (
     environment,
     order_fingerprint,
@@ -56,6 +58,7 @@ from hf_arch.runs.record import numbers_for, write_config, write_results
 from hf_arch.training.arguments import build_arguments, check_model
 from hf_arch.training.callbacks import MetricsLog, ProgressLine
 from hf_arch.training.checkpoints import divergence, where_to_go_on
+from hf_arch.training.first_look import FIRST_LOOK, first_look, optimizer_facts
 from hf_arch.training.identity import describe_run
 from hf_arch.training.interruption import StopRequest
 from hf_arch.training.launch import (
@@ -116,6 +119,8 @@ def run_training(
         raise ConfigError("experiment: the recipe declares several runs; use `hf-arch run`, or name one by --run")
     if is_main_process():  # the others would find what it has begun to write
         check_folder(folder, resume)
+    if resume:
+        recipe = with_run_plugins(recipe, folder)
     finished = resume and extend_to is None and is_finished(folder)
     if recipe.probe is not None or (finished and not has_checkpoints(folder / CHECKPOINTS_DIR)):
         if extend_to is not None:
@@ -170,6 +175,9 @@ class _Run:
         request: LaunchRequest,
     ) -> None:
         self.recipe, self.folder, self.data, self.config = recipe, folder, data, config
+        self.validation = validation_part(data.validation, recipe.evaluation.rows)
+        self.plugins = recipe.plugins
+        self.plugin_copies: dict[str, Any] = {}
         self.args, self.precision, self.quiet, self.request = args, precision, quiet, request
         self.running: Running | None = None  # known once there is a trainer
         self.keeper, self.continuation = keeper, keeper.continuation
@@ -181,12 +189,15 @@ class _Run:
         self.muon = muon_options(training.get("optim_args")) if training.get("optim") == "muon" else None
         self.earlier_seconds = _earlier_seconds(folder) if self.continuation.checkpoint else 0.0
         self.is_main = is_main_process()
+        self.first_look = _earlier_look(folder) if self.continuation.checkpoint else {}
         self.order = data.order(args.data_seed if args.data_seed is not None else args.seed)
         self.order_fingerprint = self.continuation.identity.data["order"]
 
     def execute(self) -> dict[str, Any]:
         """Runs every stage; whatever ends it, the results file says so."""
         try:
+            if self.is_main:
+                self.recipe, self.plugin_copies = keep_plugins(self.recipe, self.folder)
             self._write_config()
             self._write_results({"status": "running"}, "running")
         except OSError as error:
@@ -219,7 +230,7 @@ class _Run:
             args=self.args,
             order=self.order,
             train_dataset=self.data.train,
-            eval_dataset=self.data.validation,
+            eval_dataset=self.validation,
             eval_sequences=self.recipe.evaluation.sequences,
             start_step=self.continuation.step,
             keeper=self.keeper,
@@ -231,6 +242,8 @@ class _Run:
             data_collator=default_data_collator,
             processing_class=self.data.tokenizer,
         )
+        if not self.continuation.checkpoint:
+            self.first_look = first_look(model, self.data.validation[0]["input_ids"][None])
         self.running = running(trainer, self.precision)
         check_running(self.running, self.request)
         self._write_config()
@@ -292,12 +305,13 @@ class _Run:
         if 2 * log.skipped_steps >= steps:  # too short a run for the limit of skips in a row
             what = f"the loss became useless: {log.skipped_steps} of {steps} steps had to be skipped"
             raise divergence(what, steps, self.args)
-        scored = trainer.score(self.data.validation, evaluation.final_sequences)
+        scored = trainer.score(self.validation, evaluation.final_sequences)
         if not math.isfinite(scored.loss):
             raise divergence(f"the validation loss became {scored.loss}", steps, self.args)
         trainer.save_model(str(self.folder / MODEL_DIR))  # every process takes part where the weights are sharded
         (self.folder / MODEL_DIR / "training_args.bin").unlink(missing_ok=True)  # a pickle, and it names folders
         numbers: dict[str, Any] = {
+            "optimizer": optimizer_facts(trainer.optimizer),
             "final_train_loss": log.final_loss,
             "final_val_loss": scored.loss,
             "final_val_perplexity": scored.perplexity,
@@ -363,6 +377,7 @@ class _Run:
             "numerics": NUMERICS_VERSION,
             "config": json.loads(self.config.to_json_string(use_diff=False)),
             "changes": self._changes(),
+            "plugins": self.plugin_copies,
         }
         write_config(self.folder, self.recipe, facts, data_fingerprint=self.data.fingerprint)
 
@@ -397,9 +412,10 @@ class _Run:
             "changes": self._changes(),
             "init_overridden": bool(changed_initialisation(self.recipe, self.config)),
             "attribution": self.data.attribution,
+            **self.first_look,
             **numbers,
             "wall_seconds": self._wall_seconds(),
-            "provenance": {**provenance(self.args.device), "exit_reason": reason},
+            "provenance": {**provenance(self.args.device, self.plugins), "exit_reason": reason},
         }
         if self.is_main:
             return write_results(self.folder, results)
@@ -443,6 +459,13 @@ def is_finished(folder: Path) -> bool:
     """Whether the run in `folder` completed."""
     results = folder / RESULTS_FILE
     return results.is_file() and read_json(results).get("status") == "completed"
+
+
+def _earlier_look(folder: Path) -> dict[str, Any]:
+    """What was measured before the first step of a run that goes on."""
+    results = folder / RESULTS_FILE
+    written = read_json(results) if results.is_file() else {}
+    return {key: written[key] for key in FIRST_LOOK if key in written}
 
 
 def _earlier_seconds(folder: Path) -> float:

@@ -143,7 +143,7 @@ def test_the_table_cuts_no_number_at_any_width(suite: Path, width: int) -> None:
 
 def test_the_audit_stands_at_the_head(suite: Path) -> None:
     lines = comparison_text(compare_runs(suite), 200).splitlines()
-    assert lines[0] == "Audit: 2 violations"
+    assert lines[0].startswith("Audit: 2 violations")
     assert lines.index(next(line for line in lines if "val loss" in line)) > len(compare_runs(suite).findings)
 
 

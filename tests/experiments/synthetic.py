@@ -11,8 +11,8 @@ from typing import Any
 
 # name: (loss without noise, parameters, state bytes, decode tokens/s, components)
 ARCHITECTURES: dict[str, tuple[float, int, int, float, dict[str, Any]]] = {
-    "gpt2": (1.62, 1_204_224, 1_048_576, 410.0, {"mixer": "attention", "position": "learned", "norm": "layernorm"}),
-    "llama": (1.55, 1_199_872, 1_048_576, 395.0, {"mixer": "attention", "position": "rope", "norm": "rmsnorm"}),
+    "gpt2": (1.62, 1_204_224, 131_072, 410.0, {"mixer": "attention", "position": "learned", "norm": "layernorm"}),
+    "llama": (1.55, 1_199_872, 131_072, 395.0, {"mixer": "attention", "position": "rope", "norm": "rmsnorm"}),
     "gla": (1.54, 1_201_408, 65_536, 730.0, {"mixer": "gla", "position": "none", "norm": "rmsnorm"}),
     "mamba": (1.59, 1_207_000, 73_728, 655.0, {"mixer": "mamba", "conv_kernel": 4, "norm": "rmsnorm"}),
 }
@@ -64,6 +64,12 @@ def write_run(
         "tokenizer_fingerprint": "t" * 16,
         "components": {**components, "dropout": "residual 0"},
         "init_overridden": False,
+        "init_fingerprint": f"weights-of-{name}-{seed}",
+        "branch_scale": {"mixer": [0.3] * 4, "ffn": [0.3] * 4},
+        "short_convolution": {"layers": [0, 1, 2, 3] if "conv_kernel" in components else []},
+        "optimizer": {"class": "AdamW", "groups": [{"lr": 1e-3, "weight_decay": 0.1, "parameters": params}]},
+        "kernels": "torch",
+        "precision": "fp32",
         "hypothesis": hypothesis,
         "sample": f"ROMEO. The {name} that speaks in measured line\nIs but a number wearing words of wine.",
         "provenance": {
@@ -82,9 +88,11 @@ def write_run(
         "training": {"max_steps": STEPS, "learning_rate": learning_rate, "seed": seed, "weight_decay": 0.1},
         "evaluation": {"sequences": 256},
         "experiment": {"name": name, "hypothesis": hypothesis},
+        "run": {"question": ["model.architecture"], "learning_rates": sweep(learning_rate)},
     }
     for section, values in (config or {}).items():
-        recipe[section] = {**recipe.get(section, {}), **values}
+        merged = {**recipe.get(section, {}), **values}
+        recipe[section] = {key: value for key, value in merged.items() if value is not None}
     folder = root / f"{name}_{zlib.crc32(repr((name, seed, learning_rate)).encode()):08x}"
     (folder / "checkpoints" / "step-100").mkdir(parents=True, exist_ok=True)
     (folder / "model").mkdir(exist_ok=True)
@@ -95,12 +103,32 @@ def write_run(
     return folder
 
 
+def sweep(chosen: float) -> dict[str, Any]:
+    """What `experiment.learning_rates` records of a fair choice."""
+    grid = [chosen / 3, chosen, chosen * 3]
+    return {
+        "grid": [3e-4, 1e-3, 3e-3],
+        "chosen": grid[1],
+        "at_edge": False,
+        "selection_rows": "even",
+        "claim_rows": "odd",
+    }
+
+
 def curve(final: float) -> list[dict[str, Any]]:
     """Logging rows every 10 steps, evaluations every 20, falling to `final`."""
     rows: list[dict[str, Any]] = []
     for step in range(10, STEPS + 1, 10):
-        loss = final + 2.6 * math.exp(-step / 45)
-        rows.append({"step": step, "loss": loss, "learning_rate": 1e-3, "grad_norm": 0.8, "tokens_per_second": 5200.0})
+        loss = final + 2.6 * math.exp(-step / 20)
+        rows.append(
+            {
+                "step": step,
+                "loss": loss,
+                "learning_rate": 1e-3 * (1 - (step - 10) / STEPS),
+                "grad_norm": 0.8,
+                "tokens_per_second": 5200.0,
+            }
+        )
         if step % 20 == 0:
             rows.append({"step": step, "val_loss": loss + 0.02 * math.exp(-step / 90)})
     return rows

@@ -17,7 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments
 
+from hf_arch.checkpoints.plugin_copies import choose_plugin_code
 from hf_arch.core.errors import ConfigError
+from hf_arch.core.plugins import separate_plugins
 from hf_arch.data import DataOptions
 from hf_arch.experiments.execution.worker import Suite
 from hf_arch.experiments.planning.prepare import ReadyRun
@@ -340,7 +342,7 @@ class Norm(nn.RMSNorm):
 """
 
 
-def test_an_edited_plugin_is_refused_by_name(text: Path, tmp_path: Path) -> None:
+def test_an_edited_plugin_is_refused_by_name(text: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     plugin = tmp_path / "my_norm.py"
     plugin.write_text(PLUGIN.format(name="norm of a resumed run", comment="first"))
     model = {"plugins": [str(plugin)], "norm": "norm of a resumed run"}
@@ -349,11 +351,14 @@ def test_an_edited_plugin_is_refused_by_name(text: Path, tmp_path: Path) -> None
     folder = cut(tmp_path / "whole", tmp_path / "run", 1)
     before = contents(folder)
     plugin.write_text(PLUGIN.format(name="norm of a resumed run", comment="second"))
-    with pytest.raises(ConfigError, match=r"model\.plugins: my_norm\.py is "):
+    with separate_plugins(), pytest.raises(ConfigError, match=r"model\.plugins: my_norm\.py is "):
+        choose_plugin_code("current")
         resume(asked, folder)
+    choose_plugin_code("run")
     assert contents(folder) == before
-    plugin.write_text(PLUGIN.format(name="norm of a resumed run", comment="first"))
-    resume(asked, folder)
+    with separate_plugins():  # by itself it goes on with the copy
+        resume(asked, folder)
+    assert "my_norm.py is not what run was trained with; the copy is used" in caplog.text
     assert_equal_runs(folder, tmp_path / "whole")
 
 

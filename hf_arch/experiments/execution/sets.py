@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from hf_arch.experiments.execution.rates import train_with_rates
 from hf_arch.experiments.execution.runner import RunOptions, processes_per_run, train_set
 from hf_arch.experiments.execution.tune import train_tuned
 from hf_arch.experiments.planning.prepare import PreparedSet, ReadyRun, prepare_set
@@ -27,5 +28,7 @@ def run_set(recipe: Recipe, results_dir: Path, options: RunOptions | None = None
     options = options or RunOptions()
     if recipe.experiment.tune is not None:
         return TrainedSet(*train_tuned(recipe, results_dir, options))
+    if recipe.experiment.learning_rates is not None:
+        return TrainedSet(*train_with_rates(recipe, results_dir, options))
     prepared = prepare_set(recipe, results_dir, processes_per_run(options))
     return TrainedSet(prepared, train_set(prepared, results_dir, options))

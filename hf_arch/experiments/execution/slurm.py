@@ -16,7 +16,7 @@ import re
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +179,7 @@ def _executor(results_dir: Path, parameters: dict[str, Any], at_once: int | None
 
 
 def _absolute(run: ReadyRun) -> ReadyRun:
-    return ReadyRun(run.name, run.folder.resolve(), dict(run.config), run.steps)
+    return replace(run, folder=run.folder.resolve(), config=dict(run.config))
 
 
 def _is_queued(job_id: str) -> bool:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_arch.core.files import write_atomic, write_json
+from hf_arch.core.files import write_atomic
 from hf_arch.experiments.execution.leases import LEASE_SECONDS, Claim, Claims
 from hf_arch.experiments.execution.process import LOG_FILE, WRONG_USAGE, Process, train_command
 from hf_arch.experiments.planning.prepare import ReadyRun
@@ -111,7 +111,7 @@ class Suite:
     def _train(self, run: ReadyRun, claim: Claim, environment: Mapping[str, str]) -> None:
         config = run.folder / CONFIG_FILE
         earlier = config.read_text(encoding="utf-8") if config.is_file() else None
-        write_json(config, run.config)
+        run.write_config()
         failures = 0
         while True:
             self._tell(run, "resumes" if run.status else "starts")

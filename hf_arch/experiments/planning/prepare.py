@@ -9,14 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from hf_arch.checkpoints.plugin_copies import copy_facts, write_copies
 from hf_arch.core.errors import ConfigError, choice_error
+from hf_arch.core.files import write_json
+from hf_arch.core.plugin_source import PluginSource
 from hf_arch.data import prepare_data
 from hf_arch.experiments.planning.folders import run_folder
 from hf_arch.experiments.planning.plan import Plan, Planner
-from hf_arch.recipe.recipe import RUN_FACTS, Recipe
-from hf_arch.runs.files import RESULTS_FILE
+from hf_arch.recipe.dotted import dotted
+from hf_arch.recipe.recipe import RUN_FACTS, SECTIONS, Recipe
+from hf_arch.runs.files import CONFIG_FILE, RESULTS_FILE
 from hf_arch.runs.record import RunRecord, group_name, read_results
 
 if TYPE_CHECKING:
@@ -26,12 +31,18 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class ReadyRun:
     """A run with the folder that it will fill. `config` is what its experiment_config.json begins as: a recipe of one
-    run, with nothing left to plan."""
+    run, with nothing left to plan. `plugins` are the files that it uses, as they were read while it was planned."""
 
     name: str
     folder: Path
     config: Mapping[str, Any]
     steps: int | None = None
+    plugins: tuple[PluginSource, ...] = ()
+
+    def write_config(self) -> None:
+        """Writes what the process of the run begins with: its plugins, and its experiment_config.json."""
+        write_copies(self.folder, (self.config.get(RUN_FACTS) or {}).get("plugins") or {}, self.plugins)
+        write_json(self.folder / CONFIG_FILE, self.config)
 
     @property
     def record(self) -> RunRecord | None:
@@ -68,17 +79,26 @@ class PreparedSet:
     tokenizers: Mapping[str, PreTrainedTokenizerBase]
 
 
-def prepare_set(recipe: Recipe, results_dir: Path, processes: int = 1) -> PreparedSet:
+def prepare_set(
+    recipe: Recipe, results_dir: Path, processes: int = 1, facts: Mapping[str, Mapping[str, Any]] | None = None
+) -> PreparedSet:
     """Plans and matches a set and names its folders. Data is prepared here, once for all runs that share it.
 
-    Several `processes` in one run make its batches larger, so they are part of its name.
+    Several `processes` in one run make its batches larger, so they are part of its name. `facts` are what the runs of
+    each name in `experiment.runs` record of themselves, under `run` of their experiment_config.json.
 
     Raises `ConfigError` for anything wrong in any run, before any of them starts.
     """
-    return _prepared(Planner(recipe), recipe, results_dir, processes)
+    return _prepared(Planner(recipe), recipe, results_dir, processes, facts or {})
 
 
-def _prepared(planner: Planner, recipe: Recipe, results_dir: Path, processes: int = 1) -> PreparedSet:
+def _prepared(
+    planner: Planner,
+    recipe: Recipe,
+    results_dir: Path,
+    processes: int = 1,
+    run_facts: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> PreparedSet:
     declared = planner.unmatched().runs  # mistakes in a run have shown by now, before its data is prepared
     options = {run.recipe.data_key: run.recipe.data for run in declared if run.recipe.probe is None}
     prepared = {key: prepare_data(entry) for key, entry in options.items()}
@@ -91,9 +111,12 @@ def _prepared(planner: Planner, recipe: Recipe, results_dir: Path, processes: in
         points_to = [] if data is None else [data.fingerprint]
         points_to += [f"{processes} processes"] if processes > 1 else []
         own = {"name": run.name, "hash": run.recipe.stable_hash(*points_to), **facts}
+        own |= run_facts.get(run.declared, {})
         folder = run_folder(run.recipe, results_dir, run.name, *points_to)
-        config = {**run.recipe.to_dict(), RUN_FACTS: own}
-        runs.append(ReadyRun(run.name, folder, config, run.recipe.training.get("max_steps")))
+        plugins = tuple(plugin.source for plugin in run.recipe.plugins)
+        own["plugins"] = copy_facts(plugins, folder)
+        config = {**run.recipe.with_plugins(list(own["plugins"])).to_dict(), RUN_FACTS: own}
+        runs.append(ReadyRun(run.name, folder, config, run.recipe.training.get("max_steps"), plugins))
     return PreparedSet(runs, plan, tokenizers)
 
 
@@ -101,7 +124,15 @@ def _set_facts(recipe: Recipe, plan: Plan) -> dict[str, Any]:
     """What each run of a set records of the set: the run that others are compared to, and how they were matched."""
     match = recipe.experiment.match
     reference = match.reference if match is not None and match.reference else plan.runs[0].name
-    facts: dict[str, Any] = {}
+    experiment = recipe.experiment
+    asked = {key for changes in experiment.runs.values() for key, _ in dotted(changes or {}, "experiment.runs")}
+    facts: dict[str, Any] = {"question": sorted({*asked, *experiment.matrix})}
+    for key in experiment.vary:
+        full = key if key.partition(".")[0] in SECTIONS else f"model.{key}"
+        if not any(one == full or one.startswith(f"{full}.") for one in facts["question"]):
+            raise choice_error("experiment.vary", key, facts["question"])
+    if experiment.vary:
+        facts["vary"] = list(experiment.vary)
     if len(plan.names) > 1:
         baseline = next(run.name for run in plan.runs if reference in (run.declared, run.name))
         facts["baseline"] = group_name(baseline)

@@ -1,0 +1,163 @@
+"""What runs learned from and were scored on: tokens, corpus, tokenizer, order, rows, seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hf_arch.analysis.finding import (
+    Finding,
+    Severity,
+    by_name,
+    by_value,
+    group_keys,
+    listed,
+    not_recorded,
+    run_labels,
+    run_names,
+    same,
+    same_fingerprint,
+)
+from hf_arch.analysis.question import is_asked
+from hf_arch.runs.record import RunRecord
+
+MIN_SEEDS = 3
+
+
+def check_tokens(runs: Sequence[RunRecord]) -> Finding:
+    """The same number of training tokens: a run cut short is caught here too. A probe may end once it is solved."""
+    counted = [run for run in runs if run.completed]
+    if solved := [run for run in counted if run.stopped_early]:
+        least, most = (int(pick(run.numbers.get("tokens_seen", 0) for run in counted)) for pick in (min, max))
+        sentence = (
+            f"Training ended as soon as the probe was solved for {run_names(solved)}: {least:,} to {most:,} tokens."
+        )
+        return Finding("tokens", "note", sentence, run_labels(solved))
+    return same(
+        counted,
+        "tokens",
+        lambda run: run.numbers.get("tokens_seen"),
+        ok=lambda tokens: f"Same tokens: every completed run saw {int(tokens):,} tokens.",
+        differs="Tokens differ",
+        show=lambda tokens: f"{int(tokens):,}",
+        unknown="tokens_seen",
+    )
+
+
+def check_data(runs: Sequence[RunRecord]) -> Finding:
+    """The same corpus, split and packing, by fingerprint."""
+    return same_fingerprint(runs, "data")
+
+
+def check_tokenizer(runs: Sequence[RunRecord]) -> Finding:
+    """The same tokenizer: losses in nats per token mean nothing across two of them (bits per byte still do)."""
+    return same_fingerprint(runs, "tokenizer")
+
+
+def check_order(runs: Sequence[RunRecord]) -> Finding:
+    """The same data order for all runs of one seed, which is what pairs the differences."""
+    known = [run for run in runs if _order(run)]
+    if missing := [run for run in runs if run.completed and run not in known]:
+        return not_recorded("order", "order_fingerprint", missing)
+    by_seed = {seed: by_value(group, _order) for seed, group in by_value(known, lambda run: run.seed).items()}
+    unequal = sorted((seed for seed, orders in by_seed.items() if len(orders) > 1), key=str)
+    if unequal:
+        text = "; ".join(f"{order}: {run_names(group)}" for order, group in by_seed[unequal[0]].items())
+        seeds = ", ".join(map(str, unequal))
+        sentence = f"Data order differs between runs of one seed (seeds {seeds}); for seed {unequal[0]}, {text}."
+        return Finding("order", "violation", sentence, run_labels(run for run in known if run.seed in unequal))
+    return Finding(
+        "order", "ok", "Same data order: runs of one seed saw the same sequences in the same order.", run_labels(runs)
+    )
+
+
+def check_rows(runs: Sequence[RunRecord]) -> Finding | None:
+    """The same evaluation rows in the table for every run, and in the curves as in the table."""
+    scored = {run: _scored(run) for run in runs if run.config}
+    if len(kinds := by_value(scored, lambda run: scored[run])) > 1:
+        text = "; ".join(f"{_rows_text(rows)}: {run_names(group)}" for rows, group in kinds.items())
+        severity: Severity = "note" if is_asked("rows", runs) else "violation"
+        values = {run.label: list(rows) for run, rows in scored.items()}
+        return Finding("rows", severity, f"Scored on different rows: {text}.", run_labels(scored), values)
+    curves = {run: (run.config.get("evaluation") or {}).get("sequences") for run in scored}
+    fewer = [run for run in scored if curves[run] and run.numbers.get("val_tokens") and _in_curve(run) < _in_table(run)]
+    if not fewer:
+        return (
+            Finding("rows", "ok", "Same rows: every run is scored on the same ones.", run_labels(runs))
+            if scored
+            else None
+        )
+    run = fewer[0]
+    sentence = (
+        f"Curves are over the first {int(_in_curve(run)):,} of the table's {int(_in_table(run)):,} rows: they need not "
+        "end at its numbers."
+    )
+    return Finding("rows", "note", sentence, run_labels(fewer), {"curves": _in_curve(run), "table": _in_table(run)})
+
+
+def check_seeds(runs: Sequence[RunRecord]) -> Finding:
+    """Seeds per architecture, whether they are the same ones, and whether they are seeds at all."""
+    if alike := _alike(runs):
+        return alike
+    seeds = {
+        name: tuple(sorted({run.seed for run in group if run.completed and run.seed is not None}))
+        for name, group in by_name(runs).items()
+    }
+    few = [name for name, found in seeds.items() if len(found) < MIN_SEEDS]
+    sets = group_keys(seeds)
+    if few:
+        counts = "; ".join(f"{listed(names)}: {len(found)}" for found, names in sets.items() if len(found) < MIN_SEEDS)
+        sentence = f"Fewer than {MIN_SEEDS} completed seeds ({counts}): intervals are wide, and one seed has none."
+        return Finding("seeds", "note", sentence, run_labels(run for run in runs if run.name in few))
+    if len(sets) > 1:
+        text = "; ".join(f"{listed(names)}: {', '.join(map(str, found))}" for found, names in sets.items())
+        return Finding(
+            "seeds", "note", f"Seeds differ ({text}): differences are taken over shared seeds.", run_labels(runs)
+        )
+    return Finding("seeds", "ok", f"Same {len(next(iter(sets)))} seeds for every architecture.", run_labels(runs))
+
+
+def _alike(runs: Sequence[RunRecord]) -> Finding | None:
+    """Seeds that share more than they should: their results, their data order, or their first weights. An interval over
+    such seeds leaves that part of the noise out."""
+    for what, value_of in (
+        ("result", lambda run: run.numbers.get("final_val_loss")),
+        ("data order", lambda run: run.order_fingerprint),
+        ("first weights", lambda run: run.init_fingerprint),
+    ):
+        for name, group in by_name([run for run in runs if run.completed]).items():
+            by_rate = by_value(group, lambda run: (run.learning_rate, value_of(run)))  # noqa: B023
+            for (_, value), same_runs in by_rate.items():
+                seeds = sorted({run.seed for run in same_runs if run.seed is not None})
+                if value is not None and len(seeds) > 1:
+                    text = f"seeds {', '.join(map(str, seeds))} of {name} have one {what}"
+                    sentence = f"Seeds are not independent: {text}, so that their interval leaves out what that varies."
+                    return Finding(
+                        "seeds", "violation", sentence, run_labels(same_runs), {"shared": what, "seeds": seeds}
+                    )
+    return None
+
+
+def _scored(run: RunRecord) -> tuple[Any, ...]:
+    """What of the validation text a run is scored on."""
+    options = run.config.get("evaluation") or {}
+    return options.get("final_sequences"), options.get("rows", "all"), run.numbers.get("val_tokens")
+
+
+def _rows_text(rows: tuple[Any, ...]) -> str:
+    sequences, part, tokens = rows
+    text = "all sequences" if sequences is None else f"{sequences} sequences"
+    return text + ("" if part == "all" else f" ({part})") + ("" if tokens is None else f", {int(tokens):,} tokens")
+
+
+def _in_curve(run: RunRecord) -> float:
+    return min(float((run.config.get("evaluation") or {}).get("sequences") or 0), _in_table(run))
+
+
+def _in_table(run: RunRecord) -> float:
+    length = run.numbers.get("sequence_length") or (run.config.get("data") or {}).get("sequence_length") or 1
+    return max(1.0, round(run.numbers["val_tokens"] / max(1.0, float(length) - 1)))
+
+
+def _order(run: RunRecord) -> Any:
+    return run.order_fingerprint

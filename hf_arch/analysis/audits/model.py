@@ -1,0 +1,131 @@
+"""What models differ in beside the mixer: initial scale, convolutions, initialisation, dropout, tying, kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from hf_arch.analysis.finding import Finding, Severity, by_name, by_value, not_recorded, run_labels, run_names
+from hf_arch.analysis.question import is_asked
+from hf_arch.runs.record import RunRecord
+from hf_arch.runs.run_settings import has_short_convolution
+
+BRANCH_RATIO = 3.0
+"""How much larger a branch may be on one side than on the other before training."""
+FLOOR = 1e-4
+"""Of the stream: a branch below it counts as so large, since a ratio to nothing says nothing."""
+
+
+def check_branch_scale(runs: Sequence[RunRecord]) -> Finding | None:
+    """What each sublayer writes, over the residual stream that it writes to, before the first step."""
+    measured = [run for run in runs if run.branch_scale]
+    if missing := [run for run in runs if not run.branch_scale and run.completed]:
+        sentence = f"Branch scale: not measured before training for {run_names(missing)}."
+        return Finding("branch scale", "note", sentence, run_labels(missing))
+    if len({run.name for run in measured}) < 2:
+        return None
+    worst: tuple[float, str, str, str] | None = None
+    scales: dict[str, dict[str, float]] = {}
+    for site in ("mixer", "ffn"):
+        means = {name: scale for name, group in by_name(measured).items() if (scale := _scale(group, site)) is not None}
+        for name, scale in means.items():
+            scales.setdefault(name, {})[site] = scale
+        for small in means:
+            for large in means:
+                ratio = _site_ratio(by_name(measured)[small], by_name(measured)[large], site)
+                if worst is None or ratio > worst[0]:
+                    worst = (ratio, site, small, large)
+    if worst is None:
+        return None
+    ratio, site, small, large = worst
+    values = {"ratio": ratio, "site": site, **scales}
+    if ratio <= BRANCH_RATIO:
+        sentence = f"Branch scale at initialisation within a factor of {ratio:.2g} (limit {BRANCH_RATIO:g})."
+        return Finding("branch scale", "ok", sentence, run_labels(runs), values)
+    where = "mixers" if site == "mixer" else "feed-forwards"
+    sentence = (
+        f"Branch scale at initialisation differs by a factor of {ratio:.3g}: {where} write {scales[small][site]:.2g} "
+        f"of the residual stream in {small}, {scales[large][site]:.2g} in {large}."
+    )
+    severity: Severity = "note" if is_asked("branch scale", runs) else "violation"
+    return Finding("branch scale", severity, sentence, run_labels(runs), values)
+
+
+def _scale(group: Sequence[RunRecord], site: str) -> float | None:
+    """The mean over layers and seeds of one kind of branch."""
+    values = [value for run in group for value in (run.branch_scale or {}).get(site) or () if value is not None]
+    return fmean(values) if values else None
+
+
+def _site_ratio(small: Sequence[RunRecord], large: Sequence[RunRecord], site: str) -> float:
+    """The largest ratio of a layer of one side to the layer at the same depth of the other."""
+    first, second = (list((group[0].branch_scale or {}).get(site) or ()) for group in (small, large))
+    if not first or not second:
+        return 1.0
+    if len(first) != len(second):  # of other depths: the first and the last layer
+        first, second = [first[0], first[-1]], [second[0], second[-1]]
+    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    return max((max(b, FLOOR) / max(a, FLOOR) for a, b in pairs), default=1.0)
+
+
+def check_short_convolution(runs: Sequence[RunRecord]) -> Finding:
+    """A short convolution gives any mixer local context: on one side only, it is what is compared, not the mixer."""
+    has = by_value(runs, has_short_convolution)
+    values = {run.label: run.short_convolution for run in runs if run.short_convolution is not None}
+    if len(has) == 1:
+        text = "every architecture has" if True in has else "no architecture has"
+        if unseen := [run for run in runs if run.short_convolution is None and run.completed]:
+            text += f" one by its options ({run_names(unseen)}: modules not looked at)"
+            return Finding("short convolution", "ok", f"Short convolution: {text}.", run_labels(runs), values)
+        return Finding("short convolution", "ok", f"Short convolution: {text} one.", run_labels(runs), values)
+    sentence = f"Short convolution on one side only: with {run_names(has[True])}; without {run_names(has[False])}."
+    severity: Severity = "note" if is_asked("short convolution", runs) else "violation"
+    return Finding("short convolution", severity, sentence, run_labels(has[True]), values)
+
+
+def check_init(runs: Sequence[RunRecord]) -> Finding:
+    """Initialisation changed by hand decides rankings; said even where every run did it."""
+    overridden = [run for run in runs if run.init_overridden]
+    if unknown := [run for run in runs if run.init_overridden is None and run.completed]:
+        return not_recorded("initialisation", "init_overridden", unknown)
+    if not overridden:
+        rules = by_value(runs, lambda run: str(run.components.get("init", "its own")))
+        text = "; ".join(f"{rule}: {run_names(group)}" for rule, group in rules.items())
+        sentence = f"Initialisation: every architecture uses its own default{f' ({text})' if len(rules) > 1 else ''}."
+        return Finding("initialisation", "ok", sentence, run_labels(runs))
+    everywhere = len(overridden) == len(runs)
+    sentence = f"Initialisation overridden in {'every run' if everywhere else run_names(overridden)}."
+    fair = everywhere or is_asked("initialisation", runs)
+    return Finding("initialisation", "note" if fair else "violation", sentence, run_labels(overridden))
+
+
+def check_dropout(runs: Sequence[RunRecord]) -> Finding | None:
+    """The same dropout: architectures have different defaults, and on a small corpus these decide."""
+    rates = by_value([run for run in runs if "dropout" in run.components], lambda run: str(run.components["dropout"]))
+    if not rates:
+        return None
+    if len(rates) == 1:
+        return Finding("dropout", "ok", f"Same dropout: {next(iter(rates))}.", run_labels(runs))
+    text = "; ".join(f"{rate}: {run_names(group)}" for rate, group in rates.items())
+    severity: Severity = "note" if is_asked("dropout", runs) else "violation"
+    return Finding("dropout", severity, f"Dropout differs: {text}.", run_labels(runs))
+
+
+def check_tying(runs: Sequence[RunRecord]) -> Finding | None:
+    """Head and embedding tied on all sides or on none."""
+    known = [run for run in runs if isinstance(run.experiment.get("config"), dict)]
+    tied = by_value(known, lambda run: bool(run.experiment["config"].get("tie_word_embeddings")))
+    if len(tied) < 2:
+        return Finding("tying", "ok", "Same tying of head and embedding.", run_labels(known)) if known else None
+    severity: Severity = "note" if is_asked("tying", runs) else "violation"
+    sentence = f"Head tied to the embedding in {run_names(tied[True])}; not in {run_names(tied[False])}."
+    return Finding("tying", severity, sentence, run_labels(known))
+
+
+def check_kernels(runs: Sequence[RunRecord]) -> Finding | None:
+    """The same kind of kernels (torch, or flash-linear-attention's and flash attention): they round differently."""
+    known = by_value([run for run in runs if run.kernels is not None], lambda run: run.kernels)
+    if len(known) < 2:
+        return None
+    text = "; ".join(f"{kernels}: {run_names(group)}" for kernels, group in known.items())
+    return Finding("kernels", "violation", f"Kernels differ: {text}.", run_labels(runs))

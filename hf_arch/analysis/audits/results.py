@@ -1,0 +1,164 @@
+"""Whether the numbers can be used: failed runs, repeated ones, versions, code, devices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hf_arch.analysis.finding import Finding, by_value, distinct, not_recorded, run_count, run_labels, run_names
+from hf_arch.numerics import numerics_version
+from hf_arch.runs.record import RunRecord
+
+
+def check_finished(runs: Sequence[RunRecord]) -> Finding:
+    """Crashed, interrupted, unfinished and NaN runs: none of them enters a number of the table."""
+    broken = [run for run in runs if not run.completed]
+    if not broken:
+        return Finding(
+            "finished", "ok", f"All {run_count(runs)} completed with a finite validation loss.", run_labels(runs)
+        )
+    reasons = "; ".join(f"{run.label}: {_reason(run)}" for run in broken)
+    return Finding(
+        "finished",
+        "violation",
+        f"{len(broken)} of {run_count(runs)} did not complete, and no number below counts them: {reasons}.",
+        run_labels(broken),
+    )
+
+
+def check_finite(runs: Sequence[RunRecord]) -> Finding | None:
+    """Losses or gradients that were NaN or infinite somewhere on the way (such steps are skipped), whatever the end."""
+    spoiled = {
+        run: step
+        for run in runs
+        if (step := next((row.get("step") for row in run.metrics if _is_not_finite(row)), None)) is not None
+    }
+    if not spoiled:
+        return None
+    where = "; ".join(f"{run.label} first at step {step}" for run, step in spoiled.items())
+    return Finding(
+        "finite",
+        "violation",
+        f"The loss or its gradient was not a finite number in training: {where}.",
+        run_labels(spoiled),
+    )
+
+
+def check_duplicates(runs: Sequence[RunRecord]) -> Finding | None:
+    """Several completed runs of one name, rate and seed: the newest counts, the others are named."""
+    groups = by_value([run for run in runs if run.completed], lambda run: (run.name, run.learning_rate, run.seed))
+    repeated = [group for group in groups.values() if len(group) > 1]
+    if not repeated:
+        return None
+    text = "; ".join(f"{group[0].label}: {', '.join(run.path.name for run in group)}" for group in repeated)
+    sentence = f"Several runs of one name, learning rate and seed; the newest of each counts ({text})."
+    return Finding("duplicates", "violation", sentence, run_labels(run for group in repeated for run in group))
+
+
+def check_versions(runs: Sequence[RunRecord]) -> Finding:
+    """Versions of the packages that produced the numbers."""
+    recorded = [run for run in runs if isinstance(run.provenance.get("versions"), dict)]
+    if len(recorded) < len([run for run in runs if run.completed]):
+        return not_recorded("versions", "provenance.versions", [run for run in runs if run not in recorded])
+    versions = {run: {**_own_version(run), **run.provenance["versions"]} for run in recorded}
+    differing = []
+    for package in distinct(key for used in versions.values() for key in used):
+        values = distinct(used.get(package) for used in versions.values())
+        if len(values) > 1:
+            differing.append(f"{package} {' and '.join(str(value) for value in values)}")
+    if differing:
+        return Finding(
+            "versions", "violation", f"Package versions differ: {', '.join(differing)}.", run_labels(recorded)
+        )
+    return Finding("versions", "ok", "Same package versions.", run_labels(recorded))
+
+
+def check_code(runs: Sequence[RunRecord]) -> Finding:
+    """The same code: of the package, and of each of the user's own files that several runs use."""
+    plugins: dict[str, dict[str, list[RunRecord]]] = {}
+    for run in runs:
+        for file, digest in _plugins(run).items():
+            plugins.setdefault(file, {}).setdefault(str(digest), []).append(run)
+    changed = {file: found for file, found in plugins.items() if len(found) > 1}
+    if changed:
+        file, found = next(iter(changed.items()))
+        text = "; ".join(f"{digest[:10]}: {run_names(group)}" for digest, group in found.items())
+        sentence = f"Code of {file} differs between runs: {text}."
+        return Finding(
+            "code", "violation", sentence, run_labels(runs), {f: sorted(found) for f, found in changed.items()}
+        )
+    states = by_value([run for run in runs if _code_state(run) is not None], _code_state)
+    if len(states) > 1:
+        text = "; ".join(f"{str(state)[:10]}: {run_names(group)}" for state, group in states.items())
+        return Finding("code", "violation", f"The code of hf_arch changed between runs: {text}.", run_labels(runs))
+    settings = by_value(runs, lambda run: repr(sorted((run.provenance.get("environment") or {}).items())))
+    if len(settings) > 1:
+        text = "; ".join(f"{value}: {run_names(group)}" for value, group in settings.items())
+        return Finding("code", "violation", f"Environment variables differ: {text}.", run_labels(runs))
+    named = [run for run in runs if (run.config.get("model") or {}).get("plugins") and not _plugins(run)]
+    if named:
+        return not_recorded("code", "the hash of a plugin", named)
+    return Finding(
+        "code", "ok", "Same code.", run_labels(runs), {file: next(iter(found)) for file, found in plugins.items()}
+    )
+
+
+def check_devices(runs: Sequence[RunRecord]) -> Finding:
+    """Device and threads: speed and memory compare only on the same ones."""
+    measured = [run for run in runs if run.completed]
+    machines = by_value(measured, lambda run: (run.provenance.get("device"), run.provenance.get("threads")))
+    if unknown := [run for run in measured if run.provenance.get("device") is None]:
+        return not_recorded("device", "provenance.device", unknown)
+    if len(machines) <= 1:
+        return Finding(
+            "device", "ok", f"Same device: {_machine(next(iter(machines), (None, None)))}.", run_labels(measured)
+        )
+    text = "; ".join(f"{_machine(machine)}: {run_names(group)}" for machine, group in machines.items())
+    return Finding(
+        "device", "violation", f"Devices differ, so speeds and memory do not compare: {text}.", run_labels(measured)
+    )
+
+
+def check_utilisation(runs: Sequence[RunRecord]) -> Finding | None:
+    """A model-FLOPs utilisation above 1 means that the FLOPs, the clock or the peak are wrong."""
+    impossible = [run for run in runs if run.numbers.get("mfu", 0.0) > 1.0]
+    if not impossible:
+        return None
+    text = ", ".join(f"{run.label} {run.numbers['mfu']:.0%}" for run in impossible)
+    return Finding("utilisation", "violation", f"MFU above 100 % cannot be: {text}.", run_labels(impossible))
+
+
+def _reason(run: RunRecord) -> str:
+    if run.status == "completed":
+        return "completed without a finite validation loss"
+    if run.status == "running":
+        return "no result yet (still running, or killed)"
+    why = str(run.provenance.get("exit_reason") or "no reason recorded").strip()
+    return f"{run.status} ({why.splitlines()[-1] if why else why})"
+
+
+def _is_not_finite(row: dict[str, Any]) -> bool:
+    spoiled = any(isinstance(row.get(key), float) and not math.isfinite(row[key]) for key in ("loss", "val_loss"))
+    return spoiled or row.get("event") == "skipped step"
+
+
+def _own_version(run: RunRecord) -> dict[str, Any]:
+    """What of our own version changes numbers; where that was not recorded, the version itself."""
+    numerics = numerics_version(run.provenance)
+    return {"hf_arch": run.provenance.get("hf_arch")} if numerics is None else {"numerics of hf_arch": numerics}
+
+
+def _code_state(run: RunRecord) -> Any:
+    """What tells two states of the code apart: the digest of the sources, or the commit."""
+    return run.provenance.get("source_sha256") or run.provenance.get("git_commit")
+
+
+def _machine(machine: tuple[Any, Any]) -> str:
+    device, threads = machine
+    return f"{device}" + (f", {threads} thread{'s' if threads != 1 else ''}" if threads else "")
+
+
+def _plugins(run: RunRecord) -> Mapping[str, Any]:
+    found = run.provenance.get("plugins")
+    return found if isinstance(found, Mapping) else {}

@@ -1,0 +1,126 @@
+"""What runs are large in: parameters, FLOPs, state; and which of these the recipe made equal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hf_arch.analysis.finding import Finding, Severity, by_name, not_recorded, run_labels
+from hf_arch.analysis.question import is_asked
+from hf_arch.core.files import finite
+from hf_arch.runs.record import NUMBERS, RunRecord
+
+PARAMETER_TOLERANCE = 0.01
+# number: (check, what it is in words, ratio that is worth a note, ratio that is another reason for a difference)
+RATIOS = {
+    "flops_per_token": ("flops", "Training FLOPs per token", 1.1, 2.0),
+    "state_bytes": ("state", "Bytes of state", 2.0, 10.0),
+    "params_body": ("non-embedding parameters", "Parameters outside the embeddings", 1.1, 2.0),
+    "params_active": ("active parameters", "Parameters that a token passes through", 1.1, 2.0),
+}
+
+
+def check_parameters(runs: Sequence[RunRecord]) -> Finding:
+    """Parameters within 1 %, or the reason why they should differ."""
+    counts = {name: group[0].numbers.get("params_total") for name, group in by_name(runs).items()}
+    if missing := [run for run in runs if "params_total" not in run.numbers and run.completed]:
+        return not_recorded("parameters", "params_total", missing)
+    known = {name: count for name, count in counts.items() if count}
+    if len(known) < 2:
+        return Finding("parameters", "ok", "Parameters: one architecture, nothing to match.", run_labels(runs))
+    small, large = min(known, key=lambda name: known[name]), max(known, key=lambda name: known[name])
+    mismatch = known[large] / known[small] - 1
+    if mismatch <= PARAMETER_TOLERANCE:
+        return Finding("parameters", "ok", f"Parameters match within {mismatch:.2%} (limit 1 %).", run_labels(runs))
+    sentence = (
+        f"Parameters differ by {_excess(mismatch)} (limit 1 %): {small} has {int(known[small]):,}, "
+        f"{large} has {int(known[large]):,}"
+    )
+    declared = max((finite(_match(run).get("tolerance")) or 0.0 for run in runs), default=0.0)
+    if mismatch <= declared and all(_match(run).get("by") == "parameters" for run in runs):
+        return Finding("parameters", "note", f"{sentence}; the recipe allows {declared:.0%}.", run_labels(runs))
+    for by, what in (("flops", "FLOPs per token"), ("state", "bytes of state")):
+        if all(_match(run).get("by") == by for run in runs):
+            return Finding("parameters", "note", f"{sentence}; the recipe matches {what} instead.", run_labels(runs))
+    if is_asked("parameters", runs):
+        return Finding("parameters", "note", f"{sentence}; the size is the question.", run_labels(runs), known)
+    return Finding("parameters", "violation", f"{sentence}.", run_labels(runs), known)
+
+
+def check_matched_size(runs: Sequence[RunRecord]) -> Finding | None:
+    """FLOPs per token or bytes of state within the declared tolerance, where the recipe matches by them."""
+    match = next((match for run in runs if (match := _match(run))), {})
+    matched = {"flops": ("flops_per_token", "Training FLOPs per token"), "state": ("state_bytes", "Bytes of state")}
+    if match.get("by") not in matched:
+        return None
+    key, what = matched[match["by"]]
+    sizes = {run.name: run.numbers[key] for run in runs if run.numbers.get(key)}
+    if len(sizes) < 2:
+        return None
+    tolerance = finite(match.get("tolerance")) or PARAMETER_TOLERANCE
+    mismatch = max(sizes.values()) / min(sizes.values()) - 1
+    severity: Severity = "ok" if mismatch <= tolerance else "violation"
+    sentence = f"{what} differ by {mismatch:.2%} (declared limit {tolerance:.0%})."
+    return Finding(match["by"], severity, sentence, run_labels(runs))
+
+
+def check_flops(runs: Sequence[RunRecord]) -> Finding | None:
+    """Training FLOPs for a token, where the recipe matches by something else."""
+    return _ratio(runs, "flops_per_token")
+
+
+def check_state(runs: Sequence[RunRecord]) -> Finding | None:
+    """Bytes of cache or state, where the recipe matches by something else."""
+    return _ratio(runs, "state_bytes")
+
+
+def check_body(runs: Sequence[RunRecord]) -> Finding | None:
+    """Parameters outside the embeddings: equal totals may hide a larger vocabulary or an untied head."""
+    return _ratio(runs, "params_body")
+
+
+def check_active(runs: Sequence[RunRecord]) -> Finding | None:
+    """Parameters that a token passes through, fewer than all with experts."""
+    return _ratio(runs, "params_active")
+
+
+def _ratio(runs: Sequence[RunRecord], key: str) -> Finding | None:
+    """A finding on one number by the ratio of its largest to its smallest value."""
+    check, what, worth_a_note, another_reason = RATIOS[key]
+    if any(_match(run).get("by") == check for run in runs):
+        return None  # matched by it, which has a check of its own
+    sizes = {name: size for name, group in by_name(runs).items() if (size := _size(group[0], key))}
+    if len(sizes) < 2:
+        return None
+    small, large = min(sizes, key=lambda name: sizes[name]), max(sizes, key=lambda name: sizes[name])
+    ratio = sizes[large] / sizes[small]
+    values = {"ratio": ratio, **sizes}
+    show = NUMBERS["params_total" if key == "params_body" else key].show
+    if ratio <= worth_a_note:
+        return Finding(check, "ok", f"{what} within a factor of {ratio:.3g}.", run_labels(runs), values)
+    sentence = (
+        f"{what} differ by a factor of {ratio:.3g}: {small} has {show(sizes[small])}, {large} {show(sizes[large])}"
+    )
+    if ratio > another_reason and not is_asked(check, runs):
+        return Finding(check, "violation", f"{sentence}.", run_labels(runs), values)
+    why = f"; the recipe matches {by}" if (by := _match(runs[0]).get("by")) else ""
+    return Finding(check, "note", f"{sentence}{why}.", run_labels(runs), values)
+
+
+def _size(run: RunRecord, key: str) -> float | None:
+    numbers = run.numbers
+    if key != "params_body":
+        return numbers.get(key)
+    if "params_total" not in numbers or "params_embedding" not in numbers:
+        return None
+    return numbers["params_total"] - numbers["params_embedding"]
+
+
+def _excess(mismatch: float) -> str:
+    """By how much the larger exceeds the smaller: in per cent, or as a factor where it is more than double."""
+    return f"{mismatch:.1%}" if mismatch < 1 else f"a factor of {mismatch + 1:.3g}"
+
+
+def _match(run: RunRecord) -> dict[str, Any]:
+    match = run.experiment.get("match")
+    return match if isinstance(match, dict) else {}

@@ -1,0 +1,52 @@
+"""The names of the audit's checks, and what a violation of each means for a claim about two runs.
+
+A check that *confounds* is one whose violation gives another reason for a difference than the one claimed. The others
+concern the record (a run that failed), or a machine's speed, and leave a claim about losses alone.
+"""
+
+from __future__ import annotations
+
+CONFOUNDING = (
+    "tokens",
+    "data",
+    "tokenizer",
+    "order",
+    "rows",
+    "parameters",
+    "non-embedding parameters",
+    "active parameters",
+    "flops",
+    "state",
+    "short convolution",
+    "branch scale",
+    "initialisation",
+    "tying",
+    "dropout",
+    "learning rate",
+    "still learning",
+    "schedule",
+    "optimiser",
+    "precision",
+    "kernels",
+    "code",
+    "versions",
+    "settings",
+    "one change",
+    "seeds",
+)
+OTHERS = ("finished", "finite", "duplicates", "device", "utilisation")
+ON_SPEED = ("device",)
+"""Which of the others confound a claim about a speed or about memory."""
+SPEEDS = (
+    "train_tokens_per_second",
+    "decode_tokens_per_second",
+    "prefill_tokens_per_second",
+    "peak_memory_bytes",
+    "wall_seconds",
+    "mfu",
+)
+
+
+def confounds(check: str, metric: str) -> bool:
+    """Whether a violation of `check` gives another reason for a difference in `metric`."""
+    return check in CONFOUNDING or (metric in SPEEDS and check in ON_SPEED)

@@ -1,0 +1,125 @@
+"""What a set of runs asks: the keys in which they differ, and which checks those keys are about.
+
+`experiment.vary` names the question; without it, it is what the recipe's `runs` and `matrix` change. What is asked is
+no confound of itself: runs that differ in `training.weight_decay` alone ask about the optimiser, and the audit notes
+the difference. Runs that differ in that and in the architecture ask about neither.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+from hf_arch.runs.record import RunRecord
+
+SIZES = (
+    r"model\.(.*\.)?(hidden_size|num_\w*(layers|heads|experts)\w*|head_dim|intermediate_size|vocab_size|.*expand.*"
+    r"|.*state_size)"
+)
+ABOUT = {
+    "tokens": r"training\.(max_steps|num_train_epochs|per_device_train_batch_size|gradient_accumulation_steps)"
+    r"|data\.(sequence_length|max_train_tokens)",
+    "data": r"data\..*",
+    "rows": r"evaluation\..*",
+    "learning rate": r"training\.learning_rate",
+    "schedule": r"training\.(lr_scheduler.*|warmup.*)",
+    "optimiser": r"training\.(optim.*|weight_decay|adam_.*|max_grad_norm)",
+    "precision": r"training\.(precision|tf32|bf16.*|fp16.*)|model\.dtype",
+    "initialisation": r"model\.(.*\.)?\w*(init|rescale)\w*",
+    "branch scale": r"model\.(.*\.)?\w*(init|rescale|scale|multiplier)\w*|model\.(stream|norm_)\S*",
+    "short convolution": r"model\.(.*\.)?\w*conv\w*",
+    "dropout": r"model\.(.*\.)?\w*dropout",
+    "tying": r"model\.tie_word_embeddings",
+    "parameters": SIZES,
+    "non-embedding parameters": SIZES + r"|model\.tie_word_embeddings",
+    "active parameters": SIZES,
+    "flops": SIZES + r"|data\.sequence_length",
+    "state": SIZES + r"|data\.sequence_length",
+    "settings": r"(training|data|evaluation|probe)\..*",
+}
+"""Check -> the keys of a recipe that it is about."""
+ARCHITECTURE = r"model\.(architecture|mixer)(\..*)?"
+"""Keys that make the question one across architectures."""
+_COMPARED = ("model", "data", "probe", "training", "evaluation")
+_OF_A_RUN = (
+    r"training\.(seed|data_seed|run_name|report_to|logging_.*|save_.*|dataloader_.*|disable_tqdm)|model\.plugins.*"
+)
+_MATCHED = r"model\.(.*\.)?(hidden_size|intermediate_size)"
+
+
+def flat_config(run: RunRecord) -> dict[str, Any]:
+    """{dotted key: value} of the recipe that a run was trained by, without what every run has to itself."""
+    flat: dict[str, Any] = {}
+    for section in _COMPARED:
+        _flatten(section, run.config.get(section), flat)
+    matched = run.experiment.get("match")
+    leave_out = [_OF_A_RUN, *([_MATCHED] if matched else [])]
+    if isinstance(matched, dict) and matched.get("vary"):
+        leave_out.append(rf"model\.{re.escape(str(matched['vary']))}")
+    return {key: value for key, value in flat.items() if not any(re.fullmatch(one, key) for one in leave_out)}
+
+
+def _flatten(prefix: str, node: Any, into: dict[str, Any]) -> None:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            _flatten(f"{prefix}.{key}", value, into)
+    elif "." in prefix:
+        into[prefix] = node
+
+
+def changed_keys(runs: Sequence[RunRecord]) -> set[str]:
+    """The keys in which runs of different names differ."""
+    by_name = {run.name: flat_config(run) for run in runs if run.config}
+    changed: set[str] = set()
+    for first, second in combinations(by_name.values(), 2):
+        changed |= {key for key in {*first, *second} if repr(first.get(key)) != repr(second.get(key))}
+    tried = {run.name: set() for run in runs}  # type: dict[str, set[float | None]]
+    for run in runs:
+        tried[run.name].add(run.learning_rate)
+    if any(len(rates) > 1 for rates in tried.values()) or any(run.experiment.get("learning_rates") for run in runs):
+        changed.discard("training.learning_rate")  # tuned, which has a check of its own
+    return changed
+
+
+def varied(runs: Sequence[RunRecord]) -> tuple[str, ...]:
+    """`experiment.vary` of the recipes; empty where none declares it."""
+    return tuple(dict.fromkeys(str(key) for run in runs for key in run.experiment.get("vary") or ()))
+
+
+def declared(runs: Sequence[RunRecord]) -> tuple[str, ...] | None:
+    """The keys that the recipes say are the question: `vary`, else what `runs` and `matrix` change; None where that
+    was not recorded."""
+    if named := varied(runs):
+        return named
+    if any(run.experiment.get("question") is None for run in runs):
+        return None
+    return tuple(dict.fromkeys(str(key) for run in runs for key in run.experiment["question"]))
+
+
+def is_asked(check: str, runs: Sequence[RunRecord]) -> bool:
+    """Whether a difference that `check` finds is what these runs ask about."""
+    pattern = ABOUT.get(check)
+    if pattern is None:
+        return False
+    if any(re.fullmatch(pattern, _full(key)) for key in varied(runs)):
+        return True
+    changed = changed_keys(runs)
+    return bool(changed) and all(re.fullmatch(pattern, key) for key in changed)
+
+
+def is_across_architectures(runs: Sequence[RunRecord]) -> bool:
+    """Whether these runs have different mixers or architectures."""
+    if len({run.architecture for run in runs}) > 1:
+        return True
+    return any(re.fullmatch(ARCHITECTURE, key) for key in changed_keys(runs))
+
+
+def covers(key: str, named: Sequence[str]) -> bool:
+    """Whether one of the `named` keys is `key`, or a section that it lies in."""
+    return any(key == _full(name) or key.startswith(f"{_full(name)}.") for name in named)
+
+
+def _full(key: str) -> str:
+    return key if key.partition(".")[0] in _COMPARED else f"model.{key}"

@@ -1,0 +1,45 @@
+"""Training a set whose learning rates are chosen first (`hf_arch.experiments.planning.rates`)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from hf_arch.experiments.execution.runner import RunOptions, processes_per_run, train_set
+from hf_arch.experiments.planning.prepare import PreparedSet, ReadyRun, prepare_set
+from hf_arch.experiments.planning.rates import RateSweep
+from hf_arch.recipe.recipe import Recipe
+
+
+def train_with_rates(recipe: Recipe, results_dir: Path, options: RunOptions) -> tuple[PreparedSet, list[ReadyRun]]:
+    """Trains the sweep, extends it once where a best rate lies at its end, then trains the set at the best rates.
+
+    Returns the compared set with its runs that did not complete. A rate at which training failed is no failure of the
+    set, as long as each run has another; else the sweep is returned with what failed in it, and nothing is compared.
+    """
+    processes = processes_per_run(options)
+    sweep = RateSweep(recipe, results_dir, processes)
+    prepared = sweep.prepare()
+    failed = train_set(prepared, sweep.folder, options)
+    choices = sweep.choices(prepared)
+    at_end = ", ".join(name for name, choice in choices.items() if choice.at_edge)
+    if set(choices) == set(sweep.names) and sweep.extend(choices):
+        print(
+            f"learning rates: the best of {at_end} lies at the end of the grid, which is extended once "
+            f"for all runs, by {', '.join(f'{rate:g}' for rate in sweep.extended)}",
+            file=sys.stderr,
+            flush=True,
+        )
+        prepared = sweep.prepare()
+        failed = train_set(prepared, sweep.folder, options)
+        choices = sweep.choices(prepared)
+    if missing := [name for name in sweep.names if name not in choices]:
+        print(f"learning rates: no rate of {', '.join(missing)} completed", file=sys.stderr, flush=True)
+        return prepared, failed
+    for name, choice in choices.items():
+        edge = ", at the end of the grid: the best may lie beyond it" if choice.at_edge else ""
+        tried = ", ".join(f"{rate:g}: {score:.4f}" for rate, score in choice.scores.items())
+        print(f"learning rates: {name}: {choice.rate:g}{edge} ({tried})", file=sys.stderr, flush=True)
+    compared, facts = sweep.compared(choices)
+    final = prepare_set(compared, results_dir, processes, facts)
+    return final, train_set(final, results_dir, options)
