@@ -14,7 +14,8 @@ from .core.options import mistyped, one_line
 from .core.registry import ARCHITECTURES, FFNS, MIXERS, load_plugin
 from .deferred import load_all
 from .deprecations import current_names
-from .models.configuration import ArchConfig, option_names
+from .models.components import option_names
+from .models.configuration import ArchConfig
 from .models.cost import ModelCost, model_cost
 from .models.describe import describe
 

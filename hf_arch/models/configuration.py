@@ -7,7 +7,6 @@ An unknown option is an error with the nearest known name.
 """
 
 import copy
-import re
 from dataclasses import fields
 from math import inf
 from typing import Any, ClassVar
@@ -17,7 +16,7 @@ from transformers import PreTrainedConfig
 
 from ..core.bundled import BUNDLED
 from ..core.errors import ConfigError, choice_error
-from ..core.options import Options, compact, parse_options
+from ..core.options import Options
 from ..core.registry import MIXERS, STREAMS, Registry
 from ..deprecations import current_names
 from ..layers.activations import ACTIVATIONS
@@ -28,6 +27,7 @@ from ..layers.positions import POSITIONS
 from ..layers.rope_parameters import check_rope_parameters
 from ..layers.state import FFN_STATE
 from .common_names import READABLE, has_routed_layers, read_option, write_option
+from .components import as_list, has_option, normalise, option_names, parse, resolve, with_type
 
 NORM_POSITIONS = ("pre", "post", "sandwich")
 FEATURES = {
@@ -140,15 +140,15 @@ class ArchConfig(PreTrainedConfig):
         kwargs = self._take_renamed(kwargs)
         self._check_sizes()
         default_mixer, default_ffn = type(self).mixer, type(self).ffn
-        self.mixer = _normalise(self.mixer, MIXERS, "mixer", default_mixer)
-        self.ffn = _normalise(self.ffn, FFNS, "ffn", default_ffn)
-        self.stream = _with_type(self.stream, STREAMS, "stream", type(self).stream)
+        self.mixer = normalise(self.mixer, MIXERS, "mixer", default_mixer)
+        self.ffn = normalise(self.ffn, FFNS, "ffn", default_ffn)
+        self.stream = with_type(self.stream, STREAMS, "stream", type(self).stream)
         self._take_flat_options(kwargs)
         # Parsed once more, for the types of what came flat; the stored form holds every option that is not "as the
         # config says".
-        self.mixer = _resolve(self.mixer, MIXERS, "mixer")
-        self.ffn = _resolve(self.ffn, FFNS, "ffn")
-        self.stream = _resolve(self.stream, STREAMS, "stream")
+        self.mixer = resolve(self.mixer, MIXERS, "mixer")
+        self.ffn = resolve(self.ffn, FFNS, "ffn")
+        self.stream = resolve(self.stream, STREAMS, "stream")
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None and self.hidden_size % self.num_attention_heads == 0:
@@ -229,7 +229,7 @@ class ArchConfig(PreTrainedConfig):
             homes = [
                 spec
                 for value, registry in components
-                for spec in _as_list(value)
+                for spec in as_list(value)
                 if name in option_names(registry.get(spec["type"]))
             ]
             if homes:
@@ -250,10 +250,10 @@ class ArchConfig(PreTrainedConfig):
     @property
     def stream_spec(self) -> tuple[Any, Any]:
         """(stream class, its options)."""
-        return _parse(self.stream if isinstance(self.stream, dict) else {"type": self.stream}, STREAMS, "stream")
+        return parse(self.stream if isinstance(self.stream, dict) else {"type": self.stream}, STREAMS, "stream")
 
     def _layers(self, value: Any, registry: Registry[Any], field: str) -> list[tuple[Any, Any]]:
-        pattern = [_parse(spec, registry, field) for spec in _as_list(value)]
+        pattern = [parse(spec, registry, field) for spec in as_list(value)]
         return [pattern[layer % len(pattern)] for layer in range(self.num_hidden_layers)]
 
     @property
@@ -373,7 +373,7 @@ class ArchConfig(PreTrainedConfig):
             value = getattr(self, name)
             idle = value in (None, False, 0.0, PLAIN_ROPE, getattr(type(self), name))
             if name not in taken and not idle:
-                names = ", ".join(sorted({spec["type"] for spec in [*_as_list(self.mixer), *_as_list(self.ffn)]}))
+                names = ", ".join(sorted({spec["type"] for spec in [*as_list(self.mixer), *as_list(self.ffn)]}))
                 raise ConfigError(
                     f"{name}: {value!r} would have no effect, since none of {names} takes it; leave it out"
                 )
@@ -385,72 +385,8 @@ def _leaves(feature: str, given: Options) -> bool:
     return not values or None in values
 
 
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-def has_option(components: tuple[tuple[Any, Registry[Any]], ...], name: str) -> bool:
-    """Whether one of the given components has such an option."""
-    return any(
-        name in option_names(registry.get(spec["type"])) for value, registry in components for spec in _as_list(value)
-    )
-
-
-def option_names(component: Any) -> list[str]:
-    """Names of the options of a registered component."""
-    options_class: type[Options] = component.Options
-    return [f.name for f in fields(options_class)]
-
-
 def _positive(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ConfigError(f"{name}: {value!r} is not a whole number; use an integer >= 1")
     if value < 1:
         raise ConfigError(f"{name}: {value} is not allowed; use an integer >= 1")
-
-
-def _normalise(value: Any, registry: Registry[Any], field: str, default: Any) -> Any:
-    """A name, dict or pattern -> a dict, or a list of dicts with repetitions written out; each a fresh copy with
-    its `type`."""
-    if isinstance(value, list):
-        if not value:
-            raise ConfigError(f"{field}: an empty pattern; give at least one of: {', '.join(registry)}")
-        return [spec for item in value for spec in _repeat(item, registry, field)]
-    return _with_type(value, registry, field, default)
-
-
-def _repeat(item: Any, registry: Registry[Any], field: str) -> list[dict[str, Any]]:
-    if not isinstance(item, str) or "*" not in item:
-        return [_with_type(item, registry, field, None)]
-    match = re.fullmatch(r"\s*(\w+)\s*\*\s*([1-9]\d*)\s*", item)
-    if match is None:
-        raise ConfigError(f'{field}: {item!r} is not a pattern entry; write a name, "name*3" or a dict')
-    return [_with_type(match[1], registry, field, None) for _ in range(int(match[2]))]
-
-
-def _with_type(value: Any, registry: Registry[Any], field: str, default: Any) -> dict[str, Any]:
-    if isinstance(value, str):
-        value = {"type": value}
-    if not isinstance(value, dict):
-        raise ConfigError(
-            f"{field}: {value!r} is neither a name nor a dict with a `type`; allowed: {', '.join(registry)}"
-        )
-    if "type" not in value:
-        if not isinstance(default, str):
-            raise ConfigError(f"{field}: the dict has no `type`; allowed: {', '.join(registry)}")
-        value = {"type": default, **value}
-    registry.get(value["type"], field)
-    return dict(value)
-
-
-def _parse(spec: dict[str, Any], registry: Registry[Any], field: str) -> tuple[Any, Any]:
-    component = registry.get(spec["type"], field)
-    given = {key: value for key, value in spec.items() if key != "type"}
-    return component, parse_options(component.Options, given, f"{field} {spec['type']}")
-
-
-def _resolve(value: Any, registry: Registry[Any], field: str) -> Any:
-    def one(spec: dict[str, Any]) -> dict[str, Any]:
-        return {"type": spec["type"], **compact(_parse(spec, registry, field)[1])}
-
-    return [one(spec) for spec in value] if isinstance(value, list) else one(value)

@@ -10,8 +10,9 @@ from transformers import initialization as init
 
 from ...layers.ffns.channel_mix7 import ChannelMix7 as ChannelMix7
 from ...layers.mixers.rwkv7 import GeneralizedDeltaTimeMix as GeneralizedDeltaTimeMix
+from ..causal_lm import ArchForCausalLM
 from ..configuration import ArchConfig, Component
-from ..decoder import ArchForCausalLM, ArchModel
+from ..decoder import ArchModel
 from .declare import architecture
 
 
