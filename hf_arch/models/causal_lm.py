@@ -24,9 +24,10 @@ from ..layers.compat import (
 from .arguments import accept_either_name, cache_of
 from .common_names import aux_loss_coefficients
 from .configuration import ArchConfig
-from .decoder import ArchModel
+from .decoder import ArchModel, LossInputs
 from .late_logits import LateLogits, MoeTrainingOutput, TrainingOutput
-from .loss import chunked_cross_entropy, loss_chunk_size, penalise_max_logits, target_weights
+from .loss import chunked_cross_entropy, loss_chunk_size, penalise_max_logits, shifted_targets, target_weights
+from .losses.base import LogitLoss, LossContext, loss_names
 from .pretrained import ArchPreTrainedModel
 from .serving import CheckedGenerationMixin
 
@@ -50,6 +51,10 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
         self.model = self.model_class(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.losses = nn.ModuleList([loss(config, options) for loss, options in config.loss_specs])
+        self.loss_names = loss_names(config)
+        self.auxiliary_losses: dict[str, Tensor] = {}
+        """What the last forward in training added to the loss, by name; detached."""
         self.post_init()
 
     def create_masks_for_generate(self, **kwargs: Any) -> dict[str, Any]:
@@ -78,6 +83,9 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
         trains_routers = labels is not None and bool(self.training or asks)
         if trains_routers:
             kwargs["output_router_logits"] = True
+        inputs = LossInputs() if self.losses and self.training and labels is not None else None
+        if inputs is not None:
+            kwargs["loss_inputs"] = inputs  # type: ignore[typeddict-unknown-key]
         out = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -90,13 +98,15 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
         )
         chunk = loss_chunk_size(self.config.loss_chunk_size, self.vocab_size)
         logits: Any = None
-        loss = None
+        loss: Any = None
 
         def head() -> Tensor:
             logits = self.lm_head(self._head_input(slice_logits_to_keep(out.last_hidden_state, logits_to_keep)))
             cap = self.config.final_logit_softcapping
             return logits if cap is None else torch.tanh(logits / cap) * cap
 
+        further = [loss.of_logits for loss in self.losses if inputs is not None and isinstance(loss, LogitLoss)]
+        of_logits: list[Tensor] = []
         if labels is not None and self.training and chunk > 0:
             loss = chunked_cross_entropy(
                 self._head_input(out.last_hidden_state),
@@ -107,7 +117,10 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
                 max_logit_penalty=self.config.max_logit_penalty,
                 num_items_in_batch=kwargs.get("num_items_in_batch"),
                 shift_labels=kwargs.get("shift_labels"),
+                further=further,
             )
+            if further:
+                loss, *of_logits = loss
             if not torch.compiler.is_compiling():
                 logits = LateLogits(head, self.lm_head, out.last_hidden_state.device.type)
         else:
@@ -117,6 +130,13 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
                 if self.config.max_logit_penalty:
                     weights = target_weights(labels, **kwargs).to(logits.device)
                     loss = penalise_max_logits(loss, logits, self.config.max_logit_penalty, weights)
+            if further and labels is not None:
+                weights = target_weights(labels, **kwargs).to(logits.device).flatten()
+                wanted = shifted_targets(labels, kwargs.get("shift_labels")).to(logits.device).flatten()
+                of_logits = [each(logits.flatten(0, 1), wanted, weights) for each in further]
+        if inputs is not None and labels is not None:
+            context = self._loss_context(out, inputs, input_ids, labels, chunk, kwargs)
+            loss = loss + self._auxiliary(context, of_logits).to(loss.device)
         fields = {
             "loss": loss,
             "logits": logits,
@@ -133,6 +153,37 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
             fields["loss"] = loss + penalty.to(loss.device)
         kind = MoeTrainingOutput if late else MoeCausalLMOutputWithPast
         return kind(**fields, aux_loss=aux_loss, router_logits=out.router_logits)
+
+    def _loss_context(
+        self, out: Any, inputs: LossInputs, input_ids: Tensor | None, labels: Tensor, chunk: int, kwargs: Any
+    ) -> LossContext:
+        if any(loss.reads_ids for loss in self.losses) and input_ids is None:
+            raise ValueError("inputs_embeds: losses that look tokens up need their ids; pass input_ids")
+        if input_ids is not None and out.last_hidden_state.shape[1] < labels.shape[1]:
+            raise ValueError("labels: they must be those of this call's tokens")
+
+        def logits_of(rows: Tensor) -> Tensor:
+            logits = self.lm_head(self._head_input(rows))
+            cap = self.config.final_logit_softcapping
+            return logits if cap is None else torch.tanh(logits / cap) * cap
+
+        return LossContext(
+            hidden_states=out.last_hidden_state,
+            embed=self.model.embed_tokens,
+            input_ids=input_ids,
+            targets=shifted_targets(labels, kwargs.get("shift_labels")),
+            weights=target_weights(labels, **kwargs),
+            logits=logits_of,
+            layers=inputs.contexts,
+            chunk_size=chunk,
+        )
+
+    def _auxiliary(self, context: LossContext, of_logits: list[Tensor]) -> Tensor:
+        """The sum of the auxiliary losses, which are kept by name."""
+        given = iter(of_logits)
+        values = [next(given) if isinstance(loss, LogitLoss) else loss(context) for loss in self.losses]
+        self.auxiliary_losses = {name: value.detach() for name, value in zip(self.loss_names, values, strict=True)}
+        return torch.stack([value.float().to(values[0].device) for value in values]).sum()
 
     def _head_input(self, hidden_states: Tensor) -> Tensor:
         """Divided by `logits_scaling`, as the logits then are."""

@@ -71,3 +71,9 @@ def resolve(value: Any, registry: Registry[Any], field: str) -> Any:
         return {"type": spec["type"], **compact(parse(spec, registry, field)[1])}
 
     return [one(spec) for spec in value] if isinstance(value, list) else one(value)
+
+
+def part_list(value: Any, registry: Registry[Any], field: str) -> list[dict[str, Any]]:
+    """A name, a dict or a list of these -> a list of dicts with every option that is set; None is no part."""
+    given = [] if value is None else as_list(value)
+    return [resolve(with_type(item, registry, field, None), registry, field) for item in given]

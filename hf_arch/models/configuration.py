@@ -7,7 +7,7 @@ An unknown option is an error with the nearest known name.
 """
 
 import copy
-from dataclasses import fields
+from dataclasses import field, fields
 from math import inf
 from typing import Any, ClassVar
 
@@ -17,17 +17,19 @@ from transformers import PreTrainedConfig
 from ..core.bundled import BUNDLED
 from ..core.errors import ConfigError, choice_error
 from ..core.options import Options
-from ..core.registry import MIXERS, STREAMS, Registry
+from ..core.registry import DEPTHS, EMBEDDINGS, LOSSES, MIXERS, SITES, STREAMS, Registry
 from ..deprecations import current_names
 from ..layers.activations import ACTIVATIONS
 from ..layers.compat import auto_class
+from ..layers.depths.base import check_plan
 from ..layers.ffns.ffn import FFNS
 from ..layers.norms import NORMS
 from ..layers.positions import POSITIONS
 from ..layers.rope_parameters import check_rope_parameters
-from ..layers.state import FFN_STATE
+from ..layers.sites.base import check_sites, has_site_state, layer_sites
+from ..layers.state import FFN_STATE, RECURRENT
 from .common_names import READABLE, has_routed_layers, read_option, write_option
-from .components import as_list, has_option, normalise, option_names, parse, resolve, with_type
+from .components import as_list, has_option, normalise, option_names, parse, part_list, resolve, with_type
 
 NORM_POSITIONS = ("pre", "post", "sandwich")
 FEATURES = {
@@ -45,6 +47,8 @@ FEATURES = {
 ignored. Sizes are no features: one recipe gives them to architectures of every kind."""
 Component = str | dict[str, Any] | list[Any]
 """A component's name, a dict of its `type` and options, or a pattern of these that repeats over the layers."""
+PART_LISTS: dict[str, Registry[Any]] = {"embeddings": EMBEDDINGS, "sites": SITES, "losses": LOSSES}
+"""Fields that hold any number of parts, none by default."""
 PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
 
@@ -59,6 +63,8 @@ class ArchConfig(PreTrainedConfig):
         intermediate_size: width of the FFN; None = the FFN's own rule (`mlp` 4x, `glu` 8/3x rounded up to
         `intermediate_multiple_of`). mixer, ffn: a component, or a pattern over the layers.
         stream: how sublayers read from and write to the residual stream, a `STREAMS` name or dict.
+        depth: which layers run how often, a `DEPTHS` name or dict. embeddings, sites, losses: lists of parts of
+        `EMBEDDINGS` (beside the token embedding), `SITES` (at places of the block) and `LOSSES` (added in training).
         norm, norm_position, norm_eps: `NORMS` name; "pre", "post" or "sandwich"; epsilon.
         embedding_norm: a norm right after the embeddings. final_norm: a norm before the head (None: wherever the
         last block does not end with one). position: `POSITIONS` name; rope_parameters: as in transformers.
@@ -101,6 +107,10 @@ class ArchConfig(PreTrainedConfig):
     mixer: Component = "attention"
     ffn: Component = "glu"
     stream: str | dict[str, Any] = "add"
+    depth: str | dict[str, Any] = "plain"
+    embeddings: Component = field(default_factory=list)
+    sites: Component = field(default_factory=list)
+    losses: Component = field(default_factory=list)
     norm: str = "rmsnorm"
     norm_position: str = "pre"
     norm_eps: float = 1e-6
@@ -143,12 +153,16 @@ class ArchConfig(PreTrainedConfig):
         self.mixer = normalise(self.mixer, MIXERS, "mixer", default_mixer)
         self.ffn = normalise(self.ffn, FFNS, "ffn", default_ffn)
         self.stream = with_type(self.stream, STREAMS, "stream", type(self).stream)
+        self.depth = with_type(self.depth, DEPTHS, "depth", type(self).depth)
         self._take_flat_options(kwargs)
         # Parsed once more, for the types of what came flat; the stored form holds every option that is not "as the
         # config says".
         self.mixer = resolve(self.mixer, MIXERS, "mixer")
         self.ffn = resolve(self.ffn, FFNS, "ffn")
         self.stream = resolve(self.stream, STREAMS, "stream")
+        self.depth = resolve(self.depth, DEPTHS, "depth")
+        for name, registry in PART_LISTS.items():
+            setattr(self, name, part_list(getattr(self, name), registry, name))
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None and self.hidden_size % self.num_attention_heads == 0:
@@ -252,20 +266,57 @@ class ArchConfig(PreTrainedConfig):
         """(stream class, its options)."""
         return parse(self.stream if isinstance(self.stream, dict) else {"type": self.stream}, STREAMS, "stream")
 
+    @property
+    def depth_spec(self) -> tuple[Any, Any]:
+        """(depth class, its options)."""
+        return parse(self.depth if isinstance(self.depth, dict) else {"type": self.depth}, DEPTHS, "depth")
+
+    @property
+    def embedding_specs(self) -> list[tuple[Any, Any]]:
+        """(class, options) of each part of `embeddings`."""
+        return [parse(spec, EMBEDDINGS, "embeddings") for spec in as_list(self.embeddings)]
+
+    @property
+    def site_specs(self) -> list[tuple[Any, Any]]:
+        """(class, options) of each part of `sites`."""
+        return [parse(spec, SITES, "sites") for spec in as_list(self.sites)]
+
+    @property
+    def loss_specs(self) -> list[tuple[Any, Any]]:
+        """(class, options) of each part of `losses`."""
+        return [parse(spec, LOSSES, "losses") for spec in as_list(self.losses)]
+
+    @property
+    def plan(self) -> list[int]:
+        """The layers in the order of their runs."""
+        depth, given = self.depth_spec
+        return depth.plan(self, given)
+
     def _layers(self, value: Any, registry: Registry[Any], field: str) -> list[tuple[Any, Any]]:
         pattern = [parse(spec, registry, field) for spec in as_list(value)]
         return [pattern[layer % len(pattern)] for layer in range(self.num_hidden_layers)]
 
     @property
     def layer_types(self) -> list[str]:
-        """One cache layer type per layer, for transformers' caches and masks."""
-        types = []
-        for (mixer, mixer_options), (ffn, _) in zip(self.mixer_specs, self.ffn_specs, strict=True):
-            kind = mixer.layer_type(self, mixer_options)
-            if ffn.needs_conv_state and kind in ("full_attention", "sliding_attention"):
-                kind = {"full_attention": "hybrid", "sliding_attention": "hybrid_sliding"}[kind]
-            types.append(kind)
-        return types
+        """One cache layer type per run of a layer, for transformers' caches, and one for the states of embeddings."""
+        kinds = self.layer_kinds
+        types = [kinds[layer] for layer in self.plan]
+        return [*types, RECURRENT] if self._embeddings_keep_state() else types
+
+    @property
+    def layer_kinds(self) -> list[str]:
+        """The cache layer type of each layer."""
+        kinds = []
+        for index, ((mixer, given), (ffn, _)) in enumerate(zip(self.mixer_specs, self.ffn_specs, strict=True)):
+            kind = mixer.layer_type(self, given)
+            if kind in ("full_attention", "sliding_attention"):
+                keeps = ffn.needs_conv_state or has_site_state(self, index)
+                kind = {"full_attention": "hybrid", "sliding_attention": "hybrid_sliding"}[kind] if keeps else kind
+            kinds.append(kind)
+        return kinds
+
+    def _embeddings_keep_state(self) -> bool:
+        return any(part.keeps_state for part, _ in self.embedding_specs)
 
     @property
     def windows(self) -> list[int | None]:
@@ -301,10 +352,13 @@ class ArchConfig(PreTrainedConfig):
 
     @property
     def per_layer_config(self) -> Any:
-        """One config a layer, from which transformers' caches take each layer's window."""
-        if all(window == self.sliding_window for window in self.windows):
+        """One config a layer of the cache, from which transformers takes its window."""
+        windows, plan = self.windows, self.plan
+        plain = plan == list(range(self.num_hidden_layers)) and not self._embeddings_keep_state()
+        if plain and all(window == self.sliding_window for window in windows):
             return super().per_layer_config
-        return [self.with_window(window) for window in self.windows]
+        views = [self.with_window(windows[layer]) for layer in plan]
+        return [*views, self] if self._embeddings_keep_state() else views
 
     @per_layer_config.setter
     def per_layer_config(self, value: Any) -> None:
@@ -313,8 +367,9 @@ class ArchConfig(PreTrainedConfig):
 
     @property
     def number_of_conv_states(self) -> int:
-        """Convolution states that transformers' own hybrid cache layers reserve (mixer and FFN)."""
-        return FFN_STATE + 1
+        """States that transformers' own hybrid cache layers reserve, of each kind (mixer, FFN, sites)."""
+        sites = max(len(layer_sites(self, layer)) for layer in range(self.num_hidden_layers))
+        return FFN_STATE + 1 + sites
 
     def validate_rope(self) -> None:
         """Nothing: `validate_architecture` checks the rotation that each layer asks for, with its own head_dim."""
@@ -344,6 +399,10 @@ class ArchConfig(PreTrainedConfig):
                 f"{', '.join(stream.norm_positions)}"
             )
         stream.validate(self, stream_options)
+        check_plan(self)
+        for part, part_options in (*self.embedding_specs, *self.loss_specs):
+            part.validate(self, part_options)
+        check_sites(self, self.site_specs)
         self._check_published_values()
         self._refuse_idle_features()
 

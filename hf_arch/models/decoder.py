@@ -6,6 +6,7 @@ out once per call and handed down; layers are found in the registry, so this fil
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from ..layers.compat import (
 )
 from ..layers.contract import LayerContext
 from ..layers.documents import refuse_numbers
+from ..layers.embeddings.base import EmbeddingOutput, value_name
 from ..layers.key_positions import KeyPositions, key_positions
 from ..layers.layout import build_layout, positions_from_mask
 from ..layers.positions import ArchRotaryEmbedding, alibi_slopes
@@ -43,6 +45,13 @@ from .pretrained import ArchPreTrainedModel
 logger = logging.get_logger(__name__)
 
 
+@dataclass
+class LossInputs:
+    """Filled by a forward pass with what auxiliary losses need: the context of each layer."""
+
+    contexts: dict[int, LayerContext] = field(default_factory=dict)
+
+
 class ArchModel(ArchPreTrainedModel):
     """Decoder without a head: token ids [B, T] -> hidden states [B, T, D]."""
 
@@ -55,6 +64,12 @@ class ArchModel(ArchPreTrainedModel):
         self.embedding_norm = self._norm() if config.embedding_norm else None
         stream_class, stream_options = config.stream_spec
         self.stream = stream_class(config, stream_options)
+        self.embeddings = nn.ModuleList(
+            [part(config, options, slot) for slot, (part, options) in enumerate(config.embedding_specs)]
+        )
+        depth_class, depth_options = config.depth_spec
+        self.depth = depth_class(config, depth_options)
+        self.plan = depth_class.plan(config, depth_options)
         self.layers = nn.ModuleList([DecoderLayer(config, index) for index in range(config.num_hidden_layers)])
         has_final_norm = config.norm_position != "post" if config.final_norm is None else config.final_norm
         self.norm = self._norm() if has_final_norm else nn.Identity()
@@ -67,6 +82,7 @@ class ArchModel(ArchPreTrainedModel):
         self.shared = nn.ModuleList([kind.build() for kind in kinds])
         self._shared_index = [None if kind is None else kinds.index(kind) for kind in wanted]
         self._layer_types, self._windows = config.layer_types, config.windows
+        self._kinds = config.layer_kinds
         blocks: Any = self.layers
         # Which layers bias their attention scores, and by the slopes of how many heads.
         self._bias_heads = [
@@ -97,12 +113,15 @@ class ArchModel(ArchPreTrainedModel):
         `documents.py`; what is not supported is a ValueError before any layer runs. `cache` is another name of
         `past_key_values`."""
         past_key_values = one_cache(past_key_values, cache, kwargs)
+        wanted: LossInputs | None = kwargs.pop("loss_inputs", None)
         if is_paged(past_key_values):  # read by the attention functions of continuous batching, under this name
             kwargs["cache"], past_key_values = past_key_values, None
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
+        else:
+            self._require_ids()
         if self.gradient_checkpointing and self.training and (use_cache or past_key_values is not None):
             logger.warning_once(
                 "gradient checkpointing runs layers twice, which a cache cannot follow; no cache is used"
@@ -128,27 +147,28 @@ class ArchModel(ArchPreTrainedModel):
         hidden_states = self.embedding_dropout(hidden_states)
         if self.embedding_norm is not None:
             hidden_states = self.embedding_norm(hidden_states)
-        published: dict[str, Tensor] = {}
-        state = self.stream("start", hidden_states)
+        batch = LayerContext(layout=layout, position_ids=position_ids, cache=past_key_values, attention_kwargs=given)
+        hidden_states, published = self._beside_tokens(hidden_states, input_ids, batch)
+        state = self.depth("start", self.stream("start", hidden_states))
         router_logits: list[Tensor] = []
         wants_router_logits = given.pop("output_router_logits", getattr(self.config, "output_router_logits", False))
         shared = [parameters() for parameters in self.shared]
         blocks: Any = self.layers
-        for index, layer in enumerate(blocks):
-            rotary_index, shared_index = self._rotary_index[index], self._shared_index[index]
-            context = LayerContext(
-                layout=layout,
+        for run, index in enumerate(self.plan):
+            layer, rotary_index, shared_index = blocks[index], self._rotary_index[index], self._shared_index[index]
+            context = replace(
+                batch,
                 attention_mask=masks.get(self._mask_key(index)),
-                position_ids=position_ids,
                 position_embeddings=None if rotary_index is None else rotary[rotary_index],
                 position_bias=biases[index],
                 keys=self._keys_of(index, masks),
-                cache=past_key_values,
-                attention_kwargs=given,
+                execution=run,
             )
+            if wanted is not None:
+                wanted.contexts[index] = context
             own = None if shared_index is None else shared[shared_index][index]
             out = layer.run(state, own, published, context)
-            state = out.state
+            state = self.depth("between", out.state, run)
             published.update(zip(layer.publishes, out.published, strict=True))
             if out.router_logits is not None:
                 router_logits.append(out.router_logits)
@@ -161,6 +181,23 @@ class ArchModel(ArchPreTrainedModel):
             return MoeModelOutputWithPast(**fields, router_logits=tuple(router_logits))
         return BaseModelOutputWithPast(**fields)
 
+    def _require_ids(self) -> None:
+        for part in self.embeddings:
+            if part.reads_ids:
+                raise ValueError(f"inputs_embeds: {type(part).__name__} looks tokens up by their ids; pass input_ids")
+
+    def _beside_tokens(
+        self, hidden_states: Tensor, ids: Tensor | None, batch: LayerContext
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What enters the first layer, and what layers get of the embeddings beside the tokens'."""
+        handed: dict[str, Tensor] = {}
+        context = replace(batch, execution=len(self.plan))  # their states lie behind those of all runs
+        for number, part in enumerate(self.embeddings):
+            out = EmbeddingOutput.of(part(hidden_states, ids, context))
+            hidden_states = out.hidden_states
+            handed |= {value_name(number, layer): value for layer, value in out.layers.items()}
+        return hidden_states, handed
+
     def _positions(self, position_ids: Tensor | None, attention_mask: Any, past: Any, embeds: Tensor) -> Tensor:
         """Given positions, or ones that count valid tokens (so that left padding changes nothing)."""
         if position_ids is not None:
@@ -172,7 +209,7 @@ class ArchModel(ArchPreTrainedModel):
         return (torch.arange(length, device=embeds.device) + past).unsqueeze(0)
 
     def _mask_key(self, index: int) -> str:
-        kind, window = self._layer_types[index], self._windows[index]
+        kind, window = self._kinds[index], self._windows[index]
         if kind not in ("full_attention", "sliding_attention", "hybrid", "hybrid_sliding"):
             return kind
         return "full_attention" if window is None else f"sliding_attention:{window}"
@@ -194,19 +231,19 @@ class ArchModel(ArchPreTrainedModel):
             CACHE_ARGUMENT: cache,
             "and_mask_function": None if segment_ids is None else same_document(segment_ids),
         }
-        for index in range(len(self.layers)):
+        for run, index in enumerate(self.plan):
             key = self._mask_key(index)
             if key in masks:
                 continue
             # A static layer's unused slots must be masked in a single step too; transformers sees to it only where
             # every layer of the cache is static, which recurrent ones are not.
-            static = cache is not None and index < len(cache.layers) and cache.layers[index].is_compileable
+            static = cache is not None and run < len(cache.layers) and cache.layers[run].is_compileable
             common["allow_is_causal_skip"] = not (static and inputs_embeds.shape[1] == 1)
             if key == "full_attention":
-                masks[key] = create_causal_mask(config=self.config, layer_idx=index, **common)
+                masks[key] = create_causal_mask(config=self.config, layer_idx=run, **common)
             elif key.startswith("sliding_attention"):
                 config = self.config.with_window(self._windows[index])
-                masks[key] = sliding_mask(config, self.config, index, common)
+                masks[key] = sliding_mask(config, self.config, run, common)
         masks |= self._key_positions(inputs_embeds, attention_mask, cache, segment_ids)
         if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
             masks["padding"] = attention_mask[:, -inputs_embeds.shape[1] :].to(inputs_embeds.device)
@@ -219,12 +256,12 @@ class ArchModel(ArchPreTrainedModel):
         made: dict[str, KeyPositions] = {}
         mask = attention_mask if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 else None
         batch, length = embeds.shape[:2]
-        for index, asks in enumerate(self.asks_keys):
+        for run, index in enumerate(self.plan):
             key = f"keys:{self._mask_key(index)}"
-            if not asks or key in made:
+            if not self.asks_keys[index] or key in made:
                 continue
-            total, offset = cache.get_mask_sizes(length, index) if cache is not None else (length, 0)
-            past = cache.get_query_offset(index) if cache is not None else 0
+            total, offset = cache.get_mask_sizes(length, run) if cache is not None else (length, 0)
+            past = cache.get_query_offset(run) if cache is not None else 0
             sizes, window = (total, offset, past), self._windows[index]
             made[key] = key_positions((batch, length), sizes, mask, segment_ids, window, embeds.device)
         return made
@@ -264,8 +301,9 @@ class ArchModel(ArchPreTrainedModel):
                 biases.append(None)
                 continue
             length = embeds.shape[1]
-            total, offset = cache.get_mask_sizes(length, index) if cache is not None else (length, 0)
-            past = cache.get_query_offset(index) if cache is not None else 0
+            run = self.plan.index(index)
+            total, offset = cache.get_mask_sizes(length, run) if cache is not None else (length, 0)
+            past = cache.get_query_offset(run) if cache is not None else 0
             key = (heads, total, str(offset))
             if key not in made:
                 queries = torch.arange(length, device=embeds.device) + past

@@ -34,6 +34,8 @@ class ArchPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["DecoderLayer"]
     _skip_keys_device_placement: ClassVar[list[str]] = [*CACHE_NAMES]
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^losses\."]
+    """Modules of training losses, which other heads do not have."""
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
