@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hf_arch.core.errors import ConfigError
 from hf_arch.core.failures import TrainingError
 from hf_arch.data.order import SeededOrder
 from hf_arch.data.probes import IGNORE, ProbeData
@@ -96,6 +97,11 @@ class ProbeModel(nn.Module):
 
     def __init__(self, model: Any, data: ProbeData) -> None:
         super().__init__()
+        if model.config.losses:
+            raise ConfigError(
+                f"model.losses: {model.config.losses[0]['type']!r} has no effect on a probe, which trains on its "
+                "answers alone; leave it out"
+            )
         self.model = model
         length = data.inputs.shape[1]
         self.decoder = (

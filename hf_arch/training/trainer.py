@@ -27,6 +27,7 @@ from hf_arch.core.failures import TrainingError
 from hf_arch.data import SeededOrder, SeededSampler, TokenDataset
 from hf_arch.data.dataset import MixedDataset
 from hf_arch.evaluation.perplexity import TextLoss, sum_nats
+from hf_arch.training.auxiliary_losses import AuxiliaryLosses
 from hf_arch.training.checkpoints import divergence, where_to_go_on
 from hf_arch.training.compat import HookedTrainer
 from hf_arch.training.cpu_fsdp import fsdp_on_cpus
@@ -103,6 +104,7 @@ class ArchTrainer(HookedTrainer):
         self._logged_loss = torch.tensor(0.0)  # what Trainer had added up for its next log when the step began
         self._logged_step, self._skipped_since_log = start_step, 0
         self._group_norms: dict[str, torch.Tensor] = {}
+        self._auxiliary = AuxiliaryLosses()
 
     def create_accelerator_and_postprocess(self) -> None:
         """As Trainer's, which on CPUs would drop FSDP; whether that is asked for has been checked by then."""
@@ -150,6 +152,17 @@ class ArchTrainer(HookedTrainer):
         """Names of the parameters that weight decay applies to."""
         return self._decay_names
 
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        losses = getattr(self.accelerator.unwrap_model(model), "auxiliary_losses", None)
+        if losses:
+            # As Trainer scales the loss: that of a process is of the tokens of all.
+            counted = kwargs.get("num_items_in_batch") is not None
+            shared = self.args.average_tokens_across_devices and counted
+            factor = self.args.world_size if shared else 1.0
+            self._auxiliary.add(losses, factor if counted else factor / self.current_gradient_accumulation_steps)
+        return loss
+
     def training_step(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         if not self._losses:
             self._logged_loss = self.running_loss.clone()
@@ -165,7 +178,9 @@ class ArchTrainer(HookedTrainer):
         step = self.state.global_step + 1
         loss, norm_value = self._agreed(torch.stack(self._losses).sum(), norm)
         self._losses.clear()
-        if not self.watch.allows(step, loss, self._finite_under_scaler(loss, norm_value)):
+        allowed = self.watch.allows(step, loss, self._finite_under_scaler(loss, norm_value))
+        self._auxiliary.end_step(taken=allowed)
+        if not allowed:
             if self.watch.gives_up or self.is_deepspeed_enabled:  # DeepSpeed has taken the step already
                 raise divergence(
                     f"the loss became {loss} and the gradient norm {norm_value}, and {self.watch.skipped_in_a_row} "
@@ -219,7 +234,9 @@ class ArchTrainer(HookedTrainer):
         if "loss" in logs:
             steps = self.state.global_step - self._logged_step
             taken = steps - self._skipped_since_log
-            logs["loss"] = logs["loss"] * steps / taken if taken > 0 else math.nan
+            auxiliary = self._auxiliary.take(self.accelerator, taken)
+            logs["loss"] = logs["loss"] * steps / taken - sum(auxiliary.values()) if taken > 0 else math.nan
+            logs.update({f"loss_{name}": value for name, value in auxiliary.items()})
             logs.update({f"grad_norm_{group}": norm.item() for group, norm in self._group_norms.items()})
             self._logged_step, self._skipped_since_log, self._group_norms = self.state.global_step, 0, {}
         super().log(logs, start_time)
@@ -232,6 +249,7 @@ class ArchTrainer(HookedTrainer):
             "loss": loss,
             "logged_step": self.last_logged_step,
             "skipped_since_log": self._skipped_since_log,
+            "auxiliary": self._auxiliary.state(),
         }
 
     def restore_progress(self, progress: Mapping[str, Any]) -> None:
@@ -240,6 +258,7 @@ class ArchTrainer(HookedTrainer):
         self.running_loss.fill_(progress["loss"])
         self.last_logged_step = self._logged_step = progress["logged_step"]
         self._skipped_since_log = progress["skipped_since_log"]
+        self._auxiliary.load_state(progress.get("auxiliary", {}), self.args.device)
 
     def write_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """As Trainer's; where it cannot be written, what there is of it goes, and the error names the last good one."""

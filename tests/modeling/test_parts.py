@@ -114,7 +114,8 @@ def test_costs_are_those_counted(name: str):
     """FLOPs of products, forward, prefill, step and training, and the bytes of the cache."""
     changes = TOGETHER if name == "together" else PARTS[name]
     config = hf_arch.tiny_config(
-        "mixed", **{**changes, "mixer": "attention", "hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 192}
+        "mixed",
+        **{**changes, "mixer": "attention", "hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 192},
     )
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     # The counter does not see depthwise convolutions: a few in a hundred at this width.
