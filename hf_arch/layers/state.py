@@ -167,6 +167,8 @@ class LayerState:
     def write_recurrent(self, state: Tensor | None, index: int = 0) -> None:
         if self.cache is not None and state is not None:
             self.cache.update_recurrent_state(state, self.layer_idx, state_idx=index)
+            # transformers' layers for keys and states note it with a convolution's state alone.
+            self.cache.layers[self.layer_idx].has_previous_state[index] = True
 
     def write_conv(self, state: Tensor | None, index: int = 0) -> None:
         if self.cache is not None and state is not None:
