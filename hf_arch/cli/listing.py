@@ -27,6 +27,7 @@ KINDS = (
     registry.EMBEDDINGS,
     registry.DEPTHS,
     registry.LOSSES,
+    registry.PARAMETRIZATIONS,
     registry.NORMS,
     registry.POSITIONS,
     registry.ACTIVATIONS,

@@ -102,6 +102,9 @@ EMBEDDINGS: Registry[Any] = Registry(
 )
 DEPTHS: Registry[Any] = Registry("depth", "How often layers run: subclasses of `hf_arch.layers.depths.base.Depth`.")
 LOSSES: Registry[Any] = Registry("loss", "Auxiliary losses: subclasses of `hf_arch.models.losses.base.AuxiliaryLoss`.")
+PARAMETRIZATIONS: Registry[Any] = Registry(
+    "parametrization", "What changes with size: subclasses of `hf_arch.layers.parametrization.Parametrization`."
+)
 ACTIVATIONS: Registry[Callable] = Registry("activation", "Elementwise functions of one tensor.")
 CORPORA: Registry[Any] = Registry("corpus", "Corpora: functions as `hf_arch.data.corpus.OpenCorpus`.")
 PROBES: Registry[Any] = Registry("probe", "Synthetic probes: `hf_arch.data.probes.probe.Probe` values.")

@@ -62,7 +62,8 @@ class DecoderLayer(GradientCheckpointingLayer):
             {place: nn.ModuleList(modules) for place, modules in build_sites(config, layer_idx).items()}
         )
         self.dropout = nn.Dropout(config.residual_dropout)
-        self.residual_multiplier = config.residual_multiplier
+        parametrization, given = config.parametrization_spec
+        self.residual_multiplier = config.residual_multiplier * parametrization.residual(config, given)
 
     def run(self, state: State, shared: Any, values: Mapping[str, Tensor], context: LayerContext) -> LayerResult:
         """One run of the block over the stream.

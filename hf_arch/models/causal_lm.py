@@ -186,8 +186,9 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
         return torch.stack([value.float().to(values[0].device) for value in values]).sum()
 
     def _head_input(self, hidden_states: Tensor) -> Tensor:
-        """Divided by `logits_scaling`, as the logits then are."""
-        scaling = self.config.logits_scaling
+        """Divided by `logits_scaling`, as the logits then are, and times the parametrisation's factor."""
+        parametrization, given = self.config.parametrization_spec
+        scaling = self.config.logits_scaling / parametrization.output(self.config, given)
         return hidden_states if scaling == 1 else hidden_states / scaling
 
     def _routing_losses(

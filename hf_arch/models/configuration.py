@@ -24,12 +24,14 @@ from ..layers.compat import auto_class
 from ..layers.depths.base import check_plan
 from ..layers.ffns.ffn import FFNS
 from ..layers.norms import NORMS
+from ..layers.parametrization import PARAMETRIZATIONS
 from ..layers.positions import POSITIONS
 from ..layers.rope_parameters import check_rope_parameters
-from ..layers.sites.base import check_sites, has_site_state, layer_sites
-from ..layers.state import FFN_STATE, RECURRENT
+from ..layers.sites.base import check_sites, layer_sites
+from ..layers.state import FFN_STATE
 from .common_names import READABLE, has_routed_layers, read_option, write_option
-from .components import as_list, has_option, normalise, option_names, parse, part_list, resolve, with_type
+from .components import as_list, has_option, normalise, option_names, part_list, resolve, with_type
+from .config_parts import ConfigParts
 
 NORM_POSITIONS = ("pre", "post", "sandwich")
 FEATURES = {
@@ -53,7 +55,7 @@ PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
 
 @strict
-class ArchConfig(PreTrainedConfig):
+class ArchConfig(ConfigParts, PreTrainedConfig):
     """Configuration of a decoder-only language model built from registered components.
 
     Args:
@@ -77,6 +79,7 @@ class ArchConfig(PreTrainedConfig):
         initializer_range: standard deviation of normal initialisation; rescale_residual_init: divide that of the
         projections which
             write to the residual stream by sqrt(number of such projections) (GPT-2).
+        parametrization: what changes with width and depth, a `PARAMETRIZATIONS` name or dict (muP, CompleteP).
         loss_chunk_size: tokens whose logits are held at once by the training loss; None = chosen by the vocabulary,
         0 = all. max_logit_penalty: pulls each token's largest logit towards 0 in the gradients alone (RWKV trains with
         1e-4). classifier_dropout: of the token-classification head.
@@ -138,6 +141,7 @@ class ArchConfig(PreTrainedConfig):
     rescale_residual_init: bool = False
     loss_chunk_size: int | None = None
     max_logit_penalty: float | int = 0.0
+    parametrization: str | dict[str, Any] = "standard"
     use_cache: bool = True
     tie_word_embeddings: bool = False
     pad_token_id: int | None = None
@@ -154,6 +158,7 @@ class ArchConfig(PreTrainedConfig):
         self.ffn = normalise(self.ffn, FFNS, "ffn", default_ffn)
         self.stream = with_type(self.stream, STREAMS, "stream", type(self).stream)
         self.depth = with_type(self.depth, DEPTHS, "depth", type(self).depth)
+        self.parametrization = with_type(self.parametrization, PARAMETRIZATIONS, "parametrization", "standard")
         self._take_flat_options(kwargs)
         # Parsed once more, for the types of what came flat; the stored form holds every option that is not "as the
         # config says".
@@ -161,6 +166,7 @@ class ArchConfig(PreTrainedConfig):
         self.ffn = resolve(self.ffn, FFNS, "ffn")
         self.stream = resolve(self.stream, STREAMS, "stream")
         self.depth = resolve(self.depth, DEPTHS, "depth")
+        self.parametrization = resolve(self.parametrization, PARAMETRIZATIONS, "parametrization")
         for name, registry in PART_LISTS.items():
             setattr(self, name, part_list(getattr(self, name), registry, name))
         if self.num_key_value_heads is None:
@@ -251,99 +257,6 @@ class ArchConfig(PreTrainedConfig):
                 for spec in homes:
                     spec[name] = given
 
-    @property
-    def mixer_specs(self) -> list[tuple[Any, Any]]:
-        """(mixer class, its options) of each layer."""
-        return self._layers(self.mixer, MIXERS, "mixer")
-
-    @property
-    def ffn_specs(self) -> list[tuple[Any, Any]]:
-        """(feed-forward class, its options) of each layer."""
-        return self._layers(self.ffn, FFNS, "ffn")
-
-    @property
-    def stream_spec(self) -> tuple[Any, Any]:
-        """(stream class, its options)."""
-        return parse(self.stream if isinstance(self.stream, dict) else {"type": self.stream}, STREAMS, "stream")
-
-    @property
-    def depth_spec(self) -> tuple[Any, Any]:
-        """(depth class, its options)."""
-        return parse(self.depth if isinstance(self.depth, dict) else {"type": self.depth}, DEPTHS, "depth")
-
-    @property
-    def embedding_specs(self) -> list[tuple[Any, Any]]:
-        """(class, options) of each part of `embeddings`."""
-        return [parse(spec, EMBEDDINGS, "embeddings") for spec in as_list(self.embeddings)]
-
-    @property
-    def site_specs(self) -> list[tuple[Any, Any]]:
-        """(class, options) of each part of `sites`."""
-        return [parse(spec, SITES, "sites") for spec in as_list(self.sites)]
-
-    @property
-    def loss_specs(self) -> list[tuple[Any, Any]]:
-        """(class, options) of each part of `losses`."""
-        return [parse(spec, LOSSES, "losses") for spec in as_list(self.losses)]
-
-    @property
-    def plan(self) -> list[int]:
-        """The layers in the order of their runs."""
-        depth, given = self.depth_spec
-        return depth.plan(self, given)
-
-    def _layers(self, value: Any, registry: Registry[Any], field: str) -> list[tuple[Any, Any]]:
-        pattern = [parse(spec, registry, field) for spec in as_list(value)]
-        return [pattern[layer % len(pattern)] for layer in range(self.num_hidden_layers)]
-
-    @property
-    def layer_types(self) -> list[str]:
-        """One cache layer type per run of a layer, for transformers' caches, and one for the states of embeddings."""
-        kinds = self.layer_kinds
-        types = [kinds[layer] for layer in self.plan]
-        return [*types, RECURRENT] if self._embeddings_keep_state() else types
-
-    @property
-    def layer_kinds(self) -> list[str]:
-        """The cache layer type of each layer."""
-        kinds = []
-        for index, ((mixer, given), (ffn, _)) in enumerate(zip(self.mixer_specs, self.ffn_specs, strict=True)):
-            kind = mixer.layer_type(self, given)
-            if kind in ("full_attention", "sliding_attention"):
-                keeps = ffn.needs_conv_state or has_site_state(self, index)
-                kind = {"full_attention": "hybrid", "sliding_attention": "hybrid_sliding"}[kind] if keeps else kind
-            kinds.append(kind)
-        return kinds
-
-    def _embeddings_keep_state(self) -> bool:
-        return any(part.keeps_state for part, _ in self.embedding_specs)
-
-    @property
-    def windows(self) -> list[int | None]:
-        """The attention window of each layer, None where there is none."""
-        return [mixer.window(self, mixer_options) for mixer, mixer_options in self.mixer_specs]
-
-    @property
-    def base_model_tp_plan(self) -> dict[str, str] | None:
-        """How tensor parallelism splits the base model, None where it splits nothing."""
-        return self._parallel_plan("tensor_parallel", mixer=self.mixer_specs, ffn=self.ffn_specs)
-
-    @property
-    def base_model_ep_plan(self) -> dict[str, str] | None:
-        """How expert parallelism splits the base model, None where there are no experts."""
-        return self._parallel_plan("expert_parallel", ffn=self.ffn_specs)
-
-    def _parallel_plan(self, kind: str, **parts: list[tuple[Any, Any]]) -> dict[str, str] | None:
-        """transformers names layers by `*` only, and two classes may mean different things by one name: what layers of
-        several classes do not agree on stays whole."""
-        plan: dict[str, str] = {}
-        for part, specs in parts.items():
-            plans = [getattr(component, kind)(self, component_options) for component, component_options in specs]
-            of_one_class = len({component for component, _ in specs}) == 1
-            if of_one_class or all(other == plans[0] for other in plans):
-                plan |= {f"layers.*.{part}.{module}": style for one in plans for module, style in one.items()}
-        return plan or None
-
     def with_window(self, window: int | None) -> "ArchConfig":
         """A shallow copy whose `sliding_window` is `window`: what transformers' masks and caches read for one layer."""
         view = copy.copy(self)
@@ -400,6 +313,8 @@ class ArchConfig(PreTrainedConfig):
             )
         stream.validate(self, stream_options)
         check_plan(self)
+        parametrization, parametrization_options = self.parametrization_spec
+        parametrization.validate(self, parametrization_options)
         for part, part_options in (*self.embedding_specs, *self.loss_specs):
             part.validate(self, part_options)
         check_sites(self, self.site_specs)

@@ -139,7 +139,8 @@ class ArchModel(ArchPreTrainedModel):
         rotary = [embedding(inputs_embeds, position_ids) for embedding in self.rotary_embs]
         biases = self._position_biases(inputs_embeds, attention_mask, past_key_values)
 
-        multiplier = self.config.embedding_multiplier
+        parametrization, its_options = self.config.parametrization_spec
+        multiplier = self.config.embedding_multiplier * parametrization.input(self.config, its_options)
         hidden_states = inputs_embeds if multiplier == 1 else inputs_embeds * multiplier
         embedded_positions = self.position.embed(position_ids, hidden_states.dtype)
         if embedded_positions is not None:

@@ -40,7 +40,10 @@ def architecture_name(config: ArchConfig) -> str:
     parts.append("+".join(dict.fromkeys(feed_forwards)))
     parts.append({"pre": "PreNorm", "post": "PostNorm", "sandwich": "SandwichNorm"}[config.norm_position])
     beside = [*config.embedding_specs, *config.site_specs, *config.loss_specs]
-    labels = [component.label for component, _ in (config.stream_spec, config.depth_spec, *beside)]
+    labels = [
+        component.label
+        for component, _ in (config.stream_spec, config.depth_spec, *beside, config.parametrization_spec)
+    ]
     parts += filter(None, dict.fromkeys(labels))
     return "-".join(parts)
 
@@ -91,6 +94,7 @@ def component_table(config: ArchConfig) -> list[tuple[str, str]]:
         ("embeddings", spec(config.embeddings) or "none"),
         ("sites", spec(config.sites) or "none"),
         ("losses", spec(config.losses) or "none"),
+        ("parametrization", spec(config.parametrization)),
         ("position", config.position),
         ("window", on_off(config.sliding_window)),
         ("qk_norm", on_off(config.qk_norm)),

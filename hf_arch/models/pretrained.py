@@ -19,7 +19,7 @@ from .alignment import align_weights
 from .arguments import CACHE_NAMES
 from .block import DecoderLayer
 from .configuration import ArchConfig
-from .initialization import init_arch_weights
+from .initialization import init_arch_weights, init_hidden_matrix
 from .weight_decay import mark_exempt_parameters, teach_trainer
 
 logger = logging.get_logger(__name__)
@@ -68,6 +68,8 @@ class ArchPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
+        if isinstance(module, nn.Linear) and module is not self.get_output_embeddings():
+            init_hidden_matrix(module, self.config)
         init_arch_weights(module, self.config)
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:

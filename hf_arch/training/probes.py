@@ -25,6 +25,7 @@ from hf_arch.core.errors import ConfigError
 from hf_arch.core.failures import TrainingError
 from hf_arch.data.order import SeededOrder
 from hf_arch.data.probes import IGNORE, ProbeData
+from hf_arch.training.scaled_groups import scales_groups
 from hf_arch.training.trainer import decay_parameter_names
 
 EVAL_BATCH = 256
@@ -101,6 +102,10 @@ class ProbeModel(nn.Module):
             raise ConfigError(
                 f"model.losses: {model.config.losses[0]['type']!r} has no effect on a probe, which trains on its "
                 "answers alone; leave it out"
+            )
+        if scales_groups(model):
+            raise ConfigError(
+                f"model.parametrization: {model.config.parametrization['type']!r} is not for probes; use standard"
             )
         self.model = model
         length = data.inputs.shape[1]

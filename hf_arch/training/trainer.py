@@ -37,6 +37,7 @@ from hf_arch.training.gradient_norms import gradient_norms, parameter_groups
 from hf_arch.training.interruption import StopAfterStep, StopRequest
 from hf_arch.training.muon import build_muon
 from hf_arch.training.resume import CheckpointKeeper, follow_schedule
+from hf_arch.training.scaled_groups import check_optimizer, scaled_groups, scales_groups
 from hf_arch.training.step_watch import StepWatch
 from hf_arch.training.zero import SharedOptimizer
 
@@ -113,6 +114,8 @@ class ArchTrainer(HookedTrainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """As Trainer's, or Muon; with `zero_redundancy` each process holds the states of a share of the parameters."""
+        if self.optimizer is None and scales_groups(self.model):
+            self.optimizer = self._scaled_optimizer(model or self.model)
         if self.optimizer is None and self.muon is not None:
             assert not (self.is_fsdp_enabled or self.is_deepspeed_enabled), "Muon needs whole matrices"
             self.optimizer = build_muon(model or self.model, self.args, self._decay_names, self.muon)
@@ -120,6 +123,15 @@ class ArchTrainer(HookedTrainer):
         if self.zero_redundancy and not isinstance(optimizer, SharedOptimizer):
             self.optimizer = optimizer = SharedOptimizer(optimizer)
         return optimizer
+
+    def _scaled_optimizer(self, model: Any) -> torch.optim.Optimizer:
+        """AdamW with the groups of the model's parametrisation."""
+        args = self.args
+        optim = str(getattr(args.optim, "value", args.optim)) if self.muon is None else "muon"
+        check_optimizer(self.model.config, optim, zero_redundancy=self.zero_redundancy)
+        kind, given = self.get_optimizer_cls_and_kwargs(args, model)
+        sizes = {"lr": args.learning_rate, "weight_decay": args.weight_decay, "eps": given.pop("eps")}
+        return kind(scaled_groups(model, self._decay_names, **sizes), **given)
 
     def write_optimizer(self, output_dir: str) -> None:
         wrapped = getattr(self.optimizer, "optimizer", None)  # by accelerate

@@ -91,7 +91,8 @@ class AttentionHeads(Mixer):
     @classmethod
     def scale(cls, config: Any, options: Any) -> float:
         """The factor of the scores."""
-        return cls.sizes(config, options)[2] ** -0.5
+        parametrization, given = config.parametrization_spec
+        return parametrization.attention_scale(config, given, cls.sizes(config, options)[2])
 
     @classmethod
     def rotates(cls, config: Any, options: Any) -> bool:
