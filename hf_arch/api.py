@@ -15,7 +15,8 @@ from .core.plugins import load_plugins
 from .core.registry import ARCHITECTURES, FFNS, MIXERS
 from .deferred import load_all
 from .deprecations import current_names
-from .models.configuration import ArchConfig, option_names
+from .models.components import option_names
+from .models.configuration import ArchConfig
 from .models.cost import ModelCost, model_cost
 from .models.describe import describe
 

@@ -207,6 +207,7 @@ def _packed_gradients(model: Any, ids: Tensor) -> str:
 
 
 def _every_parameter_learns(model: Any, ids: Tensor) -> str:
+    model.train()  # some parameters are those of a loss that training adds
     gradients = _gradients(model, lambda: model(ids, labels=ids, use_cache=False).loss)
     idle = [name for name, grad in gradients.items() if grad is None or not grad.any()]
     if idle:

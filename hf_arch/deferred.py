@@ -34,7 +34,10 @@ AUTO_CLASSES = (
 )
 # What a module has to hold before its tables can be replaced.
 _NEEDED: dict[str, tuple[str, ...]] = {CONFIG_MODULE: ("CONFIG_MAPPING",), MODEL_MODULE: AUTO_CLASSES}
-PACKAGES = ("layers.mixers", "layers.ffns", "layers.streams", "models.architectures")
+PACKAGES = (
+    *("layers.mixers", "layers.ffns", "layers.streams", "layers.sites", "layers.embeddings", "layers.depths"),
+    *("models.losses", "models.architectures"),
+)
 """Where everything registers itself that `load_all` imports; architectures last."""
 NO_ARCHITECTURES = ("base", "declare")
 """The modules of the last package that declare none."""

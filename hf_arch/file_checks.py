@@ -26,6 +26,10 @@ MODEL_PARTS: Mapping[str, tuple[Registry[Any], Callable[[str], dict[str, Any]]]]
     "norm": (registry.NORMS, lambda name: {"norm": name}),
     "position": (registry.POSITIONS, lambda name: {"mixer": "attention", "position": name}),
     "stream": (registry.STREAMS, lambda name: {"stream": name}),
+    "site": (registry.SITES, lambda name: {"mixer": ["gla", "attention"], "sites": [name]}),
+    "embedding": (registry.EMBEDDINGS, lambda name: {"mixer": ["gla", "attention"], "embeddings": [name]}),
+    "depth": (registry.DEPTHS, lambda name: {"mixer": ["gla", "attention"], "depth": name}),
+    "loss": (registry.LOSSES, lambda name: {"mixer": ["gla", "attention"], "losses": [name]}),
     "activation": (registry.ACTIVATIONS, lambda name: {"hidden_act": name}),
 }
 """Kind -> its registry, and the changes to a small mixed model that put the part of this name into it."""

@@ -18,7 +18,7 @@ REPOSITORY_PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md
 REPOSITORY_PAGES |= {"SECURITY.md": "security.md", "RELEASING.md": "releasing.md"}
 NAVIGATION = {
     "Home": "index.md",
-    "Tutorials": ["getting_started.md", "new_mixer.md", "attention.md"],
+    "Tutorials": ["getting_started.md", "new_mixer.md", "attention.md", "parts.md"],
     "How-to": ["usage.md", "experiments.md", "training.md", "evaluation.md", "sharing.md", "coming_from.md"],
     "Reference": ["architectures.md", "recurrences.md", "performance.md", "environment.md", "glossary.md"],
     "Explanation": ["architecture.md"],

@@ -19,6 +19,10 @@ CHANGES = {
     "norm": "model.norm: example",
     "position": "model.position: example",
     "stream": "model.stream: example",
+    "site": "model.sites: [example]",
+    "embedding": "model.embeddings: [example]",
+    "depth": "model.depth: example",
+    "loss": "model.losses: [example]",
 }
 """Kind -> what puts the part into the recipe's model."""
 KINDS = (*CHANGES, "probe")

@@ -208,12 +208,17 @@ def check(
     ],
     overrides: Overrides = None,
     as_json: AsJson = False,
+    coordinates: Annotated[
+        bool, typer.Option("--coordinates", help="Whether training moves activations alike at every width (muP).")
+    ] = False,
 ) -> int:
     """Hold a part to what every sequence model must keep: causality, caches, padding, packing, gradients, cost, FLOPs.
 
-    Takes any file that registers mixers, feed-forwards, norms, positions, streams, architectures or probes.
+    Takes any file that registers mixers, feed-forwards, norms, positions, streams, sites, embeddings, depths, losses,
+    architectures or probes. `--coordinates` takes an architecture, with parametrization=mup unless another is given.
     Seconds, on models of a few thousand parameters; exit code 1 where an invariant fails.
-    Examples: `hf-arch check my_mixer.py num_attention_heads=2`, `hf-arch check gla use_short_conv=true --json`.
+    Examples: `hf-arch check my_mixer.py num_attention_heads=2`, `hf-arch check gla use_short_conv=true --json`,
+    `hf-arch check llama --coordinates parametrization=completep`.
     """
     from transformers.utils.logging import disable_progress_bar
 
@@ -222,7 +227,7 @@ def check(
     disable_progress_bar()
     with _only_results_on_stdout():
         load_override_plugins(overrides or [])
-        checked = check_target(target, overrides or [])
+        checked = check_target(target, overrides or [], coordinates)
     if as_json:
         _print_json({name: [dataclasses.asdict(result) for result in results] for name, results in checked.items()})
     else:

@@ -127,6 +127,15 @@ POSITIONS: Registry[Any] = Registry(
     "position", "Position encodings: subclasses of `hf_arch.layers.positions.Position`."
 )
 STREAMS: Registry[Any] = Registry("stream", "Residual streams: subclasses of `hf_arch.layers.streams.base.Stream`.")
+SITES: Registry[Any] = Registry("site", "Modules at places of a block: subclasses of `hf_arch.layers.sites.base.Site`.")
+EMBEDDINGS: Registry[Any] = Registry(
+    "embedding", "Beside the token embedding: subclasses of `hf_arch.layers.embeddings.base.Embedding`."
+)
+DEPTHS: Registry[Any] = Registry("depth", "How often layers run: subclasses of `hf_arch.layers.depths.base.Depth`.")
+LOSSES: Registry[Any] = Registry("loss", "Auxiliary losses: subclasses of `hf_arch.models.losses.base.AuxiliaryLoss`.")
+PARAMETRIZATIONS: Registry[Any] = Registry(
+    "parametrization", "What changes with size: subclasses of `hf_arch.layers.parametrization.Parametrization`."
+)
 ACTIVATIONS: Registry[Callable] = Registry("activation", "Elementwise functions of one tensor.")
 CORPORA: Registry[Any] = Registry("corpus", "Corpora: functions as `hf_arch.data.corpus.OpenCorpus`.")
 PROBES: Registry[Any] = Registry("probe", "Synthetic probes: `hf_arch.data.probes.probe.Probe` values.")

@@ -96,7 +96,9 @@ def _architecture(config: ArchConfig) -> Architecture:
 
 def _components(config: ArchConfig) -> list[tuple[str, str]]:
     """(module, name) of the registered classes that the config names, each once, those of other libraries left out."""
-    used: list[Any] = [component for component, _ in (*config.mixer_specs, *config.ffn_specs, config.stream_spec)]
+    layers = (*config.mixer_specs, *config.ffn_specs, config.stream_spec, config.depth_spec)
+    beside = (*config.embedding_specs, *config.site_specs, *config.loss_specs)
+    used: list[Any] = [component for component, _ in (*layers, *beside, config.parametrization_spec)]
     used += [NORMS.get(config.norm), POSITIONS.get(config.position), ACTIVATIONS.get(config.hidden_act)]
     return list(dict.fromkeys((part.__module__, part.__name__) for part in used if _is_ours(part.__module__)))
 

@@ -120,7 +120,7 @@ class AttentionProduct(nn.Module):
     def _refuse_what_it_cannot_know(self, implementation: str, options: dict[str, Any]) -> None:
         """An engine that plans its kernels by the config must find there what this layer computes."""
         config = self.config
-        sliding = config.layer_types[self.layer_idx] in ("sliding_attention", "hybrid_sliding")
+        sliding = config.layer_kinds[self.layer_idx] in ("sliding_attention", "hybrid_sliding")
         planned = {
             "position_bias": None,
             "sliding_window": config.sliding_window if sliding else None,

@@ -39,6 +39,8 @@ class LayerContext:
         execution: the cache entry of this run of the layer, where layers run several times; None = its own index.
         shared: this layer's entry of parameters shared among layers (`Mixer.shared`), or None.
         values: what earlier layers published, by the names that this layer `needs`; each [B, T, ...].
+        sites: the modules at each named place of this block (`sites/base.py`); `at` applies them and takes them out, so
+            that the block sees which were not.
         attention_kwargs: further arguments for transformers' attention functions.
     """
 
@@ -52,11 +54,26 @@ class LayerContext:
     execution: int | None = None
     shared: Any = None
     values: Mapping[str, Tensor] = field(default_factory=dict)
+    sites: dict[str, Any] = field(default_factory=dict)
     attention_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def at(self, place: str, source: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """`tensors`, each [B, T, C], after the modules that stand at this place; they see them side by side.
+
+        Args:
+            source: [B, T, D], what the sublayer was given.
+        """
+        modules = self.sites.pop(place, ())
+        if not modules:
+            return tensors
+        joined = tensors[0] if len(tensors) == 1 else torch.cat(tensors, -1)
+        for module in modules:
+            joined = module(joined, source=source, context=self)
+        return joined.split([tensor.shape[-1] for tensor in tensors], -1)
 
     def state(self, layer_idx: int) -> LayerState:
         """The recurrent and convolution states of this run of layer `layer_idx`."""
-        return LayerState(self.cache, layer_idx if self.execution is None else self.execution)
+        return LayerState(self.cache, layer_idx if self.execution is None else self.execution, self)
 
     def update_kv(self, key: Tensor, value: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
         """Keys and values [B, H, T, K] with the cached ones before them; as they are without a cache."""
@@ -80,7 +97,10 @@ class LayerContext:
     def to(self, device: Any, non_blocking: bool = False) -> LayerContext:
         """A copy with every tensor on `device` and the cache where it is; accelerate calls it for a model that is
         spread over devices."""
-        moved = {f.name: _moved(getattr(self, f.name), device, non_blocking) for f in fields(self) if f.name != "cache"}
+        kept = ("cache", "sites")
+        moved = {
+            f.name: _moved(getattr(self, f.name), device, non_blocking) for f in fields(self) if f.name not in kept
+        }
         return replace(self, **moved)
 
 

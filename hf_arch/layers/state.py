@@ -135,11 +135,18 @@ class LayerState:
     Without a cache every read gives None and every write does nothing, so a mixer has one code path.
     """
 
-    def __init__(self, cache: Cache | None, layer_idx: int):
-        self.cache, self.layer_idx = cache, layer_idx
+    def __init__(self, cache: Cache | None, layer_idx: int, context: Any = None):
+        self.cache, self.layer_idx, self.context = cache, layer_idx, context
 
     def __bool__(self) -> bool:
         return self.cache is not None
+
+    def at(self, place: str, source: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """`LayerContext.at` of the context that this state belongs to, for tokens without gaps, padding set to zero
+        again; the tensors as they are without one."""
+        if self.context is None or place not in self.context.sites:
+            return tensors
+        return tuple(map(self.context.layout.zero_padding, self.context.at(place, source, *tensors)))
 
     def recurrent(self, index: int = 0) -> Tensor | None:
         """Recurrent state `index`, or None before the first token."""
@@ -160,6 +167,8 @@ class LayerState:
     def write_recurrent(self, state: Tensor | None, index: int = 0) -> None:
         if self.cache is not None and state is not None:
             self.cache.update_recurrent_state(state, self.layer_idx, state_idx=index)
+            # transformers' layers for keys and states note it with a convolution's state alone.
+            self.cache.layers[self.layer_idx].has_previous_state[index] = True
 
     def write_conv(self, state: Tensor | None, index: int = 0) -> None:
         if self.cache is not None and state is not None:

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from ..core.registry import NORMS
 from ..layers.compat import GradientCheckpointingLayer
 from ..layers.contract import EMPTY_CONTEXT, LayerContext, LayerOutput
+from ..layers.embeddings.base import layer_value_names
 from ..layers.ffns.ffn import NoFeedForward
+from ..layers.sites.base import build_sites
 from ..layers.streams.base import State, Sublayer
 from .configuration import ArchConfig
 
@@ -44,7 +46,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         mixer_class, mixer_options = config.mixer_specs[layer_idx]
         ffn_class, ffn_options = config.ffn_specs[layer_idx]
         stream_class, stream_options = config.stream_spec
-        self.needs = mixer_class.needs(config, mixer_options, layer_idx)
+        self.needs = (*mixer_class.needs(config, mixer_options, layer_idx), *layer_value_names(config, layer_idx))
         self.publishes = mixer_class.publishes(config, mixer_options, layer_idx)
         self.norm_position = config.norm_position
         self.stream = stream_class.Layer(config, stream_options, layer_idx)
@@ -56,8 +58,12 @@ class DecoderLayer(GradientCheckpointingLayer):
         self.shares_norm = has_ffn and stream_class.shares_norm(stream_options)
         self.ffn_norm = _norm(config) if has_ffn and not self.shares_norm else None
         self.ffn_post_norm = _norm(config) if has_ffn and config.norm_position == "sandwich" else None
+        self.sites = nn.ModuleDict(
+            {place: nn.ModuleList(modules) for place, modules in build_sites(config, layer_idx).items()}
+        )
         self.dropout = nn.Dropout(config.residual_dropout)
-        self.residual_multiplier = config.residual_multiplier
+        parametrization, given = config.parametrization_spec
+        self.residual_multiplier = config.residual_multiplier * parametrization.residual(config, given)
 
     def run(self, state: State, shared: Any, values: Mapping[str, Tensor], context: LayerContext) -> LayerResult:
         """One run of the block over the stream.
@@ -85,17 +91,22 @@ class DecoderLayer(GradientCheckpointingLayer):
         """
         cut = len(tensors) - len(self.needs)
         state = self.stream("enter", (hidden_states, *tensors[:cut]))
-        own = replace(context, shared=shared, values=dict(zip(self.needs, tensors[cut:], strict=True)))
+        sites = dict(self.sites.items())
+        own = replace(context, shared=shared, values=dict(zip(self.needs, tensors[cut:], strict=True)), sites=sites)
+        state = (*own.at("block_input", state[0], state[0]), *state[1:])
         x = self._normed(self.stream("read", state, "mixer"), self.mixer_norm)
+        (x,) = own.at("mixer_input", x, x)
         mixed = LayerOutput.of(self.mixer(x, context=own))
         state = self._write(state, mixed.hidden_states, "mixer", self.mixer_norm, self.mixer_post_norm)
         router_logits = None
         if self.ffn is not None:
             if not self.shares_norm:
                 x = self._normed(self.stream("read", state, "ffn"), self.ffn_norm)
-            fed = LayerOutput.of(self.ffn(x, context=context))
+            (x,) = own.at("ffn_input", x, x)
+            fed = LayerOutput.of(self.ffn(x, context=replace(own, shared=context.shared)))
             router_logits = fed.router_logits
             state = self._write(state, fed.hidden_states, "ffn", self.ffn_norm, self.ffn_post_norm)
+        assert not sites, f"layer of {type(self.mixer).__name__}: nothing was applied at {', '.join(sites)}"
         state = self.stream("leave", state)
         if router_logits is None and not self.publishes and len(state) == 1:
             return state[0]

@@ -7,8 +7,7 @@ An unknown option is an error with the nearest known name.
 """
 
 import copy
-import re
-from dataclasses import fields
+from dataclasses import field, fields
 from math import inf
 from typing import Any, ClassVar
 
@@ -17,17 +16,22 @@ from transformers import PreTrainedConfig
 
 from ..core.bundled import BUNDLED
 from ..core.errors import ConfigError, choice_error
-from ..core.options import Options, compact, parse_options
-from ..core.registry import MIXERS, STREAMS, Registry
+from ..core.options import Options
+from ..core.registry import DEPTHS, EMBEDDINGS, LOSSES, MIXERS, SITES, STREAMS, Registry
 from ..deprecations import current_names
 from ..layers.activations import ACTIVATIONS
 from ..layers.compat import auto_class
+from ..layers.depths.base import check_plan
 from ..layers.ffns.ffn import FFNS
 from ..layers.norms import NORMS
+from ..layers.parametrization import PARAMETRIZATIONS
 from ..layers.positions import POSITIONS
 from ..layers.rope_parameters import check_rope_parameters
+from ..layers.sites.base import check_sites, layer_sites
 from ..layers.state import FFN_STATE
 from .common_names import READABLE, has_routed_layers, read_option, write_option
+from .components import as_list, has_option, normalise, option_names, part_list, resolve, with_type
+from .config_parts import ConfigParts
 
 NORM_POSITIONS = ("pre", "post", "sandwich")
 FEATURES = {
@@ -45,11 +49,13 @@ FEATURES = {
 ignored. Sizes are no features: one recipe gives them to architectures of every kind."""
 Component = str | dict[str, Any] | list[Any]
 """A component's name, a dict of its `type` and options, or a pattern of these that repeats over the layers."""
+PART_LISTS: dict[str, Registry[Any]] = {"embeddings": EMBEDDINGS, "sites": SITES, "losses": LOSSES}
+"""Fields that hold any number of parts, none by default."""
 PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
 
 @strict
-class ArchConfig(PreTrainedConfig):
+class ArchConfig(ConfigParts, PreTrainedConfig):
     """Configuration of a decoder-only language model built from registered components.
 
     Args:
@@ -59,6 +65,8 @@ class ArchConfig(PreTrainedConfig):
         intermediate_size: width of the FFN; None = the FFN's own rule (`mlp` 4x, `glu` 8/3x rounded up to
         `intermediate_multiple_of`). mixer, ffn: a component, or a pattern over the layers.
         stream: how sublayers read from and write to the residual stream, a `STREAMS` name or dict.
+        depth: which layers run how often, a `DEPTHS` name or dict. embeddings, sites, losses: lists of parts of
+        `EMBEDDINGS` (beside the token embedding), `SITES` (at places of the block) and `LOSSES` (added in training).
         norm, norm_position, norm_eps: `NORMS` name; "pre", "post" or "sandwich"; epsilon.
         embedding_norm: a norm right after the embeddings. final_norm: a norm before the head (None: wherever the
         last block does not end with one). position: `POSITIONS` name; rope_parameters: as in transformers.
@@ -73,6 +81,7 @@ class ArchConfig(PreTrainedConfig):
         initializer_range: standard deviation of normal initialisation. rescale_residual_init: divide that of the
             projections which write to the residual stream by sqrt(number of sublayers) (GPT-2); a projection with a
             rule of its own keeps it.
+        parametrization: what changes with width and depth, a `PARAMETRIZATIONS` name or dict (muP, CompleteP).
         loss_chunk_size: tokens whose logits are held at once by the training loss; None = chosen by the vocabulary,
         0 = all. max_logit_penalty: pulls each token's largest logit towards 0 in the gradients alone (RWKV trains with
         1e-4). classifier_dropout: of the token-classification head.
@@ -103,6 +112,10 @@ class ArchConfig(PreTrainedConfig):
     mixer: Component = "attention"
     ffn: Component = "glu"
     stream: str | dict[str, Any] = "add"
+    depth: str | dict[str, Any] = "plain"
+    embeddings: Component = field(default_factory=list)
+    sites: Component = field(default_factory=list)
+    losses: Component = field(default_factory=list)
     norm: str = "rmsnorm"
     norm_position: str = "pre"
     norm_eps: float = 1e-6
@@ -131,6 +144,7 @@ class ArchConfig(PreTrainedConfig):
     rescale_residual_init: bool = False
     loss_chunk_size: int | None = None
     max_logit_penalty: float | int = 0.0
+    parametrization: str | dict[str, Any] = "standard"
     use_cache: bool = True
     tie_word_embeddings: bool = False
     pad_token_id: int | None = None
@@ -143,15 +157,21 @@ class ArchConfig(PreTrainedConfig):
         kwargs = self._take_renamed(kwargs)
         self._check_sizes()
         default_mixer, default_ffn = type(self).mixer, type(self).ffn
-        self.mixer = _normalise(self.mixer, MIXERS, "mixer", default_mixer)
-        self.ffn = _normalise(self.ffn, FFNS, "ffn", default_ffn)
-        self.stream = _with_type(self.stream, STREAMS, "stream", type(self).stream)
+        self.mixer = normalise(self.mixer, MIXERS, "mixer", default_mixer)
+        self.ffn = normalise(self.ffn, FFNS, "ffn", default_ffn)
+        self.stream = with_type(self.stream, STREAMS, "stream", type(self).stream)
+        self.depth = with_type(self.depth, DEPTHS, "depth", type(self).depth)
+        self.parametrization = with_type(self.parametrization, PARAMETRIZATIONS, "parametrization", "standard")
         self._take_flat_options(kwargs)
         # Parsed once more, for the types of what came flat; the stored form holds every option that is not "as the
         # config says".
-        self.mixer = _resolve(self.mixer, MIXERS, "mixer")
-        self.ffn = _resolve(self.ffn, FFNS, "ffn")
-        self.stream = _resolve(self.stream, STREAMS, "stream")
+        self.mixer = resolve(self.mixer, MIXERS, "mixer")
+        self.ffn = resolve(self.ffn, FFNS, "ffn")
+        self.stream = resolve(self.stream, STREAMS, "stream")
+        self.depth = resolve(self.depth, DEPTHS, "depth")
+        self.parametrization = resolve(self.parametrization, PARAMETRIZATIONS, "parametrization")
+        for name, registry in PART_LISTS.items():
+            setattr(self, name, part_list(getattr(self, name), registry, name))
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None and self.hidden_size % self.num_attention_heads == 0:
@@ -232,69 +252,13 @@ class ArchConfig(PreTrainedConfig):
             homes = [
                 spec
                 for value, registry in components
-                for spec in _as_list(value)
+                for spec in as_list(value)
                 if name in option_names(registry.get(spec["type"]))
             ]
             if homes:
                 given = kwargs.pop(name)
                 for spec in homes:
                     spec[name] = given
-
-    @property
-    def mixer_specs(self) -> list[tuple[Any, Any]]:
-        """(mixer class, its options) of each layer."""
-        return self._layers(self.mixer, MIXERS, "mixer")
-
-    @property
-    def ffn_specs(self) -> list[tuple[Any, Any]]:
-        """(feed-forward class, its options) of each layer."""
-        return self._layers(self.ffn, FFNS, "ffn")
-
-    @property
-    def stream_spec(self) -> tuple[Any, Any]:
-        """(stream class, its options)."""
-        return _parse(self.stream if isinstance(self.stream, dict) else {"type": self.stream}, STREAMS, "stream")
-
-    def _layers(self, value: Any, registry: Registry[Any], field: str) -> list[tuple[Any, Any]]:
-        pattern = [_parse(spec, registry, field) for spec in _as_list(value)]
-        return [pattern[layer % len(pattern)] for layer in range(self.num_hidden_layers)]
-
-    @property
-    def layer_types(self) -> list[str]:
-        """One cache layer type per layer, for transformers' caches and masks."""
-        types = []
-        for (mixer, mixer_options), (ffn, _) in zip(self.mixer_specs, self.ffn_specs, strict=True):
-            kind = mixer.layer_type(self, mixer_options)
-            if ffn.needs_conv_state and kind in ("full_attention", "sliding_attention"):
-                kind = {"full_attention": "hybrid", "sliding_attention": "hybrid_sliding"}[kind]
-            types.append(kind)
-        return types
-
-    @property
-    def windows(self) -> list[int | None]:
-        """The attention window of each layer, None where there is none."""
-        return [mixer.window(self, mixer_options) for mixer, mixer_options in self.mixer_specs]
-
-    @property
-    def base_model_tp_plan(self) -> dict[str, str] | None:
-        """How tensor parallelism splits the base model, None where it splits nothing."""
-        return self._parallel_plan("tensor_parallel", mixer=self.mixer_specs, ffn=self.ffn_specs)
-
-    @property
-    def base_model_ep_plan(self) -> dict[str, str] | None:
-        """How expert parallelism splits the base model, None where there are no experts."""
-        return self._parallel_plan("expert_parallel", ffn=self.ffn_specs)
-
-    def _parallel_plan(self, kind: str, **parts: list[tuple[Any, Any]]) -> dict[str, str] | None:
-        """transformers names layers by `*` only, and two classes may mean different things by one name: what layers of
-        several classes do not agree on stays whole."""
-        plan: dict[str, str] = {}
-        for part, specs in parts.items():
-            plans = [getattr(component, kind)(self, component_options) for component, component_options in specs]
-            of_one_class = len({component for component, _ in specs}) == 1
-            if of_one_class or all(other == plans[0] for other in plans):
-                plan |= {f"layers.*.{part}.{module}": style for one in plans for module, style in one.items()}
-        return plan or None
 
     def with_window(self, window: int | None) -> "ArchConfig":
         """A shallow copy whose `sliding_window` is `window`: what transformers' masks and caches read for one layer."""
@@ -304,10 +268,13 @@ class ArchConfig(PreTrainedConfig):
 
     @property
     def per_layer_config(self) -> Any:
-        """One config a layer, from which transformers' caches take each layer's window."""
-        if all(window == self.sliding_window for window in self.windows):
+        """One config a layer of the cache, from which transformers takes its window."""
+        windows, plan = self.windows, self.plan
+        plain = plan == list(range(self.num_hidden_layers)) and not self._embeddings_keep_state()
+        if plain and all(window == self.sliding_window for window in windows):
             return super().per_layer_config
-        return [self.with_window(window) for window in self.windows]
+        views = [self.with_window(windows[layer]) for layer in plan]
+        return [*views, self] if self._embeddings_keep_state() else views
 
     @per_layer_config.setter
     def per_layer_config(self, value: Any) -> None:
@@ -316,8 +283,9 @@ class ArchConfig(PreTrainedConfig):
 
     @property
     def number_of_conv_states(self) -> int:
-        """Convolution states that transformers' own hybrid cache layers reserve (mixer and FFN)."""
-        return FFN_STATE + 1
+        """States that transformers' own hybrid cache layers reserve, of each kind (mixer, FFN, sites)."""
+        sites = max(len(layer_sites(self, layer)) for layer in range(self.num_hidden_layers))
+        return FFN_STATE + 1 + sites
 
     def validate_rope(self) -> None:
         """Nothing: `validate_architecture` checks the rotation that each layer asks for, with its own head_dim."""
@@ -348,6 +316,12 @@ class ArchConfig(PreTrainedConfig):
             )
         stream.validate(self, stream_options)
         self._check_init()
+        check_plan(self)
+        parametrization, parametrization_options = self.parametrization_spec
+        parametrization.validate(self, parametrization_options)
+        for part, part_options in (*self.embedding_specs, *self.loss_specs):
+            part.validate(self, part_options)
+        check_sites(self, self.site_specs)
         self._check_published_values()
         self._refuse_idle_features()
 
@@ -387,7 +361,7 @@ class ArchConfig(PreTrainedConfig):
             value = getattr(self, name)
             idle = value in (None, False, 0.0, PLAIN_ROPE, getattr(type(self), name))
             if name not in taken and not idle:
-                names = ", ".join(sorted({spec["type"] for spec in [*_as_list(self.mixer), *_as_list(self.ffn)]}))
+                names = ", ".join(sorted({spec["type"] for spec in [*as_list(self.mixer), *as_list(self.ffn)]}))
                 raise ConfigError(
                     f"{name}: {value!r} would have no effect, since none of {names} takes it; leave it out"
                 )
@@ -399,72 +373,8 @@ def _leaves(feature: str, given: Options) -> bool:
     return not values or None in values
 
 
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-def has_option(components: tuple[tuple[Any, Registry[Any]], ...], name: str) -> bool:
-    """Whether one of the given components has such an option."""
-    return any(
-        name in option_names(registry.get(spec["type"])) for value, registry in components for spec in _as_list(value)
-    )
-
-
-def option_names(component: Any) -> list[str]:
-    """Names of the options of a registered component."""
-    options_class: type[Options] = component.Options
-    return [f.name for f in fields(options_class)]
-
-
 def _positive(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ConfigError(f"{name}: {value!r} is not a whole number; use an integer >= 1")
     if value < 1:
         raise ConfigError(f"{name}: {value} is not allowed; use an integer >= 1")
-
-
-def _normalise(value: Any, registry: Registry[Any], field: str, default: Any) -> Any:
-    """A name, dict or pattern -> a dict, or a list of dicts with repetitions written out; each a fresh copy with
-    its `type`."""
-    if isinstance(value, list):
-        if not value:
-            raise ConfigError(f"{field}: an empty pattern; give at least one of: {', '.join(registry)}")
-        return [spec for item in value for spec in _repeat(item, registry, field)]
-    return _with_type(value, registry, field, default)
-
-
-def _repeat(item: Any, registry: Registry[Any], field: str) -> list[dict[str, Any]]:
-    if not isinstance(item, str) or "*" not in item:
-        return [_with_type(item, registry, field, None)]
-    match = re.fullmatch(r"\s*(\w+)\s*\*\s*([1-9]\d*)\s*", item)
-    if match is None:
-        raise ConfigError(f'{field}: {item!r} is not a pattern entry; write a name, "name*3" or a dict')
-    return [_with_type(match[1], registry, field, None) for _ in range(int(match[2]))]
-
-
-def _with_type(value: Any, registry: Registry[Any], field: str, default: Any) -> dict[str, Any]:
-    if isinstance(value, str):
-        value = {"type": value}
-    if not isinstance(value, dict):
-        raise ConfigError(
-            f"{field}: {value!r} is neither a name nor a dict with a `type`; allowed: {', '.join(registry)}"
-        )
-    if "type" not in value:
-        if not isinstance(default, str):
-            raise ConfigError(f"{field}: the dict has no `type`; allowed: {', '.join(registry)}")
-        value = {"type": default, **value}
-    registry.get(value["type"], field)
-    return dict(value)
-
-
-def _parse(spec: dict[str, Any], registry: Registry[Any], field: str) -> tuple[Any, Any]:
-    component = registry.get(spec["type"], field)
-    given = {key: value for key, value in spec.items() if key != "type"}
-    return component, parse_options(component.Options, given, f"{field} {spec['type']}")
-
-
-def _resolve(value: Any, registry: Registry[Any], field: str) -> Any:
-    def one(spec: dict[str, Any]) -> dict[str, Any]:
-        return {"type": spec["type"], **compact(_parse(spec, registry, field)[1])}
-
-    return [one(spec) for spec in value] if isinstance(value, list) else one(value)

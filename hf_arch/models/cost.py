@@ -31,7 +31,7 @@ class ModelCost:
         params_active: those that a token passes through (fewer than all with experts).
         params_embedding: token and learned position embeddings (a tied head counts here).
         flops_per_token_forward: mean over a sequence of `seq_len` tokens, head included.
-        flops_per_token_train: three times that.
+        flops_per_token_train: three times that, and that of auxiliary losses.
         prefill_flops: of `batch_size` prompts of `seq_len` tokens, logits of the last token only.
     """
 
@@ -54,12 +54,12 @@ class ModelCost:
 
     def decode_flops(self, context: int) -> float:
         """FLOPs of one decoding step of `batch_size` sequences that have `context` tokens in their caches."""
-        mixing = sum(layer.cost(context).decode_flops for layer in self._layers)
+        mixing = sum(layer.cost(context).decode_flops * times for layer, times in self._layers)
         return self.batch_size * (self._linear_flops + mixing)
 
     def state_bytes(self, context: int) -> int:
         """Bytes of the cache of `batch_size` sequences after `context` tokens."""
-        return self.batch_size * sum(layer.cost(context).state_bytes for layer in self._layers)
+        return self.batch_size * sum(layer.cost(context).state_bytes * times for layer, times in self._layers)
 
 
 def model_cost(config: ArchConfig, seq_len: int, batch_size: int = 1) -> ModelCost:
@@ -72,14 +72,16 @@ def model_cost(config: ArchConfig, seq_len: int, batch_size: int = 1) -> ModelCo
         if value < 1:
             raise ConfigError(f"{name}: {value} is not allowed; use an integer >= 1")
     model = _meta_model(config.model_type, config.to_json_string(use_diff=False))
-    layers = [model.model.stream]
-    for layer in model.model.layers:
-        layers += [module for module in (layer.stream, layer.mixer, layer.ffn) if module is not None]
-    costs: list[MixerCost] = [layer.cost(seq_len) for layer in layers]
+    layers = _parts(model.model)
+    costs: list[MixerCost] = [layer.cost(seq_len) for layer, _ in layers]
     head = 2 * model.lm_head.weight.numel()
-    inactive = sum(cost.inactive_parameters for cost in costs)
-    body = 2 * sum(_linear_weights(layer) for layer in layers)
-    forward = (body + head) + sum(cost.mixing_flops for cost in costs) / seq_len
+    # A layer that runs again has its experts once.
+    inactive = sum({id(layer): layer.cost(seq_len).inactive_parameters for layer, _ in layers}.values())
+    inactive += sum(parameter.numel() for parameter in model.losses.parameters())
+    body = 2 * sum(_linear_weights(layer) * times for layer, times in layers)
+    mixing = sum(cost.mixing_flops * times for cost, (_, times) in zip(costs, layers, strict=True))
+    forward = (body + head) + mixing / seq_len
+    trained = forward + sum(loss.training_flops(seq_len) for loss in model.losses) / seq_len
     embedding = sum(m.weight.numel() for m in model.model.modules() if isinstance(m, nn.Embedding))
     total = sum(parameter.numel() for parameter in model.parameters())
     return ModelCost(
@@ -90,11 +92,21 @@ def model_cost(config: ArchConfig, seq_len: int, batch_size: int = 1) -> ModelCo
         params_active=total - inactive,
         params_embedding=embedding,
         flops_per_token_forward=forward,
-        flops_per_token_train=3 * forward,
+        flops_per_token_train=3 * trained,
         prefill_flops=batch_size * ((forward - head) * seq_len + head),
         _layers=tuple(layers),
         _linear_flops=body + head,
     )
+
+
+def _parts(body: Any) -> list[tuple[Any, int]]:
+    """(part, how often a token passes through it) of everything between the token embedding and the head."""
+    parts = [(part, 1) for part in (body.stream, body.depth, *body.embeddings)]
+    for index, layer in enumerate(body.layers):
+        times = body.plan.count(index)
+        parts += [(part, times) for part in (layer.stream, layer.mixer, layer.ffn) if part is not None]
+        parts += [(site, times) for sites in layer.sites.values() for site in sites]
+    return parts
 
 
 def _linear_weights(module: nn.Module) -> int:

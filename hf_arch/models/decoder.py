@@ -1,4 +1,4 @@
-"""The decoder, written once: embeddings, blocks, norm, and the heads on top.
+"""The decoder, written once: embeddings, blocks and the final norm.
 
 What every layer needs of the batch (masks by kind, positions, rotary embeddings, documents and padding) is worked
 out once per call and handed down; layers are found in the registry, so this file imports no mixer.
@@ -6,141 +6,50 @@ out once per call and handed down; layers are found in the registry, so this fil
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
-    CausalLMOutputWithPast,
-    MoeCausalLMOutputWithPast,
     MoeModelOutputWithPast,
 )
 from transformers.utils import logging
 
 from ..core.registry import NORMS, POSITIONS
-from ..layers.attention_product import AttentionProduct
 from ..layers.compat import (
     CACHE_ARGUMENT,
-    GenericForQuestionAnswering,
-    GenericForSequenceClassification,
-    GenericForTokenClassification,
-    OutputRecorder,
     TransformersKwargs,
     Unpack,
-    can_return_tuple,
     capture_outputs,
     create_causal_mask,
     merge_with_config_defaults,
-    slice_logits_to_keep,
 )
 from ..layers.contract import LayerContext
 from ..layers.documents import refuse_numbers
-from ..layers.fp32 import loading_patterns, restore_fp32
+from ..layers.embeddings.base import EmbeddingOutput, value_name
 from ..layers.key_positions import KeyPositions, key_positions
 from ..layers.layout import build_layout, positions_from_mask
 from ..layers.positions import ArchRotaryEmbedding, alibi_slopes
 from ..layers.state import RecurrentStateLayer
-from .adapters import enter_lora_targets
-from .alignment import align_weights
-from .arguments import CACHE_NAMES, accept_either_name, cache_of, one_cache
+from .arguments import one_cache
 from .block import DecoderLayer
 from .cache_checks import is_paged
-from .common_names import aux_loss_coefficients
 from .configuration import ArchConfig
-from .heads import counting_items, sequence_loss, token_loss
-from .initialization import init_arch_weights
 from .inputs import read_inputs
-from .late_logits import LateLogits, MoeTrainingOutput, TrainingOutput
 from .layer_masks import same_document, sliding_mask
-from .loss import chunked_cross_entropy, loss_chunk_size, penalise_max_logits, target_weights
-from .named_draws import NamedDraws, global_seed, named_draws
-from .serving import CheckedGenerationMixin
-from .weight_decay import mark_exempt_parameters, teach_trainer
+from .pretrained import ArchPreTrainedModel
 
 logger = logging.get_logger(__name__)
 
 
-class ArchPreTrainedModel(PreTrainedModel):
-    """What all models share: transformers' flags and the weight initialisation."""
+@dataclass
+class LossInputs:
+    """Filled by a forward pass with what auxiliary losses need: the context of each layer."""
 
-    config: ArchConfig
-    config_class = ArchConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _no_split_modules: ClassVar[list[str]] = ["DecoderLayer"]
-    _skip_keys_device_placement: ClassVar[list[str]] = [*CACHE_NAMES]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_record_outputs: ClassVar[dict[str, Any]] = {
-        "hidden_states": DecoderLayer,
-        "attentions": OutputRecorder(AttentionProduct, index=1),
-    }
-
-    def __init__(self, config: ArchConfig):
-        super().__init__(config)
-        # Nothing is drawn between a model's and its base model's: both see the generator as the outermost found it.
-        self._initial_seed = global_seed()
-        self._draws: NamedDraws | None = None
-        self._module_names: dict[nn.Module, str] = {}
-        # transformers refuses assisted generation by this flag: it takes tokens back, which a state cannot.
-        self._is_stateful = not {"full_attention", "sliding_attention"}.issuperset(config.layer_types)
-
-    def post_init(self) -> None:
-        """Also widens what a low default dtype made too narrow, before it is initialised, and tells the loader of
-        it."""
-        restore_fp32(self)
-        self._keep_in_fp32_modules_strict = loading_patterns(self)
-        super().post_init()
-        if global_seed() == self._initial_seed:
-            torch.rand((), device="cpu")  # the next model is another one, also where no constructor drew anything
-        teach_trainer()
-        enter_lora_targets(self, self.config.model_type)
-
-    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
-        """As PreTrainedModel's, which is called last of all when a model is made and when it is loaded."""
-        super().tie_weights(*args, **kwargs)
-        mark_exempt_parameters(self)
-        align_weights(self)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        init_arch_weights(module, self.config)
-
-    def initialize_weights(self) -> None:
-        """As PreTrainedModel's, each parameter drawn from (seed, its name in the base model): `named_draws`."""
-        prefix = f"{self.base_model_prefix}."
-        self._module_names = {module: name.removeprefix(prefix) for name, module in self.named_modules()}
-        try:
-            with named_draws(self, self._initial_seed, prefix) as self._draws:
-                super().initialize_weights()
-        finally:
-            self._draws, self._module_names = None, {}
-
-    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
-        if self._draws is not None:
-            self._draws.enter_module(self._module_names.get(module, ""))
-        # For custom code transformers skips modules without unloaded parameters of their own, such as a block that
-        # rescales its projections; ours may all be visited, since `transformers.initialization` spares what is loaded.
-        super()._initialize_weights(module, is_custom_code=False)
-
-    @classmethod
-    def _can_set_experts_implementation(cls) -> bool:
-        return True  # transformers looks for its decorator in this file; the experts are a component
-
-    @classmethod
-    def _supports_default_dynamic_cache(cls) -> bool:
-        return True
-
-    @classmethod
-    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
-        """Nothing: saved checkpoints carry no code; `hf-arch export --format hub` writes a self-contained
-        repository."""
+    contexts: dict[int, LayerContext] = field(default_factory=dict)
 
 
 class ArchModel(ArchPreTrainedModel):
@@ -155,6 +64,12 @@ class ArchModel(ArchPreTrainedModel):
         self.embedding_norm = self._norm() if config.embedding_norm else None
         stream_class, stream_options = config.stream_spec
         self.stream = stream_class(config, stream_options)
+        self.embeddings = nn.ModuleList(
+            [part(config, options, slot) for slot, (part, options) in enumerate(config.embedding_specs)]
+        )
+        depth_class, depth_options = config.depth_spec
+        self.depth = depth_class(config, depth_options)
+        self.plan = depth_class.plan(config, depth_options)
         self.layers = nn.ModuleList([DecoderLayer(config, index) for index in range(config.num_hidden_layers)])
         has_final_norm = config.norm_position != "post" if config.final_norm is None else config.final_norm
         self.norm = self._norm() if has_final_norm else nn.Identity()
@@ -167,6 +82,7 @@ class ArchModel(ArchPreTrainedModel):
         self.shared = nn.ModuleList([kind.build() for kind in kinds])
         self._shared_index = [None if kind is None else kinds.index(kind) for kind in wanted]
         self._layer_types, self._windows = config.layer_types, config.windows
+        self._kinds = config.layer_kinds
         blocks: Any = self.layers
         # Which layers bias their attention scores, and by the slopes of how many heads.
         self._bias_heads = [
@@ -197,12 +113,15 @@ class ArchModel(ArchPreTrainedModel):
         `documents.py`; what is not supported is a ValueError before any layer runs. `cache` is another name of
         `past_key_values`."""
         past_key_values = one_cache(past_key_values, cache, kwargs)
+        wanted: LossInputs | None = kwargs.pop("loss_inputs", None)
         if is_paged(past_key_values):  # read by the attention functions of continuous batching, under this name
             kwargs["cache"], past_key_values = past_key_values, None
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
+        else:
+            self._require_ids()
         if self.gradient_checkpointing and self.training and (use_cache or past_key_values is not None):
             logger.warning_once(
                 "gradient checkpointing runs layers twice, which a cache cannot follow; no cache is used"
@@ -220,7 +139,8 @@ class ArchModel(ArchPreTrainedModel):
         rotary = [embedding(inputs_embeds, position_ids) for embedding in self.rotary_embs]
         biases = self._position_biases(inputs_embeds, attention_mask, past_key_values)
 
-        multiplier = self.config.embedding_multiplier
+        parametrization, its_options = self.config.parametrization_spec
+        multiplier = self.config.embedding_multiplier * parametrization.input(self.config, its_options)
         hidden_states = inputs_embeds if multiplier == 1 else inputs_embeds * multiplier
         embedded_positions = self.position.embed(position_ids, hidden_states.dtype)
         if embedded_positions is not None:
@@ -228,27 +148,28 @@ class ArchModel(ArchPreTrainedModel):
         hidden_states = self.embedding_dropout(hidden_states)
         if self.embedding_norm is not None:
             hidden_states = self.embedding_norm(hidden_states)
-        published: dict[str, Tensor] = {}
-        state = self.stream("start", hidden_states)
+        batch = LayerContext(layout=layout, position_ids=position_ids, cache=past_key_values, attention_kwargs=given)
+        hidden_states, published = self._beside_tokens(hidden_states, input_ids, batch)
+        state = self.depth("start", self.stream("start", hidden_states))
         router_logits: list[Tensor] = []
         wants_router_logits = given.pop("output_router_logits", getattr(self.config, "output_router_logits", False))
         shared = [parameters() for parameters in self.shared]
         blocks: Any = self.layers
-        for index, layer in enumerate(blocks):
-            rotary_index, shared_index = self._rotary_index[index], self._shared_index[index]
-            context = LayerContext(
-                layout=layout,
+        for run, index in enumerate(self.plan):
+            layer, rotary_index, shared_index = blocks[index], self._rotary_index[index], self._shared_index[index]
+            context = replace(
+                batch,
                 attention_mask=masks.get(self._mask_key(index)),
-                position_ids=position_ids,
                 position_embeddings=None if rotary_index is None else rotary[rotary_index],
                 position_bias=biases[index],
                 keys=self._keys_of(index, masks),
-                cache=past_key_values,
-                attention_kwargs=given,
+                execution=run,
             )
+            if wanted is not None:
+                wanted.contexts[index] = context
             own = None if shared_index is None else shared[shared_index][index]
             out = layer.run(state, own, published, context)
-            state = out.state
+            state = self.depth("between", out.state, run)
             published.update(zip(layer.publishes, out.published, strict=True))
             if out.router_logits is not None:
                 router_logits.append(out.router_logits)
@@ -261,6 +182,23 @@ class ArchModel(ArchPreTrainedModel):
             return MoeModelOutputWithPast(**fields, router_logits=tuple(router_logits))
         return BaseModelOutputWithPast(**fields)
 
+    def _require_ids(self) -> None:
+        for part in self.embeddings:
+            if part.reads_ids:
+                raise ValueError(f"inputs_embeds: {type(part).__name__} looks tokens up by their ids; pass input_ids")
+
+    def _beside_tokens(
+        self, hidden_states: Tensor, ids: Tensor | None, batch: LayerContext
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What enters the first layer, and what layers get of the embeddings beside the tokens'."""
+        handed: dict[str, Tensor] = {}
+        context = replace(batch, execution=len(self.plan))  # their states lie behind those of all runs
+        for number, part in enumerate(self.embeddings):
+            out = EmbeddingOutput.of(part(hidden_states, ids, context))
+            hidden_states = out.hidden_states
+            handed |= {value_name(number, layer): value for layer, value in out.layers.items()}
+        return hidden_states, handed
+
     def _positions(self, position_ids: Tensor | None, attention_mask: Any, past: Any, embeds: Tensor) -> Tensor:
         """Given positions, or ones that count valid tokens (so that left padding changes nothing)."""
         if position_ids is not None:
@@ -272,7 +210,7 @@ class ArchModel(ArchPreTrainedModel):
         return (torch.arange(length, device=embeds.device) + past).unsqueeze(0)
 
     def _mask_key(self, index: int) -> str:
-        kind, window = self._layer_types[index], self._windows[index]
+        kind, window = self._kinds[index], self._windows[index]
         if kind not in ("full_attention", "sliding_attention", "hybrid", "hybrid_sliding"):
             return kind
         return "full_attention" if window is None else f"sliding_attention:{window}"
@@ -294,19 +232,19 @@ class ArchModel(ArchPreTrainedModel):
             CACHE_ARGUMENT: cache,
             "and_mask_function": None if segment_ids is None else same_document(segment_ids),
         }
-        for index in range(len(self.layers)):
+        for run, index in enumerate(self.plan):
             key = self._mask_key(index)
             if key in masks:
                 continue
             # A static layer's unused slots must be masked in a single step too; transformers sees to it only where
             # every layer of the cache is static, which recurrent ones are not.
-            static = cache is not None and index < len(cache.layers) and cache.layers[index].is_compileable
+            static = cache is not None and run < len(cache.layers) and cache.layers[run].is_compileable
             common["allow_is_causal_skip"] = not (static and inputs_embeds.shape[1] == 1)
             if key == "full_attention":
-                masks[key] = create_causal_mask(config=self.config, layer_idx=index, **common)
+                masks[key] = create_causal_mask(config=self.config, layer_idx=run, **common)
             elif key.startswith("sliding_attention"):
                 config = self.config.with_window(self._windows[index])
-                masks[key] = sliding_mask(config, self.config, index, common)
+                masks[key] = sliding_mask(config, self.config, run, common)
         masks |= self._key_positions(inputs_embeds, attention_mask, cache, segment_ids)
         if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
             masks["padding"] = attention_mask[:, -inputs_embeds.shape[1] :].to(inputs_embeds.device)
@@ -319,12 +257,12 @@ class ArchModel(ArchPreTrainedModel):
         made: dict[str, KeyPositions] = {}
         mask = attention_mask if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 else None
         batch, length = embeds.shape[:2]
-        for index, asks in enumerate(self.asks_keys):
+        for run, index in enumerate(self.plan):
             key = f"keys:{self._mask_key(index)}"
-            if not asks or key in made:
+            if not self.asks_keys[index] or key in made:
                 continue
-            total, offset = cache.get_mask_sizes(length, index) if cache is not None else (length, 0)
-            past = cache.get_query_offset(index) if cache is not None else 0
+            total, offset = cache.get_mask_sizes(length, run) if cache is not None else (length, 0)
+            past = cache.get_query_offset(run) if cache is not None else 0
             sizes, window = (total, offset, past), self._windows[index]
             made[key] = key_positions((batch, length), sizes, mask, segment_ids, window, embeds.device)
         return made
@@ -364,8 +302,9 @@ class ArchModel(ArchPreTrainedModel):
                 biases.append(None)
                 continue
             length = embeds.shape[1]
-            total, offset = cache.get_mask_sizes(length, index) if cache is not None else (length, 0)
-            past = cache.get_query_offset(index) if cache is not None else 0
+            run = self.plan.index(index)
+            total, offset = cache.get_mask_sizes(length, run) if cache is not None else (length, 0)
+            past = cache.get_query_offset(run) if cache is not None else 0
             key = (heads, total, str(offset))
             if key not in made:
                 queries = torch.arange(length, device=embeds.device) + past
@@ -389,147 +328,3 @@ class ArchModel(ArchPreTrainedModel):
 def _takes_position_bias(mixer: Any) -> bool:
     """Whether it adds the config's bias to its scores: it has the softmax product and no position of its own."""
     return hasattr(mixer, "product") and getattr(mixer.options, "position", None) is None
-
-
-class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
-    """Decoder with a language-model head; in training with a large vocabulary the loss never holds all logits
-    (`logits` is then None)."""
-
-    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
-    _tp_plan: ClassVar[dict[str, str]] = {"lm_head": "colwise_gather_output"}
-    _pp_plan: ClassVar[dict[str, Any]] = {"lm_head": (["hidden_states"], ["logits"])}
-    _fsdp_plan: ClassVar[dict[str, str]] = {"lm_head": "keep_full_weight"}
-    model_class: ClassVar[type[ArchModel]] = ArchModel
-    generate = accept_either_name(CheckedGenerationMixin.generate)
-    prepare_inputs_for_generation = accept_either_name(CheckedGenerationMixin.prepare_inputs_for_generation)
-
-    def __init__(self, config: ArchConfig):
-        super().__init__(config)
-        self.model = self.model_class(config)
-        self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
-
-    def create_masks_for_generate(self, **kwargs: Any) -> dict[str, Any]:
-        """See ArchModel."""
-        kwargs.pop("config", None)
-        return self.model.create_masks_for_generate(**kwargs)
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Any = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
-        cache: Cache | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> CausalLMOutputWithPast | MoeCausalLMOutputWithPast:
-        """Logits [B, T or logits_to_keep, V], and the mean next-token loss where `labels` [B, T] are given
-        (shifted inside), with the losses of routers in training and, as transformers has it, where the config asks for
-        router logits."""
-        asks = getattr(self.config, "output_router_logits", False) and kwargs.get("output_router_logits") is not False
-        trains_routers = labels is not None and bool(self.training or asks)
-        if trains_routers:
-            kwargs["output_router_logits"] = True
-        out = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            cache=cache,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **kwargs,
-        )
-        chunk = loss_chunk_size(self.config.loss_chunk_size, self.vocab_size)
-        logits: Any = None
-        loss = None
-
-        def head() -> Tensor:
-            logits = self.lm_head(self._head_input(slice_logits_to_keep(out.last_hidden_state, logits_to_keep)))
-            cap = self.config.final_logit_softcapping
-            return logits if cap is None else torch.tanh(logits / cap) * cap
-
-        if labels is not None and self.training and chunk > 0:
-            loss = chunked_cross_entropy(
-                self._head_input(out.last_hidden_state),
-                self.lm_head,
-                labels,
-                chunk_size=chunk,
-                softcap=self.config.final_logit_softcapping,
-                max_logit_penalty=self.config.max_logit_penalty,
-                num_items_in_batch=kwargs.get("num_items_in_batch"),
-                shift_labels=kwargs.get("shift_labels"),
-            )
-            if not torch.compiler.is_compiling():
-                logits = LateLogits(head, self.lm_head, out.last_hidden_state.device.type)
-        else:
-            logits = head()
-            if labels is not None:
-                loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
-                if self.config.max_logit_penalty:
-                    weights = target_weights(labels, **kwargs).to(logits.device)
-                    loss = penalise_max_logits(loss, logits, self.config.max_logit_penalty, weights)
-        fields = {
-            "loss": loss,
-            "logits": logits,
-            CACHE_ARGUMENT: cache_of(out),
-            "hidden_states": out.hidden_states,
-            "attentions": out.attentions,
-        }
-        late = isinstance(logits, LateLogits)
-        if not isinstance(out, MoeModelOutputWithPast):
-            return (TrainingOutput if late else CausalLMOutputWithPast)(**fields)
-        targets = target_weights(labels, **kwargs) if labels is not None else None
-        aux_loss, penalty = self._routing_losses(out.router_logits, attention_mask, targets)
-        if trains_routers and loss is not None:
-            fields["loss"] = loss + penalty.to(loss.device)
-        kind = MoeTrainingOutput if late else MoeCausalLMOutputWithPast
-        return kind(**fields, aux_loss=aux_loss, router_logits=out.router_logits)
-
-    def _head_input(self, hidden_states: Tensor) -> Tensor:
-        """Divided by `logits_scaling`, as the logits then are."""
-        scaling = self.config.logits_scaling
-        return hidden_states if scaling == 1 else hidden_states / scaling
-
-    def _routing_losses(
-        self, router_logits: tuple[Tensor, ...], attention_mask: Any, weights: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """(balance of the experts, what training adds to the loss)."""
-        mask = attention_mask.get("padding") if isinstance(attention_mask, dict) else attention_mask
-        if isinstance(mask, Tensor) and mask.dim() == 2:
-            mask = mask[:, -(router_logits[0].shape[0] // mask.shape[0]) :].to(router_logits[0].device).bool()
-        else:
-            mask = None
-        blocks: Any = self.model.layers
-        routed = [layer.ffn for layer in blocks if layer.ffn is not None and layer.ffn.routed]
-        # Of the config, where TRL sets it after the model is built.
-        coefficients = aux_loss_coefficients(self.config, [ffn.layer_idx for ffn in routed])
-        return routed[0].routing_losses([ffn.options for ffn in routed], router_logits, mask, weights, coefficients)
-
-
-class ArchForSequenceClassification(GenericForSequenceClassification, ArchPreTrainedModel):
-    """A label for the whole sequence, read at its last token."""
-
-    forward = accept_either_name(counting_items(GenericForSequenceClassification.forward))
-    label_loss = sequence_loss
-
-
-class ArchForTokenClassification(GenericForTokenClassification, ArchPreTrainedModel):
-    """A label for each token."""
-
-    forward = accept_either_name(counting_items(GenericForTokenClassification.forward))
-    label_loss = token_loss
-
-
-class ArchForQuestionAnswering(GenericForQuestionAnswering, ArchPreTrainedModel):
-    """Start and end of an answer span."""
-
-    forward = accept_either_name(GenericForQuestionAnswering.forward)
-    accepts_loss_kwargs: ClassVar[bool] = False
-    """Trainer counts no items where there are no `labels`: it divides the mean losses of the calls of a step."""

@@ -39,7 +39,12 @@ def architecture_name(config: ArchConfig) -> str:
     feed_forwards = [_ffn_label(config, ffn, options) for ffn, options in config.ffn_specs]
     parts.append("+".join(dict.fromkeys(feed_forwards)))
     parts.append({"pre": "PreNorm", "post": "PostNorm", "sandwich": "SandwichNorm"}[config.norm_position])
-    parts += filter(None, [config.stream_spec[0].label])
+    beside = [*config.embedding_specs, *config.site_specs, *config.loss_specs]
+    labels = [
+        component.label
+        for component, _ in (config.stream_spec, config.depth_spec, *beside, config.parametrization_spec)
+    ]
+    parts += filter(None, dict.fromkeys(labels))
     return "-".join(parts)
 
 
@@ -85,6 +90,11 @@ def component_table(config: ArchConfig) -> list[tuple[str, str]]:
         ("activation", config.hidden_act),
         ("norm", f"{config.norm}, {config.norm_position}, eps {config.norm_eps:g}"),
         ("stream", spec(config.stream)),
+        ("depth", spec(config.depth)),
+        ("embeddings", spec(config.embeddings) or "none"),
+        ("sites", spec(config.sites) or "none"),
+        ("losses", spec(config.losses) or "none"),
+        ("parametrization", spec(config.parametrization)),
         ("position", config.position),
         ("window", on_off(config.sliding_window)),
         ("qk_norm", on_off(config.qk_norm)),

@@ -23,6 +23,15 @@ from .configuration import ArchConfig
 RESIDUAL_PROJECTIONS = ("o_proj", "down_proj", "out_proj")
 
 
+def init_hidden_matrix(module: nn.Linear, config: ArchConfig) -> None:
+    """The initial standard deviation that the parametrisation gives a Linear layer other than the head. What a part
+    initialises by itself stays as the part says."""
+    parametrization, given = config.parametrization_spec
+    factor = parametrization.hidden_std(config, given)
+    if factor != 1:
+        init.normal_(module.weight, mean=0.0, std=config.initializer_range * factor)
+
+
 def init_arch_weights(module: nn.Module, config: ArchConfig) -> None:
     """Initialise what `module` adds to the general rule: a mixer's or FFN's own parameters, and GPT-2's scaling of the
     residual projections that have no rule of their own."""

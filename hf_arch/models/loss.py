@@ -16,6 +16,7 @@ leaves the loss's value alone. It counts targets, as the loss does: a step made 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ from torch.utils.checkpoint import checkpoint
 from ..layers.plain_linear import is_plain_linear
 from ..ops.custom_op import manual_backward
 
+OfLogits = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""A loss of logits [N, V], targets [N] and weights [N], summed over tokens: a scalar."""
 IGNORE_INDEX = -100
 LARGE_VOCABULARY = 4096
 DEFAULT_CHUNK = 1024
@@ -97,18 +100,27 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def _called_cross_entropy(
-    hidden: Tensor, head: nn.Module, labels: Tensor, chunk_size: int, softcap: float | None, penalty: float
+    hidden: Tensor,
+    head: nn.Module,
+    labels: Tensor,
+    chunk_size: int,
+    softcap: float | None,
+    penalty: float,
+    further: Sequence[OfLogits] = (),
 ) -> Tensor:
-    """The same sum by calls of `head` on [1, C, D], whose logits are computed again in the backward pass."""
+    """The same sum by calls of `head` on [1, C, D], whose logits are computed again in the backward pass; then those of
+    `further`: [1 + F]."""
 
     def part(rows: Tensor, targets: Tensor) -> Tensor:
         logits = head(rows.unsqueeze(0)).squeeze(0)
         if softcap is not None:
             logits = torch.tanh(logits / softcap) * softcap
         loss = F.cross_entropy(logits.float(), targets, ignore_index=IGNORE_INDEX, reduction="sum")
-        return penalise_max_logits(loss, logits, penalty, (targets != IGNORE_INDEX).float()) if penalty else loss
+        kept = (targets != IGNORE_INDEX).float()
+        loss = penalise_max_logits(loss, logits, penalty, kept) if penalty else loss
+        return torch.stack([loss, *(of_logits(logits, targets, kept) for of_logits in further)])
 
-    total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    total = torch.zeros(1 + len(further), dtype=torch.float32, device=hidden.device)
     for rows, targets in zip(hidden.split(chunk_size), labels.split(chunk_size), strict=True):
         total = total + (
             checkpoint(part, rows, targets, use_reentrant=False) if torch.is_grad_enabled() else part(rows, targets)
@@ -126,8 +138,9 @@ def chunked_cross_entropy(
     max_logit_penalty: float = 0.0,
     num_items_in_batch: Tensor | int | None = None,
     shift_labels: Tensor | None = None,
+    further: Sequence[OfLogits] = (),
 ) -> Tensor:
-    """Cross-entropy of `softcap(head(hidden))` with the next token, a scalar in fp32.
+    """Cross-entropy of `softcap(head(hidden))` with the next token, a scalar in fp32; with `further`, [1 + F].
 
     Args:
         hidden: [B, T, D]. head: any module that maps [..., D] to logits [..., V].
@@ -135,13 +148,16 @@ def chunked_cross_entropy(
         chunk_size: tokens whose logits are held at once. max_logit_penalty: see above.
         num_items_in_batch: divide the sum by this instead of by the number of targets (gradient accumulation).
         shift_labels: [B, T] already shifted labels, instead of `labels`.
+        further: other losses of the same logits, divided alike.
     """
-    targets = _targets(labels, shift_labels).reshape(-1).to(hidden.device)
+    targets = shifted_targets(labels, shift_labels).reshape(-1).to(hidden.device)
     rows = hidden.reshape(-1, hidden.shape[-1])
-    if is_plain_linear(head) and head.bias is None:
+    if further:
+        total = _called_cross_entropy(rows, head, targets, chunk_size, softcap, max_logit_penalty, further)
+    elif is_plain_linear(head) and head.bias is None:
         total = _ChunkedCrossEntropy.apply(rows, head.weight, targets, chunk_size, softcap, max_logit_penalty)
     else:
-        total = _called_cross_entropy(rows, head, targets, chunk_size, softcap, max_logit_penalty)
+        total = _called_cross_entropy(rows, head, targets, chunk_size, softcap, max_logit_penalty).squeeze(0)
     count = (targets != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
     return total / (count.to(total.device) if torch.is_tensor(count) else count)
 
@@ -171,7 +187,8 @@ class _MaxLogitPenalty(torch.autograd.Function):
         return grad, pull.new_zeros(ctx.shape).scatter_(-1, index, pull * grad.to(pull.dtype)), None
 
 
-def _targets(labels: Tensor, shift_labels: Tensor | None) -> Tensor:
+def shifted_targets(labels: Tensor, shift_labels: Tensor | None) -> Tensor:
+    """[B, T]: the next token of each, -100 where none counts."""
     return F.pad(labels, (0, 1), value=IGNORE_INDEX)[:, 1:] if shift_labels is None else shift_labels
 
 
@@ -187,7 +204,7 @@ def target_weights(
     n is `num_items_in_batch`, or else the number of targets. What is added to the loss has to be weighted by this (or
     by its sum, the share of this call in its optimiser step): otherwise accumulation would add it several times.
     """
-    kept = (_targets(labels, shift_labels) != IGNORE_INDEX).float()
+    kept = (shifted_targets(labels, shift_labels) != IGNORE_INDEX).float()
     count = kept.sum() if num_items_in_batch is None else num_items_in_batch
     return kept / (count.to(kept.device) if torch.is_tensor(count) else count)
 

@@ -29,7 +29,9 @@ def check_continuous_batching(config: Any) -> None:
         softcap = config.attn_logit_softcapping if options.softcap is None else options.softcap
         reason = reason or (None if softcap is None else "attn_logit_softcapping is not supported there")
     if reason is None and not {"full_attention", "sliding_attention"}.issuperset(config.layer_types):
-        reason = f"ffn {config.ffn_specs[0][0].__name__!r} keeps a state of its own"
+        reason = f"ffn {config.ffn_specs[0][0].__name__!r}, a site or an embedding keeps a state of its own"
+    if reason is None and len(config.plan) > config.num_hidden_layers:
+        reason = "layers run several times, with keys for each run"
     if reason is None and config.position == "alibi":
         reason = "position 'alibi' is not supported there"
     if reason is None:

@@ -94,6 +94,13 @@ def check_model(config: PreTrainedConfig, args: TrainingArguments) -> None:
             "balance is learned by a part of the loss that smoothing leaves out; nearest: 0"
         )
 
+    losses = getattr(config, "losses", [])
+    if args.label_smoothing_factor and losses:
+        raise ConfigError(
+            f"training.label_smoothing_factor: {args.label_smoothing_factor:g} leaves out the model's losses "
+            f"({losses[0]['type']}); nearest: 0"
+        )
+
 
 def _require_scheduler_kwargs(values: Mapping[str, Any]) -> None:
     """Both schedules have a parameter without default, which transformers only misses once the run is under way."""

@@ -1,7 +1,8 @@
 """What a run tells while it trains: `metrics.jsonl` for machines, a progress line on stderr for people.
 
 `MetricsLog` writes one JSON object per logging step (`step`, `loss` in nats, `learning_rate`, `grad_norm`,
-`grad_norm_<group>`, `tokens_seen`, `tokens_per_second`, `mfu`, `peak_memory_bytes`, `skipped_steps`, `wall_seconds`),
+`grad_norm_<group>`, `loss_<name>` of auxiliary losses, which `loss` leaves out, `tokens_seen`, `tokens_per_second`,
+`mfu`, `peak_memory_bytes`, `skipped_steps`, `wall_seconds`),
 per evaluation (`step`, `val_loss`, `val_perplexity`, `bits_per_byte`) and per event (`step`, `event`). The same numbers
 go to the trackers that `training.report_to` names.
 
@@ -163,7 +164,7 @@ class MetricsLog(TrainerCallback):
         logs.update({key: value for key, value in measured.items() if value is not None})  # for the trackers
         losses = {"loss": logs["loss"]} if math.isfinite(logs["loss"]) else {}  # none where every step was skipped
         own = {key: logs.get(key) for key in ("epoch", "learning_rate", "grad_norm")}
-        groups = {key: value for key, value in logs.items() if key.startswith("grad_norm_")}
+        groups = {key: value for key, value in logs.items() if key.startswith(("grad_norm_", "loss_"))}
         self._write({"step": state.global_step, **losses, **own, **groups, **measured})
         self.clock.restart()
 

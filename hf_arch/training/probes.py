@@ -26,6 +26,7 @@ from hf_arch.core.errors import ConfigError, choice_error, unknown_key_error
 from hf_arch.core.failures import TrainingError
 from hf_arch.data.order import SeededOrder
 from hf_arch.data.probes import IGNORE, ProbeData
+from hf_arch.training.scaled_groups import scales_groups
 from hf_arch.training.trainer import decay_parameter_names
 
 EVAL_BATCH = 256
@@ -161,6 +162,15 @@ class ProbeModel(nn.Module):
 
     def __init__(self, model: Any, data: ProbeData, mad_decoder: bool = False) -> None:
         super().__init__()
+        if model.config.losses:
+            raise ConfigError(
+                f"model.losses: {model.config.losses[0]['type']!r} has no effect on a probe, which trains on its "
+                "answers alone; leave it out"
+            )
+        if scales_groups(model):
+            raise ConfigError(
+                f"model.parametrization: {model.config.parametrization['type']!r} is not for probes; use standard"
+            )
         self.model = model
         reader = MadDecoder if mad_decoder else LastStateDecoder
         length = data.inputs.shape[1]

@@ -27,6 +27,7 @@ from hf_arch.core.failures import TrainingError
 from hf_arch.data import SeededOrder, SeededSampler, TokenDataset
 from hf_arch.data.dataset import MixedDataset
 from hf_arch.evaluation.perplexity import TextLoss, following_labels, sum_nats
+from hf_arch.training.auxiliary_losses import AuxiliaryLosses
 from hf_arch.training.checkpoints import divergence, where_to_go_on
 from hf_arch.training.compat import AlignedLabelSmoother, HookedTrainer
 from hf_arch.training.cpu_fsdp import fsdp_on_cpus
@@ -36,6 +37,7 @@ from hf_arch.training.gradient_norms import gradient_norms, parameter_groups
 from hf_arch.training.interruption import StopAfterStep, StopRequest
 from hf_arch.training.muon import build_muon
 from hf_arch.training.resume import CheckpointKeeper, follow_schedule
+from hf_arch.training.scaled_groups import check_optimizer, scaled_groups, scales_groups
 from hf_arch.training.step_watch import StepWatch
 from hf_arch.training.zero import SharedOptimizer
 
@@ -107,6 +109,7 @@ class ArchTrainer(HookedTrainer):
         self._logged_loss = torch.tensor(0.0)  # what Trainer had added up for its next log when the step began
         self._logged_step, self._skipped_since_log = start_step, 0
         self._group_norms: dict[str, torch.Tensor] = {}
+        self._auxiliary = AuxiliaryLosses()
 
     def create_accelerator_and_postprocess(self) -> None:
         """As Trainer's, which on CPUs would drop FSDP; whether that is asked for has been checked by then."""
@@ -115,6 +118,8 @@ class ArchTrainer(HookedTrainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """As Trainer's, or Muon; with `zero_redundancy` each process holds the states of a share of the parameters."""
+        if self.optimizer is None and scales_groups(self.model):
+            self.optimizer = self._scaled_optimizer(model or self.model)
         if self.optimizer is None and self.muon is not None:
             assert not (self.is_fsdp_enabled or self.is_deepspeed_enabled), "Muon needs whole matrices"
             self.optimizer = build_muon(model or self.model, self.args, self._decay_names, self.muon)
@@ -122,6 +127,15 @@ class ArchTrainer(HookedTrainer):
         if self.zero_redundancy and not isinstance(optimizer, SharedOptimizer):
             self.optimizer = optimizer = SharedOptimizer(optimizer)
         return optimizer
+
+    def _scaled_optimizer(self, model: Any) -> torch.optim.Optimizer:
+        """AdamW with the groups of the model's parametrisation."""
+        args = self.args
+        optim = str(getattr(args.optim, "value", args.optim)) if self.muon is None else "muon"
+        check_optimizer(self.model.config, optim, zero_redundancy=self.zero_redundancy)
+        kind, given = self.get_optimizer_cls_and_kwargs(args, model)
+        sizes = {"lr": args.learning_rate, "weight_decay": args.weight_decay, "eps": given.pop("eps")}
+        return kind(scaled_groups(model, self._decay_names, **sizes), **given)
 
     def write_optimizer(self, output_dir: str) -> None:
         wrapped = getattr(self.optimizer, "optimizer", None)  # by accelerate
@@ -154,12 +168,20 @@ class ArchTrainer(HookedTrainer):
         """Names of the parameters that weight decay applies to."""
         return self._decay_names
 
-    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As Trainer's; smoothing reads the labels that the model would read."""
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's; smoothing reads the labels that the model would read, and auxiliary losses are counted."""
         if self.label_smoother is not None and "labels" in inputs:
             inputs = dict(inputs)
             inputs["labels"] = following_labels(inputs["labels"], inputs.pop("shift_labels", None))
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        losses = getattr(self.accelerator.unwrap_model(model), "auxiliary_losses", None)
+        if losses:
+            # As Trainer scales the loss: that of a process is of the tokens of all.
+            counted = kwargs.get("num_items_in_batch") is not None
+            shared = self.args.average_tokens_across_devices and counted
+            factor = self.args.world_size if shared else 1.0
+            self._auxiliary.add(losses, factor if counted else factor / self.current_gradient_accumulation_steps)
+        return loss
 
     def training_step(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         if not self._losses:
@@ -176,7 +198,9 @@ class ArchTrainer(HookedTrainer):
         step = self.state.global_step + 1
         loss, norm_value = self._agreed(torch.stack(self._losses).sum(), norm)
         self._losses.clear()
-        if not self.watch.allows(step, loss, self._finite_under_scaler(loss, norm_value)):
+        allowed = self.watch.allows(step, loss, self._finite_under_scaler(loss, norm_value))
+        self._auxiliary.end_step(taken=allowed)
+        if not allowed:
             if self.watch.gives_up or self.is_deepspeed_enabled:  # DeepSpeed has taken the step already
                 raise divergence(
                     f"the loss became {loss} and the gradient norm {norm_value}, and {self.watch.skipped_in_a_row} "
@@ -230,7 +254,9 @@ class ArchTrainer(HookedTrainer):
         if "loss" in logs:
             steps = self.state.global_step - self._logged_step
             taken = steps - self._skipped_since_log
-            logs["loss"] = logs["loss"] * steps / taken if taken > 0 else math.nan
+            auxiliary = self._auxiliary.take(self.accelerator, taken)
+            logs["loss"] = logs["loss"] * steps / taken - sum(auxiliary.values()) if taken > 0 else math.nan
+            logs.update({f"loss_{name}": value for name, value in auxiliary.items()})
             logs.update({f"grad_norm_{group}": norm.item() for group, norm in self._group_norms.items()})
             self._logged_step, self._skipped_since_log, self._group_norms = self.state.global_step, 0, {}
         super().log(logs, start_time)
@@ -243,6 +269,7 @@ class ArchTrainer(HookedTrainer):
             "loss": loss,
             "logged_step": self.last_logged_step,
             "skipped_since_log": self._skipped_since_log,
+            "auxiliary": self._auxiliary.state(),
         }
 
     def restore_progress(self, progress: Mapping[str, Any]) -> None:
@@ -251,6 +278,7 @@ class ArchTrainer(HookedTrainer):
         self.running_loss.fill_(progress["loss"])
         self.last_logged_step = self._logged_step = progress["logged_step"]
         self._skipped_since_log = progress["skipped_since_log"]
+        self._auxiliary.load_state(progress.get("auxiliary", {}), self.args.device)
 
     def write_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """As Trainer's; where it cannot be written, what there is of it goes, and the error names the last good one."""

@@ -67,6 +67,12 @@ class FeedForward(InitPolicies, KeepsFp32):
         return given or config.intermediate_size or cls.default_intermediate_size(config)
 
     @classmethod
+    def hidden_width(cls, config: Any, options: Any) -> int | None:
+        """The channels of its projections where `context.at("ffn_hidden", x, ...)` is applied to them, else None: it
+        then has no such place."""
+        return None
+
+    @classmethod
     def effective(cls, config: Any, options: Any) -> dict[str, Any]:
         """As Mixer.effective."""
         values = {"class": cls.__name__, **asdict(options)}
@@ -140,11 +146,16 @@ class MLP(FeedForward):
         self.act_fn = ACTIVATIONS.get(options.hidden_act or config.hidden_act, "hidden_act")
 
     @classmethod
+    def hidden_width(cls, config: Any, options: Any) -> int | None:
+        return cls.width(config, options)
+
+    @classmethod
     def tensor_parallel(cls, config: Any, options: Any) -> dict[str, str]:
         return {"up_proj": "colwise", "down_proj": "rowwise"}
 
     def forward(self, hidden_states: Tensor, context: LayerContext = EMPTY_CONTEXT) -> Tensor:
-        return self.down_proj(self.act_fn(self.up_proj(hidden_states)))
+        (up,) = context.at("ffn_hidden", hidden_states, self.up_proj(hidden_states))
+        return self.down_proj(self.act_fn(up))
 
 
 @FFNS.register("glu")
@@ -168,8 +179,14 @@ class GatedMLP(FeedForward):
         return multiple * -(-int(8 * config.hidden_size / 3) // multiple)
 
     @classmethod
+    def hidden_width(cls, config: Any, options: Any) -> int | None:
+        return 2 * cls.width(config, options)
+
+    @classmethod
     def tensor_parallel(cls, config: Any, options: Any) -> dict[str, str]:
         return {"gate_proj": "colwise", "up_proj": "colwise", "down_proj": "rowwise"}
 
     def forward(self, hidden_states: Tensor, context: LayerContext = EMPTY_CONTEXT) -> Tensor:
-        return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+        gate, up = self.gate_proj(hidden_states), self.up_proj(hidden_states)
+        gate, up = context.at("ffn_hidden", hidden_states, gate, up)
+        return self.down_proj(self.act_fn(gate) * up)

@@ -79,6 +79,11 @@ class AttentionHeads(Mixer):
         return heads, kv_heads, divide(config.hidden_size, heads, "num_attention_heads", "hidden_size")
 
     @classmethod
+    def qkv_widths(cls, config: Any, options: Any) -> tuple[int, int, int] | None:
+        heads, kv_heads, head_dim = cls.sizes(config, options)
+        return heads * head_dim, kv_heads * head_dim, kv_heads * head_dim
+
+    @classmethod
     def norm_eps(cls, config: Any, options: Any) -> float | None:
         """The epsilon of QK-norm, None without."""
         if not (config.qk_norm if options.qk_norm is None else options.qk_norm):
@@ -88,7 +93,8 @@ class AttentionHeads(Mixer):
     @classmethod
     def scale(cls, config: Any, options: Any) -> float:
         """The factor of the scores."""
-        return cls.sizes(config, options)[2] ** -0.5
+        parametrization, given = config.parametrization_spec
+        return parametrization.attention_scale(config, given, cls.sizes(config, options)[2])
 
     @classmethod
     def rotates(cls, config: Any, options: Any) -> bool:
@@ -146,9 +152,9 @@ class AttentionHeads(Mixer):
     def project(self, hidden_states: Tensor, context: LayerContext) -> tuple[Tensor, Tensor, Tensor]:
         """[B, T, D] -> queries [B, H, T, K], keys [B, Hkv, T, K], values [B, Hkv, T, V] of this call's tokens."""
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query = self.q_proj(hidden_states).view(shape)
-        key = self.k_proj(hidden_states).view(shape)
-        value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
+        projected = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
+        query, key, value = context.at("qkv", hidden_states, *projected)
+        query, key, value = query.view(shape), key.view(shape), value.view(shape).transpose(1, 2)
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key = query.transpose(1, 2), key.transpose(1, 2)

@@ -131,6 +131,12 @@ class Mixer(InitPolicies, KeepsFp32):
         return None
 
     @classmethod
+    def qkv_widths(cls, config: ArchConfig, options: Any) -> tuple[int, int, int] | None:
+        """The channels of its queries, keys and values where `context.at("qkv", x, q, k, v)` is applied to them, else
+        None: it then has no such place."""
+        return None
+
+    @classmethod
     def tensor_parallel(cls, config: ArchConfig, options: Any) -> dict[str, str]:
         """How tensor parallelism splits its modules, in transformers' words (`{"q_proj": "colwise"}`); what is not
         named is whole on every rank."""
@@ -189,6 +195,8 @@ class RecurrentMixer(Mixer):
                 f"ONNX: {type(self).__name__} cannot be exported (the shapes inside its scan depend on the length); "
                 "allowed: mixers of attention. For other programs see `hf-arch export --format gguf`"
             )
+        # What sites get inside is in this order already.
+        context = replace(context, layout=layout._replace(order=None, inverse=None))
         state = context.state(self.layer_idx)
         out = self.mix(layout.enter(hidden_states), layout, state, context=context)
         if isinstance(out, LayerOutput):

@@ -112,6 +112,11 @@ class LinearHeadsMixer(RecurrentMixer):
         return linear_head_sizes(config, options)
 
     @classmethod
+    def qkv_widths(cls, config: Any, options: Any) -> tuple[int, int, int] | None:
+        sizes = cls.head_sizes(config, options)
+        return sizes.key_dim, sizes.kv_key_dim, sizes.kv_value_dim
+
+    @classmethod
     def validate(cls, config: Any, options: Any) -> None:
         cls.head_sizes(config, options)
 
@@ -134,9 +139,9 @@ class LinearHeadsMixer(RecurrentMixer):
             self.o_norm = ArchRMSNorm(self.sizes.head_v_dim, eps, affine)
 
     def project(self, x: Tensor, layout: SequenceLayout, state: LayerState) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, T, D] -> q [B, T, H K], k [B, T, Hkv K], v [B, T, Hkv V], through the short convolutions where there
-        are any."""
-        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        """[B, T, D] -> q [B, T, H K], k [B, T, Hkv K], v [B, T, Hkv V], through the sites of `qkv` and the short
+        convolutions where there are any."""
+        q, k, v = state.at("qkv", x, self.q_proj(x), self.k_proj(x), self.v_proj(x))
         if hasattr(self, "q_conv"):
             q, k, v = self.q_conv(q, layout, state), self.k_conv(k, layout, state), self.v_conv(v, layout, state)
         return q, k, v

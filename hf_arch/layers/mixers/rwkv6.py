@@ -76,6 +76,10 @@ class DynamicTimeMix(LinearHeadsMixer):
         self.o_norm = HeadGroupNorm(sizes.num_heads, sizes.head_v_dim, config.norm_eps)
 
     @classmethod
+    def qkv_widths(cls, config: Any, options: Any) -> None:
+        """None: each projection has inputs of its own."""
+
+    @classmethod
     def validate(cls, config: Any, options: RWKV6Options) -> None:
         super().validate(config, options)
         for name in ("shift_rank", "decay_rank"):

@@ -116,6 +116,10 @@ class GeneralizedDeltaTimeMix(LinearHeadsMixer):
         return HeadSizes(heads, heads, size, size)
 
     @classmethod
+    def qkv_widths(cls, config: Any, options: Any) -> None:
+        """None: each projection has inputs of its own."""
+
+    @classmethod
     def validate(cls, config: Any, options: RWKV7Options) -> None:
         super().validate(config, options)
         for name, rank in cls.ranks(config, options).items():

@@ -102,6 +102,10 @@ class AttentionResidualStream(Stream):
         self.head = DepthAttention(config, source_count(count, options.block_size))
 
     @classmethod
+    def repeats(cls, options: Any) -> bool:
+        return False
+
+    @classmethod
     def validate(cls, config: Any, options: AttentionResidualOptions) -> None:
         if options.block_size < 1 or (options.block_size > 1 and options.block_size % 2):
             raise ConfigError(f"stream block_size: {options.block_size} is not allowed; use 1 or an even number")

@@ -112,6 +112,11 @@ class Stream(StreamPart):
         """Raise a ConfigError where the options and the config do not fit together."""
 
     @classmethod
+    def repeats(cls, options: Any) -> bool:
+        """Whether a layer's part may run several times (looped depth); not where it counts what came before."""
+        return True
+
+    @classmethod
     def shares_norm(cls, options: Any) -> bool:
         """Whether both sublayers of a layer read one normed input."""
         return False

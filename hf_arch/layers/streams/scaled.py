@@ -100,6 +100,10 @@ class ScaledStream(Stream):
         self.backout = None if options.backout is None else nn.Parameter(torch.empty(1))
 
     @classmethod
+    def repeats(cls, options: Any) -> bool:
+        return options.backout is None
+
+    @classmethod
     def validate(cls, config: Any, options: ScaledOptions) -> None:
         check_finite("stream scale_init", options.scale_init)
         check_finite("stream backout", options.backout)

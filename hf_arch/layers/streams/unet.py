@@ -62,6 +62,10 @@ class UNetStream(ScaledStream):
     label = "UNet"
 
     @classmethod
+    def repeats(cls, options: Any) -> bool:
+        return False
+
+    @classmethod
     def validate(cls, config: Any, options: UNetOptions) -> None:  # type: ignore[override]
         super().validate(config, options)
         check_finite("stream skip_init", options.skip_init)

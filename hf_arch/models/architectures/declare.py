@@ -18,14 +18,10 @@ from typing import Any, TypeVar
 from huggingface_hub.dataclasses import strict
 
 from ...core.errors import ConfigError
+from ..causal_lm import ArchForCausalLM
 from ..configuration import ArchConfig
-from ..decoder import (
-    ArchForCausalLM,
-    ArchForQuestionAnswering,
-    ArchForSequenceClassification,
-    ArchForTokenClassification,
-    ArchModel,
-)
+from ..decoder import ArchModel
+from ..heads import ArchForQuestionAnswering, ArchForSequenceClassification, ArchForTokenClassification
 from .base import Architecture, register_architecture
 
 ConfigT = TypeVar("ConfigT", bound=ArchConfig)

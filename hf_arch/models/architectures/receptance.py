@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from ..decoder import ArchForCausalLM, ArchModel
+from ..causal_lm import ArchForCausalLM
+from ..decoder import ArchModel
 
 
 def _applies(config: Any) -> bool:

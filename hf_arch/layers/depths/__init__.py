@@ -1,0 +1,1 @@
+"""Which layers run how often; one idea a file."""

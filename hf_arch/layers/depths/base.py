@@ -1,0 +1,70 @@
+"""The depth contract: the order in which a model's layers run, and how often each.
+
+`plan` gives the indices of the layers in the order of their runs, `[0, 1, 2, 1, 2, 3]` for a loop over layers 1 and 2.
+Weights are those of the layer, whatever the run; each run has a cache entry of its own. `between`, after each run, may
+change what flows on.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from ...core.errors import ConfigError
+from ...core.options import Options
+from ...core.registry import DEPTHS
+from ..contract import Part
+from ..streams.base import State
+
+
+class Depth(Part):
+    """Base of every order of runs; built as `DepthClass(config, options)`."""
+
+    Options: ClassVar[type[Options]] = Options
+    label: ClassVar[str] = ""
+    """What architecture names add for it; nothing for the default."""
+
+    def __init__(self, config: Any, options: Any):
+        super().__init__()
+        self.config, self.options = config, options
+
+    @classmethod
+    def validate(cls, config: Any, options: Any) -> None:
+        """Raise a ConfigError where the options and the config do not fit together."""
+
+    @classmethod
+    def plan(cls, config: Any, options: Any) -> list[int]:
+        """The layers in the order of their runs; every layer at least once."""
+        return list(range(config.num_hidden_layers))
+
+    def start(self, state: State) -> State:
+        """The stream's state before the first run, with whatever else has to flow behind it."""
+        return state
+
+    def between(self, state: State, run: int) -> State:
+        """The state after run number `run` of the plan; called by modules' call, so that hooks see it."""
+        return state
+
+    def forward(self, method: str, *args: Any) -> Any:
+        """What the method of that name gives."""
+        return getattr(self, method)(*args)
+
+
+@DEPTHS.register("plain")
+class PlainDepth(Depth):
+    """Every layer once, as in every transformer."""
+
+
+def check_plan(config: Any) -> None:
+    """Raises a ConfigError where the plan leaves out a layer, or runs one again that a part of the model cannot."""
+    depth, given = config.depth_spec
+    depth.validate(config, given)
+    plan = depth.plan(config, given)
+    layers = set(range(config.num_hidden_layers))
+    if set(plan) != layers:
+        wrong = sorted(layers - set(plan)) or sorted(set(plan) - layers)
+        raise ConfigError(
+            f"depth: the plan of {depth.__name__} must run each of the {len(layers)} layers; see layer {wrong[0]}"
+        )
+    stream, stream_options = config.stream_spec
+    if len(plan) > len(layers) and not stream.repeats(stream_options):
+        raise ConfigError(f"depth: stream {stream.label or 'add'} counts layers, so none can run twice; use stream add")

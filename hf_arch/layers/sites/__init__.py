@@ -1,0 +1,1 @@
+"""Small modules at named places of a block; one idea a file."""

@@ -1,0 +1,207 @@
+"""The language-model head: logits, the next-token loss, and the losses added to it in training."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import (
+    CausalLMOutputWithPast,
+    MoeCausalLMOutputWithPast,
+    MoeModelOutputWithPast,
+)
+from transformers.utils import logging
+
+from ..layers.compat import (
+    CACHE_ARGUMENT,
+    TransformersKwargs,
+    Unpack,
+    can_return_tuple,
+    slice_logits_to_keep,
+)
+from .arguments import accept_either_name, cache_of
+from .common_names import aux_loss_coefficients
+from .configuration import ArchConfig
+from .decoder import ArchModel, LossInputs
+from .late_logits import LateLogits, MoeTrainingOutput, TrainingOutput
+from .loss import chunked_cross_entropy, loss_chunk_size, penalise_max_logits, shifted_targets, target_weights
+from .losses.base import LogitLoss, LossContext, loss_names
+from .pretrained import ArchPreTrainedModel
+from .serving import CheckedGenerationMixin
+
+logger = logging.get_logger(__name__)
+
+
+class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
+    """Decoder with a language-model head; in training with a large vocabulary the loss never holds all logits
+    (`logits` is then None)."""
+
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan: ClassVar[dict[str, str]] = {"lm_head": "colwise_gather_output"}
+    _pp_plan: ClassVar[dict[str, Any]] = {"lm_head": (["hidden_states"], ["logits"])}
+    _fsdp_plan: ClassVar[dict[str, str]] = {"lm_head": "keep_full_weight"}
+    model_class: ClassVar[type[ArchModel]] = ArchModel
+    generate = accept_either_name(CheckedGenerationMixin.generate)
+    prepare_inputs_for_generation = accept_either_name(CheckedGenerationMixin.prepare_inputs_for_generation)
+
+    def __init__(self, config: ArchConfig):
+        super().__init__(config)
+        self.model = self.model_class(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.losses = nn.ModuleList([loss(config, options) for loss, options in config.loss_specs])
+        self.loss_names = loss_names(config)
+        self.auxiliary_losses: dict[str, Tensor] = {}
+        """What the last forward in training added to the loss, by name; detached."""
+        self.post_init()
+
+    def create_masks_for_generate(self, **kwargs: Any) -> dict[str, Any]:
+        """See ArchModel."""
+        kwargs.pop("config", None)
+        return self.model.create_masks_for_generate(**kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        cache: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CausalLMOutputWithPast | MoeCausalLMOutputWithPast:
+        """Logits [B, T or logits_to_keep, V], and the mean next-token loss where `labels` [B, T] are given
+        (shifted inside), with the losses of routers in training and, as transformers has it, where the config asks for
+        router logits."""
+        asks = getattr(self.config, "output_router_logits", False) and kwargs.get("output_router_logits") is not False
+        trains_routers = labels is not None and bool(self.training or asks)
+        if trains_routers:
+            kwargs["output_router_logits"] = True
+        inputs = LossInputs() if self.losses and self.training and labels is not None else None
+        if inputs is not None:
+            kwargs["loss_inputs"] = inputs  # type: ignore[typeddict-unknown-key]
+        out = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            cache=cache,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        chunk = loss_chunk_size(self.config.loss_chunk_size, self.vocab_size)
+        logits: Any = None
+        loss: Any = None
+
+        def head() -> Tensor:
+            logits = self.lm_head(self._head_input(slice_logits_to_keep(out.last_hidden_state, logits_to_keep)))
+            cap = self.config.final_logit_softcapping
+            return logits if cap is None else torch.tanh(logits / cap) * cap
+
+        further = [loss.of_logits for loss in self.losses if inputs is not None and isinstance(loss, LogitLoss)]
+        of_logits: list[Tensor] = []
+        if labels is not None and self.training and chunk > 0:
+            loss = chunked_cross_entropy(
+                self._head_input(out.last_hidden_state),
+                self.lm_head,
+                labels,
+                chunk_size=chunk,
+                softcap=self.config.final_logit_softcapping,
+                max_logit_penalty=self.config.max_logit_penalty,
+                num_items_in_batch=kwargs.get("num_items_in_batch"),
+                shift_labels=kwargs.get("shift_labels"),
+                further=further,
+            )
+            if further:
+                loss, *of_logits = loss
+            if not torch.compiler.is_compiling():
+                logits = LateLogits(head, self.lm_head, out.last_hidden_state.device.type)
+        else:
+            logits = head()
+            if labels is not None:
+                loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
+                if self.config.max_logit_penalty:
+                    weights = target_weights(labels, **kwargs).to(logits.device)
+                    loss = penalise_max_logits(loss, logits, self.config.max_logit_penalty, weights)
+            if further and labels is not None:
+                weights = target_weights(labels, **kwargs).to(logits.device).flatten()
+                wanted = shifted_targets(labels, kwargs.get("shift_labels")).to(logits.device).flatten()
+                of_logits = [each(logits.flatten(0, 1), wanted, weights) for each in further]
+        if inputs is not None and labels is not None:
+            context = self._loss_context(out, inputs, input_ids, labels, chunk, kwargs)
+            loss = loss + self._auxiliary(context, of_logits).to(loss.device)
+        fields = {
+            "loss": loss,
+            "logits": logits,
+            CACHE_ARGUMENT: cache_of(out),
+            "hidden_states": out.hidden_states,
+            "attentions": out.attentions,
+        }
+        late = isinstance(logits, LateLogits)
+        if not isinstance(out, MoeModelOutputWithPast):
+            return (TrainingOutput if late else CausalLMOutputWithPast)(**fields)
+        targets = target_weights(labels, **kwargs) if labels is not None else None
+        aux_loss, penalty = self._routing_losses(out.router_logits, attention_mask, targets)
+        if trains_routers and loss is not None:
+            fields["loss"] = loss + penalty.to(loss.device)
+        kind = MoeTrainingOutput if late else MoeCausalLMOutputWithPast
+        return kind(**fields, aux_loss=aux_loss, router_logits=out.router_logits)
+
+    def _loss_context(
+        self, out: Any, inputs: LossInputs, input_ids: Tensor | None, labels: Tensor, chunk: int, kwargs: Any
+    ) -> LossContext:
+        if any(loss.reads_ids for loss in self.losses) and input_ids is None:
+            raise ValueError("inputs_embeds: losses that look tokens up need their ids; pass input_ids")
+        if input_ids is not None and out.last_hidden_state.shape[1] < labels.shape[1]:
+            raise ValueError("labels: they must be those of this call's tokens")
+
+        def logits_of(rows: Tensor) -> Tensor:
+            logits = self.lm_head(self._head_input(rows))
+            cap = self.config.final_logit_softcapping
+            return logits if cap is None else torch.tanh(logits / cap) * cap
+
+        return LossContext(
+            hidden_states=out.last_hidden_state,
+            embed=self.model.embed_tokens,
+            input_ids=input_ids,
+            targets=shifted_targets(labels, kwargs.get("shift_labels")),
+            weights=target_weights(labels, **kwargs),
+            logits=logits_of,
+            layers=inputs.contexts,
+            chunk_size=chunk,
+        )
+
+    def _auxiliary(self, context: LossContext, of_logits: list[Tensor]) -> Tensor:
+        """The sum of the auxiliary losses, which are kept by name."""
+        given = iter(of_logits)
+        values = [next(given) if isinstance(loss, LogitLoss) else loss(context) for loss in self.losses]
+        self.auxiliary_losses = {name: value.detach() for name, value in zip(self.loss_names, values, strict=True)}
+        return torch.stack([value.float().to(values[0].device) for value in values]).sum()
+
+    def _head_input(self, hidden_states: Tensor) -> Tensor:
+        """Divided by `logits_scaling`, as the logits then are, and times the parametrisation's factor."""
+        parametrization, given = self.config.parametrization_spec
+        scaling = self.config.logits_scaling / parametrization.output(self.config, given)
+        return hidden_states if scaling == 1 else hidden_states / scaling
+
+    def _routing_losses(
+        self, router_logits: tuple[Tensor, ...], attention_mask: Any, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """(balance of the experts, what training adds to the loss)."""
+        mask = attention_mask.get("padding") if isinstance(attention_mask, dict) else attention_mask
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            mask = mask[:, -(router_logits[0].shape[0] // mask.shape[0]) :].to(router_logits[0].device).bool()
+        else:
+            mask = None
+        blocks: Any = self.model.layers
+        routed = [layer.ffn for layer in blocks if layer.ffn is not None and layer.ffn.routed]
+        # Of the config, where TRL sets it after the model is built.
+        coefficients = aux_loss_coefficients(self.config, [ffn.layer_idx for ffn in routed])
+        return routed[0].routing_losses([ffn.options for ffn in routed], router_logits, mask, weights, coefficients)

@@ -1,0 +1,121 @@
+"""What a config says of its parts: their classes and options, the order of runs, and the caches that follow."""
+
+from typing import Any
+
+from ..core.registry import DEPTHS, EMBEDDINGS, FFNS, LOSSES, MIXERS, PARAMETRIZATIONS, SITES, STREAMS, Registry
+from ..layers.sites.base import has_site_state
+from ..layers.state import RECURRENT
+from .components import as_list, parse
+
+
+class ConfigParts:
+    """Base of `ArchConfig` that reads the parts its fields name."""
+
+    mixer: Any
+    ffn: Any
+    stream: Any
+    depth: Any
+    embeddings: Any
+    sites: Any
+    losses: Any
+    parametrization: Any
+    num_hidden_layers: int
+
+    @property
+    def mixer_specs(self) -> list[tuple[Any, Any]]:
+        """(mixer class, its options) of each layer."""
+        return self._layers(self.mixer, MIXERS, "mixer")
+
+    @property
+    def ffn_specs(self) -> list[tuple[Any, Any]]:
+        """(feed-forward class, its options) of each layer."""
+        return self._layers(self.ffn, FFNS, "ffn")
+
+    @property
+    def stream_spec(self) -> tuple[Any, Any]:
+        """(stream class, its options)."""
+        return parse(self.stream if isinstance(self.stream, dict) else {"type": self.stream}, STREAMS, "stream")
+
+    @property
+    def depth_spec(self) -> tuple[Any, Any]:
+        """(depth class, its options)."""
+        return parse(self.depth if isinstance(self.depth, dict) else {"type": self.depth}, DEPTHS, "depth")
+
+    @property
+    def parametrization_spec(self) -> tuple[Any, Any]:
+        """(parametrisation class, its options)."""
+        given = self.parametrization if isinstance(self.parametrization, dict) else {"type": self.parametrization}
+        return parse(given, PARAMETRIZATIONS, "parametrization")
+
+    @property
+    def embedding_specs(self) -> list[tuple[Any, Any]]:
+        """(class, options) of each part of `embeddings`."""
+        return [parse(spec, EMBEDDINGS, "embeddings") for spec in as_list(self.embeddings)]
+
+    @property
+    def site_specs(self) -> list[tuple[Any, Any]]:
+        """(class, options) of each part of `sites`."""
+        return [parse(spec, SITES, "sites") for spec in as_list(self.sites)]
+
+    @property
+    def loss_specs(self) -> list[tuple[Any, Any]]:
+        """(class, options) of each part of `losses`."""
+        return [parse(spec, LOSSES, "losses") for spec in as_list(self.losses)]
+
+    @property
+    def plan(self) -> list[int]:
+        """The layers in the order of their runs."""
+        depth, given = self.depth_spec
+        return depth.plan(self, given)
+
+    def _layers(self, value: Any, registry: Registry[Any], field: str) -> list[tuple[Any, Any]]:
+        pattern = [parse(spec, registry, field) for spec in as_list(value)]
+        return [pattern[layer % len(pattern)] for layer in range(self.num_hidden_layers)]
+
+    @property
+    def layer_types(self) -> list[str]:
+        """One cache layer type per run of a layer, for transformers' caches, and one for the states of embeddings."""
+        kinds = self.layer_kinds
+        types = [kinds[layer] for layer in self.plan]
+        return [*types, RECURRENT] if self._embeddings_keep_state() else types
+
+    @property
+    def layer_kinds(self) -> list[str]:
+        """The cache layer type of each layer."""
+        kinds = []
+        for index, ((mixer, given), (ffn, _)) in enumerate(zip(self.mixer_specs, self.ffn_specs, strict=True)):
+            kind = mixer.layer_type(self, given)
+            if kind in ("full_attention", "sliding_attention"):
+                keeps = ffn.needs_conv_state or has_site_state(self, index)
+                kind = {"full_attention": "hybrid", "sliding_attention": "hybrid_sliding"}[kind] if keeps else kind
+            kinds.append(kind)
+        return kinds
+
+    def _embeddings_keep_state(self) -> bool:
+        return any(part.keeps_state for part, _ in self.embedding_specs)
+
+    @property
+    def windows(self) -> list[int | None]:
+        """The attention window of each layer, None where there is none."""
+        return [mixer.window(self, mixer_options) for mixer, mixer_options in self.mixer_specs]
+
+    @property
+    def base_model_tp_plan(self) -> dict[str, str] | None:
+        """How tensor parallelism splits the base model, None where it splits nothing."""
+        return self._parallel_plan("tensor_parallel", mixer=self.mixer_specs, ffn=self.ffn_specs)
+
+    @property
+    def base_model_ep_plan(self) -> dict[str, str] | None:
+        """How expert parallelism splits the base model, None where there are no experts."""
+        return self._parallel_plan("expert_parallel", ffn=self.ffn_specs)
+
+    def _parallel_plan(self, kind: str, **parts: list[tuple[Any, Any]]) -> dict[str, str] | None:
+        """transformers names layers by `*` only, and two classes may mean different things by one name: what layers of
+        several classes do not agree on stays whole."""
+        plan: dict[str, str] = {}
+        for part, specs in parts.items():
+            plans = [getattr(component, kind)(self, component_options) for component, component_options in specs]
+            of_one_class = len({component for component, _ in specs}) == 1
+            if of_one_class or all(other == plans[0] for other in plans):
+                plan |= {f"layers.*.{part}.{module}": style for one in plans for module, style in one.items()}
+        return plan or None
