@@ -106,9 +106,28 @@ def layer_norm(layer: Layer) -> bool:
     return layer.config.norm == "layernorm"
 
 
+def _attends_depth(layer: Layer) -> bool:
+    """Whether the stream is attention over depth."""
+    return layer.config.stream_spec[0] is AttentionResidualStream
+
+
+ATTENTION_RESIDUALS = Option(
+    "attnres_block_size",
+    "stream",
+    read=lambda size, _: "add" if size is None else {"type": "attention_residual", "block_size": size},
+    write=lambda layer: layer.config.stream_spec[1].block_size if _attends_depth(layer) else None,
+)
+RESIDUAL_HEAD = Tensors("stream.head.query stream.head.norm.weight", "res_proj.weight res_norm.weight", _attends_depth)
+"""The last mixing, of the model."""
+RESIDUAL_LAYER = Tensors(
+    "stream.mixer.query stream.mixer.norm.weight stream.ffn.query stream.ffn.norm.weight",
+    "attn_res_proj.weight attn_res_norm.weight mlp_res_proj.weight mlp_res_norm.weight",
+    _attends_depth,
+)
+GATED_MLP: tuple[Tensors, ...] = under("ffn", "mlp", Modules("gate_proj up_proj down_proj"))
 _BLOCK: tuple[Tensors, ...] = (
     Modules("mixer_norm ffn_norm", "attn_norm mlp_norm"),
-    *under("ffn", "mlp", Modules("gate_proj up_proj down_proj")),
+    *GATED_MLP,
 )
 _ATTENTION: tuple[Tensors, ...] = (
     Modules("o_proj"),
@@ -194,8 +213,8 @@ class FLAConverter(Converter):
         values.setdefault("num_key_value_heads", values["num_attention_heads"])
         if not self.attention_residuals:
             reader.only("attnres_block_size", [None], None)
-        elif (block_size := reader.take("attnres_block_size")) is not None:
-            values["stream"] = {"type": "attention_residual", "block_size": block_size}
+        else:
+            values |= ATTENTION_RESIDUALS.to_ours(reader)
         values["mixer"] = {"type": self.mixer, **self.mixer_to_ours(reader)}
         hybrid = reader.take("attn")
         if hybrid:
@@ -209,9 +228,8 @@ class FLAConverter(Converter):
         if not own and config.model_type != f"hfa_{self.architecture}":
             need_layer(config, MIXERS, self.mixer, self.model_type)
         theirs = {**options_to_theirs(self._table, layers[0], config), **self.block_to_theirs(config)}
-        stream, stream_options = config.stream_spec
-        if self.attention_residuals and stream is AttentionResidualStream:
-            theirs["attnres_block_size"] = stream_options.block_size
+        if self.attention_residuals:
+            theirs |= ATTENTION_RESIDUALS.to_theirs(layers[0], config)
         if own:
             theirs |= self.mixer_to_theirs(config, own[0].mixer)
         attention = [layer for layer in layers if layer.mixer_class.label == ""]
@@ -221,34 +239,17 @@ class FLAConverter(Converter):
 
     def rules(self, config: ArchConfig, foreign: dict[str, Any]) -> list[Rule]:
         layers = layers_of(config, foreign)
-        rules = tensor_rules(_AROUND, layers[0]) + self.model_rules(config) + _attention_residual_rules(config)
+        head = under("model", "model", RESIDUAL_HEAD)
+        rules = tensor_rules((*_AROUND, *head), layers[0]) + self.model_rules(config)
         for layer in layers:
             name = f"model.layers.{layer.index}"
             keys = f"{name}.mixer", f"{name}.attn"
-            rules += self.block_rules(config, name)
+            rules += self.block_rules(config, name) + tensor_rules(under(name, name, RESIDUAL_LAYER), layer)
             if layer.mixer_class.label == "":
                 rules += tensor_rules(under(*keys, *_ATTENTION), layer)
             else:
                 rules += self.mixer_rules(config, layer.mixer, foreign, *keys)
         return rules
-
-
-def _attention_residual_rules(config: ArchConfig) -> list[Rule]:
-    """Queries and norms of the attention over depth."""
-    if config.stream_spec[0] is not AttentionResidualStream:
-        return []
-    pairs = [("model.stream.head", "model.res")]
-    for index in range(config.num_hidden_layers):
-        layer = f"model.layers.{index}"
-        pairs += [(f"{layer}.stream.mixer", f"{layer}.attn_res"), (f"{layer}.stream.ffn", f"{layer}.mlp_res")]
-    return [
-        rule
-        for ours, theirs in pairs
-        for rule in (
-            same(f"{ours}.query", f"{theirs}_proj.weight"),
-            same(f"{ours}.norm.weight", f"{theirs}_norm.weight"),
-        )
-    ]
 
 
 def short_conv_rules(ours: str, theirs: str, names: str = "qkv") -> list[Rule]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from ..layers.mixers.gated_delta_net import GatedDeltaNet
+from ..core.registry import MIXERS
 from .base import FOREIGN
 from .fla import EXPAND, PROJECTIONS, SHORT_CONVS, FLAConverter
 from .reader import ConfigReader
@@ -35,8 +35,18 @@ class FLADeltaNet(FLAConverter):
     mixer_tensors = (*_SHARED, Modules("b_proj", when="use_beta"))
 
 
-def _sizes(layer: Layer) -> Any:
-    return GatedDeltaNet.head_sizes(layer.config, layer.mixer)
+def grouped_sizes(mixer: str) -> tuple[Option, ...]:
+    """The sizes of heads of a gated delta rule, which its own options or the config's decide."""
+
+    def sizes(layer: Layer) -> Any:
+        return MIXERS.get(mixer).head_sizes(layer.config, layer.mixer)
+
+    return (
+        Option("num_heads", write=lambda layer: sizes(layer).num_kv_heads),
+        Option("head_dim", default=256, write=lambda layer: sizes(layer).head_k_dim),
+        Option("num_v_heads", write=lambda layer: sizes(layer).num_heads),
+        Option("expand_v", default=2.0, write=lambda layer: sizes(layer).head_v_dim / sizes(layer).head_k_dim),
+    )
 
 
 @FOREIGN.register("gated_deltanet")
@@ -48,10 +58,7 @@ class FLAGatedDeltaNet(FLAConverter):
     defaults: ClassVar[dict[str, Any]] = {"num_heads": 6}
     ignored_keys = (".attn.D",)  # of checkpoints from early 2025; their layer does not read it
     mixer_options = (
-        Option("num_heads", write=lambda layer: _sizes(layer).num_kv_heads),
-        Option("head_dim", default=256, write=lambda layer: _sizes(layer).head_k_dim),
-        Option("num_v_heads", write=lambda layer: _sizes(layer).num_heads),
-        Option("expand_v", default=2.0, write=lambda layer: _sizes(layer).head_v_dim / _sizes(layer).head_k_dim),
+        *grouped_sizes("gated_delta_net"),
         *_SHORT_CONV,
         Option("use_gate", "use_output_gate", True),
         Option(
