@@ -10,9 +10,11 @@ from .fla import EXPAND, PROJECTIONS, SHORT_CONVS, FLAConverter
 from .reader import ConfigReader
 from .table import Layer, Modules, Option, Tensors, Unused
 
-_SHORT_CONV = (Option("use_short_conv", default=True), Option("conv_size", default=4))
+SHORT_CONV = (Option("use_short_conv", default=True), Option("conv_size", default=4))
 _NEGATIVE = Option("allow_neg_eigval", default=False)
-_SHARED = (PROJECTIONS, Modules("o_norm"), Modules("g_proj", when="use_output_gate"), SHORT_CONVS)
+DELTA_TENSORS = (PROJECTIONS, Modules("o_norm"), Modules("g_proj", when="use_output_gate"), SHORT_CONVS)
+
+DECAY_TENSORS = (Tensors("A_log dt_bias"), Modules("a_proj b_proj"))
 
 
 @FOREIGN.register("delta_net")
@@ -25,14 +27,14 @@ class FLADeltaNet(FLAConverter):
     mixer_options = (
         Unused("use_output_norm"),  # the output is normed either way
         *EXPAND,
-        *_SHORT_CONV,
+        *SHORT_CONV,
         Option("use_beta", default=True),
         Option("use_gate", "use_output_gate", False),
         Option("qk_activation", default="silu", allowed=("silu", "relu", "elu", "identity")),
         Option("qk_norm", default="l2", allowed=("l2", "sum")),
         _NEGATIVE,
     )
-    mixer_tensors = (*_SHARED, Modules("b_proj", when="use_beta"))
+    mixer_tensors = (*DELTA_TENSORS, Modules("b_proj", when="use_beta"))
 
 
 def grouped_sizes(mixer: str) -> tuple[Option, ...]:
@@ -59,7 +61,7 @@ class FLAGatedDeltaNet(FLAConverter):
     ignored_keys = (".attn.D",)  # of checkpoints from early 2025; their layer does not read it
     mixer_options = (
         *grouped_sizes("gated_delta_net"),
-        *_SHORT_CONV,
+        *SHORT_CONV,
         Option("use_gate", "use_output_gate", True),
         Option(
             "output_gate_activation",
@@ -69,7 +71,7 @@ class FLAGatedDeltaNet(FLAConverter):
         ),
         _NEGATIVE,
     )
-    mixer_tensors = (*_SHARED, Tensors("A_log dt_bias"), Modules("a_proj b_proj"))
+    mixer_tensors = (*DELTA_TENSORS, *DECAY_TENSORS)
 
     def config_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
         return {**super().config_to_ours(reader), "head_dim": reader.take("head_dim", 256)}

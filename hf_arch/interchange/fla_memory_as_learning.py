@@ -1,4 +1,4 @@
-"""FLA's layers that learn while they read: mesa_net and momentum_deltanet, also with softmax attention in some layers."""
+"""FLA's layers that learn while they read: mesa_net, momentum_deltanet, also with softmax attention in some layers."""
 
 from __future__ import annotations
 

@@ -88,7 +88,8 @@ class DecoderLayer(GradientCheckpointingLayer):
         own = replace(context, shared=shared, values=dict(zip(self.needs, tensors[cut:], strict=True)))
         x = self._normed(self.stream("read", state, "mixer"), self.mixer_norm)
         mixed = LayerOutput.of(self.mixer(x, context=own))
-        state = self._write(state, mixed.hidden_states, "mixer", self.mixer_norm, self.mixer_post_norm)
+        if self.mixer.writes:
+            state = self._write(state, mixed.hidden_states, "mixer", self.mixer_norm, self.mixer_post_norm)
         router_logits = None
         if self.ffn is not None:
             if not self.shares_norm:

@@ -69,27 +69,20 @@ class Mesa(Call[Pair]):
         g = self.g.to(self.dtype)
         keep = self.keep()
         with torch.no_grad():
-            arrays = tuple(x.detach() for x in (k, written, g, lam, moments))
-            solution = _solve(q.detach(), *arrays, keep)
+            arrays = (*(x.detach() for x in (k, written, g, lam, moments)), keep)
+            solution = _solve(q.detach(), arrays)
         common: dict[str, Any] = {"scale": 1.0, "output_final_state": True, "segment_ids": self.segment_ids}
         product, moments = linear_attention(solution, k, written, g, initial_state=moments.mT, **common)
-        solution = attach(q - product - lam * solution, solution, *arrays, keep)
+        solution = attach(q - product - lam * solution, solution, *arrays)
         out, state = linear_attention(solution, written, v, g, initial_state=state, **common)
         assert moments is not None and state is not None
         return out, (moments.mT, state)
 
 
-def _solve(
-    q: Tensor,
-    k: Tensor,
-    written: Tensor,
-    g: Tensor,
-    lam: Tensor,
-    moments: Tensor,
-    keep: Tensor | None,
-    transposed: bool = False,
-) -> Tensor:
+def _solve(q: Tensor, arrays: tuple[Tensor | None, ...], transposed: bool = False) -> Tensor:
     """x of the system at every token, for right-hand sides q [B, T, H, K]; in q's dtype, computed in fp64."""
+    k, written, g, lam, moments, keep = arrays
+    assert k is not None and written is not None and g is not None and lam is not None and moments is not None
     length, width = q.shape[1], q.shape[-1]
     size = min(CHUNK, 1 << max(length - 1, 0).bit_length())
     right, key, write, decay = (to_chunks(x, size, torch.float64) for x in (q, k, written, g))
@@ -131,7 +124,7 @@ class _Attach(torch.autograd.Function):
     @staticmethod
     @manual_backward
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return _solve(grads[0], *ctx.saved_tensors, transposed=True), None, None, None, None, None, None, None
+        return _solve(grads[0], ctx.saved_tensors, transposed=True), None, None, None, None, None, None, None
 
 
 attach = as_custom_op(_Attach, ("solution",))

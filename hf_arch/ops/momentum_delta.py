@@ -14,13 +14,14 @@ Legend: B batch, T time, H heads, K key dim, V value dim, N chunks, C chunk. Sta
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .chunks import from_chunks, to_chunks
+from .custom_op import as_custom_op, manual_backward
 from .decay import decay_products
 from .recurrence import LOG_DECAY, OPTION, ChunkedCall, Recurrence, default_scale
 
@@ -85,7 +86,7 @@ class MomentumDeltaRule(ChunkedCall[Pair]):
         identity = torch.eye(chunk, dtype=self.dtype, device=q.device)
         system = identity + (e @ k.mT) * before
         known = torch.cat([v, e * before_s.unsqueeze(-1), e * before_m.unsqueeze(-1)], -1)
-        solved = torch.linalg.solve_triangular(system, known, upper=False, unitriangular=True)
+        solved = unit_triangular_solve(system, known)
         values, reads_s, reads_m = solved.split([v.shape[-1], e.shape[-1], e.shape[-1]], -1)
         scores = (q @ k.mT) * mixed
         query_s, query_m = q * prefix_a.unsqueeze(-1), q * from_m.unsqueeze(-1)
@@ -100,5 +101,28 @@ class MomentumDeltaRule(ChunkedCall[Pair]):
             momentum = total_m[n][..., None, None] * momentum + write_m[n].mT @ error
         return from_chunks(torch.stack(outputs), self.sizes["T"], self.v.dtype), (state, momentum)
 
+
+class _UnitTriangularSolve(torch.autograd.Function):
+    """x of L x = b, L [..., C, C] lower triangular with ones on its diagonal, b [..., C, D]; both contiguous.
+
+    With y = L^-T dL/dx: dL/db = y and dL/dL = -y x^T below the diagonal.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, right: Tensor) -> Tensor:
+        solution = torch.linalg.solve_triangular(matrix, right, upper=False, unitriangular=True).contiguous()
+        ctx.save_for_backward(matrix, solution)
+        return solution
+
+    @staticmethod
+    @manual_backward
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        matrix, solution = ctx.saved_tensors
+        right = torch.linalg.solve_triangular(matrix.mT, grads[0], upper=True, unitriangular=True).contiguous()
+        return -(right @ solution.mT).tril(-1), right
+
+
+# An operator of its own since a compiler takes the results of torch's for contiguous, which they are not.
+unit_triangular_solve = as_custom_op(_UnitTriangularSolve, ("right",))
 
 momentum_delta_rule = Recurrence(MomentumDeltaRule, "momentum_delta_rule")

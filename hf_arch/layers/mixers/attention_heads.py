@@ -146,7 +146,7 @@ class AttentionHeads(Mixer):
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         query = self.q_proj(hidden_states).view(shape)
         key = self.k_proj(hidden_states).view(shape)
-        value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
+        value = self.project_value(hidden_states)
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key = query.transpose(1, 2), key.transpose(1, 2)
@@ -154,6 +154,10 @@ class AttentionHeads(Mixer):
         if rotary is not None:
             query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
         return query, key, value
+
+    def project_value(self, hidden_states: Tensor) -> Tensor:
+        """[B, T, D] -> values [B, Hkv, T, V] as the cache holds them."""
+        return self.v_proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def kept(self, hidden_states: Tensor, key: Tensor, context: LayerContext) -> Tensor | None:
         """[B, Hkv, T, E], cached behind the keys of this call's tokens in their dtype, or None."""

@@ -3,9 +3,9 @@
     [z, xBC, d, l] = W_in u,   dt = softplus(d + b),   A = -exp(A_log),   lam_{t,i} = softplus(L_i l_{t,i})
     y_t = sum_{s <= t} exp(sum_{r = s+1..t} A dt_r) lam_{t, level(t, s)} (C_t . B_s) dt_s x_s + D x_t
 
-with x, B, C = silu(conv(xBC)) and level(t, s) = bit_length(t xor s) of the positions in a document: level 0 is the token
-itself, level i a bucket of 2^(i-1) tokens. The state is one matrix a bucket. Tokens beyond the largest bucket, 2^(levels
-- 1) tokens back and more, fall into that one.
+with x, B, C = silu(conv(xBC)) and level(t, s) = bit_length(t xor s) of the positions in a document: level 0 is the
+token itself, level i a bucket of 2^(i-1) tokens. The state is one matrix a bucket. The largest bucket also takes what
+would fall into larger ones.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from ...core.options import options
 from ...core.registry import MIXERS
 from ...ops.log_linear import count_positions, log_linear_attention
 from ...ops.precision import state_dtype
-from ..contract import LayerContext
 from ..layout import SequenceLayout
 from ..state import LayerState
 from .base import MixerCost
@@ -31,7 +30,7 @@ from .mamba2 import Mamba2Options, StateSpaceDual
 
 @options
 class LogLinearMamba2Options(Mamba2Options):
-    """Of Mamba-2. `num_levels`: the token itself and its buckets, the largest of which has 2^(num_levels - 2) tokens."""
+    """Of Mamba-2. `num_levels`: the token itself and its buckets, the largest of 2^(num_levels - 2) tokens."""
 
     num_levels: int = 15
 
@@ -50,7 +49,7 @@ class LogLinearMamba2(StateSpaceDual):
         self.L = nn.Parameter(torch.empty(self.num_heads, options.num_levels))
 
     @classmethod
-    def validate(cls, config: Any, options: LogLinearMamba2Options) -> None:
+    def validate(cls, config: Any, options: LogLinearMamba2Options) -> None:  # type: ignore[override]
         super().validate(config, options)
         if not 2 <= options.num_levels <= 31:
             raise ConfigError(
@@ -66,7 +65,8 @@ class LogLinearMamba2(StateSpaceDual):
         dtype = state_dtype(extra)
         levels = F.softplus(extra.to(dtype).unflatten(-1, self.L.shape) * self.L.to(dtype))
         groups = self.num_heads // B.shape[2]
-        start = state.recurrent(1)
+        count = state.recurrent(1)
+        start = None if count is None else count.squeeze(1)
         out, final = log_linear_attention(
             C.repeat_interleave(groups, 2),
             B.repeat_interleave(groups, 2),
@@ -105,5 +105,5 @@ class LogLinearMamba2(StateSpaceDual):
 
 
 def count_after(x: Tensor, start: Tensor | None, layout: SequenceLayout) -> Tensor:
-    """[B] in fp32: how many tokens the last document of each row has after this call."""
-    return count_positions(x.shape[:2], start, layout.mask, layout.segment_ids, x.device)[:, -1].float()
+    """[B, 1] in fp32: how many tokens the last document of each row has after this call."""
+    return count_positions(x.shape[:2], start, layout.mask, layout.segment_ids, x.device)[:, -1:].float()

@@ -1,5 +1,5 @@
-"""MesaNet: the regression of values on keys over all tokens so far, solved at every token (von Oswald et al. 2025, arXiv
-2506.05233).
+"""MesaNet: the regression of values on keys over all tokens so far, solved at every token (von Oswald et al. 2025,
+arXiv 2506.05233).
 
     A_t = exp(g_t) A_{t-1} + beta_t k_t k_t^T,   S_t = exp(g_t) S_{t-1} + beta_t k_t v_t^T
     o_t = S_t^T (A_t + diag(lam))^-1 q_t,   y_t = W_o RMSNorm(o_t)  (* silu(W_g x_t))

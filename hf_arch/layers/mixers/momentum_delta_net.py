@@ -13,6 +13,7 @@ and key heads; A, Mu, F and D belong to the latter.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -46,7 +47,7 @@ def _as_is(x: Tensor) -> Tensor:
     return x
 
 
-_ACTIVATIONS = {"relu": F.relu, "elu": _shifted_elu, "identity": _as_is}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "elu": _shifted_elu, "identity": _as_is}
 
 
 @options
@@ -82,11 +83,13 @@ class MomentumDeltaNet(DeltaHeadsMixer):
             for index, name in enumerate(("q_conv", "k_conv")):
                 conv = ShortConvolution(self.sizes.key_dim, options.conv_size, activation=None, state_index=index)
                 setattr(self, name, conv)
-        for name in ("a_proj", "b_proj", "m_proj", "e_proj"):
-            setattr(self, name, nn.Linear(config.hidden_size, value_heads, bias=False))
-        for name in ("A_log", "Mu_log", "log_factor", *(["D_log"] if options.correct_query else [])):
-            setattr(self, name, nn.Parameter(torch.empty(heads)))
-        self.dt_bias, self.mu_bias = nn.Parameter(torch.empty(value_heads)), nn.Parameter(torch.empty(value_heads))
+        self.a_proj, self.b_proj, self.m_proj, self.e_proj = (
+            nn.Linear(config.hidden_size, value_heads, bias=False) for _ in range(4)
+        )
+        self.A_log, self.Mu_log, self.log_factor = (nn.Parameter(torch.empty(heads)) for _ in range(3))
+        if options.correct_query:
+            self.D_log = nn.Parameter(torch.empty(heads))
+        self.dt_bias, self.mu_bias = (nn.Parameter(torch.empty(value_heads)) for _ in range(2))
         self.build_output(options.use_output_gate, options.gate_activation)
 
     @classmethod
