@@ -77,7 +77,7 @@ class MomentumDeltaRule(ChunkedCall[Pair]):
         between_m, prefix_m, suffix_m, total_m = decay_products(mu)
         taken = between_a * beta.unsqueeze(-2)
         mixed = taken @ between_m
-        from_m = (taken @ prefix_m.unsqueeze(-1)).squeeze(-1)
+        from_m = (taken * prefix_m.unsqueeze(-2)).sum(-1)
         # The same of the state before each token.
         before = F.pad(mixed[..., :-1, :], (0, 0, 1, 0))
         before_s, before_m = F.pad(prefix_a[..., :-1], (1, 0), value=1.0), F.pad(from_m[..., :-1], (1, 0))

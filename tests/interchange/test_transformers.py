@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MambaConfig, MistralConfig, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    DiffLlamaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    GraniteConfig,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    Qwen3Config,
+    SmolLM3Config,
+)
 
 import hf_arch
 from hf_arch.core.errors import ConfigError
@@ -17,6 +29,8 @@ SIZES = {
     "num_attention_heads": 4,
     "max_position_embeddings": 64,
 }
+
+TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
 def _rope(**parameters):
@@ -62,6 +76,50 @@ CONFIGS = {
     ),
     "mamba": MambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, state_size=8, time_step_rank=4),
     "mamba_biases": MambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, use_bias=True, conv_kernel=3),
+    "granite": GraniteConfig(
+        **SIZES, embedding_multiplier=12.0, residual_multiplier=0.22, attention_multiplier=0.2, logits_scaling=8.0
+    ),
+    "granite_gqa_biases_tied": GraniteConfig(
+        **SIZES,
+        num_key_value_heads=2,
+        attention_bias=True,
+        mlp_bias=True,
+        tie_word_embeddings=True,
+        rope_parameters=_rope(rope_type="linear", factor=2.0),
+    ),
+    "smollm3": SmolLM3Config(**SIZES, num_key_value_heads=2, no_rope_layer_interval=2, **TOKENS),
+    "smollm3_windows_biases_untied": SmolLM3Config(
+        **SIZES,
+        no_rope_layers=[0, 1, 0],
+        use_sliding_window=True,
+        sliding_window=5,
+        attention_bias=True,
+        tie_word_embeddings=False,
+        num_key_value_heads=1,
+        **TOKENS,
+    ),
+    "cohere": CohereConfig(**SIZES, num_key_value_heads=2, **TOKENS),
+    "cohere_biases_untied": CohereConfig(
+        **SIZES, attention_bias=True, logit_scale=0.25, tie_word_embeddings=False, layer_norm_eps=1e-3, **TOKENS
+    ),
+    "gpt_neox": GPTNeoXConfig(**SIZES),
+    "gpt_neox_in_turn_no_bias_tied": GPTNeoXConfig(
+        **SIZES,
+        use_parallel_residual=False,
+        attention_bias=False,
+        hidden_act="gelu_pytorch_tanh",
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0, "partial_rotary_factor": 0.5},
+    ),
+    "diffllama": DiffLlamaConfig(**SIZES, num_key_value_heads=2, head_dim=8),
+    "diffllama_heads_bias_tied": DiffLlamaConfig(
+        **{**SIZES, "num_attention_heads": 8},
+        num_key_value_heads=4,
+        head_dim=16,
+        attention_bias=True,
+        tie_word_embeddings=True,
+        rope_parameters=_rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=16),
+    ),
 }
 
 
