@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def chunk_length(length: int, chunk_size: int) -> int:
@@ -30,8 +31,7 @@ def chunk_view(x: Tensor, chunk: int, pad_value: float = 0.0) -> Tensor:
     """[B, T, H, ...] as [N, B, H, C, ...], the end padded with `pad_value` to whole chunks; a view where T is N * C."""
     missing = -x.shape[1] % chunk
     if missing:
-        # Not F.pad: of its gradient a compiler assumes other strides than it has.
-        x = torch.cat([x, x.new_full((x.shape[0], missing, *x.shape[2:]), pad_value)], 1)
+        x = F.pad(x, (0, 0) * (x.dim() - 2) + (0, missing), value=pad_value)
     return x.unflatten(1, (-1, chunk)).movedim((1, 3), (0, 2))
 
 

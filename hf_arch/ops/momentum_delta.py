@@ -69,7 +69,7 @@ class MomentumDeltaRule(ChunkedCall[Pair]):
     def chunk(self) -> tuple[Tensor, Pair]:
         chunk, keep = self.chunk_length(), self.keep_chunks()
         q, k, v, e, g, m, beta = (
-            to_chunks(x, chunk, self.dtype) for x in (self.q, self.k, self.v, self.e, self.g, self.m, self.beta)
+            to_chunks(_EvenGradient.apply(x), chunk, self.dtype) for x in (self.q, self.k, self.v, self.e, self.g, self.m, self.beta)
         )
         q = q * default_scale(self.scale, self.q)
         a, mu = (x.exp() if keep is None else x.exp() * keep for x in (g, m))
@@ -100,6 +100,18 @@ class MomentumDeltaRule(ChunkedCall[Pair]):
             state = last_s[n] * state + last_m[n] * momentum + write_s[n].mT @ error
             momentum = total_m[n][..., None, None] * momentum + write_m[n].mT @ error
         return from_chunks(torch.stack(outputs), self.sizes["T"], self.v.dtype), (state, momentum)
+
+
+class _EvenGradient(torch.autograd.Function):
+    """x [B, T, ...], whose gradient is contiguous: of others a compiler assumes strides that they do not have."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0].clone(memory_format=torch.contiguous_format)
 
 
 class _UnitTriangularSolve(torch.autograd.Function):
