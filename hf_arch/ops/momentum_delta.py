@@ -69,7 +69,8 @@ class MomentumDeltaRule(ChunkedCall[Pair]):
     def chunk(self) -> tuple[Tensor, Pair]:
         chunk, keep = self.chunk_length(), self.keep_chunks()
         q, k, v, e, g, m, beta = (
-            to_chunks(_EvenGradient.apply(x), chunk, self.dtype) for x in (self.q, self.k, self.v, self.e, self.g, self.m, self.beta)
+            to_chunks(_EvenGradient.apply(x), chunk, self.dtype)
+            for x in (self.q, self.k, self.v, self.e, self.g, self.m, self.beta)
         )
         q = q * default_scale(self.scale, self.q)
         a, mu = (x.exp() if keep is None else x.exp() * keep for x in (g, m))

@@ -14,7 +14,10 @@ from transformers import (
     LlamaConfig,
     MambaConfig,
     MistralConfig,
+    Qwen3_5MoeTextConfig,
+    Qwen3_5TextConfig,
     Qwen3Config,
+    Qwen3NextConfig,
     SmolLM3Config,
 )
 
@@ -31,6 +34,21 @@ SIZES = {
 }
 
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+DELTA = {
+    "head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+EXPERTS = {
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 20,
+    "shared_expert_intermediate_size": 28,
+}
+HYBRID = ["linear_attention", "linear_attention", "full_attention"]
 
 
 def _rope(**parameters):
@@ -119,6 +137,31 @@ CONFIGS = {
         attention_bias=True,
         tie_word_embeddings=True,
         rope_parameters=_rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=16),
+    ),
+    "qwen3_next": Qwen3NextConfig(**SIZES, **DELTA, **EXPERTS, num_key_value_heads=2, layer_types=HYBRID),
+    "qwen3_next_some_dense_tied": Qwen3NextConfig(
+        **SIZES,
+        **{**DELTA, "linear_num_key_heads": 4, "linear_value_head_dim": 6},
+        **EXPERTS,
+        mlp_only_layers=[1],
+        norm_topk_prob=False,
+        tie_word_embeddings=True,
+        layer_types=["full_attention", *HYBRID[1:]],
+        rope_parameters=_rope(rope_type="default", partial_rotary_factor=0.5),
+    ),
+    "qwen3_next_dense": Qwen3NextConfig(
+        **SIZES, **DELTA, **EXPERTS, mlp_only_layers=[0, 1, 2], layer_types=HYBRID, num_key_value_heads=1
+    ),
+    "qwen3_5": Qwen3_5TextConfig(**SIZES, **DELTA, num_key_value_heads=2, layer_types=HYBRID),
+    "qwen3_5_tied": Qwen3_5TextConfig(
+        **SIZES, **{**DELTA, "linear_conv_kernel_dim": 3}, layer_types=HYBRID, tie_word_embeddings=True
+    ),
+    "qwen3_5_experts": Qwen3_5MoeTextConfig(
+        **{name: value for name, value in SIZES.items() if name != "intermediate_size"},
+        **DELTA,
+        **EXPERTS,
+        num_key_value_heads=2,
+        layer_types=HYBRID,
     ),
 }
 

@@ -36,7 +36,9 @@ from .ffn import MLP, FeedForward, FeedForwardOptions, GatedMLP
 @options
 class MoEOptions(Options):
     """intermediate_size (of one expert) and hidden_act: None takes the config's. `gated`: SwiGLU-like experts instead
-    of GPT-like ones. A token's experts come from the `groups_per_token` best of `num_groups` groups."""
+    of GPT-like ones. shared_intermediate_size: of all shared experts together, None = intermediate_size each.
+    shared_gate: a sigmoid gate on their output (Qwen). A token's experts come from the `groups_per_token` best of
+    `num_groups` groups."""
 
     num_experts: int = 8
     num_experts_per_tok: int = 2
@@ -44,6 +46,8 @@ class MoEOptions(Options):
     hidden_act: str | None = None
     gated: bool = True
     num_shared_experts: int = 0
+    shared_intermediate_size: int | None = None
+    shared_gate: bool = False
     router: Literal["softmax", "sigmoid"] = "softmax"
     normalize_weights: bool = True
     routed_scaling_factor: float | int = 1.0
@@ -108,10 +112,12 @@ class MixtureOfExperts(FeedForward):
         self.experts = experts(config, options.num_experts, size, activation)
         self.shared_experts: FeedForward | None = None
         if options.num_shared_experts:
-            width = size * options.num_shared_experts
+            width = self.shared_width(config, options)
             values = {"intermediate_size": width, "hidden_act": activation, "bias": False}
             shared = parse_options(FeedForwardOptions, values, "ffn moe")
             self.shared_experts = (GatedMLP if options.gated else MLP)(config, shared, layer_idx)
+            if options.shared_gate:
+                self.shared_gate = nn.Linear(config.hidden_size, 1, bias=False)
         self.load: Tensor | None = None  # no buffer, which DDP would overwrite with the first process's
 
     @classmethod
@@ -122,7 +128,15 @@ class MixtureOfExperts(FeedForward):
     @classmethod
     def effective(cls, config: Any, options: MoEOptions) -> dict[str, Any]:
         training = ("aux_loss_coef", "z_loss_coef", "bias_update_rate")
-        return {name: value for name, value in super().effective(config, options).items() if name not in training}
+        values = {name: value for name, value in super().effective(config, options).items() if name not in training}
+        return {**values, "shared_intermediate_size": cls.shared_width(config, options)}
+
+    @classmethod
+    def shared_width(cls, config: Any, options: MoEOptions) -> int:
+        """The width of all shared experts together, 0 where there are none."""
+        if not options.num_shared_experts:
+            return 0
+        return options.shared_intermediate_size or cls.width(config, options) * options.num_shared_experts
 
     @classmethod
     def validate(cls, config: Any, options: MoEOptions) -> None:
@@ -148,6 +162,12 @@ class MixtureOfExperts(FeedForward):
         )
         if options.num_shared_experts < 0:
             raise ConfigError(f"ffn moe: num_shared_experts {options.num_shared_experts} is not allowed; use 0 or more")
+        for name in ("shared_gate", "shared_intermediate_size"):
+            if getattr(options, name) and not options.num_shared_experts:
+                raise ConfigError(
+                    f"ffn moe: {name} {getattr(options, name)!r} would have no effect without shared experts; leave it "
+                    "out or set num_shared_experts to 1"
+                )
 
     @classmethod
     def tensor_parallel(cls, config: Any, options: MoEOptions) -> dict[str, str]:
@@ -170,7 +190,10 @@ class MixtureOfExperts(FeedForward):
             self.count(chosen, context.layout)
         out = self.experts(tokens, chosen, weights).view_as(hidden_states)
         if self.shared_experts is not None:
-            out = out + self.shared_experts(hidden_states)
+            shared = self.shared_experts(hidden_states)
+            if self.options.shared_gate:
+                shared = torch.sigmoid(self.shared_gate(hidden_states)) * shared
+            out = out + shared
         return LayerOutput(out, router_logits=logits)
 
     @torch.no_grad()

@@ -21,7 +21,7 @@ from ...core.registry import POSITIONS
 from ..attention_product import cache_element_bytes
 from ..contract import EMPTY_CONTEXT, LayerContext, LayerOutput
 from ..key_positions import KeyPositions, key_positions
-from ..norms import ArchRMSNorm
+from ..norms import ArchRMSNorm, OffsetRMSNorm
 from ..positions import apply_rotary
 from ..rope_parameters import RotarySpec
 from .base import CacheKind, Mixer, divide
@@ -62,8 +62,8 @@ class AttentionHeads(Mixer):
         self.k_norm = None if eps is None else self.head_norm(self.num_kv_heads, eps)
 
     def head_norm(self, num_heads: int, eps: float) -> nn.Module:
-        """The norm of queries or keys [B, T, num_heads, K]."""
-        return ArchRMSNorm(self.head_dim, eps)
+        """The norm of queries or keys [B, T, num_heads, K]: RMSNorm, with the offset of the config's if any."""
+        return (OffsetRMSNorm if self.config.norm == "rmsnorm_offset" else ArchRMSNorm)(self.head_dim, eps)
 
     @classmethod
     def sizes(cls, config: Any, options: Any) -> tuple[int, int, int]:
