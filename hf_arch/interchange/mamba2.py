@@ -37,13 +37,14 @@ def _of_fla(theirs: str, ours: str, known: bool) -> Option:
     return Option(theirs, ours, known, read=lambda value, reader: known if _native(reader) else value)
 
 
-def _limits(limits: Sequence[Any], _: ConfigReader) -> tuple[float, float | None]:
+def limits(limits: Sequence[Any], _: ConfigReader) -> tuple[float, float | None]:
     """Bounds of a config, whose infinities transformers writes as {"__float__": "Infinity"}."""
     low, high = (float(bound["__float__"] if isinstance(bound, dict) else bound) for bound in limits)
     return low, None if math.isinf(high) else high
 
 
-def _their_limits(layer: Layer) -> list[float]:
+def their_limits(layer: Layer) -> list[float]:
+    """The bounds, the other way."""
     low, high = layer.mixer.dt_limit_min, layer.mixer.dt_limit_max
     return [float(low), math.inf if high is None else float(high)]
 
@@ -62,7 +63,7 @@ MIXER: tuple[Option, ...] = (
     Option("n_groups", default=lambda reader: 8 if _native(reader) else 1),
     Option("conv_kernel", "conv_size", 4),
     *(_of_fla(theirs, *ours) for theirs, ours in _OF_FLA.items()),
-    Option(_LIMITS, ("dt_limit_min", "dt_limit_max"), (0.0, math.inf), null=True, read=_limits, write=_their_limits),
+    Option(_LIMITS, ("dt_limit_min", "dt_limit_max"), (0.0, math.inf), null=True, read=limits, write=their_limits),
     Option("A_init_range", ("A_min", "A_max"), (1, 16), null=True),
     Option("conv_init"),
     Option("rescale_prenorm_residual", "rescale_out_proj", lambda reader: not _native(reader)),

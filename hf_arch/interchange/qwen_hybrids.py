@@ -30,6 +30,7 @@ from .table import (
     under,
 )
 from .transformers_dense import BLOCKS, HEADS, NORMS
+from .transformers_hybrids import without_attention
 
 _DELTA, _FULL = "linear_attention", "full_attention"
 
@@ -192,6 +193,8 @@ class QwenHybrid(MoEConverter):
             raise ConfigError(
                 f"config.layer_types: {kinds!r} is not allowed; use {_DELTA} or {_FULL} for each of {count} layers"
             )
+        if _FULL not in kinds:
+            values = without_attention(values)
         values["mixer"] = [delta if kind == _DELTA else attention for kind in kinds]
         if values["hidden_act"] != "silu" and _DELTA in kinds:
             raise ConfigError(

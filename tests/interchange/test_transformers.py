@@ -6,11 +6,14 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    BambaConfig,
     CohereConfig,
     DiffLlamaConfig,
     GPT2Config,
     GPTNeoXConfig,
+    GptOssConfig,
     GraniteConfig,
+    Lfm2Config,
     LlamaConfig,
     MambaConfig,
     MistralConfig,
@@ -49,6 +52,8 @@ EXPERTS = {
     "shared_expert_intermediate_size": 28,
 }
 HYBRID = ["linear_attention", "linear_attention", "full_attention"]
+
+SCAN = {"mamba_n_heads": 8, "mamba_d_head": "auto", "mamba_d_state": 6, "mamba_expand": 2}
 
 
 def _rope(**parameters):
@@ -162,6 +167,50 @@ CONFIGS = {
         **EXPERTS,
         num_key_value_heads=2,
         layer_types=HYBRID,
+    ),
+    "lfm2": Lfm2Config(**SIZES, num_key_value_heads=2, layer_types=["conv", "full_attention", "conv"]),
+    "lfm2_width_biases_untied": Lfm2Config(
+        **SIZES,
+        full_attn_idxs=[0],
+        num_key_value_heads=1,
+        conv_bias=True,
+        conv_L_cache=4,
+        block_multiple_of=10,
+        block_ffn_dim_multiplier=1.4,
+        tie_word_embeddings=False,
+    ),
+    "lfm2_given_width": Lfm2Config(
+        **SIZES, num_key_value_heads=4, full_attn_idxs=[2], block_auto_adjust_ff_dim=False, norm_eps=1e-3
+    ),
+    "bamba": BambaConfig(**SIZES, **SCAN, num_key_value_heads=2, attn_layer_indices=[1], **TOKENS),
+    "bamba_groups_biases_tied": BambaConfig(
+        **SIZES,
+        **{**SCAN, "mamba_n_groups": 2, "mamba_d_conv": 3},
+        num_key_value_heads=1,
+        attn_layer_indices=[0, 2],
+        attention_bias=True,
+        mlp_bias=True,
+        mamba_proj_bias=True,
+        mamba_conv_bias=False,
+        tie_word_embeddings=True,
+        time_step_limit=(0.01, 1.5),
+        **TOKENS,
+    ),
+    "gpt_oss": GptOssConfig(
+        **SIZES, head_dim=8, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, sliding_window=5
+    ),
+    "gpt_oss_other_clamps_no_bias_tied": GptOssConfig(
+        **SIZES,
+        head_dim=16,
+        num_key_value_heads=1,
+        num_local_experts=6,
+        num_experts_per_tok=3,
+        layer_types=["full_attention"] * 3,
+        attention_bias=False,
+        swiglu_alpha=1.3,
+        swiglu_limit=0.5,
+        tie_word_embeddings=True,
+        rope_parameters=_rope(rope_type="default"),
     ),
 }
 
