@@ -58,7 +58,7 @@ PROJECTIONS = Modules("q_proj k_proj v_proj o_proj")
 SHORT_CONVS = Modules("q_conv k_conv v_conv", "q_conv1d k_conv1d v_conv1d", when="use_short_conv")
 OUTPUT_NORM = Modules("o_norm", "g_norm", when="output_norm_affine")
 
-_MODEL: tuple[Entry, ...] = (
+MODEL: tuple[Entry, ...] = (
     Unused("attn_mode fuse_swiglu"),
     FUSED,
     Option("vocab_size", default=32000),
@@ -106,11 +106,30 @@ def layer_norm(layer: Layer) -> bool:
     return layer.config.norm == "layernorm"
 
 
-_BLOCK: tuple[Tensors, ...] = (
-    Modules("mixer_norm ffn_norm", "attn_norm mlp_norm"),
-    *under("ffn", "mlp", Modules("gate_proj up_proj down_proj")),
+def _attends_depth(layer: Layer) -> bool:
+    """Whether the stream is attention over depth."""
+    return layer.config.stream_spec[0] is AttentionResidualStream
+
+
+ATTENTION_RESIDUALS = Option(
+    "attnres_block_size",
+    "stream",
+    read=lambda size, _: "add" if size is None else {"type": "attention_residual", "block_size": size},
+    write=lambda layer: layer.config.stream_spec[1].block_size if _attends_depth(layer) else None,
 )
-_ATTENTION: tuple[Tensors, ...] = (
+RESIDUAL_HEAD = Tensors("stream.head.query stream.head.norm.weight", "res_proj.weight res_norm.weight", _attends_depth)
+"""The last mixing, of the model."""
+RESIDUAL_LAYER = Tensors(
+    "stream.mixer.query stream.mixer.norm.weight stream.ffn.query stream.ffn.norm.weight",
+    "attn_res_proj.weight attn_res_norm.weight mlp_res_proj.weight mlp_res_norm.weight",
+    _attends_depth,
+)
+GATED_MLP: tuple[Tensors, ...] = under("ffn", "mlp", Modules("gate_proj up_proj down_proj"))
+BLOCK: tuple[Tensors, ...] = (
+    Modules("mixer_norm ffn_norm", "attn_norm mlp_norm"),
+    *GATED_MLP,
+)
+ATTENTION: tuple[Tensors, ...] = (
     Modules("o_proj"),
     Modules("q_proj k_proj v_proj", bias=lambda layer: layer.effective["qkv_bias"]),
     Modules("q_norm k_norm", when=lambda layer: layer.effective["qk_norm"] is not None),
@@ -129,7 +148,7 @@ class FLAConverter(Converter):
     """By their keys in `mixer` here, `attn` there."""
     block_options: ClassVar[tuple[Entry, ...]] = ()
     """Norms and feed-forward, where they are not the gated MLP's."""
-    layer_tensors = _BLOCK
+    layer_tensors = BLOCK
     """Those of a layer besides its mixer."""
     hidden_ratio: float = 4
     grouped_heads = True
@@ -144,7 +163,7 @@ class FLAConverter(Converter):
     @property
     def _table(self) -> tuple[Entry, ...]:
         heads = _GROUPED_HEADS if self.grouped_heads else _HEADS
-        return (*heads, *_MODEL, l2warp(self.penalises_logits))
+        return (*heads, *MODEL, l2warp(self.penalises_logits))
 
     @property
     def _block(self) -> tuple[Entry, ...]:
@@ -194,12 +213,12 @@ class FLAConverter(Converter):
         values.setdefault("num_key_value_heads", values["num_attention_heads"])
         if not self.attention_residuals:
             reader.only("attnres_block_size", [None], None)
-        elif (block_size := reader.take("attnres_block_size")) is not None:
-            values["stream"] = {"type": "attention_residual", "block_size": block_size}
+        else:
+            values |= ATTENTION_RESIDUALS.to_ours(reader)
         values["mixer"] = {"type": self.mixer, **self.mixer_to_ours(reader)}
         hybrid = reader.take("attn")
         if hybrid:
-            values["mixer"] = _hybrid_layers(values["mixer"], hybrid, values["num_hidden_layers"])
+            values["mixer"] = hybrid_layers(values["mixer"], hybrid, values["num_hidden_layers"])
             values["position"] = "rope"
         return values
 
@@ -209,46 +228,28 @@ class FLAConverter(Converter):
         if not own and config.model_type != f"hfa_{self.architecture}":
             need_layer(config, MIXERS, self.mixer, self.model_type)
         theirs = {**options_to_theirs(self._table, layers[0], config), **self.block_to_theirs(config)}
-        stream, stream_options = config.stream_spec
-        if self.attention_residuals and stream is AttentionResidualStream:
-            theirs["attnres_block_size"] = stream_options.block_size
+        if self.attention_residuals:
+            theirs |= ATTENTION_RESIDUALS.to_theirs(layers[0], config)
         if own:
             theirs |= self.mixer_to_theirs(config, own[0].mixer)
         attention = [layer for layer in layers if layer.mixer_class.label == ""]
         if self.mixer != "attention" and attention:
-            theirs["attn"] = [{"layers": [each.index], **options_to_theirs(_HYBRID, each, None)} for each in attention]
+            theirs["attn"] = [{"layers": [each.index], **options_to_theirs(HYBRID, each, None)} for each in attention]
         return theirs
 
     def rules(self, config: ArchConfig, foreign: dict[str, Any]) -> list[Rule]:
         layers = layers_of(config, foreign)
-        rules = tensor_rules(_AROUND, layers[0]) + self.model_rules(config) + _attention_residual_rules(config)
+        head = under("model", "model", RESIDUAL_HEAD)
+        rules = tensor_rules((*_AROUND, *head), layers[0]) + self.model_rules(config)
         for layer in layers:
             name = f"model.layers.{layer.index}"
             keys = f"{name}.mixer", f"{name}.attn"
-            rules += self.block_rules(config, name)
+            rules += self.block_rules(config, name) + tensor_rules(under(name, name, RESIDUAL_LAYER), layer)
             if layer.mixer_class.label == "":
-                rules += tensor_rules(under(*keys, *_ATTENTION), layer)
+                rules += tensor_rules(under(*keys, *ATTENTION), layer)
             else:
                 rules += self.mixer_rules(config, layer.mixer, foreign, *keys)
         return rules
-
-
-def _attention_residual_rules(config: ArchConfig) -> list[Rule]:
-    """Queries and norms of the attention over depth."""
-    if config.stream_spec[0] is not AttentionResidualStream:
-        return []
-    pairs = [("model.stream.head", "model.res")]
-    for index in range(config.num_hidden_layers):
-        layer = f"model.layers.{index}"
-        pairs += [(f"{layer}.stream.mixer", f"{layer}.attn_res"), (f"{layer}.stream.ffn", f"{layer}.mlp_res")]
-    return [
-        rule
-        for ours, theirs in pairs
-        for rule in (
-            same(f"{ours}.query", f"{theirs}_proj.weight"),
-            same(f"{ours}.norm.weight", f"{theirs}_norm.weight"),
-        )
-    ]
 
 
 def short_conv_rules(ours: str, theirs: str, names: str = "qkv") -> list[Rule]:
@@ -256,7 +257,7 @@ def short_conv_rules(ours: str, theirs: str, names: str = "qkv") -> list[Rule]:
     return [same(f"{ours}.{name}_conv.weight", f"{theirs}.{name}_conv1d.weight") for name in names]
 
 
-_HYBRID: tuple[Entry, ...] = (
+HYBRID: tuple[Entry, ...] = (
     Option("num_heads", required=True, write=lambda layer: layer.effective["heads"][0]),
     Option(
         "num_kv_heads",
@@ -271,14 +272,14 @@ _HYBRID: tuple[Entry, ...] = (
 )
 
 
-def _hybrid_layers(mixer: dict[str, Any], hybrid: Any, num_layers: int) -> list[dict[str, Any]]:
+def hybrid_layers(mixer: dict[str, Any], hybrid: Any, num_layers: int) -> list[dict[str, Any]]:
     """One mixer a layer: softmax attention where a hybrid's `attn` names the layer."""
     mixers = [dict(mixer) for _ in range(num_layers)]
     for group in hybrid if isinstance(hybrid, list) else [hybrid]:
         if not isinstance(group, dict):
             raise ConfigError(f"config.attn: {group!r} is no group; use a dict with `layers` and `num_heads`")
         reader = ConfigReader({"model_type": "hybrid", **group}, "config.attn")
-        attention, layers = {"type": "attention", **options_to_ours(_HYBRID, reader)}, reader.need("layers")
+        attention, layers = {"type": "attention", **options_to_ours(HYBRID, reader)}, reader.need("layers")
         reader.finish()
         for index in layers if isinstance(layers, (list, tuple)) else [layers]:
             if not isinstance(index, int) or not 0 <= index < num_layers:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from ..layers.mixers.gated_delta_net import GatedDeltaNet
+from ..core.registry import MIXERS
 from .base import FOREIGN
 from .fla import EXPAND, PROJECTIONS, SHORT_CONVS, FLAConverter
 from .reader import ConfigReader
 from .table import Layer, Modules, Option, Tensors, Unused
 
-_SHORT_CONV = (Option("use_short_conv", default=True), Option("conv_size", default=4))
+SHORT_CONV = (Option("use_short_conv", default=True), Option("conv_size", default=4))
 _NEGATIVE = Option("allow_neg_eigval", default=False)
-_SHARED = (PROJECTIONS, Modules("o_norm"), Modules("g_proj", when="use_output_gate"), SHORT_CONVS)
+DELTA_TENSORS = (PROJECTIONS, Modules("o_norm"), Modules("g_proj", when="use_output_gate"), SHORT_CONVS)
+
+DECAY_TENSORS = (Tensors("A_log dt_bias"), Modules("a_proj b_proj"))
 
 
 @FOREIGN.register("delta_net")
@@ -25,18 +27,28 @@ class FLADeltaNet(FLAConverter):
     mixer_options = (
         Unused("use_output_norm"),  # the output is normed either way
         *EXPAND,
-        *_SHORT_CONV,
+        *SHORT_CONV,
         Option("use_beta", default=True),
         Option("use_gate", "use_output_gate", False),
         Option("qk_activation", default="silu", allowed=("silu", "relu", "elu", "identity")),
         Option("qk_norm", default="l2", allowed=("l2", "sum")),
         _NEGATIVE,
     )
-    mixer_tensors = (*_SHARED, Modules("b_proj", when="use_beta"))
+    mixer_tensors = (*DELTA_TENSORS, Modules("b_proj", when="use_beta"))
 
 
-def _sizes(layer: Layer) -> Any:
-    return GatedDeltaNet.head_sizes(layer.config, layer.mixer)
+def grouped_sizes(mixer: str) -> tuple[Option, ...]:
+    """The sizes of heads of a gated delta rule, which its own options or the config's decide."""
+
+    def sizes(layer: Layer) -> Any:
+        return MIXERS.get(mixer).head_sizes(layer.config, layer.mixer)
+
+    return (
+        Option("num_heads", write=lambda layer: sizes(layer).num_kv_heads),
+        Option("head_dim", default=256, write=lambda layer: sizes(layer).head_k_dim),
+        Option("num_v_heads", write=lambda layer: sizes(layer).num_heads),
+        Option("expand_v", default=2.0, write=lambda layer: sizes(layer).head_v_dim / sizes(layer).head_k_dim),
+    )
 
 
 @FOREIGN.register("gated_deltanet")
@@ -48,11 +60,8 @@ class FLAGatedDeltaNet(FLAConverter):
     defaults: ClassVar[dict[str, Any]] = {"num_heads": 6}
     ignored_keys = (".attn.D",)  # of checkpoints from early 2025; their layer does not read it
     mixer_options = (
-        Option("num_heads", write=lambda layer: _sizes(layer).num_kv_heads),
-        Option("head_dim", default=256, write=lambda layer: _sizes(layer).head_k_dim),
-        Option("num_v_heads", write=lambda layer: _sizes(layer).num_heads),
-        Option("expand_v", default=2.0, write=lambda layer: _sizes(layer).head_v_dim / _sizes(layer).head_k_dim),
-        *_SHORT_CONV,
+        *grouped_sizes("gated_delta_net"),
+        *SHORT_CONV,
         Option("use_gate", "use_output_gate", True),
         Option(
             "output_gate_activation",
@@ -62,7 +71,7 @@ class FLAGatedDeltaNet(FLAConverter):
         ),
         _NEGATIVE,
     )
-    mixer_tensors = (*_SHARED, Tensors("A_log dt_bias"), Modules("a_proj b_proj"))
+    mixer_tensors = (*DELTA_TENSORS, *DECAY_TENSORS)
 
     def config_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
         return {**super().config_to_ours(reader), "head_dim": reader.take("head_dim", 256)}

@@ -1,4 +1,4 @@
-"""flash-linear-attention (FLA) 0.6, families that are tables of option and tensor names: lightnet, mamba3, rodimus.
+"""flash-linear-attention (FLA) 0.6, families that are tables of option and tensor names: lightnet, mamba3.
 
 An option is a line (our name, theirs, their default), a tensor one (our name, theirs).
 """
@@ -12,7 +12,7 @@ from ..core.registry import MIXERS
 from ..layers.mixers.base import divide
 from ..layers.mixers.lightnet import LightNet
 from ..models.configuration import ArchConfig
-from .base import FOREIGN, Converter, Rule, parts, same
+from .base import FOREIGN, Converter, Rule, same
 from .fla import FLAConverter
 from .reader import ConfigReader
 from .transformers_dense import take_tokens, their_tokens
@@ -198,63 +198,3 @@ class FLAMamba3(FLABackbone):
         names += ["mimo_x", "mimo_z", "mimo_o"] if options.is_mimo else []
         names += ["norm.weight"] if options.use_norm else []
         return [*_linears(options), *((name, name) for name in names)]
-
-
-@FOREIGN.register("rodimus")
-class FLARodimus(FLATable):
-    """FLA's Rodimus without attention, whose blocks are the mixer alone; `rodimus_plus` blocks are refused."""
-
-    architecture, mixer = "rodimus", "rodimus"
-    defaults: ClassVar[dict[str, Any]] = {"num_heads": 1, "vocab_size": 126464, "tie_word_embeddings": True}
-    options = (
-        ("expand_ratio", "expand_ratio", 64),
-        ("input_gate_low_rank", "input_gate_low_rank", None),
-        ("use_short_conv", "use_short_conv", True),
-        ("conv_size", "conv_size", 4),
-        ("k_norm_eps", "k_norm_eps", 1e-12),
-    )
-
-    def block_to_ours(self, reader: ConfigReader, hidden_size: int) -> dict[str, Any]:
-        reader.only("block_type", ["rodimus"], "rodimus_plus")
-        reader.only("attnres_block_size", [None], None)
-        # Of the feed-forward and the attention of `rodimus_plus`; where sums are kept in fp32 has no effect in fp32.
-        reader.dead(
-            "hidden_act", "hidden_ratio", "intermediate_size", "ska_attn", "residual_in_fp32", "block_residual_in_fp32"
-        )
-        return {"norm_eps": reader.take("norm_eps", 1e-5)}
-
-    def block_to_theirs(self, config: ArchConfig) -> dict[str, Any]:
-        flags = {"residual_in_fp32": False, "block_residual_in_fp32": False}  # their model fails with the first
-        return {"block_type": "rodimus", "norm_eps": config.norm_eps, **flags}
-
-    def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
-        values = super().mixer_to_ours(reader)
-        rank, eps = values["input_gate_low_rank"], values["k_norm_eps"]
-        return {
-            **values,
-            "input_gate_low_rank": None if rank == "auto" else rank,
-            "k_norm_eps": 1e-12 if eps is None else eps,
-        }
-
-    def mixer_to_theirs(self, config: ArchConfig, options: Any) -> dict[str, Any]:
-        values = super().mixer_to_theirs(config, options)
-        return {**values, "input_gate_low_rank": values["input_gate_low_rank"] or "auto"}
-
-    def tensors(self, options: Any) -> dict[str, str]:
-        convolution = {f"conv.{kind}": f"short_conv.{kind}" for kind in ("weight", "bias")}
-        gates = ("g_gate_proj", "tau_gate_proj", "i_gate_proj.1")
-        return {
-            **weights("gate_proj", "up_proj", "down_proj", "q_proj", "k_proj", "i_gate_proj.0", *gates),
-            **alike(*(f"{name}.bias" for name in gates), "residual_weight"),
-            **(convolution if options.use_short_conv else {}),
-            "norm.weight": "activation_norm.weight",
-        }
-
-    def rules(self, config: ArchConfig, foreign: dict[str, Any]) -> list[Rule]:
-        renamed = []
-        for rule in super().rules(config, foreign):
-            renamed.append(same(rule.ours[0], rule.theirs[0].replace(".attn.", ".mixer.", 1)))
-        return renamed
-
-    def block_rules(self, config: ArchConfig, layer: str) -> list[Rule]:
-        return parts(f"{layer}.mixer_norm", f"{layer}.mixer_norm")

@@ -37,15 +37,40 @@ def _of_fla(theirs: str, ours: str, known: bool) -> Option:
     return Option(theirs, ours, known, read=lambda value, reader: known if _native(reader) else value)
 
 
-def _limits(limits: Sequence[Any], _: ConfigReader) -> tuple[float, float | None]:
+def limits(limits: Sequence[Any], _: ConfigReader) -> tuple[float, float | None]:
     """Bounds of a config, whose infinities transformers writes as {"__float__": "Infinity"}."""
     low, high = (float(bound["__float__"] if isinstance(bound, dict) else bound) for bound in limits)
     return low, None if math.isinf(high) else high
 
 
-def _their_limits(layer: Layer) -> list[float]:
+def their_limits(layer: Layer) -> list[float]:
+    """The bounds, the other way."""
     low, high = layer.mixer.dt_limit_min, layer.mixer.dt_limit_max
     return [float(low), math.inf if high is None else float(high)]
+
+
+def without_native_names(theirs: dict[str, Any]) -> dict[str, Any]:
+    """A config under FLA's names alone."""
+    native = ("layer_norm_epsilon", _LIMITS[0], *(option.names[0] for option in STEP_SIZES))
+    return {name: value for name, value in theirs.items() if name not in native}
+
+
+MIXER: tuple[Option, ...] = (
+    Option("head_dim", default=64, null=True, write=lambda layer: layer.mixer.head_dim or layer.config.hidden_size),
+    Option("num_heads", None, _heads, allowed=lambda reader: (_heads(reader),), write=_their_heads),
+    Option("state_size", default=128),
+    Option("expand", default=2, null=True),
+    Option("n_groups", default=lambda reader: 8 if _native(reader) else 1),
+    Option("conv_kernel", "conv_size", 4),
+    *(_of_fla(theirs, *ours) for theirs, ours in _OF_FLA.items()),
+    Option(_LIMITS, ("dt_limit_min", "dt_limit_max"), (0.0, math.inf), null=True, read=limits, write=their_limits),
+    Option("A_init_range", ("A_min", "A_max"), (1, 16), null=True),
+    Option("conv_init"),
+    Option("rescale_prenorm_residual", "rescale_out_proj", lambda reader: not _native(reader)),
+    *BIASES,
+    *STEP_SIZES,
+)
+MIXER_TENSORS = (Tensors("A_log D dt_bias"), Modules("norm", when="use_norm"), *WIDTHS)
 
 
 @FOREIGN.register("mamba2")
@@ -59,31 +84,13 @@ class Mamba2(StateSpace):
         Unused("time_step_rank chunk_size rms_norm"),
         Option("tie_word_embeddings", default=False),
     )
-    mixer_options = (
-        Option("head_dim", default=64, null=True, write=lambda layer: layer.mixer.head_dim or layer.config.hidden_size),
-        Option("num_heads", None, _heads, allowed=lambda reader: (_heads(reader),), write=_their_heads),
-        Option("state_size", default=128),
-        Option("expand", default=2, null=True),
-        Option("n_groups", default=lambda reader: 8 if _native(reader) else 1),
-        Option("conv_kernel", "conv_size", 4),
-        *(_of_fla(theirs, *ours) for theirs, ours in _OF_FLA.items()),
-        Option(
-            _LIMITS, ("dt_limit_min", "dt_limit_max"), (0.0, math.inf), null=True, read=_limits, write=_their_limits
-        ),
-        Option("A_init_range", ("A_min", "A_max"), (1, 16), null=True),
-        Option("conv_init"),
-        Option("rescale_prenorm_residual", "rescale_out_proj", lambda reader: not _native(reader)),
-        *BIASES,
-        *STEP_SIZES,
-    )
+    mixer_options = MIXER
     layer_tensors = (
         Modules("mixer_norm", "norm"),
-        *under("mixer", "mixer", Tensors("A_log D dt_bias"), Modules("norm", when="use_norm"), *WIDTHS),
+        *under("mixer", "mixer", *MIXER_TENSORS),
     )
 
     def config_to_theirs(self, config: ArchConfig) -> dict[str, Any]:
         theirs = super().config_to_theirs(config)
-        if any(theirs[name] != known for name, (_, known) in _OF_FLA.items()):
-            for name in ("layer_norm_epsilon", _LIMITS[0], *(option.names[0] for option in STEP_SIZES)):
-                del theirs[name]
-        return theirs
+        only_fla = any(theirs[name] != known for name, (_, known) in _OF_FLA.items())
+        return without_native_names(theirs) if only_fla else theirs

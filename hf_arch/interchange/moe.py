@@ -32,14 +32,14 @@ _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(\w+)\.weight")
 _EXPERT_PARTS = {"w1": "gate", "w2": "down", "w3": "up", "gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
 
 
-_ROUTER_LOGITS = Option(
+ROUTER_LOGITS = Option(
     "output_router_logits",
     default=False,
     write=lambda layer: getattr(layer.config, "output_router_logits", False),
 )
 
 
-def _has_experts(layer: Layer) -> bool:
+def has_experts(layer: Layer) -> bool:
     return layer.ffn_class is MixtureOfExperts
 
 
@@ -49,7 +49,7 @@ _EXPERTS: tuple[Tensors, ...] = under(
     Tensors(
         "router.weight experts.gate_up_proj experts.down_proj",
         "gate.weight experts.gate_up_proj experts.down_proj",
-        when=_has_experts,
+        when=has_experts,
     ),
 )
 
@@ -94,7 +94,7 @@ class Mixtral(MoEConverter):
         *HEADS,
         only("router_jitter_noise", 0.0),
         Option("sliding_window"),
-        _ROUTER_LOGITS,
+        ROUTER_LOGITS,
     )
     ffn = "moe"
     ffn_options = (
@@ -146,7 +146,7 @@ class DeepSeekV3(MoEConverter):
         ),
         Always("head_dim", None),
         BIAS,
-        _ROUTER_LOGITS,
+        ROUTER_LOGITS,
     )
     mixer_options = (
         Option("q_lora_rank", default=1536),
@@ -173,11 +173,11 @@ class DeepSeekV3(MoEConverter):
         *under(
             "ffn",
             "mlp",
-            Modules("gate_proj up_proj down_proj", when=lambda layer: not _has_experts(layer)),
-            Tensors("router.score_bias", "gate.e_score_correction_bias", when=_has_experts),
+            Modules("gate_proj up_proj down_proj", when=lambda layer: not has_experts(layer)),
+            Tensors("router.score_bias", "gate.e_score_correction_bias", when=has_experts),
             Modules(
                 "shared_experts.gate_proj shared_experts.up_proj shared_experts.down_proj",
-                when=lambda layer: _has_experts(layer) and layer.ffn.num_shared_experts,
+                when=lambda layer: has_experts(layer) and layer.ffn.num_shared_experts,
             ),
         ),
     )
@@ -190,7 +190,7 @@ class DeepSeekV3(MoEConverter):
 
     def config_to_theirs(self, config: ArchConfig) -> dict[str, Any]:
         layers = layers_of(config)
-        experts = next((layer for layer in layers if _has_experts(layer)), None)
+        experts = next((layer for layer in layers if has_experts(layer)), None)
         theirs = {
             **super().config_to_theirs(config),
             "first_k_dense_replace": experts.index if experts else len(layers),

@@ -58,3 +58,15 @@ def fused(ours: Iterable[str], theirs: str, sizes: Iterable[int], *, flip: bool 
         return [torch.cat([tensor.mT if flip else tensor for tensor in tensors], dim=axis)]
 
     return Rule(tuple(ours), (theirs,), split, join)
+
+
+def half_split(ours: str, theirs: str, heads: int) -> Rule:
+    """Rows of `heads` heads whose rotation turns neighbours there and halves here: a matrix, a bias or a norm."""
+
+    def to_ours(tensors: list[Tensor]) -> list[Tensor]:
+        return [tensor.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2).contiguous() for tensor in tensors]
+
+    def to_theirs(tensors: list[Tensor]) -> list[Tensor]:
+        return [tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2).contiguous() for tensor in tensors]
+
+    return Rule((ours,), (theirs,), to_ours, to_theirs)

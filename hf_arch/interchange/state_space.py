@@ -39,7 +39,9 @@ class StateSpace(Converter):
     """What Mamba and Mamba-2 share."""
 
     model_options: ClassVar[tuple[Entry, ...]]
-    model_tensors = (Modules("model.embed_tokens model.norm lm_head", "backbone.embeddings backbone.norm_f lm_head"),)
+    model_tensors: ClassVar[tuple[Tensors, ...]] = (
+        Modules("model.embed_tokens model.norm lm_head", "backbone.embeddings backbone.norm_f lm_head"),
+    )
     their_layers = "backbone.layers"
 
     def config_to_theirs(self, config: ArchConfig) -> dict[str, Any]:

@@ -259,6 +259,15 @@ def under(ours: str, theirs: str, *tables: Tensors) -> tuple[Tensors, ...]:
     )
 
 
+def when(condition: Callable[[Layer], Any], tables: Iterable[Tensors]) -> tuple[Tensors, ...]:
+    """The same tensors, of layers alone for which `condition` holds as well."""
+
+    def both(own: Condition) -> Condition:
+        return lambda layer: condition(layer) and holds(own, layer)
+
+    return tuple(replace(table, when=both(table.when)) for table in tables)
+
+
 def tensor_rules(table: Iterable[Tensors], layer: Layer) -> list[Rule]:
     """The rules of a table for one layer."""
     return [rule for entry in table for rule in entry.rules(layer)]

@@ -183,7 +183,7 @@ class Mistral(Llama):
     model_options = (*BLOCKS, *HEADS, Option("sliding_window", default=4096))
 
 
-_KINDS = ("full_attention", "sliding_attention")
+KINDS = ("full_attention", "sliding_attention")
 
 
 def _layer_kinds(kinds: Any, reader: ConfigReader) -> Any:
@@ -192,10 +192,10 @@ def _layer_kinds(kinds: Any, reader: ConfigReader) -> Any:
     full_layers = reader.take("max_window_layers", 28)
     if not reader.take("use_sliding_window", False):
         window = None
-    kinds = kinds or [_KINDS[bool(window) and index >= full_layers] for index in range(layers)]
-    if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= {*_KINDS}:
+    kinds = kinds or [KINDS[bool(window) and index >= full_layers] for index in range(layers)]
+    if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= {*KINDS}:
         raise ConfigError(
-            f"config.layer_types: {kinds!r} is not allowed; use {' or '.join(_KINDS)} for each of {layers} layers"
+            f"config.layer_types: {kinds!r} is not allowed; use {' or '.join(KINDS)} for each of {layers} layers"
         )
     windows = [window or 0 if kind == "sliding_attention" else 0 for kind in kinds]
     return [{"type": "attention", "window": size} for size in windows] if any(windows) else "attention"
@@ -221,6 +221,6 @@ class Qwen3(Llama):
             "layer_types",
             "mixer",
             read=_layer_kinds,
-            write=lambda layer: [_KINDS[bool(window)] for window in layer.config.windows],
+            write=lambda layer: [KINDS[bool(window)] for window in layer.config.windows],
         ),
     )

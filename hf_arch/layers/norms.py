@@ -1,4 +1,5 @@
-"""Norms, by name: `layernorm` (Ba et al. 2016), `layernorm_nobias`, `rmsnorm` (Zhang & Sennrich 2019).
+"""Norms, by name: `layernorm` (Ba et al. 2016), `layernorm_nobias`, `rmsnorm` (Zhang & Sennrich 2019),
+`rmsnorm_offset`.
 
 Class names contain LayerNorm or RMSNorm because transformers' weight initialisation recognises norms by them.
 """
@@ -8,11 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import initialization as init
 
 from ..core.registry import NORMS
 from ..ops.norm import rms_norm, silu_gated_rms_norm
 from ..ops.precision import state_dtype
 from .activations import ACTIVATIONS
+from .contract import Part
 
 
 @NORMS.register("layernorm")
@@ -42,6 +45,26 @@ class ArchRMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, eps={self.eps}"
+
+
+@NORMS.register("rmsnorm_offset")
+class OffsetRMSNorm(Part):
+    """RMSNorm times 1 + weight, with weights that start at 0 (Gemma, Qwen3-Next)."""
+
+    def __init__(self, dim: int, eps: float = 1e-6):
+        super().__init__()
+        self.dim, self.eps = dim, eps
+        self.weight = nn.Parameter(torch.zeros(dim))
+
+    def init_weights(self) -> None:
+        init.zeros_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = state_dtype(x)
+        return (rms_norm(x.to(dtype), None, self.eps) * (1 + self.weight.to(dtype))).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.dim}, eps={self.eps}"

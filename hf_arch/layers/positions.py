@@ -120,7 +120,8 @@ class ArchRotaryEmbedding(KeepsFp32):
         super().__init__()
         self.config = spec
         self.max_seq_len_cached = self.original_max_seq_len = spec.max_position_embeddings
-        self.rope_type = spec.rope_parameters.get("rope_type", "default")
+        kind = spec.rope_parameters.get("rope_type", "default")
+        self.rope_type = "default" if kind == "inclusive" else kind  # transformers' initialisation knows its own alone
         inv_freq, scaling = self._frequencies()
         self.attention_scaling: float = scaling
         self.inv_freq = nn.Buffer(inv_freq, persistent=False)
@@ -136,6 +137,8 @@ class ArchRotaryEmbedding(KeepsFp32):
         config: RotarySpec, device: torch.device | None = None, **kwargs: Any
     ) -> tuple[Tensor, float]:
         """theta_i = base^(-2i / d) for i < d/2, with d the rotated share of head_dim."""
+        if config.rope_parameters.get("rope_type") == "inclusive":
+            return inclusive_frequencies(config, device)
         rotated = rotated_features(config)
         exponents = torch.arange(0, rotated, 2, dtype=torch.int64, device=device).float() / rotated
         return 1.0 / (config.rope_parameters["rope_theta"] ** exponents), 1.0
@@ -157,6 +160,13 @@ class ArchRotaryEmbedding(KeepsFp32):
         angles = position_ids[..., None].float() * self.inv_freq.float().to(x.device)
         angles = torch.cat((angles, angles), -1)
         return (angles.cos() * self.attention_scaling).to(x.dtype), (angles.sin() * self.attention_scaling).to(x.dtype)
+
+
+def inclusive_frequencies(config: RotarySpec, device: torch.device | None = None) -> tuple[Tensor, float]:
+    """theta_i = base^(-i / (d/2 - 1)) for i < d/2: from 1 to 1 / base, both taken (YOCO, arXiv 2405.05254)."""
+    pairs = rotated_features(config) // 2
+    exponents = torch.arange(pairs, dtype=torch.int64, device=device).float() / max(pairs - 1, 1)
+    return 1.0 / (config.rope_parameters["rope_theta"] ** exponents), 1.0
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, head_axis: int = 1) -> Tensor:

@@ -24,6 +24,7 @@ ROPE_TYPES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "longrope": (("short_factor", "long_factor", "original_max_position_embeddings"), ("attention_factor", "factor")),
     "llama3": (("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"), ()),
     "proportional": ((), ("factor",)),
+    "inclusive": ((), ()),  # ours alone: YOCO's frequencies, see `ArchRotaryEmbedding`
 }
 
 

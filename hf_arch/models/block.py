@@ -97,7 +97,8 @@ class DecoderLayer(GradientCheckpointingLayer):
         x = self._normed(self.stream("read", state, "mixer"), self.mixer_norm)
         (x,) = own.at("mixer_input", x, x)
         mixed = LayerOutput.of(self.mixer(x, context=own))
-        state = self._write(state, mixed.hidden_states, "mixer", self.mixer_norm, self.mixer_post_norm)
+        if self.mixer.writes:
+            state = self._write(state, mixed.hidden_states, "mixer", self.mixer_norm, self.mixer_post_norm)
         router_logits = None
         if self.ffn is not None:
             if not self.shares_norm:

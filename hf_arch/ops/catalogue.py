@@ -11,6 +11,9 @@ from .delta_rule import delta_rule, dplr_delta_rule
 from .diagonal_ssm import diagonal_ssm
 from .elementwise import hgrn_scan
 from .linear_attention import linear_attention
+from .log_linear import log_linear_attention
+from .mesa import mesa
+from .momentum_delta import momentum_delta_rule
 from .rank_attention import rank_attention
 from .recurrence import Recurrence
 from .selective_scan import selective_scan
@@ -23,6 +26,9 @@ RECURRENCES: tuple[Recurrence[..., Any], ...] = (
     rank_attention,
     delta_rule,
     dplr_delta_rule,
+    momentum_delta_rule,
+    mesa,
+    log_linear_attention,
     gated_slot_attention,
     abc_attention,
     softmax_average,

@@ -65,8 +65,8 @@ def both(kind, length=64):
 
 
 def test_all_of_transformers_types_are_known():
-    assert set(ROPE_TYPES) == {"default", *ROPE_INIT_FUNCTIONS}
-    assert {parameters(kind)["rope_type"] for kind in TYPES} == set(ROPE_TYPES)
+    assert set(ROPE_TYPES) == {"default", "inclusive", *ROPE_INIT_FUNCTIONS}
+    assert {parameters(kind)["rope_type"] for kind in TYPES} | {"inclusive"} == set(ROPE_TYPES)
 
 
 @torch.no_grad()

@@ -4,7 +4,25 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MambaConfig, MistralConfig, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    BambaConfig,
+    CohereConfig,
+    DiffLlamaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    GptOssConfig,
+    GraniteConfig,
+    Lfm2Config,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    Qwen3_5MoeTextConfig,
+    Qwen3_5TextConfig,
+    Qwen3Config,
+    Qwen3NextConfig,
+    SmolLM3Config,
+)
 
 import hf_arch
 from hf_arch.core.errors import ConfigError
@@ -17,6 +35,25 @@ SIZES = {
     "num_attention_heads": 4,
     "max_position_embeddings": 64,
 }
+
+TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+DELTA = {
+    "head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+EXPERTS = {
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 20,
+    "shared_expert_intermediate_size": 28,
+}
+HYBRID = ["linear_attention", "linear_attention", "full_attention"]
+
+SCAN = {"mamba_n_heads": 8, "mamba_d_head": "auto", "mamba_d_state": 6, "mamba_expand": 2}
 
 
 def _rope(**parameters):
@@ -62,6 +99,119 @@ CONFIGS = {
     ),
     "mamba": MambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, state_size=8, time_step_rank=4),
     "mamba_biases": MambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, use_bias=True, conv_kernel=3),
+    "granite": GraniteConfig(
+        **SIZES, embedding_multiplier=12.0, residual_multiplier=0.22, attention_multiplier=0.2, logits_scaling=8.0
+    ),
+    "granite_gqa_biases_tied": GraniteConfig(
+        **SIZES,
+        num_key_value_heads=2,
+        attention_bias=True,
+        mlp_bias=True,
+        tie_word_embeddings=True,
+        rope_parameters=_rope(rope_type="linear", factor=2.0),
+    ),
+    "smollm3": SmolLM3Config(**SIZES, num_key_value_heads=2, no_rope_layer_interval=2, **TOKENS),
+    "smollm3_windows_biases_untied": SmolLM3Config(
+        **SIZES,
+        no_rope_layers=[0, 1, 0],
+        use_sliding_window=True,
+        sliding_window=5,
+        attention_bias=True,
+        tie_word_embeddings=False,
+        num_key_value_heads=1,
+        **TOKENS,
+    ),
+    "cohere": CohereConfig(**SIZES, num_key_value_heads=2, **TOKENS),
+    "cohere_biases_untied": CohereConfig(
+        **SIZES, attention_bias=True, logit_scale=0.25, tie_word_embeddings=False, layer_norm_eps=1e-3, **TOKENS
+    ),
+    "gpt_neox": GPTNeoXConfig(**SIZES),
+    "gpt_neox_in_turn_no_bias_tied": GPTNeoXConfig(
+        **SIZES,
+        use_parallel_residual=False,
+        attention_bias=False,
+        hidden_act="gelu_pytorch_tanh",
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0, "partial_rotary_factor": 0.5},
+    ),
+    "diffllama": DiffLlamaConfig(**SIZES, num_key_value_heads=2, head_dim=8),
+    "diffllama_heads_bias_tied": DiffLlamaConfig(
+        **{**SIZES, "num_attention_heads": 8},
+        num_key_value_heads=4,
+        head_dim=16,
+        attention_bias=True,
+        tie_word_embeddings=True,
+        rope_parameters=_rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=16),
+    ),
+    "qwen3_next": Qwen3NextConfig(**SIZES, **DELTA, **EXPERTS, num_key_value_heads=2, layer_types=HYBRID),
+    "qwen3_next_some_dense_tied": Qwen3NextConfig(
+        **SIZES,
+        **{**DELTA, "linear_num_key_heads": 4, "linear_value_head_dim": 6},
+        **EXPERTS,
+        mlp_only_layers=[1],
+        norm_topk_prob=False,
+        tie_word_embeddings=True,
+        layer_types=["full_attention", *HYBRID[1:]],
+        rope_parameters=_rope(rope_type="default", partial_rotary_factor=0.5),
+    ),
+    "qwen3_next_dense": Qwen3NextConfig(
+        **SIZES, **DELTA, **EXPERTS, mlp_only_layers=[0, 1, 2], layer_types=HYBRID, num_key_value_heads=1
+    ),
+    "qwen3_5": Qwen3_5TextConfig(**SIZES, **DELTA, num_key_value_heads=2, layer_types=HYBRID),
+    "qwen3_5_tied": Qwen3_5TextConfig(
+        **SIZES, **{**DELTA, "linear_conv_kernel_dim": 3}, layer_types=HYBRID, tie_word_embeddings=True
+    ),
+    "qwen3_5_experts": Qwen3_5MoeTextConfig(
+        **{name: value for name, value in SIZES.items() if name != "intermediate_size"},
+        **DELTA,
+        **EXPERTS,
+        num_key_value_heads=2,
+        layer_types=HYBRID,
+    ),
+    "lfm2": Lfm2Config(**SIZES, num_key_value_heads=2, layer_types=["conv", "full_attention", "conv"]),
+    "lfm2_width_biases_untied": Lfm2Config(
+        **SIZES,
+        full_attn_idxs=[0],
+        num_key_value_heads=1,
+        conv_bias=True,
+        conv_L_cache=4,
+        block_multiple_of=10,
+        block_ffn_dim_multiplier=1.4,
+        tie_word_embeddings=False,
+    ),
+    "lfm2_given_width": Lfm2Config(
+        **SIZES, num_key_value_heads=4, full_attn_idxs=[2], block_auto_adjust_ff_dim=False, norm_eps=1e-3
+    ),
+    "bamba": BambaConfig(**SIZES, **SCAN, num_key_value_heads=2, attn_layer_indices=[1], **TOKENS),
+    "bamba_groups_biases_tied": BambaConfig(
+        **SIZES,
+        **{**SCAN, "mamba_n_groups": 2, "mamba_d_conv": 3},
+        num_key_value_heads=1,
+        attn_layer_indices=[0, 2],
+        attention_bias=True,
+        mlp_bias=True,
+        mamba_proj_bias=True,
+        mamba_conv_bias=False,
+        tie_word_embeddings=True,
+        time_step_limit=(0.01, 1.5),
+        **TOKENS,
+    ),
+    "gpt_oss": GptOssConfig(
+        **SIZES, head_dim=8, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, sliding_window=5
+    ),
+    "gpt_oss_other_clamps_no_bias_tied": GptOssConfig(
+        **SIZES,
+        head_dim=16,
+        num_key_value_heads=1,
+        num_local_experts=6,
+        num_experts_per_tok=3,
+        layer_types=["full_attention"] * 3,
+        attention_bias=False,
+        swiglu_alpha=1.3,
+        swiglu_limit=0.5,
+        tie_word_embeddings=True,
+        rope_parameters=_rope(rope_type="default"),
+    ),
 }
 
 

@@ -18,6 +18,9 @@ from hf_arch.ops.delta_rule import delta_rule, dplr_delta_rule, naive_delta_rule
 from hf_arch.ops.diagonal_ssm import diagonal_ssm, naive_diagonal_ssm
 from hf_arch.ops.elementwise import hgrn_scan, naive_hgrn_scan
 from hf_arch.ops.linear_attention import linear_attention, naive_linear_attention
+from hf_arch.ops.log_linear import log_linear_attention
+from hf_arch.ops.mesa import mesa
+from hf_arch.ops.momentum_delta import momentum_delta_rule
 from hf_arch.ops.rank_attention import rank_attention
 from hf_arch.ops.selective_scan import naive_selective_scan, selective_scan
 from hf_arch.ops.slots import abc_attention, gated_slot_attention, naive_abc_attention, naive_gated_slot_attention
@@ -25,6 +28,7 @@ from hf_arch.ops.softmax_average import softmax_average
 from hf_arch.ops.ssd import naive_ssd, ssd
 
 B, H, K, V, M, D = 2, 2, 4, 5, 6, 3
+START = torch.tensor([5, 27])  # tokens before, of each row
 MIN_LOG_DECAY = -0.606531  # of RWKV7
 
 
@@ -37,9 +41,12 @@ class Case(NamedTuple):
     states: tuple[tuple[int, ...], ...]
     chunked: bool = True
     gated: bool = True
+    moments: bool = False
+    """Whether the first state is a sum of outer products k k^T."""
 
     def state(self) -> tuple[Tensor, ...]:
-        return tuple(torch.randn(B, *shape) for shape in self.states)
+        states = tuple(torch.randn(B, *shape) for shape in self.states)
+        return (states[0] @ states[0].mT, *states[1:]) if self.moments else states
 
 
 def log_decay(gates: str, *shape: int) -> Tensor:
@@ -116,6 +123,24 @@ def several_a_token(length: int, gates: str) -> list:
     return [q, k, v, log_decay(gates, B, length, H)]
 
 
+def momentum(length: int, gates: str) -> list:
+    q, k, v = heads(length)
+    k, beta = directions(B, length, H, K), torch.rand(B, length, H)
+    decays = [log_decay(gates, B, length, H) for _ in range(2)]
+    return [q, k, v, k * decays[0].exp().bfloat16().float().unsqueeze(-1), *decays, beta]
+
+
+def least_squares(length: int, gates: str) -> list:
+    q, _, v = heads(length)
+    k, beta = directions(B, length, H, K), torch.rand(B, length, H)
+    return [q, k, v, beta, log_decay(gates, B, length, H), 0.25 + torch.rand(H, K)]
+
+
+def buckets(length: int, gates: str) -> list:
+    own, weights = torch.rand(B, length, H), torch.rand(B, length, H, M)
+    return [*heads(length), log_decay(gates, B, length, H), own, weights]
+
+
 def delta(length: int, gates: str, decays: bool, beta: tuple[float, float], parallel: bool) -> list:
     q, k, v = heads(length)
     k = F.normalize(1 + 0.05 * k, dim=-1).bfloat16().float() if parallel else directions(B, length, H, K)
@@ -182,6 +207,13 @@ CASES = {
     "slots by softmax": Case(abc_attention, naive_abc_attention, slots_by_softmax, ((H, M), (H, K, M), (H, M, V))),
     "softmax average": Case(softmax_average, softmax_average.naive, averages_by_softmax, ((H, K), (H, K, V))),
     "several a token": Case(rank_attention, rank_attention.naive, several_a_token, STATE),
+    "momentum": Case(momentum_delta_rule, momentum_delta_rule.naive, momentum, ((H, K, V), (H, K, V))),
+    "mesa": Case(mesa, mesa.naive, least_squares, ((H, K, K), (H, K, V)), chunked=False, moments=True),
+    "buckets": Case(
+        *(functools.partial(op, start=START) for op in (log_linear_attention, log_linear_attention.naive)),
+        buckets,
+        ((M, H, K, V),),
+    ),
     "delta": _delta(False, (0.0, 1.0)),
     "delta, beta near 2": _delta(False, (1.9, 2.0)),
     "delta, parallel keys": _delta(False, (0.9, 1.0), parallel=True),

@@ -22,7 +22,8 @@ ALIGNMENT = 16
 
 
 def _grouped_mm(module: nn.Module, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
-    fits = all(p.stride(-2) * p.element_size() % ALIGNMENT == 0 for p in module.parameters())
+    weights_of = [p for p in module.parameters() if p.dim() == 3]
+    fits = all(p.stride(-2) * p.element_size() % ALIGNMENT == 0 for p in weights_of)
     fits = fits and x.dtype != torch.float64 and not transformed()
     grouped: Any = ALL_EXPERTS_FUNCTIONS["grouped_mm"]
     eager: Any = type(module).forward.__wrapped__  # type: ignore[attr-defined]
@@ -52,6 +53,32 @@ class GatedExperts(nn.Module):
         def network(expert: int, tokens: Tensor) -> Tensor:
             gate, up = F.linear(tokens, self.gate_up_proj[expert]).chunk(2, dim=-1)
             return F.linear(self.act_fn(gate) * up, self.down_proj[expert])
+
+        return _weighted_sum(network, self.num_experts, hidden_states, top_k_index, top_k_weights)
+
+
+@use_experts_implementation(experts_interface=BACKENDS, has_bias=True)
+class ClampedExperts(nn.Module):
+    """E networks W_d [ g sigmoid(alpha g) (u + 1) ] + b_d with g, u = W_gu x + b_gu clamped, g from above by `limit`, u
+    to +-`limit` (gpt-oss); called as GatedExperts."""
+
+    def __init__(self, config: Any, num_experts: int, intermediate_size: int, limit: float, alpha: float):
+        super().__init__()
+        self.num_experts, self.limit, self.alpha = num_experts, limit, alpha
+        self.gate_up_proj = nn.Parameter(torch.empty(num_experts, 2 * intermediate_size, config.hidden_size))
+        self.gate_up_proj_bias = nn.Parameter(torch.empty(num_experts, 2 * intermediate_size))
+        self.down_proj = nn.Parameter(torch.empty(num_experts, config.hidden_size, intermediate_size))
+        self.down_proj_bias = nn.Parameter(torch.empty(num_experts, config.hidden_size))
+
+    def _apply_gate(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
+        return gate * torch.sigmoid(gate * self.alpha) * (up + 1)
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        def network(expert: int, tokens: Tensor) -> Tensor:
+            gate_up = F.linear(tokens, self.gate_up_proj[expert], self.gate_up_proj_bias[expert])
+            return F.linear(self._apply_gate(gate_up), self.down_proj[expert], self.down_proj_bias[expert])
 
         return _weighted_sum(network, self.num_experts, hidden_states, top_k_index, top_k_weights)
 

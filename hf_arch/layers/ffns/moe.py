@@ -30,14 +30,17 @@ from ..fp32 import KeepsFp32
 from ..initial import residual_branches
 from ..layout import SequenceLayout
 from ..mixers.base import MixerCost
-from .experts import GatedExperts, PlainExperts
+from .experts import ClampedExperts, GatedExperts, PlainExperts
 from .ffn import MLP, FeedForward, FeedForwardOptions, GatedMLP
 
 
 @options
 class MoEOptions(Options):
     """intermediate_size (of one expert) and hidden_act: None takes the config's. `gated`: SwiGLU-like experts instead
-    of GPT-like ones. A token's experts come from the `groups_per_token` best of `num_groups` groups."""
+    of GPT-like ones. shared_intermediate_size: of all shared experts together, None = intermediate_size each.
+    shared_gate: a sigmoid gate on their output (Qwen). clamp_limit, clamp_alpha: gpt-oss' experts, which have biases
+    and clamp what they multiply; router_bias: its router's bias. A token's experts come from the `groups_per_token`
+    best of `num_groups` groups."""
 
     num_experts: int = 8
     num_experts_per_tok: int = 2
@@ -45,6 +48,11 @@ class MoEOptions(Options):
     hidden_act: str | None = None
     gated: bool = True
     num_shared_experts: int = 0
+    shared_intermediate_size: int | None = None
+    shared_gate: bool = False
+    clamp_limit: float | int | None = None
+    clamp_alpha: float | int = 1.702
+    router_bias: bool = False
     router: Literal["softmax", "sigmoid"] = "softmax"
     normalize_weights: bool = True
     routed_scaling_factor: float | int = 1.0
@@ -67,12 +75,13 @@ class TopKRouter(KeepsFp32):
         super().__init__()
         self.options = options
         self.weight = nn.Parameter(torch.empty(options.num_experts, hidden_size))
+        self.bias = nn.Parameter(torch.empty(options.num_experts)) if options.router_bias else None
         self.register_buffer("score_bias", torch.zeros(options.num_experts) if options.score_bias else None)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         dtype = state_dtype(x)
         with without_autocast(x):
-            logits = F.linear(x.to(dtype), self.weight.to(dtype))
+            logits = F.linear(x.to(dtype), self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
         scores = router_scores(logits, self.options)
         chosen = self.best_groups(scores if self.score_bias is None else scores + self.score_bias.to(dtype))
         chosen = chosen.topk(self.options.num_experts_per_tok, dim=-1).indices
@@ -105,14 +114,21 @@ class MixtureOfExperts(FeedForward):
         super().__init__(config, options, layer_idx)
         size, activation = self.width(config, options), options.hidden_act or config.hidden_act
         self.router = TopKRouter(config.hidden_size, options)
-        experts = GatedExperts if options.gated else PlainExperts
-        self.experts = experts(config, options.num_experts, size, activation)
+        self.experts: nn.Module
+        if options.clamp_limit is not None:
+            limit, alpha = float(options.clamp_limit), float(options.clamp_alpha)
+            self.experts = ClampedExperts(config, options.num_experts, size, limit, alpha)
+        else:
+            experts = GatedExperts if options.gated else PlainExperts
+            self.experts = experts(config, options.num_experts, size, activation)
         self.shared_experts: FeedForward | None = None
         if options.num_shared_experts:
-            width = size * options.num_shared_experts
+            width = self.shared_width(config, options)
             values = {"intermediate_size": width, "hidden_act": activation, "bias": False}
             shared = parse_options(FeedForwardOptions, values, "ffn moe")
             self.shared_experts = (GatedMLP if options.gated else MLP)(config, shared, layer_idx)
+            if options.shared_gate:
+                self.shared_gate = nn.Linear(config.hidden_size, 1, bias=False)
         self.load: Tensor | None = None  # no buffer, which DDP would overwrite with the first process's
 
     @classmethod
@@ -123,7 +139,19 @@ class MixtureOfExperts(FeedForward):
     @classmethod
     def effective(cls, config: Any, options: MoEOptions) -> dict[str, Any]:
         training = ("aux_loss_coef", "z_loss_coef", "bias_update_rate")
-        return {name: value for name, value in super().effective(config, options).items() if name not in training}
+        values = {name: value for name, value in super().effective(config, options).items() if name not in training}
+        if options.clamp_limit is None:
+            values["clamp_alpha"] = None
+        else:
+            values.update(clamp_limit=float(options.clamp_limit), hidden_act=None)
+        return {**values, "shared_intermediate_size": cls.shared_width(config, options)}
+
+    @classmethod
+    def shared_width(cls, config: Any, options: MoEOptions) -> int:
+        """The width of all shared experts together, 0 where there are none."""
+        if not options.num_shared_experts:
+            return 0
+        return options.shared_intermediate_size or cls.width(config, options) * options.num_shared_experts
 
     @classmethod
     def validate(cls, config: Any, options: MoEOptions) -> None:
@@ -149,6 +177,16 @@ class MixtureOfExperts(FeedForward):
         )
         if options.num_shared_experts < 0:
             raise ConfigError(f"ffn moe: num_shared_experts {options.num_shared_experts} is not allowed; use 0 or more")
+        if options.clamp_limit is not None and not (options.gated and options.clamp_limit > 0):
+            raise ConfigError(
+                f"ffn moe: clamp_limit {options.clamp_limit} is not allowed; use a number > 0 and gated experts"
+            )
+        for name in ("shared_gate", "shared_intermediate_size"):
+            if getattr(options, name) and not options.num_shared_experts:
+                raise ConfigError(
+                    f"ffn moe: {name} {getattr(options, name)!r} would have no effect without shared experts; leave it "
+                    "out or set num_shared_experts to 1"
+                )
 
     @classmethod
     def tensor_parallel(cls, config: Any, options: MoEOptions) -> dict[str, str]:
@@ -171,7 +209,10 @@ class MixtureOfExperts(FeedForward):
             self.count(chosen, context.layout)
         out = self.experts(tokens, chosen, weights).view_as(hidden_states)
         if self.shared_experts is not None:
-            out = out + self.shared_experts(hidden_states)
+            shared = self.shared_experts(hidden_states)
+            if self.options.shared_gate:
+                shared = torch.sigmoid(self.shared_gate(hidden_states)) * shared
+            out = out + shared
         return LayerOutput(out, router_logits=logits)
 
     @torch.no_grad()
@@ -240,7 +281,8 @@ class MixtureOfExperts(FeedForward):
     def cost(self, seq_len: int) -> MixerCost:
         """The router and the chosen experts; the shared ones are Linear layers, which are counted as such."""
         expert = sum(parameter[0].numel() for parameter in self.experts.parameters())
-        per_token = 2 * (self.router.weight.numel() + self.options.num_experts_per_tok * expert)
+        products = sum(parameter[0].numel() for parameter in self.experts.parameters() if parameter.dim() == 3)
+        per_token = 2 * (self.router.weight.numel() + self.options.num_experts_per_tok * products)
         idle = self.options.num_experts - self.options.num_experts_per_tok
         return MixerCost(mixing_flops=per_token * seq_len, decode_flops=per_token, inactive_parameters=idle * expert)
 
@@ -248,7 +290,12 @@ class MixtureOfExperts(FeedForward):
         std = self.config.initializer_range
         last = std / residual_branches(self.config) ** 0.5 if self.config.rescale_residual_init else std
         init.normal_(self.router.weight, mean=0.0, std=std)
+        if self.router.bias is not None:
+            init.zeros_(self.router.bias)
         for name, weight in self.experts.named_parameters():
+            if name.endswith("_bias"):
+                init.zeros_(weight)
+                continue
             init.normal_(weight, mean=0.0, std=last if name == "down_proj" else std)
         if isinstance(self.shared_experts, (GatedMLP, MLP)):
             init.normal_(self.shared_experts.down_proj.weight, mean=0.0, std=last)

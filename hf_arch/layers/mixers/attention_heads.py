@@ -22,7 +22,7 @@ from ..attention_product import cache_element_bytes
 from ..contract import EMPTY_CONTEXT, LayerContext, LayerOutput
 from ..initial import TRANSFORMERS
 from ..key_positions import KeyPositions, key_positions
-from ..norms import ArchRMSNorm
+from ..norms import ArchRMSNorm, OffsetRMSNorm
 from ..positions import apply_rotary
 from ..rope_parameters import RotarySpec
 from .base import CacheKind, Mixer, divide
@@ -64,8 +64,8 @@ class AttentionHeads(Mixer):
         self.k_norm = None if eps is None else self.head_norm(self.num_kv_heads, eps)
 
     def head_norm(self, num_heads: int, eps: float) -> nn.Module:
-        """The norm of queries or keys [B, T, num_heads, K]."""
-        return ArchRMSNorm(self.head_dim, eps)
+        """The norm of queries or keys [B, T, num_heads, K]: RMSNorm, with the offset of the config's if any."""
+        return (OffsetRMSNorm if self.config.norm == "rmsnorm_offset" else ArchRMSNorm)(self.head_dim, eps)
 
     @classmethod
     def sizes(cls, config: Any, options: Any) -> tuple[int, int, int]:
@@ -154,7 +154,7 @@ class AttentionHeads(Mixer):
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         projected = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
         query, key, value = context.at("qkv", hidden_states, *projected)
-        query, key, value = query.view(shape), key.view(shape), value.view(shape).transpose(1, 2)
+        query, key, value = query.view(shape), key.view(shape), self.split_value(value)
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key = query.transpose(1, 2), key.transpose(1, 2)
@@ -162,6 +162,10 @@ class AttentionHeads(Mixer):
         if rotary is not None:
             query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
         return query, key, value
+
+    def split_value(self, value: Tensor) -> Tensor:
+        """Projected values [B, T, Hkv V] -> [B, Hkv, T, V] as the cache holds them."""
+        return value.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def kept(self, hidden_states: Tensor, key: Tensor, context: LayerContext) -> Tensor | None:
         """[B, Hkv, T, E], cached behind the keys of this call's tokens in their dtype, or None."""

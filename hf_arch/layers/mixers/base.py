@@ -73,6 +73,8 @@ class Mixer(InitPolicies, KeepsFp32):
     """Names of parameters that weight decay must leave alone, beside norms and biases."""
     config_features: ClassVar[tuple[str, ...]] = ()
     """Features of the config (`modeling.configuration.FEATURES`) that it honours; one that no layer does is refused."""
+    writes: ClassVar[bool] = True
+    """Whether its output goes into the stream; a layer that publishes values alone leaves it as it is."""
     unquantized: ClassVar[tuple[str, ...]] = ()
     """Names of Linear modules that our own quantisation leaves alone, since a faster form reads their plain weight."""
 

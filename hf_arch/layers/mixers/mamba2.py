@@ -94,7 +94,8 @@ class StateSpaceDual(RecurrentMixer):
         self.inner = int(options.expand * width)
         self.num_heads = divide(self.inner, options.head_dim, "head_dim", "expand * hidden_size =")
         self.group_width = options.n_groups * options.state_size
-        self.in_proj = nn.Linear(width, 2 * self.inner + 2 * self.group_width + self.num_heads, bias=options.proj_bias)
+        self.splits = [self.inner, self.inner + 2 * self.group_width, self.num_heads, self.extra_width()]
+        self.in_proj = nn.Linear(width, sum(self.splits), bias=options.proj_bias)
         self.conv = ShortConvolution(self.inner + 2 * self.group_width, options.conv_size, bias=options.conv_bias)
         self.A_log = nn.Parameter(torch.empty(self.num_heads))
         self.D = nn.Parameter(torch.empty(self.inner if options.D_has_hdim else self.num_heads))
@@ -117,28 +118,37 @@ class StateSpaceDual(RecurrentMixer):
         return {name: value for name, value in super().effective(config, options).items() if name not in initial}
 
     def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
-        gate, hidden, step = self.in_proj(x).split(
-            [self.inner, self.inner + 2 * self.group_width, self.num_heads], dim=-1
-        )
+        gate, hidden, step, extra = self.in_proj(x).split(self.splits, dim=-1)
         hidden = self.conv(layout.zero_padding(hidden), layout, state)
         inner, B, C = hidden.split([self.inner, self.group_width, self.group_width], dim=-1)
         groups = (self.options.n_groups, self.options.state_size)
-        dtype = state_dtype(x)
-        D = self.D.to(dtype)
+        dt = layout.zero_padding(self.step_sizes(step))  # a step of 0 leaves the state alone
+        heads = inner.unflatten(-1, (self.num_heads, -1))
+        out = self.recur(heads, dt, B.unflatten(-1, groups), C.unflatten(-1, groups), extra, layout, state).flatten(2)
+        return self.out_proj(self.norm(out, gate) if self.options.use_norm else out * F.silu(gate))
+
+    def extra_width(self) -> int:
+        """Further outputs of `in_proj`, which `recur` gets as `extra`."""
+        return 0
+
+    def recur(
+        self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, extra: Tensor, layout: SequenceLayout, state: LayerState
+    ) -> Tensor:
+        """The recurrence: x [B, T, H, P], dt [B, T, H], B and C [B, T, G, N] -> [B, T, H, P], D x included."""
+        D = self.D.to(dt.dtype)
         out, final = ssd(
-            inner.unflatten(-1, (self.num_heads, -1)),
-            layout.zero_padding(self.step_sizes(step)),  # a step of 0 leaves the state alone
-            -torch.exp(self.A_log.to(dtype)),
-            B.unflatten(-1, groups),
-            C.unflatten(-1, groups),
+            x,
+            dt,
+            -torch.exp(self.A_log.to(dt.dtype)),
+            B,
+            C,
             D.view(self.num_heads, -1) if self.options.D_has_hdim else D,
             initial_state=state.recurrent(),
             segment_ids=layout.segment_ids,
             output_final_state=bool(state),
         )
         state.write_recurrent(final)
-        out = out.flatten(2)
-        return self.out_proj(self.norm(out, gate) if self.options.use_norm else out * F.silu(gate))
+        return out
 
     def step_sizes(self, step: Tensor) -> Tensor:
         """dt, fp32 [B, T, H]."""

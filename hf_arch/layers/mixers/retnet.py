@@ -89,6 +89,13 @@ class Retention(LinearHeadsMixer):
                 init.xavier_uniform_(linear.weight, gain=2**-2.5)
         init.xavier_uniform_(self.o_proj.weight)
 
+    def decays(self, x: Tensor, layout: SequenceLayout) -> Tensor:
+        """Log decays, fp32 [H] or [B, T, H]."""
+        decay = self.log_decay(x.device)
+        if layout.order is None:
+            return decay
+        return layout.zero_padding(decay.expand(*x.shape[:2], -1))  # padding after valid tokens must not decay
+
     def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
         q, k, v = self.project(x, layout, state)
         if self.options.feature_map is not None:
@@ -98,14 +105,11 @@ class Retention(LinearHeadsMixer):
         rotary = context.position_embeddings
         assert rotary is not None
         q, k = (apply_rotary(part, *rotary, head_axis=2) for part in (q, k))
-        decay = self.log_decay(x.device)
-        if layout.order is not None:
-            decay = layout.zero_padding(decay.expand(*x.shape[:2], -1))  # padding after valid tokens must not decay
         out, final = linear_attention(
             q,
             k,
             v,
-            decay,
+            self.decays(x, layout),
             initial_state=state.recurrent(),
             output_final_state=bool(state),
             segment_ids=layout.segment_ids,

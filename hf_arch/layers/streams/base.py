@@ -37,8 +37,9 @@ def sublayers(config: Any, layer_idx: int) -> tuple[Sublayer, ...]:
 
 
 def sublayers_before(config: Any, layer_idx: int) -> int:
-    """How many sublayers come before a layer's mixer."""
-    return sum(len(sublayers(config, index)) for index in range(layer_idx))
+    """How many sublayers that write to the stream come before a layer's mixer."""
+    writing = [len(sublayers(config, index)) - (not config.mixer_specs[index][0].writes) for index in range(layer_idx)]
+    return sum(writing)
 
 
 def check_whole(field: str, value: int, least: int = 1) -> None:
