@@ -205,6 +205,7 @@ def check(
     ],
     overrides: Overrides = None,
     as_json: AsJson = False,
+    device: Annotated[str, typer.Option(help="`cpu`, `cuda`, ...; on a GPU with the kernels that run there.")] = "cpu",
 ) -> int:
     """Hold a part to what every sequence model must keep: causality, caches, padding, packing, gradients, cost, FLOPs.
 
@@ -218,7 +219,7 @@ def check(
 
     disable_progress_bar()
     with _only_results_on_stdout():
-        checked = check_target(target, overrides or [])
+        checked = check_target(target, overrides or [], device)
     if as_json:
         _print_json({name: [dataclasses.asdict(result) for result in results] for name, results in checked.items()})
     else:
