@@ -6,4 +6,6 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1 WANDB_MODE=offline TOKENIZERS_PARALLELISM=false
 export PYTHONUNBUFFERED=1
+# torch 2.11 has crashed once while it saved a compiled backward pass to its cache.
+export TORCHINDUCTOR_AUTOGRAD_CACHE=0
 exec timeout --kill-after=10 590 "${PYTHON:-python3}" -m tools.gpu_check "$@"

@@ -130,6 +130,9 @@ MAKERS: dict[str, Maker] = {
     "diagonal state space (ssm)": diagonal_ssm,
     "selective scan (mamba)": selective_scan,
 }
+WITH_KERNEL = [
+    name for name in MAKERS if not name.startswith(("softmax attention", "several", "diagonal", "selective"))
+]
 
 
 def recurrences(bench: Bench) -> Iterator[Row]:
