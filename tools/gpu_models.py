@@ -26,6 +26,8 @@ ROOT = Path(__file__).parents[1]
 MODELS = {"llama-124m": (32, 1024), "gla-340m": (16, 2048)}
 """Recipes of recipes/pretrain, with the rows and tokens of a step."""
 LOSS_STEPS, LOSS_TAIL = 200, 20
+LOSS_TOLERANCE = 0.05
+"""Of the loss in fp32, that bf16 may end away from it."""
 
 
 def machine(bench: Bench) -> Iterator[Row]:
@@ -180,6 +182,8 @@ def _two_precisions(bench: Bench, name: str, data: Tensor, steps: int) -> Row:
     curves = {precision: _curve(bench, name, data, steps, precision) for precision in ("fp32", "bf16")}
     tails = {precision: curve[-LOSS_TAIL:].mean().item() for precision, curve in curves.items()}
     apart = (curves["fp32"] - curves["bf16"]).abs()
+    if abs(tails["fp32"] - tails["bf16"]) > LOSS_TOLERANCE * tails["fp32"]:
+        raise ArithmeticError(f"ends at {tails['fp32']:.4f} in fp32 and {tails['bf16']:.4f} in bf16")
     return {
         "fp32": round(tails["fp32"], 4),
         "bf16": round(tails["bf16"], 4),

@@ -131,11 +131,23 @@ def run_section(
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        _leave_autocast(bench.device)
         bench.free()
     failures = [row["error"] for row in rows if "error" in row]
     if status == "ok" and failures:
         status, error = "failed", f"{len(failures)} rows, first: {failures[0]}"
     return {"status": status, "seconds": round(time.perf_counter() - start, 1), "rows": rows, "error": error}
+
+
+def _leave_autocast(device: torch.device) -> None:
+    """Undo what an end between two instructions left: inside an `autocast` that nobody leaves, weights are cast once
+    and every later step of training runs on those.
+    """
+    torch.set_autocast_enabled(device.type, False)
+    torch.clear_autocast_cache()
+    torch.autocast_increment_nesting()
+    while torch.autocast_decrement_nesting() > 0:
+        pass
 
 
 def backend_of(name: str) -> AbstractContextManager[None]:
