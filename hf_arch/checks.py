@@ -59,12 +59,13 @@ def stirred_model(config: Any, seed: int = 0) -> Any:
     return model
 
 
-def check_model(config: Any, seed: int = 0) -> list[CheckResult]:
+def check_model(config: Any, seed: int = 0, device: torch.device | str = "cpu") -> list[CheckResult]:
     """Every invariant on a model of this config, in the order of `INVARIANTS`; a config of `tiny_config` takes seconds.
 
     Args:
         config: of any registered architecture; at least `LENGTH` positions and 16 tokens.
         seed: of the weights and of the tokens.
+        device: where the model runs; weights and tokens are drawn on the CPU, and so are the same everywhere.
 
     Returns:
         One result an invariant. What the model raises is a failure of that invariant, not of the call. A model that
@@ -72,10 +73,10 @@ def check_model(config: Any, seed: int = 0) -> list[CheckResult]:
     """
     results = []
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(3, config.vocab_size, (2, LENGTH), generator=generator)
+    ids = torch.randint(3, config.vocab_size, (2, LENGTH), generator=generator).to(device)
     for name, (check, hint) in INVARIANTS.items():
         try:
-            results.append(CheckResult(name, True, check(stirred_model(config, seed), ids)))
+            results.append(CheckResult(name, True, check(stirred_model(config, seed).to(device), ids)))
         except _Difference as difference:
             results.append(_judged_in_fp64(name, config, seed, ids, difference))
         except _Violation as violation:
@@ -94,7 +95,7 @@ def _judged_in_fp64(name: str, config: Any, seed: int, ids: Tensor, difference: 
     """Whether what differs in fp32 differs in fp64 too; only then is the model accused."""
     check, hint = INVARIANTS[name]
     try:
-        found = check(stirred_model(config, seed).double(), ids)
+        found = check(stirred_model(config, seed).double().to(ids.device), ids)
     except Exception:  # a violation, or a model that does not run in fp64: the first finding stands
         return CheckResult(name, False, str(difference), hint)
     return CheckResult(name, True, f"{found} in fp64; rounding in fp32 {difference}")
@@ -174,7 +175,7 @@ def _right_padding(model: Any, ids: Tensor) -> str:
 
 
 def _packed_positions(ids: Tensor, lengths: list[int]) -> Tensor:
-    return torch.cat([torch.arange(length) for length in lengths]).expand(len(ids), -1)
+    return torch.cat([torch.arange(length) for length in lengths]).expand(len(ids), -1).to(ids.device)
 
 
 def _packing(model: Any, ids: Tensor) -> str:
@@ -194,7 +195,9 @@ def _gradients(model: Any, run: Callable[[], Tensor]) -> dict[str, Tensor]:
 def _packed_gradients(model: Any, ids: Tensor) -> str:
     lengths = [17, LENGTH - 17]
     positions = _packed_positions(ids, lengths)
-    weights = torch.randn(*ids.shape, model.config.vocab_size, generator=torch.Generator().manual_seed(1))
+    weights = torch.randn(*ids.shape, model.config.vocab_size, generator=torch.Generator().manual_seed(1)).to(
+        ids.device
+    )
 
     def separate() -> Tensor:
         parts = zip(ids.split(lengths, 1), weights.split(lengths, 1), strict=True)
@@ -242,7 +245,7 @@ def _beams(model: Any, ids: Tensor) -> str:
 def _saving(model: Any, ids: Tensor) -> str:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        loaded = AutoModelForCausalLM.from_pretrained(folder).eval()
+        loaded = AutoModelForCausalLM.from_pretrained(folder).eval().to(ids.device)
     for name, value in loaded.state_dict().items():
         if not torch.equal(value, model.state_dict()[name]):
             raise _Violation(f"{name} is not loaded as it was saved")
@@ -251,7 +254,9 @@ def _saving(model: Any, ids: Tensor) -> str:
     try:
         for each in (loaded, model):
             set_experts_implementation(each.config, "eager")
-        return _worst([_compare(loaded(ids, use_cache=False).logits, model(ids, use_cache=False).logits, 0.0)])
+        # On a GPU sums by atomic additions have no order.
+        tolerance = 0.0 if ids.device.type == "cpu" else 1e-6
+        return _worst([_compare(loaded(ids, use_cache=False).logits, model(ids, use_cache=False).logits, tolerance)])
     finally:
         set_experts_implementation(model.config, chosen)
 
@@ -332,7 +337,7 @@ def cached_tensors(cache: Any) -> list[tuple[Tensor, bool]]:
 
 
 def _bf16(model: Any, ids: Tensor) -> str:
-    with torch.autocast("cpu", torch.bfloat16):  # also around backward, as some callers leave it
+    with torch.autocast(ids.device.type, torch.bfloat16):  # also around backward, as some callers leave it
         gradients = _gradients(model, lambda: model(ids, labels=ids, use_cache=False).loss)
     if any(grad is not None and not grad.isfinite().all() for grad in gradients.values()):
         raise _Violation("a gradient is not finite under autocast")

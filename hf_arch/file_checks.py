@@ -35,7 +35,9 @@ MODEL_PARTS: Mapping[str, tuple[Registry[Any], Callable[[str], dict[str, Any]]]]
 """Kind -> its registry, and the changes to a small mixed model that put the part of this name into it."""
 
 
-def check_file(path: str | Path, overrides: Mapping[str, Any] | None = None) -> dict[str, list[CheckResult]]:
+def check_file(
+    path: str | Path, overrides: Mapping[str, Any] | None = None, device: str | torch.device = "cpu"
+) -> dict[str, list[CheckResult]]:
     """Everything that a file registers, by name, in small models of it.
 
     Args:
@@ -59,9 +61,9 @@ def check_file(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
     for kind, (_, changes) in MODEL_PARTS.items():
         for name in new[kind]:
             config = hf_arch.tiny_config("mixed", **{**changes(name), **overrides})
-            results[_title(kind, name, new)] = check_model(config)
+            results[_title(kind, name, new)] = check_model(config, device=device)
     for name in new["architecture"]:
-        results[_title("architecture", name, new)] = check_model(hf_arch.tiny_config(name, **overrides))
+        results[_title("architecture", name, new)] = check_model(hf_arch.tiny_config(name, **overrides), device=device)
     for name in new["probe"]:
         if overrides:
             raise ConfigError(f"{next(iter(overrides))}: the probe {name!r} has no config that this could change")

@@ -11,23 +11,27 @@ import hf_arch
 from hf_arch.checks import CheckResult, check_model
 from hf_arch.cli.listing import require_architecture
 from hf_arch.coordinate_check import coordinate_check
+from hf_arch.evaluation.loading import parse_device
 from hf_arch.file_checks import check_file
 from hf_arch.recipe.overrides import config_overrides
 from hf_arch.recipe.recipe import SECTIONS
 
 
-def check_target(target: str, overrides: Sequence[str] = (), coordinates: bool = False) -> dict[str, list[CheckResult]]:
+def check_target(
+    target: str, overrides: Sequence[str] = (), coordinates: bool = False, device: str = "cpu"
+) -> dict[str, list[CheckResult]]:
     """`check_file` of a Python file, or `check_model` of the tiny config of an architecture; `overrides` (key=value)
     change the small configs. With `coordinates`, `coordinate_check` of an architecture.
     """
+    place = parse_device(device)
     changes = config_overrides(overrides, SECTIONS)
     if coordinates:
         require_architecture(target, "no architecture, which --coordinates needs")
         return {target: coordinate_check(target, changes)}
     if target.endswith(".py"):
-        return check_file(target, changes)
+        return check_file(target, changes, place)
     require_architecture(target, "neither a Python file nor an architecture")
-    return {target: check_model(hf_arch.tiny_config(target, **changes))}
+    return {target: check_model(hf_arch.tiny_config(target, **changes), device=place)}
 
 
 def print_checks(title: str, results: list[CheckResult], console: Console | None = None) -> None:

@@ -211,6 +211,7 @@ def check(
     coordinates: Annotated[
         bool, typer.Option("--coordinates", help="Whether training moves activations alike at every width (muP).")
     ] = False,
+    device: Annotated[str, typer.Option(help="`cpu`, `cuda`, ...; on a GPU with the kernels that run there.")] = "cpu",
 ) -> int:
     """Hold a part to what every sequence model must keep: causality, caches, padding, packing, gradients, cost, FLOPs.
 
@@ -227,7 +228,7 @@ def check(
     disable_progress_bar()
     with _only_results_on_stdout():
         load_override_plugins(overrides or [])
-        checked = check_target(target, overrides or [], coordinates)
+        checked = check_target(target, overrides or [], coordinates, device)
     if as_json:
         _print_json({name: [dataclasses.asdict(result) for result in results] for name, results in checked.items()})
     else:

@@ -97,6 +97,8 @@ class AttentionProduct(nn.Module):
         if implementation == "sdpa" and kwargs.get("s_aux") is not None:
             bias, sinks = kwargs.pop("position_bias", None), kwargs.pop("s_aux")
             key, value, attention_mask = with_sink(query, key, value, attention_mask, bias, sinks)
+        if implementation == "sdpa" and query.device.type == "cuda" and not torch.compiler.is_compiling():
+            query, key, value = (_aligned(x) for x in (query, key, value))
         return attention_interface(self, query, key, value, attention_mask, scaling=self.scaling, **kwargs)
 
     def _implementation(self, options: dict[str, Any]) -> str:
@@ -136,6 +138,15 @@ class AttentionProduct(nn.Module):
                     f"attn_implementation: {implementation!r} would not apply {name} {told} of layer {self.layer_idx}, "
                     "which the config does not say for all layers alike; use 'sdpa' or 'eager'"
                 )
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """x with rows that begin at multiples of 16 bytes: torch's kernels read so much at once, and choose by the sizes
+    alone (keys that are a part of what a cache holds have the strides of the whole). A compiler sees to it itself."""
+    unit = 16 // x.element_size()
+    if x.stride(-1) == 1 and all(step % unit == 0 for step in (*x.stride()[:-1], x.storage_offset())):
+        return x
+    return x.contiguous()
 
 
 def cache_element_bytes(config: Any) -> int:

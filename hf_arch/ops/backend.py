@@ -6,7 +6,8 @@ forces plain torch. Each recurrence says beside its other forms which kernel it 
 
 What FLA's kernels do not cover stays with plain torch: fp64, single tokens (a step is a handful of products), a bonus
 without a vector decay, a constant decay that is learned, the selective scan of Mamba (FLA has none; that of Mamba-2 is
-gated linear attention) and the diagonal state space.
+gated linear attention) and the diagonal state space. So do fp32 tensors unless torch may round their products to TF32,
+which the kernels do (errors near 1e-3 instead of 1e-6), and heads narrower than the tensor cores' 16.
 """
 
 from __future__ import annotations
@@ -24,15 +25,40 @@ from ..environment import read
 from .documents import find_documents
 
 
-def use_fla(q: Tensor) -> bool:
-    """Whether FLA's kernels are to work on tensors like q [B, T, ...].
+def use_fla(q: Tensor, rounds_fp32: bool = True) -> bool:
+    """Whether FLA's kernels are to work on tensors like q [B, T, ...]; `rounds_fp32`: those that are wanted round fp32.
 
     Raises:
         ConfigError: HF_ARCH_BACKEND is set to something unknown.
     """
     if read("HF_ARCH_BACKEND") == "torch" or q.device.type != "cuda" or q.dtype == torch.float64 or q.shape[1] == 1:
         return False
-    return _installed()
+    return _installed() and (q.dtype != torch.float32 or not rounds_fp32 or _tf32_allowed())
+
+
+def _tf32_allowed() -> bool:
+    """Whether torch's own fp32 products may be in TF32. Not under a compiler, which cannot trace the question."""
+    if torch.compiler.is_dynamo_compiling():
+        return False
+    matmul = torch.backends.cuda.matmul
+    # From torch 2.9 on; the older name raises where only the newer one was set.
+    precision = getattr(matmul, "fp32_precision", None)
+    return bool(matmul.allow_tf32) if precision is None else precision == "tf32"
+
+
+@lru_cache(maxsize=1)
+def refuses_gated_gradients() -> bool:
+    """Whether FLA raises in the backward pass of its kernels with one decay a head: Triton 3.4 to 3.7.0 compiles one of
+    them wrongly for Hopper GPUs (FLA's issue 640), unless its form for tilelang is installed.
+    """
+    utils = import_module("fla.utils")
+    affected = utils.IS_NVIDIA_HOPPER and utils.TRITON_ABOVE_3_4_0 and not getattr(utils, "TRITON_ABOVE_3_7_1", False)
+    return bool(affected) and find_spec("tilelang") is None
+
+
+def needs_gradients(*tensors: Any) -> bool:
+    """Whether a backward pass may come."""
+    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in tensors)
 
 
 @lru_cache(maxsize=1)

@@ -18,6 +18,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from .backend import needs_gradients, refuses_gated_gradients
 from .chunks import chunk_view, from_chunks
 from .delta_chunks import chunk_gated_delta
 from .dplr_chunks import MAX_DECAY, chunk_dplr
@@ -88,6 +89,10 @@ class DeltaRule(ChunkedCall[Tensor]):
         if g is None and v.dtype != torch.float32:
             return self.on_fla("delta_rule.chunk_delta_rule", arrays, scale=self.scale)
         arrays["g"] = torch.zeros_like(beta, dtype=torch.float32) if g is None else g
+        if refuses_gated_gradients() and needs_gradients(*arrays.values(), self.state):
+            arrays["g"] = arrays["g"].float().unsqueeze(-1).expand_as(self.k).contiguous()
+            scale = default_scale(self.scale, self.q)
+            return self.on_fla("kda.chunk_kda", arrays, scale=scale)
         return self.on_fla("gated_delta_rule.chunk_gated_delta_rule", arrays, scale=self.scale)
 
 

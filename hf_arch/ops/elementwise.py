@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from .backend import run_fla
 from .recurrence import Call, Recurrence
 
 # The module's own name: a copy of this file elsewhere (a model bundled with its code) registers operators of its own.
@@ -47,6 +48,7 @@ class HgrnScan(Call[Tensor]):
 
     states = ("B D",)
     output = "i"
+    rounds_fp32 = False
 
     def naive(self) -> tuple[Tensor, Tensor]:
         def advance(state: Tensor, i: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,16 +63,20 @@ class HgrnScan(Call[Tensor]):
         return h, h[:, -1]
 
     def chunk(self) -> tuple[Tensor, Tensor]:
-        gates, keep = self.f.to(self.dtype), self.keep()
-        if keep is not None:
-            gates = gates * keep.unsqueeze(-1)
-        h = _scan(self.i.to(self.dtype), gates, self.state)
-        return h, h[:, -1]
+        return self._through(False)
 
     def kernel(self) -> tuple[Tensor, Tensor]:
-        """It takes the logarithm of the gates, for which 0 is the smallest positive number."""
-        log_gates = self.f.float().clamp_min(torch.finfo(torch.float32).tiny).log()
-        return self.on_fla("hgrn.fused_recurrent_hgrn", {"x": self.i.float(), "g": log_gates})
+        """Forward and backward by the kernel's forward pass: its own gradient is that of log gates, and lost at shut
+        ones."""
+        return self._through(True)
+
+    def _through(self, kernel: bool) -> tuple[Tensor, Tensor]:
+        dtype = torch.float32 if kernel else self.dtype
+        gates, keep = self.f.to(dtype), self.keep()
+        if keep is not None:
+            gates = gates * keep.unsqueeze(-1)
+        h = _scan(self.i.to(dtype), gates, self.state, kernel)
+        return h, h[:, -1]
 
 
 def _walk(values: Sequence[Tensor], gates: Sequence[Tensor], out: Sequence[Tensor], state: Tensor | None) -> None:
@@ -122,8 +128,11 @@ def _recur(values: Tensor, gates: Tensor, state: Tensor | None) -> Tensor:
     return h
 
 
-def _recur_backwards(values: Tensor, gates: Tensor) -> Tensor:
+def _recur_backwards(values: Tensor, gates: Tensor, kernel: bool) -> Tensor:
     """g_t = values_t + gates_{t+1} * g_{t+1} for [B,T,D] tensors, T >= 1, from g_T = 0."""
+    if kernel:
+        # The first gate of the walk has nothing to act on.
+        return _kernel_recur(values.flip(1), gates.roll(-1, 1).flip(1), None).flip(1)
     if _chunked_length(values):
         return _recur(values.flip(1), gates.roll(-1, 1).flip(1), None).flip(1)
     grad = torch.empty(values.shape, dtype=values.dtype, device=values.device)
@@ -133,21 +142,27 @@ def _recur_backwards(values: Tensor, gates: Tensor) -> Tensor:
     return grad
 
 
+def _kernel_recur(values: Tensor, gates: Tensor, state: Tensor | None) -> Tensor:
+    """`_recur` by FLA's kernel, which takes the logarithm of the gates: 0 becomes the smallest positive number."""
+    log_gates = gates.clamp_min(torch.finfo(torch.float32).tiny).log()
+    return run_fla("hgrn.fused_recurrent_hgrn", {"x": values, "g": log_gates}, state, False, None)[0]
+
+
 @torch.library.custom_op(f"{NAMESPACE}::hgrn_scan", mutates_args=())
-def _scan(i: Tensor, f: Tensor, state: Tensor | None) -> Tensor:
-    return _recur(i, f, state)
+def _scan(i: Tensor, f: Tensor, state: Tensor | None, kernel: bool) -> Tensor:
+    return _kernel_recur(i, f, state) if kernel else _recur(i, f, state)
 
 
 @_scan.register_fake
-def _(i: Tensor, f: Tensor, state: Tensor | None) -> Tensor:
+def _(i: Tensor, f: Tensor, state: Tensor | None, kernel: bool) -> Tensor:
     return i.new_empty(i.shape)
 
 
 @torch.library.custom_op(f"{NAMESPACE}::hgrn_scan_backward", mutates_args=())
-def _scan_backward(grad_h: Tensor, f: Tensor, h: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+def _scan_backward(grad_h: Tensor, f: Tensor, h: Tensor, state: Tensor | None, kernel: bool) -> tuple[Tensor, Tensor]:
     """Gradients of i and f."""
     # dL/di_t = R_t = dL/dh_t + f_{t+1} R_{t+1}; dL/df_t = R_t h_{t-1}
-    grad_i = _recur_backwards(grad_h, f)
+    grad_i = _recur_backwards(grad_h, f, kernel)
     grad_f = torch.empty_like(grad_i)
     torch.mul(grad_i[:, 1:], h[:, :-1], out=grad_f[:, 1:])
     grad_f[:, 0] = 0.0 if state is None else grad_i[:, 0] * state
@@ -155,20 +170,20 @@ def _scan_backward(grad_h: Tensor, f: Tensor, h: Tensor, state: Tensor | None) -
 
 
 @_scan_backward.register_fake
-def _(grad_h: Tensor, f: Tensor, h: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+def _(grad_h: Tensor, f: Tensor, h: Tensor, state: Tensor | None, kernel: bool) -> tuple[Tensor, Tensor]:
     return f.new_empty(f.shape), f.new_empty(f.shape)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
-    _, f, state = inputs
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, bool], output: Tensor) -> None:
+    _, f, state, ctx.kernel = inputs
     ctx.save_for_backward(f, output, state)
 
 
-def _backward(ctx: Any, grad_h: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+def _backward(ctx: Any, grad_h: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
     f, h, state = ctx.saved_tensors
-    grad_i, grad_f = _scan_backward(grad_h, f, h, state)
+    grad_i, grad_f = _scan_backward(grad_h, f, h, state, ctx.kernel)
     # dL/dh_0 = f_1 R_1
-    return grad_i, grad_f, None if state is None else f[:, 0] * grad_i[:, 0]
+    return grad_i, grad_f, None if state is None else f[:, 0] * grad_i[:, 0], None
 
 
 _scan.register_autograd(_backward, setup_context=_save)

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from .backend import needs_gradients, refuses_gated_gradients
 from .chunk_states import chunk_states
 from .chunks import chunk_view, from_chunks, to_chunks
 from .decay import decay_products
@@ -104,6 +105,8 @@ class LinearAttention(ChunkedCall[Tensor]):
 
     def covers(self) -> bool:
         g = self.g
+        if not super().covers():
+            return False
         if self.bonus is not None:
             return g is not None and g.dim() == 4
         return g is None or g.dim() != 1 or not g.requires_grad
@@ -116,6 +119,9 @@ class LinearAttention(ChunkedCall[Tensor]):
             arrays = dict(zip(("r", "k", "v", "w"), arrays.values(), strict=True))
             return self.on_fla("rwkv6.chunk_rwkv6", arrays, u=self.bonus.to(v.dtype), **options)
         if g is not None and g.dim() == 4:
+            return self.on_fla("gla.chunk_gla", arrays, **options)
+        if g is not None and refuses_gated_gradients() and needs_gradients(*arrays.values(), self.state):
+            arrays["g"] = self.decay_per_step().unsqueeze(-1).expand_as(self.q).float().contiguous()
             return self.on_fla("gla.chunk_gla", arrays, **options)
         if g is not None and g.dim() == 1:
             arrays["g"], options["g_gamma"] = None, g.float()

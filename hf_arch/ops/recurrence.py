@@ -43,6 +43,7 @@ from .precision import state_dtype, without_autocast
 from .shapes import OPTION, Argument, Shape, binds, declared_arguments, parse_shapes, written
 
 LOG_DECAY = "log decay <= 0"
+MIN_SIDE, MAX_SIDE = 16, 256
 P = ParamSpec("P")
 State = TypeVar("State")
 
@@ -54,6 +55,8 @@ class Call(Generic[State]):
     Attributes:
         states: the shape of each tensor of the state; alternatives as in "H | B T H".
         output: the argument that has the dtype of the output.
+        sides: the letters that are sides of the kernel's matrix products.
+        rounds_fp32: whether the kernel has such products, which round fp32 to TF32.
         sizes: the size of each letter of the shapes.
         dtype: of states and of all arithmetic on them.
         state: the initial state in `dtype`, or None.
@@ -71,6 +74,8 @@ class Call(Generic[State]):
 
     states: ClassVar[tuple[str, ...]]
     output: ClassVar[str]
+    sides: ClassVar[str] = "KVMPN"
+    rounds_fp32: ClassVar[bool] = True
     arrays: ClassVar[dict[str, Argument]]
     state_shapes: ClassVar[tuple[tuple[Shape, ...], ...]]
     _seen: ClassVar[dict[Any, tuple[dict[str, int], torch.dtype]]]
@@ -194,8 +199,9 @@ class Call(Generic[State]):
         return self.sizes["T"] == 1
 
     def covers(self) -> bool:
-        """Whether there is a kernel for such arguments."""
-        return self.has_kernel()
+        """Whether there is a kernel for such arguments. The kernels' matrix products need sides of 16 at least."""
+        sides = (self.sizes[letter] for letter in self.sides if letter in self.sizes)
+        return self.has_kernel() and all(MIN_SIDE <= side <= MAX_SIDE and side % 8 == 0 for side in sides)
 
     @classmethod
     def has_kernel(cls) -> bool:
@@ -248,7 +254,7 @@ class Recurrence(Generic[P, State]):
         call = self.declaration(*args, **kwargs)
         if call.is_step():
             return _run(call, call.step)
-        return _run(call, call.kernel if use_fla(call.like) and call.covers() else call.chunk)
+        return _run(call, call.kernel if use_fla(call.like, call.rounds_fp32) and call.covers() else call.chunk)
 
     def naive(self, *args: P.args, **kwargs: P.kwargs) -> tuple[Tensor, State | None]:
         """The recurrence as written in its paper, one token after another."""

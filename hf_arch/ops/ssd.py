@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .backend import needs_gradients, refuses_gated_gradients
 from .chunk_states import chunk_states
 from .decay import decay_products
 from .recurrence import ChunkedCall, Recurrence
@@ -77,7 +78,10 @@ class Ssd(ChunkedCall[Tensor]):
         x, dt, A, B, C = self.in_state_dtype()
         B, C = (each.to(self.x.dtype) for each in self.per_head())
         arrays = {"q": C, "k": B, "v": (dt.unsqueeze(-1) * self.x).to(self.x.dtype), "g": dt * A}
-        return self.with_skip(x, *self.on_fla("simple_gla.chunk_simple_gla", arrays, scale=1.0, state_v_first=True))
+        kernel = "simple_gla.chunk_simple_gla"
+        if refuses_gated_gradients() and needs_gradients(*arrays.values(), self.state):
+            kernel, arrays["g"] = "gla.chunk_gla", arrays["g"].unsqueeze(-1).expand_as(B).contiguous()
+        return self.with_skip(x, *self.on_fla(kernel, arrays, scale=1.0, state_v_first=True))
 
     def in_state_dtype(self) -> tuple[Tensor, ...]:
         """x, dt, A, B and C."""

@@ -43,7 +43,7 @@ def with_gradients(op: Op, inputs: Sequence, **options: object) -> tuple:
     outputs = leaves(op(*inputs, output_final_state=True, **options))
     generator = torch.Generator().manual_seed(7)
     # Exact in bf16, so that the gradient that arrives at a bf16 output is not rounded.
-    weights = [torch.randn(x.shape, generator=generator).bfloat16().float() for x in outputs]
+    weights = [torch.randn(x.shape, generator=generator).bfloat16().float().to(x.device) for x in outputs]
     loss = sum((x.float() * weight).sum() for x, weight in zip(outputs, weights, strict=True))
     return tuple(outputs), torch.autograd.grad(loss, variables, allow_unused=False)
 

@@ -89,8 +89,8 @@ def test_states_stay_fp32() -> None:
 def test_operator_contract() -> None:
     """Schema, meta implementation and autograd registration agree with what the operator does."""
     i, f = (x.requires_grad_() for x in make_inputs(9))
-    torch.library.opcheck(elementwise._scan, (i, f, None))
-    torch.library.opcheck(elementwise._scan, (i, f, torch.randn(B, D, requires_grad=True)))
+    torch.library.opcheck(elementwise._scan, (i, f, None, False))
+    torch.library.opcheck(elementwise._scan, (i, f, torch.randn(B, D, requires_grad=True), False))
 
 
 @pytest.mark.slow

@@ -102,12 +102,14 @@ def test_the_form_is_chosen_at_the_call(monkeypatch: pytest.MonkeyPatch) -> None
     one = [x[:, :1] for x in inputs]
     delta_rule(*inputs)
     delta_rule(*one)
-    monkeypatch.setattr(recurrence, "use_fla", lambda like: True)
+    monkeypatch.setattr(recurrence, "use_fla", lambda like, rounds_fp32: True)
+    delta_rule(*inputs)  # with heads too narrow for a kernel
+    monkeypatch.setattr(call, "covers", lambda self: True)
     delta_rule(*inputs)
     delta_rule(*one)
     monkeypatch.setattr(call, "covers", lambda self: False)
     delta_rule(*inputs)
-    assert taken == ["chunk", "step", "kernel", "step", "chunk"]
+    assert taken == ["chunk", "step", "chunk", "kernel", "step", "chunk"]
 
 
 def test_an_op_is_one_object_also_when_pickled_and_copied() -> None:
