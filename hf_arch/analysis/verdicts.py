@@ -6,10 +6,12 @@ A hypothesis is free text. Where it holds claims of the form
     A at least 0.99        A at most 1.9         A within 0.05 of 1.88
 
 with A and B names of runs (or of architectures that one run has), each claim is judged by the paired difference of
-the table, or against a number by the mean of A; `within` and numbers by the 95 % interval, which has to lie inside the
-bounds. One seed has no interval: its value alone is held against a number. Where the audit of the runs that a claim is
-about finds another reason for a difference, a claim that the numbers would decide is `confounded`, with the reasons.
-Text without such a claim gets no verdict from a program: the reader judges it, with the result beside it.
+the table, or against a number by the mean of A, whose 95 % interval has to lie inside the bounds. `within X of B` is
+two one-sided tests at 5 % (the 90 % interval). 'not distinguishable' has no margin, so that finding nothing leaves
+it undecided; beside an undecided claim stands what the seeds could have shown. One seed has no interval: its value
+alone is held against a number. Where the audit of the runs that a claim is about finds another reason for a difference,
+a claim that the numbers would decide is `confounded`, with the reasons. Text without such a claim gets no verdict from
+a program: the reader judges it, with the result beside it.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_arch.analysis.columns import interval_text
-from hf_arch.analysis.stats import Interval, PairedDifference
+from hf_arch.analysis.power import power_words
+from hf_arch.analysis.stats import LEVEL, Interval, PairedDifference, t_interval
 from hf_arch.core.errors import choice_error
 
 if TYPE_CHECKING:
@@ -78,6 +81,8 @@ def judge(hypothesis: str, comparison: Comparison) -> list[Verdict]:
         pair = comparison.pair(first, second)
         outcome = _within(float(match["bound"]), pair) if match["bound"] else _outcome(match["relation"], pair)
         evidence = f"{first} against {second}: {'not compared' if pair is None else pair.words}"
+        if outcome == "undecided" and pair is not None and (strength := power_words(pair)):
+            evidence += f". {strength}"
         verdicts.append(_audited(hypothesis, match[0], outcome, evidence, comparison, (first, second)))
     if not verdicts:
         evidence = f"No claim of the form 'A better than B' between runs of this comparison. {comparison.headline}"
@@ -118,7 +123,10 @@ def _outcome(relation: str, pair: PairedDifference | None) -> Outcome:
     if pair is None or pair.verdict in ("no shared seed", "one seed"):
         return "undecided"
     if relation == "not distinguishable from":
-        return "supported" if pair.verdict in ("not distinguishable", "same") else "contradicted"
+        # A test that finds nothing shows nothing: equality needs a margin, `within X of`.
+        if pair.verdict == "not distinguishable":
+            return "undecided"
+        return "supported" if pair.verdict == "same" else "contradicted"
     if pair.verdict in ("not distinguishable", "same"):
         return "undecided"
     return "supported" if relation.startswith(pair.verdict) else "contradicted"
@@ -150,9 +158,14 @@ def _inside(low: float, high: float, interval: Interval | None) -> Outcome:
 
 
 def _within(bound: float, pair: PairedDifference | None) -> Outcome:
-    """Whether the difference is smaller than `bound`: where its interval lies inside the bounds, outside, or across."""
+    """Whether the difference is smaller than `bound`, by two one-sided t-tests at 5 % each.
+
+    They both reject where the 90 % interval lies inside the bounds; outside them has to lie the 95 % one.
+    """
     if pair is None or pair.difference is None or pair.difference.low is None:
         return "undecided"
+    if _inside(-bound, bound, t_interval(pair.values, 2 * LEVEL - 1)) == "supported":
+        return "supported"
     return _inside(-bound, bound, pair.difference)
 
 
