@@ -47,7 +47,7 @@ VARIABLES: dict[str, Variable] = {
         choices=("auto", "torch"),
     ),
     "HF_ARCH_CACHE": Variable(
-        "The folder of downloaded and prepared data, tokenizers and measured peak speeds.",
+        "The folder of downloaded and prepared data, tokenizers and measured speeds.",
         *("~/.cache/hf_arch", _OURS, "a folder"),
     ),
     "HF_ARCH_CPU_FSDP": Variable(
@@ -63,6 +63,11 @@ VARIABLES: dict[str, Variable] = {
     "HF_ARCH_PLUGINS": Variable(
         "Python files that register components; they are imported, which runs their code.",
         *("none", _OURS, f"paths, separated by `{os.pathsep}`"),
+    ),
+    "HF_ARCH_PRECISION": Variable(
+        "What `training.precision: auto` becomes in place of the faster one, which is measured once on a CPU.",
+        *("auto", _OURS),
+        choices=("auto", "fp32", "bf16"),
     ),
     "HF_ARCH_SHAKESPEARE": Variable(
         "The text of tiny Shakespeare, for the test of the published loss.", "the test is skipped", _TESTS, "a file"
