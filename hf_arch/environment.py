@@ -98,6 +98,17 @@ VARIABLES: dict[str, Variable] = {
         "Threads of a process; with several workers each gets its share of the cores where it is not set.",
         *("all cores", _TRACK, "a number above 0"),
     ),
+    "OMP_WAIT_POLICY": Variable(
+        "`PASSIVE`: threads that wait leave their core to others; set where training starts on a busy machine.",
+        *("as the machine is", _TRACK, "ACTIVE or PASSIVE"),
+    ),
+    "GOMP_SPINCOUNT": Variable(
+        "How long a waiting thread spins before it sleeps; set to 1000 where training starts on an idle machine.",
+        *("as the machine is", _TRACK, "a number"),
+    ),
+    "KMP_BLOCKTIME": Variable(
+        "The same for Intel's OpenMP, in ms; with it the two above are left alone.", "200", _TRACK
+    ),
     "WANDB_API_KEY": Variable("The key of W&B; without one its runs are offline.", "none", _TRACK, "a key"),
     "WANDB_IDENTITY_TOKEN_FILE": Variable("W&B's other way to give a key.", "none", _TRACK, "a file"),
     "WANDB_BASE_URL": Variable("The server of W&B, whose key is looked up.", "W&B's own", _TRACK, "an address"),

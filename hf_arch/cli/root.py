@@ -202,6 +202,9 @@ def train(
     Examples: `hf-arch train recipe.yaml training.max_steps=100 --output-dir runs/first`,
     `hf-arch train recipes/quickstart/quickstart.yaml --run gla`.
     """
+    from hf_arch.core.threads import prepare_threads
+
+    prepare_threads()
     from hf_arch.recipe.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [], scale)

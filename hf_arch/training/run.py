@@ -81,6 +81,7 @@ from hf_arch.training.resume import (
     has_checkpoints,
     plan_continuation,
 )
+from hf_arch.training.slowdown import SlowdownWatch
 from hf_arch.training.startup import training_rows
 from hf_arch.training.step_watch import DEFAULT_MAX_SKIPPED_STEPS, StepWatch
 from hf_arch.training.tracking import describe_trackers, tracked
@@ -236,6 +237,7 @@ class _Run:
         progress = ProgressLine(log, self.name)
         trainer.watch.tell = log.tell
         trainer.callback_handler.callbacks.insert(0, log)  # before the trackers, which get the numbers that it adds
+        trainer.add_callback(SlowdownWatch(log))
         if not self.quiet:
             self._print_continuation()
             trainer.add_callback(progress)
