@@ -1,4 +1,4 @@
-"""What there is to choose from, as rows for `hf-arch list`, and the reports behind `hf-arch info`."""
+"""What there is to choose from, as rows for `hf-arch list --components`, and the reports behind `hf-arch info`."""
 
 from __future__ import annotations
 
@@ -8,22 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 import hf_arch
 from hf_arch.core import registry
 from hf_arch.core.errors import ConfigError, nearest
 from hf_arch.recipe.yaml_text import parse_override
 
 KINDS = (registry.MIXERS, registry.FFNS, registry.NORMS, registry.POSITIONS, registry.ACTIVATIONS)
-
-
-def architecture_rows() -> list[dict[str, str]]:
-    """Name, summary and paper of every architecture."""
-    names = hf_arch.list_architectures()
-    entries = {name: registry.ARCHITECTURES.get(name) for name in names}
-    return [{"name": name, "summary": entry.summary, "paper": entry.paper} for name, entry in entries.items()]
 
 
 def component_rows() -> list[dict[str, Any]]:
@@ -35,16 +25,6 @@ def component_rows() -> list[dict[str, Any]]:
         for kind in KINDS
         for name, entry in kind.items()
     ]
-
-
-def print_rows(rows: Sequence[dict[str, Any]]) -> None:
-    """The rows as one table, a column a key."""
-    table = Table(box=None, pad_edge=False)
-    for column in rows[0]:
-        table.add_column(column, overflow="fold", no_wrap=column in ("kind", "name"))
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
-    Console().print(table)
 
 
 def model_reports(target: str, overrides: Sequence[str], seq_len: int | None) -> list[dict[str, Any]]:
@@ -116,9 +96,3 @@ def _options(entry: Any) -> dict[str, Any]:
 
 def _first_line(entry: Any) -> str:
     return (inspect.getdoc(entry) or "").partition("\n")[0]
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key}={item}" for key, item in value.items())
-    return str(value)

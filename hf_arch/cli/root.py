@@ -122,9 +122,14 @@ def list_command(
 ) -> int:
     """List the architectures, or with `--components` every part that a config can name, with its options."""
     with _only_results_on_stdout():
-        from hf_arch.cli.listing import architecture_rows, component_rows, print_rows
+        from hf_arch.cli.names import architecture_rows, print_rows
 
-        rows = component_rows() if components else architecture_rows()
+        if components:
+            from hf_arch.cli.listing import component_rows
+
+            rows = component_rows()
+        else:
+            rows = architecture_rows()
     if as_json:
         _print_json(rows)
     else:
@@ -145,9 +150,9 @@ def info(
     `hf-arch info results/quickstart/llama_1a2b3c4d5e`.
     """
     with _only_results_on_stdout():
-        from hf_arch.cli.listing import model_reports
+        from hf_arch.cli.kept_reports import reports_on
 
-        reports = model_reports(target, overrides or [], seq_len)
+        reports = reports_on(target, overrides or [], seq_len)
     if as_json:
         _print_json(reports[0] if len(reports) == 1 else reports)
         return 0
