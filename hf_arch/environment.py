@@ -47,7 +47,7 @@ VARIABLES: dict[str, Variable] = {
         choices=("auto", "torch"),
     ),
     "HF_ARCH_CACHE": Variable(
-        "The folder of downloaded and prepared data, tokenizers and measured peak speeds.",
+        "The folder of downloaded and prepared data, tokenizers and measured speeds.",
         *("~/.cache/hf_arch", _OURS, "a folder"),
     ),
     "HF_ARCH_CPU_FSDP": Variable(
@@ -63,6 +63,11 @@ VARIABLES: dict[str, Variable] = {
     "HF_ARCH_PLUGINS": Variable(
         "Python files that register components; they are imported, which runs their code.",
         *("none", _OURS, f"paths, separated by `{os.pathsep}`"),
+    ),
+    "HF_ARCH_PRECISION": Variable(
+        "What `training.precision: auto` becomes in place of the faster one, which is measured once on a CPU.",
+        *("auto", _OURS),
+        choices=("auto", "fp32", "bf16"),
     ),
     "HF_ARCH_SHAKESPEARE": Variable(
         "The text of tiny Shakespeare, for the test of the published loss.", "the test is skipped", _TESTS, "a file"
@@ -92,6 +97,17 @@ VARIABLES: dict[str, Variable] = {
     "OMP_NUM_THREADS": Variable(
         "Threads of a process; with several workers each gets its share of the cores where it is not set.",
         *("all cores", _TRACK, "a number above 0"),
+    ),
+    "OMP_WAIT_POLICY": Variable(
+        "`PASSIVE`: threads that wait leave their core to others; set where training starts on a busy machine.",
+        *("as the machine is", _TRACK, "ACTIVE or PASSIVE"),
+    ),
+    "GOMP_SPINCOUNT": Variable(
+        "How long a waiting thread spins before it sleeps; set to 1000 where training starts on an idle machine.",
+        *("as the machine is", _TRACK, "a number"),
+    ),
+    "KMP_BLOCKTIME": Variable(
+        "The same for Intel's OpenMP, in ms; with it the two above are left alone.", "200", _TRACK
     ),
     "WANDB_API_KEY": Variable("The key of W&B; without one its runs are offline.", "none", _TRACK, "a key"),
     "WANDB_IDENTITY_TOKEN_FILE": Variable("W&B's other way to give a key.", "none", _TRACK, "a file"),

@@ -174,8 +174,6 @@ def test_private_state_of_trainer_accelerate_and_torch_is_where_we_touch_it(tmp_
     assert "_mixed_precision" in inspect.getsource(compat.AcceleratorState), "no _mixed_precision: FSDP on CPUs"
     source = inspect.getsource(ZeroRedundancyOptimizer)
     assert "_all_state_dicts" in source, "no _all_state_dicts: checkpoints of shared optimiser states"
-    assert hasattr(torch.cpu, "_is_amx_tile_supported"), "torch does not tell of AMX: CPUs with it would train in fp32"
-    assert compat.cpu_has_amx() in (True, False)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     compat.set_last_rates(scheduler, [0.25])
@@ -254,7 +252,7 @@ def private_uses(text: str) -> list[str]:
 @pytest.mark.parametrize(
     "text",
     [
-        "import torch\ntorch.cpu._is_amx_tile_supported()",
+        "import torch\ntorch.cpu._is_vnni_supported()",
         "from lm_eval.tasks._index import Kind",
         "from transformers.trainer import _private",
         "def f(model):\n    return model.config._attn_implementation",

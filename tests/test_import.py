@@ -89,3 +89,61 @@ def test_a_wrong_command_is_told_in_one_line():
     done = python("-m", "hf_arch", "trian")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr and "trian" in done.stderr
+
+
+def test_the_list_of_architectures_needs_no_torch_and_is_that_of_the_registry() -> None:
+    from hf_arch.core.registry import ARCHITECTURES
+
+    code = """
+import json, sys
+sys.argv = ["hf-arch", "list", "--json"]
+from hf_arch.cli import main
+try:
+    main()
+finally:
+    print(json.dumps(sorted({"torch", "transformers"} & set(sys.modules))))
+"""
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+    *listed, loaded = done.stdout.splitlines()
+    assert json.loads(loaded) == []
+    entries = [ARCHITECTURES.get(name) for name in ARCHITECTURES]
+    assert json.loads("\n".join(listed)) == [
+        {"name": entry.name, "summary": entry.summary, "paper": entry.paper} for entry in entries
+    ]
+
+
+def test_a_model_is_built_without_trainer_which_knows_its_parameters_later() -> None:
+    code = """
+import hf_arch, sys, torch
+from transformers import AutoModelForCausalLM
+with torch.device("meta"):
+    model = AutoModelForCausalLM.from_config(hf_arch.tiny_config("mamba"))
+print("transformers.trainer" in sys.modules)
+from transformers import Trainer
+print(Trainer.get_decay_parameter_names.exempts_by_module, hasattr(Trainer.get_decay_parameter_names, "__wrapped__"))
+"""
+    done = python("-c", code)
+    assert [line for line in done.stdout.splitlines() if "W" not in line] == ["False", "True True"], done.stderr
+
+
+def test_a_second_look_at_an_architecture_needs_no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And says the same; a damaged file, overrides or a plugin are looked at anew."""
+    monkeypatch.setenv("HF_ARCH_CACHE", str(tmp_path))
+    code = """
+import json, sys
+sys.argv = ["hf-arch", "info", "llama", "--json", *sys.argv[1:]]
+from hf_arch.cli import main
+try:
+    main()
+finally:
+    print(json.dumps("torch" in sys.modules))
+"""
+    first, second, changed = python("-c", code), python("-c", code), python("-c", code, "num_hidden_layers=1")
+    (kept,) = (tmp_path / "reports").iterdir()
+    kept.write_text("{")
+    damaged = python("-c", code)
+    seen = [done.stdout.splitlines() for done in (first, second, changed, damaged)]
+    assert [lines[-1] for lines in seen] == ["true", "false", "true", "true"]
+    assert seen[0][:-1] == seen[1][:-1] == seen[3][:-1] != seen[2][:-1]
+    assert json.loads("\n".join(seen[1][:-1]))["architecture"] == "llama"

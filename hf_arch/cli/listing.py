@@ -1,4 +1,4 @@
-"""What there is to choose from, as rows for `hf-arch list`, and the reports behind `hf-arch info`."""
+"""What there is to choose from, as rows for `hf-arch list --components`, and the reports behind `hf-arch info`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 import hf_arch
 from hf_arch.api import config_options
 from hf_arch.core import registry
 from hf_arch.core.errors import ConfigError, nearest
-from hf_arch.core.recipes import is_recipe_name, recipe_names, recipes_folder
+from hf_arch.core.recipes import is_recipe_name
 from hf_arch.recipe.overrides import config_overrides
 from hf_arch.recipe.recipe import SECTIONS
 
@@ -34,13 +31,6 @@ KINDS = (
 )
 
 
-def architecture_rows() -> list[dict[str, str]]:
-    """Name, summary and paper of every architecture."""
-    names = hf_arch.list_architectures()
-    entries = {name: registry.ARCHITECTURES.get(name) for name in names}
-    return [{"name": name, "summary": entry.summary, "paper": entry.paper} for name, entry in entries.items()]
-
-
 def component_rows() -> list[dict[str, Any]]:
     """Kind, name, first line of the docstring, and options with their defaults, of every registered component."""
     hf_arch.list_architectures()  # loads what registers itself
@@ -50,12 +40,6 @@ def component_rows() -> list[dict[str, Any]]:
         for kind in KINDS
         for name, entry in kind.items()
     ]
-
-
-def recipe_rows() -> list[dict[str, str]]:
-    """Name and question (the first line) of every recipe that comes with the package."""
-    folder = recipes_folder()
-    return [{"name": name, "question": _headline(folder / f"{name}.yaml")} for name in recipe_names()]
 
 
 def corpus_rows() -> list[dict[str, str]]:
@@ -89,16 +73,6 @@ def option_rows(target: str) -> list[dict[str, Any]]:
     """Every key of an architecture's config, with its default and the part that reads it."""
     require_architecture(target, "not an architecture")
     return config_options(target)
-
-
-def print_rows(rows: Sequence[dict[str, Any]]) -> None:
-    """The rows as one table, a column a key."""
-    table = Table(box=None, pad_edge=False)
-    for column in rows[0]:
-        table.add_column(column, overflow="fold", no_wrap=column in ("kind", "name"))
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
-    Console().print(table)
 
 
 def model_reports(target: str, overrides: Sequence[str], seq_len: int | None) -> list[dict[str, Any]]:
@@ -168,17 +142,14 @@ def _options(entry: Any) -> dict[str, Any]:
     }
 
 
-def _headline(path: Path) -> str:
-    """The first line of a recipe's comment, without `Question:`."""
-    line = path.read_text(encoding="utf-8").partition("\n")[0]
-    return line.lstrip("# ").removeprefix("Question:").strip()
-
-
 def _first_line(entry: Any) -> str:
     return (inspect.getdoc(entry) or "").partition("\n")[0]
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key}={item}" for key, item in value.items())
-    return str(value)
+LISTS = {
+    "--components": component_rows,
+    "--corpora": corpus_rows,
+    "--probes": probe_rows,
+    "--tasks": task_rows,
+}
+"""Flag of `hf-arch list` -> its rows."""

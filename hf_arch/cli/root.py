@@ -132,24 +132,31 @@ def list_command(
 
     Examples: `hf-arch list`, `hf-arch list --recipes`, `hf-arch list --components --json`.
     """
+    given = {
+        "--components": components,
+        "--recipes": recipes,
+        "--corpora": corpora,
+        "--probes": probes,
+        "--tasks": tasks,
+    }
+    asked = [name for name, wanted in given.items() if wanted]
+    if len(asked) > 1:
+        raise ConfigError(f"{asked[1]}: not together with {asked[0]}; ask for one list at a time")
     with _only_results_on_stdout():
-        from hf_arch.cli import listing
+        from hf_arch.cli.names import architecture_rows, print_rows, recipe_rows
 
-        tables = {
-            "--components": (components, listing.component_rows),
-            "--recipes": (recipes, listing.recipe_rows),
-            "--corpora": (corpora, listing.corpus_rows),
-            "--probes": (probes, listing.probe_rows),
-            "--tasks": (tasks, listing.task_rows),
-        }
-        asked = [name for name, (wanted, _) in tables.items() if wanted]
-        if len(asked) > 1:
-            raise ConfigError(f"{asked[1]}: not together with {asked[0]}; ask for one list at a time")
-        rows = tables[asked[0]][1]() if asked else listing.architecture_rows()
+        if not asked:
+            rows: Any = architecture_rows()
+        elif recipes:
+            rows = recipe_rows()
+        else:
+            from hf_arch.cli.listing import LISTS
+
+            rows = LISTS[asked[0]]()
     if as_json:
         _print_json(rows)
     else:
-        listing.print_rows(rows)
+        print_rows(rows)
     return 0
 
 
@@ -173,11 +180,17 @@ def info(
     `hf-arch info results/quickstart/llama_1a2b3c4d5e`.
     """
     with _only_results_on_stdout():
-        from hf_arch.cli.listing import model_reports, option_rows, print_rows
+        if options:
+            from hf_arch.cli.listing import option_rows
+            from hf_arch.cli.names import print_rows
 
-        load_override_plugins(overrides or [])
-        rows = option_rows(target) if options else []
-        reports = [] if options else model_reports(target, overrides or [], seq_len)
+            load_override_plugins(overrides or [])
+            rows = option_rows(target)
+        else:
+            from hf_arch.cli.kept_reports import reports_on
+
+            load_override_plugins(overrides or [])
+            reports = reports_on(target, overrides or [], seq_len)
     if options:
         if as_json:
             _print_json(rows)
@@ -266,6 +279,9 @@ def train(
     Examples: `hf-arch train recipe.yaml training.max_steps=100 --output-dir runs/first`,
     `hf-arch train recipes/quickstart/quickstart.yaml --run gla`.
     """
+    from hf_arch.core.threads import prepare_threads
+
+    prepare_threads()
     from hf_arch.recipe.recipe import load_recipe
 
     goes_on = output_dir if resume or extend_to is not None else None

@@ -42,6 +42,21 @@ def write_atomic(path: str | Path, content: bytes | str) -> Path:
     return path
 
 
+def create_atomic(path: str | Path, content: str) -> bool:
+    """Writes a whole file where there is none yet, and tells whether it did: of several writers one succeeds."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(path)
+    try:
+        temporary.write_text(content, encoding="utf-8")
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
 def write_json(path: str | Path, payload: Any) -> Path:
     """`payload` as indented strict JSON (NaN becomes null), atomically."""
     return write_atomic(path, json.dumps(to_jsonable(payload), indent=2, allow_nan=False) + "\n")

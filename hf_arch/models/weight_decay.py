@@ -9,14 +9,13 @@ models of ours alone, what is exempt.
 from __future__ import annotations
 
 import logging
-import sys
-from contextlib import redirect_stdout
 from functools import wraps
 from typing import Any
 
 from torch import nn
 
 from ..environment import is_on, read
+from .late_import import after_import
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +40,13 @@ def mark_exempt_parameters(model: nn.Module) -> None:
 
 
 def teach_trainer() -> None:
-    """Make transformers' Trainer exempt them; once in a process, and without effect on other models."""
-    try:
-        with redirect_stdout(sys.stderr):  # it prints where W&B is offline
-            from transformers.trainer import Trainer
-    except ImportError:  # it needs more than models do
-        return
+    """Make transformers' Trainer exempt them, now or when it is imported; once in a process, and without effect on
+    other models. It is not imported for this: it takes as long as all that a model needs."""
+    after_import("transformers.trainer", _teach)
+
+
+def _teach(module: Any) -> None:
+    Trainer = module.Trainer
     original: Any = Trainer.get_decay_parameter_names
     if getattr(original, "exempts_by_module", False):
         return

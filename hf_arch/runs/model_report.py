@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
-from transformers import PreTrainedConfig
 
 import hf_arch
 from hf_arch.core.formats import byte_size, quantity
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 ADAM_BYTES_PER_PARAMETER = 16  # fp32 weight, gradient, and both moments
 

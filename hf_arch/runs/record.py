@@ -111,6 +111,8 @@ class RunRecord:
     components: Mapping[str, Any] = field(default_factory=dict, repr=False)
     hypothesis: str = field(default="", repr=False)
     precision: str | None = None
+    precision_measured: Mapping[str, Any] | None = field(default=None, repr=False)
+    """Where `training.precision: auto` was decided by measuring: the speeds in fp32 and bf16 behind it."""
     launch: Mapping[str, Any] | None = field(default=None, repr=False)
     data_fingerprint: str | None = field(default=None, repr=False)
     tokenizer_fingerprint: str | None = field(default=None, repr=False)

@@ -58,8 +58,9 @@ def build_arguments(
         del values["optim"]  # ArchTrainer builds it
     values.setdefault("per_device_eval_batch_size", values.get("per_device_train_batch_size", 8))
     values.setdefault("dataloader_pin_memory", torch.cuda.is_available())
-    if world_size > 1 and not torch.cuda.is_available():
-        values.setdefault("use_cpu", True)  # without it accelerate leaves each process by itself
+    if (world_size > 1 and not torch.cuda.is_available()) or not torch.accelerator.is_available():
+        # Without it accelerate leaves each of several processes by itself, and transformers refuses bf16 on a CPU.
+        values.setdefault("use_cpu", True)
     if values["lr_scheduler_type"] == "constant" and values.get("warmup_steps"):
         values["lr_scheduler_type"] = "constant_with_warmup"  # the other leaves the warm-up out without a word
     if values["lr_scheduler_type"] in ("cosine_with_min_lr", "warmup_stable_decay"):

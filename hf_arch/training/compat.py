@@ -104,12 +104,6 @@ def forget_gathered(optimizer: Any) -> None:
     optimizer._all_state_dicts.clear()
 
 
-def cpu_has_amx() -> bool:
-    """Whether tiles (AMX) of this CPU multiply bf16 matrices; False where this torch does not tell."""
-    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(supported and supported())
-
-
 def set_last_rates(scheduler: Any, rates: list[float]) -> None:
     """Make a scheduler of torch report these learning rates as its last ones."""
     scheduler._last_lr = rates

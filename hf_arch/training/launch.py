@@ -116,11 +116,16 @@ def check_launch(request: LaunchRequest, mode: str = "auto") -> None:
         )
 
 
-def requested_precision(training: Mapping[str, Any], request: LaunchRequest) -> Precision:
-    """The precision of the recipe, which may leave it to the launcher. Raises `ConfigError` where they disagree."""
+def requested_precision(
+    training: Mapping[str, Any], request: LaunchRequest, before: Precision | None = None
+) -> Precision:
+    """The precision of the recipe, which may leave it to the launcher, or to what was decided for the run `before`.
+    Raises `ConfigError` where recipe and launcher disagree."""
     wanted = training.get("precision", "auto")
     device = torch.device("cpu") if request.cpu or training.get("use_cpu") else None
     if request.precision is None or request.precision == wanted:
+        if wanted == "auto" and before is not None:
+            return before
         return choose_precision(wanted, device)
     if request.precision not in ("bf16", "fp16"):
         raise ConfigError(f"mixed_precision: the launcher says {request.precision!r}; allowed: no, bf16, fp16")

@@ -43,7 +43,7 @@ from hf_arch.evaluation.special_tokens import prompt_ids
 from hf_arch.evaluation.speed import measure_inference
 from hf_arch.numerics import NUMERICS_VERSION
 from hf_arch.recipe.build import build_config, changed_initialisation
-from hf_arch.recipe.recipe import Recipe
+from hf_arch.recipe.recipe import RUN_FACTS, Recipe
 from hf_arch.runs.files import CHECKPOINTS_DIR, CONFIG_FILE, METRICS_FILE, MODEL_DIR, RESULTS_FILE, read_metrics
 from hf_arch.runs.model_report import model_report, render_model_report, two_columns
 from hf_arch.runs.numbers import Reader
@@ -75,7 +75,7 @@ from hf_arch.training.launch import (
 from hf_arch.training.memory import PeakMemory
 from hf_arch.training.muon import muon_options
 from hf_arch.training.peak_flops import peak_flops
-from hf_arch.training.precision import Precision
+from hf_arch.training.precision import Precision, decided
 from hf_arch.training.resume import (
     CheckpointKeeper,
     Continuation,
@@ -86,6 +86,7 @@ from hf_arch.training.resume import (
     has_checkpoints,
     plan_continuation,
 )
+from hf_arch.training.slowdown import SlowdownWatch
 from hf_arch.training.startup import training_rows
 from hf_arch.training.step_watch import DEFAULT_MAX_SKIPPED_STEPS, StepWatch
 from hf_arch.training.tracking import describe_trackers, tracked
@@ -134,7 +135,7 @@ def run_training(
 
         return run_probe(recipe, folder, quiet)
     build_config(recipe)  # a mistake in the model section shows before minutes of data preparation
-    precision = requested_precision(recipe.training, request)
+    precision = requested_precision(recipe.training, request, _decided_precision(folder))
     data = prepare_data(recipe.data)
     config = build_config(recipe, data.tokenizer)
     check_lengths(recipe.evaluation.lengths, config, data.validation)
@@ -253,6 +254,7 @@ class _Run:
         progress = ProgressLine(log, self.name)
         trainer.watch.tell = log.tell
         trainer.callback_handler.callbacks.insert(0, log)  # before the trackers, which get the numbers that it adds
+        trainer.add_callback(SlowdownWatch(log))
         if not self.quiet:
             self._print_continuation()
             trainer.add_callback(progress)
@@ -372,6 +374,7 @@ class _Run:
             "seed": self.args.seed,
             "global_batch_size": global_batch_size(self.args),
             "launch": None if self.running is None else self.running.to_dict(),
+            "precision": self.precision.to_dict(),
             "data_fingerprint": self.data.fingerprint,
             "hf_arch": hf_arch.__version__,
             "numerics": NUMERICS_VERSION,
@@ -398,6 +401,7 @@ class _Run:
             "seed": self.args.seed,
             "learning_rate": self.args.learning_rate,
             "precision": self.precision.name,
+            "precision_measured": self.precision.measured,
             "launch": None if self.running is None else self.running.to_dict(),
             "params_total": self.report["params_total"],
             "params_trainable": self.report["params_trainable"],
@@ -466,6 +470,15 @@ def _earlier_look(folder: Path) -> dict[str, Any]:
     results = folder / RESULTS_FILE
     written = read_json(results) if results.is_file() else {}
     return {key: written[key] for key in FIRST_LOOK if key in written}
+
+
+def _decided_precision(folder: Path) -> Precision | None:
+    """What `auto` was for the run in `folder` before: its set decided it, or the run itself when it was begun."""
+    config, results = folder / CONFIG_FILE, folder / RESULTS_FILE
+    if config.is_file() and (before := decided((read_json(config).get(RUN_FACTS) or {}).get("precision"))) is not None:
+        return before
+    name = read_json(results).get("precision") if results.is_file() else None
+    return decided({"name": name, "reason": "the run was begun in it"})
 
 
 def _earlier_seconds(folder: Path) -> float:

@@ -22,6 +22,7 @@ from pathlib import Path
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.failures import Interrupted, TrainingError
 from hf_arch.core.quiet import prepare_process
+from hf_arch.core.threads import prepare_threads
 from hf_arch.experiments.execution.process import WRONG_USAGE
 from hf_arch.runs.files import CONFIG_FILE
 from hf_arch.runs.record import write_end
@@ -76,6 +77,7 @@ if __name__ == "__main__":
     threading.Thread(target=end_with_parent, name="end with parent", daemon=True).start()
     restore_sigint()
     prepare_process()
+    prepare_threads()
     run_folder = Path(sys.argv[2])
     # The command that provenance names, which does the same by hand.
     sys.argv = ["hf-arch", "train", str(run_folder / CONFIG_FILE), "--output-dir", str(run_folder), "--resume"]

@@ -6,7 +6,6 @@ with one results folder, the runs are shared out: `hf_arch.experiments.execution
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -17,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from hf_arch.core.errors import ConfigError, choice_error
+from hf_arch.core.threads import usable_cores
 from hf_arch.environment import read
 from hf_arch.experiments.execution.process import train_command
 from hf_arch.experiments.execution.progress import Progress
@@ -77,7 +77,7 @@ def train_set(prepared: PreparedSet, results_dir: Path, options: RunOptions) -> 
 def worker_options(options: RunOptions) -> WorkerOptions:
     """Each worker with its share of the cores and of the GPUs."""
     gpus, processes = visible_gpus(), processes_per_run(options)
-    threads = max(1, cores() // (options.workers * processes))
+    threads = max(1, usable_cores() // (options.workers * processes))
 
     def environment(worker: int) -> Mapping[str, str]:
         changes = {}
@@ -102,11 +102,6 @@ def processes_per_run(options: RunOptions) -> int:
     if options.distributed != "always":
         return 1
     return max(2, len(visible_gpus()) // options.workers)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def visible_gpus() -> list[str]:

@@ -11,12 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hf_arch.core.files import write_atomic
 from hf_arch.experiments.execution.leases import LEASE_SECONDS, Claim, Claims
 from hf_arch.experiments.execution.process import LOG_FILE, WRONG_USAGE, Process, train_command
+from hf_arch.experiments.execution.set_precision import leaves_precision_open, with_set_precision
 from hf_arch.experiments.planning.prepare import ReadyRun
 from hf_arch.runs.files import CONFIG_FILE, RESULTS_FILE
 from hf_arch.runs.record import write_end
@@ -111,7 +112,8 @@ class Suite:
     def _train(self, run: ReadyRun, claim: Claim, environment: Mapping[str, str]) -> None:
         config = run.folder / CONFIG_FILE
         earlier = config.read_text(encoding="utf-8") if config.is_file() else None
-        run.write_config()
+        earlier_records = (other.record for other in self.runs if leaves_precision_open(other.config))
+        replace(run, config=with_set_precision(run.config, self.claims.folder, earlier_records)).write_config()
         failures = 0
         while True:
             self._tell(run, "resumes" if run.status else "starts")

@@ -1,0 +1,61 @@
+"""What has to be told to a module of another library once somebody imports it: our models do not import it for this."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+
+def after_import(name: str, action: Callable[[ModuleType], None]) -> None:
+    """Calls `action` with the module `name`: now where it is loaded, else once, right after its import."""
+    module = sys.modules.get(name)
+    if module is not None:
+        action(module)
+    elif not any(isinstance(finder, _Waiting) and finder.action is action for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Waiting(name, action))
+
+
+class _Waiting(MetaPathFinder):
+    """Finds the module as the others do, and stays in line until its import has succeeded."""
+
+    def __init__(self, name: str, action: Callable[[ModuleType], None]):
+        self.name, self.action = name, action
+        self.searching = False
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != self.name or self.searching:
+            return None
+        self.searching = True  # the others may hand the search on to everybody
+        try:
+            others = [finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec")]
+            spec = next((spec for finder in others if (spec := finder.find_spec(fullname, path, target))), None)
+        finally:
+            self.searching = False
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader, self)  # type: ignore[assignment]
+        return spec
+
+
+class _Loader:
+    """Another loader, and then the action. It passes everything else through (sources, resources)."""
+
+    def __init__(self, loader: Any, waiting: _Waiting):
+        self._loader, self._waiting = loader, waiting
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        if self._waiting in sys.meta_path:
+            sys.meta_path.remove(self._waiting)
+        self._waiting.action(module)
