@@ -19,6 +19,7 @@ from ..layers.compat import GradientCheckpointingLayer
 from ..layers.contract import EMPTY_CONTEXT, LayerContext, LayerOutput
 from ..layers.ffns.ffn import NoFeedForward
 from ..layers.streams.base import State, Sublayer
+from .branch_scales import SITES
 from .configuration import ArchConfig
 
 
@@ -58,6 +59,8 @@ class DecoderLayer(GradientCheckpointingLayer):
         self.ffn_post_norm = _norm(config) if has_ffn and config.norm_position == "sandwich" else None
         self.dropout = nn.Dropout(config.residual_dropout)
         self.residual_multiplier = config.residual_multiplier
+        scales = (1.0, 1.0) if config.branch_scales is None else config.branch_scales[layer_idx]
+        self.branch_scales = dict(zip(SITES, scales, strict=True))
 
     def run(self, state: State, shared: Any, values: Mapping[str, Tensor], context: LayerContext) -> LayerResult:
         """One run of the block over the stream.
@@ -112,6 +115,8 @@ class DecoderLayer(GradientCheckpointingLayer):
         out = self.dropout(out)
         if self.residual_multiplier != 1:
             out = out * self.residual_multiplier
+        if self.branch_scales[site] != 1:
+            out = out * self.branch_scales[site]
         state = self.stream("write", state, out, site)
         if self.norm_position == "post" and norm is not None:
             state = (norm(state[0]), *state[1:])

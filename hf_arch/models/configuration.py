@@ -27,6 +27,7 @@ from ..layers.norms import NORMS
 from ..layers.positions import POSITIONS
 from ..layers.rope_parameters import check_rope_parameters
 from ..layers.state import FFN_STATE
+from .branch_scales import check_branch_scales
 from .common_names import READABLE, has_routed_layers, read_option, write_option
 
 NORM_POSITIONS = ("pre", "post", "sandwich")
@@ -67,6 +68,8 @@ class ArchConfig(PreTrainedConfig):
         the own one included): components of attention and head.
         embedding_multiplier, residual_multiplier, logits_scaling: Granite's: embeddings and what a sublayer writes are
         multiplied, logits divided (before the cap); the attention scale is an option of the mixer.
+        branch_scales: factors of what each layer's mixer and FFN write, one [mixer, FFN] a layer; a control of
+        comparisons that `hf-arch run --controls` solves, not a feature of an architecture.
         embedding_dropout, residual_dropout, attention_dropout: probabilities.
         initializer_range: standard deviation of normal initialisation; rescale_residual_init: divide that of the
         projections which
@@ -118,6 +121,8 @@ class ArchConfig(PreTrainedConfig):
     embedding_multiplier: float | int = 1.0
     residual_multiplier: float | int = 1.0
     logits_scaling: float | int = 1.0
+
+    branch_scales: list[Any] | None = None
 
     embedding_dropout: float | int = 0.0
     residual_dropout: float | int = 0.0
@@ -344,6 +349,7 @@ class ArchConfig(PreTrainedConfig):
                 f"{', '.join(stream.norm_positions)}"
             )
         stream.validate(self, stream_options)
+        check_branch_scales(self.branch_scales, self.num_hidden_layers)
         self._check_published_values()
         self._refuse_idle_features()
 
