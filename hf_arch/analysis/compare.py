@@ -17,6 +17,7 @@ from pathlib import Path
 
 from hf_arch.analysis.audit import audit
 from hf_arch.analysis.comparison import Comparison, Group
+from hf_arch.analysis.controls import controlled_claims, controls_command
 from hf_arch.analysis.item_tests import item_tests
 from hf_arch.analysis.stats import all_pairs, t_interval
 from hf_arch.analysis.verdicts import judge
@@ -62,7 +63,8 @@ def compare_runs(
         item_tests=tuple(item_tests(groups)),
     )
     verdicts = [verdict for hypothesis in comparison.hypotheses for verdict in judge(hypothesis, comparison)]
-    return replace(comparison, verdicts=tuple(verdicts))
+    comparison = replace(comparison, verdicts=tuple(verdicts), controls=tuple(controlled_claims(comparison)))
+    return replace(comparison, controls_command=controls_command(comparison))
 
 
 def _told_apart(runs: list[RunRecord]) -> list[RunRecord]:

@@ -20,6 +20,7 @@ from hf_arch.runs.suite import flat_row
 if TYPE_CHECKING:
     import pandas as pd
 
+    from hf_arch.analysis.controls import Controlled
     from hf_arch.analysis.item_tests import ItemTest
     from hf_arch.analysis.verdicts import Verdict
 
@@ -70,6 +71,9 @@ class Comparison:
     hypotheses: tuple[str, ...]
     verdicts: tuple[Verdict, ...] = ()
     item_tests: tuple[ItemTest, ...] = ()
+    controls: tuple[Controlled, ...] = ()
+    controls_command: str | None = None
+    """The command that would train the controls which claims lack; None where none is needed."""
 
     @property
     def runs(self) -> list[RunRecord]:
@@ -113,7 +117,8 @@ class Comparison:
     @property
     def headline(self) -> str:
         """The result in one or two sentences."""
-        ranked = [group for group in self.groups if group.counted]
+        own = [group for group in self.groups if not group.reference.experiment.get("control")]
+        ranked = [group for group in own or self.groups if group.counted]
         if not ranked:
             return "No run completed: there is nothing to compare."
         best = ranked[0]
@@ -193,6 +198,7 @@ class Comparison:
                 "pairs": [pair.to_dict() for pair in self.pairs],
                 "hypotheses": [verdict.to_dict() for verdict in self.verdicts],
                 "items": [test.to_dict() for test in self.item_tests],
+                "controls": [control.to_dict() for control in self.controls],
                 "runs": [flat_row(run) for run in self.runs],
             }
         )

@@ -332,6 +332,9 @@ def run_command(
             help="`always` trains each run in several processes, one for each GPU; otherwise a run is one process.",
         ),
     ] = "auto",
+    controls: Annotated[
+        bool, typer.Option("--controls", help="Add the runs that remove what confounds the claims of the hypothesis.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the runs, their sizes and their cost; train nothing.")
     ] = False,
@@ -346,7 +349,9 @@ def run_command(
     from hf_arch.experiments.execution.runner import RunOptions
 
     options = RunOptions(workers, engine, distributed, tuple(slurm or ()))
-    return run_recipe(recipe, results_dir, options, scale=scale, overrides=overrides or (), dry_run=dry_run)
+    return run_recipe(
+        recipe, results_dir, options, scale=scale, overrides=overrides or (), dry_run=dry_run, controls=controls
+    )
 
 
 @app.command(rich_help_panel=RESULTS)

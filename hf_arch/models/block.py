@@ -21,6 +21,7 @@ from ..layers.embeddings.base import layer_value_names
 from ..layers.ffns.ffn import NoFeedForward
 from ..layers.sites.base import build_sites
 from ..layers.streams.base import State, Sublayer
+from .branch_scales import SITES
 from .configuration import ArchConfig
 
 
@@ -64,6 +65,8 @@ class DecoderLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.residual_dropout)
         parametrization, given = config.parametrization_spec
         self.residual_multiplier = config.residual_multiplier * parametrization.residual(config, given)
+        scales = (1.0, 1.0) if config.branch_scales is None else config.branch_scales[layer_idx]
+        self.branch_scales = dict(zip(SITES, scales, strict=True))
 
     def run(self, state: State, shared: Any, values: Mapping[str, Tensor], context: LayerContext) -> LayerResult:
         """One run of the block over the stream.
@@ -124,6 +127,8 @@ class DecoderLayer(GradientCheckpointingLayer):
         out = self.dropout(out)
         if self.residual_multiplier != 1:
             out = out * self.residual_multiplier
+        if self.branch_scales[site] != 1:
+            out = out * self.branch_scales[site]
         state = self.stream("write", state, out, site)
         if self.norm_position == "post" and norm is not None:
             state = (norm(state[0]), *state[1:])

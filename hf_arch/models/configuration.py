@@ -29,6 +29,7 @@ from ..layers.positions import POSITIONS
 from ..layers.rope_parameters import check_rope_parameters
 from ..layers.sites.base import check_sites, layer_sites
 from ..layers.state import FFN_STATE
+from .branch_scales import check_branch_scales
 from .common_names import READABLE, has_routed_layers, read_option, write_option
 from .components import as_list, has_option, normalise, option_names, part_list, resolve, with_type
 from .config_parts import ConfigParts
@@ -75,6 +76,8 @@ class ArchConfig(ConfigParts, PreTrainedConfig):
         the own one included): components of attention and head.
         embedding_multiplier, residual_multiplier, logits_scaling: Granite's: embeddings and what a sublayer writes are
         multiplied, logits divided (before the cap); the attention scale is an option of the mixer.
+        branch_scales: factors of what each layer's mixer and FFN write, one [mixer, FFN] a layer; a control of
+        comparisons that `hf-arch run --controls` solves, not a feature of an architecture.
         embedding_dropout, residual_dropout, attention_dropout: probabilities.
         init: whose initial values: "official" (the code that was published with the architecture), "fla" or
             "transformers"; None takes each component's own default (`docs/architectures.md`).
@@ -133,6 +136,8 @@ class ArchConfig(ConfigParts, PreTrainedConfig):
     embedding_multiplier: float | int = 1.0
     residual_multiplier: float | int = 1.0
     logits_scaling: float | int = 1.0
+
+    branch_scales: list[Any] | None = None
 
     embedding_dropout: float | int = 0.0
     residual_dropout: float | int = 0.0
@@ -322,6 +327,7 @@ class ArchConfig(ConfigParts, PreTrainedConfig):
         for part, part_options in (*self.embedding_specs, *self.loss_specs):
             part.validate(self, part_options)
         check_sites(self, self.site_specs)
+        check_branch_scales(self.branch_scales, self.num_hidden_layers)
         self._check_published_values()
         self._refuse_idle_features()
 

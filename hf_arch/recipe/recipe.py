@@ -127,13 +127,14 @@ class MatchOptions:
     `vary`, which is a whole number of the `model` section, or `auto`: the width of the FFN, else of the model.
 
     by: `parameters`, `flops` (of training, per token), or `state` (bytes of cache at the length of the rows).
-    tolerance: the largest relative difference that is let through.
+    tolerance: the largest relative difference that is let through. free: runs that are left as they are written.
     """
 
     by: Literal["parameters", "flops", "state"] = "parameters"
     tolerance: float = 0.01
     reference: str | None = None
     vary: str = "auto"
+    free: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.tolerance < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from hf_arch.recipe.recipe import Recipe
 from hf_arch.report.table import print_skipped
 
 
-def preview(recipe: Recipe, results_dir: Path, processes: int = 1) -> None:
+def preview(
+    recipe: Recipe, results_dir: Path, processes: int = 1, facts: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
     """Prints what `hf-arch run` would train of a set: the sweep of its learning rates first, where it has one, then the
     set that is compared, at the rates that the sweep has chosen so far."""
-    facts: dict[str, dict[str, Any]] = {}
     if recipe.experiment.learning_rates is not None:
         sweep = RateSweep(recipe, results_dir, processes)
         prepared = sweep.prepare()
@@ -31,7 +33,7 @@ def preview(recipe: Recipe, results_dir: Path, processes: int = 1) -> None:
         choices = sweep.choices(prepared)
         if any(choice.at_edge for choice in choices.values()) or not choices:
             print("a best rate at the end of the grid adds one rate at that end to every run")
-        recipe, facts = sweep.compared(choices)
+        recipe, facts = sweep.compared(choices, facts)
     print_preview(recipe, prepare_set(recipe, results_dir, processes, facts))
 
 

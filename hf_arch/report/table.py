@@ -38,6 +38,11 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
     for verdict in comparison.verdicts:
         console.print(Text.assemble(("Hypothesis: ", "bold"), verdict.claim))
         console.print(Text.assemble((f"  {verdict.outcome}: ", "bold"), verdict.evidence))
+        for control in comparison.controls:
+            if control.claim == verdict.claim:
+                console.print(Text.assemble(("  with controls: ", "bold"), control.sentence))
+    if comparison.controls_command is not None:
+        console.print(Text.assemble(("To remove what confounds the claims: ", "bold"), comparison.controls_command))
 
 
 def item_lines(comparison: Comparison) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from hf_arch.experiments.execution.runner import RunOptions, processes_per_run, train_set
 from hf_arch.experiments.planning.prepare import PreparedSet, ReadyRun, prepare_set
@@ -11,11 +13,14 @@ from hf_arch.experiments.planning.rates import RateSweep
 from hf_arch.recipe.recipe import Recipe
 
 
-def train_with_rates(recipe: Recipe, results_dir: Path, options: RunOptions) -> tuple[PreparedSet, list[ReadyRun]]:
+def train_with_rates(
+    recipe: Recipe, results_dir: Path, options: RunOptions, own: Mapping[str, Mapping[str, Any]] | None = None
+) -> tuple[PreparedSet, list[ReadyRun]]:
     """Trains the sweep, extends it once where a best rate lies at its end, then trains the set at the best rates.
 
-    Returns the compared set with its runs that did not complete. A rate at which training failed is no failure of the
-    set, as long as each run has another; else the sweep is returned with what failed in it, and nothing is compared.
+    `own` are facts that runs record of themselves, by name. Returns the compared set with its runs that did not
+    complete. A rate at which training failed is no failure of the set, as long as each run has another; else the sweep
+    is returned with what failed in it, and nothing is compared.
     """
     processes = processes_per_run(options)
     sweep = RateSweep(recipe, results_dir, processes)
@@ -40,6 +45,6 @@ def train_with_rates(recipe: Recipe, results_dir: Path, options: RunOptions) -> 
         edge = ", at the end of the grid: the best may lie beyond it" if choice.at_edge else ""
         tried = ", ".join(f"{rate:g}: {score:.4f}" for rate, score in choice.scores.items())
         print(f"learning rates: {name}: {choice.rate:g}{edge} ({tried})", file=sys.stderr, flush=True)
-    compared, facts = sweep.compared(choices)
+    compared, facts = sweep.compared(choices, own)
     final = prepare_set(compared, results_dir, processes, facts)
     return final, train_set(final, results_dir, options)

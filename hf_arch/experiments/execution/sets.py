@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hf_arch.experiments.execution.rates import train_with_rates
 from hf_arch.experiments.execution.runner import RunOptions, processes_per_run, train_set
@@ -20,8 +22,14 @@ class TrainedSet:
     failed: list[ReadyRun]
 
 
-def run_set(recipe: Recipe, results_dir: Path, options: RunOptions | None = None) -> TrainedSet:
-    """Trains what is not finished of one set, by the engine of the options.
+def run_set(
+    recipe: Recipe,
+    results_dir: Path,
+    options: RunOptions | None = None,
+    facts: Mapping[str, Mapping[str, Any]] | None = None,
+) -> TrainedSet:
+    """Trains what is not finished of one set, by the engine of the options. `facts` are what the runs of each name in
+    `experiment.runs` record of themselves.
 
     Raises `ConfigError` for anything wrong in any run, before any of them starts.
     """
@@ -29,6 +37,6 @@ def run_set(recipe: Recipe, results_dir: Path, options: RunOptions | None = None
     if recipe.experiment.tune is not None:
         return TrainedSet(*train_tuned(recipe, results_dir, options))
     if recipe.experiment.learning_rates is not None:
-        return TrainedSet(*train_with_rates(recipe, results_dir, options))
-    prepared = prepare_set(recipe, results_dir, processes_per_run(options))
+        return TrainedSet(*train_with_rates(recipe, results_dir, options, facts))
+    prepared = prepare_set(recipe, results_dir, processes_per_run(options), facts)
     return TrainedSet(prepared, train_set(prepared, results_dir, options))

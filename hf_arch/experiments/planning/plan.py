@@ -156,6 +156,9 @@ class Planner:
         references = self.experiment.runs or list(dict.fromkeys(run.name for run in self._runs))
         if options.reference is not None and options.reference not in references:
             raise choice_error("experiment.match.reference", options.reference, references)
+        for name in options.free:
+            if name not in references:
+                raise choice_error("experiment.match.free", name, references)
         if options.vary == "auto":
             return
         for run in self._runs:
@@ -184,6 +187,10 @@ class Planner:
                 continue
             target = self._sizer(group[reference], options.by)({})
             for key, run in group.items():
+                if key in options.free:
+                    size = self._sizer(run, options.by)({})
+                    matched[run.name] = Matched({}, size, size / target - 1, options.by)
+                    continue
                 facts = [dict(run.recipe.model), run.recipe.data_key, target, key == reference]
                 fingerprint = json.dumps(facts, sort_keys=True, default=str)
                 try:

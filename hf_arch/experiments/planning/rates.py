@@ -109,13 +109,16 @@ class RateSweep:
         self.grid = tuple(sorted({*self.grid, *self.extended}))
         return bool(self.extended)
 
-    def compared(self, choices: Mapping[str, Choice]) -> tuple[Recipe, dict[str, dict[str, Any]]]:
-        """The set that is compared: each run at its rate, on the other rows; and what each records of the sweep.
+    def compared(
+        self, choices: Mapping[str, Choice], own: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> tuple[Recipe, dict[str, dict[str, Any]]]:
+        """The set that is compared: each run at its rate, on the other rows; and what each records: its `own` facts,
+        and those of the sweep.
 
         A run that is not chosen for yet keeps the recipe's own rate."""
         experiment = self.recipe.experiment
         runs: dict[str, dict[str, Any] | None] = {}
-        facts: dict[str, dict[str, Any]] = {}
+        facts: dict[str, dict[str, Any]] = {name: dict(values) for name, values in (own or {}).items()}
         for name, given in (experiment.runs or {experiment.name: {}}).items():
             changes: dict[str, Any] = dict(given or {})
             if name in self.names:
@@ -123,7 +126,7 @@ class RateSweep:
                     changes = set_dotted(changes, "evaluation.rows", "claim")
                 if name in choices:
                     changes = set_dotted(changes, RATE, choices[name].rate)
-                    facts[name] = {"learning_rates": self.facts(choices[name])}
+                    facts[name] = {**facts.get(name, {}), "learning_rates": self.facts(choices[name])}
             runs[name] = changes
         return replace(self.recipe, experiment=replace(experiment, learning_rates=None, runs=runs)), facts
 

@@ -1,0 +1,127 @@
+"""What of a claimed difference is left once a confound is removed: a claim's pair next to the control runs for it.
+
+`hf-arch run RECIPE --controls` trains these (`hf_arch.experiments.planning.controls`); each records the stages that it
+is part of, under `run.control` of its experiment_config.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hf_arch.analysis.stats import PairedDifference
+from hf_arch.analysis.verdicts import CLAIM
+from hf_arch.runs.numbers import Number
+from hf_arch.runs.record import NUMBERS
+
+if TYPE_CHECKING:
+    from hf_arch.analysis.comparison import Comparison
+
+
+@dataclass(frozen=True)
+class Controlled:
+    """One claim with some confounds removed.
+
+    removes: names of the audit's checks. runs: those that were compared instead, in the order of the claim.
+    before, after: the differences `first - second` of the claim's own pair, and of `runs`.
+    """
+
+    claim: str
+    removes: tuple[str, ...]
+    runs: tuple[str, str]
+    before: PairedDifference
+    after: PairedDifference
+    sentence: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "claim": self.claim,
+            "removes": list(self.removes),
+            "runs": list(self.runs),
+            "before": self.before.to_dict(),
+            "after": self.after.to_dict(),
+            "sentence": self.sentence,
+        }
+
+
+def claimed_pairs(hypothesis: str, runs: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The pairs of runs that the claims of a hypothesis compare; `runs` are architectures by names of runs, and a claim
+    may name an architecture that one run has."""
+    pairs = []
+    for match in CLAIM.finditer(hypothesis):
+        first, second = (_run_called(match[side], runs) for side in ("first", "second"))
+        if first is not None and second is not None and first != second:
+            pairs.append((first, second))
+    return list(dict.fromkeys(pairs))
+
+
+def controlled_claims(comparison: Comparison) -> list[Controlled]:
+    """Every claim of the comparison at every stage of its controls that was trained, in the order of the stages."""
+    groups = {group.name: group.reference.architecture for group in comparison.groups}
+    stages = _stages(comparison)
+    originals = {name: architecture for name, architecture in groups.items() if name not in _controls(comparison)}
+    found = []
+    for hypothesis in comparison.hypotheses:
+        for match in CLAIM.finditer(hypothesis):
+            first, second = (_run_called(match[side], originals) for side in ("first", "second"))
+            if first is None or second is None:
+                continue
+            sides = (first, second)
+            for stage in stages:
+                if set(stage["pair"]) != set(sides):
+                    continue
+                runs = tuple(stage["runs"] if tuple(stage["pair"]) == sides else reversed(stage["runs"]))
+                before, after = comparison.pair(*sides), comparison.pair(*runs)
+                if before is None or after is None or before.difference is None or after.difference is None:
+                    continue
+                sentence = _sentence(before, after, stage["words"], NUMBERS[comparison.metric])
+                found.append(Controlled(match[0], tuple(stage["removes"]), runs, before, after, sentence))
+    return found
+
+
+def controls_command(comparison: Comparison) -> str | None:
+    """The command that trains the controls, where a claim was decided over a violation of the audit and no control was
+    trained; None otherwise."""
+    decided = [verdict for verdict in comparison.verdicts if verdict.outcome not in ("undecided", "not judged")]
+    if _controls(comparison) or not decided or not any(entry.severity == "violation" for entry in comparison.findings):
+        return None
+    commands = {run.experiment.get("command") for run in comparison.runs}
+    (command,) = commands if len(commands) == 1 else (None,)
+    return f"{command or 'hf-arch run RECIPE'} --controls"
+
+
+def _controls(comparison: Comparison) -> set[str]:
+    return {group.name for group in comparison.groups for run in group.runs if run.experiment.get("control")}
+
+
+def _stages(comparison: Comparison) -> list[dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for run in comparison.runs:
+        control = run.experiment.get("control")
+        for stage in control.get("stages", ()) if isinstance(control, Mapping) else ():
+            found.setdefault(repr(stage), dict(stage))
+    return list(found.values())
+
+
+def _run_called(text: str, runs: Mapping[str, str]) -> str | None:
+    if text in runs:
+        return text
+    having = [name for name, architecture in runs.items() if architecture == text]
+    return having[0] if len(having) == 1 else None
+
+
+def _sentence(before: PairedDifference, after: PairedDifference, words: str, number: Number) -> str:
+    assert before.difference is not None and after.difference is not None
+    sign = -1.0 if before.difference.mean < 0 else 1.0
+    unit = " nats" if number.unit.startswith("nats") else ""
+    left = after.difference
+    interval = ""
+    if left.low is not None and left.high is not None:
+        low, high = sorted((sign * left.low, sign * left.high))
+        interval = f" [{low:.2f}, {high:.2f}]"
+    return (
+        f"{sign * before.difference.mean:.2f}{unit} between {before.first} and {before.second}; "
+        f"{sign * left.mean:.2f}{interval} of it remains once {words}"
+    )

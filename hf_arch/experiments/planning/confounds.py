@@ -1,0 +1,68 @@
+"""What separates two models besides the question, as far as it shows before anything is trained.
+
+Found from the built models, plugins included: depthwise causal convolutions over a few tokens, what each branch writes
+next to its stream at initialisation, training FLOPs. The names are those of the audit's checks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+import hf_arch
+from hf_arch.models.branch_scales import Ratios, largest_gap, measure_branches
+
+CONVOLUTION = "short convolution"
+FLOPS = "flops"
+BRANCHES = "branch scale"
+RATE = "learning rate"
+LONGEST_KERNEL = 16
+LARGEST_GAP = 3.0
+LARGEST_FLOPS = 1.1
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """One model at initialisation.
+
+    convolved: whether a layer has a short convolution. flops: of training, per token. branches: ratios by layer.
+    """
+
+    convolved: bool
+    flops: float
+    branches: Ratios
+
+
+def examine(config: PreTrainedConfig, ids: Tensor, seed: int) -> ModelFacts:
+    """Builds the model of a config as a run with this seed would, and looks at it on the token rows ids [B, T]."""
+    model = initial_model(config, seed)
+    flops = hf_arch.cost(config, ids.shape[1]).flops_per_token_train  # type: ignore[arg-type]
+    return ModelFacts(has_short_convolution(model), float(flops), measure_branches(model, ids))
+
+
+def initial_model(config: PreTrainedConfig, seed: int) -> nn.Module:
+    """The model of a config with its first weights, on the CPU, without moving torch's own random numbers."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config).eval()
+
+
+def has_short_convolution(model: nn.Module) -> bool:
+    """Whether any parameter is the kernel of a depthwise convolution over a few tokens, [C, 1, W] with W > 1."""
+    shapes = (tuple(parameter.shape) for parameter in model.parameters())
+    return any(len(shape) == 3 and shape[1] == 1 and 1 < shape[2] <= LONGEST_KERNEL for shape in shapes)
+
+
+def confounds(first: ModelFacts, second: ModelFacts) -> list[str]:
+    """The names of what separates the two."""
+    found = []
+    if first.convolved != second.convolved:
+        found.append(CONVOLUTION)
+    if max(first.flops, second.flops) > LARGEST_FLOPS * min(first.flops, second.flops):
+        found.append(FLOPS)
+    if largest_gap(first.branches, second.branches) > LARGEST_GAP:
+        found.append(BRANCHES)
+    return found

@@ -1,0 +1,268 @@
+"""The runs that take the confounds out of the claims of a set, before or after it was trained.
+
+For each pair of runs that a claim compares, one thing after the other is made equal: the short convolution (given to
+the side without it, where its mixer has one, else taken from the other), the training FLOPs (by width), what each
+branch writes at initialisation (one factor a sublayer, `model.branch_scales`), and, where no rate was tried, the same
+sweep of learning rates. Each stage is at most one further run, `gla+short_convolution` or
+`gla+short_convolution+branch_scale`, compared to the same other side; the last stage has all confounds removed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from hf_arch.core.errors import ConfigError, UnknownKeyError
+from hf_arch.data import prepare_data
+from hf_arch.experiments.planning.confounds import (
+    BRANCHES,
+    CONVOLUTION,
+    FLOPS,
+    RATE,
+    ModelFacts,
+    confounds,
+    examine,
+    initial_model,
+)
+from hf_arch.experiments.planning.plan import PlannedRun, Planner
+from hf_arch.models.branch_scales import solve_branches
+from hf_arch.recipe.dotted import set_dotted
+from hf_arch.recipe.learning_rates import LearningRateOptions
+from hf_arch.recipe.recipe import MatchOptions, Recipe
+
+ROWS = 4
+SPREAD = 3.0
+"""The factor between the rates that a control tries around the recipe's own."""
+SWITCH = "use_short_conv"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One claim's pair with some confounds removed: the `runs` that stand for the two sides of `pair`, what `removes`
+    names, and in words what holds between them."""
+
+    pair: tuple[str, str]
+    removes: tuple[str, ...]
+    runs: tuple[str, str]
+    words: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as runs record them."""
+        return {
+            "pair": list(self.pair),
+            "removes": list(self.removes),
+            "runs": list(self.runs),
+            "words": self.words,
+        }
+
+
+@dataclass
+class Controls:
+    """The set with its controls: the recipe, what each control records of itself, the stages of each claim, and what
+    no control could remove, in words."""
+
+    recipe: Recipe
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stages: list[Stage] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def plan_controls(recipe: Recipe, pairs: Sequence[tuple[str, str]]) -> Controls:
+    """Adds to a set the runs that remove the confounds of claims between these `pairs` of its runs.
+
+    Raises:
+        ConfigError: the set has no named runs, or something in a run is wrong.
+    """
+    if not recipe.experiment.runs:
+        raise ConfigError("--controls: the recipe names no runs (experiment.runs) that a claim could compare")
+    planning = _Planning(recipe)
+    for first, second in dict.fromkeys(tuple(pair) for pair in pairs):
+        planning.add(first, second)
+    return planning.result()
+
+
+class _Planning:
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        match = recipe.experiment.match
+        self.baseline = (match.reference if match else None) or next(iter(recipe.experiment.runs))
+        self.runs = {name: dict(changes or {}) for name, changes in recipe.experiment.runs.items()}
+        self.free: list[str] = list(match.free) if match else []
+        self.added: dict[str, str] = {}
+        self.stages: list[Stage] = []
+        self.notes: list[str] = []
+        self.swept: list[str] = []
+        self._tokenizers: dict[str, Any] = {}
+        self._ids: dict[str, Tensor] = {}
+        self._seen: dict[str, tuple[PlannedRun, ModelFacts]] = {}
+
+    def add(self, first: str, second: str) -> None:
+        """The stages of the claim that compares these two runs."""
+        fixed = first if first == self.baseline else second
+        changed = second if fixed is first else first
+        pair, sides, removes, words = (changed, fixed), [changed, fixed], [], []
+        for remove in (self._convolve, self._equal_flops, self._equal_branches):
+            try:
+                done = remove(sides)
+            except ConfigError as error:
+                self.notes.append(f"{changed} against {fixed}: {error}")
+                continue
+            if done is not None:
+                removes.append(done[0])
+                words.append(done[1])
+                self.stages.append(Stage(pair, tuple(removes), (sides[0], sides[1]), " and ".join(words)))
+        if self._untuned(changed, fixed):
+            sides = [self._new(side, RATE, self.runs[side]) for side in sides]
+            self.swept += sides
+            text = " and ".join([*words, "each at the best of the same learning rates"])
+            self.stages.append(Stage(pair, (*removes, RATE), (sides[0], sides[1]), text))
+
+    def result(self) -> Controls:
+        """The set with what was added."""
+        experiment = self.recipe.experiment
+        match = replace(experiment.match, free=tuple(self.free)) if experiment.match else None
+        rates = experiment.learning_rates
+        if self.swept:
+            rate = float(self.recipe.training.get("learning_rate", 5e-5))
+            grid = tuple(float(f"{rate * factor:.3g}") for factor in (1 / SPREAD, 1.0, SPREAD))
+            rates = LearningRateOptions(grid, runs=tuple(dict.fromkeys(self.swept)))
+        changed = replace(experiment, runs={**self.runs}, match=match, learning_rates=rates)
+        stages = [stage.to_dict() for stage in self.stages]
+        facts = {name: {"control": {"of": of, "stages": stages}} for name, of in self.added.items()}
+        return Controls(replace(self.recipe, experiment=changed), facts, self.stages, self.notes)
+
+    def _convolve(self, sides: list[str]) -> tuple[str, str] | None:
+        facts = [self._look(side)[1] for side in sides]
+        if facts[0].convolved == facts[1].convolved:
+            return None
+        without = 0 if facts[1].convolved else 1
+        for place, wanted in ((without, True), (1 - without, False)):
+            changes = self._switched(sides[place], wanted)
+            if changes is not None:
+                sides[place] = self._new(sides[place], CONVOLUTION, changes)
+                return CONVOLUTION, f"the short convolution is on {'both sides' if wanted else 'neither side'}"
+        raise ConfigError(
+            f"{CONVOLUTION}: neither {sides[without]} can be given one nor {sides[1 - without]} lose its own"
+        )
+
+    def _switched(self, name: str, wanted: bool) -> dict[str, Any] | None:
+        """Changes that give a run's model a short convolution, or take it away; None where no option does."""
+        changes = set_dotted(self.runs[name], f"model.{SWITCH}", wanted)
+        try:
+            return changes if self._facts_of(name, changes)[1].convolved == wanted else None
+        except UnknownKeyError:
+            return None
+
+    def _equal_flops(self, sides: list[str]) -> tuple[str, str] | None:
+        facts = [self._look(side)[1] for side in sides]
+        if FLOPS not in confounds(*facts):
+            return None
+        match = MatchOptions(by="flops", tolerance=0.05, reference=sides[1])
+        experiment = replace(
+            self.recipe.experiment,
+            match=match,
+            learning_rates=None,
+            runs={side: self._pinned(side) for side in sides},
+        )
+        planned = Planner(replace(self.recipe, experiment=experiment)).plan(self._tokenizers)
+        run = next(run for run in planned.runs if run.declared == sides[0])
+        changes = dict(self.runs[sides[0]])
+        assert run.matched is not None
+        for key, value in {**self._sizes(sides[0]), **run.matched.changes}.items():
+            changes = set_dotted(changes, f"model.{key}", value)
+        sides[0] = self._new(sides[0], FLOPS, changes)
+        if sides[0] not in self.free:
+            self.free.append(sides[0])
+        return FLOPS, "their training FLOPs are equal"
+
+    def _sizes(self, name: str) -> dict[str, int]:
+        """What matching has changed in a run."""
+        matched = self._look(name)[0].matched
+        return {} if matched is None else dict(matched.changes)
+
+    def _pinned(self, name: str) -> dict[str, Any]:
+        """The changes of a run with its matched sizes written out."""
+        changes = dict(self.runs[name])
+        for key, value in self._sizes(name).items():
+            changes = set_dotted(changes, f"model.{key}", value)
+        return changes
+
+    def _equal_branches(self, sides: list[str]) -> tuple[str, str] | None:
+        (run, own), (_, other) = (self._look(side) for side in sides)
+        if BRANCHES not in confounds(own, other):
+            return None
+        seed = int(run.recipe.training.get("seed", 0))
+        scales = solve_branches(initial_model(run.config, seed), self._rows(run), other.branches)
+        sides[0] = self._new(sides[0], BRANCHES, set_dotted(dict(self.runs[sides[0]]), "model.branch_scales", scales))
+        return BRANCHES, "their branches begin with the same scale"
+
+    def _untuned(self, first: str, second: str) -> bool:
+        """Whether the two are different architectures, or mixers, at one rate that nobody chose."""
+        experiment = self.recipe.experiment
+        tried = experiment.learning_rates or experiment.tune or any("learning_rate" in key for key in experiment.matrix)
+        configs = [self._look(side)[0].config for side in (first, second)]
+        same = configs[0].model_type == configs[1].model_type and _kinds(configs[0]) == _kinds(configs[1])
+        return not tried and not same
+
+    def _new(self, name: str, removes: str, changes: dict[str, Any]) -> str:
+        """The name of a run with these changes, entered into the set."""
+        new = f"{name}+{removes.replace(' ', '_')}"
+        number = 2
+        while new in self.runs and self.runs[new] != changes:  # against another side it is another control
+            new = f"{name}+{removes.replace(' ', '_')}{number}"
+            number += 1
+        if new not in self.runs:
+            self.runs[new] = changes
+            self.added[new] = self.added.get(name, name)
+            if name in self.free:
+                self.free.append(new)
+        return new
+
+    def _look(self, name: str) -> tuple[PlannedRun, ModelFacts]:
+        return self._facts_of(name, self.runs[name])
+
+    def _facts_of(self, name: str, changes: Mapping[str, Any]) -> tuple[PlannedRun, ModelFacts]:
+        """A run of the set with these changes, matched, and what its model is at initialisation."""
+        experiment = self.recipe.experiment
+        key = json.dumps([changes, name in self.free], sort_keys=True, default=str)
+        if key not in self._seen:
+            probed = "control"
+            match = experiment.match
+            kept = {self.baseline: self.runs[self.baseline]} if match else {}
+            if match:
+                match = replace(match, free=(probed,) if name in self.free else (), reference=self.baseline)
+            runs: dict[str, Any] = {**kept, probed: dict(changes)}
+            recipe = replace(self.recipe, experiment=replace(experiment, runs=runs, match=match, learning_rates=None))
+            planner = Planner(recipe)
+            self._prepare(planner)
+            run = next(run for run in planner.plan(self._tokenizers).runs if run.declared == probed)
+            seed = int(run.recipe.training.get("seed", 0))
+            self._seen[key] = run, examine(run.config, self._rows(run), seed)
+        return self._seen[key]
+
+    def _prepare(self, planner: Planner) -> None:
+        for run in planner.unmatched().runs:
+            key = run.recipe.data_key
+            if key in self._ids:
+                continue
+            seed = int(run.recipe.training.get("seed", 0))
+            if run.recipe.probe is not None:
+                self._ids[key] = torch.as_tensor(run.recipe.probe.data("train", seed).inputs[:ROWS])
+            else:
+                data = prepare_data(run.recipe.data)
+                self._tokenizers[key] = data.tokenizer
+                rows = data.order(seed).indices(0, ROWS)
+                self._ids[key] = torch.stack([data.train[int(row)]["input_ids"] for row in rows])
+
+    def _rows(self, run: PlannedRun) -> Tensor:
+        return self._ids[run.recipe.data_key]
+
+
+def _kinds(config: PreTrainedConfig) -> list[str]:
+    return [mixer.__name__ for mixer, _ in config.mixer_specs]
