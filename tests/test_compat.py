@@ -19,9 +19,18 @@ from transformers.models.auto import configuration_auto, modeling_auto
 import hf_arch
 
 PACKAGE = Path(__file__).parents[1] / "hf_arch"
-COMPAT = ("layers/compat.py", "training/compat.py", "evaluation/compat.py", "deferred.py", "ops/transforms.py")
+COMPAT = (
+    *("layers/compat.py", "training/compat.py", "evaluation/compat.py", "evaluation/fake_tensors.py", "deferred.py"),
+    "ops/transforms.py",
+)
 LIBRARIES = ("transformers", "accelerate", "torch", "lm_eval", "peft", "datasets", "huggingface_hub")
 RESTS = {
+    "DataDependentOutputException": "a plan's memory refused where it depends on values",
+    "DynamicOutputShapeException": "a plan's memory refused where shapes depend on values",
+    "OPDEFS": "the memory that `hf-arch plan` counts inside our own operators",
+    "FakeTensorMode": "the memory that `hf-arch plan` counts",
+    "TorchDispatchMode": "the memory that `hf-arch plan` counts",
+    "tree_leaves": "the memory that `hf-arch plan` counts",
     "ALL_ATTENTION_FUNCTIONS": "the choice between eager, sdpa, flex and flash attention",
     "ALL_EXPERTS_FUNCTIONS": "the fast products of a mixture of experts",
     "AcceleratorState": "FSDP on CPUs",

@@ -354,6 +354,38 @@ def run_command(
     )
 
 
+@app.command(rich_help_panel=LOOK)
+def plan(
+    recipe: Annotated[
+        str,
+        typer.Argument(metavar="RECIPE", help="A YAML recipe, or the name of one.", autocompletion=completion.recipes),
+    ],
+    overrides: Overrides = None,
+    gpu: Annotated[str, typer.Option(help="Which GPU, e.g. `H100`.")] = "H100",
+    count: Annotated[int, typer.Option(help="How many in all.")] = 1,
+    nodes: Annotated[int, typer.Option(help="Machines that they are divided over.")] = 1,
+    run: Annotated[str | None, typer.Option("--run", help="Which run, of a recipe that declares several.")] = None,
+    scale: Annotated[str | None, typer.Option(help="A size the recipe declares, e.g. `cpu`.")] = None,
+    mfu: Annotated[float, typer.Option(help="Assumed model FLOPs utilisation, a share.")] = 0.4,
+    price: Annotated[float | None, typer.Option(help="Price of one GPU for an hour, for the cost.")] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Show whether a recipe fits on GPUs that need not be here, by part and strategy, and how long it takes there.
+
+    Strategies: DDP, ZeRO-1, FSDP2, tensor parallelism. Where one does not fit, the nearest setting that does is named.
+    Example: `hf-arch plan pretrain/llama-124m --gpu H100 --count 64 --nodes 8`.
+    """
+    with _only_results_on_stdout():
+        from hf_arch.cli.plan import plan_capacity, print_plans, to_json
+
+        cluster, plans = plan_capacity(recipe, overrides or [], scale, run, (gpu, count, nodes), mfu, price)
+    if as_json:
+        _print_json(to_json(cluster, plans))
+    else:
+        print_plans(cluster, plans)
+    return 0
+
+
 @app.command(rich_help_panel=RESULTS)
 def compare(
     runs: Annotated[

@@ -1,0 +1,201 @@
+"""What one training step holds in memory, by part, without taking any: the step runs on fake tensors.
+
+Every operation of forward and backward is carried out on shapes alone, so the count is of the code that trains: what
+autograd keeps for each mixer, copies that autocast makes, chunks of logits. Only memory that a kernel takes inside
+itself is not seen. Parts: `weights`, `gradients`, `optimizer`, `logits and loss`, `embeddings, norms, residuals`,
+`ffn`, `mixer <name>` and `backward` (what the backward pass holds at the peak and is none of them).
+A deep model whose layers repeat is counted at two depths, and each part continued in a straight line.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from hf_arch.core.errors import ConfigError
+from hf_arch.evaluation.fake_tensors import (
+    GROUPED_PRODUCT,
+    READ_SCALAR,
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    TorchDispatchMode,
+    grouped_product,
+    inside_custom_op,
+    tree_leaves,
+)
+
+WEIGHTS, GRADIENTS, OPTIMIZER = "weights", "gradients", "optimizer"
+LOGITS, REST, BACKWARD = "logits and loss", "embeddings, norms, residuals", "backward"
+FULL_DEPTHS = 4
+"""Up to so many repetitions of its layers a model is counted whole."""
+STEPS_LOOKED_AT = 512
+"""Up to this length, what our own operators take while they step through time is counted too; it does not grow with
+the length, and is little of a long row."""
+MOMENTS = 2
+"""States of AdamW for each weight, in fp32."""
+
+
+def step_memory(
+    config: PreTrainedConfig, batch: int, seq_len: int, precision: str = "fp32", checkpointing: bool = False
+) -> dict[str, int]:
+    """Bytes of each part at the moment when a step of `batch` rows of `seq_len` tokens holds most.
+
+    precision: fp32, or bf16 for autocast over fp32 weights. checkpointing: activations of a block are recomputed.
+
+    Raises:
+        ConfigError: what the model keeps depends on the values of its input, such as which expert a token goes to.
+    """
+    period = _period(config)
+    if period is None or config.num_hidden_layers <= FULL_DEPTHS * period:
+        return _whole(config, batch, seq_len, precision, checkpointing)
+    depths = (2 * period, FULL_DEPTHS * period)
+    low, high = (_whole(_with_depth(config, depth), batch, seq_len, precision, checkpointing) for depth in depths)
+    steps = (config.num_hidden_layers - depths[1]) / (depths[1] - depths[0])
+    parts = high | low
+    return {part: round(high.get(part, 0) + steps * (high.get(part, 0) - low.get(part, 0))) for part in parts}
+
+
+def _period(config: Any) -> int | None:
+    """After how many layers they repeat; None where a layer's memory depends on its place."""
+    stream, _ = config.stream_spec
+    lengths = [len(value) if isinstance(value, list) else 1 for value in (config.mixer, config.ffn)]
+    period = math.lcm(*lengths)
+    if (stream.label or "add") not in ("add", "parallel") or config.num_hidden_layers % period:
+        return None
+    return period
+
+
+def _with_depth(config: Any, layers: int) -> Any:
+    shallow = copy.deepcopy(config)
+    shallow.num_hidden_layers = layers
+    return shallow
+
+
+def _whole(config: Any, batch: int, seq_len: int, precision: str, checkpointing: bool) -> dict[str, int]:
+    """The count of every layer."""
+    with FakeTensorMode(), torch.random.fork_rng(devices=[]):
+        live = _LiveBytes(looks_inside=seq_len <= STEPS_LOOKED_AT)
+        with live:
+            live.label = WEIGHTS
+            model = AutoModelForCausalLM.from_config(config).train()
+            if checkpointing:
+                model.gradient_checkpointing_enable({"use_reentrant": False})
+            live.label = OPTIMIZER
+            moments = [torch.zeros_like(p) for p in model.parameters() if p.requires_grad for _ in range(MOMENTS)]
+            _follow(model, live)
+            live.label = LOGITS
+            live.restart()
+            ids = torch.zeros(batch, seq_len, dtype=torch.long)
+            autocast = torch.autocast("cpu", dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+            try:
+                with autocast:
+                    loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+                live.label = BACKWARD
+                loss.backward()
+            except (DataDependentOutputException, DynamicOutputShapeException):
+                raise ConfigError(
+                    f"model: the memory of {live.label!r} depends on its input's values, which shapes do not tell"
+                ) from None
+            assert len(moments)
+        return {part: size for part, size in live.peak.items() if size}
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that are alive, each under the label that held when it was made."""
+
+    def __init__(self, looks_inside: bool) -> None:
+        super().__init__()
+        self.label = WEIGHTS
+        self.looks_inside = looks_inside
+        self.held: Counter[str] = Counter()
+        self.peak: dict[str, int] = {}
+        self._most = 0
+        self._entries: dict[int, list[Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is READ_SCALAR and self.label == REST:
+            return 0  # the last position: it is only compared with the size of the table
+        inside = inside_custom_op(func) if self.looks_inside else None
+        if func is GROUPED_PRODUCT:
+            result = grouped_product(*args)
+        elif inside is None:
+            result = func(*args, **(kwargs or {}))
+        else:
+            with self:
+                result = inside(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self._add(leaf.untyped_storage())
+        return result
+
+    def restart(self) -> None:
+        """Forgets the peak so far."""
+        self._most, self.peak = 0, {}
+        self._look()
+
+    def relabel(self, tensor: torch.Tensor, label: str) -> None:
+        """Counts the storage of `tensor` under another label from now on."""
+        entry = self._entries.get(id(tensor.untyped_storage()))
+        if entry is not None and entry[0] != label:
+            self.held[entry[0]] -= entry[1]
+            self.held[label] += entry[1]
+            entry[0] = label
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key = id(storage)
+        if key in self._entries:
+            return
+        entry = self._entries[key] = [self.label, storage.nbytes()]
+        self.held[self.label] += entry[1]
+        weakref.finalize(storage, self._free, key).atexit = False
+        self._look()
+
+    def _free(self, key: int) -> None:
+        label, size = self._entries.pop(key)
+        self.held[label] -= size
+
+    def _look(self) -> None:
+        total = sum(self.held.values())
+        if total > self._most:
+            self._most, self.peak = total, dict(self.held)
+
+
+def _follow(model: Any, live: _LiveBytes) -> None:
+    """Labels what is made inside each part of `model`, and its gradients."""
+    body = model.model
+    parts = {body: REST}
+    for layer in body.layers:
+        parts[layer.mixer] = f"mixer {getattr(layer.mixer, 'label', '') or type(layer.mixer).__name__}"
+        if layer.ffn is not None:
+            parts[layer.ffn] = "ffn"
+    for module, label in parts.items():
+        before: list[str] = []
+        module.register_forward_pre_hook(_entering(live, label, before))
+        module.register_forward_hook(_leaving(live, before))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(lambda p: live.relabel(p.grad, GRADIENTS))
+
+
+def _entering(live: _LiveBytes, label: str, before: list[str]) -> Callable[..., None]:
+    def enter(*_: Any) -> None:
+        before.append(live.label)
+        live.label = label
+
+    return enter
+
+
+def _leaving(live: _LiveBytes, before: list[str]) -> Callable[..., None]:
+    def leave(*_: Any) -> None:
+        live.label = before.pop()
+
+    return leave

@@ -1,0 +1,99 @@
+"""The bytes of a step counted from shapes against what the allocator records of a real one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import hf_arch
+from hf_arch.core.errors import ConfigError
+from hf_arch.evaluation import step_memory as counted
+from hf_arch.evaluation.step_memory import step_memory
+from hf_arch.evaluation.tensor_memory import peak_tensor_bytes
+
+BATCH, LENGTH = 4, 96
+
+
+def config(name: str, **changes: Any) -> Any:
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 256}
+    return hf_arch.config_from_dict({"architecture": name, **sizes, "max_position_embeddings": 128, **changes})
+
+
+def measured(config: Any, precision: str = "fp32", checkpointing: bool = False) -> int:
+    """The peak of two real steps with fused AdamW, the model and its states included."""
+
+    def steps() -> None:
+        model = AutoModelForCausalLM.from_config(config).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+        ids = torch.zeros(BATCH, LENGTH, dtype=torch.long)
+        for _ in range(2):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+                loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            del loss
+
+    return peak_tensor_bytes(steps, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["llama", "gpt2", "gla", "mamba", "mamba2", "gated_delta_net", "rwkv7", "hgrn", "retnet", "based", "hybrid", "mla"],
+)
+@pytest.mark.parametrize(("precision", "checkpointing"), [("fp32", False), ("bf16", False), ("fp32", True)])
+def test_a_step_takes_what_its_shapes_say(name: str, precision: str, checkpointing: bool) -> None:
+    model = config(name)
+    parts = step_memory(model, BATCH, LENGTH, precision, checkpointing)
+    assert sum(parts.values()) == pytest.approx(measured(model, precision, checkpointing), rel=0.15)
+
+
+def test_parts_are_named_and_weights_and_states_are_exact() -> None:
+    model = config("mixed", mixer=["gla", "attention"])
+    parts = step_memory(model, BATCH, LENGTH)
+    weights = 4 * hf_arch.cost(model, LENGTH).params_total
+    assert parts["optimizer"] == 2 * weights
+    assert parts["weights"] == pytest.approx(weights, rel=0.02)  # and a few buffers
+    assert len([part for part in parts if part.startswith("mixer ")]) == 2 and parts["ffn"] > 0
+
+
+def test_checkpointing_keeps_less_and_rows_more() -> None:
+    model = config("llama", num_hidden_layers=4)
+    plain, checkpointed, fewer = (
+        sum(step_memory(model, *arguments).values())
+        for arguments in ((BATCH, LENGTH), (BATCH, LENGTH, "fp32", True), (1, LENGTH))
+    )
+    assert fewer < checkpointed < plain
+
+
+@pytest.mark.parametrize("changes", [{}, {"mixer": ["mamba", {"type": "attention", "window": 32}]}])
+def test_a_deep_model_is_continued_from_two_depths(monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]) -> None:
+    model = config("mixed" if changes else "llama", num_hidden_layers=12, **changes)
+    quick = step_memory(model, BATCH, LENGTH)
+    monkeypatch.setattr(counted, "FULL_DEPTHS", 100)
+    whole = step_memory(model, BATCH, LENGTH)
+    assert quick.keys() == whole.keys()
+    assert {part: size for part, size in quick.items() if part != "backward"} == pytest.approx(
+        {part: size for part, size in whole.items() if part != "backward"}, rel=0.01
+    )
+    assert sum(quick.values()) == pytest.approx(sum(whole.values()), rel=0.01)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_experts_are_counted(precision: str) -> None:
+    model = config("moe")
+    parts = step_memory(model, BATCH, LENGTH, precision)
+    assert sum(parts.values()) == pytest.approx(measured(model, precision), rel=0.15)
+
+
+def test_what_depends_on_values_is_refused() -> None:
+    """With `eager` experts the rows of each are looked up, and shapes do not tell how many there are."""
+    model = config("moe")
+    model._experts_implementation = "eager"
+    with pytest.raises(ConfigError, match="the memory of 'ffn' depends on its input's values"):
+        step_memory(model, BATCH, LENGTH)
