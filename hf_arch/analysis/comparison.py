@@ -107,12 +107,19 @@ class Comparison:
         """What beside a claim may explain how these groups differ: violations of the audit of their runs alone."""
         return confounds_of([run for name in names for run in self.group(name).runs], self.metric)
 
+    def confounding_checks(self, *names: str) -> tuple[str, ...]:
+        """Names of the checks behind `confounds`."""
+        return tuple(dict.fromkeys(finding.check for finding in self.confounds(*names)))
+
     def versus_baseline(self, name: str) -> str:
         """In words: how `name` stands to the baseline."""
         if name == self.baseline:
             return "baseline"
         pair = self.pair(name, self.baseline) if self.baseline else None
-        return "" if pair is None else pair.words
+        if pair is None or self.baseline is None:
+            return ""
+        checks = self.confounding_checks(name, self.baseline) if pair.verdict in ("better", "worse") else ()
+        return f"{pair.words}, confounded ({', '.join(checks)})" if checks else pair.words
 
     @property
     def headline(self) -> str:
@@ -195,7 +202,10 @@ class Comparison:
                 "headline": self.headline,
                 "audit": [finding.to_dict() for finding in self.findings],
                 "groups": groups,
-                "pairs": [pair.to_dict() for pair in self.pairs],
+                "pairs": [
+                    {**pair.to_dict(), "confounds": list(self.confounding_checks(pair.first, pair.second))}
+                    for pair in self.pairs
+                ],
                 "hypotheses": [verdict.to_dict() for verdict in self.verdicts],
                 "items": [test.to_dict() for test in self.item_tests],
                 "controls": [control.to_dict() for control in self.controls],

@@ -8,8 +8,8 @@ A hypothesis is free text. Where it holds claims of the form
 with A and B names of runs (or of architectures that one run has), each claim is judged by the paired difference of
 the table, or against a number by the mean of A, whose 95 % interval has to lie inside the bounds. `within X of B` is
 two one-sided tests at 5 % (the 90 % interval). 'not distinguishable' has no margin, so that finding nothing leaves
-it undecided; beside an undecided claim stands what the seeds could have shown. One seed has no interval: its value
-alone is held against a number. Where the audit of the runs that a claim is about finds another reason for a difference,
+it undecided; beside an undecided claim stands what the seeds could have shown. One seed has no interval,
+and decides nothing. Where the audit of the runs that a claim is about finds another reason for a difference,
 a claim that the numbers would decide is `confounded`, with the reasons. Text without such a claim gets no verdict from
 a program: the reader judges it, with the result beside it.
 """
@@ -148,10 +148,9 @@ def _bounds(relation: str, bound: str | None, number: float) -> tuple[float, flo
 
 def _inside(low: float, high: float, interval: Interval | None) -> Outcome:
     """Whether the interval (of one seed: the value) lies inside the bounds, outside, or across one of them."""
-    if interval is None:
+    if interval is None or interval.low is None or interval.high is None:
         return "undecided"
-    least = interval.mean if interval.low is None else interval.low
-    most = interval.mean if interval.high is None else interval.high
+    least, most = interval.low, interval.high
     if low <= least and most <= high:
         return "supported"
     return "contradicted" if least > high or most < low else "undecided"

@@ -42,7 +42,7 @@ def test_a_fair_suite_has_no_violation_and_no_note(tmp_path: Path) -> None:
         ("tokenizer", {"tokenizer_fingerprint": "another"}, "another: gla"),
         ("order", {"order_fingerprint": "shuffled"}, "(seeds 1, 2, 3); for seed 1, shuffled: gla"),
         ("parameters", {"params_total": 1_300_000}, "differ by 8.3%"),
-        ("short convolution", {"components": {"mixer": "gla", "use_short_conv": True}}, "with gla; without"),
+        ("short convolution", {"short_convolution": None, "components": {"use_short_conv": True}}, "with gla; without"),
         ("initialisation", {"init_overridden": True}, "overridden in gla"),
         ("dropout", {"components": {"dropout": "residual 0.1"}}, "residual 0.1: gla; residual 0: gpt2, llama"),
         ("utilisation", {"mfu": 1.33}, "gla (seed 1) 133%"),

@@ -18,60 +18,75 @@ FLOOR = 1e-4
 
 def check_branch_scale(runs: Sequence[RunRecord]) -> Finding | None:
     """What each sublayer writes, over the residual stream that it writes to, before the first step."""
-    measured = [run for run in runs if run.branch_scale]
-    if missing := [run for run in runs if not run.branch_scale and run.completed]:
-        sentence = f"Branch scale: not measured before training for {run_names(missing)}."
-        return Finding("branch scale", "note", sentence, run_labels(missing))
-    if len({run.name for run in measured}) < 2:
-        return None
-    worst: tuple[float, str, str, str] | None = None
-    scales: dict[str, dict[str, float]] = {}
-    for site in ("mixer", "ffn"):
-        means = {name: scale for name, group in by_name(measured).items() if (scale := _scale(group, site)) is not None}
-        for name, scale in means.items():
-            scales.setdefault(name, {})[site] = scale
-        for small in means:
-            for large in means:
-                ratio = _site_ratio(by_name(measured)[small], by_name(measured)[large], site)
-                if worst is None or ratio > worst[0]:
-                    worst = (ratio, site, small, large)
-    if worst is None:
-        return None
-    ratio, site, small, large = worst
-    values = {"ratio": ratio, "site": site, **scales}
+    measured = by_name([run for run in runs if run.branch_scale])
+    missing = [run for run in runs if not run.branch_scale and run.completed]
+    found = [
+        (ratio, site, small, large)
+        for site in ("mixer", "ffn")
+        for small in measured
+        for large in measured
+        if small != large and (ratio := _site_ratio(measured[small], measured[large], site)) is not None
+    ]
+    ratio, site, small, large = max(found, default=(1.0, "mixer", "", ""))
+    unseen = f" Not measured for {run_names(missing)}." if missing else ""
     if ratio <= BRANCH_RATIO:
+        if missing:
+            sentence = f"Branch scale: not measured before training for {run_names(missing)}."
+            return Finding("branch scale", "note", sentence, run_labels(missing))
+        if not found:
+            return None
         sentence = f"Branch scale at initialisation within a factor of {ratio:.2g} (limit {BRANCH_RATIO:g})."
-        return Finding("branch scale", "ok", sentence, run_labels(runs), values)
+        return Finding("branch scale", "ok", sentence, run_labels(runs), {"ratio": ratio, "site": site})
+    scales = {name: _scale(measured[name], site) for name in measured}
     where = "mixers" if site == "mixer" else "feed-forwards"
     sentence = (
-        f"Branch scale at initialisation differs by a factor of {ratio:.3g}: {where} write {scales[small][site]:.2g} "
-        f"of the residual stream in {small}, {scales[large][site]:.2g} in {large}."
+        f"Branch scale at initialisation differs by a factor of {ratio:.3g}: {where} write {scales[small]:.2g} "
+        f"of the residual stream in {small}, {scales[large]:.2g} in {large}.{unseen}"
     )
     severity: Severity = "note" if is_asked("branch scale", runs) else "violation"
-    return Finding("branch scale", severity, sentence, run_labels(runs), values)
+    return Finding("branch scale", severity, sentence, run_labels(runs), {"ratio": ratio, "site": site, **scales})
 
 
-def _scale(group: Sequence[RunRecord], site: str) -> float | None:
-    """The mean over layers and seeds of one kind of branch."""
+def _scale(group: Sequence[RunRecord], site: str) -> float:
+    """The mean over layers and seeds of one kind of branch; 0 where there is none."""
     values = [value for run in group for value in (run.branch_scale or {}).get(site) or () if value is not None]
-    return fmean(values) if values else None
+    return fmean(values) if values else 0.0
 
 
-def _site_ratio(small: Sequence[RunRecord], large: Sequence[RunRecord], site: str) -> float:
-    """The largest ratio of a layer of one side to the layer at the same depth of the other."""
-    first, second = (list((group[0].branch_scale or {}).get(site) or ()) for group in (small, large))
-    if not first or not second:
-        return 1.0
-    if len(first) != len(second):  # of other depths: the first and the last layer
-        first, second = [first[0], first[-1]], [second[0], second[-1]]
-    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
-    return max((max(b, FLOOR) / max(a, FLOOR) for a, b in pairs), default=1.0)
+def _site_ratio(small: Sequence[RunRecord], large: Sequence[RunRecord], site: str) -> float | None:
+    """The largest ratio, over every pair of runs, of a layer of one side to that at the same depth of the other; None
+    where a side has no such branch."""
+    ratios = [_layer_ratio(_layers(first, site), _layers(second, site)) for first in small for second in large]
+    known = [ratio for ratio in ratios if ratio is not None]
+    return max(known) if known else None
+
+
+def _layers(run: RunRecord, site: str) -> list[float | None]:
+    return list((run.branch_scale or {}).get(site) or ())
+
+
+def _layer_ratio(first: Sequence[float | None], second: Sequence[float | None]) -> float | None:
+    """The layers of the shallower side against those at the same share of the other's depth, and the extremes of one
+    side against the other's."""
+    depth = max(len(first), len(second))
+    pairs = [
+        (a, b)
+        for index in range(depth if first and second else 0)
+        if (a := first[index * len(first) // depth]) is not None
+        and (b := second[index * len(second) // depth]) is not None
+    ]
+    return max((max(b, FLOOR) / max(a, FLOOR) for a, b in pairs), default=None)
 
 
 def check_short_convolution(runs: Sequence[RunRecord]) -> Finding:
     """A short convolution gives any mixer local context: on one side only, it is what is compared, not the mixer."""
     has = by_value(runs, has_short_convolution)
     values = {run.label: run.short_convolution for run in runs if run.short_convolution is not None}
+    shares = by_value([run for run in runs if run.short_convolution is not None], _convolved_share)
+    if len(has) == 1 and True in has and len(shares) > 1:
+        text = "; ".join(f"{share:.0%} of the layers: {run_names(group)}" for share, group in shares.items())
+        severity: Severity = "note" if is_asked("short convolution", runs) else "violation"
+        return Finding("short convolution", severity, f"Short convolutions differ: {text}.", run_labels(runs), values)
     if len(has) == 1:
         text = "every architecture has" if True in has else "no architecture has"
         if unseen := [run for run in runs if run.short_convolution is None and run.completed]:
@@ -79,8 +94,14 @@ def check_short_convolution(runs: Sequence[RunRecord]) -> Finding:
             return Finding("short convolution", "ok", f"Short convolution: {text}.", run_labels(runs), values)
         return Finding("short convolution", "ok", f"Short convolution: {text} one.", run_labels(runs), values)
     sentence = f"Short convolution on one side only: with {run_names(has[True])}; without {run_names(has[False])}."
-    severity: Severity = "note" if is_asked("short convolution", runs) else "violation"
-    return Finding("short convolution", severity, sentence, run_labels(has[True]), values)
+    asked: Severity = "note" if is_asked("short convolution", runs) else "violation"
+    return Finding("short convolution", asked, sentence, run_labels(has[True]), values)
+
+
+def _convolved_share(run: RunRecord) -> float:
+    """The share of the layers that have a short convolution."""
+    layers = len((run.branch_scale or {}).get("mixer") or ()) or 1
+    return min(1.0, len((run.short_convolution or {}).get("layers") or ()) / layers)
 
 
 def check_init(runs: Sequence[RunRecord]) -> Finding:
@@ -88,6 +109,11 @@ def check_init(runs: Sequence[RunRecord]) -> Finding:
     overridden = [run for run in runs if run.init_overridden]
     if unknown := [run for run in runs if run.init_overridden is None and run.completed]:
         return not_recorded("initialisation", "init_overridden", unknown)
+    policies = by_value([run for run in runs if run.config], lambda run: (run.config.get("model") or {}).get("init"))
+    if len(policies) > 1:
+        text = "; ".join(f"{policy or 'the default'}: {run_names(group)}" for policy, group in policies.items())
+        severity: Severity = "note" if is_asked("initialisation", runs) else "violation"
+        return Finding("initialisation", severity, f"Initialisation policies differ: {text}.", run_labels(runs))
     if not overridden:
         rules = by_value(runs, lambda run: str(run.components.get("init", "its own")))
         text = "; ".join(f"{rule}: {run_names(group)}" for rule, group in rules.items())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from hf_arch.analysis.finding import Finding, Severity, by_name, not_recorded, run_labels
+from hf_arch.analysis.finding import Finding, Severity, not_recorded, run_labels
 from hf_arch.analysis.question import is_asked
 from hf_arch.core.files import finite
 from hf_arch.runs.record import NUMBERS, RunRecord
@@ -22,19 +22,18 @@ RATIOS = {
 
 def check_parameters(runs: Sequence[RunRecord]) -> Finding:
     """Parameters within 1 %, or the reason why they should differ."""
-    counts = {name: group[0].numbers.get("params_total") for name, group in by_name(runs).items()}
     if missing := [run for run in runs if "params_total" not in run.numbers and run.completed]:
         return not_recorded("parameters", "params_total", missing)
-    known = {name: count for name, count in counts.items() if count}
-    if len(known) < 2:
+    ends = _ends(runs, "params_total")
+    if ends is None:
         return Finding("parameters", "ok", "Parameters: one architecture, nothing to match.", run_labels(runs))
-    small, large = min(known, key=lambda name: known[name]), max(known, key=lambda name: known[name])
-    mismatch = known[large] / known[small] - 1
+    (least, small), (most, large) = ends
+    known = {run.label: run.numbers.get("params_total") for run in runs}
+    mismatch = most / least - 1
     if mismatch <= PARAMETER_TOLERANCE:
         return Finding("parameters", "ok", f"Parameters match within {mismatch:.2%} (limit 1 %).", run_labels(runs))
     sentence = (
-        f"Parameters differ by {_excess(mismatch)} (limit 1 %): {small} has {int(known[small]):,}, "
-        f"{large} has {int(known[large]):,}"
+        f"Parameters differ by {_excess(mismatch)} (limit 1 %): {small} has {int(least):,}, {large} has {int(most):,}"
     )
     declared = max((finite(_match(run).get("tolerance")) or 0.0 for run in runs), default=0.0)
     if mismatch <= declared and all(_match(run).get("by") == "parameters" for run in runs):
@@ -89,22 +88,26 @@ def _ratio(runs: Sequence[RunRecord], key: str) -> Finding | None:
     check, what, worth_a_note, another_reason = RATIOS[key]
     if any(_match(run).get("by") == check for run in runs):
         return None  # matched by it, which has a check of its own
-    sizes = {name: size for name, group in by_name(runs).items() if (size := _size(group[0], key))}
-    if len(sizes) < 2:
+    ends = _ends(runs, key)
+    if ends is None:
         return None
-    small, large = min(sizes, key=lambda name: sizes[name]), max(sizes, key=lambda name: sizes[name])
-    ratio = sizes[large] / sizes[small]
-    values = {"ratio": ratio, **sizes}
+    (least, small), (most, large) = ends
+    ratio = most / max(least, 1.0)
+    values = {"ratio": ratio, **{run.label: _size(run, key) for run in runs}}
     show = NUMBERS["params_total" if key == "params_body" else key].show
     if ratio <= worth_a_note:
         return Finding(check, "ok", f"{what} within a factor of {ratio:.3g}.", run_labels(runs), values)
-    sentence = (
-        f"{what} differ by a factor of {ratio:.3g}: {small} has {show(sizes[small])}, {large} {show(sizes[large])}"
-    )
+    sentence = f"{what} differ by a factor of {ratio:.3g}: {small} has {show(least)}, {large} {show(most)}"
     if ratio > another_reason and not is_asked(check, runs):
         return Finding(check, "violation", f"{sentence}.", run_labels(runs), values)
     why = f"; the recipe matches {by}" if (by := _match(runs[0]).get("by")) else ""
     return Finding(check, "note", f"{sentence}{why}.", run_labels(runs), values)
+
+
+def _ends(runs: Sequence[RunRecord], key: str) -> tuple[tuple[float, str], tuple[float, str]] | None:
+    """((smallest, name of its run), (largest, name of its run)); None where fewer than two names have one."""
+    sizes = [(size, run.name) for run in runs if (size := _size(run, key)) is not None]
+    return (min(sizes), max(sizes)) if len({name for _, name in sizes}) > 1 else None
 
 
 def _size(run: RunRecord, key: str) -> float | None:

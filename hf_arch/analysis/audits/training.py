@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from statistics import fmean
 from typing import Any
@@ -106,17 +106,30 @@ def _chosen_rates(runs: Sequence[RunRecord], swept: dict[str, Any]) -> Finding:
     if len(grids) > 1:
         text = "; ".join(f"{listed(names)}: {rates_text(grid)}" for grid, names in grids.items())
         return Finding("learning rate", "violation", f"Learning-rate budget differs: {text}.", run_labels(runs), values)
-    if at_edge := [name for name, sweep in values.items() if sweep.get("at_edge")]:
+    if at_edge := [name for name, sweep in values.items() if _at_edge(sweep)]:
         text = "; ".join(f"{name}: {values[name].get('chosen'):.3g}" for name in at_edge)
         sentence = f"The chosen learning rate lies at the end of the grid ({rates_text(next(iter(grids)))}): {text}."
         edge_runs = [run for run in runs if run.name in at_edge]
         return Finding("learning rate", "violation", sentence, run_labels(edge_runs), values)
-    if same_rows := [name for name, sweep in values.items() if sweep.get("selection_rows") == sweep.get("claim_rows")]:
-        sentence = f"The learning rate of {listed(same_rows)} was chosen on the rows that are compared."
+    if same_rows := [name for name, sweep in values.items() if not _on_other_rows(sweep)]:
+        sentence = (
+            f"The learning rate of {listed(same_rows)} was chosen on rows that are compared, or it is not recorded."
+        )
         return Finding("learning rate", "violation", sentence, run_labels(runs), values)
     text = "; ".join(f"{name} {sweep.get('chosen'):.3g}" for name, sweep in values.items())
     sentence = f"Same learning-rate budget: each chose among {rates_text(next(iter(grids)))} on other rows ({text})."
     return Finding("learning rate", "ok", sentence, run_labels(runs), values)
+
+
+def _at_edge(sweep: Mapping[str, Any]) -> bool:
+    grid = sweep.get("grid") or ()
+    return bool(sweep.get("at_edge")) or (len(grid) > 0 and sweep.get("chosen") in (min(grid), max(grid)))
+
+
+def _on_other_rows(sweep: Mapping[str, Any]) -> bool:
+    """Whether the rows of the choice and those of the claim are known to have nothing in common."""
+    chosen, claimed = sweep.get("selection_rows"), sweep.get("claim_rows")
+    return bool(chosen and claimed) and chosen != claimed and "all" not in (chosen, claimed)
 
 
 def _best_rate(group: Sequence[RunRecord]) -> float | None:
