@@ -70,7 +70,7 @@ def test_the_scale_of_branches_is_a_control_of_its_own(text: Path) -> None:
 
 
 def test_flops_and_rates_are_made_equal(text: Path) -> None:
-    wide = {"narrow": {"model.architecture": "llama"}, "wide": {"model": {"architecture": "gpt2", "hidden_size": 64}}}
+    wide = {"narrow": {"model.architecture": "llama"}, "wide": {"model": {"architecture": "gpt2", "hidden_size": 128}}}
     planned = plan_controls(recipe(text, "wide better than narrow", wide, match=None), [("wide", "narrow")])
     removes = planned.stages[-1].removes
     assert FLOPS in removes and removes[-1] == RATE
