@@ -70,7 +70,7 @@ def test_the_scale_of_branches_is_a_control_of_its_own(text: Path) -> None:
 
 
 def test_flops_and_rates_are_made_equal(text: Path) -> None:
-    wide = {"narrow": {"model.architecture": "llama"}, "wide": {"model": {"architecture": "gpt2", "hidden_size": 64}}}
+    wide = {"narrow": {"model.architecture": "llama"}, "wide": {"model": {"architecture": "gpt2", "hidden_size": 128}}}
     planned = plan_controls(recipe(text, "wide better than narrow", wide, match=None), [("wide", "narrow")])
     removes = planned.stages[-1].removes
     assert FLOPS in removes and removes[-1] == RATE
@@ -112,6 +112,8 @@ def test_the_command_shows_trains_and_reports_them(
             seed = run.config["training"]["seed"]
             results = {"status": "completed", "seed": seed, "final_val_loss": losses[run.name] + 0.003 * seed**2}
             results["final_val_loss"] += 0.01 * (seed == 2 and run.name != "kda")
+            scale = 0.03 if run.name == "kda_silu" else 0.3
+            results["branch_scale"] = {"mixer": [scale, scale], "ffn": [0.1, 0.1]}
             write_json(run.folder / "experiment_config.json", run.config)
             write_json(run.folder / "results.json", {"name": run.name, "learning_rate": 1e-3, **results})
         return []
@@ -122,12 +124,18 @@ def test_the_command_shows_trains_and_reports_them(
     shown = capsys.readouterr()
     assert "kda_silu+branch_scale" in shown.out and "9 of 9 runs to train" in shown.out
     assert "control: kda_silu+branch_scale against kda for kda_silu against kda: their branches begin" in shown.err
+    assert run_recipe(file, tmp_path / "without", options, overrides=["training.max_steps=2"]) == 0
+    shown = capsys.readouterr().out.replace("\n", " ")
+    command = f"hf-arch run {file} training.max_steps=2 --controls"
+    assert compare_runs(tmp_path / "without").controls_command == command
+    assert "To remove what confounds the claims" in shown
     assert run_recipe(file, tmp_path / "results", options, controls=True) == 0
     comparison = compare_runs(tmp_path / "results")
+    assert comparison.controls_command is None and comparison.verdicts[0].outcome == "confounded"
     (control,) = comparison.to_dict()["controls"]
     assert control["removes"] == ["branch scale"] and control["claim"] == "kda_silu better than kda"
     said = "0.66 nats between kda_silu and kda; 0.04 [0.02, 0.05] of it remains once their branches begin with the same"
     assert control["sentence"].startswith(said)
     assert "with controls: 0.66 nats" in " ".join(comparison_text(comparison, 200).split())
     assert said in (tmp_path / "results" / "report.html").read_text().replace("\xa0", " ")
-    assert comparison.headline.endswith("It is significantly better than all others.")  # controls are none of these
+    assert "Its lead over all others is confounded (branch scale)" in comparison.headline

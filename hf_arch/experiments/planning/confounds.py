@@ -21,7 +21,7 @@ BRANCHES = "branch scale"
 RATE = "learning rate"
 LONGEST_KERNEL = 16
 LARGEST_GAP = 3.0
-LARGEST_FLOPS = 1.1
+LARGEST_FLOPS = 2.0
 
 
 @dataclass(frozen=True)
