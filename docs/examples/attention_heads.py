@@ -14,7 +14,7 @@ RECIPE = {
     "evaluation": {"final_sequences": 128, "speed": False},
     "experiment": {
         "name": "attention_heads",
-        "hypothesis": "heads_1 worse than heads_2; heads_8 not distinguishable from heads_2",
+        "hypothesis": "heads_1 worse than heads_2; heads_8 within 0.1 of heads_2",
         "seeds": 2,
         "runs": {f"heads_{heads}": {"model": {"num_attention_heads": heads}} for heads in (2, 1, 8)},
     },

@@ -1,4 +1,4 @@
-"""Traps in a part of one side: one seed, one layer, one fact that is not recorded. None is decided, and all places say so."""
+"""Traps in a part of one side: one seed, one layer, one fact that is not recorded. None of them is decided."""
 
 from __future__ import annotations
 
