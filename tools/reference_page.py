@@ -41,6 +41,7 @@ _KEPT = {
     "kv": "keys and values",
     "latent": "a latent of keys and values",
     "recurrent": "a recurrent state",
+    "conv": "the last inputs of convolutions",
     "recurrent+conv": "a recurrent state and the last inputs of convolutions or token shifts",
     "both": "keys and values, and the last inputs of convolutions",
 }

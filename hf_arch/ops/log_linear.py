@@ -103,9 +103,6 @@ class LogLinearAttention(ChunkedCall[Tensor]):
         arrays = (query, self.k, self.v, self.g, self.own, self.weights, self.positions()[:, :-1], valid)
         return self.each_token(advance, *arrays)
 
-    def step(self) -> tuple[Tensor, Tensor]:
-        return self.chunk()
-
     def chunk(self) -> tuple[Tensor, Tensor]:
         chunk, keep, largest = self.chunk_length(), self.keep_chunks(), self.sizes["M"] - 1
         query, key, value, decay = (to_chunks(x, chunk, self.dtype) for x in (self.q, self.k, self.v, self.g))
