@@ -11,6 +11,8 @@ import hf_arch
 from hf_arch import checks
 
 ARCHITECTURES = hf_arch.list_architectures()
+ONE_OF_EACH_KIND = ("llama", "gpt2", "mla", "moe", "gla", "mamba2", "gated_delta_net", "rwkv7", "hgrn", "mixed")
+"""For the fast suite where all of them would take minutes."""
 # Grouping tokens by expert makes the rounding of earlier outputs depend on later tokens.
 ROUNDING_MOVES = {"moe"}
 

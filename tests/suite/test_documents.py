@@ -20,7 +20,7 @@ from transformers import (
 )
 
 import hf_arch
-from tests.suite.models import ARCHITECTURES, close, stirred_model, token_ids
+from tests.suite.models import ARCHITECTURES, ONE_OF_EACH_KIND, close, stirred_model, token_ids
 
 LENGTHS = [8, 1, 12]
 TOTAL = sum(LENGTHS)
@@ -152,9 +152,8 @@ def run(model: Any, ids: Tensor, mask: Tensor, pieces: list[int], **options: Any
 
 
 # How many blocks or rows documents and padding need depends on the data, so that a compiler breaks the graph there.
-COMPILED = [
-    pytest.param(name, marks=pytest.mark.slow if name in ("linformer", "ssm") else ()) for name in ARCHITECTURES
-]
+# Compiling takes ten seconds and more for each: the fast suite does it for one of each kind.
+COMPILED = [pytest.param(name, marks=() if name in ONE_OF_EACH_KIND else pytest.mark.slow) for name in ARCHITECTURES]
 
 
 @torch.no_grad()
@@ -177,7 +176,7 @@ def test_padding_anywhere_compiled_as_eager(name: str) -> None:
     close(run(compiled, ids, whole, [9, 11, 1]), model(ids, use_cache=False).logits[whole.bool()])
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", COMPILED)
 def test_gradients_of_padded_rows_compiled_as_eager(name: str) -> None:
     model, ids = stirred_model(name), token_ids(3, TOTAL)
     mask = rows_with_gaps("right")
