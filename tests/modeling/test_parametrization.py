@@ -75,7 +75,7 @@ def test_the_table_of_completep():
 
 
 def test_training_moves_activations_alike_at_every_width_under_mup_alone():
-    widths = (32, 128)
+    widths = (64, 512)
     assert all(result.passed for result in coordinate_check("gla", {}, widths))
     assert not all(r.passed for r in coordinate_check("gla", {"parametrization": "standard"}, widths))
 
