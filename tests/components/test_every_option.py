@@ -61,6 +61,8 @@ def test_every_choice_but_the_default_shows(choice):
     default = stirred_model("team")
     if all(getattr(default.config, key) == value for key, value in choice.items()) or choice == {"ffn": "glu"}:
         pytest.skip("this is the default")
+    if choice == {"norm": "rmsnorm_offset"}:
+        pytest.skip("the default's function with its weights counted from 1: the same, moved by the same noise")
     assert not torch.equal(stirred_model("team", **choice)(ids).logits, default(ids).logits)
 
 
