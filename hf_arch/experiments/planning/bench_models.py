@@ -65,10 +65,15 @@ def find_candidates(
     return pairs
 
 
+PLAIN = ("gpt2", "llama", "mistral", "qwen3", "mixtral", "mamba", "mamba2", "deepseek_v3")
+"""Tried before their relatives, which hold the same models with multipliers of one."""
+
+
 def counterpart(candidate: Candidate) -> Candidate | None:
     """The first architecture of transformers that holds this model exactly, with its weights; None where none does."""
     model = candidate.build()
-    for model_type in FOREIGN:
+    own = model.config.model_type.removeprefix("hfa_")
+    for model_type in sorted(FOREIGN, key=lambda name: (name != own, name not in PLAIN)):
         if model_type not in CONFIG_MAPPING:
             continue
         try:
