@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import unittest
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -121,6 +122,9 @@ class Conformance(
         uses_rope = config.position == "rope" and self.has_attentions
         if self._testMethodName.startswith("test_model_rope_") and not uses_rope:
             self.skipTest("No attention layer with rotary positions")
+        takes_window = any("sliding_window" in mixer.config_features for mixer, _ in config.mixer_specs)
+        if "eager_matches" in self._testMethodName and self.has_attentions and not takes_window:
+            self.skipTest("No layer takes the config's window, which upstream sets")
         # Any of our model classes can have experts; upstream takes every class that can for one that does.
         has_experts = any(ffn.routed for ffn, _ in config.ffn_specs)
         if "batched_and_grouped_inference" in self._testMethodName and not has_experts:
@@ -128,6 +132,12 @@ class Conformance(
 
     def test_config(self) -> None:
         self.config_tester.run_common_tests()
+
+    def test_can_init_all_missing_weights(self) -> None:
+        """Upstream seeds the generator before each module is initialised; ours draw by its state when a model is made,
+        which differs between the two models made here, so both are given one."""
+        with mock.patch("hf_arch.models.pretrained.global_seed", return_value=1):
+            super().test_can_init_all_missing_weights()
 
     def test_num_layers_is_small(self) -> None:
         """Upstream allows two layers, and more by a list of class names; mixed layers show one of each kind."""
