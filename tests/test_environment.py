@@ -18,7 +18,16 @@ from tools.environment_page import page
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for folder in ("hf_arch", "scripts", "tools") for path in (ROOT / folder).rglob("*.py"))
-OUTSIDE = {"CI", "PYENV_ROOT", "PYTHON", "BASH_SOURCE", "HOME", "PWD", "SECONDS"}  # of the shell and of CI itself
+OUTSIDE = {
+    "CI",
+    "PYENV_ROOT",
+    "PYTHON",
+    "BASH_SOURCE",
+    "HOME",
+    "PWD",
+    "SECONDS",
+    "PYTHONPATH",
+}  # of the shell and of CI itself
 
 
 def misused(tree: ast.AST) -> Iterator[int]:

@@ -172,7 +172,8 @@ class MomentumDeltaNet(DeltaHeadsMixer):
             init_rates(rates, self.lowest_rate())
         uniform = [(self.log_factor, _LARGEST_FACTOR), *([(self.D_log, 1.0)] if self.options.correct_query else [])]
         for parameter, high in uniform:
-            init.copy_(parameter, torch.empty(parameter.shape).uniform_(1e-4, high).log())
+            init.uniform_(parameter, 1e-4, high)
+            init.copy_(parameter, parameter.log())
         init_step_bias(self.dt_bias, self.options)
         init_step_bias(self.mu_bias, self.options)
 
