@@ -245,8 +245,9 @@ def separate_plugins() -> Iterator[None]:
 
 
 def loaded_plugins() -> list[PluginSource]:
-    """The text of the files that this process has imported, in the order of loading."""
-    return [plugin.source for plugin in _plugins.values()]
+    """The text of the files that this process has imported, in the order of loading; of several versions of one, that
+    which is in effect."""
+    return [plugin.source for plugin in _plugins.values() if plugin.is_current]
 
 
 def plugin_of_module(module: str) -> Plugin | None:

@@ -33,6 +33,8 @@ class Registry(Generic[T]):
         self.__doc__ = doc
         self._entries: dict[str, T] = {}
         self._owners: dict[str, Plugin] = {}
+        self.entered: Callable[[T], object] | None = None
+        """Called with each entry that takes effect: on registration, and when an earlier version is put back."""
         registries.append(self)
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -59,6 +61,8 @@ class Registry(Generic[T]):
         self._entries[name] = entry
         if plugin is not None:
             self._owners[name] = plugin
+        if self.entered is not None:
+            self.entered(entry)
 
     def owner(self, name: str) -> Plugin | None:
         """The plugin that registered the entry of this name; None where the package did, or nothing is called so."""
@@ -77,7 +81,11 @@ class Registry(Generic[T]):
         """The entries of plugins as they were; what the package has registered since stays."""
         entries, owners = held
         ours = {name: entry for name, entry in self._entries.items() if self.owner(name) is None}
+        replaced = [entry for name, entry in entries.items() if self._entries.get(name, entry) is not entry]
         self._entries, self._owners = {**ours, **entries}, dict(owners)
+        if self.entered is not None:
+            for entry in replaced:
+                self.entered(entry)
 
     def get(self, name: str, field: str | None = None) -> T:
         """The entry called `name`; a ConfigError that names `field`, the nearest and all allowed names otherwise."""

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from transformers import AutoConfig
 from typer.testing import CliRunner
 
+import hf_arch
 from hf_arch.checkpoints.plugin_copies import choose_plugin_code
 from hf_arch.cli import app
 from hf_arch.core.errors import ConfigError
@@ -261,3 +263,32 @@ def test_every_command_knows_what_a_plugin_registers(tmp_path: Path, monkeypatch
     (run,) = (tmp_path / "results" / "parity_of_mine").glob("llama_of_mine_*")
     assert list(json.loads((run / "results.json").read_text())["provenance"]["plugins"]) == ["whole.py"]
     assert (run / "plugins" / "whole.py").read_text() == WHOLE
+
+
+def test_a_declared_architecture_is_its_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its code is in the hash and the copy of a run that names it, also where only the environment names the file; the
+    Auto classes make the version in use; and no name of the package's can be taken."""
+    declared = WHOLE.partition("PROBES.register")[0] + WHOLE[WHOLE.index("@architecture") :]
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder, width in ((first, 48), (second, 80)):
+        folder.mkdir()
+        (folder / "whole.py").write_text(declared.replace("    pass", f"    hidden_size: int = {width}"))
+    hashes = []
+    for folder in (first, second):
+        monkeypatch.setenv("HF_ARCH_PLUGINS", str(folder / "whole.py"))
+        with separate_plugins():
+            recipe = Recipe.from_dict({"model": {"architecture": "llama_of_mine"}})
+            hashes.append(recipe.stable_hash())
+            assert [plugin.source.path for plugin in recipe.plugins] == [(folder / "whole.py").resolve()]
+    assert hashes[0] != hashes[1]
+    monkeypatch.delenv("HF_ARCH_PLUGINS")
+    with separate_plugins():
+        load_plugin(first / "whole.py")
+        with separate_plugins():
+            load_plugin(second / "whole.py", reload=True)
+            assert AutoConfig.for_model("hfa_llama_of_mine").hidden_size == 80
+        assert AutoConfig.for_model("hfa_llama_of_mine").hidden_size == 48
+    (tmp_path / "taken.py").write_text(declared.replace("llama_of_mine", "llama"))
+    with pytest.raises(ConfigError, match="'llama' is registered already"):
+        load_plugin(tmp_path / "taken.py")
+    assert "llama_of_mine" not in hf_arch.list_architectures()

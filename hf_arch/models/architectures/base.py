@@ -65,9 +65,17 @@ class Architecture:
 def register_architecture(entry: Architecture) -> Architecture:
     """Enter an architecture here, with transformers' Auto classes, and in transformers' tables of names.
 
+    Raises:
+        ConfigError: the name is that of another architecture.
+    """
+    return ARCHITECTURES.register(entry.name)(entry)
+
+
+def enter_auto_classes(entry: Architecture) -> None:
+    """Make the Auto classes and transformers' tables of names know an architecture, or its other version.
+
     A model that brings its own code does not claim its model_type: the next repository brings its own classes for it.
     """
-    ARCHITECTURES._entries[entry.name] = entry
     model_type = entry.config.model_type
     if not BUNDLED:
         AutoConfig.register(model_type, entry.config, exist_ok=True)
@@ -76,10 +84,12 @@ def register_architecture(entry: Architecture) -> Architecture:
         # By name: after a reload of that module its class is another one.
         getattr(modeling_auto, auto_class.__name__).register(entry.config, model_class, exist_ok=True)
         name_table(kind)[model_type] = model_class.__name__
-    return entry
+
+
+ARCHITECTURES.entered = enter_auto_classes
 
 
 def register_again() -> None:
     """Enter every architecture once more, for the Auto classes that a reload of their module has made."""
     for _, entry in ARCHITECTURES.items():
-        register_architecture(entry)
+        enter_auto_classes(entry)
