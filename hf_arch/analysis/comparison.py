@@ -75,6 +75,8 @@ class Comparison:
     controls_command: str | None = None
     """The command that would train the controls which claims lack; None where none is needed."""
 
+    _audited: dict[tuple[str, ...], list[Finding]] = field(default_factory=dict, init=False, repr=False)
+
     @property
     def runs(self) -> list[RunRecord]:
         """Every run, failed ones included."""
@@ -105,7 +107,10 @@ class Comparison:
 
     def confounds(self, *names: str) -> list[Finding]:
         """What beside a claim may explain how these groups differ: violations of the audit of their runs alone."""
-        return confounds_of([run for name in names for run in self.group(name).runs], self.metric)
+        if names not in self._audited:
+            runs = [run for name in names for run in self.group(name).runs]
+            self._audited[names] = confounds_of(runs, self.metric)
+        return self._audited[names]
 
     def confounding_checks(self, *names: str) -> tuple[str, ...]:
         """Names of the checks behind `confounds`."""

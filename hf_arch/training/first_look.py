@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hf_arch.models.branch_scales import SITES
 from hf_arch.ops.backend import use_fla
+from hf_arch.training.branches import model_layers, undisturbed, watched
 from hf_arch.training.compat import TorchDispatchMode
 
 FIRST_LOOK = ("init_fingerprint", "branch_scale", "short_convolution", "kernels")
@@ -32,25 +34,13 @@ def first_look(model: nn.Module, input_ids: Tensor) -> dict[str, Any]:
     Args:
         model: a causal LM of ours, before it is wrapped. input_ids: int64 [B, T], real rows; the first one is taken.
     """
-    layers = getattr(getattr(model, "model", None), "layers", None)
-    found: dict[str, Any] = {"init_fingerprint": fingerprint(model)}
-    if layers is None:
-        return found
     row = input_ids[:1, :LONGEST].to(next(model.parameters()).device)
-    branches = {site: [None] * len(layers) for site in ("mixer", "ffn")}  # type: dict[str, list[float | None]]
     convolved: set[int] = set()
-    inside: list[int] = []
-    with ExitStack() as hooks, _undisturbed(model, row.device):
-        for index, layer in enumerate(layers):
-            for handle in _watched(layer, index, branches, inside):
-                hooks.callback(handle.remove)
-            if any(_is_depthwise(module) for module in layer.modules()):
-                convolved.add(index)
-        hooks.enter_context(_Convolutions(inside, convolved))
+    with undisturbed(model), watched(model) as ratios, _convolutions(model, convolved):
         model(input_ids=row, use_cache=False)
     return {
-        **found,
-        "branch_scale": branches,
+        "init_fingerprint": fingerprint(model),
+        "branch_scale": {site: [layer.get(site) for layer in ratios] for site in SITES},
         "short_convolution": {"layers": sorted(convolved)},
         "kernels": _kernels(model, torch.empty(1, 2, device=row.device)),
     }
@@ -85,42 +75,26 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """No gradients, evaluation mode, and the random numbers as they were."""
-    training = {module: module.training for module in model.modules()}
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
-        model.eval()
-        try:
-            yield
-        finally:
-            for module, was in training.items():
-                module.training = was
-
-
-def _watched(layer: Any, index: int, branches: dict[str, list[float | None]], inside: list[int]) -> Iterator[Any]:
-    """Hooks on one layer: what its stream writes at each site, and which layer is running."""
-
-    def enter(*_: Any) -> None:
-        inside.append(index)
+def _convolutions(model: nn.Module, found: set[int]) -> Iterator[None]:
+    """Enters the layers with a depthwise convolution into `found`: those that have such a module, and those in which
+    such an operation runs."""
+    inside: list[int] = []
+    handles = []
 
     def leave(*_: Any) -> None:
         inside.pop()
 
-    def written(_module: Any, args: tuple[Any, ...], state: Any) -> None:
-        if args[0] != "write":
-            return
-        before, out, site = args[1][0], args[2], args[3]
-        delta = state[0] - before if state[0].shape == before.shape else out
-        stream = _rms(before)
-        branches[site][index] = _rms(delta) / stream if stream > 0 else None
-
-    yield layer.register_forward_pre_hook(enter)
-    yield layer.register_forward_hook(leave)
-    yield layer.stream.register_forward_hook(written)
-
-
-def _rms(x: Tensor) -> float:
-    return float(x.float().square().mean().sqrt())
+    for index, layer in enumerate(model_layers(model)):
+        if any(_is_depthwise(module) for module in layer.modules()):
+            found.add(index)
+        handles.append(layer.register_forward_pre_hook(lambda *_, index=index: inside.append(index)))
+        handles.append(layer.register_forward_hook(leave))
+    try:
+        with _Convolutions(inside, found):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _is_depthwise(module: nn.Module) -> bool:

@@ -7,11 +7,10 @@ from statistics import fmean
 
 from hf_arch.analysis.finding import Finding, Severity, by_name, by_value, not_recorded, run_labels, run_names
 from hf_arch.analysis.question import is_asked
+from hf_arch.runs.limits import BRANCH_RATIO
 from hf_arch.runs.record import RunRecord
 from hf_arch.runs.run_settings import has_short_convolution
 
-BRANCH_RATIO = 3.0
-"""How much larger a branch may be on one side than on the other before training."""
 FLOOR = 1e-4
 """Of the stream: a branch below it counts as so large, since a ratio to nothing says nothing."""
 

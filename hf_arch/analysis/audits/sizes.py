@@ -8,12 +8,13 @@ from typing import Any
 from hf_arch.analysis.finding import Finding, Severity, not_recorded, run_labels
 from hf_arch.analysis.question import is_asked
 from hf_arch.core.files import finite
+from hf_arch.runs.limits import FLOPS_RATIO
 from hf_arch.runs.record import NUMBERS, RunRecord
 
 PARAMETER_TOLERANCE = 0.01
 # number: (check, what it is in words, ratio that is worth a note, ratio that is another reason for a difference)
 RATIOS = {
-    "flops_per_token": ("flops", "Training FLOPs per token", 1.1, 2.0),
+    "flops_per_token": ("flops", "Training FLOPs per token", 1.1, FLOPS_RATIO),
     "state_bytes": ("state", "Bytes of state", 2.0, 10.0),
     "params_body": ("non-embedding parameters", "Parameters outside the embeddings", 1.1, 2.0),
     "params_active": ("active parameters", "Parameters that a token passes through", 1.1, 2.0),

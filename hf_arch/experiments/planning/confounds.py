@@ -13,15 +13,14 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 import hf_arch
-from hf_arch.models.branch_scales import Ratios, largest_gap, measure_branches
+from hf_arch.runs.limits import BRANCH_RATIO, FLOPS_RATIO
+from hf_arch.training.branches import Ratios, largest_gap, measure_branches
+from hf_arch.training.first_look import first_look
 
 CONVOLUTION = "short convolution"
 FLOPS = "flops"
 BRANCHES = "branch scale"
 RATE = "learning rate"
-LONGEST_KERNEL = 16
-LARGEST_GAP = 3.0
-LARGEST_FLOPS = 2.0
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,8 @@ def examine(config: PreTrainedConfig, ids: Tensor, seed: int) -> ModelFacts:
     """Builds the model of a config as a run with this seed would, and looks at it on the token rows ids [B, T]."""
     model = initial_model(config, seed)
     flops = hf_arch.cost(config, ids.shape[1]).flops_per_token_train  # type: ignore[arg-type]
-    return ModelFacts(has_short_convolution(model), float(flops), measure_branches(model, ids))
+    convolved = bool(first_look(model, ids)["short_convolution"]["layers"])
+    return ModelFacts(convolved, float(flops), measure_branches(model, ids))
 
 
 def initial_model(config: PreTrainedConfig, seed: int) -> nn.Module:
@@ -50,19 +50,13 @@ def initial_model(config: PreTrainedConfig, seed: int) -> nn.Module:
         return AutoModelForCausalLM.from_config(config).eval()
 
 
-def has_short_convolution(model: nn.Module) -> bool:
-    """Whether any parameter is the kernel of a depthwise convolution over a few tokens, [C, 1, W] with W > 1."""
-    shapes = (tuple(parameter.shape) for parameter in model.parameters())
-    return any(len(shape) == 3 and shape[1] == 1 and 1 < shape[2] <= LONGEST_KERNEL for shape in shapes)
-
-
 def confounds(first: ModelFacts, second: ModelFacts) -> list[str]:
     """The names of what separates the two."""
     found = []
     if first.convolved != second.convolved:
         found.append(CONVOLUTION)
-    if max(first.flops, second.flops) > LARGEST_FLOPS * min(first.flops, second.flops):
+    if max(first.flops, second.flops) > FLOPS_RATIO * min(first.flops, second.flops):
         found.append(FLOPS)
-    if largest_gap(first.branches, second.branches) > LARGEST_GAP:
+    if largest_gap(first.branches, second.branches) > BRANCH_RATIO:
         found.append(BRANCHES)
     return found

@@ -31,10 +31,10 @@ from hf_arch.experiments.planning.confounds import (
     initial_model,
 )
 from hf_arch.experiments.planning.plan import PlannedRun, Planner
-from hf_arch.models.branch_scales import solve_branches
 from hf_arch.recipe.dotted import set_dotted
 from hf_arch.recipe.learning_rates import LearningRateOptions
 from hf_arch.recipe.recipe import MatchOptions, Recipe
+from hf_arch.training.branches import solve_branches
 
 ROWS = 4
 SPREAD = 3.0
@@ -179,7 +179,7 @@ class _Planning:
         sides[0] = self._new(sides[0], FLOPS, changes)
         if sides[0] not in self.free:
             self.free.append(sides[0])
-        return FLOPS, "their training FLOPs are equal"
+        return FLOPS, f"their training FLOPs are equal within {match.tolerance:.0%}"
 
     def _sizes(self, name: str) -> dict[str, int]:
         """What matching has changed in a run."""
@@ -255,9 +255,9 @@ class _Planning:
             if run.recipe.probe is not None:
                 self._ids[key] = torch.as_tensor(run.recipe.probe.data("train", seed).inputs[:ROWS])
             else:
-                data = prepare_data(run.recipe.data)
+                data, order = prepare_data(run.recipe.data), run.recipe.training.get("data_seed")
                 self._tokenizers[key] = data.tokenizer
-                rows = data.order(seed).indices(0, ROWS)
+                rows = data.order(seed if order is None else int(order)).indices(0, ROWS)
                 self._ids[key] = torch.stack([data.train[int(row)]["input_ids"] for row in rows])
 
     def _rows(self, run: PlannedRun) -> Tensor:

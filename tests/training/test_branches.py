@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import hf_arch
 from hf_arch.core.errors import ConfigError
-from hf_arch.models.branch_scales import largest_gap, measure_branches, solve_branches
+from hf_arch.training.branches import largest_gap, measure_branches, solve_branches
 
 IDS = torch.arange(3, 35).reshape(2, 16)
 SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
