@@ -187,3 +187,16 @@ def test_violations_come_first_and_every_check_speaks_of_its_runs(tmp_path: Path
     assert severities == sorted(severities, key=["violation", "note", "ok"].index)
     assert all(finding.runs and finding.sentence.endswith(".") for finding in found)
     assert len(found) >= len(CHECKS) - 8  # some speak only where there is something to say
+
+
+@pytest.mark.parametrize(("scored", "severity"), [(256, "ok"), (2560, "note")])
+def test_curves_over_fewer_rows_than_the_table_are_said(tmp_path: Path, scored: int, severity: str) -> None:
+    given = {
+        "results": {"val_tokens": 64 * scored, "sequence_length": 64},
+        "config": {"evaluation": {"sequences": 256}},
+    }
+    for name in NAMES:
+        write_run(tmp_path, name, 1, **given)
+    finding = findings(tmp_path)["rows"]
+    assert finding.severity == severity
+    assert ("first 256 of the table's 2,560 rows" in finding.sentence) == (severity == "note")

@@ -156,7 +156,7 @@ def _in_curve(run: RunRecord) -> float:
 
 def _in_table(run: RunRecord) -> float:
     length = run.numbers.get("sequence_length") or (run.config.get("data") or {}).get("sequence_length") or 1
-    return max(1.0, round(run.numbers["val_tokens"] / max(1.0, float(length) - 1)))
+    return max(1.0, round(run.numbers["val_tokens"] / float(length)))  # a row of T tokens has T targets
 
 
 def _order(run: RunRecord) -> Any:
