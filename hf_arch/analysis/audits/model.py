@@ -65,8 +65,8 @@ def _layers(run: RunRecord, site: str) -> list[float | None]:
 
 
 def _layer_ratio(first: Sequence[float | None], second: Sequence[float | None]) -> float | None:
-    """The layers of the shallower side against those at the same share of the other's depth, and the extremes of one
-    side against the other's."""
+    """The largest ratio of a layer of the second to the first's at the same share of the depth; every layer of both is
+    looked at."""
     depth = max(len(first), len(second))
     pairs = [
         (a, b)
