@@ -353,11 +353,18 @@ class ArchConfig(ConfigParts, PreTrainedConfig):
                 )
             published.update(mixer.publishes(self, mixer_options, index))
 
+    @property
+    def features_taken(self) -> set[str]:
+        """Names of the features that a component of some layer reads from the config, since its options leave them."""
+        layers = [*self.mixer_specs, *self.ffn_specs]
+        return {name for component, given in layers for name in component.config_features if _leaves(name, given)}
+
     def _refuse_idle_features(self) -> None:
         """A feature that was set, and that no component of any layer takes, is an error."""
-        layers = [*self.mixer_specs, *self.ffn_specs]
-        taken = {name for component, given in layers for name in component.config_features if _leaves(name, given)}
-        rotary = [mixer.rotary(self, given) for mixer, given in layers if "rope_parameters" in mixer.config_features]
+        taken = self.features_taken
+        rotary = [
+            mixer.rotary(self, given) for mixer, given in self.mixer_specs if "rope_parameters" in mixer.config_features
+        ]
         if not any(rotary):
             taken.discard("rope_parameters")
         position = POSITIONS.get(self.position, "position")

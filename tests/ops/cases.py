@@ -124,9 +124,11 @@ def several_a_token(length: int, gates: str) -> list:
 
 
 def momentum(length: int, gates: str) -> list:
+    """S keeps at most 1 - beta of itself, as in the layer: with more, two states that drive each other can grow
+    without bound (exact values of 1e158 after 4,096 tokens)."""
     q, k, v = heads(length)
     k, beta = directions(B, length, H, K), torch.rand(B, length, H)
-    decays = [log_decay(gates, B, length, H) for _ in range(2)]
+    decays = [log_decay(gates, B, length, H) + extra for extra in (torch.log1p(-beta), 0.0)]
     return [q, k, v, k * decays[0].exp().bfloat16().float().unsqueeze(-1), *decays, beta]
 
 
