@@ -1,0 +1,89 @@
+"""The atlas holds every architecture, trains nothing twice, and its page says what the records say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+import hf_arch
+from hf_arch.core.errors import ConfigError
+from hf_arch.runs.files import RESULTS_FILE
+from tests.experiments.synthetic import write_run
+from tools import atlas
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    folder = tmp_path / "results"
+    for name in ("llama", "gla"):
+        for seed in (1, 2, 3):
+            write_run(folder, name, seed, hypothesis="gla better than llama")
+        write_run(folder / "learning_rates", name, 4)
+    write_run(folder, "mamba", 1, results={"status": "running"})
+    return folder
+
+
+def saved(results: Path, tmp_path: Path) -> Path:
+    records = tmp_path / "records"
+    atlas.store("text", results, records)
+    return records
+
+
+@pytest.mark.parametrize("task", atlas.TASKS)
+def test_every_architecture_in_every_task(task: str) -> None:
+    recipe = yaml.safe_load((atlas.RECIPES / f"{task}.yaml").read_text())
+    assert list(recipe["experiment"]["runs"]) == sorted(hf_arch.list_architectures())
+    for name, changes in recipe["experiment"]["runs"].items():
+        assert name in (changes.get("model.architecture"), changes.get("model", {}).get("architecture"))
+    assert recipe["experiment"]["seeds"] == 3
+    assert recipe["experiment"]["learning_rates"]
+    assert recipe.get("probe", {"task": "text"})["task"] == task
+
+
+def test_records_stand_for_the_runs(results: Path, tmp_path: Path) -> None:
+    records = saved(results, tmp_path)
+    assert len((records / "text.jsonl").read_text().splitlines()) == 8  # what still runs is no record
+    assert atlas.restore("text", tmp_path / "again", records) == 8
+    assert atlas.restore("text", tmp_path / "again", records) == 0  # what is there is left alone
+    for file in (tmp_path / "again").rglob(RESULTS_FILE):
+        before = json.loads((results / file.relative_to(tmp_path / "again")).read_text())
+        assert json.loads(file.read_text()) == {key: value for key, value in before.items() if key != "sample"}
+
+
+def test_records_are_kept_when_their_folders_are_gone(results: Path, tmp_path: Path) -> None:
+    records = saved(results, tmp_path)
+    assert atlas.store("text", write_run(tmp_path / "other", "mamba").parent, records) == 9
+
+
+def test_records_of_other_code_are_refused(results: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is of other code than this: to go on, check out commit 0123456789abcdef"):
+        atlas.check_source("text", saved(results, tmp_path))
+
+
+def test_page(results: Path, tmp_path: Path) -> None:
+    text = atlas.page(saved(results, tmp_path))
+    table = next(part for part in text.split("## ") if part.startswith("text\n"))
+    rows = {line.split(" | ")[0].strip("| "): line for line in table.splitlines() if line.startswith("| ")}
+    assert set(rows) == {"run", "---", "gla", "llama"}  # the sweep enters no table
+    assert "| baseline | 3 | 0.001 |" in rows["llama"]
+    assert "- gla better than llama: **" in table
+    assert "## parity\n\nNot trained yet." in text
+
+
+def test_no_record_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no run that is compared is recorded yet"):
+        atlas.page(tmp_path)
+
+
+def test_torn_record_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "text.jsonl").write_text('{"folder": "a", "results": {}}\n{"fol')
+    with pytest.raises(ConfigError, match=r"text\.jsonl: line 2 is not JSON"):
+        atlas.restore("text", tmp_path / "again", tmp_path)
+
+
+def test_unknown_task_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert atlas.main(["run", "parit"]) == 2
+    assert "parity" in capsys.readouterr().err
