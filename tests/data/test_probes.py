@@ -88,6 +88,46 @@ def solve_memorization(row: Row, value_of: dict[int, int]) -> Row:
     return [IGNORE if place % 2 == 0 else value_of[row[place - 1]] for place in range(len(row))]
 
 
+def solve_depo(row: Row, vocab_size: int, options: dict) -> Row:
+    width, names = options.get("name_tokens", 1), options.get("name_vocab_size", 50)
+    answer, begin, filler = vocab_size - 3, vocab_size - 2, vocab_size - 1
+    assert row[0] == begin
+    first_query = next(place for place in range(1, len(row)) if names <= row[place] < answer)
+    parts = [tuple(row[place : place + width]) for place in range(1, first_query, width)]
+    following = dict(zip(parts[0::2], parts[1::2], strict=True))
+    node = parts[0]
+    for _ in range(len(following)):  # one cycle through all of them
+        node = following[node]
+    assert node == parts[0]
+    assert len(set(following.values())) == len(following) == len(parts) // 2
+    answers = [IGNORE] * len(row)
+    for place in range(first_query, len(row)):
+        if row[place] == answer:
+            node = tuple(row[place - width : place])
+            for _ in range(row[place - width - 1] - names + 1):
+                node = following[node]
+            answers[place : place + width] = node
+            assert tuple(row[place + 1 : place + 1 + width]) == node
+        assert row[place] != begin
+    assert filler not in row[:first_query]
+    return answers
+
+
+def solve_mano(row: Row) -> Row:
+    place = row.index(27)
+    assert row[0] == 26
+    assert row[1] - 29 == sum(23 <= token <= 25 for token in row[2:place]) - 1
+    stack: list[int] = []
+    for token in reversed(row[2:place]):
+        if token < 23:
+            stack.append(token)
+        else:
+            first, second = stack.pop(), stack.pop()
+            stack.append((first + second, first - second, first * second)[token - 23] % 23)
+    assert len(stack) == 1
+    return [IGNORE] * place + stack + [IGNORE] * (len(row) - place - 1)
+
+
 def solver(probe: Probe, data: ProbeData, setting: ProbeSetting) -> Callable[[Row], Row]:
     """A solver that sees a row of inputs and the options, never the labels of that row."""
     vocab_size = data.vocab_size
@@ -115,6 +155,10 @@ def solver(probe: Probe, data: ProbeData, setting: ProbeSetting) -> Callable[[Ro
             keys, values = learned.inputs[:, 0::2][shown], learned.labels[:, 1::2][shown]
             value_of = dict(zip(keys.tolist(), values.tolist(), strict=True))
             return lambda row: solve_memorization(row, value_of)
+        case "depo":
+            return lambda row: solve_depo(row, vocab_size, dict(setting.options))
+        case "mano":
+            return solve_mano
         case "induction":
             return lambda row: solve_induction(row, vocab_size)
     return lambda row: solve_words(row, {"parity": 2, "s3": 3, "s5": 5}[probe.name.removesuffix("_length")])
@@ -321,6 +365,22 @@ def test_tables_are_groups(degree: int):
     assert (table == table.T).all() == (degree == 2)
 
 
+def test_names_of_several_tokens_are_followed_whole():
+    options = {"nodes": 6, "hops": 4, "queries": 3, "name_vocab_size": 3, "name_tokens": 2}
+    data = PROBES["depo"].data("train", 0, examples=20, **options)
+    for row, labels in zip(data.inputs.tolist(), data.labels.tolist(), strict=True):
+        assert solve_depo(row, data.vocab_size, options) == labels
+
+
+def test_reasoning_is_learned_at_all_sizes_and_scored_at_the_largest():
+    lengths = {split: PROBES["mano"].data(split, 0, examples=400).inputs[:, 1] - 28 for split in ("train", "test")}
+    assert set(lengths["train"].tolist()) == set(range(1, 11))
+    assert set(lengths["test"].tolist()) == {10}
+    hops = {split: PROBES["depo"].data(split, 0, examples=100).inputs for split in ("train", "test")}
+    asked = {split: set(rows[(rows >= 50) & (rows < 58)].tolist()) for split, rows in hops.items()}
+    assert asked == {"train": set(range(50, 58)), "test": {57}}
+
+
 def test_parity_is_the_sum_of_bits():
     data = PROBES["parity"].data("train", 0, examples=50)
     assert torch.equal(data.labels, data.inputs.cumsum(dim=1) % 2)
@@ -347,6 +407,8 @@ def test_facts_depend_on_the_seed_of_the_map_only():
         ("fuzzy_recall", {"motif_size": 9}, ["recall.vocab_size: 16", "at least 19"]),
         ("s3", {"sequence_length": 0}, ["sequence_length: 0"]),
         ("induction", {"examples": 0}, ["induction.examples: 0"]),
+        ("depo", {"nodes": 60}, ["depo.name_vocab_size: 50", "at least nodes = 60"]),
+        ("mano", {"operations": 0}, ["mano.operations: 0", "at least 1"]),
     ],
 )
 def test_mistakes_are_named(name: str, options: dict, parts: list[str]):

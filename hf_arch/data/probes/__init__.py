@@ -12,6 +12,7 @@ from hf_arch.data.probes.induction import INDUCTION
 from hf_arch.data.probes.mad import COMPRESSION, FUZZY_RECALL, IN_CONTEXT_RECALL, MEMORIZATION, NOISY_RECALL
 from hf_arch.data.probes.mqar import MQAR
 from hf_arch.data.probes.mqar_variants import COMPOSITIONAL_MQAR, FORGETTING_MQAR
+from hf_arch.data.probes.physics import DEPO, MANO
 from hf_arch.data.probes.probe import IGNORE, Probe, ProbeData, ProbeSetting
 from hf_arch.data.probes.sources import ProbeSource
 from hf_arch.data.probes.state_tracking import PARITY, PARITY_LENGTH, S3, S5, S5_LENGTH
@@ -22,6 +23,7 @@ MAD = (IN_CONTEXT_RECALL, FUZZY_RECALL, NOISY_RECALL, SELECTIVE_COPYING, COMPRES
 for _probe in (
     *(MQAR, COMPOSITIONAL_MQAR, FORGETTING_MQAR, *MAD, INDUCTION),
     *(PARITY, S3, S5, PARITY_LENGTH, S5_LENGTH),
+    *(DEPO, MANO),
 ):
     PROBES.register(_probe.name)(_probe)
 
