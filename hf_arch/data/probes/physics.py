@@ -77,8 +77,8 @@ def depo(
 
 def mano(rng: np.random.Generator, examples: int, *, operations: int = 10, hardest: bool = False) -> ProbeData:
     """Rows `begin length_l expression answer`: an expression of l operations +, -, * in prefix notation over 0 to 22,
-    whose value modulo 23 is asked at `answer`. l is drawn from 1 to `operations`; `hardest`: it is the largest. Rows are
-    filled up with one token that asks nothing.
+    whose value modulo 23 is asked at `answer`. l is drawn from 1 to `operations`; `hardest`: it is the largest. Rows
+    are filled up with one token that asks nothing.
 
     The vocabulary is the numbers, +, -, *, begin, answer, filler, `length_1` ... `length_operations`.
     """

@@ -232,7 +232,7 @@ class _Planning:
         experiment = self.recipe.experiment
         key = json.dumps([changes, name in self.free], sort_keys=True, default=str)
         if key not in self._seen:
-            probed = "control"
+            probed = f"{name}+control"  # errors name it
             match = experiment.match
             kept = {self.baseline: self.runs[self.baseline]} if match else {}
             if match:
