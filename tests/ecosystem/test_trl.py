@@ -134,6 +134,33 @@ def test_layers_with_different_experts_train_without_a_common_balance_loss(tmp_p
                 trainer.train()
 
 
+@pytest.mark.parametrize("sampled", [0.0, 1.0], ids=["given", "sampled"])
+def test_distillation(name: str, tmp_path: Path, sampled: float) -> None:
+    """A student that is its teacher has nothing to learn, on given answers and on its own; another one has."""
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+    tokenizer = byte()
+    messages = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    tokenizer.chat_template = messages + "{% if add_generation_prompt %}assistant: {% endif %}"
+    said = [(f"say {i}", f"yes {i} " * (1 + i % 3)) for i in range(8)]
+    turns = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in said]
+    rows = Dataset.from_dict({"messages": turns})
+    losses = []
+    for spread in (0.02, 0.5):
+        args = GKDConfig(str(tmp_path), max_length=64, max_new_tokens=6, lmbda=sampled, **COMMON)
+        teacher = make_model(name, initializer_range=spread)
+        trainer = GKDTrainer(
+            make_model(name, initializer_range=0.02),
+            teacher_model=teacher,
+            args=args,
+            train_dataset=rows,
+            processing_class=tokenizer,
+        )
+        trainer.train()
+        losses.append(float(next(row["loss"] for row in trainer.state.log_history if "loss" in row)))
+    assert abs(losses[0]) < 1e-7 < 1e-4 < losses[1]
+
+
 def byte() -> Any:
     from .conftest import byte_tokenizer
 
