@@ -38,10 +38,11 @@ class LowerBounds(SharedParameters):
 
 @dataclass(frozen=True)
 class LowerBoundsSpec:
-    """Layers of equal gate width share their bounds."""
+    """Layers of equal gate width share their bounds; the bound of layer 0 is 0, whatever they are."""
 
     num_layers: int
     width: int
+    first_layer: ClassVar[int] = 1
 
     def build(self) -> LowerBounds:
         return LowerBounds(self.num_layers, self.width)

@@ -78,9 +78,11 @@ class ArchModel(ArchPreTrainedModel):
         self.rotary_embs = nn.ModuleList([ArchRotaryEmbedding(spec) for spec in distinct.values()])
         self._rotary_index = [None if spec is None else list(distinct).index(spec.key) for spec in specs]
         wanted = [mixer.shared(config, options) for mixer, options in config.mixer_specs]
-        kinds = [kind for kind in dict.fromkeys(wanted) if kind is not None]
+        read = {wanted[index] for index in self.plan if index >= getattr(wanted[index], "first_layer", 0)}
+        read |= set(wanted) if config.num_hidden_layers == 1 else set()
+        kinds = [kind for kind in dict.fromkeys(wanted) if kind is not None and kind in read]
         self.shared = nn.ModuleList([kind.build() for kind in kinds])
-        self._shared_index = [None if kind is None else kinds.index(kind) for kind in wanted]
+        self._shared_index = [kinds.index(kind) if kind in kinds else None for kind in wanted]
         self._layer_types, self._windows = config.layer_types, config.windows
         self._kinds = config.layer_kinds
         blocks: Any = self.layers

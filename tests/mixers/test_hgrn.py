@@ -87,3 +87,13 @@ def test_bounds_stay_in_fp32_under_autocast() -> None:
 def test_expand_ratio_must_leave_a_channel() -> None:
     with pytest.raises(ConfigError, match="expand_ratio 0 is not allowed"):
         hf_arch.tiny_config("hgrn", mixer={"type": "hgrn", "expand_ratio": 0})
+
+
+@pytest.mark.parametrize("name", ["hgrn", "hgrn2"])
+def test_bounds_that_no_layer_reads_are_not_there(name: str) -> None:
+    """The bound of layer 0 is 0: parameters for it alone would get no gradient, which DDP refuses."""
+    for mixers, there in (([name, "gla", "gla"], False), (["gla", name, "gla"], True), ([name], True)):
+        model = AutoModelForCausalLM.from_config(
+            hf_arch.tiny_config("mixed", num_hidden_layers=len(mixers), mixer=mixers)
+        )
+        assert any("shared" in key for key, _ in model.named_parameters()) == there

@@ -57,7 +57,11 @@ class SharedParameters(KeepsFp32):
 
 
 class SharedSpec(Protocol):
-    """Which SharedParameters a layer wants: a hashable value; layers with equal ones share one module."""
+    """Which SharedParameters a layer wants: a hashable value; layers with equal ones share one module.
+
+    A spec may have `first_layer`: layers before it read nothing of what they share (0 where it has none). Where no
+    other layer runs there is no module; a model of one layer keeps it, as published checkpoints do.
+    """
 
     def build(self) -> SharedParameters: ...
 
