@@ -83,6 +83,7 @@ class ArchModel(ArchPreTrainedModel):
         self._shared_index = [None if kind is None else kinds.index(kind) for kind in wanted]
         self._layer_types, self._windows = config.layer_types, config.windows
         self._kinds = config.layer_kinds
+        self._mask_runs = self._runs_of_masks()
         blocks: Any = self.layers
         # Which layers bias their attention scores, and by the slopes of how many heads.
         self._bias_heads = [
@@ -215,6 +216,16 @@ class ArchModel(ArchPreTrainedModel):
             return kind
         return "full_attention" if window is None else f"sliding_attention:{window}"
 
+    def _runs_of_masks(self) -> dict[str, int]:
+        """The run whose cache entry says how many keys a mask is over, by `_mask_key`; one that fills its entry."""
+        specs = self.config.mixer_specs
+        runs: dict[str, int] = {}
+        for run, index in enumerate(self.plan):
+            mixer, given = specs[index]
+            if mixer.fills_cache(self.config, given):
+                runs.setdefault(self._mask_key(index), run)
+        return runs
+
     def _masks(
         self,
         inputs_embeds: Tensor,
@@ -232,10 +243,7 @@ class ArchModel(ArchPreTrainedModel):
             CACHE_ARGUMENT: cache,
             "and_mask_function": None if segment_ids is None else same_document(segment_ids),
         }
-        for run, index in enumerate(self.plan):
-            key = self._mask_key(index)
-            if key in masks:
-                continue
+        for key, run in self._mask_runs.items():
             # A static layer's unused slots must be masked in a single step too; transformers sees to it only where
             # every layer of the cache is static, which recurrent ones are not.
             static = cache is not None and run < len(cache.layers) and cache.layers[run].is_compileable
@@ -243,7 +251,7 @@ class ArchModel(ArchPreTrainedModel):
             if key == "full_attention":
                 masks[key] = create_causal_mask(config=self.config, layer_idx=run, **common)
             elif key.startswith("sliding_attention"):
-                config = self.config.with_window(self._windows[index])
+                config = self.config.with_window(self._windows[self.plan[run]])
                 masks[key] = sliding_mask(config, self.config, run, common)
         masks |= self._key_positions(inputs_embeds, attention_mask, cache, segment_ids)
         if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
@@ -257,8 +265,9 @@ class ArchModel(ArchPreTrainedModel):
         made: dict[str, KeyPositions] = {}
         mask = attention_mask if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 else None
         batch, length = embeds.shape[:2]
-        for run, index in enumerate(self.plan):
-            key = f"keys:{self._mask_key(index)}"
+        for index in self.plan:
+            mask_key = self._mask_key(index)
+            key, run = f"keys:{mask_key}", self._mask_runs[mask_key]
             if not self.asks_keys[index] or key in made:
                 continue
             total, offset = cache.get_mask_sizes(length, run) if cache is not None else (length, 0)
@@ -302,7 +311,7 @@ class ArchModel(ArchPreTrainedModel):
                 biases.append(None)
                 continue
             length = embeds.shape[1]
-            run = self.plan.index(index)
+            run = self._mask_runs[self._mask_key(index)]
             total, offset = cache.get_mask_sizes(length, run) if cache is not None else (length, 0)
             past = cache.get_query_offset(run) if cache is not None else 0
             key = (heads, total, str(offset))
