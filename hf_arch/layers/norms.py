@@ -50,6 +50,14 @@ class ArchRMSNorm(nn.Module):
         return f"{self.dim}, eps={self.eps}"
 
 
+@NORMS.register("rmsnorm_weightless")
+class WeightlessRMSNorm(ArchRMSNorm):
+    """RMSNorm without a weight (nanochat, HRM)."""
+
+    def __init__(self, dim: int, eps: float = 1e-6):
+        super().__init__(dim, eps, affine=False)
+
+
 @NORMS.register("rmsnorm_offset")
 class OffsetRMSNorm(Part):
     """RMSNorm times 1 + weight, with weights that start at 0 (Gemma, Qwen3-Next)."""

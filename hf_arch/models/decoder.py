@@ -6,6 +6,7 @@ out once per call and handed down; layers are found in the registry, so this fil
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -47,9 +48,11 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class LossInputs:
-    """Filled by a forward pass with what auxiliary losses need: the context of each layer."""
+    """Filled by a forward pass with what auxiliary losses need: the context of each layer, and the normed hidden states
+    [B, T, D] at each exit but the last."""
 
     contexts: dict[int, LayerContext] = field(default_factory=dict)
+    exits: list[Tensor] = field(default_factory=list)
 
 
 class ArchModel(ArchPreTrainedModel):
@@ -70,6 +73,9 @@ class ArchModel(ArchPreTrainedModel):
         depth_class, depth_options = config.depth_spec
         self.depth = depth_class(config, depth_options)
         self.plan = depth_class.plan(config, depth_options)
+        self._normed_runs = depth_class.normed_runs(config, depth_options)
+        self._untrained_runs = depth_class.untrained_runs(config, depth_options)
+        self._exits = depth_class.exits(config, depth_options)
         self.layers = nn.ModuleList([DecoderLayer(config, index) for index in range(config.num_hidden_layers)])
         has_final_norm = config.norm_position != "post" if config.final_norm is None else config.final_norm
         self.norm = self._norm() if has_final_norm else nn.Identity()
@@ -169,8 +175,14 @@ class ArchModel(ArchPreTrainedModel):
             if wanted is not None:
                 wanted.contexts[index] = context
             own = None if shared_index is None else shared[shared_index][index]
-            out = layer.run(state, own, published, context)
-            state = self.depth("between", out.state, run)
+            with torch.no_grad() if run in self._untrained_runs else nullcontext():
+                out = layer.run(state, own, published, context)
+            state = out.state
+            if run in self._normed_runs:
+                state = (self.norm(state[0]), *state[1:])
+            if wanted is not None and run in self._exits:
+                wanted.exits.append(state[0] if run in self._normed_runs else self.norm(self.stream("finish", state)))
+            state = self.depth("between", state, run)
             published.update(zip(layer.publishes, out.published, strict=True))
             if out.router_logits is not None:
                 router_logits.append(out.router_logits)
@@ -182,6 +194,10 @@ class ArchModel(ArchPreTrainedModel):
         if wants_router_logits and router_logits:
             return MoeModelOutputWithPast(**fields, router_logits=tuple(router_logits))
         return BaseModelOutputWithPast(**fields)
+
+    def untrained_layers(self) -> list[int]:
+        """The layer of each run that is computed without gradients."""
+        return [self.plan[run] for run in sorted(self._untrained_runs)]
 
     def _require_ids(self) -> None:
         for part in self.embeddings:
