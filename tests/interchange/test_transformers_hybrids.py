@@ -11,6 +11,7 @@ from transformers import (
     DynamicCache,
     GraniteMoeHybridConfig,
     JambaConfig,
+    KimiLinearConfig,
     NemotronHConfig,
 )
 
@@ -42,6 +43,20 @@ GRANITE = {
     "logits_scaling": 8.0,
 }
 JAMBA = {"attn_layer_period": 3, "attn_layer_offset": 1, "mamba_d_state": 6, "num_experts": 4}
+KIMI = {
+    **SIZES,
+    "num_key_value_heads": 4,
+    "moe_intermediate_size": 20,
+    "kv_lora_rank": 12,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 6,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "linear_head_dim": 8,
+    "linear_num_heads": 3,
+    "layer_types": ["linear_attention", "linear_attention", "full_attention"],
+}
 NEMOTRON = {
     **BODY,
     "head_dim": 8,
@@ -75,6 +90,18 @@ CONFIGS = {
         tie_word_embeddings=True,
     ),
     "jamba_all_experts": JambaConfig(**SIZES, **JAMBA, expert_layer_period=1, expert_layer_offset=0),
+    "kimi_linear": KimiLinearConfig(**KIMI),
+    "kimi_linear_groups_low_rank": KimiLinearConfig(
+        **{**KIMI, "layer_types": ["full_attention", "linear_attention", "full_attention"], "num_local_experts": 6},
+        q_lora_rank=10,
+        n_group=3,
+        topk_group=2,
+        n_shared_experts=2,
+        linear_conv_kernel_dim=3,
+        mlp_layer_types=["sparse", "dense", "sparse"],
+        norm_topk_prob=False,
+    ),
+    "kimi_linear_dense": KimiLinearConfig(**KIMI, mlp_layer_types=["dense"] * 3),
     "nemotron_h": NemotronHConfig(
         **NEMOTRON, layers_block_type=["linear_attention", "mlp", "full_attention", "linear_attention", "mlp"]
     ),
@@ -147,6 +174,9 @@ def test_there_and_back_is_bit_equal(name: str) -> None:
         ),
         ("jamba", {"attn_layer_offset": 7}, "config.attn_layer_offset: 7 is not allowed; use 0 to 2"),
         ("jamba_dense_biases_tied", {"output_router_logits": True}, "output_router_logits: True is not supported"),
+        ("kimi_linear", {"attention_bias": True}, "config.attention_bias: True is not supported by kimi_linear"),
+        ("kimi_linear", {"num_key_value_heads": 2}, "config.num_key_value_heads: 2 is not supported by kimi_linear"),
+        ("kimi_linear", {"mlp_layer_types": ["moe"] * 3}, "config.mlp_layer_types: .* use dense or sparse"),
         ("nemotron_h", {"moe_latent_size": 8}, "config.moe_latent_size: 8 is not supported by nemotron_h"),
         ("nemotron_h", {"layer_types": ["mlp"]}, "config.layer_types: 'mlp' of layer 0 needs one of"),
         ("nemotron_h", {"num_nextn_predict_layers": 1}, "config.num_nextn_predict_layers: 1 is not supported"),
