@@ -13,6 +13,7 @@ from transformers import (
     JambaConfig,
     KimiLinearConfig,
     NemotronHConfig,
+    RecurrentGemmaConfig,
 )
 
 import hf_arch
@@ -57,6 +58,7 @@ KIMI = {
     "linear_num_heads": 3,
     "layer_types": ["linear_attention", "linear_attention", "full_attention"],
 }
+GEMMA = {name: value for name, value in BODY.items() if name != "max_position_embeddings"}
 NEMOTRON = {
     **BODY,
     "head_dim": 8,
@@ -113,6 +115,19 @@ CONFIGS = {
         n_group=2,
         routed_scaling_factor=2.5,
         time_step_min=0.2,
+    ),
+    "recurrent_gemma": RecurrentGemmaConfig(
+        **GEMMA, block_types=["recurrent", "attention"], attention_window_size=7, num_hidden_layers=3
+    ),
+    "recurrent_gemma_wide_bias_untied": RecurrentGemmaConfig(
+        **GEMMA,
+        num_hidden_layers=4,
+        lru_width=48,
+        conv1d_width=3,
+        attention_bias=True,
+        tie_word_embeddings=False,
+        logits_soft_cap=5.0,
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 1.0},
     ),
 }
 
@@ -177,6 +192,7 @@ def test_there_and_back_is_bit_equal(name: str) -> None:
         ("kimi_linear", {"attention_bias": True}, "config.attention_bias: True is not supported by kimi_linear"),
         ("kimi_linear", {"num_key_value_heads": 2}, "config.num_key_value_heads: 2 is not supported by kimi_linear"),
         ("kimi_linear", {"mlp_layer_types": ["moe"] * 3}, "config.mlp_layer_types: .* use dense or sparse"),
+        ("recurrent_gemma", {"block_types": ["mamba"]}, "config.block_types: .* use a list of recurrent, attention"),
         ("nemotron_h", {"moe_latent_size": 8}, "config.moe_latent_size: 8 is not supported by nemotron_h"),
         ("nemotron_h", {"layer_types": ["mlp"]}, "config.layer_types: 'mlp' of layer 0 needs one of"),
         ("nemotron_h", {"num_nextn_predict_layers": 1}, "config.num_nextn_predict_layers: 1 is not supported"),
