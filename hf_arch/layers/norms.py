@@ -89,6 +89,16 @@ class PerHeadRMSNorm(ArchRMSNorm):
         return (rms_norm(x, None, self.eps) * self.weight.view(x.shape[-2:])).to(x.dtype)
 
 
+class AllHeadsRMSNorm(ArchRMSNorm):
+    """RMSNorm over all heads of [..., H, K] together, with a weight a channel."""
+
+    def __init__(self, num_heads: int, head_dim: int, eps: float = 1e-6):
+        super().__init__(num_heads * head_dim, eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(-2)).view_as(x)
+
+
 class GatedRMSNorm(ArchRMSNorm):
     """`rms_norm(x) * gate_fn(gate)`: the norm first, the gate after (Yang et al. 2023, GLA's output gate)."""
 

@@ -4,6 +4,7 @@ With the stream `add`:
 pre:       x + mixer(norm(x)),        then x + ffn(norm(x))            (GPT-2, Llama)
 post:      norm(x + mixer(x)),        then norm(x + ffn(x))            (Vaswani et al. 2017)
 sandwich:  x + norm(mixer(norm(x))),  then x + norm(ffn(norm(x)))      (Ding et al. 2021; Gemma 2)
+output:    x + norm(mixer(x)),        then x + norm(ffn(x))            (OLMo 2)
 """
 
 from __future__ import annotations
@@ -49,16 +50,17 @@ class DecoderLayer(GradientCheckpointingLayer):
         stream_class, stream_options = config.stream_spec
         self.needs = (*mixer_class.needs(config, mixer_options, layer_idx), *layer_value_names(config, layer_idx))
         self.publishes = mixer_class.publishes(config, mixer_options, layer_idx)
-        self.norm_position = config.norm_position
+        self.norm_position = config.norm_positions[layer_idx]
+        first, behind = self.norm_position != "output", self.norm_position in ("sandwich", "output")
         self.stream = stream_class.Layer(config, stream_options, layer_idx)
         self.mixer = mixer_class(config, mixer_options, layer_idx)
-        self.mixer_norm = _norm(config)
-        self.mixer_post_norm = _norm(config) if config.norm_position == "sandwich" else None
+        self.mixer_norm = _norm(config) if first else None
+        self.mixer_post_norm = _norm(config) if behind else None
         self.ffn = None if ffn_class is NoFeedForward else ffn_class(config, ffn_options, layer_idx)
         has_ffn = self.ffn is not None
         self.shares_norm = has_ffn and stream_class.shares_norm(stream_options)
-        self.ffn_norm = _norm(config) if has_ffn and not self.shares_norm else None
-        self.ffn_post_norm = _norm(config) if has_ffn and config.norm_position == "sandwich" else None
+        self.ffn_norm = _norm(config) if has_ffn and first and not self.shares_norm else None
+        self.ffn_post_norm = _norm(config) if has_ffn and behind else None
         self.sites = nn.ModuleDict(
             {place: nn.ModuleList(modules) for place, modules in build_sites(config, layer_idx).items()}
         )

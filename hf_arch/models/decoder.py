@@ -77,8 +77,7 @@ class ArchModel(ArchPreTrainedModel):
         self._untrained_runs = depth_class.untrained_runs(config, depth_options)
         self._exits = depth_class.exits(config, depth_options)
         self.layers = nn.ModuleList([DecoderLayer(config, index) for index in range(config.num_hidden_layers)])
-        has_final_norm = config.norm_position != "post" if config.final_norm is None else config.final_norm
-        self.norm = self._norm() if has_final_norm else nn.Identity()
+        self.norm = self._norm() if config.has_final_norm else nn.Identity()
         specs = [mixer.rotary(config, options) for mixer, options in config.mixer_specs]
         distinct = {spec.key: spec for spec in specs if spec is not None}
         self.rotary_embs = nn.ModuleList([ArchRotaryEmbedding(spec) for spec in distinct.values()])

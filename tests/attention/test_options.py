@@ -25,6 +25,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"forget_gate": True},
     {"forget_gate": True, "window": 5},
     {"position": "none"},
+    {"qk_norm_over": "all"},
     {"value_residual": "mean"},
     {"value_residual": "learned"},
     {"exclusive": True, "output_gate": "headwise", "sinks": True, "forget_gate": True, "value_residual": "learned"},

@@ -13,6 +13,7 @@ from transformers import (
     JambaConfig,
     KimiLinearConfig,
     NemotronHConfig,
+    OlmoHybridConfig,
     RecurrentGemmaConfig,
 )
 
@@ -116,6 +117,21 @@ CONFIGS = {
         routed_scaling_factor=2.5,
         time_step_min=0.2,
     ),
+    "olmo_hybrid": OlmoHybridConfig(**SIZES, layer_types=KINDS, rope_parameters=None),
+    "olmo_hybrid_rope_sizes_bias_tied": OlmoHybridConfig(
+        **SIZES,
+        layer_types=["full_attention", "linear_attention", "full_attention"],
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+        linear_key_head_dim=8,
+        linear_value_head_dim=12,
+        linear_conv_kernel_dim=3,
+        linear_allow_neg_eigval=False,
+        attention_bias=True,
+        tie_word_embeddings=True,
+        rms_norm_eps=1e-3,
+    ),
     "recurrent_gemma": RecurrentGemmaConfig(
         **GEMMA, block_types=["recurrent", "attention"], attention_window_size=7, num_hidden_layers=3
     ),
@@ -192,6 +208,8 @@ def test_there_and_back_is_bit_equal(name: str) -> None:
         ("kimi_linear", {"attention_bias": True}, "config.attention_bias: True is not supported by kimi_linear"),
         ("kimi_linear", {"num_key_value_heads": 2}, "config.num_key_value_heads: 2 is not supported by kimi_linear"),
         ("kimi_linear", {"mlp_layer_types": ["moe"] * 3}, "config.mlp_layer_types: .* use dense or sparse"),
+        ("olmo_hybrid", {"linear_num_value_heads": 8}, "config.linear_num_value_heads: 8 is not supported by olmo_hy"),
+        ("olmo_hybrid", {"layer_types": ["full_attention"] * 3}, "use linear_attention and full_attention, one f"),
         ("recurrent_gemma", {"block_types": ["mamba"]}, "config.block_types: .* use a list of recurrent, attention"),
         ("nemotron_h", {"moe_latent_size": 8}, "config.moe_latent_size: 8 is not supported by nemotron_h"),
         ("nemotron_h", {"layer_types": ["mlp"]}, "config.layer_types: 'mlp' of layer 0 needs one of"),

@@ -52,7 +52,7 @@ class LoopDepth(Depth):
         count = config.num_hidden_layers
         if options.norm == "final":
             check_one_tensor("depth loop norm 'final'", config)
-            if config.final_norm is False or (config.final_norm is None and config.norm_position == "post"):
+            if not config.has_final_norm:
                 raise ConfigError(
                     "depth loop norm: 'final' is not allowed, since the model has no final norm; use 'each'"
                 )

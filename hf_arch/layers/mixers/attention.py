@@ -27,6 +27,7 @@ from ...core.registry import MIXERS, POSITIONS
 from ..attention_product import AttentionProduct, cache_element_bytes
 from ..contract import EMPTY_CONTEXT, LayerContext, LayerOutput
 from ..forget_gates import ForgetGate, as_key_features, cache_parts, forget_bias, from_key_features, log_forget
+from ..norms import AllHeadsRMSNorm
 from .attention_heads import AttentionHeads, HeadsOptions, config_rotates
 from .base import MixerCost
 from .kv_sharing import SHARED_KV, check_sharing, is_shared_with, shares
@@ -43,6 +44,7 @@ class AttentionOptions(HeadsOptions):
     `exclusive`: take out of each head's output what lies along the token's own value. `forget_gate`: scores decay by a
     gate per head and token. `value_residual`: mix values with those of the first such layer, evenly or by learned
     weights. `kv`: "shared" takes the keys and values of the last layer before it that has its "own".
+    `qk_norm_over`: "all" norms the heads of a query or key together (OLMo 2).
     """
 
     window: int | None = None
@@ -56,6 +58,7 @@ class AttentionOptions(HeadsOptions):
     forget_gate: bool = False
     value_residual: Literal["none", "mean", "learned"] = "none"
     kv: Literal["own", "shared"] = "own"
+    qk_norm_over: Literal["head", "all"] = "head"
 
 
 def window_layer_type(window: int | None) -> str:
@@ -98,6 +101,11 @@ class Attention(AttentionHeads):
             config, layer_idx, self.num_heads, self.num_kv_heads, self.head_dim, self.scale(config, options)
         )
 
+    def head_norm(self, num_heads: int, eps: float) -> nn.Module:
+        if self.options.qk_norm_over == "all":
+            return AllHeadsRMSNorm(num_heads, self.head_dim, eps)
+        return super().head_norm(num_heads, eps)
+
     @classmethod
     def scale(cls, config: Any, options: AttentionOptions) -> float:
         return super().scale(config, options) if options.scale is None else options.scale
@@ -117,6 +125,15 @@ class Attention(AttentionHeads):
         if shares(options):
             cls._check_shared(options)
             check_sharing(config)
+        if options.qk_norm_over == "all":
+            if cls.norm_eps(config, options) is None:
+                raise ConfigError(
+                    "qk_norm_over: 'all' would have no effect without QK-norm; set qk_norm, or use 'head'"
+                )
+            if cls.head_norm is not Attention.head_norm or config.norm == "rmsnorm_offset":
+                raise ConfigError(
+                    f"qk_norm_over: 'all' is not supported by {cls.__name__} with norm {config.norm!r}; use 'head'"
+                )
         if options.value_residual != "none":
             layers = _value_layers(config)
             if len(layers) < 2:
@@ -182,8 +199,8 @@ class Attention(AttentionHeads):
 
     @classmethod
     def tensor_parallel(cls, config: Any, options: AttentionOptions) -> dict[str, str]:
-        if options.sinks or options.forget_gate or options.value_residual != "none":
-            return {}  # parameters of all heads that no projection brings
+        if options.sinks or options.forget_gate or options.value_residual != "none" or options.qk_norm_over == "all":
+            return {}  # parameters of all heads that no projection brings, or norms over all of them
         if POSITIONS.get(config.position, "position").bias and options.position is None:
             return {}  # ALiBi's slopes are those of all heads
         plan = {"q_proj": "colwise", "k_proj": "colwise", "v_proj": "colwise", "o_proj": "rowwise"}
