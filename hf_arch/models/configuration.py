@@ -34,7 +34,7 @@ from .common_names import READABLE, has_routed_layers, read_option, write_option
 from .components import as_list, has_option, normalise, option_names, part_list, resolve, with_type
 from .config_parts import ConfigParts
 
-NORM_POSITIONS = ("pre", "post", "sandwich", "output")
+NORM_POSITIONS = ("pre", "post", "sandwich", "output", "stream")
 FEATURES = {
     "attention_bias": ("bias", "qkv_bias", "out_bias"),
     "qk_norm": ("qk_norm",),
@@ -69,8 +69,8 @@ class ArchConfig(ConfigParts, PreTrainedConfig):
         depth: which layers run how often, a `DEPTHS` name or dict. embeddings, sites, losses: lists of parts of
         `EMBEDDINGS` (beside the token embedding), `SITES` (at places of the block) and `LOSSES` (added in training).
         norm, norm_eps: `NORMS` name; epsilon.
-        norm_position: "pre", "post", "sandwich" or "output" (of each sublayer's output alone), or a pattern of these
-            over the layers.
+        norm_position: "pre", "post", "sandwich", "output" (of each sublayer's output alone) or "stream" (what a
+            sublayer finds is normed and stays so), or a pattern of these over the layers.
         embedding_norm: a norm right after the embeddings. final_norm: a norm before the head (None: wherever the
         last block does not end with one). position: `POSITIONS` name; rope_parameters: as in transformers.
         hidden_act: `ACTIVATIONS` name of the FFN.

@@ -19,6 +19,7 @@ BRANCHES = {
     "post": ("part", "+", "norm"),
     "sandwich": ("norm", "part", "norm", "+"),
     "output": ("part", "norm", "+"),
+    "stream": ("norm", "part", "+"),
 }
 
 

@@ -14,7 +14,7 @@ from tests.suite.models import close, stirred_model, token_ids
 
 CHOICES = [
     *({"norm": name} for name in NORMS),
-    *({"norm_position": name} for name in ("pre", "post", "sandwich", "output")),
+    *({"norm_position": name} for name in ("pre", "post", "sandwich", "output", "stream")),
     {"norm_position": ["output", "pre"]},
     {"qk_norm": True, "mixer": {"type": "attention", "qk_norm_over": "all"}},
     *({"hidden_act": name} for name in ACTIVATIONS),

@@ -68,7 +68,7 @@ MISTAKES = [
     ({"architecture": "llama", "norm": "rmsnrm"}, "model.norm: 'rmsnrm' is not known; nearest: 'rmsnorm'"),
     (
         {"architecture": "llama", "norm_position": "mid"},
-        "model.norm_position: 'mid' is not known; allowed: output, post, pre, sandwich",
+        "model.norm_position: 'mid' is not known; allowed: output, post, pre, sandwich, stream",
     ),
     ({"architecture": "llama", "position": "ropes"}, "model.position: 'ropes' is not known; nearest: 'rope'"),
     ({"architecture": "llama", "hidden_act": "gelo"}, "model.hidden_act: 'gelo' is not known; nearest: 'gelu'"),
