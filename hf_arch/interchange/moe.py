@@ -43,7 +43,7 @@ def has_experts(layer: Layer) -> bool:
     return layer.ffn_class is MixtureOfExperts
 
 
-_EXPERTS: tuple[Tensors, ...] = under(
+EXPERTS: tuple[Tensors, ...] = under(
     "ffn",
     "mlp",
     Tensors(
@@ -102,7 +102,7 @@ class Mixtral(MoEConverter):
         Option("num_experts_per_tok", default=2),
         Option("router_aux_loss_coef", "aux_loss_coef", 0.001),
     )
-    layer_tensors = (NORMS, *ATTENTION, *_EXPERTS)
+    layer_tensors = (NORMS, *ATTENTION, *EXPERTS)
 
 
 def _low_rank(layer: Layer) -> bool:
@@ -121,6 +121,27 @@ _DEEPSEEK_EXPERTS: tuple[Entry, ...] = (
     Option("topk_group", "groups_per_token", 4),
     Always("aux_loss_coef", 0.0),
     Always("score_bias", True),
+)
+
+
+LATENT: tuple[Tensors, ...] = under(
+    "mixer",
+    "self_attn",
+    Modules("kv_a_proj o_proj", "kv_a_proj_with_mqa o_proj", bias=attention_bias),
+    Modules("kv_norm kv_b_proj", "kv_a_layernorm kv_b_proj"),
+    Modules("q_proj", when=lambda layer: layer.mixer.q_lora_rank is None),
+    Modules("q_a_proj", when=_low_rank, bias=attention_bias),
+    Modules("q_norm q_b_proj", "q_a_layernorm q_b_proj", when=_low_rank),
+)
+DEEPSEEK_FFN: tuple[Tensors, ...] = under(
+    "ffn",
+    "mlp",
+    Modules("gate_proj up_proj down_proj", when=lambda layer: not has_experts(layer)),
+    Tensors("router.score_bias", "gate.e_score_correction_bias", when=has_experts),
+    Modules(
+        "shared_experts.gate_proj shared_experts.up_proj shared_experts.down_proj",
+        when=lambda layer: has_experts(layer) and layer.ffn.num_shared_experts,
+    ),
 )
 
 
@@ -160,26 +181,9 @@ class DeepSeekV3(MoEConverter):
     )
     layer_tensors = (
         NORMS,
-        *under(
-            "mixer",
-            "self_attn",
-            Modules("kv_a_proj o_proj", "kv_a_proj_with_mqa o_proj", bias=attention_bias),
-            Modules("kv_norm kv_b_proj", "kv_a_layernorm kv_b_proj"),
-            Modules("q_proj", when=lambda layer: layer.mixer.q_lora_rank is None),
-            Modules("q_a_proj", when=_low_rank, bias=attention_bias),
-            Modules("q_norm q_b_proj", "q_a_layernorm q_b_proj", when=_low_rank),
-        ),
-        *_EXPERTS,
-        *under(
-            "ffn",
-            "mlp",
-            Modules("gate_proj up_proj down_proj", when=lambda layer: not has_experts(layer)),
-            Tensors("router.score_bias", "gate.e_score_correction_bias", when=has_experts),
-            Modules(
-                "shared_experts.gate_proj shared_experts.up_proj shared_experts.down_proj",
-                when=lambda layer: has_experts(layer) and layer.ffn.num_shared_experts,
-            ),
-        ),
+        *LATENT,
+        *EXPERTS,
+        *DEEPSEEK_FFN,
     )
 
     def config_to_ours(self, reader: ConfigReader) -> dict[str, Any]:

@@ -38,6 +38,7 @@ def _bounds(value: Any) -> bool:
 
 
 WHOLE: Kind = (_whole(1), "an integer >= 1")
+COUNT: Kind = (_whole(0), "an integer >= 0")
 POSITIVE: Kind = (_positive, "a number > 0")
 # What values may be, by the names of all families. Null is each family's own matter.
 _KINDS: dict[tuple[str, ...], Kind] = {
@@ -54,7 +55,7 @@ _KINDS: dict[tuple[str, ...], Kind] = {
     (
         *("window_size", "sliding_window", "sliding_window_size", "max_window_layers"),
         *("first_k_dense_replace", "n_shared_experts"),
-    ): (_whole(0), "an integer >= 0"),
+    ): COUNT,
     ("time_step_rank", "dt_rank"): (lambda value: value == "auto" or _whole(1)(value), "'auto' or an integer >= 1"),
     (
         *("expand", "expand_k", "expand_v", "exapnd_k", "exapnd_v", "hidden_ratio", "rope_theta", "rope_base"),

@@ -132,7 +132,7 @@ class Option:
             return reader.need(name)
         if self.allowed is not None:
             return reader.only(name, self.allowed(reader) if callable(self.allowed) else self.allowed, default)
-        return reader.given(name, default) if self.null else reader.take(name, default)
+        return reader.given(name, default) if self.null else reader.take(name, default, self.kind)
 
     def to_theirs(self, layer: Layer, source: Any) -> dict[str, Any]:
         """Their names and values, from `layer` or the attributes of `source`; nothing where that has no such option,

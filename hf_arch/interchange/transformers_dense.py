@@ -158,7 +158,7 @@ ATTENTION: tuple[Tensors, ...] = under(
 class LlamaBlocks(Converter):
     """What models with Llama's blocks have around them."""
 
-    ignored_keys = (".rotary_emb.inv_freq",)  # of files from 2023
+    ignored_keys: tuple[str, ...] = (".rotary_emb.inv_freq",)  # of files from 2023
     model_tensors = (Modules("model.embed_tokens model.norm lm_head"),)
 
 

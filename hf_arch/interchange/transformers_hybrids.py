@@ -47,16 +47,18 @@ def _is_conv(layer: Layer) -> bool:
     return layer.mixer_class is GatedConvolution
 
 
-def _is_scan(layer: Layer) -> bool:
+def is_scan(layer: Layer) -> bool:
+    """Whether its mixer is Mamba-2."""
     return layer.mixer_class is StateSpaceDual
 
 
-def _attends(layer: Layer) -> bool:
+def attends(layer: Layer) -> bool:
+    """Whether its mixer is softmax attention."""
     return layer.mixer_class.label == ""
 
 
 def _normed(layer: Layer) -> bool:
-    return _attends(layer) and layer.config.qk_norm
+    return attends(layer) and layer.config.qk_norm
 
 
 def _indices(reader: ConfigReader, name: str, count: int) -> list[int]:
@@ -102,7 +104,7 @@ class TwoKinds(LlamaBlocks):
     def config_to_theirs(self, config: ArchConfig) -> dict[str, Any]:
         layers = layers_of(config)
         theirs = options_to_theirs(self.model_table, layers[0], config)
-        full = [layer.index for layer in layers if _attends(layer)]
+        full = [layer.index for layer in layers if attends(layer)]
         theirs |= self.their_full_layers(full, len(layers))
         other = next((layer for layer in layers if layer.mixer_class is self.other_class), None)
         return theirs if other is None else {**theirs, **options_to_theirs(self.other_options, other, other.mixer)}
@@ -140,7 +142,7 @@ class Lfm2(TwoKinds):
         *under(
             "mixer",
             "self_attn",
-            Modules("q_proj k_proj v_proj o_proj", "q_proj k_proj v_proj out_proj", when=_attends),
+            Modules("q_proj k_proj v_proj o_proj", "q_proj k_proj v_proj out_proj", when=attends),
             Modules("q_norm k_norm", "q_layernorm k_layernorm", when=_normed),
         ),
         *under("ffn", "feed_forward", Modules("gate_proj up_proj down_proj", "w1 w3 w2")),
@@ -223,8 +225,8 @@ class Bamba(TwoKinds):
     )
     layer_tensors = (
         Modules("mixer_norm ffn_norm", "input_layernorm pre_ff_layernorm"),
-        *under("mixer", "self_attn", Modules("q_proj k_proj v_proj o_proj", when=_attends, bias=attention_bias)),
-        *when(_is_scan, under("mixer", "mamba", *MIXER_TENSORS)),
+        *under("mixer", "self_attn", Modules("q_proj k_proj v_proj o_proj", when=attends, bias=attention_bias)),
+        *when(is_scan, under("mixer", "mamba", *MIXER_TENSORS)),
         *under("ffn", "feed_forward", Modules("gate_proj up_proj down_proj", bias=lambda layer: layer.config.mlp_bias)),
     )
 

@@ -23,15 +23,19 @@ def without(table: tuple[Entry, ...], *names: str) -> tuple[Entry, ...]:
     return tuple(entry for entry in table if not (isinstance(entry, Option) and entry.names[0] in names))
 
 
+MULTIPLIERS: tuple[Entry, ...] = tuple(
+    Option(name, default=1.0) for name in ("embedding_multiplier", "residual_multiplier", "logits_scaling")
+)
+"""Granite's, but for that of the attention scores."""
+
+
 @FOREIGN.register("granite")
 class Granite(Llama):
     """`GraniteForCausalLM`: Llama with four multipliers."""
 
     model_options: ClassVar[tuple[Entry, ...]] = (
         *Llama.model_options,
-        Option("embedding_multiplier", default=1.0),
-        Option("residual_multiplier", default=1.0),
-        Option("logits_scaling", default=1.0),
+        *MULTIPLIERS,
     )
     mixer = "attention"
     mixer_options = (Option("attention_multiplier", "scale", 1.0, write=lambda layer: layer.effective["scale"]),)

@@ -44,8 +44,7 @@ def eager_attention(
     if position_bias is not None:
         scores = scores + position_bias
     if attention_mask is None and scores.shape[2] > 1:
-        length, total = scores.shape[2:]
-        attention_mask = torch.ones(length, total, dtype=torch.bool, device=scores.device).tril(total - length)
+        attention_mask = _causal(scores.shape[2], scores.shape[3], scores.device)
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     elif attention_mask is not None:
@@ -59,6 +58,13 @@ def eager_attention(
     return torch.matmul(dropped, value).transpose(1, 2).contiguous(), weights
 
 
+def _causal(length: int, total: int, device: torch.device) -> Tensor:
+    """What a mask of None means [T, S]: keys from the first query's on, as torch's `is_causal`. Keys behind the
+    queries are slots of a static cache that nothing has filled; a single query sees all that there is."""
+    seen = torch.ones(length, total, dtype=torch.bool, device=device)
+    return seen if length == 1 else seen.tril()
+
+
 def with_sink(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor | None, sinks: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,7 +73,7 @@ def with_sink(
     batch, heads, length, _ = query.shape
     total, lowest = key.shape[2], torch.finfo(query.dtype).min
     if mask is None:
-        mask = torch.ones(length, total, dtype=torch.bool, device=query.device).tril(total - length)[None, None]
+        mask = _causal(length, total, query.device)[None, None]
     additive = torch.zeros_like(mask, dtype=query.dtype) if mask.dtype == torch.bool else mask
     if bias is not None:
         additive = additive + bias

@@ -50,6 +50,14 @@ class ArchRMSNorm(nn.Module):
         return f"{self.dim}, eps={self.eps}"
 
 
+@NORMS.register("rmsnorm_weightless")
+class WeightlessRMSNorm(ArchRMSNorm):
+    """RMSNorm without a weight (nanochat, HRM)."""
+
+    def __init__(self, dim: int, eps: float = 1e-6):
+        super().__init__(dim, eps, affine=False)
+
+
 @NORMS.register("rmsnorm_offset")
 class OffsetRMSNorm(Part):
     """RMSNorm times 1 + weight, with weights that start at 0 (Gemma, Qwen3-Next)."""
@@ -79,6 +87,16 @@ class PerHeadRMSNorm(ArchRMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         assert self.weight is not None
         return (rms_norm(x, None, self.eps) * self.weight.view(x.shape[-2:])).to(x.dtype)
+
+
+class AllHeadsRMSNorm(ArchRMSNorm):
+    """RMSNorm over all heads of [..., H, K] together, with a weight a channel."""
+
+    def __init__(self, num_heads: int, head_dim: int, eps: float = 1e-6):
+        super().__init__(num_heads * head_dim, eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(-2)).view_as(x)
 
 
 class GatedRMSNorm(ArchRMSNorm):

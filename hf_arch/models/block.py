@@ -4,6 +4,8 @@ With the stream `add`:
 pre:       x + mixer(norm(x)),        then x + ffn(norm(x))            (GPT-2, Llama)
 post:      norm(x + mixer(x)),        then norm(x + ffn(x))            (Vaswani et al. 2017)
 sandwich:  x + norm(mixer(norm(x))),  then x + norm(ffn(norm(x)))      (Ding et al. 2021; Gemma 2)
+output:    x + norm(mixer(x)),        then x + norm(ffn(x))            (OLMo 2)
+stream:    norm(x) + mixer(norm(x)),  then norm(x) + ffn(norm(x))      (MiniMax-01)
 """
 
 from __future__ import annotations
@@ -49,16 +51,17 @@ class DecoderLayer(GradientCheckpointingLayer):
         stream_class, stream_options = config.stream_spec
         self.needs = (*mixer_class.needs(config, mixer_options, layer_idx), *layer_value_names(config, layer_idx))
         self.publishes = mixer_class.publishes(config, mixer_options, layer_idx)
-        self.norm_position = config.norm_position
+        self.norm_position = config.norm_positions[layer_idx]
+        first, behind = self.norm_position != "output", self.norm_position in ("sandwich", "output")
         self.stream = stream_class.Layer(config, stream_options, layer_idx)
         self.mixer = mixer_class(config, mixer_options, layer_idx)
-        self.mixer_norm = _norm(config)
-        self.mixer_post_norm = _norm(config) if config.norm_position == "sandwich" else None
+        self.mixer_norm = _norm(config) if first else None
+        self.mixer_post_norm = _norm(config) if behind else None
         self.ffn = None if ffn_class is NoFeedForward else ffn_class(config, ffn_options, layer_idx)
         has_ffn = self.ffn is not None
         self.shares_norm = has_ffn and stream_class.shares_norm(stream_options)
-        self.ffn_norm = _norm(config) if has_ffn and not self.shares_norm else None
-        self.ffn_post_norm = _norm(config) if has_ffn and config.norm_position == "sandwich" else None
+        self.ffn_norm = _norm(config) if has_ffn and first and not self.shares_norm else None
+        self.ffn_post_norm = _norm(config) if has_ffn and behind else None
         self.sites = nn.ModuleDict(
             {place: nn.ModuleList(modules) for place, modules in build_sites(config, layer_idx).items()}
         )
@@ -97,6 +100,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         sites = dict(self.sites.items())
         own = replace(context, shared=shared, values=dict(zip(self.needs, tensors[cut:], strict=True)), sites=sites)
         state = (*own.at("block_input", state[0], state[0]), *state[1:])
+        state = self._normed_stream(state, self.mixer_norm)
         x = self._normed(self.stream("read", state, "mixer"), self.mixer_norm)
         (x,) = own.at("mixer_input", x, x)
         mixed = LayerOutput.of(self.mixer(x, context=own))
@@ -105,6 +109,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         router_logits = None
         if self.ffn is not None:
             if not self.shares_norm:
+                state = self._normed_stream(state, self.ffn_norm)
                 x = self._normed(self.stream("read", state, "ffn"), self.ffn_norm)
             (x,) = own.at("ffn_input", x, x)
             fed = LayerOutput.of(self.ffn(x, context=replace(own, shared=context.shared)))
@@ -117,7 +122,10 @@ class DecoderLayer(GradientCheckpointingLayer):
         return (state[0], router_logits, *state[1:], *(mixed.published[name] for name in self.publishes))
 
     def _normed(self, x: Tensor, norm: nn.Module | None) -> Tensor:
-        return x if self.norm_position == "post" or norm is None else norm(x)
+        return x if self.norm_position in ("post", "stream") or norm is None else norm(x)
+
+    def _normed_stream(self, state: State, norm: nn.Module | None) -> State:
+        return (norm(state[0]), *state[1:]) if self.norm_position == "stream" and norm is not None else state
 
     def _write(
         self, state: State, out: Tensor, site: Sublayer, norm: nn.Module | None, post_norm: nn.Module | None

@@ -175,6 +175,7 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
             weights=target_weights(labels, **kwargs),
             logits=logits_of,
             layers=inputs.contexts,
+            exits=inputs.exits,
             chunk_size=chunk,
         )
 

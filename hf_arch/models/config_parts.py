@@ -20,6 +20,8 @@ class ConfigParts:
     losses: Any
     parametrization: Any
     num_hidden_layers: int
+    norm_position: Any
+    final_norm: bool | None
 
     @property
     def mixer_specs(self) -> list[tuple[Any, Any]]:
@@ -67,6 +69,17 @@ class ConfigParts:
         """The layers in the order of their runs."""
         depth, given = self.depth_spec
         return depth.plan(self, given)
+
+    @property
+    def norm_positions(self) -> list[str]:
+        """Where the norms of each layer stand."""
+        pattern = as_list(self.norm_position)
+        return [pattern[layer % len(pattern)] for layer in range(self.num_hidden_layers)]
+
+    @property
+    def has_final_norm(self) -> bool:
+        """Whether a norm stands behind the last layer: where nothing else is said, unless that layer ends in one."""
+        return self.norm_positions[-1] != "post" if self.final_norm is None else self.final_norm
 
     def _layers(self, value: Any, registry: Registry[Any], field: str) -> list[tuple[Any, Any]]:
         pattern = [parse(spec, registry, field) for spec in as_list(value)]

@@ -34,7 +34,7 @@ from .common_names import READABLE, has_routed_layers, read_option, write_option
 from .components import as_list, has_option, normalise, option_names, part_list, resolve, with_type
 from .config_parts import ConfigParts
 
-NORM_POSITIONS = ("pre", "post", "sandwich")
+NORM_POSITIONS = ("pre", "post", "sandwich", "output", "stream")
 FEATURES = {
     "attention_bias": ("bias", "qkv_bias", "out_bias"),
     "qk_norm": ("qk_norm",),
@@ -68,7 +68,9 @@ class ArchConfig(ConfigParts, PreTrainedConfig):
         stream: how sublayers read from and write to the residual stream, a `STREAMS` name or dict.
         depth: which layers run how often, a `DEPTHS` name or dict. embeddings, sites, losses: lists of parts of
         `EMBEDDINGS` (beside the token embedding), `SITES` (at places of the block) and `LOSSES` (added in training).
-        norm, norm_position, norm_eps: `NORMS` name; "pre", "post" or "sandwich"; epsilon.
+        norm, norm_eps: `NORMS` name; epsilon.
+        norm_position: "pre", "post", "sandwich", "output" (of each sublayer's output alone) or "stream" (what a
+            sublayer finds is normed and stays so), or a pattern of these over the layers.
         embedding_norm: a norm right after the embeddings. final_norm: a norm before the head (None: wherever the
         last block does not end with one). position: `POSITIONS` name; rope_parameters: as in transformers.
         hidden_act: `ACTIVATIONS` name of the FFN.
@@ -120,7 +122,7 @@ class ArchConfig(ConfigParts, PreTrainedConfig):
     sites: Component = field(default_factory=list)
     losses: Component = field(default_factory=list)
     norm: str = "rmsnorm"
-    norm_position: str = "pre"
+    norm_position: str | list[str] = "pre"
     norm_eps: float = 1e-6
     embedding_norm: bool = False
     final_norm: bool | None = None
@@ -227,8 +229,11 @@ class ArchConfig(ConfigParts, PreTrainedConfig):
                 raise ConfigError(f"{name}: {value!r} is not allowed; use a number above 0")
         for registry, name in ((NORMS, "norm"), (POSITIONS, "position"), (ACTIVATIONS, "hidden_act")):
             registry.get(getattr(self, name), name)
-        if self.norm_position not in NORM_POSITIONS:
-            raise choice_error("norm_position", self.norm_position, NORM_POSITIONS)
+        for position in as_list(self.norm_position):
+            if position not in NORM_POSITIONS:
+                raise choice_error("norm_position", position, NORM_POSITIONS)
+        if not self.norm_position:
+            raise ConfigError(f"norm_position: [] is not allowed; use one of {', '.join(NORM_POSITIONS)}, or several")
 
     def __getattr__(self, name: str) -> Any:
         if name in READABLE:
@@ -300,7 +305,7 @@ class ArchConfig(ConfigParts, PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Checks across fields: every mixer and FFN against the sizes, and the pattern against the number of layers."""
-        for name, value in (("mixer", self.mixer), ("ffn", self.ffn)):
+        for name, value in (("mixer", self.mixer), ("ffn", self.ffn), ("norm_position", self.norm_position)):
             if isinstance(value, list) and len(value) > self.num_hidden_layers:
                 raise ConfigError(
                     f"{name}: the pattern has {len(value)} entries but num_hidden_layers is {self.num_hidden_layers}; "
@@ -314,11 +319,12 @@ class ArchConfig(ConfigParts, PreTrainedConfig):
             if spec is not None:
                 check_rope_parameters(spec)
         stream, stream_options = self.stream_spec
-        if self.norm_position not in stream.norm_positions:
-            raise ConfigError(
-                f"norm_position: {self.norm_position!r} does not fit stream {stream.label or 'add'}; allowed: "
-                f"{', '.join(stream.norm_positions)}"
-            )
+        for position in as_list(self.norm_position):
+            if position not in stream.norm_positions:
+                raise ConfigError(
+                    f"norm_position: {position!r} does not fit stream {stream.label or 'add'}; allowed: "
+                    f"{', '.join(stream.norm_positions)}"
+                )
         stream.validate(self, stream_options)
         self._check_init()
         check_plan(self)

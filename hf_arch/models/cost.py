@@ -31,7 +31,7 @@ class ModelCost:
         params_active: those that a token passes through (fewer than all with experts).
         params_embedding: token and learned position embeddings (a tied head counts here).
         flops_per_token_forward: mean over a sequence of `seq_len` tokens, head included.
-        flops_per_token_train: three times that, and that of auxiliary losses.
+        flops_per_token_train: three times that, and that of auxiliary losses; once where gradients do not go.
         prefill_flops: of `batch_size` prompts of `seq_len` tokens, logits of the last token only.
     """
 
@@ -82,6 +82,11 @@ def model_cost(config: ArchConfig, seq_len: int, batch_size: int = 1) -> ModelCo
     mixing = sum(cost.mixing_flops * times for cost, (_, times) in zip(costs, layers, strict=True))
     forward = (body + head) + mixing / seq_len
     trained = forward + sum(loss.training_flops(seq_len) for loss in model.losses) / seq_len
+    untrained = sum(
+        2 * _linear_weights(part) + part.cost(seq_len).mixing_flops / seq_len
+        for index in model.model.untrained_layers()
+        for part in _layer_parts(model.model.layers[index])
+    )
     embedding = sum(m.weight.numel() for m in model.model.modules() if isinstance(m, nn.Embedding))
     total = sum(parameter.numel() for parameter in model.parameters())
     return ModelCost(
@@ -92,7 +97,7 @@ def model_cost(config: ArchConfig, seq_len: int, batch_size: int = 1) -> ModelCo
         params_active=total - inactive,
         params_embedding=embedding,
         flops_per_token_forward=forward,
-        flops_per_token_train=3 * trained,
+        flops_per_token_train=3 * trained - 2 * untrained,
         prefill_flops=batch_size * ((forward - head) * seq_len + head),
         _layers=tuple(layers),
         _linear_flops=body + head,
@@ -104,9 +109,14 @@ def _parts(body: Any) -> list[tuple[Any, int]]:
     parts = [(part, 1) for part in (body.stream, body.depth, *body.embeddings)]
     for index, layer in enumerate(body.layers):
         times = body.plan.count(index)
-        parts += [(part, times) for part in (layer.stream, layer.mixer, layer.ffn) if part is not None]
-        parts += [(site, times) for sites in layer.sites.values() for site in sites]
+        parts += [(part, times) for part in _layer_parts(layer)]
     return parts
+
+
+def _layer_parts(layer: Any) -> list[Any]:
+    """The parts of one block."""
+    sites = [site for sites in layer.sites.values() for site in sites]
+    return [part for part in (layer.stream, layer.mixer, layer.ffn) if part is not None] + sites
 
 
 def _linear_weights(module: nn.Module) -> int:

@@ -6,6 +6,7 @@ out once per call and handed down; layers are found in the registry, so this fil
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -47,9 +48,11 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class LossInputs:
-    """Filled by a forward pass with what auxiliary losses need: the context of each layer."""
+    """Filled by a forward pass with what auxiliary losses need: the context of each layer, and the normed hidden states
+    [B, T, D] at each exit but the last."""
 
     contexts: dict[int, LayerContext] = field(default_factory=dict)
+    exits: list[Tensor] = field(default_factory=list)
 
 
 class ArchModel(ArchPreTrainedModel):
@@ -70,9 +73,11 @@ class ArchModel(ArchPreTrainedModel):
         depth_class, depth_options = config.depth_spec
         self.depth = depth_class(config, depth_options)
         self.plan = depth_class.plan(config, depth_options)
+        self._normed_runs = depth_class.normed_runs(config, depth_options)
+        self._untrained_runs = depth_class.untrained_runs(config, depth_options)
+        self._exits = depth_class.exits(config, depth_options)
         self.layers = nn.ModuleList([DecoderLayer(config, index) for index in range(config.num_hidden_layers)])
-        has_final_norm = config.norm_position != "post" if config.final_norm is None else config.final_norm
-        self.norm = self._norm() if has_final_norm else nn.Identity()
+        self.norm = self._norm() if config.has_final_norm else nn.Identity()
         specs = [mixer.rotary(config, options) for mixer, options in config.mixer_specs]
         distinct = {spec.key: spec for spec in specs if spec is not None}
         self.rotary_embs = nn.ModuleList([ArchRotaryEmbedding(spec) for spec in distinct.values()])
@@ -85,6 +90,7 @@ class ArchModel(ArchPreTrainedModel):
         self._shared_index = [kinds.index(kind) if kind in kinds else None for kind in wanted]
         self._layer_types, self._windows = config.layer_types, config.windows
         self._kinds = config.layer_kinds
+        self._mask_runs = self._runs_of_masks()
         blocks: Any = self.layers
         # Which layers bias their attention scores, and by the slopes of how many heads.
         self._bias_heads = [
@@ -170,8 +176,14 @@ class ArchModel(ArchPreTrainedModel):
             if wanted is not None:
                 wanted.contexts[index] = context
             own = None if shared_index is None else shared[shared_index][index]
-            out = layer.run(state, own, published, context)
-            state = self.depth("between", out.state, run)
+            with torch.no_grad() if run in self._untrained_runs else nullcontext():
+                out = layer.run(state, own, published, context)
+            state = out.state
+            if run in self._normed_runs:
+                state = (self.norm(state[0]), *state[1:])
+            if wanted is not None and run in self._exits:
+                wanted.exits.append(state[0] if run in self._normed_runs else self.norm(self.stream("finish", state)))
+            state = self.depth("between", state, run)
             published.update(zip(layer.publishes, out.published, strict=True))
             if out.router_logits is not None:
                 router_logits.append(out.router_logits)
@@ -183,6 +195,10 @@ class ArchModel(ArchPreTrainedModel):
         if wants_router_logits and router_logits:
             return MoeModelOutputWithPast(**fields, router_logits=tuple(router_logits))
         return BaseModelOutputWithPast(**fields)
+
+    def untrained_layers(self) -> list[int]:
+        """The layer of each run that is computed without gradients."""
+        return [self.plan[run] for run in sorted(self._untrained_runs)]
 
     def _require_ids(self) -> None:
         for part in self.embeddings:
@@ -217,6 +233,16 @@ class ArchModel(ArchPreTrainedModel):
             return kind
         return "full_attention" if window is None else f"sliding_attention:{window}"
 
+    def _runs_of_masks(self) -> dict[str, int]:
+        """The run whose cache entry says how many keys a mask is over, by `_mask_key`; one that fills its entry."""
+        specs = self.config.mixer_specs
+        runs: dict[str, int] = {}
+        for run, index in enumerate(self.plan):
+            mixer, given = specs[index]
+            if mixer.fills_cache(self.config, given):
+                runs.setdefault(self._mask_key(index), run)
+        return runs
+
     def _masks(
         self,
         inputs_embeds: Tensor,
@@ -234,10 +260,7 @@ class ArchModel(ArchPreTrainedModel):
             CACHE_ARGUMENT: cache,
             "and_mask_function": None if segment_ids is None else same_document(segment_ids),
         }
-        for run, index in enumerate(self.plan):
-            key = self._mask_key(index)
-            if key in masks:
-                continue
+        for key, run in self._mask_runs.items():
             # A static layer's unused slots must be masked in a single step too; transformers sees to it only where
             # every layer of the cache is static, which recurrent ones are not.
             static = cache is not None and run < len(cache.layers) and cache.layers[run].is_compileable
@@ -245,7 +268,7 @@ class ArchModel(ArchPreTrainedModel):
             if key == "full_attention":
                 masks[key] = create_causal_mask(config=self.config, layer_idx=run, **common)
             elif key.startswith("sliding_attention"):
-                config = self.config.with_window(self._windows[index])
+                config = self.config.with_window(self._windows[self.plan[run]])
                 masks[key] = sliding_mask(config, self.config, run, common)
         masks |= self._key_positions(inputs_embeds, attention_mask, cache, segment_ids)
         if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
@@ -259,8 +282,9 @@ class ArchModel(ArchPreTrainedModel):
         made: dict[str, KeyPositions] = {}
         mask = attention_mask if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 else None
         batch, length = embeds.shape[:2]
-        for run, index in enumerate(self.plan):
-            key = f"keys:{self._mask_key(index)}"
+        for index in self.plan:
+            mask_key = self._mask_key(index)
+            key, run = f"keys:{mask_key}", self._mask_runs[mask_key]
             if not self.asks_keys[index] or key in made:
                 continue
             total, offset = cache.get_mask_sizes(length, run) if cache is not None else (length, 0)
@@ -304,7 +328,7 @@ class ArchModel(ArchPreTrainedModel):
                 biases.append(None)
                 continue
             length = embeds.shape[1]
-            run = self.plan.index(index)
+            run = self._mask_runs[self._mask_key(index)]
             total, offset = cache.get_mask_sizes(length, run) if cache is not None else (length, 0)
             past = cache.get_query_offset(run) if cache is not None else 0
             key = (heads, total, str(offset))

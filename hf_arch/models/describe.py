@@ -38,7 +38,7 @@ def architecture_name(config: ArchConfig) -> str:
     parts.append(_NORM_LABELS.get(config.norm, config.norm))
     feed_forwards = [_ffn_label(config, ffn, options) for ffn, options in config.ffn_specs]
     parts.append("+".join(dict.fromkeys(feed_forwards)))
-    parts.append({"pre": "PreNorm", "post": "PostNorm", "sandwich": "SandwichNorm"}[config.norm_position])
+    parts.append("+".join(_runs([f"{position.capitalize()}Norm" for position in config.norm_positions])))
     beside = [*config.embedding_specs, *config.site_specs, *config.loss_specs]
     labels = [
         component.label
@@ -88,7 +88,7 @@ def component_table(config: ArchConfig) -> list[tuple[str, str]]:
         ("ffn", spec(config.ffn)),
         ("ffn width", "by rule" if config.intermediate_size is None else str(config.intermediate_size)),
         ("activation", config.hidden_act),
-        ("norm", f"{config.norm}, {config.norm_position}, eps {config.norm_eps:g}"),
+        ("norm", f"{config.norm}, {' + '.join(_runs(config.norm_positions))}, eps {config.norm_eps:g}"),
         ("stream", spec(config.stream)),
         ("depth", spec(config.depth)),
         ("embeddings", spec(config.embeddings) or "none"),

@@ -14,7 +14,13 @@ WIDTH, BOX_LEFT, BOX_WIDTH = 260, 60, 160
 LINE, GAP, PADDING = 13, 9, 5  # of text, between boxes, inside a box
 MAX_CHARACTERS = 26
 # The order of one residual branch by the position of its norm; "+" takes up the branch.
-BRANCHES = {"pre": ("norm", "part", "+"), "post": ("part", "+", "norm"), "sandwich": ("norm", "part", "norm", "+")}
+BRANCHES = {
+    "pre": ("norm", "part", "+"),
+    "post": ("part", "+", "norm"),
+    "sandwich": ("norm", "part", "norm", "+"),
+    "output": ("part", "norm", "+"),
+    "stream": ("norm", "part", "+"),
+}
 
 
 def diagram(components: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import DiffLlamaConfig, DiffLlamaForCausalLM, GraniteConfig, GraniteForCausalLM
+from transformers import DiffLlamaConfig, DiffLlamaForCausalLM, GraniteConfig, GraniteForCausalLM, StaticCache
 
 import hf_arch
 from hf_arch.checks import check_model
@@ -25,6 +25,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"forget_gate": True},
     {"forget_gate": True, "window": 5},
     {"position": "none"},
+    {"qk_norm_over": "all"},
     {"value_residual": "mean"},
     {"value_residual": "learned"},
     {"exclusive": True, "output_gate": "headwise", "sinks": True, "forget_gate": True, "value_residual": "learned"},
@@ -50,6 +51,19 @@ def test_an_option_acts_and_eager_agrees_with_sdpa(options: dict[str, Any]) -> N
     assert not torch.allclose(logits, stirred_model("llama", mixer=_mixer({}))(ids).logits)
     model.set_attn_implementation("eager")
     close(model(ids).logits, logits, 1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [*OPTIONS, {"softcap": 3.0}], ids=str)
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+def test_a_static_cache_gives_the_same(options: dict[str, Any], backend: str) -> None:
+    """Its slots that nothing has filled are never seen, whichever form computes the product."""
+    ids = token_ids(2, 17)
+    model = stirred_model("llama", mixer=_mixer(options))
+    model.set_attn_implementation(backend)
+    whole = model(ids, use_cache=False).logits
+    cache = StaticCache(config=model.config, max_cache_len=24)
+    close(torch.cat([model(part, past_key_values=cache).logits for part in ids.split([7, 1, 9], 1)], 1), whole, 1e-5)
 
 
 def _layer(**options: Any) -> tuple[Attention, Tensor]:

@@ -14,7 +14,9 @@ from tests.suite.models import close, stirred_model, token_ids
 
 CHOICES = [
     *({"norm": name} for name in NORMS),
-    *({"norm_position": name} for name in ("pre", "post", "sandwich")),
+    *({"norm_position": name} for name in ("pre", "post", "sandwich", "output", "stream")),
+    {"norm_position": ["output", "pre"]},
+    {"qk_norm": True, "mixer": {"type": "attention", "qk_norm_over": "all"}},
     *({"hidden_act": name} for name in ACTIVATIONS),
     *({"position": name} for name in POSITIONS),
     *({"ffn": name} for name in FFNS if name not in ("moe", "channel_mix")),

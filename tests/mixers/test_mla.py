@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import hf_arch
+from hf_arch.checks import check_model
 from hf_arch.core.errors import ConfigError
 from hf_arch.layers.contract import LayerContext
 from hf_arch.layers.mixers.mla import rope_mscale
@@ -115,3 +116,15 @@ def test_offloaded_weights_are_fetched_for_a_step() -> None:
     options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
     expected = model.generate(ids, **options)
     assert torch.equal(cpu_offload(model, execution_device="cpu").generate(ids, **options), expected)
+
+
+def test_without_positions_it_holds_every_invariant():
+    config = hf_arch.tiny_config("mixed", mixer={**SIZES, "position": "none"}, num_hidden_layers=2)
+    assert [result for result in check_model(config) if not result.passed] == []
+    ids = torch.randint(3, 97, (1, 5), generator=torch.Generator().manual_seed(0)).repeat(1, 2)
+    swapped = ids.clone()
+    swapped[:, :9] = ids[:, :9].roll(1, 1)
+    first = hf_arch.tiny_config("mixed", mixer={**SIZES, "position": "none"}, num_hidden_layers=1)
+    model = AutoModelForCausalLM.from_config(first).eval()
+    with torch.no_grad():  # one layer of it sees a set of tokens, in no order
+        torch.testing.assert_close(model(swapped).logits[:, -1], model(ids).logits[:, -1])

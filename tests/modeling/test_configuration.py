@@ -6,6 +6,7 @@ import pytest
 from transformers import AutoConfig
 
 import hf_arch
+from hf_arch.checks import check_model
 from hf_arch.core.errors import ConfigError
 
 
@@ -67,7 +68,7 @@ MISTAKES = [
     ({"architecture": "llama", "norm": "rmsnrm"}, "model.norm: 'rmsnrm' is not known; nearest: 'rmsnorm'"),
     (
         {"architecture": "llama", "norm_position": "mid"},
-        "model.norm_position: 'mid' is not known; allowed: post, pre, sandwich",
+        "model.norm_position: 'mid' is not known; allowed: output, post, pre, sandwich, stream",
     ),
     ({"architecture": "llama", "position": "ropes"}, "model.position: 'ropes' is not known; nearest: 'rope'"),
     ({"architecture": "llama", "hidden_act": "gelo"}, "model.hidden_act: 'gelo' is not known; nearest: 'gelu'"),
@@ -120,3 +121,28 @@ def test_the_same_mistakes_are_value_errors_in_python():
 )
 def test_architecture_names(section, name):
     assert hf_arch.describe(hf_arch.config_from_dict(section))[0] == name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"norm_position": ["pre", "past"]}, "norm_position: 'past' is not known; nearest: 'post'"),
+        ({"norm_position": []}, r"norm_position: \[\] is not allowed; use one of"),
+        ({"norm_position": ["pre"] * 9}, "norm_position: the pattern has 9 entries"),
+        ({"norm_position": ["pre", "output"], "stream": "parallel"}, "norm_position: 'output' does not fit stream"),
+        (
+            {"mixer": {"type": "attention", "qk_norm_over": "all"}, "qk_norm": False},
+            "qk_norm_over: 'all' would have no",
+        ),
+    ],
+)
+def test_what_does_not_fit_of_norms_is_said(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        hf_arch.tiny_config("llama", **changes)
+
+
+def test_a_pattern_of_norms_holds_every_invariant_and_is_described():
+    config = hf_arch.tiny_config("llama", norm_position=["output", "pre"], num_hidden_layers=4)
+    assert [result for result in check_model(config) if not result.passed] == []
+    name, table = hf_arch.describe(config)
+    assert "OutputNorm+PreNorm" in name and "output + pre" in dict(table)["norm"]

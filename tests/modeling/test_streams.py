@@ -27,6 +27,7 @@ STREAMS: dict[str, Any] = {
     "static hyper": {"type": "hyper", "streams": 3, "dynamic": False},
     "mhc": {"type": "mhc", "streams": 2, "iterations": 3},
     "attention residual": "attention_residual",
+    "weighted": {"type": "weighted", "keep": [[1.3, 0.8], [0.9, 1.1]], "add": [[0.7, 1.2]]},
     "attention residual in blocks": {"type": "attention_residual", "block_size": 2},
 }
 
@@ -91,3 +92,22 @@ def test_a_norm_position_that_does_not_fit_is_refused():
         hf_arch.tiny_config("gla", stream="parallel", norm_position="post")
     with pytest.raises(ConfigError, match="stream: 'paralel' is not known; nearest: 'parallel'"):
         hf_arch.tiny_config("gla", stream="paralel")
+
+
+@pytest.mark.parametrize("norm_position", ["pre", "stream"])
+def test_weighted_is_its_formula(norm_position: str):
+    keep, add = [[1.3, 0.8], [0.9, 1.1]], [[0.7, 1.2]]
+    model = model_of({"type": "weighted", "keep": keep, "add": add}, norm_position=norm_position)
+    x = model.model.embed_tokens(IDS)
+    for index, layer in enumerate(model.model.layers):
+        for at, (norm, part) in enumerate(((layer.mixer_norm, layer.mixer), (layer.ffn_norm, layer.ffn))):
+            normed = norm(x)
+            found = normed if norm_position == "stream" else x
+            x = keep[index % 2][at] * found + add[0][at] * run(part, normed)
+    torch.testing.assert_close(model(IDS).logits, model.lm_head(model.model.norm(x)))
+
+
+@pytest.mark.parametrize("given", [[], [[1.0]], [[1.0, 1.0]] * 9, [[1.0, float("nan")]]])
+def test_wrong_weights_are_refused(given: Any):
+    with pytest.raises(ConfigError, match=r"stream weighted keep: .* is not allowed"):
+        hf_arch.tiny_config("gla", stream={"type": "weighted", "keep": given})

@@ -13,7 +13,7 @@ from ...core.errors import ConfigError
 from ...core.options import Options
 from ...core.registry import DEPTHS
 from ..contract import Part
-from ..streams.base import State
+from ..streams.base import State, Stream
 
 
 class Depth(Part):
@@ -36,6 +36,22 @@ class Depth(Part):
         """The layers in the order of their runs; every layer at least once."""
         return list(range(config.num_hidden_layers))
 
+    @classmethod
+    def normed_runs(cls, config: Any, options: Any) -> frozenset[int]:
+        """Runs of the plan, the last one aside, behind which the stream goes through the model's final norm, before
+        `between`."""
+        return frozenset()
+
+    @classmethod
+    def untrained_runs(cls, config: Any, options: Any) -> frozenset[int]:
+        """Runs of the plan that are computed without gradients."""
+        return frozenset()
+
+    @classmethod
+    def exits(cls, config: Any, options: Any) -> tuple[int, ...]:
+        """Runs of the plan, the last one aside, behind which the head can predict: `losses: exits` trains it there."""
+        return ()
+
     def start(self, state: State) -> State:
         """The stream's state before the first run, with whatever else has to flow behind it."""
         return state
@@ -52,6 +68,16 @@ class Depth(Part):
 @DEPTHS.register("plain")
 class PlainDepth(Depth):
     """Every layer once, as in every transformer."""
+
+
+def check_one_tensor(field: str, config: Any) -> None:
+    """Raise a ConfigError where the stream is more than one tensor that is the hidden states themselves."""
+    stream, _ = config.stream_spec
+    if stream.start is not Stream.start or stream.finish is not Stream.finish:
+        raise ConfigError(
+            f"{field}: stream {config.stream['type']!r} is not supported, since it makes hidden states of its state; "
+            "use stream 'add'"
+        )
 
 
 def check_plan(config: Any) -> None:

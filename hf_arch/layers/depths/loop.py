@@ -16,18 +16,19 @@ from ...core.errors import ConfigError
 from ...core.options import Options, options
 from ...core.registry import DEPTHS, NORMS
 from ..streams.base import State, check_whole
-from .base import Depth
+from .base import Depth, check_one_tensor
 
 
 @options
 class LoopOptions(Options):
     """`start`, `end`: the first layer and the one behind the last, None = the last of all. `times`: passes.
-    `norm`: "each" norms the stream after every pass but the last run, as Ouro does before its exits."""
+    `norm`: "each" norms the stream after every pass but the last run by one norm of its own; "final" by the model's
+    final norm, as Ouro does before its exits (`losses: exits`)."""
 
     start: int = 0
     end: int | None = None
     times: int = 2
-    norm: Literal["none", "each"] = "none"
+    norm: Literal["none", "each", "final"] = "none"
 
 
 @DEPTHS.register("loop")
@@ -39,11 +40,7 @@ class LoopDepth(Depth):
 
     def __init__(self, config: Any, options: LoopOptions):
         super().__init__(config, options)
-        start, end = bounds(config, options)
-        length = end - start
-        last = len(self.plan(config, options)) - 1
-        ends = [start + length * passed - 1 for passed in range(1, options.times + 1)]
-        self.ends = {run for run in ends if run < last}
+        self.ends = pass_ends(config, options)
         self.norm: nn.Module | None = None
         if options.norm == "each":
             self.norm = NORMS.get(config.norm, "norm")(config.hidden_size, config.norm_eps)
@@ -53,6 +50,12 @@ class LoopDepth(Depth):
         check_whole("depth loop times", options.times, 2)
         start, end = bounds(config, options)
         count = config.num_hidden_layers
+        if options.norm == "final":
+            check_one_tensor("depth loop norm 'final'", config)
+            if not config.has_final_norm:
+                raise ConfigError(
+                    "depth loop norm: 'final' is not allowed, since the model has no final norm; use 'each'"
+                )
         if not 0 <= start < end <= count:
             raise ConfigError(
                 f"depth loop: start {options.start} and end {options.end} are not allowed; "
@@ -65,6 +68,16 @@ class LoopDepth(Depth):
         layers = list(range(config.num_hidden_layers))
         return layers[:start] + layers[start:end] * options.times + layers[end:]
 
+    @classmethod
+    def normed_runs(cls, config: Any, options: LoopOptions) -> frozenset[int]:
+        return frozenset(pass_ends(config, options) if options.norm == "final" else ())
+
+    @classmethod
+    def exits(cls, config: Any, options: LoopOptions) -> tuple[int, ...]:
+        """The ends of passes, where no layer comes behind the loop."""
+        whole = bounds(config, options)[1] == config.num_hidden_layers
+        return tuple(sorted(pass_ends(config, options))) if whole else ()
+
     def between(self, state: State, run: int) -> State:
         if self.norm is None or run not in self.ends:
             return state
@@ -75,6 +88,13 @@ class LoopDepth(Depth):
 def bounds(config: Any, options: LoopOptions) -> tuple[int, int]:
     """(first layer, the one behind the last) of the loop."""
     return options.start, config.num_hidden_layers if options.end is None else options.end
+
+
+def pass_ends(config: Any, options: LoopOptions) -> set[int]:
+    """The last run of each pass, but for the last run of all."""
+    start, end = bounds(config, options)
+    ends = {start + (end - start) * passed - 1 for passed in range(1, options.times + 1)}
+    return ends - {len(LoopDepth.plan(config, options)) - 1}
 
 
 @options

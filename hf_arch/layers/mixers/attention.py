@@ -10,7 +10,7 @@ sdpa, flex or flash attention.
 Options from the literature, each with its formula at the method that computes it: output gates (Qiu et al. 2025, arXiv
 2505.06708), sinks (gpt-oss), exclusive self attention (arXiv 2603.09078), forget gates (Lin et al. 2025, arXiv
 2503.02130), NoPE in some layers (Yang et al. 2025, arXiv 2501.18795), value residuals (Zhou et al. 2024, arXiv
-2410.17897).
+2410.17897), keys and values shared across layers (Brandon et al. 2024, arXiv 2405.12981).
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ from ...core.errors import ConfigError
 from ...core.options import options
 from ...core.registry import MIXERS, POSITIONS
 from ..attention_product import AttentionProduct, cache_element_bytes
-from ..contract import LayerContext
+from ..contract import EMPTY_CONTEXT, LayerContext, LayerOutput
 from ..forget_gates import ForgetGate, as_key_features, cache_parts, forget_bias, from_key_features, log_forget
+from ..norms import AllHeadsRMSNorm
 from .attention_heads import AttentionHeads, HeadsOptions, config_rotates
 from .base import MixerCost
+from .kv_sharing import SHARED_KV, check_sharing, is_shared_with, shares
 
 FIRST_VALUE = "first_value"
 """What the first layer with a value residual publishes: its values [B, T, Hkv, V]."""
@@ -41,7 +43,8 @@ class AttentionOptions(HeadsOptions):
     `output_gate`: a sigmoid gate of each feature or each head. `sinks`: a learned logit per head that takes weight.
     `exclusive`: take out of each head's output what lies along the token's own value. `forget_gate`: scores decay by a
     gate per head and token. `value_residual`: mix values with those of the first such layer, evenly or by learned
-    weights.
+    weights. `kv`: "shared" takes the keys and values of the last layer before it that has its "own".
+    `qk_norm_over`: "all" norms the heads of a query or key together (OLMo 2).
     """
 
     window: int | None = None
@@ -54,6 +57,8 @@ class AttentionOptions(HeadsOptions):
     exclusive: bool = False
     forget_gate: bool = False
     value_residual: Literal["none", "mean", "learned"] = "none"
+    kv: Literal["own", "shared"] = "own"
+    qk_norm_over: Literal["head", "all"] = "head"
 
 
 def window_layer_type(window: int | None) -> str:
@@ -79,6 +84,9 @@ class Attention(AttentionHeads):
 
     def __init__(self, config: Any, options: AttentionOptions, layer_idx: int):
         super().__init__(config, options, layer_idx)
+        if shares(options):
+            del self.k_proj, self.v_proj
+            self.k_norm = None
         self.attention_window = self.window(config, options)
         self.softcap = config.attn_logit_softcapping if options.softcap is None else options.softcap
         if options.output_gate != "none":
@@ -92,6 +100,11 @@ class Attention(AttentionHeads):
         self.product = AttentionProduct(
             config, layer_idx, self.num_heads, self.num_kv_heads, self.head_dim, self.scale(config, options)
         )
+
+    def head_norm(self, num_heads: int, eps: float) -> nn.Module:
+        if self.options.qk_norm_over == "all":
+            return AllHeadsRMSNorm(num_heads, self.head_dim, eps)
+        return super().head_norm(num_heads, eps)
 
     @classmethod
     def scale(cls, config: Any, options: AttentionOptions) -> float:
@@ -109,6 +122,18 @@ class Attention(AttentionHeads):
             raise ConfigError(
                 f"sliding_window: {window} is not allowed; use a number of tokens >= 1, or 0 for no window"
             )
+        if shares(options):
+            cls._check_shared(options)
+            check_sharing(config)
+        if options.qk_norm_over == "all":
+            if cls.norm_eps(config, options) is None:
+                raise ConfigError(
+                    "qk_norm_over: 'all' would have no effect without QK-norm; set qk_norm, or use 'head'"
+                )
+            if cls.head_norm is not Attention.head_norm or config.norm == "rmsnorm_offset":
+                raise ConfigError(
+                    f"qk_norm_over: 'all' is not supported by {cls.__name__} with norm {config.norm!r}; use 'head'"
+                )
         if options.value_residual != "none":
             layers = _value_layers(config)
             if len(layers) < 2:
@@ -125,6 +150,21 @@ class Attention(AttentionHeads):
                 )
 
     @classmethod
+    def _check_shared(cls, options: AttentionOptions) -> None:
+        """Raise a ConfigError where something needs keys or values of the layer's own."""
+        for name, idle in (("forget_gate", False), ("value_residual", "none")):
+            if getattr(options, name) != idle:
+                raise ConfigError(
+                    f"{name}: {getattr(options, name)!r} needs keys and values of the layer's own; use kv 'own', or "
+                    f"{idle!r}"
+                )
+        for stage in ("project", "kept"):
+            if getattr(cls, stage) is not getattr(Attention, stage):
+                raise ConfigError(
+                    f"kv: 'shared' is not supported by {cls.__name__}, whose {stage} is its own; use 'own'"
+                )
+
+    @classmethod
     def layer_type(cls, config: Any, options: AttentionOptions) -> str:
         return window_layer_type(cls.window(config, options))
 
@@ -137,24 +177,37 @@ class Attention(AttentionHeads):
         return options.forget_gate or cls.scores is not Attention.scores
 
     @classmethod
+    def fills_cache(cls, config: Any, options: AttentionOptions) -> bool:
+        return not shares(options)
+
+    @classmethod
+    def qkv_widths(cls, config: Any, options: AttentionOptions) -> tuple[int, int, int] | None:
+        return None if shares(options) else super().qkv_widths(config, options)
+
+    @classmethod
     def publishes(cls, config: Any, options: AttentionOptions, layer_idx: int) -> tuple[str, ...]:
         has = options.value_residual != "none"
-        return (FIRST_VALUE,) if has and layer_idx == _value_layers(config)[0] else ()
+        names = (FIRST_VALUE,) if has and layer_idx == _value_layers(config)[0] else ()
+        return (*names, *SHARED_KV) if is_shared_with(config, layer_idx) else names
 
     @classmethod
     def needs(cls, config: Any, options: AttentionOptions, layer_idx: int) -> tuple[str, ...]:
+        if shares(options):
+            return SHARED_KV
         has = options.value_residual != "none"
         return (FIRST_VALUE,) if has and layer_idx != _value_layers(config)[0] else ()
 
     @classmethod
     def tensor_parallel(cls, config: Any, options: AttentionOptions) -> dict[str, str]:
-        if options.sinks or options.forget_gate or options.value_residual != "none":
-            return {}  # parameters of all heads that no projection brings
+        if options.sinks or options.forget_gate or options.value_residual != "none" or options.qk_norm_over == "all":
+            return {}  # parameters of all heads that no projection brings, or norms over all of them
         if POSITIONS.get(config.position, "position").bias and options.position is None:
             return {}  # ALiBi's slopes are those of all heads
         plan = {"q_proj": "colwise", "k_proj": "colwise", "v_proj": "colwise", "o_proj": "rowwise"}
         if options.output_gate != "none":
             plan["g_proj"] = "colwise"
+        if shares(options):
+            plan = {name: style for name, style in plan.items() if name not in ("k_proj", "v_proj")}
         if cls.norm_eps(config, options) is not None:
             plan |= {"q_norm": "replicated_with_grad_allreduce", "k_norm": "replicated_with_grad_allreduce"}
         return plan
@@ -167,6 +220,19 @@ class Attention(AttentionHeads):
             "window": cls.window(config, options),
             "softcap": config.attn_logit_softcapping if options.softcap is None else options.softcap,
         }
+
+    def forward(self, hidden_states: Tensor, context: LayerContext = EMPTY_CONTEXT) -> Tensor | LayerOutput:
+        if not shares(self.options):
+            return super().forward(hidden_states, context)
+        query = self.q_proj(hidden_states).unflatten(-1, (-1, self.head_dim))
+        key, values, value = (context.values[name].transpose(1, 2) for name in SHARED_KV)
+        heads = self.attend(self.placed(query, self.q_norm, context), key, values, None, hidden_states, context)
+        return self.read_out(heads, hidden_states, value)
+
+    def published(self, keys: Tensor, values: Tensor, value: Tensor) -> dict[str, Tensor]:
+        made = {FIRST_VALUE: value, **dict(zip(SHARED_KV, (keys, values, value), strict=True))}
+        names = self.publishes(self.config, self.options, self.layer_idx)
+        return {name: made[name].transpose(1, 2) for name in names}
 
     def project(self, hidden_states: Tensor, context: LayerContext) -> tuple[Tensor, Tensor, Tensor]:
         """As AttentionHeads'; with a value residual v <- (v + v_first) / 2, or c_1 v_first + c_2 v."""
@@ -243,7 +309,7 @@ class Attention(AttentionHeads):
     def cost(self, seq_len: int) -> MixerCost:
         """4 H K FLOPs a pair of tokens, over the whole square of T T pairs, as the kernels' counters have it; a step
         over T cached tokens has T + 1 pairs. 2 Hkv K numbers of cache a token, and H with forget gates; with a window
-        w of w - 1 tokens at most.
+        w of w - 1 tokens at most, and nothing where keys and values are shared.
         """
         window = self.attention_window
         kept = seq_len if window is None else min(seq_len, window - 1)
@@ -253,7 +319,7 @@ class Attention(AttentionHeads):
         return MixerCost(
             mixing_flops=self.pair_flops() * seq_len * seq_len,
             decode_flops=self.pair_flops() * attended,
-            state_bytes=self.cache_bytes(kept) + kept * gates,
+            state_bytes=0 if shares(self.options) else self.cache_bytes(kept) + kept * gates,
         )
 
     def pair_flops(self) -> int:

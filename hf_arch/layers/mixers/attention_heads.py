@@ -146,22 +146,31 @@ class AttentionHeads(Mixer):
             keys, kept = keys[..., : key.shape[-1]], keys[..., key.shape[-1] :]
         heads = self.attend(query, keys, values, kept, hidden_states, context)
         out = self.read_out(heads, hidden_states, value)
-        published = self.publishes(self.config, self.options, self.layer_idx)
-        return LayerOutput(out, {name: value.transpose(1, 2) for name in published}) if published else out
+        published = self.published(keys, values, value)
+        return LayerOutput(out, published) if published else out
+
+    def published(self, keys: Tensor, values: Tensor, value: Tensor) -> dict[str, Tensor]:
+        """What the layer `publishes`, each [B, S or T, Hkv, ...]; nothing, unless a subclass says what.
+
+        Args:
+            keys, values: of all tokens, [B, Hkv, S, ...]. value: of this call's, [B, Hkv, T, V].
+        """
+        return {}
 
     def project(self, hidden_states: Tensor, context: LayerContext) -> tuple[Tensor, Tensor, Tensor]:
         """[B, T, D] -> queries [B, H, T, K], keys [B, Hkv, T, K], values [B, Hkv, T, V] of this call's tokens."""
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         projected = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
         query, key, value = context.at("qkv", hidden_states, *projected)
-        query, key, value = query.view(shape), key.view(shape), self.split_value(value)
-        if self.q_norm is not None and self.k_norm is not None:
-            query, key = self.q_norm(query), self.k_norm(key)
-        query, key = query.transpose(1, 2), key.transpose(1, 2)
+        query = self.placed(query.view(shape), self.q_norm, context)
+        key = self.placed(key.view(shape), self.k_norm, context)
+        return query, key, self.split_value(value)
+
+    def placed(self, heads: Tensor, norm: nn.Module | None, context: LayerContext) -> Tensor:
+        """Queries or keys [B, T, H, K], normed and rotated -> [B, H, T, K]."""
+        heads = (heads if norm is None else norm(heads)).transpose(1, 2)
         rotary = context.position_embeddings
-        if rotary is not None:
-            query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
-        return query, key, value
+        return heads if rotary is None else apply_rotary(heads, *rotary)
 
     def split_value(self, value: Tensor) -> Tensor:
         """Projected values [B, T, Hkv V] -> [B, Hkv, T, V] as the cache holds them."""

@@ -109,6 +109,11 @@ class Mixer(InitPolicies, KeepsFp32):
         return None
 
     @classmethod
+    def fills_cache(cls, config: ArchConfig, options: Any) -> bool:
+        """Whether it puts anything into its cache entry; not where it reads the keys of another layer's."""
+        return True
+
+    @classmethod
     def rotary(cls, config: ArchConfig, options: Any) -> RotarySpec | None:
         """The rotary embedding whose (cos, sin) this mixer wants as `position_embeddings`, or None."""
         return None

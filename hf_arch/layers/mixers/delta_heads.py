@@ -116,11 +116,11 @@ class DeltaHeadsMixer(LinearHeadsMixer):
         self.A_log = nn.Parameter(torch.empty(heads))
         self.dt_bias = nn.Parameter(torch.empty(heads * channels))
 
-    def build_low_rank_output(self) -> None:
-        """As `build_output`, the gate of rank V and with a bias."""
+    def build_low_rank_output(self, bias: bool = True) -> None:
+        """As `build_output`, the gate of rank V and with a bias or without."""
         sizes, options = self.sizes, self.options
         if options.use_output_gate:
-            self.g_proj = low_rank(self.config.hidden_size, sizes.head_v_dim, sizes.value_dim, bias=True)
+            self.g_proj = low_rank(self.config.hidden_size, sizes.head_v_dim, sizes.value_dim, bias=bias)
             self.o_norm: nn.Module = GatedRMSNorm(sizes.head_v_dim, self.config.norm_eps, options.gate_activation)
         else:
             self.build_output(False)

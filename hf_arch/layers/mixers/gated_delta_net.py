@@ -26,10 +26,11 @@ from .delta_heads import DeltaHeadsMixer, DeltaHeadsOptions
 @options
 class GatedDeltaNetOptions(DeltaHeadsOptions):
     """num_heads (of queries and keys) and head_dim (K): None takes the config's; V = expand_v K; num_v_heads: None =
-    num_heads. dt_* shape the initial decays."""
+    num_heads. output_norm_eps: None takes the config's; dt_* shape the initial decays."""
 
     expand_v: float | int = 2.0
     gate_activation: str = "silu"
+    output_norm_eps: float | None = None
 
 
 @MIXERS.register("gated_delta_net")
@@ -46,7 +47,12 @@ class GatedDeltaNet(DeltaHeadsMixer):
         self.a_proj = nn.Linear(config.hidden_size, heads, bias=False)
         self.b_proj = nn.Linear(config.hidden_size, heads, bias=False)
         self.build_decay(heads)
-        self.build_output(options.use_output_gate, options.gate_activation)
+        self.build_output(options.use_output_gate, options.gate_activation, eps=options.output_norm_eps)
+
+    @classmethod
+    def effective(cls, config: Any, options: GatedDeltaNetOptions) -> dict[str, Any]:
+        eps = config.norm_eps if options.output_norm_eps is None else options.output_norm_eps
+        return {**super().effective(config, options), "output_norm_eps": eps}
 
     def init_weights(self) -> None:
         super().init_weights()

@@ -28,9 +28,10 @@ from .delta_heads import DeltaHeadsMixer, DeltaHeadsOptions, biased, low_rank
 @options
 class KDAOptions(DeltaHeadsOptions):
     """num_heads (of queries and keys) and head_dim (K): None takes the config's; V = expand_v K; num_v_heads: None =
-    num_heads. lower_bound: what no log decay is below; dt_* shape the initial decays."""
+    num_heads. lower_bound: what no log decay is below; gate_bias: c; dt_* shape the initial decays."""
 
     lower_bound: float | int | None = None
+    gate_bias: bool = True
 
 
 @MIXERS.register("kda")
@@ -46,7 +47,7 @@ class KimiDeltaAttention(DeltaHeadsMixer):
         self.f_proj = low_rank(width, sizes.head_v_dim, sizes.num_heads * sizes.head_k_dim)
         self.b_proj = nn.Linear(width, self.strengths(), bias=False)
         self.build_decay(sizes.num_heads, sizes.head_k_dim)
-        self.build_low_rank_output()
+        self.build_low_rank_output(options.gate_bias)
 
     def strengths(self) -> int:
         """How many beta a token has."""

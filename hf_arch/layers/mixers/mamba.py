@@ -26,6 +26,7 @@ from ..contract import LayerContext
 from ..fp32 import Fp32BiasLinear
 from ..initial import FLA, TRANSFORMERS, init_as_torch, residual_branches
 from ..layout import SequenceLayout
+from ..norms import ArchRMSNorm
 from ..short_conv import ShortConvolution
 from ..state import LayerState
 from .base import MixerCost, RecurrentMixer
@@ -33,7 +34,8 @@ from .base import MixerCost, RecurrentMixer
 
 @options
 class MambaOptions(Options):
-    """state_size is N; dt_rank None = ceil(D / 16); dt_* shape the initial step sizes."""
+    """state_size is N; dt_rank None = ceil(D / 16); dt_* shape the initial step sizes. `inner_norms`: RMSNorms of what
+    dt, B and C are made from (Jamba)."""
 
     state_size: int = 16
     expand: float | int = 2
@@ -41,6 +43,7 @@ class MambaOptions(Options):
     dt_rank: int | None = None
     conv_bias: bool = True
     proj_bias: bool = False
+    inner_norms: bool = False
     dt_scale: float | int = 1.0
     dt_min: float = 1e-3
     dt_max: float = 1e-1
@@ -72,6 +75,10 @@ class SelectiveStateSpace(RecurrentMixer):
         self.conv = ShortConvolution(self.inner, options.conv_size, bias=options.conv_bias)
         self.x_proj = nn.Linear(self.inner, self.dt_rank + 2 * self.state_size, bias=False)
         self.dt_proj = Fp32BiasLinear(self.dt_rank, self.inner)
+        if options.inner_norms:
+            self.dt_norm = ArchRMSNorm(self.dt_rank, config.norm_eps)
+            self.B_norm = ArchRMSNorm(self.state_size, config.norm_eps)
+            self.C_norm = ArchRMSNorm(self.state_size, config.norm_eps)
         self.A_log = nn.Parameter(torch.empty(self.inner, self.state_size))
         self.D = nn.Parameter(torch.empty(self.inner))
         self.out_proj = nn.Linear(self.inner, width, bias=options.proj_bias)
@@ -96,6 +103,8 @@ class SelectiveStateSpace(RecurrentMixer):
         hidden, gate = self.in_proj(x).chunk(2, dim=-1)
         hidden = self.conv(layout.zero_padding(hidden), layout, state)  # a bias made padding nonzero
         low, B, C = self.x_proj(hidden).split([self.dt_rank, self.state_size, self.state_size], dim=-1)
+        if self.options.inner_norms:
+            low, B, C = self.dt_norm(low), self.B_norm(B), self.C_norm(C)
         dtype = state_dtype(x)
         dt = layout.zero_padding(F.softplus(self.dt_proj(low).to(dtype)))  # a step of 0 leaves the state alone
         out, final = selective_scan(

@@ -11,7 +11,7 @@ them (weight absorption): q^c W_k meets c directly, and W_v is applied after the
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,8 @@ from .base import Mixer, MixerCost
 class LatentAttentionOptions(Options):
     """num_heads, bias, window (0 = none), rope_theta, latent_norm_eps: None takes the config's. Where it is not
     given, latent_norm_eps is FLA's (DeepSeek's code has 1e-6). q_lora_rank None: queries straight from x.
-    `rope_interleave`: the rotary features are pairs (0, 1), (2, 3) ... instead of halves."""
+    `rope_interleave`: the rotary features are pairs (0, 1), (2, 3) ... instead of halves. `position`: "none" leaves
+    queries and keys as they are (Kimi Linear)."""
 
     num_heads: int | None = None
     q_lora_rank: int | None = None
@@ -50,6 +51,7 @@ class LatentAttentionOptions(Options):
     rope_theta: float | int | None = None
     rope_interleave: bool = False
     latent_norm_eps: float | None = 1e-5
+    position: Literal["rope", "none"] = "rope"
 
 
 class LatentProduct(AttentionProduct):
@@ -111,7 +113,8 @@ class LatentAttention(Mixer):
         expanded = self.num_heads * (options.qk_nope_head_dim + options.v_head_dim)
         self.kv_b_proj = nn.Linear(options.kv_lora_rank, expanded, bias=False)
         self.o_proj = nn.Linear(self.num_heads * options.v_head_dim, width, bias=bias)
-        scaling = self.qk_head_dim**-0.5 * rope_mscale(config.rope_parameters) ** 2
+        rotates = options.position == "rope"
+        scaling = self.qk_head_dim**-0.5 * (rope_mscale(config.rope_parameters) ** 2 if rotates else 1.0)
         heads = self.num_heads
         self.product = AttentionProduct(config, layer_idx, heads, heads, self.qk_head_dim, scaling)
         self.latent_product = LatentProduct(config, layer_idx, heads, 1, self.qk_head_dim, scaling)
@@ -123,7 +126,7 @@ class LatentAttention(Mixer):
             if value is not None and value < 1:
                 raise ConfigError(f"mixer mla: {name} {value} is not allowed; use an integer >= 1")
         rope = options.qk_rope_head_dim
-        if rope % 2:
+        if rope % 2 and options.position == "rope":
             near = f"{rope - 1} or {rope + 1}"
             raise ConfigError(f"mixer mla: qk_rope_head_dim {rope} is odd, RoPE rotates pairs; nearest valid: {near}")
 
@@ -144,7 +147,9 @@ class LatentAttention(Mixer):
         return (config.sliding_window if options.window is None else options.window) or None
 
     @classmethod
-    def rotary(cls, config: Any, options: LatentAttentionOptions) -> RotarySpec:
+    def rotary(cls, config: Any, options: LatentAttentionOptions) -> RotarySpec | None:
+        if options.position == "none":
+            return None
         parameters = dict(config.rope_parameters)
         if options.rope_theta is not None:
             parameters["rope_theta"] = options.rope_theta
@@ -152,11 +157,12 @@ class LatentAttention(Mixer):
 
     @classmethod
     def effective(cls, config: Any, options: LatentAttentionOptions) -> dict[str, Any]:
+        spec = cls.rotary(config, options)
         return {
             **super().effective(config, options),
             "bias": cls.has_bias(config, options),
             "window": cls.window(config, options),
-            "rope_theta": cls.rotary(config, options).key,
+            "rope_theta": None if spec is None else spec.key,
             "latent_norm_eps": cls.norm_eps(config, options),
             "softcap": config.attn_logit_softcapping,
             "dropout": config.attention_dropout,
@@ -168,7 +174,6 @@ class LatentAttention(Mixer):
             context.attention_mask,
             context.position_bias,
         )
-        assert rotary is not None
         nope, rope = self.options.qk_nope_head_dim, self.options.qk_rope_head_dim
         query = self.queries(hidden_states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         query_nope, query_rope = query.split([nope, rope], -1)
@@ -193,8 +198,10 @@ class LatentAttention(Mixer):
         """[B, T, D] -> [B, T, H (nope + rope)]."""
         return self.q_proj(x) if self.options.q_lora_rank is None else self.q_b_proj(self.q_norm(self.q_a_proj(x)))
 
-    def rotate(self, x: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> Tensor:
+    def rotate(self, x: Tensor, position_embeddings: tuple[Tensor, Tensor] | None) -> Tensor:
         """RoPE on [B, H, T, R]. Interleaved pairs are first brought into halves, for queries and keys alike."""
+        if position_embeddings is None:
+            return x
         if self.options.rope_interleave:
             x = torch.cat((x[..., 0::2], x[..., 1::2]), -1)
         return apply_rotary(x, *position_embeddings)

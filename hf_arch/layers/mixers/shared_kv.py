@@ -151,6 +151,10 @@ class CrossAttention(_SharedHeads):
         self.product = AttentionProduct(config, layer_idx, self.num_heads, kv_heads, self.head_dim, self.head_dim**-0.5)
 
     @classmethod
+    def fills_cache(cls, config: Any, options: CrossAttentionOptions) -> bool:
+        return False
+
+    @classmethod
     def built(cls, config: Any) -> list[tuple[int, int]]:
         """(Hkv, K) of every builder of the model."""
         return [

@@ -135,4 +135,4 @@ class Stream(StreamPart):
 class AddStream(Stream):
     """x + f(x), as in every transformer."""
 
-    norm_positions = ("pre", "post", "sandwich")
+    norm_positions = ("pre", "post", "sandwich", "output", "stream")

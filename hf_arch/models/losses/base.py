@@ -7,7 +7,7 @@ weights it is given, so that a step made of several calls is that of one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -29,6 +29,7 @@ class LossContext:
         weights: [B, T] fp32, of each token in the loss: 1 / n at targets, 0 elsewhere.
         logits: hidden states [N, D] to logits [N, V], scaled and capped as the model's.
         layers: by layer index, the context of its last run: for a block of the loss's own.
+        exits: hidden states [B, T, D] after the final norm at each exit but the last, where `depth` has any.
         chunk_size: tokens whose logits are held at once, 0 for all.
     """
 
@@ -39,6 +40,7 @@ class LossContext:
     weights: Tensor
     logits: Callable[[Tensor], Tensor]
     layers: Mapping[int, LayerContext]
+    exits: Sequence[Tensor] = ()
     chunk_size: int = 0
 
 
