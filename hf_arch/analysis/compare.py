@@ -16,9 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from hf_arch.analysis.audit import audit
+from hf_arch.analysis.budgets import pair_budgets
 from hf_arch.analysis.comparison import Comparison, Group
 from hf_arch.analysis.controls import controlled_claims, controls_command
 from hf_arch.analysis.item_tests import item_tests
+from hf_arch.analysis.scaling_laws import scaling_laws
 from hf_arch.analysis.stats import all_pairs, t_interval
 from hf_arch.analysis.verdicts import judge
 from hf_arch.core.errors import choice_error
@@ -61,9 +63,15 @@ def compare_runs(
         findings=tuple(audit(runs)),
         hypotheses=tuple(hypotheses(runs)),
         item_tests=tuple(item_tests(groups)),
+        scaling=tuple(scaling_laws(groups, metric, sign == 1)),
     )
     verdicts = [verdict for hypothesis in comparison.hypotheses for verdict in judge(hypothesis, comparison)]
-    comparison = replace(comparison, verdicts=tuple(verdicts), controls=tuple(controlled_claims(comparison)))
+    comparison = replace(
+        comparison,
+        verdicts=tuple(verdicts),
+        controls=tuple(controlled_claims(comparison)),
+        budgets=tuple(pair_budgets(comparison)),
+    )
     return replace(comparison, controls_command=controls_command(comparison))
 
 

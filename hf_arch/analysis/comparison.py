@@ -20,8 +20,10 @@ from hf_arch.runs.suite import flat_row
 if TYPE_CHECKING:
     import pandas as pd
 
+    from hf_arch.analysis.budgets import PairBudgets
     from hf_arch.analysis.controls import Controlled
     from hf_arch.analysis.item_tests import ItemTest
+    from hf_arch.analysis.scaling_laws import ScalingLaw
     from hf_arch.analysis.verdicts import Verdict
 
 
@@ -74,6 +76,9 @@ class Comparison:
     controls: tuple[Controlled, ...] = ()
     controls_command: str | None = None
     """The command that would train the controls which claims lack; None where none is needed."""
+    scaling: tuple[ScalingLaw, ...] = ()
+    budgets: tuple[PairBudgets, ...] = ()
+    """The pairs of the claims, and those with the baseline, at equal tokens, training FLOPs and seconds."""
 
     _audited: dict[tuple[str, ...], list[Finding]] = field(default_factory=dict, init=False, repr=False)
 
@@ -188,6 +193,9 @@ class Comparison:
             key = name.replace(" ", ".")
             row |= {key: interval.mean, f"{key}_low": interval.low, f"{key}_high": interval.high}
         row["versus_baseline"] = self.versus_baseline(group.name)
+        for entry in self.budgets:
+            if group.name != self.baseline and {group.name, self.baseline} == {entry.first, entry.second}:
+                row |= entry.row(group.name)
         return row
 
     def to_dict(self) -> dict[str, Any]:
@@ -214,6 +222,8 @@ class Comparison:
                 "hypotheses": [verdict.to_dict() for verdict in self.verdicts],
                 "items": [test.to_dict() for test in self.item_tests],
                 "controls": [control.to_dict() for control in self.controls],
+                "budgets": [entry.to_dict() for entry in self.budgets],
+                "scaling": [law.to_dict() for law in self.scaling],
                 "runs": [flat_row(run) for run in self.runs],
             }
         )

@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from hf_arch.analysis.budgets import rate_lines
 from hf_arch.analysis.columns import filled_columns
 from hf_arch.analysis.compare import compare_runs
 from hf_arch.analysis.comparison import Comparison, Group
@@ -80,6 +81,7 @@ def render(comparison: Comparison, title: str, figures_dir: Path | None = None) 
             for section, found in figures(comparison).items()
         },
         pairs=_ranked_pairs(comparison),
+        rate_lines=rate_lines(comparison.budgets),
         max_pairs=MAX_PAIRS,
         cards=[_card(comparison, group) for group in comparison.groups],
         runs=sorted(comparison.runs, key=lambda run: (run.name, run.seed or 0, run.path)),

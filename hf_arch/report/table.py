@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hf_arch.analysis.budgets import rate_lines
 from hf_arch.analysis.columns import Column, filled_columns
 
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
     _print_pairs(comparison, console)
     for line in item_lines(comparison):
         console.print(Text(line))
+    for line in budget_lines(comparison):
+        console.print(Text(line))
+    for law in comparison.scaling:
+        console.print(Text(f"Scaling of {law.architecture}: {law.words}"))
     for verdict in comparison.verdicts:
         console.print(Text.assemble(("Hypothesis: ", "bold"), verdict.claim))
         console.print(Text.assemble((f"  {verdict.outcome}: ", "bold"), verdict.evidence))
@@ -56,6 +61,20 @@ def item_lines(comparison: Comparison) -> list[str]:
         "Item by item (over seeds and items, McNemar with one seed; Holm within a score):",
         *(f"  {test.words}" for test in shown),
         *([f"  ... {left} more in --json"] if left else []),
+    ]
+
+
+def budget_lines(comparison: Comparison) -> list[str]:
+    """Pairs at equal tokens, training FLOPs and seconds, and their exchange rates."""
+    shown = comparison.budgets[:MAX_PAIRS]
+    if not shown:
+        return []
+    left = len(comparison.budgets) - len(shown)
+    return [
+        "Equal tokens, training FLOPs and seconds:",
+        *(f"  {entry.words}" for entry in shown),
+        *(f"  {line}" for line in rate_lines(shown)),
+        *([f"  ... {left} more pairs in --json"] if left else []),
     ]
 
 
