@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hf_arch.analysis.budgets import PairBudgets
     from hf_arch.analysis.controls import Controlled
     from hf_arch.analysis.item_tests import ItemTest
+    from hf_arch.analysis.ladder import Ladder
     from hf_arch.analysis.scaling_laws import ScalingLaw
     from hf_arch.analysis.verdicts import Verdict
 
@@ -77,6 +78,7 @@ class Comparison:
     controls_command: str | None = None
     """The command that would train the controls which claims lack; None where none is needed."""
     scaling: tuple[ScalingLaw, ...] = ()
+    ladder: Ladder | None = None
     budgets: tuple[PairBudgets, ...] = ()
     """The pairs of the claims, and those with the baseline, at equal tokens, training FLOPs and seconds."""
 
@@ -133,8 +135,10 @@ class Comparison:
 
     @property
     def headline(self) -> str:
-        """The result in one or two sentences."""
+        """The result in one or two sentences; of a ladder, at its largest size and budget."""
         own = [group for group in self.groups if not group.reference.experiment.get("control")]
+        if self.ladder is not None:
+            own = [group for group in own if group.name in self.ladder.top]
         ranked = [group for group in own or self.groups if group.counted]
         if not ranked:
             return "No run completed: there is nothing to compare."
@@ -223,6 +227,7 @@ class Comparison:
                 "items": [test.to_dict() for test in self.item_tests],
                 "controls": [control.to_dict() for control in self.controls],
                 "budgets": [entry.to_dict() for entry in self.budgets],
+                "ladder": None if self.ladder is None else self.ladder.to_dict(),
                 "scaling": [law.to_dict() for law in self.scaling],
                 "runs": [flat_row(run) for run in self.runs],
             }

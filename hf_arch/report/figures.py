@@ -25,6 +25,7 @@ from hf_arch.report.axes import (
     plain_ticks,
     rows_height,
 )
+from hf_arch.report.ladder_figures import ladder_figures
 from hf_arch.report.plots import INK, Figure, Series
 from hf_arch.report.scaling_figures import scaling_figures
 
@@ -39,6 +40,8 @@ MAX_CURVES = 12
 
 def figures(comparison: Comparison) -> dict[str, list[Figure]]:
     """{section: figures} of all that the measured numbers allow."""
+    if comparison.ladder is not None:
+        return {"Ladder": ladder_figures(comparison)}
     sections = {
         "Quality": [*_means(comparison), *_forest(comparison)],
         "Loss curves": [*_curves(comparison)],

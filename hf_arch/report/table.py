@@ -36,6 +36,8 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
     _print_pairs(comparison, console)
     for line in item_lines(comparison):
         console.print(Text(line))
+    for line in ladder_lines(comparison):
+        console.print(Text(line))
     for line in budget_lines(comparison):
         console.print(Text(line))
     for law in comparison.scaling:
@@ -62,6 +64,11 @@ def item_lines(comparison: Comparison) -> list[str]:
         *(f"  {test.words}" for test in shown),
         *([f"  ... {left} more in --json"] if left else []),
     ]
+
+
+def ladder_lines(comparison: Comparison) -> list[str]:
+    """The laws of a ladder, their test, and what they say of one run against another."""
+    return [] if comparison.ladder is None else ["Ladder:", *(f"  {line}" for line in comparison.ladder.lines)]
 
 
 def budget_lines(comparison: Comparison) -> list[str]:
@@ -136,7 +143,12 @@ def _print_audit(comparison: Comparison, console: Console) -> None:
 
 def _print_pairs(comparison: Comparison, console: Console) -> None:
     ranked = [group.name for group in comparison.groups if group.counted]
-    pairs = [(first, second) for i, first in enumerate(ranked) for second in ranked[i + 1 :]]
+    pairs = [
+        (first, second)
+        for i, first in enumerate(ranked)
+        for second in ranked[i + 1 :]
+        if comparison.pair(first, second) is not None
+    ]
     if len(pairs) > MAX_PAIRS:
         console.print(f"{len(pairs)} pairs compared; --json lists them all, the table those with the baseline.")
         return
