@@ -108,6 +108,12 @@ def with_branches(runs: list[ReadyRun]) -> list[ReadyRun]:
     return found
 
 
+def share_trained(run: ReadyRun) -> float:
+    """The share of a run's steps that are its own: 1, but for a branch."""
+    branch = run.config[RUN_FACTS].get(BRANCH)
+    return 1.0 if branch is None or not run.steps else 1 - branch["step"] / run.steps
+
+
 def _rungs(base: str, single: Recipe, options: LadderOptions, processes: int) -> Any:
     """(name, changes by dotted key, facts) of every rung of one run of the set, sizes and budgets ascending."""
     data = prepare_data(single.data)
