@@ -28,7 +28,8 @@ def _worst(rungs: dict[str, Finding]) -> Finding:
     if len(at) == len(rungs) and all(finding.sentence == first.sentence for finding in at.values()):
         return replace(first, runs=runs)
     more = f" ({severity} at {len(others)} more)" if others else ""
-    sentence = first.sentence if severity == "ok" else f"At {place}{more}: {first.sentence}"
+    where = "At each size and budget, for example at" if severity == "ok" else "At"
+    sentence = f"{where} {place}{'' if severity == 'ok' else more}: {first.sentence}"
     return replace(first, sentence=sentence, runs=runs)
 
 

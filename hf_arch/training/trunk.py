@@ -43,6 +43,12 @@ class BranchPoints(TrainerCallback):
         self.folder = folder
         self.steps = set(_facts(folder).get("branch_points") or ())
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keeps the checkpoint that a trunk goes on from, where it was cut off between saving and keeping it."""
+        self.on_save(args, state, control)
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step in self.steps:
             control.should_save = True
@@ -50,7 +56,8 @@ class BranchPoints(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step in self.steps and state.is_world_process_zero:
             name = f"checkpoint-{state.global_step}"
-            _copy(self.folder / CHECKPOINTS_DIR / name, self.folder / BRANCHES_DIR / name)
+            if not (self.folder / BRANCHES_DIR / name).is_dir():
+                _copy(self.folder / CHECKPOINTS_DIR / name, self.folder / BRANCHES_DIR / name)
 
 
 def begin_from_trunk(folder: Path, identity: RunIdentity, args: TrainingArguments) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import write_json
@@ -19,6 +20,7 @@ from hf_arch.experiments.planning.prepare import PreparedSet, ReadyRun, prepare_
 from hf_arch.recipe.recipe import Recipe, load_recipe, read_recipe
 from hf_arch.training.run import run_training
 from hf_arch.training.trainer import ArchTrainer
+from hf_arch.training.trunk import BranchPoints
 from tests.training.tiny import recipe_values, write_text
 
 FITTED = {"sizes": [6000, 20000], "tokens_per_parameter": [1, 2], "rule": "fitted"}
@@ -212,3 +214,12 @@ def test_an_override_is_of_the_shape_and_not_of_every_size(text: Path) -> None:
         single = laid_out.single("one", changes or {})
         assert single.training["weight_decay"] == 0.3
         assert single.model["hidden_size"] // single.model["num_attention_heads"] == 8
+
+
+def test_a_trunk_cut_off_after_saving_keeps_the_checkpoint_when_it_goes_on(tmp_path: Path) -> None:
+    write_json(tmp_path / "experiment_config.json", {"run": {"branch_points": [3]}})
+    write_json(tmp_path / "checkpoints" / "checkpoint-3" / "trainer_state.json", {"global_step": 3})
+    for step in (2, 3):
+        state = TrainerState(global_step=step, is_world_process_zero=True)
+        BranchPoints(tmp_path).on_train_begin(TrainingArguments(output_dir=str(tmp_path)), state, TrainerControl())
+        assert (tmp_path / "branches" / "checkpoint-3" / "trainer_state.json").is_file() == (step == 3)
