@@ -16,6 +16,7 @@ ConfigOf = Callable[[Mapping[str, Any]], Any]
 """From changes of a model's section to its config; raises `ConfigError` where the values do not go together."""
 MOST_UNITS = 4096
 TOLERANCE = 0.02
+CLOSE = 0.1
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,12 @@ def sized_model(config_of: ConfigOf, target: float, sequence_length: int, *, dep
     problems: list[str] = []
 
     @cache
-    def at(units: int) -> Sized | None:
-        changes = _changes(shape, config_of, units * unit, depth)
+    def at(units: int, more_layers: int = 0) -> Sized | None:
+        changes = _changes(shape, units * unit, depth)
+        if more_layers:
+            changes["num_hidden_layers"] += more_layers
+        if changes.get("num_hidden_layers", 1) < 1:
+            return None
         try:
             return Sized(changes, body_parameters(config_of(changes), sequence_length))
         except ConfigError as error:
@@ -65,12 +70,20 @@ def sized_model(config_of: ConfigOf, target: float, sequence_length: int, *, dep
         middle = (low + high) // 2
         found = at(middle)
         low, high = (middle, high) if found is not None and found.parameters < target else (low, middle)
-    near = [found for units in range(max(1, low - 2), high + 3) if (found := at(units)) is not None]
+
+    def off(sized: Sized) -> float:
+        return abs(sized.parameters / target - 1)
+
+    widths = range(max(1, low - 2), high + 3)
+    near = [found for units in widths if (found := at(units)) is not None]
     if not near:
         raise ConfigError(f"experiment.ladder.sizes: no model of {target:,.0f} parameters: {problems[0]}")
-    best = min(near, key=lambda sized: abs(sized.parameters / target - 1))
+    best = min(near, key=off)
     if ffn:
         best = _with_ffn(config_of, best, target, sequence_length)
+    if depth and off(best) > CLOSE:  # a layer more or less than the shape has
+        near = [found for units in widths for layers in (-1, 1) if (found := at(units, layers)) is not None]
+        best = min([best, *near], key=off)
     if not target / 2 <= best.parameters <= 2 * target:
         raise ConfigError(
             f"experiment.ladder.sizes: {target:,.0f} cannot be reached in this shape; "
@@ -79,7 +92,7 @@ def sized_model(config_of: ConfigOf, target: float, sequence_length: int, *, dep
     return best
 
 
-def _changes(shape: Any, config_of: ConfigOf, width: int, depth: bool) -> dict[str, Any]:
+def _changes(shape: Any, width: int, depth: bool) -> dict[str, Any]:
     ratio = width / shape.hidden_size
     heads = max(1, round(shape.num_attention_heads * ratio))
     changes: dict[str, Any] = {"hidden_size": width, "num_attention_heads": heads}
