@@ -79,11 +79,11 @@ class Multiplier:
         if self.reason:
             return f"{self.first} against {self.second}: no multiplier of compute: {self.reason}"
         ends = [
-            f"{self.ratio[i]:.2f} [{self.low[i]:.2f}, {self.high[i]:.2f}] at {quantity(self.flops[i])}FLOPs"
-            for i in (0, -1)
+            f"{self.ratio[i]:.2f} [{self.low[i]:.2f}, {self.high[i]:.2f}]{of} at {quantity(self.flops[i])}FLOPs"
+            for i, of in ((0, " of its compute"), (-1, ""))
         ]
         return (
-            f"{self.first} reaches the loss of {self.second} with {ends[0]} and {ends[1]} of its compute, both at "
+            f"{self.first} reaches the loss of {self.second} with {ends[0]} and {ends[1]}, both at "
             "their best sizes by the laws"
         )
 
