@@ -16,9 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from hf_arch.analysis.audit import audit
+from hf_arch.analysis.budgets import pair_budgets
 from hf_arch.analysis.comparison import Comparison, Group
 from hf_arch.analysis.controls import controlled_claims, controls_command
 from hf_arch.analysis.item_tests import item_tests
+from hf_arch.analysis.ladder import ladder_of, rung_pairs
+from hf_arch.analysis.ladder_audit import audit_by_rung
+from hf_arch.analysis.scaling_laws import scaling_laws
 from hf_arch.analysis.stats import all_pairs, t_interval
 from hf_arch.analysis.verdicts import judge
 from hf_arch.core.errors import choice_error
@@ -53,17 +57,28 @@ def compare_runs(
         baseline = _default_baseline(runs, groups)
     elif baseline not in names:
         raise choice_error("baseline", baseline, names)
+    pairs = all_pairs({group.name: group.by_seed(metric) for group in groups}, sign == 1)
+    ladder = ladder_of(groups, metric, baseline, sign == 1)
+    if ladder is not None:
+        baseline = ladder.named(ladder.rungs[0].base) or baseline
     comparison = Comparison(
         groups=tuple(groups),
         metric=metric,
         baseline=baseline,
-        pairs=tuple(all_pairs({group.name: group.by_seed(metric) for group in groups}, sign == 1)),
-        findings=tuple(audit(runs)),
+        pairs=tuple(pairs if ladder is None else rung_pairs(ladder)),
+        findings=tuple(audit(runs) if ladder is None else audit_by_rung(runs)),
+        ladder=ladder,
         hypotheses=tuple(hypotheses(runs)),
         item_tests=tuple(item_tests(groups)),
+        scaling=tuple(scaling_laws(groups, metric, sign == 1)),
     )
     verdicts = [verdict for hypothesis in comparison.hypotheses for verdict in judge(hypothesis, comparison)]
-    comparison = replace(comparison, verdicts=tuple(verdicts), controls=tuple(controlled_claims(comparison)))
+    comparison = replace(
+        comparison,
+        verdicts=tuple(verdicts),
+        controls=tuple(controlled_claims(comparison)),
+        budgets=tuple(pair_budgets(comparison)),
+    )
     return replace(comparison, controls_command=controls_command(comparison))
 
 

@@ -20,8 +20,11 @@ from hf_arch.runs.suite import flat_row
 if TYPE_CHECKING:
     import pandas as pd
 
+    from hf_arch.analysis.budgets import PairBudgets
     from hf_arch.analysis.controls import Controlled
     from hf_arch.analysis.item_tests import ItemTest
+    from hf_arch.analysis.ladder import Ladder
+    from hf_arch.analysis.scaling_laws import ScalingLaw
     from hf_arch.analysis.verdicts import Verdict
 
 
@@ -74,6 +77,10 @@ class Comparison:
     controls: tuple[Controlled, ...] = ()
     controls_command: str | None = None
     """The command that would train the controls which claims lack; None where none is needed."""
+    scaling: tuple[ScalingLaw, ...] = ()
+    ladder: Ladder | None = None
+    budgets: tuple[PairBudgets, ...] = ()
+    """The pairs of the claims, and those with the baseline, at equal tokens, training FLOPs and seconds."""
 
     _audited: dict[tuple[str, ...], list[Finding]] = field(default_factory=dict, init=False, repr=False)
 
@@ -128,8 +135,10 @@ class Comparison:
 
     @property
     def headline(self) -> str:
-        """The result in one or two sentences."""
+        """The result in one or two sentences; of a ladder, at its largest size and budget."""
         own = [group for group in self.groups if not group.reference.experiment.get("control")]
+        if self.ladder is not None:
+            own = [group for group in own if group.name in self.ladder.top]
         ranked = [group for group in own or self.groups if group.counted]
         if not ranked:
             return "No run completed: there is nothing to compare."
@@ -188,6 +197,9 @@ class Comparison:
             key = name.replace(" ", ".")
             row |= {key: interval.mean, f"{key}_low": interval.low, f"{key}_high": interval.high}
         row["versus_baseline"] = self.versus_baseline(group.name)
+        for entry in self.budgets:
+            if group.name != self.baseline and {group.name, self.baseline} == {entry.first, entry.second}:
+                row |= entry.row(group.name)
         return row
 
     def to_dict(self) -> dict[str, Any]:
@@ -214,6 +226,9 @@ class Comparison:
                 "hypotheses": [verdict.to_dict() for verdict in self.verdicts],
                 "items": [test.to_dict() for test in self.item_tests],
                 "controls": [control.to_dict() for control in self.controls],
+                "budgets": [entry.to_dict() for entry in self.budgets],
+                "ladder": None if self.ladder is None else self.ladder.to_dict(),
+                "scaling": [law.to_dict() for law in self.scaling],
                 "runs": [flat_row(run) for run in self.runs],
             }
         )

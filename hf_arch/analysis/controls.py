@@ -84,7 +84,9 @@ def controlled_claims(comparison: Comparison) -> list[Controlled]:
 def controls_command(comparison: Comparison) -> str | None:
     """The command that trains the controls, where a claim was decided over a violation of the audit and no control was
     trained; None otherwise."""
-    if _controls(comparison) or not any(verdict.confounds for verdict in comparison.verdicts):
+    if comparison.ladder is not None or _controls(comparison):
+        return None
+    if not any(verdict.confounds for verdict in comparison.verdicts):
         return None
     commands = {run.experiment.get("command") for run in comparison.runs}
     (command,) = commands if len(commands) == 1 else (None,)

@@ -1,7 +1,9 @@
 """Scaling fit: loss against size as a power law with an offset, L(N) = E + A N^(-alpha), with a bootstrap band.
 
 For a fixed alpha the law is linear in E and A, so only alpha is searched (a grid, vectorised over the bootstrap) and
-E, A >= 0 come in closed form. Four sizes are the least for three parameters; the band says how little that pins down.
+E, A >= 0 come in closed form. Three parameters go through almost any four points, so a fit that the points do not pin
+down is refused, with the reason, instead of printed: fewer than six sizes, a narrow range, a loss that does not fall, a
+parameter at the bound of its search, an exponent whose interval is wide.
 Source of the form: Hoffmann et al., Training Compute-Optimal Large Language Models (2022), its term in N.
 """
 
@@ -14,8 +16,27 @@ import numpy as np
 
 from hf_arch.analysis.stats import LEVEL
 
-MIN_SIZES = 4
+MIN_POINTS = 6
+MIN_RANGE = 2.0
+"""The largest size over the smallest: in less, every smooth curve is a line."""
+LARGEST_SHARE_AT_BOUNDS = 0.05
+NEGLIGIBLE_OFFSET = 0.02
+"""Of the smallest loss."""
+WIDEST_EXPONENT = 4.0
+"""The upper end of the exponent's 95 % interval over its lower end, from which on it says nothing."""
 ALPHAS = np.geomspace(0.01, 3.0, 400)
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A fit or a ratio that the measured numbers do not allow, with the reason."""
+
+    reason: str
+
+    @property
+    def words(self) -> str:
+        """The reason as a sentence of its own."""
+        return f"not fitted: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -55,8 +76,8 @@ class ScalingFit:
 
 def fit_scaling(
     sizes: Sequence[float], losses: Sequence[Sequence[float]], samples: int = 1000, seed: int = 0, level: float = LEVEL
-) -> ScalingFit | None:
-    """Fits the law to `losses[i]` (a value a seed) at `sizes[i]`; None below 4 sizes and for a loss that never falls.
+) -> ScalingFit | Refused:
+    """Fits the law to `losses[i]` (a value a seed) at `sizes[i]`, or says why these points allow no fit.
 
     The bootstrap redraws seeds within a size where every size has at least two, and otherwise the residuals of the
     fit (scaled for its three parameters).
@@ -66,17 +87,24 @@ def fit_scaling(
     order = np.argsort(sizes)
     x = np.asarray(sizes, dtype=np.float64)[order]
     groups = [np.asarray(losses[i], dtype=np.float64) for i in order]
-    if len(set(x.tolist())) < MIN_SIZES:
-        return None
+    if (count := len(set(x.tolist()))) < MIN_POINTS:
+        return Refused(f"{count} sizes; three parameters need at least {MIN_POINTS}")
+    if x[-1] < MIN_RANGE * x[0]:
+        return Refused(f"the largest size is {x[-1] / x[0]:.2g} times the smallest; at least {MIN_RANGE:g} are needed")
     scaled = x / x[0]  # keeps A and E of one magnitude, whatever the unit of size
     means = np.asarray([group.mean() for group in groups])
     best = _fit(scaled, means[None])[0]
     if best[1] == 0.0:
-        return None
+        return Refused("the loss does not fall with size")
+    least = NEGLIGIBLE_OFFSET * float(means.min())
+    if bound := _bound(best, least):
+        return Refused(bound)
     draws = _fit(scaled, _resample(groups, scaled, means, best, samples, np.random.default_rng(seed)))
     quantiles = [(1 - level) / 2, (1 + level) / 2]
     offset_low, offset_high = np.quantile(draws[:, 0], quantiles)
     alpha_low, alpha_high = np.quantile(draws[:, 2], quantiles)
+    if reason := _unidentified(draws, least, float(alpha_low), float(alpha_high)):
+        return Refused(reason)
     return ScalingFit(
         offset=float(best[0]),
         amplitude=float(best[1] * x[0] ** best[2]),
@@ -86,6 +114,27 @@ def fit_scaling(
         sizes=tuple(x.tolist()),
         draws=draws,
     )
+
+
+def _bound(fit: np.ndarray, least: float) -> str:
+    """Which bound of the search the fit E, A, alpha lies at, in words; empty where it lies at none. An offset below
+    `least` counts as 0: a line in log-log coordinates."""
+    if fit[2] in (ALPHAS[0], ALPHAS[-1]):
+        return f"the exponent is at the bound of its search, {fit[2]:g}: the losses do not determine it"
+    if fit[0] < least:
+        return "the offset is at its bound, 0: the losses show no curvature in log size"
+    return ""
+
+
+def _unidentified(draws: np.ndarray, least: float, low: float, high: float) -> str:
+    """Why the bootstrap does not pin the exponent (95 % interval `low` to `high`) down; empty where it does."""
+    outside = (draws[:, 2] <= ALPHAS[0]) | (draws[:, 2] >= ALPHAS[-1])
+    at_bounds = np.mean(outside | (draws[:, 0] < least) | (draws[:, 1] == 0.0))
+    if at_bounds > LARGEST_SHARE_AT_BOUNDS:
+        return f"{at_bounds:.0%} of the bootstrap's fits lie at a bound: the losses do not determine the exponent"
+    if high > WIDEST_EXPONENT * low:
+        return f"the exponent is not determined: 95 % bootstrap [{low:.2g}, {high:.2g}]"
+    return ""
 
 
 def _resample(

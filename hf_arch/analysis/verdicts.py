@@ -171,5 +171,7 @@ def _within(bound: float, pair: PairedDifference | None) -> Outcome:
 def _group_name(text: str, comparison: Comparison) -> str | None:
     if any(group.name == text for group in comparison.groups):
         return text
+    if comparison.ladder is not None and (named := comparison.ladder.named(text)) is not None:
+        return named
     having = [group.name for group in comparison.groups if group.reference.architecture == text]
     return having[0] if len(having) == 1 else None

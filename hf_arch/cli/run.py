@@ -62,6 +62,8 @@ def _run_one(
 ) -> list[ReadyRun]:
     """The runs of one set that did not complete."""
     facts: dict[str, dict[str, Any]] = {}
+    if controls and recipe.experiment.ladder is not None:
+        raise ConfigError("--controls: not together with experiment.ladder; name the controls as experiment.runs")
     if controls:
         recipe, facts = _with_controls(recipe)
     for name in recipe.experiment.runs or [recipe.experiment.name]:

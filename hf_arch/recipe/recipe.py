@@ -25,6 +25,7 @@ from hf_arch.data import DataOptions
 from hf_arch.deprecations import current_names
 from hf_arch.recipe.dotted import dotted, nested, set_dotted
 from hf_arch.recipe.identity import recipe_plugins, run_hash
+from hf_arch.recipe.ladder import LadderOptions, declared_ladder
 from hf_arch.recipe.learning_rates import LearningRateOptions
 from hf_arch.recipe.overrides import key_advice
 from hf_arch.recipe.sections import coerce, parse_section, require_mapping
@@ -180,8 +181,12 @@ class ExperimentOptions:
     tune: TuneOptions | None = None
     learning_rates: LearningRateOptions | None = None
     vary: tuple[str, ...] = ()
+    ladder: LadderOptions | None = None
 
     def __post_init__(self) -> None:
+        for name in ("tune", "matrix", "match", "learning_rates", "sets", "vary"):
+            if self.ladder is not None and getattr(self, name):
+                raise ConfigError(f"experiment.ladder: not together with experiment.{name}")
         if self.learning_rates is not None:
             for name in ("tune", "matrix"):
                 if getattr(self, name):
@@ -207,8 +212,8 @@ class ExperimentOptions:
     @property
     def is_set(self) -> bool:
         """True where the recipe declares more than one run."""
-        several = self.runs or self.matrix or self.sets or self.tune or self.learning_rates or len(self.seeds) > 1
-        return bool(several)
+        several = self.runs or self.matrix or self.sets or self.tune or self.learning_rates or self.ladder
+        return bool(several) or len(self.seeds) > 1
 
 
 @dataclass(frozen=True)
@@ -421,6 +426,8 @@ def _declared(values: object) -> dict[str, Any]:
         section["seeds"] = list(range(1, seeds + 1))
     if isinstance(section.get("learning_rates"), list):
         section["learning_rates"] = {"rates": section["learning_rates"]}
+    if isinstance(section.get("ladder"), Mapping):
+        section["ladder"] = declared_ladder(section["ladder"])
     if isinstance(section.get("match"), str):
         section["match"] = {"by": section["match"]}
     if section.get("runs") is not None:

@@ -12,9 +12,8 @@ import numpy as np
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from hf_arch.analysis.columns import interval_text
-from hf_arch.analysis.scaling import fit_scaling
+from hf_arch.analysis.curves import shared_curve
 from hf_arch.analysis.search import pareto_front
-from hf_arch.core.files import finite
 from hf_arch.core.formats import byte_size, quantity
 from hf_arch.report.axes import (
     BYTES,
@@ -26,7 +25,9 @@ from hf_arch.report.axes import (
     plain_ticks,
     rows_height,
 )
-from hf_arch.report.plots import INK, OKABE_ITO, Figure, Series
+from hf_arch.report.ladder_figures import ladder_figures
+from hf_arch.report.plots import INK, Figure, Series
+from hf_arch.report.scaling_figures import scaling_figures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,12 +40,14 @@ MAX_CURVES = 12
 
 def figures(comparison: Comparison) -> dict[str, list[Figure]]:
     """{section: figures} of all that the measured numbers allow."""
+    if comparison.ladder is not None:
+        return {"Ladder": ladder_figures(comparison)}
     sections = {
         "Quality": [*_means(comparison), *_forest(comparison)],
         "Loss curves": [*_curves(comparison)],
         "Quality against cost": [*_pareto(comparison)],
         "Speed and size": [*_bars(comparison)],
-        "Scaling": [*_scaling(comparison)],
+        "Scaling": scaling_figures(comparison, series_of(comparison)),
         "Learning rates": [*_learning_rates(comparison)],
     }
     return {section: found for section, found in sections.items() if found}
@@ -119,20 +122,10 @@ def _curves(comparison: Comparison) -> list[Figure]:
 
 def mean_curve(group: Group, key: str) -> np.ndarray:
     """A loss over the counted runs at the steps that all of them have: float64 [4, n], rows tokens, mean, low, high."""
-    per_run = []
-    for run in group.counted:
-        rows = [row for row in run.metrics if finite(row.get(key)) is not None and finite(row.get("step")) is not None]
-        last = max((row["step"] for row in rows), default=0)
-        tokens_per_step = run.numbers.get("tokens_seen", 0.0) / last if last else 0.0
-        per_run.append({row["step"]: (row.get("tokens_seen", row["step"] * tokens_per_step), row[key]) for row in rows})
-    if not per_run:
+    tokens, losses = shared_curve(group.counted, key)
+    if not tokens.size:
         return np.empty((4, 0))
-    steps = sorted(set.intersection(*(set(points) for points in per_run)))
-    if not steps:
-        return np.empty((4, 0))
-    values = np.asarray([[points[step] for step in steps] for points in per_run], dtype=np.float64)  # [runs, n, 2]
-    losses = values[..., 1]
-    return np.stack([values[..., 0].mean(axis=0), losses.mean(axis=0), losses.min(axis=0), losses.max(axis=0)])
+    return np.stack([tokens, losses.mean(axis=0), losses.min(axis=0), losses.max(axis=0)])
 
 
 def _seconds_per_token(group: Group) -> float | None:
@@ -310,45 +303,6 @@ def _pareto(comparison: Comparison) -> list[Figure]:
         alt = "; ".join(f"{series.name}: {show(cost)}, {interval.mean:.3f}" for series, cost, interval in points)
         note = f"Nothing beats in both (dashed front): {best}."
         found.append(Figure(f"pareto-{key}", f"Quality against {label}", note, f"{alt}.", draw))
-    return found
-
-
-def _scaling(comparison: Comparison) -> list[Figure]:
-    """A power law with its bootstrap band for every architecture that was trained at four sizes or more."""
-    found: list[Figure] = []
-    for architecture in dict.fromkeys(group.reference.architecture for group in comparison.groups):
-        members = [
-            (series, group)
-            for series, group in zip(series_of(comparison), comparison.groups, strict=True)
-            if group.reference.architecture == architecture and group.mean("params_total") and group.counted
-        ]
-        sizes = [group.mean("params_total") or 0.0 for _series, group in members]
-        losses = [list(group.by_seed(comparison.metric).values()) for _series, group in members]
-        fit = fit_scaling(sizes, losses) if members and comparison.lower_is_better else None
-        if fit is None:
-            continue
-
-        def draw(axes: Axes, members: Any = tuple(members), fit: Any = fit) -> None:
-            x = np.geomspace(fit.sizes[0] / 1.2, fit.sizes[-1] * 2, 80)
-            axes.fill_between(x, *fit.band(x), color=OKABE_ITO[0], alpha=0.18, linewidth=0)
-            axes.plot(x, fit.predict(x), color=OKABE_ITO[0], label="fit")
-            for series, group in members:
-                interval = group.interval(comparison.metric)
-                axes.plot(
-                    [group.mean("params_total")],
-                    [interval.mean],
-                    color=series.color,
-                    marker=series.marker,
-                    markersize=7,
-                    linestyle="none",
-                    label=series.name,
-                    gid=series.gid(f"{series.name}: {interval.mean:.3f}"),
-                )
-            axes.set(xlabel="parameters", ylabel=comparison.metric_name)
-            log_ticks(axes.xaxis, EngFormatter(sep=""))
-
-        key = f"scaling-{len(found)}"
-        found.append(Figure(key, f"Scaling of {architecture}", f"{fit.words}. Band: 95 % bootstrap.", fit.words, draw))
     return found
 
 

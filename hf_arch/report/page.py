@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from hf_arch.analysis.budgets import rate_lines
 from hf_arch.analysis.columns import filled_columns
 from hf_arch.analysis.compare import compare_runs
 from hf_arch.analysis.comparison import Comparison, Group
@@ -65,6 +66,7 @@ def render(comparison: Comparison, title: str, figures_dir: Path | None = None) 
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    top = () if comparison.ladder is None else comparison.ladder.top
     environment.filters["duration"] = duration
     environment.filters["unbroken"] = _unbroken
     return environment.get_template("report.html").render(
@@ -80,8 +82,9 @@ def render(comparison: Comparison, title: str, figures_dir: Path | None = None) 
             for section, found in figures(comparison).items()
         },
         pairs=_ranked_pairs(comparison),
+        rate_lines=rate_lines(comparison.budgets),
         max_pairs=MAX_PAIRS,
-        cards=[_card(comparison, group) for group in comparison.groups],
+        cards=[_card(comparison, group) for group in comparison.groups if not top or group.name in top],
         runs=sorted(comparison.runs, key=lambda run: (run.name, run.seed or 0, run.path)),
         versions=_versions(comparison.runs),
         written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),

@@ -13,6 +13,7 @@ from rich.table import Table
 import hf_arch
 from hf_arch.analysis.verdicts import unjudged
 from hf_arch.core.formats import byte_size, quantity
+from hf_arch.experiments.planning.ladder import share_trained
 from hf_arch.experiments.planning.prepare import PreparedSet, prepare_set
 from hf_arch.experiments.planning.rates import RateSweep
 from hf_arch.recipe.recipe import Recipe
@@ -41,7 +42,7 @@ def print_preview(recipe: Recipe, prepared: PreparedSet, console: Console | None
     """Prints a row for each run of the set (its seeds together), then the FLOPs of all that is still to be trained.
 
     FLOPs count the training of what is left, 6N a token plus the mixers' own as `hf_arch.cost` gives them; validation
-    is not in them.
+    is not in them, nor are the steps that a branch of a ladder takes over from its trunk.
     """
     console = console or Console(highlight=False)
     table = Table(title=recipe.experiment.name, title_justify="left", box=None, pad_edge=False)
@@ -58,7 +59,7 @@ def print_preview(recipe: Recipe, prepared: PreparedSet, console: Console | None
         cost = hf_arch.cost(first.config, first.recipe.sequence_length)
         tokens = run_tokens(first.recipe)
         flops = None if tokens is None else tokens * cost.flops_per_token_train
-        left += (flops or 0.0) * (len(pairs) - done)
+        left += (flops or 0.0) * share_trained(pairs[0][1]) * (len(pairs) - done)
         table.add_row(
             name,
             str(len(pairs)),

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hf_arch.analysis.budgets import rate_lines
 from hf_arch.analysis.columns import Column, filled_columns
 
 if TYPE_CHECKING:
@@ -35,6 +36,12 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
     _print_pairs(comparison, console)
     for line in item_lines(comparison):
         console.print(Text(line))
+    for line in ladder_lines(comparison):
+        console.print(Text(line))
+    for line in budget_lines(comparison):
+        console.print(Text(line))
+    for law in comparison.scaling:
+        console.print(Text(f"Scaling of {law.architecture}: {law.words}"))
     for verdict in comparison.verdicts:
         console.print(Text.assemble(("Hypothesis: ", "bold"), verdict.claim))
         console.print(Text.assemble((f"  {verdict.outcome}: ", "bold"), verdict.evidence))
@@ -56,6 +63,25 @@ def item_lines(comparison: Comparison) -> list[str]:
         "Item by item (over seeds and items, McNemar with one seed; Holm within a score):",
         *(f"  {test.words}" for test in shown),
         *([f"  ... {left} more in --json"] if left else []),
+    ]
+
+
+def ladder_lines(comparison: Comparison) -> list[str]:
+    """The laws of a ladder, their test, and what they say of one run against another."""
+    return [] if comparison.ladder is None else ["Ladder:", *(f"  {line}" for line in comparison.ladder.lines)]
+
+
+def budget_lines(comparison: Comparison) -> list[str]:
+    """Pairs at equal tokens, training FLOPs and seconds, and their exchange rates."""
+    shown = comparison.budgets[:MAX_PAIRS]
+    if not shown:
+        return []
+    left = len(comparison.budgets) - len(shown)
+    return [
+        "Equal tokens, training FLOPs and seconds:",
+        *(f"  {entry.words}" for entry in shown),
+        *(f"  {line}" for line in rate_lines(shown)),
+        *([f"  ... {left} more pairs in --json"] if left else []),
     ]
 
 
@@ -117,7 +143,12 @@ def _print_audit(comparison: Comparison, console: Console) -> None:
 
 def _print_pairs(comparison: Comparison, console: Console) -> None:
     ranked = [group.name for group in comparison.groups if group.counted]
-    pairs = [(first, second) for i, first in enumerate(ranked) for second in ranked[i + 1 :]]
+    pairs = [
+        (first, second)
+        for i, first in enumerate(ranked)
+        for second in ranked[i + 1 :]
+        if comparison.pair(first, second) is not None
+    ]
     if len(pairs) > MAX_PAIRS:
         console.print(f"{len(pairs)} pairs compared; --json lists them all, the table those with the baseline.")
         return

@@ -91,6 +91,7 @@ from hf_arch.training.startup import training_rows
 from hf_arch.training.step_watch import DEFAULT_MAX_SKIPPED_STEPS, StepWatch
 from hf_arch.training.tracking import describe_trackers, tracked
 from hf_arch.training.trainer import ArchTrainer
+from hf_arch.training.trunk import BranchPoints, begin_from_trunk
 
 
 def run_training(
@@ -152,6 +153,7 @@ def run_training(
         surroundings = describe_environment(environment(args.device), args, sharding)
         continuation = Continuation(identity)
         if resume:
+            begin_from_trunk(folder, identity, args)
             continuation = plan_continuation(folder / CHECKPOINTS_DIR, identity, surroundings, args, extend_to)
             recipe = extended_recipe(recipe, args, continuation)
         check_arguments(args, request, recipe.training)
@@ -255,6 +257,7 @@ class _Run:
         trainer.watch.tell = log.tell
         trainer.callback_handler.callbacks.insert(0, log)  # before the trackers, which get the numbers that it adds
         trainer.add_callback(SlowdownWatch(log))
+        trainer.add_callback(BranchPoints(self.folder))
         if not self.quiet:
             self._print_continuation()
             trainer.add_callback(progress)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from hf_arch.analysis.scaling import fit_scaling
 from hf_arch.analysis.stats import (
     Interval,
     all_pairs,
@@ -142,40 +141,6 @@ def test_bootstrap_intervals_cover_the_mean_of_thirty_values() -> None:
     assert covered >= scipy_stats.binom.ppf(
         0.005, 400, 0.92
     )  # the percentile bootstrap is known to fall a little short
-
-
-SIZES = [1e5, 3e5, 1e6, 3e6, 1e7]
-
-
-def law(size: float) -> float:
-    return 1.2 + 40.0 * size**-0.35
-
-
-def test_scaling_fit_recovers_an_exact_law() -> None:
-    fit = fit_scaling(SIZES, [[law(size)] for size in SIZES])
-    assert fit is not None
-    assert fit.predict([3e7]) == pytest.approx([law(3e7)], abs=0.01)
-    assert fit.alpha == pytest.approx(0.35, rel=0.05)
-    assert fit.offset == pytest.approx(1.2, rel=0.02)
-
-
-def test_scaling_band_covers_the_law() -> None:
-    rng = np.random.default_rng(3)
-    covered = 0
-    for trial in range(40):
-        losses = [(law(size) + 0.01 * rng.standard_normal(5)).tolist() for size in SIZES]
-        fit = fit_scaling(SIZES, losses, samples=300, seed=trial)
-        assert fit is not None
-        low, high = fit.band([1e6])
-        covered += bool(low[0] <= law(1e6) <= high[0])
-    assert covered >= 30  # few seeds narrow the percentile bootstrap; far below this it would be no band
-
-
-def test_scaling_needs_four_sizes_and_a_falling_loss() -> None:
-    assert fit_scaling(SIZES[:3], [[1.0], [0.9], [0.8]]) is None
-    assert fit_scaling(SIZES, [[1.0], [1.1], [1.2], [1.3], [1.4]]) is None
-    with pytest.raises(ValueError, match="5 sizes, but losses for 1"):
-        fit_scaling(SIZES, [[1.0]])
 
 
 def test_words_name_the_correction_where_the_interval_alone_says_otherwise() -> None:

@@ -90,6 +90,8 @@ def test_a_set_trains_at_the_small_scale(path: Path, tmp_path: Path) -> None:
     if load_recipe(path).experiment.sets:
         pytest.skip("the sets are tested one by one")
     overrides = ("data.corpus=python-docs", "training.max_steps=4", "training.warmup_steps=1")
+    if load_recipe(path).experiment.ladder:  # which makes the steps itself
+        overrides = ("data.corpus=python-docs", "experiment.ladder={sizes: [8000], tokens_per_parameter: [0.3, 0.6]}")
     overrides += ("evaluation.final_sequences=8", "evaluation.sequences=4", "experiment.seeds=[1]")
     assert run_recipe(path, tmp_path, RunOptions(), scale="cpu", overrides=overrides) == 0
     runs = find_runs(tmp_path)

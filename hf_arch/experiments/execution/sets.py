@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_arch.experiments.execution.ladder import train_ladder
 from hf_arch.experiments.execution.rates import train_with_rates
 from hf_arch.experiments.execution.runner import RunOptions, processes_per_run, train_set
 from hf_arch.experiments.execution.tune import train_tuned
@@ -38,5 +39,7 @@ def run_set(
         return TrainedSet(*train_tuned(recipe, results_dir, options))
     if recipe.experiment.learning_rates is not None:
         return TrainedSet(*train_with_rates(recipe, results_dir, options, facts))
+    if recipe.experiment.ladder is not None:
+        return TrainedSet(*train_ladder(recipe, results_dir, options, facts))
     prepared = prepare_set(recipe, results_dir, processes_per_run(options), facts)
     return TrainedSet(prepared, train_set(prepared, results_dir, options))

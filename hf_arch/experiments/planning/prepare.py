@@ -7,7 +7,7 @@ A finished run (same name and hash) is skipped later, an interrupted one resumed
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from hf_arch.core.files import write_json
 from hf_arch.core.plugin_source import PluginSource
 from hf_arch.data import prepare_data
 from hf_arch.experiments.planning.folders import run_folder
+from hf_arch.experiments.planning.ladder import lay_out_ladder, with_branches
 from hf_arch.experiments.planning.plan import Plan, Planner
 from hf_arch.recipe.dotted import dotted
 from hf_arch.recipe.recipe import RUN_FACTS, SECTIONS, Recipe
@@ -89,7 +90,11 @@ def prepare_set(
 
     Raises `ConfigError` for anything wrong in any run, before any of them starts.
     """
-    return _prepared(Planner(recipe), recipe, results_dir, processes, facts or {})
+    if recipe.experiment.ladder is None:
+        return _prepared(Planner(recipe), recipe, results_dir, processes, facts or {})
+    recipe, facts = lay_out_ladder(recipe, processes, facts)
+    prepared = _prepared(Planner(recipe), recipe, results_dir, processes, facts)
+    return replace(prepared, runs=with_branches(prepared.runs))
 
 
 def _prepared(
@@ -148,6 +153,8 @@ def select_run(recipe: Recipe, name: str | None, output_dir: str | None) -> tupl
 
     Raises `ConfigError` where the recipe declares several runs and `name` chooses none of them.
     """
+    if recipe.experiment.ladder is not None:
+        raise ConfigError("experiment.ladder: is trained by `hf-arch run`, which shares the trunk of each size")
     planner = Planner(recipe)
     planned = planner.unmatched().runs
     names = list(dict.fromkeys(run.name for run in planned))

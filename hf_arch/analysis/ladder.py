@@ -1,0 +1,306 @@
+"""What a ladder shows: a law in size and tokens for each run of the set, and how far it can be trusted.
+
+- The law L(N, D) of each (`loss_surface`), or why its points allow none.
+- Extrapolation, tested: the law of all sizes but the largest, against what the largest came to.
+- IsoFLOP minima: the size that the law makes best for a compute, among the sizes of the ladder's range.
+- Decision accuracy: how often a smaller size ranks a pair of runs as the largest size and budget do.
+- The multiplier: with which share of B's compute A reaches B's loss, both at their best sizes, against compute; and,
+  size by size, the exchange rate of losses that have all decayed (`exchange`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_arch.analysis.exchange import ExchangeRate, SeedCurves, exchange_rates
+from hf_arch.analysis.ladder_compute import Frontier, Multiplier, multipliers
+from hf_arch.analysis.loss_surface import LossSurface, Points, fit_surface
+from hf_arch.analysis.scaling import Refused
+from hf_arch.analysis.stats import PairedDifference, all_pairs
+from hf_arch.core.formats import quantity
+
+if TYPE_CHECKING:
+    from hf_arch.analysis.comparison import Group
+
+MINIMA = 4
+"""Computes at which isoFLOP minima are given."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The largest size, predicted from the others: measured losses, predictions and their bands, one a budget."""
+
+    size: float
+    tokens: tuple[float, ...]
+    measured: tuple[float, ...]
+    predicted: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    @property
+    def inside(self) -> int:
+        """Budgets at which the measured loss is within the band."""
+        return sum(a <= x <= b for a, x, b in zip(self.low, self.measured, self.high, strict=True))
+
+    @property
+    def words(self) -> str:
+        """How well it was predicted, in one sentence."""
+        off = max(abs(p / m - 1) for p, m in zip(self.predicted, self.measured, strict=True))
+        return (
+            f"the largest size, predicted from the others: within the 95 % band at {self.inside} of "
+            f"{len(self.measured)} budgets, off by at most {off:.1%}"
+        )
+
+
+@dataclass(frozen=True)
+class Rungs:
+    """One run of the set at all its sizes and budgets."""
+
+    base: str
+    groups: tuple[Group, ...]
+    metric: str
+
+    @cached_property
+    def points(self) -> Points:
+        """Parameters without embeddings, tokens and losses of each rung that completed."""
+        return Points(
+            np.asarray([float(facts(group)["parameters"]) for group in self.groups]),
+            np.asarray([group.mean("tokens_seen") or 0.0 for group in self.groups]),
+            tuple(np.asarray(list(group.by_seed(self.metric).values())) for group in self.groups),
+        )
+
+    @cached_property
+    def flops(self) -> np.ndarray:
+        """Training FLOPs of each rung, float64 [n]."""
+        per_token = np.asarray([group.mean("flops_per_token") or np.nan for group in self.groups])
+        return per_token * self.points.tokens
+
+    @cached_property
+    def law(self) -> LossSurface | Refused:
+        """The law through all points."""
+        return fit_surface(self.points)
+
+    @cached_property
+    def held_out(self) -> HeldOut | Refused:
+        """The test of its extrapolation."""
+        points = self.points
+        largest = points.parameters == points.parameters.max()
+        rest, target = points.where(~largest), points.where(largest)
+        law = fit_surface(rest)
+        if isinstance(law, Refused):
+            return Refused(f"without the largest size: {law.reason}")
+        predicted = law.predict(target.parameters, target.tokens)
+        low, high = _prediction_band(law, rest, target)
+        return HeldOut(
+            float(target.parameters[0]),
+            *(tuple(values.tolist()) for values in (target.tokens, target.means, predicted, low, high)),
+        )
+
+    @cached_property
+    def frontier(self) -> Frontier | None:
+        """The best loss at each compute by the law; None without one."""
+        if isinstance(self.law, Refused) or not np.isfinite(self.flops).all():
+            return None
+        return Frontier(self.law, self.points.parameters, self.flops / self.points.tokens)
+
+    @cached_property
+    def minima(self) -> list[dict[str, float]]:
+        """IsoFLOP minima at computes across the ladder: compute, parameters, tokens, loss."""
+        if self.frontier is None:
+            return []
+        return [self.frontier.minimum(c) for c in np.geomspace(self.flops.min(), self.flops.max(), MINIMA + 2)[1:-1]]
+
+    @property
+    def lines(self) -> list[str]:
+        """The law, its test and its minima, in words."""
+        if isinstance(self.law, Refused):
+            return [f"{self.base}: {self.law.words}"]
+        found = [f"{self.base}: {self.law.words}", f"{self.base}: {self.held_out.words}"]
+        best = "; ".join(
+            f"{quantity(m['flops'])}FLOPs: {quantity(m['parameters'])} parameters"
+            + (", at the end of the sizes" if m["at_edge"] else "")
+            for m in self.minima
+        )
+        return [*found, *([f"{self.base}: best size at {best}"] if best else [])]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        law, test = self.law, self.held_out
+        fitted = not isinstance(law, Refused)
+        return {
+            "base": self.base,
+            "points": [
+                {"parameters": float(n), "tokens": float(d), "flops": float(c), "losses": losses.tolist()}
+                for n, d, c, losses in zip(
+                    self.points.parameters, self.points.tokens, self.flops, self.points.losses, strict=True
+                )
+            ],
+            "law": None
+            if isinstance(law, Refused)
+            else {
+                **dict(zip(("E", "A", "B", "a", "b"), (law.values[0], *law.amplitudes, *law.values[3:]), strict=True)),
+                "intervals": {name: list(law.interval(index)) for name, index in (("E", 0), ("a", 3), ("b", 4))},
+            },
+            "reason": law.reason if isinstance(law, Refused) else None,
+            "words": law.words,
+            "held_out": None
+            if isinstance(test, Refused)
+            else {**{key: getattr(test, key) for key in HeldOut.__annotations__}, "inside": test.inside},
+            "held_out_reason": test.reason if isinstance(test, Refused) else None,
+            "minima": self.minima if fitted else [],
+        }
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Every run of the set over the ladder, what smaller sizes decide, and the multipliers against the baseline."""
+
+    rungs: tuple[Rungs, ...]
+    accuracy: tuple[dict[str, float], ...]
+    rates: tuple[tuple[float, ExchangeRate], ...]
+    multipliers: tuple[Multiplier, ...]
+
+    @cached_property
+    def top(self) -> dict[str, str]:
+        """{name of a group: the run of the set that it is} at the largest size and budget that any run has."""
+        largest = max(rung(group) for entry in self.rungs for group in entry.groups)
+        return {group.name: entry.base for entry in self.rungs for group in entry.groups if rung(group) == largest}
+
+    def named(self, text: str) -> str | None:
+        """The group that stands for a run of the set in a claim: its largest size and budget."""
+        return next((name for name, base in self.top.items() if base == text), None)
+
+    @property
+    def lines(self) -> list[str]:
+        """All of it in words, a line each."""
+        found = [line for entry in self.rungs for line in entry.lines]
+        for entry in self.accuracy:
+            found.append(
+                f"decision accuracy of {quantity(entry['size'])} parameters: {entry['agree']:.0f} of "
+                f"{entry['pairs']:.0f} rankings of a pair are those of the largest size and budget"
+            )
+        for size, rate in self.rates:
+            what = f"at {quantity(size)} parameters {rate.first}"
+            if rate.ratio is not None:
+                found.append(f"{what} reaches the loss of {rate.second} with {rate.share}")
+            else:
+                found.append(f"{what} against {rate.second}: no exchange rate: {rate.reason}")
+        return [*found, *(entry.words for entry in self.multipliers)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "runs": [entry.to_dict() for entry in self.rungs],
+            "decision_accuracy": list(self.accuracy),
+            "exchange_rates": [{"size": size, **rate.to_dict()} for size, rate in self.rates],
+            "multipliers": [entry.to_dict() for entry in self.multipliers],
+            "lines": self.lines,
+        }
+
+
+def facts(group: Group) -> Mapping[str, Any]:
+    """What the runs of a group record of their rung; empty outside a ladder."""
+    found = group.reference.experiment.get("ladder")
+    return found if isinstance(found, Mapping) else {}
+
+
+def rung(group: Group) -> tuple[float, float]:
+    """Size and tokens per parameter, as the recipe asks for them."""
+    own = facts(group)
+    return float(own["size"]), float(own["tokens_per_parameter"])
+
+
+def ladder_of(groups: Sequence[Group], metric: str, baseline: str | None, lower_is_better: bool) -> Ladder | None:
+    """The ladder that these groups are rungs of; None where they are of none. `baseline` is the name of a group."""
+    members: dict[str, list[Group]] = {}
+    order = sorted((group for group in groups if facts(group) and group.by_seed(metric)), key=rung)
+    for group in order:
+        members.setdefault(str(facts(group)["base"]), []).append(group)
+    if not members or not lower_is_better:
+        return None
+    own = next((str(facts(group)["base"]) for group in groups if group.name == baseline and facts(group)), None)
+    names = sorted(members, key=lambda name: name != own)
+    rungs = tuple(Rungs(name, tuple(members[name]), metric) for name in names)
+    others = [(entry, rungs[0]) for entry in rungs[1:]]
+    rates = [rate for one, other in others for rate in _rates(one, other)]
+    ratios = [
+        Multiplier.refused(one.base, other.base)
+        if one.frontier is None or other.frontier is None
+        else multipliers(one.base, other.base, one.frontier, other.frontier, other.flops)
+        for one, other in others
+    ]
+    return Ladder(rungs, tuple(_decision_accuracy(rungs)), tuple(rates), tuple(ratios))
+
+
+def rung_pairs(ladder: Ladder) -> list[PairedDifference]:
+    """The differences of the runs of the set at each rung, Holm-corrected over the pairs of a rung."""
+    members: dict[tuple[float, float], dict[str, dict[int, float]]] = {}
+    for entry in ladder.rungs:
+        for group in entry.groups:
+            members.setdefault(rung(group), {})[group.name] = group.by_seed(entry.metric)
+    return [pair for rungs in members.values() for pair in all_pairs(rungs)]
+
+
+def _decision_accuracy(rungs: Sequence[Rungs]) -> list[dict[str, float]]:
+    """For each size but the largest: rankings of pairs, over all budgets, and how many are those of the largest size at
+    its largest budget."""
+    means = {(entry.base, *rung(group)): group.mean(entry.metric) for entry in rungs for group in entry.groups}
+    places = sorted({(size, times) for _base, size, times in means})
+    found: dict[float, dict[str, float]] = {}
+    for one, other in itertools.combinations([entry.base for entry in rungs], 2):
+        gaps = {}
+        for place in places:
+            first, second = means.get((one, *place)), means.get((other, *place))
+            if first is not None and second is not None:
+                gaps[place] = first - second
+        if places[-1] not in gaps:
+            continue
+        for (size, _times), gap in gaps.items():
+            if size < places[-1][0]:
+                entry = found.setdefault(size, {"size": size, "pairs": 0.0, "agree": 0.0})
+                entry["pairs"] += 1
+                entry["agree"] += gap * gaps[places[-1]] > 0
+    return [found[size] for size in sorted(found)]
+
+
+def _rates(one: Rungs, other: Rungs) -> list[tuple[float, ExchangeRate]]:
+    """The exchange rate of tokens at each size that both have, read from losses that have all decayed."""
+    found = []
+    for size in sorted({rung(group)[0] for group in one.groups} & {rung(group)[0] for group in other.groups}):
+        sides = [[group for group in side.groups if rung(group)[0] == size] for side in (one, other)]
+        seeds = sorted(set.intersection(*(set(group.by_seed(one.metric)) for side in sides for group in side)))
+        if min(len(side) for side in sides) < 2:
+            continue
+        if not seeds:
+            rates = [ExchangeRate(one.base, other.base, "tokens", reason="they share no seed")]
+        else:
+            rates = exchange_rates(one.base, other.base, *(_curves(side, seeds, one.metric) for side in sides))
+        found += [(size, rate) for rate in rates if rate.axis == "tokens"]
+    return found
+
+
+def _curves(groups: Sequence[Group], seeds: Sequence[int], metric: str) -> SeedCurves:
+    tokens = np.asarray([group.mean("tokens_seen") or 0.0 for group in groups])
+    losses = np.asarray([[group.by_seed(metric)[seed] for group in groups] for seed in seeds])
+    return SeedCurves(tokens, losses, None, None)
+
+
+def _prediction_band(law: LossSurface, rest: Points, target: Points, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The band in which a new point is expected: that of the law, and the scatter of the points about it."""
+    scatter = (rest.means - law.predict(rest.parameters, rest.tokens)) * np.sqrt(
+        len(rest.losses) / max(len(rest.losses) - 5, 1)
+    )
+    rng = np.random.default_rng(seed)
+    draws = [
+        LossSurface(values, law.draws, law.unit, law.points).predict(target.parameters, target.tokens)
+        + rng.choice(scatter, len(target.losses))
+        for values in np.repeat(law.draws, 5, axis=0)
+    ]
+    low, high = np.quantile(np.asarray(draws), [0.025, 0.975], axis=0)
+    return low, high
