@@ -120,18 +120,25 @@ def eval_command(
         int | None, typer.Option(help="Tokens from window to window of `perplexity`; by default a whole window.")
     ] = None,
     plugin_code: PluginCode = "run",
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show what would be scored, with hours on this device, memory and disk."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> int:
     """Score a model on benchmarks, or every finished run in a folder.
 
     Examples: `hf-arch eval results/quickstart/gla_1a2b3c4d5e --tasks perplexity,sentence_completion`,
-    `hf-arch eval results/quickstart --tasks comprehensive,hellaswag --limit 200 --output-json scores.json`.
+    `hf-arch eval results/quickstart --tasks comprehensive,hellaswag --limit 200 --output-json scores.json`,
+    `hf-arch eval results/quickstart --tasks hellaswag --dry-run`.
     """
     with redirect_stdout(sys.stderr):
         from hf_arch.core.files import to_jsonable, write_json
         from hf_arch.core.quiet import quiet_libraries
+        from hf_arch.evaluation.forecast import forecast_eval
         from hf_arch.evaluation.model_scores import EvalOptions, evaluate_path, print_scores, split_names
         from hf_arch.evaluation.text_loss import TextOptions
+        from hf_arch.report.eval_preview import print_eval_preview
 
         options = EvalOptions(
             tasks=split_names(tasks),
@@ -146,8 +153,11 @@ def eval_command(
             text=TextOptions(file=text, stride=stride, limit=limit, batch_size=batch_size),
         )
         with quiet_libraries():
-            document = evaluate_path(path, options)
-    if output_json is not None:
+            document = forecast_eval(path, options) if dry_run else evaluate_path(path, options)
+    if dry_run and not as_json:
+        print_eval_preview(document)
+        return 0
+    if output_json is not None and not dry_run:
         write_json(output_json, document)
     if as_json:
         _print_json(to_jsonable(document))

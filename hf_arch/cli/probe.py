@@ -63,18 +63,23 @@ def probe_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the runs, their sizes and their cost; train nothing.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> int:
     """Train small models on synthetic tasks: what can an architecture recall, copy, compress, or keep track of?
 
     Models have one head and, except for the tasks of MAD, no FFN. Finished runs are kept.
     Example: `hf-arch probe llama gla mamba delta_net --task mqar --learning-rate 1e-3 --learning-rate 3e-3`.
     """
+    import json
+    import sys
+    from contextlib import nullcontext, redirect_stdout
+
     from hf_arch.experiments.execution.runner import RunOptions, processes_per_run
     from hf_arch.experiments.execution.sets import run_set
-    from hf_arch.experiments.planning.prepare import prepare_set
+    from hf_arch.experiments.planning.forecast import document, step_timer
     from hf_arch.recipe.recipe import read_recipe
     from hf_arch.report.conclude import conclude
-    from hf_arch.report.preview import print_preview
+    from hf_arch.report.preview import preview, print_forecast
 
     options = RunOptions(workers, engine, slurm=tuple(slurm or ()))
     names = [name for name in architectures if "=" not in name]
@@ -84,15 +89,21 @@ def probe_command(
         read_recipe(probe_recipe(names, entry, setting, width, layers, learning_rate, seeds, match), overrides)
         for entry in dict.fromkeys(task)
     ]
-    failed = []
-    for recipe in sets:
-        folder = Path(results_dir) / recipe.experiment.name
-        if dry_run:
-            print_preview(recipe, prepare_set(recipe, folder, processes_per_run(options)))
-            continue
-        trained = run_set(recipe, folder, options)
-        conclude(trained, folder, recipe.experiment.study)
-        failed += trained.failed
+    failed, forecasts, compared = [], [], {}
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        timer = step_timer(workers * processes_per_run(options)) if dry_run else None
+        for recipe in sets:
+            folder = Path(results_dir) / recipe.experiment.name
+            if dry_run:
+                forecasts += preview(recipe, folder, workers, processes_per_run(options), timer=timer)
+                print_forecast(forecasts[-1])
+                continue
+            trained = run_set(recipe, folder, options)
+            comparison = conclude(trained, folder, recipe.experiment.study)
+            compared[recipe.experiment.name] = {} if comparison is None else comparison.to_dict()
+            failed += trained.failed
+    if as_json:
+        print(json.dumps(document(forecasts) if dry_run else {"sets": compared}, indent=2, allow_nan=False))
     return 1 if failed else 0
 
 

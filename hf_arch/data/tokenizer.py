@@ -25,7 +25,7 @@ TRAINED = ("char", "byte", "bpe")
 _VERSION = 1
 
 
-def tokenizer_key(kind: str, vocab_size: int, corpus_fingerprint: str) -> str:
+def tokenizer_key(kind: str, vocab_size: int, corpus_fingerprint: str, offline: bool = False) -> str:
     """Hash that tells tokenizers apart before they are built; of a loaded one it covers the tokenizer itself."""
     if kind == "byte":
         return hash_text(_VERSION, kind)
@@ -33,7 +33,7 @@ def tokenizer_key(kind: str, vocab_size: int, corpus_fingerprint: str) -> str:
         return hash_text(_VERSION, kind, corpus_fingerprint)
     if kind == "bpe":
         return hash_text(_VERSION, kind, vocab_size, corpus_fingerprint)
-    loaded = load_tokenizer(kind)
+    loaded = load_tokenizer(kind, offline)
     return hash_text(_VERSION, loaded.backend_tokenizer.to_str(), loaded.eos_token)
 
 
@@ -52,8 +52,8 @@ def build_tokenizer(kind: str, vocab_size: int, texts: Callable[[], Iterable[str
     return load_tokenizer(kind)
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """A fast tokenizer from a folder, a `tokenizer.json`, or the Hub, padding on the left."""
+def load_tokenizer(name: str, offline: bool = False) -> PreTrainedTokenizerFast:
+    """A fast tokenizer from a folder, a `tokenizer.json`, or the Hub (`offline`: its cache), padding on the left."""
     from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
     tokenizer: PreTrainedTokenizerBase
@@ -65,7 +65,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
                 if tokenizer.eos_token is None and token in tokenizer.get_vocab():
                     tokenizer.eos_token = token
         else:
-            tokenizer = AutoTokenizer.from_pretrained(str(path) if path.is_dir() else name, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(path) if path.is_dir() else name, trust_remote_code=False, local_files_only=offline
+            )
     except Exception as error:
         near = nearest(name, TRAINED)
         hint = f"nearest: {near!r}; " if near else ""

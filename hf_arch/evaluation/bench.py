@@ -162,7 +162,7 @@ def _measure(subjects: Sequence[Subject], length: int, options: BenchOptions) ->
     """A row for each subject at one length of context."""
     rounds: list[dict[str, list[float]]] = [{phase: [] for phase in PHASES} for _ in subjects]
     rows: list[dict[str, Any]] = []
-    prompts = [_tokens(subject, length, options.batch_size) for subject in subjects]
+    prompts = [random_tokens(subject, length, options.batch_size) for subject in subjects]
     for subject, tokens in zip(subjects, prompts, strict=True):  # warms up, and counts bytes
         subject.train(tokens)
         _, _, size = subject.read(tokens)
@@ -208,7 +208,7 @@ def _add_ratios(rows: list[dict[str, Any]], candidates: Sequence[Candidate]) -> 
         row["ratio"] = ratio
 
 
-def _tokens(subject: Subject, length: int, batch_size: int) -> torch.Tensor:
+def random_tokens(subject: Subject, length: int, batch_size: int) -> torch.Tensor:
     """[B, T] random tokens without the padding token, which embeddings may treat apart."""
     generator = torch.Generator().manual_seed(0)
     vocabulary = subject.model.config.vocab_size

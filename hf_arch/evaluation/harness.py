@@ -81,6 +81,14 @@ def load_tasks(
     return loaded
 
 
+def check_names(names: Sequence[str], include_path: str | Path | None = None) -> None:
+    """Raises `ConfigError` for a task that neither lm_eval nor `include_path` has; loads no rows."""
+    with _quiet():
+        manager = TaskManager(include_path=[OUR_TASKS, *([Path(include_path)] if include_path is not None else [])])
+        for name in names:
+            _check_name(name, manager, "auto")
+
+
 def _set_fewshot(task: Any, wanted: int | None) -> None:
     default = task.get_config("num_fewshot")
     number = (default or 0) if wanted is None else wanted

@@ -84,7 +84,7 @@ def evaluate_path(path: str, options: EvalOptions) -> dict[str, Any]:
     runs = suite_runs(path)
     tasks = None
     if options.harness_tasks:
-        _require_harness()
+        require_harness()
         from hf_arch.evaluation.harness import load_tasks
 
         tasks = load_tasks(
@@ -254,7 +254,8 @@ def _harness_version(tasks: Any) -> dict[str, str]:
     return {"lm_eval": harness_version()}
 
 
-def _require_harness() -> None:
+def require_harness() -> None:
+    """Raises `ConfigError` where lm_eval is not installed."""
     if importlib.util.find_spec("lm_eval") is None:
         raise ConfigError("--tasks: all but `perplexity` need lm-evaluation-harness: pip install 'hf-arch[eval]'")
 

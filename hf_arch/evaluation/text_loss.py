@@ -19,6 +19,8 @@ from hf_arch.core.errors import ConfigError
 from hf_arch.data import DataOptions, prepare_data
 from hf_arch.data.cache import data_cache
 from hf_arch.data.corpora import open_corpus
+from hf_arch.data.find import find_data
+from hf_arch.data.shakespeare import Shakespeare
 from hf_arch.evaluation.perplexity import TextLoss
 from hf_arch.evaluation.windows import DocumentLoss, PositionLoss, document_nats, token_nats
 from hf_arch.recipe.recipe import load_recipe
@@ -66,6 +68,18 @@ def score_text(
         "documents": len(documents),
         **_by_position(nats, window, options),
     }
+
+
+def count_texts(path: str, options: TextOptions) -> int | None:
+    """Rows, or documents, that `score_text` would score; None where only preparing or downloading its text tells."""
+    run = _run_data(path) if options.file is None else None
+    if run is not None:
+        prepared = find_data(run).prepared
+        return None if prepared is None else min(len(prepared.validation), options.limit or len(prepared.validation))
+    default = DataOptions()
+    if options.file is None and not Shakespeare.at(data_cache(None)).complete and default.corpus == Shakespeare.name:
+        return None
+    return len(_documents(options)[1])
 
 
 def _score_run(model: PreTrainedModel, data: DataOptions, options: TextOptions, window: int) -> dict[str, Any]:

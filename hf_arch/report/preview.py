@@ -1,7 +1,8 @@
-"""`hf-arch run --dry-run`: what a set would train, how equal its runs are, and what it costs, before it starts."""
+"""`--dry-run` of `run`, `probe` and `train`: what would be trained, how equal the runs are, and what they take."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,81 +11,108 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-import hf_arch
+from hf_arch.analysis.before import power_note, seed_warnings
 from hf_arch.analysis.verdicts import unjudged
-from hf_arch.core.formats import byte_size, quantity
-from hf_arch.experiments.planning.ladder import share_trained
+from hf_arch.core.formats import FILE_WIDTH, byte_size, duration, quantity
+from hf_arch.evaluation.step_time import StepTimer
+from hf_arch.experiments.planning.forecast import Forecast, RunForecast, forecast, step_timer
 from hf_arch.experiments.planning.prepare import PreparedSet, prepare_set
 from hf_arch.experiments.planning.rates import RateSweep
 from hf_arch.recipe.recipe import Recipe
 from hf_arch.report.table import print_skipped
 
+NOTHING = "nothing was started or written"
+COLUMNS = ("run", "seeds", "done", "parameters", "matched", "state", "tokens", "FLOPs", "time", "memory")
+
 
 def preview(
-    recipe: Recipe, results_dir: Path, processes: int = 1, facts: Mapping[str, Mapping[str, Any]] | None = None
-) -> None:
-    """Prints what `hf-arch run` would train of a set: the sweep of its learning rates first, where it has one, then the
-    set that is compared, at the rates that the sweep has chosen so far."""
+    recipe: Recipe,
+    results_dir: Path,
+    workers: int = 1,
+    processes: int = 1,
+    facts: Mapping[str, Mapping[str, Any]] | None = None,
+    timer: StepTimer | None = None,
+) -> list[Forecast]:
+    """What `hf-arch run` would train of a set: the sweep of its learning rates first, where it has one, then the set
+    that is compared, at the rates that the sweep has chosen so far."""
+    timer = timer or step_timer(workers * processes)
+    found = []
     if recipe.experiment.learning_rates is not None:
         sweep = RateSweep(recipe, results_dir, processes)
-        prepared = sweep.prepare()
-        print_preview(
-            replace(recipe, experiment=replace(recipe.experiment, hypothesis="", name="learning rates")), prepared
-        )
+        prepared = sweep.prepare(dry=True)
         choices = sweep.choices(prepared)
+        more = []
         if any(choice.at_edge for choice in choices.values()) or not choices:
-            print("a best rate at the end of the grid adds one rate at that end to every run")
+            more.append("a best rate at the end of the grid adds one rate at that end to every run")
+        unnamed = replace(recipe, experiment=replace(recipe.experiment, hypothesis="", name="learning rates"))
+        found.append(preview_set(unnamed, prepared, workers, processes, timer, more))
         recipe, facts = sweep.compared(choices, facts)
-    print_preview(recipe, prepare_set(recipe, results_dir, processes, facts))
+    prepared = prepare_set(recipe, results_dir, processes, facts, dry=True)
+    return [*found, preview_set(recipe, prepared, workers, processes, timer)]
 
 
-def print_preview(recipe: Recipe, prepared: PreparedSet, console: Console | None = None) -> None:
-    """Prints a row for each run of the set (its seeds together), then the FLOPs of all that is still to be trained.
+def preview_set(
+    recipe: Recipe,
+    prepared: PreparedSet,
+    workers: int = 1,
+    processes: int = 1,
+    timer: StepTimer | None = None,
+    more: list[str] | None = None,
+) -> Forecast:
+    """The forecast of a set that was prepared `dry`, with warnings about its claims and seeds, and `more` of them."""
+    trials = recipe.experiment.tune.trials if recipe.experiment.tune is not None else 1
+    found = forecast(recipe.experiment.name, prepared, workers, processes, trials, timer)
+    hypothesis = recipe.experiment.hypothesis
+    lines = list(more or [])
+    if hypothesis:
+        architectures = {str(run.recipe.model.get("architecture")) for run in prepared.plan.runs}
+        lines += unjudged(hypothesis, {*prepared.plan.names, *architectures})
+        seeds = max(1, len(recipe.experiment.seeds))
+        lines += seed_warnings(hypothesis, prepared.plan.names, seeds)
+        lines += [note] if (note := power_note(hypothesis, prepared.plan.names, seeds)) else []
+    return replace(found, warnings=(*found.warnings, *lines))
 
-    FLOPs count the training of what is left, 6N a token plus the mixers' own as `hf_arch.cost` gives them; validation
-    is not in them, nor are the steps that a branch of a ladder takes over from its trunk.
-    """
-    console = console or Console(highlight=False)
-    table = Table(title=recipe.experiment.name, title_justify="left", box=None, pad_edge=False)
-    for title in ("run", "seeds", "done", "parameters", "matched", "state", "tokens", "FLOPs"):
-        table.add_column(title, justify="left" if title == "run" else "right", overflow="fold")
-    left = 0.0
-    for name in prepared.plan.names:
-        pairs = [
-            (planned, ready)
-            for planned, ready in zip(prepared.plan.runs, prepared.runs, strict=True)
-            if planned.name == name
-        ]
-        first, done = pairs[0][0], sum(ready.status == "completed" for _planned, ready in pairs)
-        cost = hf_arch.cost(first.config, first.recipe.sequence_length)
-        tokens = run_tokens(first.recipe)
-        flops = None if tokens is None else tokens * cost.flops_per_token_train
-        left += (flops or 0.0) * share_trained(pairs[0][1]) * (len(pairs) - done)
+
+def print_forecast(found: Forecast, console: Console | None = None) -> None:
+    """A row for each run of the set (its seeds together), then what all that is left takes."""
+    console = console or Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
+    matched = any(run.matched is not None for run in found.runs)
+    table = Table(title=found.name, title_justify="left", box=None, pad_edge=False)
+    for title in COLUMNS:
+        if title != "matched" or matched:
+            table.add_column(title, justify="left" if title == "run" else "right", overflow="fold")
+    for run in found.runs:
         table.add_row(
-            name,
-            str(len(pairs)),
-            str(done),
-            f"{cost.params_total:,}",
-            "" if first.matched is None else f"{first.matched.residual:+.2%}",
-            byte_size(cost.state_bytes(first.recipe.sequence_length)),
-            "by epochs" if tokens is None else quantity(tokens),
-            "" if flops is None else quantity(flops),
+            *(cell for title, cell in zip(COLUMNS, _cells(run), strict=True) if title != "matched" or matched)
         )
     console.print(table)
-    print_skipped(prepared.plan.skipped)
-    if recipe.experiment.hypothesis:
-        architectures = {str(run.recipe.model.get("architecture")) for run in prepared.plan.runs}
-        for line in unjudged(recipe.experiment.hypothesis, {*prepared.plan.names, *architectures}):
-            console.print(line, soft_wrap=True, markup=False)
-    waiting = sum(ready.status != "completed" for ready in prepared.runs)
-    console.print(f"{waiting} of {len(prepared.runs)} runs to train, {quantity(left)}FLOPs in all; nothing was started")
+    print_skipped(found.skipped)
+    for line in found.warnings:
+        console.print(line, soft_wrap=True, markup=False)
+    total = sum(run.seeds for run in found.runs)
+    console.print(f"{found.to_train} of {total} runs to train, {quantity(found.flops)}FLOPs in all; {NOTHING}")
+    hours = "not known: a run counts epochs of data that is not prepared" if found.hours is None else _hours(found)
+    console.print(f"time on this device ({found.device}): {hours}", soft_wrap=True, markup=False)
+    console.print(
+        f"memory: {byte_size(found.memory_bytes)} for tensors; disk: {byte_size(found.disk_bytes)}", markup=False
+    )
 
 
-def run_tokens(recipe: Recipe) -> int | None:
-    """Training tokens of one run in one process; None where the recipe counts epochs."""
-    training = recipe.training
-    steps = training.get("max_steps")
-    if steps is None or steps < 1:
-        return None
-    batch = training.get("per_device_train_batch_size", 8) * training.get("gradient_accumulation_steps", 1)
-    return int(steps * batch * recipe.sequence_length)
+def _hours(found: Forecast) -> str:
+    assert found.hours is not None
+    return f"{duration(found.hours * 3600)} = {found.hours:.3g} h, by {found.basis}"
+
+
+def _cells(run: RunForecast) -> list[str]:
+    return [
+        run.name,
+        str(run.seeds),
+        str(run.done),
+        f"{run.params_total:,}",
+        "" if run.matched is None else f"{run.matched:+.2%}",
+        byte_size(run.state_bytes),
+        "by epochs" if run.tokens is None else quantity(run.tokens),
+        "" if run.flops is None else quantity(run.flops),
+        duration(run.seconds),
+        byte_size(run.memory_bytes),
+    ]

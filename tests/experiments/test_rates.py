@@ -18,7 +18,7 @@ from hf_arch.data.validation_parts import validation_part
 from hf_arch.experiments.execution import runner
 from hf_arch.experiments.execution.rates import train_with_rates
 from hf_arch.recipe.recipe import Recipe, read_recipe
-from hf_arch.report.preview import preview
+from hf_arch.report.preview import preview, print_forecast
 from tests.training.tiny import recipe_values, write_text
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "ffn": "none"}
@@ -66,7 +66,8 @@ def test_the_rate_is_chosen_on_other_rows_and_seeds(
     tmp_path: Path, text: Path, trained: list[tuple[str, int, float, str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked, folder = recipe([3e-4, 1e-3, 3e-3, 1e-2, 3e-2], text), tmp_path / "results"
-    preview(asked, folder)
+    for found in preview(asked, folder):
+        print_forecast(found)
     said = capsys.readouterr().out
     assert "10 of 10 runs to train" in said and "6 of 6 runs to train" in said and not trained
     prepared, failed = train_with_rates(asked, folder, runner.RunOptions())
@@ -84,7 +85,8 @@ def test_the_rate_is_chosen_on_other_rows_and_seeds(
     trained.clear()
     train_with_rates(asked, folder, runner.RunOptions())
     assert not trained
-    preview(asked, folder)
+    for found in preview(asked, folder):
+        print_forecast(found)
     assert "0 of 6 runs to train" in capsys.readouterr().out
 
 

@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from hf_arch.core.errors import ConfigError, UnknownKeyError
-from hf_arch.data import prepare_data
+from hf_arch.data import PreparedData, prepare_data
+from hf_arch.data.find import find_data
 from hf_arch.experiments.planning.confounds import (
     BRANCHES,
     CONVOLUTION,
@@ -73,23 +74,24 @@ class Controls:
     notes: list[str] = field(default_factory=list)
 
 
-def plan_controls(recipe: Recipe, pairs: Sequence[tuple[str, str]]) -> Controls:
-    """Adds to a set the runs that remove the confounds of claims between these `pairs` of its runs.
+def plan_controls(recipe: Recipe, pairs: Sequence[tuple[str, str]], dry: bool = False) -> Controls:
+    """Adds to a set the runs that remove the confounds of claims between these `pairs` of its runs. With `dry`, data
+    that is not prepared stays so: random tokens then stand for its first rows.
 
     Raises:
         ConfigError: the set has no named runs, or something in a run is wrong.
     """
     if not recipe.experiment.runs:
         raise ConfigError("--controls: the recipe names no runs (experiment.runs) that a claim could compare")
-    planning = _Planning(recipe)
+    planning = _Planning(recipe, dry)
     for first, second in dict.fromkeys(tuple(pair) for pair in pairs):
         planning.add(first, second)
     return planning.result()
 
 
 class _Planning:
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
+    def __init__(self, recipe: Recipe, dry: bool = False) -> None:
+        self.recipe, self.dry = recipe, dry
         match = recipe.experiment.match
         self.baseline = (match.reference if match else None) or next(iter(recipe.experiment.runs))
         self.runs = {name: dict(changes or {}) for name, changes in recipe.experiment.runs.items()}
@@ -255,10 +257,18 @@ class _Planning:
             if run.recipe.probe is not None:
                 self._ids[key] = torch.as_tensor(run.recipe.probe.data("train", seed).inputs[:ROWS])
             else:
-                data, order = prepare_data(run.recipe.data), run.recipe.training.get("data_seed")
+                if (data := self._data(run)) is None:
+                    generator = torch.Generator().manual_seed(seed)
+                    shape = ROWS, run.recipe.sequence_length
+                    self._ids[key] = torch.randint(run.config.vocab_size, shape, generator=generator)
+                    continue
+                order = run.recipe.training.get("data_seed")
                 self._tokenizers[key] = data.tokenizer
                 rows = data.order(seed if order is None else int(order)).indices(0, ROWS)
                 self._ids[key] = torch.stack([data.train[int(row)]["input_ids"] for row in rows])
+
+    def _data(self, run: PlannedRun) -> PreparedData | None:
+        return find_data(run.recipe.data).prepared if self.dry else prepare_data(run.recipe.data)
 
     def _rows(self, run: PlannedRun) -> Tensor:
         return self._ids[run.recipe.data_key]

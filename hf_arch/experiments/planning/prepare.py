@@ -7,7 +7,7 @@ A finished run (same name and hash) is skipped later, an interrupted one resumed
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,11 @@ from hf_arch.checkpoints.plugin_copies import copy_facts, write_copies
 from hf_arch.core.errors import ConfigError, choice_error
 from hf_arch.core.files import write_json
 from hf_arch.core.plugin_source import PluginSource
-from hf_arch.data import prepare_data
+from hf_arch.data import PreparedData, prepare_data
+from hf_arch.data.find import FoundData, find_data
 from hf_arch.experiments.planning.folders import run_folder
 from hf_arch.experiments.planning.ladder import lay_out_ladder, with_branches
-from hf_arch.experiments.planning.plan import Plan, Planner
+from hf_arch.experiments.planning.plan import Plan, PlannedRun, Planner
 from hf_arch.recipe.dotted import dotted
 from hf_arch.recipe.recipe import RUN_FACTS, SECTIONS, Recipe
 from hf_arch.runs.files import CONFIG_FILE, RESULTS_FILE
@@ -71,29 +72,37 @@ class ReadyRun:
 
 @dataclass(frozen=True)
 class PreparedSet:
-    """The runs of a set with their folders, the plan that they come from (with its skipped points), and the tokenizers
-    of its data by `Recipe.data_key`.
+    """The runs of a set with their folders, the plan that they come from (with its skipped points), and by
+    `Recipe.data_key` the tokenizers of its data and the data itself (of a dry run, what was found of it).
     """
 
     runs: list[ReadyRun]
     plan: Plan
     tokenizers: Mapping[str, PreTrainedTokenizerBase]
+    data: Mapping[str, PreparedData | FoundData] = field(default_factory=dict)
 
 
 def prepare_set(
-    recipe: Recipe, results_dir: Path, processes: int = 1, facts: Mapping[str, Mapping[str, Any]] | None = None
+    recipe: Recipe,
+    results_dir: Path,
+    processes: int = 1,
+    facts: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    dry: bool = False,
 ) -> PreparedSet:
     """Plans and matches a set and names its folders. Data is prepared here, once for all runs that share it.
 
     Several `processes` in one run make its batches larger, so they are part of its name. `facts` are what the runs of
-    each name in `experiment.runs` record of themselves, under `run` of their experiment_config.json.
+    each name in `experiment.runs` record of themselves, under `run` of their experiment_config.json. With `dry` the
+    data is only looked for: what is not there is neither downloaded nor tokenised, and its vocabulary counts as the
+    recipe says.
 
     Raises `ConfigError` for anything wrong in any run, before any of them starts.
     """
     if recipe.experiment.ladder is None:
-        return _prepared(Planner(recipe), recipe, results_dir, processes, facts or {})
+        return _prepared(Planner(recipe), recipe, results_dir, processes, facts or {}, dry=dry)
     recipe, facts = lay_out_ladder(recipe, processes, facts)
-    prepared = _prepared(Planner(recipe), recipe, results_dir, processes, facts)
+    prepared = _prepared(Planner(recipe), recipe, results_dir, processes, facts, dry=dry)
     return replace(prepared, runs=with_branches(prepared.runs))
 
 
@@ -103,17 +112,19 @@ def _prepared(
     results_dir: Path,
     processes: int = 1,
     run_facts: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    *,
+    dry: bool = False,
 ) -> PreparedSet:
     declared = planner.unmatched().runs  # mistakes in a run have shown by now, before its data is prepared
     options = {run.recipe.data_key: run.recipe.data for run in declared if run.recipe.probe is None}
-    prepared = {key: prepare_data(entry) for key, entry in options.items()}
-    tokenizers = {key: entry.tokenizer for key, entry in prepared.items()}
+    prepared = {key: find_data(entry) if dry else prepare_data(entry) for key, entry in options.items()}
+    tokenizers = {key: entry.tokenizer for key, entry in prepared.items() if entry.tokenizer is not None}
     plan = planner.plan(tokenizers)
     facts = _set_facts(recipe, plan)
     runs = []
     for run in plan.runs:
         data = prepared.get(run.recipe.data_key)
-        points_to = [] if data is None else [data.fingerprint]
+        points_to = [] if data is None else [data.fingerprint or "data not prepared"]
         points_to += [f"{processes} processes"] if processes > 1 else []
         own = {"name": run.name, "hash": run.recipe.stable_hash(*points_to), **facts}
         own |= run_facts.get(run.declared, {})
@@ -122,7 +133,7 @@ def _prepared(
         own["plugins"] = copy_facts(plugins, folder)
         config = {**run.recipe.with_plugins(list(own["plugins"])).to_dict(), RUN_FACTS: own}
         runs.append(ReadyRun(run.name, folder, config, run.recipe.training.get("max_steps"), plugins))
-    return PreparedSet(runs, plan, tokenizers)
+    return PreparedSet(runs, plan, tokenizers, prepared)
 
 
 def _set_facts(recipe: Recipe, plan: Plan) -> dict[str, Any]:
@@ -153,6 +164,30 @@ def select_run(recipe: Recipe, name: str | None, output_dir: str | None) -> tupl
 
     Raises `ConfigError` where the recipe declares several runs and `name` chooses none of them.
     """
+    planner, chosen = _choose(recipe, name)
+    if output_dir is not None and recipe.experiment.match is None:
+        return chosen.recipe, Path(output_dir)
+    prepared = _prepared(planner, recipe, _parent(recipe))
+    number = [run.name for run in prepared.runs].index(chosen.name)
+    folder = Path(output_dir) if output_dir is not None else prepared.runs[number].folder
+    return prepared.plan.runs[number].recipe, folder
+
+
+def preview_run(recipe: Recipe, name: str | None) -> PreparedSet:
+    """The set with the one run that `select_run` would choose, for a dry run: nothing is prepared or written."""
+    planner, chosen = _choose(recipe, name)
+    prepared = _prepared(planner, recipe, _parent(recipe), dry=True)
+    number = [run.name for run in prepared.runs].index(chosen.name)
+    plan = replace(prepared.plan, runs=[prepared.plan.runs[number]], skipped=[])
+    return replace(prepared, runs=[prepared.runs[number]], plan=plan)
+
+
+def _parent(recipe: Recipe) -> Path:
+    return Path("results", recipe.experiment.name) if recipe.experiment.is_set else Path("results")
+
+
+def _choose(recipe: Recipe, name: str | None) -> tuple[Planner, PlannedRun]:
+    """The one run of the recipe, or the one of that name; it is not matched yet."""
     if recipe.experiment.ladder is not None:
         raise ConfigError("experiment.ladder: is trained by `hf-arch run`, which shares the trunk of each size")
     planner = Planner(recipe)
@@ -171,13 +206,7 @@ def select_run(recipe: Recipe, name: str | None, output_dir: str | None) -> tupl
             f"run {chosen[0].name!r} has {len(seeds)} seeds; use `hf-arch run`, or choose one by "
             f"experiment.seeds=[{seeds[0]}]: {', '.join(map(str, seeds))}"
         )
-    if output_dir is not None and recipe.experiment.match is None:
-        return chosen[0].recipe, Path(output_dir)
-    parent = Path("results", recipe.experiment.name) if recipe.experiment.is_set else Path("results")
-    prepared = _prepared(planner, recipe, parent)
-    number = [run.name for run in prepared.runs].index(chosen[0].name)
-    folder = Path(output_dir) if output_dir is not None else prepared.runs[number].folder
-    return prepared.plan.runs[number].recipe, folder
+    return planner, chosen[0]
 
 
 def set_folder(recipe: Recipe) -> Path:

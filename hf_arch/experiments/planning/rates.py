@@ -53,8 +53,8 @@ class RateSweep:
         last = max(recipe.experiment.seeds or (recipe.training.get("seed", 0),))
         self.seeds = tuple(range(last + 1, last + 1 + options.seeds))
 
-    def prepare(self) -> PreparedSet:
-        """The runs of the sweep over the grid as it is."""
+    def prepare(self, dry: bool = False) -> PreparedSet:
+        """The runs of the sweep over the grid as it is; `dry` as for `prepare_set`."""
         experiment = replace(
             self.recipe.experiment,
             learning_rates=None,
@@ -64,7 +64,7 @@ class RateSweep:
         )
         recipe = replace(self._scored_on("selection"), experiment=experiment)
         facts = dict.fromkeys(experiment.runs or [experiment.name], SELECTION)
-        prepared = prepare_set(recipe, self.folder, self.processes, facts)
+        prepared = prepare_set(recipe, self.folder, self.processes, facts, dry=dry)
         kept = [
             (ready, planned)
             for ready, planned in zip(prepared.runs, prepared.plan.runs, strict=True)
