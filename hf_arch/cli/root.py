@@ -25,6 +25,7 @@ from hf_arch.cli.new import register as register_new
 from hf_arch.cli.panels import LOOK, RESULTS, TRAIN
 from hf_arch.cli.plugins import PluginCode, load_override_plugins
 from hf_arch.cli.probe import register as register_probe
+from hf_arch.cli.watch import register as register_watch
 from hf_arch.cli.with_command import register as register_with
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.failures import Interrupted, TrainingError
@@ -470,6 +471,7 @@ register_evaluation(app)
 register_hub(app)
 register_probe(app)
 register_new(app)
+register_watch(app)
 register_with(app)
 
 

@@ -1,11 +1,12 @@
 """What a set tells while it runs, on stderr: a live table on a terminal, plain lines where stderr is a file.
 
-The numbers are read from each run's own `metrics.jsonl`, so that runs of other workers are shown like those of ours.
+Each run has its state, its last numbers, and its validation loss less that of the baseline's run of the same seed at
+equal tokens; the title says about how long the whole set still takes. The numbers are read from each run's own
+`metrics.jsonl`, so that runs of other workers are shown like those of ours.
 """
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,13 +18,15 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from hf_arch.core.formats import duration, quantity
+from hf_arch.experiments.execution.curves import Curve
 from hf_arch.experiments.planning.plan import Skipped
 from hf_arch.experiments.planning.prepare import ReadyRun
-from hf_arch.runs.files import METRICS_FILE
+from hf_arch.recipe.recipe import RUN_FACTS
+from hf_arch.runs.record import group_name
 
 STYLES = {"completed": "green", "failed": "red", "running": "cyan", "interrupted": "yellow", "skipped": "dim"}
 LINE_SECONDS = 10.0
-TAIL_BYTES = 8192
 MAX_ROWS = 40  # a live table must fit the screen; rows that are done make room first
 
 
@@ -36,6 +39,8 @@ class Progress:
         self.runs, self.skipped = list(runs), list(skipped)
         self.console = console or Console(stderr=True, highlight=False)
         self._labels = _labels(self.runs)
+        self._curves = {run.folder: Curve(run.folder) for run in self.runs}
+        self._baselines = {run.folder: _baseline_of(run, self.runs) for run in self.runs}
         self._live = Live(get_renderable=self.table, console=self.console, refresh_per_second=1, transient=True)
         self._stopped = threading.Event()
         self._lines = threading.Thread(target=self._print_steps, name="progress", daemon=True)
@@ -60,15 +65,56 @@ class Progress:
     def tell(self, run: ReadyRun, what: str) -> None:
         """Prints one event; the start of a run is in the table already where there is one."""
         if not self.console.is_terminal or what not in ("starts", "completed"):
-            self.console.print(f"{self._labels[run.folder]}: {what}", markup=False, soft_wrap=True)
+            left = self.seconds_left() if what == "completed" else None
+            more = f"; about {duration(left)} left for the set" if left else ""
+            self.console.print(f"{self._labels[run.folder]}: {what}{more}", markup=False, soft_wrap=True)
+
+    def seconds_left(self) -> float | None:
+        """About how long the set still takes, with as many runs at a time as are running now; None before a first speed
+        is known. A run that has not begun takes what others of its name took, else what the mean of all did.
+        """
+        records = {run.folder: run.record for run in self.runs}
+        status = {folder: None if record is None else record.status for folder, record in records.items()}
+        whole: dict[str, list[float]] = {}
+        begun: dict[Path, float] = {}
+        for run in self.runs:
+            curve, record = self._curves[run.folder].update(), records[run.folder]
+            if record is not None and record.status == "completed":
+                if seconds := record.numbers.get("wall_seconds"):
+                    whole.setdefault(run.name, []).append(float(seconds))
+            elif status[run.folder] == "running" and (left := curve.seconds_left(run.steps)) is not None:
+                begun[run.folder] = left
+                steps = int(curve.newest["step"])
+                if run.steps and steps and run.steps > steps:
+                    whole.setdefault(run.name, []).append(left * run.steps / (run.steps - steps))
+        means = {name: sum(values) / len(values) for name, values in whole.items()}
+        if not means:
+            return None
+        typical = sum(means.values()) / len(means)
+        waiting = [run for run in self.runs if status[run.folder] != "completed" and run.folder not in begun]
+        total = sum(begun.values()) + sum(means.get(run.name, typical) for run in waiting)
+        return total / max(1, sum(value == "running" for value in status.values()))
+
+    def against_baseline(self, run: ReadyRun) -> str:
+        """Loss less the baseline's at equal tokens, and which; empty for the baseline and before both have one."""
+        baseline = self._baselines[run.folder]
+        if baseline is None:
+            return ""
+        found = self._curves[run.folder].update().ahead_of(self._curves[baseline.folder].update())
+        return "" if found is None else f"{found[0]:+.4f} at {quantity(found[1])}"
 
     def table(self, all_rows: bool = False) -> Table:
         """Every run with its status and its last numbers, then what the matrix could not have."""
-        rows = [(self._labels[run.folder], *row_of(run)) for run in self.runs]
+        rows = [
+            (self._labels[run.folder], *row_of(run, self._curves[run.folder]), self.against_baseline(run))
+            for run in self.runs
+        ]
         done = sum(status == "completed" for _name, status, *_ in rows)
-        table = Table(title=f"{done} of {len(rows)} runs completed", title_justify="left", box=None, pad_edge=False)
+        left = self.seconds_left() if done < len(rows) and not all_rows else None
+        title = f"{done} of {len(rows)} runs completed" + ("" if left is None else f", about {duration(left)} left")
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
         for title, justify in (("run", "left"), ("status", "left"), ("step", "right"), ("loss", "right"),
-                               ("val loss", "right"), ("tokens/s", "right")):  # fmt: skip
+                               ("val loss", "right"), ("tokens/s", "right"), ("vs baseline", "right")):  # fmt: skip
             table.add_column(title, justify=justify, no_wrap=title != "run")  # type: ignore[arg-type]
         shown = (
             rows
@@ -78,9 +124,9 @@ class Progress:
         for name, status, *cells in shown:
             table.add_row(name, Text(status, style=STYLES.get(status, "")), *cells)
         if len(shown) < len(rows):
-            table.add_row(f"and {len(rows) - len(shown)} more", "", "", "", "", "")
+            table.add_row(f"and {len(rows) - len(shown)} more", *[""] * 6)
         for entry in self.skipped:
-            table.add_row(entry.name, Text("skipped", style="dim"), "", "", "", "")
+            table.add_row(entry.name, Text("skipped", style="dim"), *[""] * 5)
         return table
 
     def _print_steps(self) -> None:
@@ -88,19 +134,20 @@ class Progress:
         seen: dict[Path, Any] = {}
         while not self._stopped.wait(LINE_SECONDS):
             for run in self.runs:
-                step = last_numbers(run.folder).get("step")
+                step = self._curves[run.folder].update().newest.get("step")
                 if step is not None and seen.get(run.folder) != step and run.status == "running":
                     seen[run.folder] = step
-                    _status, steps, loss, val_loss, speed = row_of(run)
+                    _status, steps, loss, val_loss, speed = row_of(run, self._curves[run.folder])
                     text = f"step {steps}: loss {loss}" + (f", val loss {val_loss}" if val_loss else "")
+                    text += f" ({ahead} tokens against the baseline)" if (ahead := self.against_baseline(run)) else ""
                     self.console.print(
                         f"{self._labels[run.folder]}: {text}, {speed} tokens/s", markup=False, soft_wrap=True
                     )
 
 
-def row_of(run: ReadyRun) -> tuple[str, str, str, str, str]:
+def row_of(run: ReadyRun, curve: Curve) -> tuple[str, str, str, str, str]:
     """Status, step, loss, validation loss, tokens/s of a run, as text."""
-    numbers = last_numbers(run.folder)
+    numbers = curve.update().newest
     step, speed = numbers.get("step"), numbers.get("tokens_per_second")
     return (
         run.status or "waiting",
@@ -111,24 +158,16 @@ def row_of(run: ReadyRun) -> tuple[str, str, str, str, str]:
     )
 
 
-def last_numbers(folder: Path) -> dict[str, Any]:
-    """The newest value of every key near the end of a run's metrics; empty before there are any."""
-    try:
-        with (folder / METRICS_FILE).open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - TAIL_BYTES))
-            lines = file.read().decode("utf-8", errors="replace").splitlines()
-    except OSError:
-        return {}
-    numbers: dict[str, Any] = {}
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:  # cut at the start of the tail, or being written
-            continue
-        if isinstance(row, dict):
-            numbers |= {key: value for key, value in row.items() if value is not None}
-    return numbers
+def _baseline_of(run: ReadyRun, runs: Sequence[ReadyRun]) -> ReadyRun | None:
+    """The baseline's run of the same seed; None for the baseline itself, and where there is none."""
+    name = (run.config.get(RUN_FACTS) or {}).get("baseline")
+    if name is None or group_name(run.name) == name:
+        return None
+    return next((other for other in runs if group_name(other.name) == name and _seed(other) == _seed(run)), None)
+
+
+def _seed(run: ReadyRun) -> Any:
+    return (run.config.get("training") or {}).get("seed", 0)
 
 
 def _loss(value: Any) -> str:
@@ -140,7 +179,6 @@ def _labels(runs: Sequence[ReadyRun]) -> dict[Path, str]:
     names = [run.name for run in runs]
     labels = {}
     for run in runs:
-        training = run.config.get("training") or {}
         several = names.count(run.name) > 1
-        labels[run.folder] = f"{run.name} (seed {training.get('seed', 0)})" if several else run.name
+        labels[run.folder] = f"{run.name} (seed {_seed(run)})" if several else run.name
     return labels
