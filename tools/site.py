@@ -18,8 +18,24 @@ REPOSITORY_PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md
 REPOSITORY_PAGES |= {"SECURITY.md": "security.md", "RELEASING.md": "releasing.md"}
 NAVIGATION = {
     "Home": "index.md",
-    "Tutorials": ["getting_started.md", "new_mixer.md", "attention.md", "parts.md"],
-    "How-to": ["usage.md", "experiments.md", "training.md", "evaluation.md", "sharing.md", "coming_from.md"],
+    "Tutorials": [
+        "getting_started.md",
+        "first_comparison.md",
+        "first_gpu_run.md",
+        "new_mixer.md",
+        "attention.md",
+        "parts.md",
+    ],
+    "How-to": [
+        "how_to.md",
+        "pretraining.md",
+        "usage.md",
+        "experiments.md",
+        "training.md",
+        "evaluation.md",
+        "sharing.md",
+        "coming_from.md",
+    ],
     "Reference": [
         "recipe_keys.md",
         "cli.md",
@@ -29,7 +45,7 @@ NAVIGATION = {
         "environment.md",
         "glossary.md",
     ],
-    "Explanation": ["architecture.md"],
+    "Explanation": ["p_values.md", "limits.md", "architecture.md"],
     "Project": ["changelog.md", "contributing.md", "releasing.md", "security.md"],
 }
 

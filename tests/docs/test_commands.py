@@ -19,6 +19,11 @@ BIN = Path(sys.executable).parent
 DOCUMENTS = [
     "README.md",
     "docs/getting_started.md",
+    "docs/first_comparison.md",
+    "docs/first_gpu_run.md",
+    "docs/how_to.md",
+    "docs/pretraining.md",
+    "docs/p_values.md",
     "docs/usage.md",
     "docs/new_mixer.md",
     "docs/attention.md",
