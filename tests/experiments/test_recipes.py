@@ -19,7 +19,9 @@ from hf_arch.runs.suite import find_runs
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 EXPERIMENTS = sorted((RECIPES / "experiments").glob("*.yaml"))
-EVERY = sorted(path for folder in ("experiments", "anchors", "probes") for path in (RECIPES / folder).glob("*.yaml"))
+EVERY = sorted(
+    path for folder in ("experiments", "anchors", "probes", "tutorial") for path in (RECIPES / folder).glob("*.yaml")
+)
 NAMED = {
     "baseline": {"baseline_small", "baseline_medium", "baseline_large"},
     "attention": {
