@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 
-from hf_arch.core.formats import byte_size, duration, quantity
+from hf_arch.core.formats import NOTHING, byte_size, duration, quantity
 from hf_arch.data import DataOptions
 from hf_arch.data.forecast import forecast_data
-from hf_arch.report.preview import NOTHING
 
 
 def preview_data(options: DataOptions, out: str | None, shards: int | None, workers: int, as_json: bool) -> int:

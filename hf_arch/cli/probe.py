@@ -74,12 +74,13 @@ def probe_command(
     import sys
     from contextlib import nullcontext, redirect_stdout
 
-    from hf_arch.experiments.execution.runner import RunOptions, processes_per_run
-    from hf_arch.experiments.execution.sets import run_set
-    from hf_arch.experiments.planning.forecast import document, step_timer
-    from hf_arch.recipe.recipe import read_recipe
-    from hf_arch.report.conclude import conclude
-    from hf_arch.report.preview import preview, print_forecast
+    with redirect_stdout(sys.stderr):  # libraries that print while they are imported
+        from hf_arch.experiments.execution.runner import RunOptions, processes_per_run
+        from hf_arch.experiments.execution.sets import run_set
+        from hf_arch.experiments.planning.forecast import document, step_timer
+        from hf_arch.recipe.recipe import read_recipe
+        from hf_arch.report.conclude import conclude
+        from hf_arch.report.preview import preview, print_forecast
 
     options = RunOptions(workers, engine, slurm=tuple(slurm or ()))
     names = [name for name in architectures if "=" not in name]

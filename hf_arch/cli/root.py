@@ -340,8 +340,9 @@ def run_command(
     Examples: `hf-arch run recipes/experiments/heads.yaml --scale cpu`,
     `hf-arch run quickstart --seeds 3 --learning-rate 1e-3 --learning-rate 3e-3 --dry-run`.
     """
-    from hf_arch.cli.run import Changes, run_recipe
-    from hf_arch.experiments.execution.runner import RunOptions
+    with _only_results_on_stdout():
+        from hf_arch.cli.run import Changes, run_recipe
+        from hf_arch.experiments.execution.runner import RunOptions
 
     options = RunOptions(workers, engine, distributed, tuple(slurm or ()))
     return run_recipe(
@@ -445,8 +446,11 @@ def data_prepare(
     Examples: `hf-arch data prepare shakespeare`, `hf-arch data prepare texts/ --tokenizer char --out shards/`,
     `hf-arch data prepare shakespeare --dry-run`.
     """
-    from hf_arch.data import DataOptions, prepare_shards
+    with _only_results_on_stdout():
+        from hf_arch.data import DataOptions, prepare_shards
 
+        if dry_run:
+            from hf_arch.cli.data import preview_data
     options = DataOptions(
         corpus=corpus,
         tokenizer=tokenizer,
@@ -455,8 +459,6 @@ def data_prepare(
         max_train_tokens=max_train_tokens,
     )
     if dry_run:
-        from hf_arch.cli.data import preview_data
-
         return preview_data(options, out, shards, workers, as_json)
     done = prepare_shards(options, out, shards=shards, workers=workers)
     if as_json:

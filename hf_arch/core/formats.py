@@ -7,6 +7,8 @@ import math
 MISSING = "–"
 FILE_WIDTH = 160
 """Columns of a table that goes to a file or a pipe, not to a terminal."""
+NOTHING = "nothing was started or written"
+"""How every dry run ends."""
 
 
 def quantity(value: float | None) -> str:

@@ -6,8 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from hf_arch.core.formats import byte_size, duration
-from hf_arch.report.preview import NOTHING
+from hf_arch.core.formats import NOTHING, byte_size, duration
 
 
 def print_eval_preview(found: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from hf_arch.analysis.before import power_note, seed_warnings
 from hf_arch.analysis.verdicts import unjudged
-from hf_arch.core.formats import FILE_WIDTH, byte_size, duration, quantity
+from hf_arch.core.formats import FILE_WIDTH, NOTHING, byte_size, duration, quantity
 from hf_arch.evaluation.step_time import StepTimer
 from hf_arch.experiments.planning.forecast import Forecast, RunForecast, forecast, step_timer
 from hf_arch.experiments.planning.prepare import PreparedSet, prepare_set
@@ -21,7 +21,6 @@ from hf_arch.experiments.planning.rates import RateSweep
 from hf_arch.recipe.recipe import Recipe
 from hf_arch.report.table import print_skipped
 
-NOTHING = "nothing was started or written"
 COLUMNS = ("run", "seeds", "done", "parameters", "matched", "state", "tokens", "FLOPs", "time", "memory")
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +71,27 @@ def test_nothing_is_written(command: str, as_json: bool, work: Path, capsys: pyt
     found = json.loads(out)
     assert set(found) >= KEYS and found["dry_run"] is True
     assert 0 < found["hours"] < 1 and found["memory_bytes"] > 1000 and found["disk_bytes"] >= 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "tiny.yaml"],
+        ["train", "tiny.yaml"],
+        ["probe", "gla", "--task", "parity"],
+        ["data", "prepare", "text.txt"],
+    ],
+)
+def test_json_is_all_that_a_process_prints_on_stdout(words: list[str], work: Path) -> None:
+    write_recipe(work, write_text(work))
+    done = subprocess.run(
+        [sys.executable, "-m", "hf_arch", *words, "--dry-run", "--json"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"},  # transformers then prints as it is imported
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["dry_run"] is True
 
 
 @pytest.mark.parametrize("name", ["shakespeare", "tinystories", "fineweb-edu-10b"])
