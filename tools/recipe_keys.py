@@ -28,7 +28,7 @@ MODEL: dict[str, Entry] = {
     "sites": ("modules at named places of the block", "", "[]"),
     "losses": ("auxiliary losses, added in training alone", "", "[]"),
     "norm": ("normalisation", "", "layernorm"),
-    "norm_position": ("where it stands in the block: pre, post or sandwich", "", "pre"),
+    "norm_position": ("where it stands in the block: pre, post or sandwich; or a pattern over the layers", "", "pre"),
     "norm_eps": ("what is added below its root", "", "1.0e-5"),
     "embedding_norm": ("a norm right after the embeddings", "", "true"),
     "final_norm": ("a norm before the head; null: where the last block does not end with one", "", "true"),
