@@ -113,6 +113,7 @@ EXPERIMENT: dict[str, Entry] = {
     "study": ("what is made of the results beside the comparison: search recommends a smallest model", "", "search"),
     "tune": ("learning rates sampled by Optuna, the keys below", "", "{low: 1.0e-4, high: 1.0e-2, trials: 8}"),
     "learning_rates": ("rates chosen apart from the comparison: a list, or the keys below", "", "[1.0e-3, 3.0e-3]"),
+    "ladder": ("each run at several sizes and budgets, the keys below", "", "{sizes: [1.0e+6, 2.0e+6]}"),
     "vary": ("the keys that the question is about, where runs change others too", "", "[model.norm]"),
 }
 
@@ -134,6 +135,14 @@ LEARNING_RATES: dict[str, Entry] = {
     "rates": ("what every run tries", "", "[1.0e-3, 3.0e-3]"),
     "seeds": ("seeds of the sweep, which the comparison does not use", "seeds", "2"),
     "runs": ("which runs; empty: all", "", "[]"),
+}
+
+LADDER: dict[str, Entry] = {
+    "sizes": ("parameters without embeddings and head", "parameters", "[1.0e+6, 2.0e+6]"),
+    "tokens_per_parameter": ("budgets of each size", "tokens", "[0.5, 1.0, 2.0]"),
+    "rule": ("what changes with the size beside the model: fixed, fitted, mup or completep", "", "mup"),
+    "trunk": ("how budgets of one size share their training", "", "wsd"),
+    "decay": ("share of each budget in which the rate falls to 0", "share", "0.2"),
 }
 
 TRAINING: dict[str, Entry] = {

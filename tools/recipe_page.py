@@ -18,6 +18,7 @@ from transformers import TrainingArguments
 
 from hf_arch.data import DataOptions
 from hf_arch.models.configuration import ArchConfig
+from hf_arch.recipe.ladder import LadderOptions
 from hf_arch.recipe.learning_rates import LearningRateOptions
 from hf_arch.recipe.recipe import EvaluationOptions, ExperimentOptions, MatchOptions, ProbeOptions, TuneOptions
 from hf_arch.recipe.training_section import RESERVED_TRAINING, training_fields
@@ -81,6 +82,7 @@ def sections() -> list[Section]:
             "",
             _fields(LearningRateOptions, recipe_keys.LEARNING_RATES),
         ),
+        Section("experiment.ladder", "experiment.ladder", "", _fields(LadderOptions, recipe_keys.LADDER)),
         Section("experiment.tune", "experiment.tune", "", _fields(TuneOptions, recipe_keys.TUNE)),
     ]
 

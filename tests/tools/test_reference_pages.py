@@ -39,7 +39,7 @@ def test_an_example_is_read_as_written(section: Section, key: Key) -> None:
     value = yaml.safe_load(key.example)
     top, *rest = section.path.split(".")
     inner: dict[str, Any] = {key.name: value}
-    for name, needed in (("rates", [0.1, 0.2]), ("low", 1e-9), ("high", 1.0), ("task", "mqar")):
+    for name, needed in (("rates", [0.1, 0.2]), ("sizes", [1e6]), ("low", 1e-9), ("high", 1.0), ("task", "mqar")):
         if name in {entry.name for entry in section.keys if entry.default == recipe_page.REQUIRED}:
             inner.setdefault(name, needed)
     for name in reversed(rest):
@@ -48,7 +48,7 @@ def test_an_example_is_read_as_written(section: Section, key: Key) -> None:
     if top == "model" and key.name == "plugins":
         pytest.skip("names a file")
     recipe[top] = {**recipe.get(top, {}), **inner}
-    if key.name in ("matrix", "tune", "learning_rates") and top == "experiment":
+    if key.name in ("matrix", "tune", "learning_rates", "ladder") and top == "experiment":
         recipe["experiment"].pop("matrix", None) if key.name != "matrix" else None
     read = Recipe.from_dict(recipe)
     assert key.meaning and key.type != "any"

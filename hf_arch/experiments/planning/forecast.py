@@ -41,8 +41,8 @@ FORWARD_SHARE = 1 / 3
 class RunForecast:
     """One run of a set, its seeds together; numbers are of all seeds but for `memory_bytes`, of one at a time.
 
-    done: seeds that are completed. share: of its steps, what it trains itself (a branch of a ladder takes the others over
-    from its trunk). matched: relative difference to the size asked for. tokens, flops: of one seed, None
+    done: seeds that are completed. share: of its steps, what it trains itself (a branch of a ladder takes the others
+    over from its trunk). matched: relative difference to the size asked for. tokens, flops: of one seed, None
     where the recipe counts epochs of data that is not prepared. seconds: of what is still to be trained; `time_from`
     says whether a step was `measured` or comes from the `cost model`. disk_bytes: model and kept checkpoints.
     """

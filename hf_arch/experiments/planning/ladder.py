@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_arch.core.errors import ConfigError
 from hf_arch.data import prepare_data
+from hf_arch.data.find import find_data
 from hf_arch.experiments.planning.sizing import sized_model
 from hf_arch.recipe.build import build_config
 from hf_arch.recipe.dotted import set_dotted
@@ -66,9 +67,10 @@ class Budget:
 
 
 def lay_out_ladder(
-    recipe: Recipe, processes: int = 1, own: Mapping[str, Mapping[str, Any]] | None = None
+    recipe: Recipe, processes: int = 1, own: Mapping[str, Mapping[str, Any]] | None = None, *, dry: bool = False
 ) -> tuple[Recipe, dict[str, dict[str, Any]]]:
     """The set with a run for each rung of its ladder, and what each run records: `own` facts, and those of its rung.
+    With `dry` the data is only looked for, and where it is not prepared its passes are not known.
 
     Raises `ConfigError` for sizes that the model cannot have, and for budgets too small for their schedule.
     """
@@ -83,7 +85,7 @@ def lay_out_ladder(
                 changes = set_dotted(changes, key, value)
         single = recipe.single(base, given or {})
         _check_training(single, options)
-        for name, rung, of_rung in _rungs(base, single, options, processes):
+        for name, rung, of_rung in _rungs(base, single, options, processes, dry):
             runs[name] = _laid_over(changes, rung)
             facts[name] = {**(own or {}).get(base, {}), LADDER: of_rung}
     laid_out = replace(experiment, ladder=None, runs=runs)
@@ -114,15 +116,17 @@ def share_trained(run: ReadyRun) -> float:
     return 1.0 if branch is None or not run.steps else 1 - branch["step"] / run.steps
 
 
-def _rungs(base: str, single: Recipe, options: LadderOptions, processes: int) -> Any:
+def _rungs(base: str, single: Recipe, options: LadderOptions, processes: int, dry: bool) -> Any:
     """(name, changes by dotted key, facts) of every rung of one run of the set, sizes and budgets ascending."""
-    data = prepare_data(single.data)
+    found = find_data(single.data) if dry else None
+    data = prepare_data(single.data) if found is None else found.prepared
+    tokenizer = data.tokenizer if data is not None else found.tokenizer if found is not None else None
     length = single.data.sequence_length
     by_width = options.rule == "mup"
     known: dict[int, float] = {}
     for size in sorted(options.sizes):
         model = sized_model(
-            lambda changes: build_config(single.with_model(changes), data.tokenizer),
+            lambda changes: build_config(single.with_model(changes), tokenizer),
             size,
             length,
             depth=not by_width,
@@ -138,13 +142,13 @@ def _rungs(base: str, single: Recipe, options: LadderOptions, processes: int) ->
         budgets = _budgets(single, options, size, batch.total * length)
         warmup = _warmup(single, budgets)
         trunk = _name(base, size, budgets[-1])
-        passes = budgets[-1].steps * batch.total / len(data.train)
-        if passes > 1:
+        passes = None if data is None else budgets[-1].steps * batch.total / len(data.train)
+        if passes is not None and passes > 1:
             print(f"{trunk}: {passes:.1f} passes over the training text: its tokens are seen again", file=sys.stderr)
         for budget in budgets:
             changes = {
                 **{f"model.{key}": value for key, value in model.changes.items()},
-                **_parametrization(single, options, data.tokenizer),
+                **_parametrization(single, options, tokenizer),
                 "training.max_steps": budget.steps,
                 "training.warmup_steps": warmup,
                 "training.lr_scheduler_type": SCHEDULE,
@@ -165,7 +169,7 @@ def _rungs(base: str, single: Recipe, options: LadderOptions, processes: int) ->
                     "rule": options.rule,
                     "trunk": trunk,
                     "branch_step": budget.branch_step,
-                    "passes": passes * budget.steps / budgets[-1].steps,
+                    "passes": None if passes is None else passes * budget.steps / budgets[-1].steps,
                 },
             )
 

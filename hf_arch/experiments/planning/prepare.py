@@ -101,7 +101,7 @@ def prepare_set(
     """
     if recipe.experiment.ladder is None:
         return _prepared(Planner(recipe), recipe, results_dir, processes, facts or {}, dry=dry)
-    recipe, facts = lay_out_ladder(recipe, processes, facts)
+    recipe, facts = lay_out_ladder(recipe, processes, facts, dry=dry)
     prepared = _prepared(Planner(recipe), recipe, results_dir, processes, facts, dry=dry)
     return replace(prepared, runs=with_branches(prepared.runs))
 
