@@ -20,6 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("interchange",),
     ("checkpoints",),
     ("data",),
+    ("optimizers",),
     ("recipe",),
     ("runs",),
     ("evaluation",),

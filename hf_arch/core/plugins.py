@@ -231,15 +231,15 @@ def _strings(node: object) -> Iterator[str]:
 def separate_plugins() -> Iterator[None]:
     """What is loaded inside may be other versions of what was loaded outside, which is there again afterwards: for
     commands that take up one run after the other."""
-    entries = [registry.snapshot() for registry in registries]
+    entries = {registry.kind: registry.snapshot() for registry in registries}
     used = {plugin: plugin.used for plugin in _plugins.values()}
     for plugin in used:
         plugin.used = False
     try:
         yield
     finally:
-        for registry, held in zip(registries, entries, strict=True):
-            registry.restore(held)
+        for registry in registries:
+            registry.restore(entries.get(registry.kind, ({}, {})))  # one of a module that was imported inside
         for plugin in _plugins.values():
             plugin.used = used.get(plugin, False)
 

@@ -35,6 +35,8 @@ class Registry(Generic[T]):
         self._owners: dict[str, Plugin] = {}
         self.entered: Callable[[T], object] | None = None
         """Called with each entry that takes effect: on registration, and when an earlier version is put back."""
+        self.check: Callable[[str, T], object] | None = None
+        """Called with (name, entry) before it is entered; raises `ConfigError` for an entry of another kind."""
         registries.append(self)
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -52,6 +54,8 @@ class Registry(Generic[T]):
 
     def enter(self, name: str, entry: T, plugin: Plugin | None = None) -> None:
         """The same for the entry of a `plugin`. Raises `ConfigError` where the name is taken."""
+        if self.check is not None:
+            self.check(name, entry)
         holder = self.owner(name)
         if holder is not None and holder is not plugin:
             make_room(holder, self, name, plugin)
@@ -143,6 +147,18 @@ DEPTHS: Registry[Any] = Registry("depth", "How often layers run: subclasses of `
 LOSSES: Registry[Any] = Registry("loss", "Auxiliary losses: subclasses of `hf_arch.models.losses.base.AuxiliaryLoss`.")
 PARAMETRIZATIONS: Registry[Any] = Registry(
     "parametrization", "What changes with size: subclasses of `hf_arch.layers.parametrization.Parametrization`."
+)
+OPTIMIZERS: Registry[Any] = Registry(
+    "optimizer", "What `training.optim` names: subclasses of `hf_arch.optimizers.base.OptimizerBuilder`."
+)
+INITS: Registry[Any] = Registry(
+    "init", "Initialisation policies that `model.init` names: subclasses of `hf_arch.models.init_policy.InitPolicy`."
+)
+METRICS: Registry[Any] = Registry(
+    "metric", "Numbers measured at evaluation: subclasses of `hf_arch.evaluation.metric.Metric`."
+)
+COLUMNS: Registry[Any] = Registry(
+    "column", "Columns of tables and reports: subclasses of `hf_arch.runs.columns.ReportColumn`."
 )
 ACTIVATIONS: Registry[Callable] = Registry("activation", "Elementwise functions of one tensor.")
 CORPORA: Registry[Any] = Registry("corpus", "Corpora: functions as `hf_arch.data.corpus.OpenCorpus`.")

@@ -20,9 +20,10 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, TrainingArguments
 
 from hf_arch.data import PreparedData
+from hf_arch.optimizers.choose import choose_optimizer, trainer_arguments
+from hf_arch.optimizers.parameters import matrix_names
 from hf_arch.runs.provenance import plugin_hashes, tokenizer_fingerprint
 from hf_arch.training.decay import decay_parameter_names
-from hf_arch.training.muon import muon_options, muon_parameter_names
 from hf_arch.training.step_watch import DEFAULT_MAX_SKIPPED_STEPS
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class RunIdentity:
 
     model: the resolved config, dotted.
     data: `fingerprint` of the rows, `tokenizer`, `sequence_length`, number of `rows`, `order` of the first rows.
-    training: the resolved arguments; `muon`'s options where it is the optimiser; the precision.
+    training: the resolved arguments; the optimiser and its options where it is not one of Trainer's; the precision.
     evaluation: what is scored.
     batch: sequences in one optimiser step, all processes together.
     optimiser: hashes of the names of all parameters, of those that decay, and of those that Muon steps.
@@ -185,8 +186,8 @@ def _resolved(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
     own = recipe.training
     values["max_skipped_steps"] = own.get("max_skipped_steps", DEFAULT_MAX_SKIPPED_STEPS)
     values["zero_redundancy"] = own.get("zero_redundancy", False)
-    if own.get("optim") == "muon":
-        values |= {"optim": "muon", "optim_args": muon_options(own.get("optim_args"))}
+    if own.get("optim") and not trainer_arguments(own):
+        values |= {"optim": own["optim"], "optim_args": dataclasses.asdict(choose_optimizer(own).options)}
     return values
 
 
@@ -197,7 +198,7 @@ def _parameter_hashes(config: PreTrainedConfig) -> dict[str, str]:
     every = [
         f"{name} {tuple(parameter.shape)} {parameter.requires_grad}" for name, parameter in model.named_parameters()
     ]
-    lists = {"parameters": every, "decayed": decay_parameter_names(model), "matrices": muon_parameter_names(model)}
+    lists = {"parameters": every, "decayed": decay_parameter_names(model), "matrices": matrix_names(model)}
     return {key: hashlib.sha256("\n".join(names).encode()).hexdigest()[:16] for key, names in lists.items()}
 
 

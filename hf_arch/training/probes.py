@@ -26,7 +26,7 @@ from hf_arch.core.errors import ConfigError, choice_error, unknown_key_error
 from hf_arch.core.failures import TrainingError
 from hf_arch.data.order import SeededOrder
 from hf_arch.data.probes import IGNORE, ProbeData
-from hf_arch.training.scaled_groups import scales_groups
+from hf_arch.optimizers.parameters import scales_groups
 from hf_arch.training.trainer import decay_parameter_names
 
 EVAL_BATCH = 256

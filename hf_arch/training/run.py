@@ -42,6 +42,7 @@ from hf_arch.evaluation.other_corpora import corpus_losses, read_corpora
 from hf_arch.evaluation.special_tokens import prompt_ids
 from hf_arch.evaluation.speed import measure_inference
 from hf_arch.numerics import NUMERICS_VERSION
+from hf_arch.optimizers.choose import choose_optimizer
 from hf_arch.recipe.build import build_config, changed_initialisation
 from hf_arch.recipe.recipe import RUN_FACTS, Recipe
 from hf_arch.runs.files import CHECKPOINTS_DIR, CONFIG_FILE, METRICS_FILE, MODEL_DIR, RESULTS_FILE, read_metrics
@@ -55,7 +56,7 @@ from hf_arch.runs.provenance import (
     tokenizer_fingerprint,
 )
 from hf_arch.runs.record import numbers_for, write_config, write_results
-from hf_arch.training.arguments import build_arguments, check_model
+from hf_arch.training.arguments import build_arguments, check_model, check_optimizer
 from hf_arch.training.callbacks import MetricsLog, ProgressLine
 from hf_arch.training.checkpoints import divergence, where_to_go_on
 from hf_arch.training.first_look import FIRST_LOOK, first_look, optimizer_facts
@@ -73,7 +74,6 @@ from hf_arch.training.launch import (
     running,
 )
 from hf_arch.training.memory import PeakMemory
-from hf_arch.training.muon import muon_options
 from hf_arch.training.peak_flops import peak_flops
 from hf_arch.training.precision import Precision, decided
 from hf_arch.training.resume import (
@@ -158,6 +158,7 @@ def run_training(
             recipe = extended_recipe(recipe, args, continuation)
         check_arguments(args, request, recipe.training)
         check_model(config, args)
+        check_optimizer(config, args, recipe.training)
         keeper = CheckpointKeeper(continuation, surroundings)
         return _Run(recipe, folder, data, config, args, precision, keeper, quiet, request).execute()
 
@@ -188,8 +189,7 @@ class _Run:
         self.name = recipe.experiment.name or self.report["architecture"]
         self.started = time.time()
         self.stop = StopRequest()
-        training = recipe.training
-        self.muon = muon_options(training.get("optim_args")) if training.get("optim") == "muon" else None
+        self.builder = choose_optimizer(recipe.training)
         self.earlier_seconds = _earlier_seconds(folder) if self.continuation.checkpoint else 0.0
         self.is_main = is_main_process()
         self.first_look = _earlier_look(folder) if self.continuation.checkpoint else {}
@@ -240,7 +240,7 @@ class _Run:
             zero_redundancy=self.recipe.training.get("zero_redundancy", False),
             watch=StepWatch(self.recipe.training.get("max_skipped_steps", DEFAULT_MAX_SKIPPED_STEPS)),
             stop=self.stop,
-            muon=self.muon,
+            builder=self.builder,
             flops_per_token=self.report["flops_per_token_train"],
             data_collator=default_data_collator,
             processing_class=self.data.tokenizer,
@@ -297,7 +297,7 @@ class _Run:
             sequence_length=self.recipe.data.sequence_length,
             global_batch=trainer.global_batch_size,
             start_step=start_step,
-            muon=self.muon is not None,
+            optimizer=self.builder.label,
         )
         assert self.running is not None
         if trackers := describe_trackers(self.args):

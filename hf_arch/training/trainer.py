@@ -3,7 +3,7 @@
 - Order: sample p of a run is `order.rows(p)`, a function of (seed, step) alone; a resumed run seeks there in O(1). For
   this one Trainer "epoch" is the whole run.
 - Decay: matrices only. Norms, biases, and what a mixer lists in `no_weight_decay` (decays, step sizes,
-  gates) keep none. With `muon`, matrices of the blocks are stepped by Muon instead of AdamW.
+  gates) keep none. The optimiser is made by the builder that `training.optim` names (`hf_arch.optimizers`).
 - Steps: one whose loss or gradient is not finite is skipped (`step_watch`), a checkpoint that cannot be written ends
   the run with the last good one intact, and a request to stop is agreed upon by all processes.
 - Evaluation: nats summed over tokens, divided once, over the same first sequences every time.
@@ -15,6 +15,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,10 @@ from hf_arch.core.failures import TrainingError
 from hf_arch.data import SeededOrder, SeededSampler, TokenDataset
 from hf_arch.data.dataset import MixedDataset
 from hf_arch.evaluation.perplexity import TextLoss, following_labels, sum_nats
+from hf_arch.optimizers.base import OptimizerBuilder
+from hf_arch.optimizers.choose import build_optimizer, check_parametrization, choose_optimizer
+from hf_arch.optimizers.parameters import trained_parameters
+from hf_arch.training.arguments import optimizer_settings
 from hf_arch.training.auxiliary_losses import AuxiliaryLosses
 from hf_arch.training.checkpoints import divergence, where_to_go_on
 from hf_arch.training.compat import AlignedLabelSmoother, HookedTrainer
@@ -35,9 +40,7 @@ from hf_arch.training.decay import decay_parameter_names
 from hf_arch.training.expert_balance import ExpertBalance
 from hf_arch.training.gradient_norms import gradient_norms, parameter_groups
 from hf_arch.training.interruption import StopAfterStep, StopRequest
-from hf_arch.training.muon import build_muon
 from hf_arch.training.resume import CheckpointKeeper, follow_schedule
-from hf_arch.training.scaled_groups import check_optimizer, scaled_groups, scales_groups
 from hf_arch.training.step_watch import StepWatch
 from hf_arch.training.zero import SharedOptimizer
 
@@ -62,7 +65,7 @@ class ArchTrainer(HookedTrainer):
         zero_redundancy: share the optimizer states out over the processes.
         watch: judges the steps; by default one with the usual limit that tells nobody.
         stop: a request that is obeyed after the step in which it comes.
-        muon: options of Muon (`hf_arch.training.muon`), where it is the optimiser.
+        builder: what makes the optimiser; None takes Trainer's own that `args` name.
         flops_per_token: what Trainer adds up to `total_flos`; None leaves its own estimate.
     """
 
@@ -81,7 +84,7 @@ class ArchTrainer(HookedTrainer):
         zero_redundancy: bool = False,
         watch: StepWatch | None = None,
         stop: StopRequest | None = None,
-        muon: dict[str, Any] | None = None,
+        builder: OptimizerBuilder | None = None,
         flops_per_token: float | None = None,
         **kwargs: Any,
     ) -> None:
@@ -89,7 +92,7 @@ class ArchTrainer(HookedTrainer):
         super().__init__(**kwargs)
         self.watch = watch or StepWatch()
         self.stop = stop or StopRequest()
-        self.muon = muon
+        self.builder = builder or choose_optimizer({"optim": getattr(self.args.optim, "value", self.args.optim)})
         self.flops_per_token = flops_per_token
         self.add_callback(ExpertBalance())
         self.add_callback(StopAfterStep(self.stop))
@@ -117,25 +120,20 @@ class ArchTrainer(HookedTrainer):
             super().create_accelerator_and_postprocess()
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """As Trainer's, or Muon; with `zero_redundancy` each process holds the states of a share of the parameters."""
-        if self.optimizer is None and scales_groups(self.model):
-            self.optimizer = self._scaled_optimizer(model or self.model)
-        if self.optimizer is None and self.muon is not None:
-            assert not (self.is_fsdp_enabled or self.is_deepspeed_enabled), "Muon needs whole matrices"
-            self.optimizer = build_muon(model or self.model, self.args, self._decay_names, self.muon)
-        optimizer = super().create_optimizer(model)
-        if self.zero_redundancy and not isinstance(optimizer, SharedOptimizer):
-            self.optimizer = optimizer = SharedOptimizer(optimizer)
-        return optimizer
-
-    def _scaled_optimizer(self, model: Any) -> torch.optim.Optimizer:
-        """AdamW with the groups of the model's parametrisation."""
-        args = self.args
-        optim = str(getattr(args.optim, "value", args.optim)) if self.muon is None else "muon"
-        check_optimizer(self.model.config, optim, zero_redundancy=self.zero_redundancy)
-        kind, given = self.get_optimizer_cls_and_kwargs(args, model)
-        sizes = {"lr": args.learning_rate, "weight_decay": args.weight_decay, "eps": given.pop("eps")}
-        return kind(scaled_groups(model, self._decay_names, **sizes), **given)
+        """What the builder makes; with `zero_redundancy` each process holds the states of a share of the parameters."""
+        if self.optimizer is None:
+            of = model or self.model
+            assert self.builder.shards or not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+            check_parametrization(self.builder, self.model, zero_redundancy=self.zero_redundancy)
+            settings = replace(
+                optimizer_settings(self.args),
+                trainer=lambda: super(ArchTrainer, self).create_optimizer(model),
+                kind=lambda: self.get_optimizer_cls_and_kwargs(self.args, of),
+            )
+            self.optimizer = build_optimizer(self.builder, trained_parameters(of, self._decay_names), settings)
+        if self.zero_redundancy and not isinstance(self.optimizer, SharedOptimizer):
+            self.optimizer = SharedOptimizer(self.optimizer)
+        return self.optimizer
 
     def write_optimizer(self, output_dir: str) -> None:
         wrapped = getattr(self.optimizer, "optimizer", None)  # by accelerate
