@@ -20,7 +20,14 @@ NAVIGATION = {
     "Home": "index.md",
     "Tutorials": ["getting_started.md", "new_mixer.md", "attention.md", "parts.md"],
     "How-to": ["usage.md", "experiments.md", "training.md", "evaluation.md", "sharing.md", "coming_from.md"],
-    "Reference": ["architectures.md", "recurrences.md", "performance.md", "environment.md", "glossary.md"],
+    "Reference": [
+        "architectures.md",
+        "contracts.md",
+        "recurrences.md",
+        "performance.md",
+        "environment.md",
+        "glossary.md",
+    ],
     "Explanation": ["architecture.md"],
     "Project": ["changelog.md", "contributing.md", "releasing.md", "security.md"],
 }

@@ -26,8 +26,9 @@ from hf_arch.analysis.scaling_laws import scaling_laws
 from hf_arch.analysis.stats import all_pairs, t_interval
 from hf_arch.analysis.verdicts import judge
 from hf_arch.core.errors import choice_error
+from hf_arch.runs.columns import plugin_columns
 from hf_arch.runs.numbers import Reader
-from hf_arch.runs.record import NUMBERS, RunRecord, numbers_for
+from hf_arch.runs.record import RunRecord, definitions, numbers_for
 from hf_arch.runs.run_settings import shared_settings
 from hf_arch.runs.suite import hypotheses, load_runs
 
@@ -40,18 +41,22 @@ def compare_runs(
 ) -> Comparison:
     """Reads, groups, tests and audits runs.
 
-    `metric` is a measured number of results.json; by default the validation loss, the accuracy of probes, or bits per
-    byte where the tokenizers differ (a loss per token means nothing then). `baseline` is a group's name; by default the
+    `metric` is a measured number of results.json; by default that of the recipes' `experiment.metric`, else the
+    validation loss, the accuracy of probes, or bits per byte where the tokenizers differ (a loss per token means
+    nothing then). `baseline` is a group's name; by default the
     run that the recipe names or lists first. ConfigError for a name that does not exist.
     """
     runs = _told_apart(load_runs(source))
+    asked = list(dict.fromkeys(named for run in runs if (named := run.experiment.get("metric"))))
+    metric = metric or (str(asked[0]) if len(asked) == 1 else None)
     if metric is None:
         metric = _default_metric(runs)
-    elif metric not in (allowed := [number.key for number in numbers_for(Reader.ROWS)]):
+    elif metric not in (allowed := [number.key for number in numbers_for(Reader.ROWS, runs)]):
         raise choice_error("metric", metric, allowed)
+    lower = not definitions(runs)[metric].higher_is_better
     names = list(dict.fromkeys(run.name for run in runs))
-    groups = [_group(name, [run for run in runs if run.name == name], metric) for name in names]
-    sign = -1 if NUMBERS[metric].higher_is_better else 1
+    groups = [_group(name, [run for run in runs if run.name == name], metric, lower) for name in names]
+    sign = 1 if lower else -1
     groups.sort(key=lambda group: (not group.by_seed(metric), sign * (group.mean(metric) or 0.0)))
     if baseline is None:
         baseline = _default_baseline(runs, groups)
@@ -71,6 +76,7 @@ def compare_runs(
         hypotheses=tuple(hypotheses(runs)),
         item_tests=tuple(item_tests(groups)),
         scaling=tuple(scaling_laws(groups, metric, sign == 1)),
+        plugin_columns=tuple(plugin_columns(runs)),
     )
     verdicts = [verdict for hypothesis in comparison.hypotheses for verdict in judge(hypothesis, comparison)]
     comparison = replace(
@@ -105,13 +111,13 @@ def _meaning(run: RunRecord) -> str:
     return json.dumps([model, shared_settings(run)], sort_keys=True, default=str)
 
 
-def _group(name: str, runs: list[RunRecord], metric: str) -> Group:
+def _group(name: str, runs: list[RunRecord], metric: str, lower_is_better: bool) -> Group:
     """One group: a run a seed at each learning rate (the newest), then the rate with most seeds and the best mean."""
     by_rate: dict[float, dict[int, RunRecord]] = {}
     for run in sorted(runs, key=lambda run: run.modified):
         if run.completed and metric in run.numbers:
             by_rate.setdefault(run.learning_rate or 0.0, {})[run.seed or 0] = run
-    sign = -1 if NUMBERS[metric].higher_is_better else 1
+    sign = 1 if lower_is_better else -1
     rates = {
         rate: t_interval([run.numbers[metric] for run in seeds.values()]) for rate, seeds in sorted(by_rate.items())
     }

@@ -13,8 +13,9 @@ from hf_arch.analysis.columns import benchmark_scores, interval_text
 from hf_arch.analysis.finding import Finding
 from hf_arch.analysis.stats import Interval, PairedDifference, bootstrap_interval, t_interval
 from hf_arch.core.files import to_jsonable
-from hf_arch.runs.numbers import Reader
-from hf_arch.runs.record import NUMBERS, RunRecord, numbers_for
+from hf_arch.runs.columns import FilledColumn
+from hf_arch.runs.numbers import Number, Reader
+from hf_arch.runs.record import RunRecord, definitions, numbers_for
 from hf_arch.runs.suite import flat_row
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ class Comparison:
     verdicts: tuple[Verdict, ...] = ()
     item_tests: tuple[ItemTest, ...] = ()
     controls: tuple[Controlled, ...] = ()
+    plugin_columns: tuple[FilledColumn, ...] = ()
+    """What columns of plugins say of the runs."""
     controls_command: str | None = None
     """The command that would train the controls which claims lack; None where none is needed."""
     scaling: tuple[ScalingLaw, ...] = ()
@@ -90,14 +93,19 @@ class Comparison:
         return [run for group in self.groups for run in group.runs]
 
     @property
+    def number(self) -> Number:
+        """What the metric is."""
+        return definitions(self.runs)[self.metric]
+
+    @property
     def lower_is_better(self) -> bool:
         """Direction of the metric."""
-        return not NUMBERS[self.metric].higher_is_better
+        return not self.number.higher_is_better
 
     @property
     def metric_name(self) -> str:
         """The metric in words."""
-        return NUMBERS[self.metric].words
+        return self.number.words
 
     def group(self, name: str) -> Group:
         """The group called `name`."""
@@ -187,7 +195,7 @@ class Comparison:
             "failed": group.failed,
             "learning_rate": reference.learning_rate,
         }
-        for number in numbers_for(Reader.ROWS):
+        for number in numbers_for(Reader.ROWS, self.runs):
             key, interval = number.key, group.interval(number.key)
             row[key] = None if interval is None else interval.mean
             if number.decimals is not None:
@@ -196,6 +204,9 @@ class Comparison:
         for name, interval in benchmark_scores(group).items():
             key = name.replace(" ", ".")
             row |= {key: interval.mean, f"{key}_low": interval.low, f"{key}_high": interval.high}
+        for column in self.plugin_columns:
+            numbers, texts = column.numbers(group.counted), column.texts(group.counted)
+            row[column.name] = t_interval(numbers).mean if numbers else ", ".join(texts) or None
         row["versus_baseline"] = self.versus_baseline(group.name)
         for entry in self.budgets:
             if group.name != self.baseline and {group.name, self.baseline} == {entry.first, entry.second}:

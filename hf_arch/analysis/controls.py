@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from hf_arch.analysis.stats import PairedDifference
 from hf_arch.analysis.verdicts import CLAIM
 from hf_arch.runs.numbers import Number
-from hf_arch.runs.record import NUMBERS
 
 if TYPE_CHECKING:
     from hf_arch.analysis.comparison import Comparison
@@ -76,7 +75,7 @@ def controlled_claims(comparison: Comparison) -> list[Controlled]:
                 before, after = comparison.pair(*sides), comparison.pair(*runs)
                 if before is None or after is None or before.difference is None or after.difference is None:
                     continue
-                sentence = _sentence(before, after, stage["words"], NUMBERS[comparison.metric])
+                sentence = _sentence(before, after, stage["words"], comparison.number)
                 found.append(Controlled(match[0], tuple(stage["removes"]), runs, before, after, sentence))
     return found
 

@@ -395,6 +395,9 @@ def compare(
     latest: Annotated[int | None, typer.Option(min=1, help="The N newest runs instead.")] = None,
     results_dir: Annotated[str | None, typer.Option(help="Where to look for runs.")] = None,
     csv: Annotated[str | None, typer.Option(metavar="FILE", help="Write the table as CSV too.")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="What runs are ranked and judged by; by default as their recipe says.")
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
     """Compare runs in one table, with a fairness audit and statistics over seeds.
@@ -403,7 +406,7 @@ def compare(
     """
     from hf_arch.cli.compare import compare_command
 
-    return compare_command(runs or [], latest, results_dir, csv, as_json)
+    return compare_command(runs or [], latest, results_dir, csv, as_json, metric)
 
 
 @app.command(rich_help_panel=RESULTS)

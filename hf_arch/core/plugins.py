@@ -265,6 +265,12 @@ def plugin_line(error: BaseException) -> str:
     return f"line {lines[-1]}: " if lines else ""
 
 
+def plugin_error(error: BaseException) -> str:
+    """An error of a user's code as part of one line: `line 12: KeyError: 'labels'`."""
+    said = " ".join(str(error).split())
+    return f"{plugin_line(error)}{type(error).__name__}{f': {said}' if said else ''}"
+
+
 def environment_plugins() -> list[str]:
     """The files that `HF_ARCH_PLUGINS` names."""
     return [path for path in (read("HF_ARCH_PLUGINS") or "").split(os.pathsep) if path]

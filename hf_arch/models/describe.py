@@ -111,5 +111,19 @@ def component_table(config: ArchConfig) -> list[tuple[str, str]]:
         ("tied head", on_off(config.tie_word_embeddings)),
         ("vocabulary", str(config.vocab_size)),
         ("max length", str(config.max_position_embeddings)),
-        ("init", f"N(0, {config.initializer_range:g}){', residual rescaled' if config.rescale_residual_init else ''}"),
+        (
+            "init",
+            _init(config),
+        ),
     ]
+
+
+def _init(config: ArchConfig) -> str:
+    """The general rule; `orthogonal (gain=0.5) over ` before it for a policy of a plugin, which is asked afterwards."""
+    rescaled = ", residual rescaled" if config.rescale_residual_init else ""
+    general = f"N(0, {config.initializer_range:g}){rescaled}"
+    if not isinstance(config.init, dict) or config.init_spec is None:
+        return general
+    policy, given = config.init_spec
+    options = ", ".join(f"{key}={value}" for key, value in vars(given).items())
+    return f"{policy.label or config.init['type']}{f' ({options})' if options else ''} over {general}"

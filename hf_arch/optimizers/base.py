@@ -22,7 +22,6 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from hf_arch.core.errors import ConfigError
 from hf_arch.core.options import Options
 from hf_arch.core.registry import OPTIMIZERS
 from hf_arch.layers.parametrization import Factors
@@ -109,14 +108,3 @@ class OptimizerBuilder:
 def registered_name(cls: type) -> str:
     """The name under which an optimiser is registered."""
     return next((name for name, entry in OPTIMIZERS.items() if entry is cls), cls.__name__)
-
-
-def _require_builder(name: str, entry: Any) -> None:
-    if not (isinstance(entry, type) and issubclass(entry, OptimizerBuilder)):
-        raise ConfigError(
-            f"optimizer {name!r}: {getattr(entry, '__name__', entry)!r} is not a subclass of "
-            "hf_arch.optimizers.base.OptimizerBuilder"
-        )
-
-
-OPTIMIZERS.check = _require_builder

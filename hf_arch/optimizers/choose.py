@@ -13,7 +13,7 @@ import hf_arch.optimizers.muon
 import hf_arch.optimizers.trainer_names  # noqa: F401  both register what they hold
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.options import parse_options
-from hf_arch.core.plugins import plugin_line
+from hf_arch.core.plugins import plugin_error
 from hf_arch.core.registry import OPTIMIZERS
 from hf_arch.optimizers.base import OptimizerBuilder, OptimizerSettings, TrainedParameter, registered_name
 from hf_arch.optimizers.parameters import scales_groups, trained_parameters
@@ -110,8 +110,7 @@ def build_optimizer(
     except ConfigError:
         raise
     except Exception as error:
-        said = ": ".join(filter(None, [type(error).__name__, " ".join(str(error).split())]))
-        raise ConfigError(f"{where}: {plugin_line(error)}{said}") from error
+        raise ConfigError(f"{where}: {plugin_error(error)}") from error
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(f"{where}: build returned {type(optimizer).__name__}, expected a torch.optim.Optimizer")
     _check_groups(where, optimizer, parameters, settings)

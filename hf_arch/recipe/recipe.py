@@ -21,12 +21,14 @@ from hf_arch.checkpoints.plugin_copies import chosen_sources
 from hf_arch.core.errors import ConfigError, choice_error, unknown_key_error
 from hf_arch.core.plugins import Plugin, load_plugins
 from hf_arch.core.recipes import find_recipe
+from hf_arch.core.registry import COLUMNS
 from hf_arch.data import DataOptions
 from hf_arch.deprecations import current_names
 from hf_arch.recipe.dotted import dotted, nested, set_dotted
-from hf_arch.recipe.identity import recipe_plugins, run_hash
+from hf_arch.recipe.identity import column_plugins, recipe_plugins, run_hash
 from hf_arch.recipe.ladder import LadderOptions, declared_ladder
 from hf_arch.recipe.learning_rates import LearningRateOptions
+from hf_arch.recipe.metrics import metric_entries
 from hf_arch.recipe.overrides import key_advice
 from hf_arch.recipe.sections import coerce, parse_section, require_mapping
 from hf_arch.recipe.training_section import parse_training, training_fields
@@ -56,7 +58,8 @@ class EvaluationOptions:
     `prompt` is continued by `new_tokens` tokens as the sample of the run; an empty prompt takes the first tokens of
     the validation text. `speed` measures prefill of `speed_tokens` tokens and decoding of as many. `lengths`: the loss
     by position at these lengths of context, also beyond the trained one, and `corpora`: the loss on held-out text of
-    other corpora, both on as much text as `sequences` rows hold. `rows` are the
+    other corpora, both on as much text as `sequences` rows hold. `metrics` are registered by plugins: a name, or a
+    section of a `type` and its options. `rows` are the
     validation sequences that count: all, or one of two parts, the even ones (`selection`) and the odd ones (`claim`).
     """
 
@@ -70,6 +73,7 @@ class EvaluationOptions:
     speed_tokens: int = 64
     lengths: tuple[int, ...] = ()
     corpora: tuple[str, ...] = ()
+    metrics: tuple[str | dict[str, Any], ...] = ()
     rows: Literal["all", "selection", "claim"] = "all"
 
     def __post_init__(self) -> None:
@@ -77,6 +81,7 @@ class EvaluationOptions:
         for name, allowed in least.items():
             if (value := getattr(self, name)) is not None and value < allowed:
                 raise ConfigError(f"evaluation.{name}: expected at least {allowed}, got {value}")
+        metric_entries(self.metrics)
         if any(length < 2 for length in self.lengths) or len(set(self.lengths)) < len(self.lengths):
             raise ConfigError(f"evaluation.lengths: expected lengths from 2, each once, got {list(self.lengths)}")
 
@@ -166,6 +171,8 @@ class ExperimentOptions:
     `sets` names other recipes, by paths from this one, that are run instead, each in a folder of its own. `study`
     says what is made of the results beside the comparison: `search` recommends the smallest good model. `vary` names
     the dotted keys that the question is about, where `runs` change others too; those are then named by the audit.
+    `metric` is the measured number that claims and the ranking are about (by default the validation loss, or the
+    accuracy of probes). `columns` are registered by plugins, and shown beside the others.
     """
 
     name: str = ""
@@ -182,6 +189,8 @@ class ExperimentOptions:
     learning_rates: LearningRateOptions | None = None
     vary: tuple[str, ...] = ()
     ladder: LadderOptions | None = None
+    metric: str | None = None
+    columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("tune", "matrix", "match", "learning_rates", "sets", "vary"):
@@ -200,6 +209,8 @@ class ExperimentOptions:
             raise ConfigError(
                 "experiment.tune: not together with experiment.matrix; write its points as experiment.runs"
             )
+        for column in self.columns:
+            COLUMNS.get(column, "experiment.columns")
         if "/" in self.name or "\\" in self.name or self.name in (".", ".."):
             raise ConfigError(
                 f"experiment.name: {self.name!r} is not allowed; it names a folder, so write it without /"
@@ -298,6 +309,8 @@ class Recipe:
             "name": name,
             "hypothesis": experiment.hypothesis,
             "description": experiment.description,
+            **({} if experiment.metric is None else {"metric": experiment.metric}),
+            **({"columns": list(experiment.columns)} if experiment.columns else {}),
         }
         return Recipe.from_dict(values)
 
@@ -333,6 +346,12 @@ class Recipe:
     def plugins(self) -> list[Plugin]:
         """The plugins that the run of this recipe uses, those that `HF_ARCH_PLUGINS` names among them."""
         return recipe_plugins(self.to_dict())
+
+    @property
+    def kept_plugins(self) -> list[Plugin]:
+        """Those, and the plugins of its columns: what its folder keeps."""
+        used = self.plugins
+        return [*used, *(plugin for plugin in column_plugins(self.to_dict()) if plugin not in used)]
 
     def stable_hash(self, *facts: str) -> str:
         """Ten hex digits over what changes a result: model, data, training, evaluation, the numerics of the code

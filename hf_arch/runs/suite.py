@@ -76,7 +76,7 @@ def flat_row(run: RunRecord) -> dict[str, Any]:
         "seed": run.seed,
         "learning_rate": run.learning_rate,
         "status": run.status,
-        **{number.key: run.numbers.get(number.key) for number in numbers_for(Reader.ROWS)},
+        **{number.key: run.numbers.get(number.key) for number in numbers_for(Reader.ROWS, [run])},
         "benchmarks": run.benchmarks,
         "path": str(run.path),
     }

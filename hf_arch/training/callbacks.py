@@ -3,7 +3,8 @@
 `MetricsLog` writes one JSON object per logging step (`step`, `loss` in nats, `learning_rate`, `grad_norm`,
 `grad_norm_<group>`, `loss_<name>` of auxiliary losses, which `loss` leaves out, `tokens_seen`, `tokens_per_second`,
 `mfu`, `peak_memory_bytes`, `skipped_steps`, `wall_seconds`),
-per evaluation (`step`, `val_loss`, `val_perplexity`, `bits_per_byte`) and per event (`step`, `event`). The same numbers
+per evaluation (`step`, `val_loss`, `val_perplexity`, `bits_per_byte`, `val_<name>` of plugins' metrics) and
+per event (`step`, `event`). The same numbers
 go to the trackers that `training.report_to` names.
 
 MFU = flops_per_token * tokens/s / (devices * peak FLOP/s), with the FLOPs that `hf_arch.cost` counts for this
@@ -133,6 +134,11 @@ class MetricsLog(TrainerCallback):
                 "val_perplexity": metrics["eval_perplexity"],
                 "bits_per_byte": metrics["eval_bits_per_byte"],
                 "val_seconds": metrics["eval_runtime"],
+                **{
+                    f"val_{key.removeprefix('eval_metric_')}": value
+                    for key, value in metrics.items()
+                    if key.startswith("eval_metric_")
+                },
             }
             self._write(row)
             if not math.isfinite(metrics["eval_loss"]):

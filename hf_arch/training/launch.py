@@ -9,7 +9,7 @@ not be done, and `running` says what is done, from accelerate's own state.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,6 +159,15 @@ def check_arguments(args: TrainingArguments, request: LaunchRequest, training: M
         raise ConfigError(
             "FSDP was asked for, but on CPUs accelerate trains without it (every process holds everything); use "
             f"recipes/accelerate/cpu_ddp.yaml, or set {CPU_FSDP}=1 to try FSDP2 on CPUs"
+        )
+
+
+def check_metrics(metrics: Collection[str], request: LaunchRequest) -> None:
+    """Raises `ConfigError` for metrics of plugins where no process has the whole model, which they are given."""
+    if metrics and (request.fsdp or request.deepspeed):
+        how = "FSDP" if request.fsdp else "DeepSpeed"
+        raise ConfigError(
+            f"evaluation.metrics: {next(iter(metrics))!r} needs the whole model; not supported with {how}"
         )
 
 

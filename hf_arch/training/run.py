@@ -38,6 +38,7 @@ from hf_arch.data import PreparedData, prepare_data
 from hf_arch.data.validation_parts import validation_part
 from hf_arch.evaluation.generation import SamplingOptions, generate_text
 from hf_arch.evaluation.lengths import check_lengths, losses_by_length
+from hf_arch.evaluation.metric import metric_results, parse_metrics, try_metrics
 from hf_arch.evaluation.other_corpora import corpus_losses, read_corpora
 from hf_arch.evaluation.special_tokens import prompt_ids
 from hf_arch.evaluation.speed import measure_inference
@@ -47,7 +48,7 @@ from hf_arch.recipe.build import build_config, changed_initialisation
 from hf_arch.recipe.recipe import RUN_FACTS, Recipe
 from hf_arch.runs.files import CHECKPOINTS_DIR, CONFIG_FILE, METRICS_FILE, MODEL_DIR, RESULTS_FILE, read_metrics
 from hf_arch.runs.model_report import model_report, render_model_report, two_columns
-from hf_arch.runs.numbers import Reader
+from hf_arch.runs.numbers import Reader, read_number
 from hf_arch.runs.plugins import keep_plugins, with_run_plugins
 from hf_arch.runs.provenance import (
     environment,
@@ -67,6 +68,7 @@ from hf_arch.training.launch import (
     Running,
     check_arguments,
     check_launch,
+    check_metrics,
     check_running,
     is_main_process,
     read_request,
@@ -140,6 +142,7 @@ def run_training(
     data = prepare_data(recipe.data)
     config = build_config(recipe, data.tokenizer)
     check_lengths(recipe.evaluation.lengths, config, data.validation)
+    check_metrics(parse_metrics(recipe.evaluation.metrics), request)
     read_corpora(recipe.evaluation.corpora, recipe.data, data.tokenizer, _measured_tokens(recipe))
     with quiet_libraries():
         args = build_arguments(recipe.training, precision, folder / CHECKPOINTS_DIR, len(data.train), request.processes)
@@ -190,6 +193,7 @@ class _Run:
         self.started = time.time()
         self.stop = StopRequest()
         self.builder = choose_optimizer(recipe.training)
+        self.metrics = parse_metrics(recipe.evaluation.metrics)
         self.earlier_seconds = _earlier_seconds(folder) if self.continuation.checkpoint else 0.0
         self.is_main = is_main_process()
         self.first_look = _earlier_look(folder) if self.continuation.checkpoint else {}
@@ -241,11 +245,13 @@ class _Run:
             watch=StepWatch(self.recipe.training.get("max_skipped_steps", DEFAULT_MAX_SKIPPED_STEPS)),
             stop=self.stop,
             builder=self.builder,
+            metrics=self.metrics,
             flops_per_token=self.report["flops_per_token_train"],
             data_collator=default_data_collator,
             processing_class=self.data.tokenizer,
         )
         if not self.continuation.checkpoint:
+            try_metrics(self.metrics, model, self.data.validation[0], self.args.device)
             self.first_look = first_look(model, self.data.validation[0]["input_ids"][None])
         self.running = running(trainer, self.precision)
         check_running(self.running, self.request)
@@ -321,6 +327,9 @@ class _Run:
             "final_val_loss": scored.loss,
             "final_val_perplexity": scored.perplexity,
             "bits_per_byte": scored.bits_per_byte,
+            "plugin_metrics": metric_results(
+                self.metrics, trainer.measure(self.validation, evaluation.final_sequences or len(self.validation))
+            ),
             "val_tokens": scored.tokens,
             "tokens_seen": steps * log.tokens_per_step,
             "steps": steps,
@@ -443,7 +452,11 @@ def print_results(results: dict[str, Any], folder: str | Path) -> None:
         for number in numbers_for(Reader.SUMMARY)
         if results.get(number.key) is not None
     ]
-    Console().print(two_columns(f"{results['name']}: {results['status']}", [*rows, ("folder", str(folder))]))
+    measured = (results.get("plugin_metrics") or {}).items()
+    extra = [
+        (number.label, number.show(facts["value"])) for key, facts in measured if (number := read_number(key, facts))
+    ]
+    Console().print(two_columns(f"{results['name']}: {results['status']}", [*rows, *extra, ("folder", str(folder))]))
 
 
 def check_folder(folder: Path, resume: bool) -> None:

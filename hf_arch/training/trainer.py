@@ -27,6 +27,7 @@ from transformers import TrainerControl
 from hf_arch.core.failures import TrainingError
 from hf_arch.data import SeededOrder, SeededSampler, TokenDataset
 from hf_arch.data.dataset import MixedDataset
+from hf_arch.evaluation.metric import Measurement, Metric
 from hf_arch.evaluation.perplexity import TextLoss, following_labels, sum_nats
 from hf_arch.optimizers.base import OptimizerBuilder
 from hf_arch.optimizers.choose import build_optimizer, check_parametrization, choose_optimizer
@@ -66,6 +67,7 @@ class ArchTrainer(HookedTrainer):
         watch: judges the steps; by default one with the usual limit that tells nobody.
         stop: a request that is obeyed after the step in which it comes.
         builder: what makes the optimiser; None takes Trainer's own that `args` name.
+        metrics: what plugins measure at evaluations, by name.
         flops_per_token: what Trainer adds up to `total_flos`; None leaves its own estimate.
     """
 
@@ -85,6 +87,7 @@ class ArchTrainer(HookedTrainer):
         watch: StepWatch | None = None,
         stop: StopRequest | None = None,
         builder: OptimizerBuilder | None = None,
+        metrics: Mapping[str, Metric] | None = None,
         flops_per_token: float | None = None,
         **kwargs: Any,
     ) -> None:
@@ -93,6 +96,7 @@ class ArchTrainer(HookedTrainer):
         self.watch = watch or StepWatch()
         self.stop = stop or StopRequest()
         self.builder = builder or choose_optimizer({"optim": getattr(self.args.optim, "value", self.args.optim)})
+        self.metrics = dict(metrics or {})
         self.flops_per_token = flops_per_token
         self.add_callback(ExpertBalance())
         self.add_callback(StopAfterStep(self.stop))
@@ -310,11 +314,30 @@ class ArchTrainer(HookedTrainer):
             f"{metric_key_prefix}_loss": scored.loss,
             f"{metric_key_prefix}_perplexity": scored.perplexity,
             f"{metric_key_prefix}_bits_per_byte": scored.bits_per_byte,
+            **{f"{metric_key_prefix}_metric_{name}": value for name, value in self.measure(eval_dataset).items()},
             f"{metric_key_prefix}_runtime": time.perf_counter() - start,
         }
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def measure(self, dataset: Any = None, sequences: int | None = None) -> dict[str, float]:
+        """{name: value} of the plugins' metrics over the first `sequences` rows (by default those of evaluations),
+        shared out over the processes."""
+        measurement = Measurement(self.metrics)
+        if self.metrics:
+            dataset = self.eval_dataset if dataset is None else dataset
+            count = min(sequences or self.eval_sequences or len(dataset), len(dataset))
+            mine = range(self.args.process_index, count, self.args.world_size)
+            loader = DataLoader(
+                Subset(dataset, mine), batch_size=self.args.per_device_eval_batch_size, generator=torch.Generator()
+            )
+            with self.accelerator.autocast():
+                measurement.add(self.accelerator.unwrap_model(self.model), loader, self.args.device)
+            for name, sums in measurement.sums.items():
+                total = self.accelerator.reduce(sums.to(self.args.device), reduction="sum")
+                measurement.sums[name] = total.cpu()
+        return measurement.values()
 
     def score(self, dataset: TokenDataset | MixedDataset, sequences: int | None = None) -> TextLoss:
         """The exact loss over the first `sequences` rows of `dataset` (None: all), shared out over the processes."""

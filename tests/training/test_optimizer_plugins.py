@@ -186,7 +186,9 @@ def test_names_are_taken_once(tmp_path: Path) -> None:
     (tmp_path / "kind.py").write_text(
         "from hf_arch.core.registry import OPTIMIZERS\n\n\n@OPTIMIZERS.register('bare')\ndef bare(): ...\n"
     )
-    with pytest.raises(ConfigError, match=r"'bare' is not a subclass of hf_arch\.optimizers\.base\.OptimizerBuilder"):
+    with pytest.raises(
+        ConfigError, match=r"optimizer: 'bare' is bare, which is not a subclass of hf_arch\.optimizers\.base\.O"
+    ):
         load_plugin(tmp_path / "kind.py")
     assert "bare" not in OPTIMIZERS
 
