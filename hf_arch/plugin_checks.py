@@ -64,7 +64,7 @@ def _step(model: Any, optimizer: torch.optim.Optimizer) -> float:
     loss = model(_rows(), labels=_rows(), use_cache=False).loss
     loss.backward()
     optimizer.step()
-    return float(loss)
+    return loss.item()
 
 
 def _groups(name: str) -> str | None:
@@ -144,10 +144,15 @@ def _apart(model: Any, other: Any, words: str) -> str | None:
 
 def _measured(name: str, sizes: tuple[int, ...] = (4,)) -> list[float]:
     model, rows = _model().eval(), _rows()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(30)  # predictions that differ from place to place
+    ends = torch.arange(1, len(rows) + 1)[:, None] * rows.shape[1] // len(rows)
+    labels = torch.where(torch.arange(rows.shape[1]) < ends, rows, -100)  # rows with more targets and with fewer
     found = []
     for size in sizes:
         measurement = Measurement(parse_metrics([name]))
-        measurement.add(model, [{"input_ids": part, "labels": part} for part in rows.split(size)], CPU)
+        parts = zip(rows.split(size), labels.split(size), strict=True)
+        measurement.add(model, [{"input_ids": ids, "labels": wanted} for ids, wanted in parts], CPU)
         found.append(measurement.values()[name])
     return found
 
@@ -158,7 +163,7 @@ def _is_a_number(name: str) -> str | None:
 
 
 def _in_batches(name: str) -> str | None:
-    whole, *parts = _measured(name, (4, 2, 1))
+    whole, *parts = _measured(name, (4, 3, 1))
     apart = [value for value in parts if not math.isclose(value, whole, rel_tol=1e-4, abs_tol=1e-6)]
     return f"{whole:g} of 4 rows at once, {apart[0]:g} in smaller batches" if apart else None
 

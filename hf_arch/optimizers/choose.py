@@ -16,7 +16,7 @@ from hf_arch.core.options import parse_options
 from hf_arch.core.plugins import plugin_error
 from hf_arch.core.registry import OPTIMIZERS
 from hf_arch.optimizers.base import OptimizerBuilder, OptimizerSettings, TrainedParameter, registered_name
-from hf_arch.optimizers.parameters import scales_groups, trained_parameters
+from hf_arch.optimizers.parameters import trained_parameters
 from hf_arch.optimizers.trainer_names import TrainerOptimizer
 
 DEFAULT = "adamw_torch_fused"
@@ -81,11 +81,12 @@ def check_launch_of(builder: OptimizerBuilder, *, sharded: bool, shared_states: 
         raise ConfigError(f"training.optim: {name!r} does not share its states; nearest: {DEFAULT!r}")
 
 
-def check_parametrization(builder: OptimizerBuilder, model: Any, *, zero_redundancy: bool = False) -> None:
-    """Raises `ConfigError` where an optimiser would not follow the model's parametrisation, which scales groups."""
-    if not scales_groups(model):
+def check_parametrization(builder: OptimizerBuilder, config: Any, *, zero_redundancy: bool = False) -> None:
+    """Raises `ConfigError` where an optimiser would not follow the config's parametrisation, which scales groups."""
+    spec = getattr(config, "parametrization_spec", None)
+    if spec is None or not spec[0].changes_groups:
         return
-    name = model.config.parametrization["type"]
+    name = config.parametrization["type"]
     if not builder.follows_parametrization:
         raise ConfigError(
             f"training.optim: {registered_name(type(builder))!r} does not follow parametrization {name}, whose factors "
@@ -151,11 +152,9 @@ def _check_groups(
         raise ConfigError(f"{where}: {missing[0]}{more} would not be trained; every parameter has to be in a group")
 
 
-def try_optimizer(builder: OptimizerBuilder, model: Any, settings: OptimizerSettings) -> torch.optim.Optimizer | None:
+def try_optimizer(builder: OptimizerBuilder, model: Any, settings: OptimizerSettings) -> torch.optim.Optimizer:
     """`build_optimizer` on stand-ins for the parameters of `model` (which may be on the meta device), so that a mistake
-    shows before anything is written. None for Trainer's own optimisers."""
-    if isinstance(builder, TrainerOptimizer):
-        return None
+    shows before anything is written."""
     stand_ins = [
         TrainedParameter(
             entry.name,

@@ -128,7 +128,8 @@ class RunRecord:
     short_convolution: Mapping[str, Any] | None = field(default=None, repr=False)
     """{"layers": [...]}: the layers in which a depthwise causal convolution was found; empty where none was."""
     optimizer: Mapping[str, Any] | None = field(default=None, repr=False)
-    """{"class": ..., "groups": [...]}: what stepped the parameters, each group with its settings and number of them."""
+    """{"class": ..., "code": hash of its plugin, "groups": [...]}: what stepped the parameters, each group with its
+    settings and number of them."""
     kernels: str | None = None
     """What computed the recurrences and attention: "torch", or the package that did."""
     stopped_early: bool | None = field(default=None, repr=False)

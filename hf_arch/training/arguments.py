@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, TrainingArgumen
 from hf_arch.core.errors import ConfigError
 from hf_arch.optimizers.base import OptimizerSettings
 from hf_arch.optimizers.choose import check_parametrization, choose_optimizer, trainer_arguments, try_optimizer
+from hf_arch.optimizers.trainer_names import TrainerOptimizer
 from hf_arch.training.compat import use_one_gpu
 from hf_arch.training.precision import Precision
 from hf_arch.training.tracking import check_trackers
@@ -113,11 +114,12 @@ def check_model(config: PreTrainedConfig, args: TrainingArguments) -> None:
 def check_optimizer(config: PreTrainedConfig, args: TrainingArguments, training: Mapping[str, Any]) -> None:
     """Raises `ConfigError` where the optimiser does not follow the model's parametrisation, or its builder makes
     something that would not train the model as it should."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
     builder = choose_optimizer(training)
-    check_parametrization(builder, model, zero_redundancy=bool(training.get("zero_redundancy")))
-    try_optimizer(builder, model, optimizer_settings(args))
+    check_parametrization(builder, config, zero_redundancy=bool(training.get("zero_redundancy")))
+    if not isinstance(builder, TrainerOptimizer):
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        try_optimizer(builder, model, optimizer_settings(args))
 
 
 def _require_scheduler_kwargs(values: Mapping[str, Any]) -> None:

@@ -128,7 +128,7 @@ class ArchTrainer(HookedTrainer):
         if self.optimizer is None:
             of = model or self.model
             assert self.builder.shards or not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
-            check_parametrization(self.builder, self.model, zero_redundancy=self.zero_redundancy)
+            check_parametrization(self.builder, self.model.config, zero_redundancy=self.zero_redundancy)
             settings = replace(
                 optimizer_settings(self.args),
                 trainer=lambda: super(ArchTrainer, self).create_optimizer(model),
