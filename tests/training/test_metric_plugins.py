@@ -15,6 +15,7 @@ from hf_arch.core.errors import ConfigError
 from hf_arch.core.plugins import separate_plugins
 from hf_arch.core.registry import METRICS, load_plugin
 from hf_arch.evaluation.metric import Measurement, parse_metrics, try_metrics
+from hf_arch.experiments.planning.plan import plan_runs
 from hf_arch.recipe.recipe import Recipe
 from hf_arch.runs.files import read_metrics
 from hf_arch.runs.record import RunRecord
@@ -140,6 +141,10 @@ def test_recipes_are_strict(text: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=expected):
             recipe(text, metrics)
+    planned = recipe(text, ["idea_repetition"], metric="idea_repetition", seeds=[1, 2])
+    assert len(plan_runs(planned).runs) == 2
+    with pytest.raises(ConfigError, match=r"experiment\.metric: 'idea_repetition' is not known"):
+        plan_runs(recipe(text, [], metric="idea_repetition"))
     taken = tmp_path / "taken.py"
     taken.write_text(REPETITION.read_text().replace("idea_repetition", "mfu"))
     with pytest.raises(ConfigError, match="metric 'mfu': a number of results"):

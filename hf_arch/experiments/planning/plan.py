@@ -20,7 +20,10 @@ from typing import TYPE_CHECKING, Any
 from hf_arch.core.errors import ConfigError, UnknownKeyError, choice_error
 from hf_arch.experiments.planning.match import Matched, MatchError, Sizer, match_model, model_size
 from hf_arch.recipe.build import build_config
+from hf_arch.recipe.metrics import metric_entries
 from hf_arch.recipe.recipe import MatchOptions, Recipe
+from hf_arch.runs.numbers import Reader
+from hf_arch.runs.record import numbers_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -93,8 +96,19 @@ class Planner:
         self._configs: dict[str, PreTrainedConfig] = {}
         self._skipped: dict[str, Skipped] = {}
         self._runs = self._lay_out()
+        self._check_metric()
         if self.experiment.match is not None and self._runs:
             self._check_match(self.experiment.match)
+
+    def _check_metric(self) -> None:
+        """Claims are judged by a number that every run will have."""
+        metric = self.experiment.metric
+        for run in self._runs if metric is not None else ():
+            known = {number.key for number in numbers_for(Reader.ROWS)} | set(
+                metric_entries(run.recipe.evaluation.metrics)
+            )
+            if metric not in known:
+                raise choice_error("experiment.metric", metric, known)
 
     def unmatched(self) -> Plan:
         """The runs as they are declared."""
