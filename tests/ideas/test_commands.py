@@ -11,7 +11,7 @@ import yaml
 
 from hf_arch.cli import app
 from hf_arch.core.plugins import separate_plugins
-from hf_arch.runs.record import RunRecord
+from hf_arch.runs.suite import find_runs
 from tests.training.tiny import recipe_values, write_text
 
 IDEAS = Path(__file__).parent
@@ -47,7 +47,7 @@ def test_every_command_takes_them_together(tmp_path: Path, capsys: Any, monkeypa
         experiment={
             "name": "ideas",
             "hypothesis": "lion at most 0.9.",
-            "seeds": [1, 2],
+            "seeds": [1],
             "metric": "idea_repetition",
             "columns": ["idea_tokens_per_parameter"],
             "runs": {"lion": {}, "adamw": {"training": {"optim": "adamw_torch"}}},
@@ -57,14 +57,14 @@ def test_every_command_takes_them_together(tmp_path: Path, capsys: Any, monkeypa
     assert "idea_repetition" not in words_of(capsys, "run", "ideas.yaml", "--dry-run", "--results-dir", "results")
     words_of(capsys, "run", "ideas.yaml", "--results-dir", "results")
     [suite] = {path.parent.parent for path in Path("results").rglob("results.json")}
-    runs = {(run.name, run.seed): run for run in map(RunRecord.load, sorted(suite.glob("*_*"))) if run.completed}
-    assert set(runs) == {(name, seed) for name in ("lion", "adamw") for seed in (1, 2)}
+    runs = {(run.name, run.seed): run for run in find_runs(suite) if run.completed}
+    assert set(runs) == {("lion", 1), ("adamw", 1)}
     lion, adamw = runs["lion", 1], runs["adamw", 1]
     kept = {path.name for path in (lion.path / "plugins").iterdir()}
     assert kept == {f"{name}.py" for name in NAMES}
     assert {path.name for path in (adamw.path / "plugins").iterdir()} == kept - {"lion.py"}
     assert lion.optimizer and lion.optimizer["class"] == "LionSteps"
-    assert lion.init_fingerprint == adamw.init_fingerprint != runs["lion", 2].init_fingerprint
+    assert lion.init_fingerprint == adamw.init_fingerprint
 
     document = json.loads(words_of(capsys, "compare", str(suite), "--json"))
     assert document["metric"] == "idea_repetition"
