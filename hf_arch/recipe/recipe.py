@@ -40,13 +40,6 @@ SECTIONS = ("model", "data", "probe", "training", "evaluation", "experiment")
 RUN_FACTS = "run"
 MAX_SEEDS = 1000
 
-# What of the `training` section means something where a probe is learned.
-PROBE_TRAINING = (
-    *("max_steps", "num_train_epochs", "per_device_train_batch_size", "learning_rate", "weight_decay"),
-    *("warmup_steps", "max_grad_norm", "eval_steps", "seed", "adam_beta1", "adam_beta2"),
-    *("lr_scheduler_type", "lr_scheduler_kwargs"),
-)
-
 
 @dataclass(frozen=True)
 class EvaluationOptions:
@@ -257,9 +250,6 @@ class Recipe:
                     f"{section}: a recipe with a `probe` section generates its rows; leave {section!r} out"
                 )
         training = parse_training(merged.get("training"))
-        for key in training if probe is not None else ():
-            if key not in PROBE_TRAINING:
-                raise ConfigError(f"training.{key}: not for a probe; allowed: {', '.join(sorted(PROBE_TRAINING))}")
         return cls(
             model=model,
             data=parse_section(DataOptions, merged.get("data"), "data"),

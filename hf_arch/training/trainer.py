@@ -36,8 +36,9 @@ from hf_arch.training.expert_balance import ExpertBalance
 from hf_arch.training.gradient_norms import gradient_norms, parameter_groups
 from hf_arch.training.interruption import StopAfterStep, StopRequest
 from hf_arch.training.muon import build_muon
-from hf_arch.training.resume import CheckpointKeeper, follow_schedule
+from hf_arch.training.resume import CheckpointKeeper
 from hf_arch.training.scaled_groups import check_optimizer, scaled_groups, scales_groups
+from hf_arch.training.schedule import Rates, RateSchedule, follow_schedule
 from hf_arch.training.step_watch import StepWatch
 from hf_arch.training.zero import SharedOptimizer
 
@@ -64,11 +65,13 @@ class ArchTrainer(HookedTrainer):
         stop: a request that is obeyed after the step in which it comes.
         muon: options of Muon (`hf_arch.training.muon`), where it is the optimiser.
         flops_per_token: what Trainer adds up to `total_flos`; None leaves its own estimate.
+        rates: the learning rate of each step; None: by transformers' `lr_scheduler_type`.
     """
 
     eval_dataset: TokenDataset | MixedDataset
     control: TrainerControl
     label_smoother: Any
+    lr_scheduler: Any
     optimizer: Any
 
     def __init__(
@@ -83,6 +86,7 @@ class ArchTrainer(HookedTrainer):
         stop: StopRequest | None = None,
         muon: dict[str, Any] | None = None,
         flops_per_token: float | None = None,
+        rates: Rates | None = None,
         **kwargs: Any,
     ) -> None:
         self.zero_redundancy = zero_redundancy
@@ -91,6 +95,7 @@ class ArchTrainer(HookedTrainer):
         self.stop = stop or StopRequest()
         self.muon = muon
         self.flops_per_token = flops_per_token
+        self.rates = rates
         self.add_callback(ExpertBalance())
         self.add_callback(StopAfterStep(self.stop))
         self.order = order
@@ -127,6 +132,12 @@ class ArchTrainer(HookedTrainer):
         if self.zero_redundancy and not isinstance(optimizer, SharedOptimizer):
             self.optimizer = optimizer = SharedOptimizer(optimizer)
         return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """As Trainer's, or the task's own `rates`."""
+        if self.lr_scheduler is None and self.rates is not None:
+            self.lr_scheduler = RateSchedule(optimizer or self.optimizer, self.rates, self.args.learning_rate)
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def _scaled_optimizer(self, model: Any) -> torch.optim.Optimizer:
         """AdamW with the groups of the model's parametrisation."""
@@ -211,9 +222,18 @@ class ArchTrainer(HookedTrainer):
             self.running_loss.copy_(self._logged_loss)
             self._skipped_since_log += 1
             model.zero_grad(set_to_none=True)
-        elif step % self.args.logging_steps == 0 or step == 1:
+            return norm
+        self.step_taken(loss)
+        if step % self.args.logging_steps == 0 or step == 1:
             self._group_norms = self._unclipped_group_norms(model, norm_value)
         return norm
+
+    def step_taken(self, loss: float) -> None:
+        """Called with the loss of each step that is taken, in nats, before it is."""
+
+    def mean_loss(self, total: float, steps: int) -> float:
+        """The mean over the `steps` taken since the last log, whose losses add up to `total`."""
+        return total / steps
 
     def _agreed(self, loss: torch.Tensor, norm: Any) -> tuple[float, float]:
         """Loss and gradient norm of the step, and in passing whether to stop: the same for all processes, which
@@ -255,7 +275,8 @@ class ArchTrainer(HookedTrainer):
             steps = self.state.global_step - self._logged_step
             taken = steps - self._skipped_since_log
             auxiliary = self._auxiliary.take(self.accelerator, taken)
-            logs["loss"] = logs["loss"] * steps / taken - sum(auxiliary.values()) if taken > 0 else math.nan
+            total = logs["loss"] * steps
+            logs["loss"] = self.mean_loss(total, taken) - sum(auxiliary.values()) if taken > 0 else math.nan
             logs.update({f"loss_{name}": value for name, value in auxiliary.items()})
             logs.update({f"grad_norm_{group}": norm.item() for group, norm in self._group_norms.items()})
             self._logged_step, self._skipped_since_log, self._group_norms = self.state.global_step, 0, {}
