@@ -22,7 +22,8 @@ from transformers import PreTrainedModel, TrainingArguments
 from hf_arch.core.errors import ConfigError, unknown_key_error
 from hf_arch.data import SeededOrder
 from hf_arch.recipe.build import build_config
-from hf_arch.recipe.recipe import ProbeOptions, Recipe
+from hf_arch.recipe.probe import ProbeOptions
+from hf_arch.recipe.recipe import Recipe
 from hf_arch.runs.files import read_metrics
 from hf_arch.runs.provenance import order_fingerprint
 from hf_arch.training.answer_decoders import LastStateDecoder, MadDecoder, read_from_last_state, without_decoder
