@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from hf_arch.checkpoints.plugin_copies import chosen_sources
 from hf_arch.core.errors import ConfigError, choice_error, unknown_key_error
@@ -28,26 +28,19 @@ from hf_arch.recipe.dotted import dotted, nested, set_dotted
 from hf_arch.recipe.identity import column_plugins, recipe_plugins, run_hash
 from hf_arch.recipe.ladder import LadderOptions, declared_ladder
 from hf_arch.recipe.learning_rates import LearningRateOptions
+from hf_arch.recipe.match import MatchOptions
 from hf_arch.recipe.metrics import metric_entries
 from hf_arch.recipe.overrides import key_advice
+from hf_arch.recipe.probe import ProbeOptions
 from hf_arch.recipe.sections import coerce, parse_section, require_mapping
 from hf_arch.recipe.training_section import parse_training, training_fields
+from hf_arch.recipe.tune import TuneOptions
 from hf_arch.recipe.yaml_text import parse_override, read_yaml
-
-if TYPE_CHECKING:
-    from hf_arch.data.probes import ProbeData, ProbeSetting
 
 SECTIONS = ("model", "data", "probe", "training", "evaluation", "experiment")
 # A run folder's experiment_config.json is a recipe too; what this section holds beside it is not read back.
 RUN_FACTS = "run"
 MAX_SEEDS = 1000
-
-# What of the `training` section means something where a probe is learned.
-PROBE_TRAINING = (
-    *("max_steps", "num_train_epochs", "per_device_train_batch_size", "learning_rate", "weight_decay"),
-    *("warmup_steps", "max_grad_norm", "eval_steps", "seed", "adam_beta1", "adam_beta2"),
-    *("lr_scheduler_type", "lr_scheduler_kwargs"),
-)
 
 
 @dataclass(frozen=True)
@@ -84,84 +77,6 @@ class EvaluationOptions:
         metric_entries(self.metrics)
         if any(length < 2 for length in self.lengths) or len(set(self.lengths)) < len(self.lengths):
             raise ConfigError(f"evaluation.lengths: expected lengths from 2, each once, got {list(self.lengths)}")
-
-
-@dataclass(frozen=True)
-class ProbeOptions:
-    """A synthetic task instead of text: `task` at its `setting`, with other `options` for its generator.
-
-    setting: `cpu`, a twin of the task for two cores, `paper`, as it was published, or the name of a source: `zoology`,
-        `zoology-random`, `mad`, `gu-dao`.
-    stop_accuracy: training ends early above this share of right answers on the test rows; null: as the source of the
-        setting does (0.99 where there is none; MAD trains to the end).
-    """
-
-    task: str
-    setting: str = "cpu"
-    options: dict[str, Any] = field(default_factory=dict)
-    stop_accuracy: float | None = None
-
-    def __post_init__(self) -> None:
-        from hf_arch.data.probes import PROBES
-
-        PROBES.get(self.task, "probe.task").setting(self.setting)
-        if self.stop_accuracy is not None and not 0 < self.stop_accuracy <= 1:
-            raise ConfigError(f"probe.stop_accuracy: expected a share above 0, up to 1, got {self.stop_accuracy}")
-        self.data("test", seed=0, examples=1)  # options that the generator does not have, or that do not go together
-
-    @property
-    def settings(self) -> ProbeSetting:
-        """The setting of that name."""
-        from hf_arch.data.probes import PROBES
-
-        setting: ProbeSetting = PROBES[self.task].setting(self.setting)
-        return setting
-
-    def data(self, split: Literal["train", "test"], seed: int, **overrides: Any) -> ProbeData:
-        """The rows of a split for this seed."""
-        from hf_arch.data.probes import PROBES
-
-        try:
-            return PROBES[self.task].data(split, seed, self.settings, **{**self.options, **overrides})
-        except ConfigError as error:
-            raise ConfigError(f"probe.options: {error}") from error
-
-
-@dataclass(frozen=True)
-class MatchOptions:
-    """Make the runs equal in `by`: the first run, or the run called `reference`, sets the number; the others change
-    `vary`, which is a whole number of the `model` section, or `auto`: the width of the FFN, else of the model.
-
-    by: `parameters`, `flops` (of training, per token), or `state` (bytes of cache at the length of the rows).
-    tolerance: the largest relative difference that is let through. free: runs that are left as they are written.
-    """
-
-    by: Literal["parameters", "flops", "state"] = "parameters"
-    tolerance: float = 0.01
-    reference: str | None = None
-    vary: str = "auto"
-    free: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not 0 < self.tolerance < 1:
-            raise ConfigError(f"experiment.match.tolerance: expected a share between 0 and 1, got {self.tolerance}")
-
-
-@dataclass(frozen=True)
-class TuneOptions:
-    """Learning rates sampled by Optuna between `low` and `high`, as many `trials` for each run of the set: each next
-    one goes by what the run's earlier ones came to (extra `optuna`).
-    """
-
-    low: float
-    high: float
-    trials: int = 8
-
-    def __post_init__(self) -> None:
-        if not 0 < self.low < self.high:
-            raise ConfigError(f"experiment.tune.low: expected above 0 and below high ({self.high}), got {self.low}")
-        if self.trials < 1:
-            raise ConfigError(f"experiment.tune.trials: expected at least 1, got {self.trials}")
 
 
 @dataclass(frozen=True)
@@ -268,9 +183,6 @@ class Recipe:
                     f"{section}: a recipe with a `probe` section generates its rows; leave {section!r} out"
                 )
         training = parse_training(merged.get("training"))
-        for key in training if probe is not None else ():
-            if key not in PROBE_TRAINING:
-                raise ConfigError(f"training.{key}: not for a probe; allowed: {', '.join(sorted(PROBE_TRAINING))}")
         return cls(
             model=model,
             data=parse_section(DataOptions, merged.get("data"), "data"),

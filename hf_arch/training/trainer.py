@@ -41,7 +41,8 @@ from hf_arch.training.decay import decay_parameter_names
 from hf_arch.training.expert_balance import ExpertBalance
 from hf_arch.training.gradient_norms import gradient_norms, parameter_groups
 from hf_arch.training.interruption import StopAfterStep, StopRequest
-from hf_arch.training.resume import CheckpointKeeper, follow_schedule
+from hf_arch.training.resume import CheckpointKeeper
+from hf_arch.training.schedule import Rates, RateSchedule, follow_schedule
 from hf_arch.training.step_watch import StepWatch
 from hf_arch.training.zero import SharedOptimizer
 
@@ -69,11 +70,13 @@ class ArchTrainer(HookedTrainer):
         builder: what makes the optimiser; None takes Trainer's own that `args` name.
         metrics: what plugins measure at evaluations, by name.
         flops_per_token: what Trainer adds up to `total_flos`; None leaves its own estimate.
+        rates: the learning rate of each step; None: by transformers' `lr_scheduler_type`.
     """
 
     eval_dataset: TokenDataset | MixedDataset
     control: TrainerControl
     label_smoother: Any
+    lr_scheduler: Any
     optimizer: Any
 
     def __init__(
@@ -89,6 +92,7 @@ class ArchTrainer(HookedTrainer):
         builder: OptimizerBuilder | None = None,
         metrics: Mapping[str, Metric] | None = None,
         flops_per_token: float | None = None,
+        rates: Rates | None = None,
         **kwargs: Any,
     ) -> None:
         self.zero_redundancy = zero_redundancy
@@ -98,6 +102,7 @@ class ArchTrainer(HookedTrainer):
         self.builder = builder or choose_optimizer({"optim": getattr(self.args.optim, "value", self.args.optim)})
         self.metrics = dict(metrics or {})
         self.flops_per_token = flops_per_token
+        self.rates = rates
         self.add_callback(ExpertBalance())
         self.add_callback(StopAfterStep(self.stop))
         self.order = order
@@ -138,6 +143,12 @@ class ArchTrainer(HookedTrainer):
         if self.zero_redundancy and not isinstance(self.optimizer, SharedOptimizer):
             self.optimizer = SharedOptimizer(self.optimizer)
         return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """As Trainer's, or the task's own `rates`."""
+        if self.lr_scheduler is None and self.rates is not None:
+            self.lr_scheduler = RateSchedule(optimizer or self.optimizer, self.rates, self.args.learning_rate)
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def write_optimizer(self, output_dir: str) -> None:
         wrapped = getattr(self.optimizer, "optimizer", None)  # by accelerate
@@ -213,9 +224,18 @@ class ArchTrainer(HookedTrainer):
             self.running_loss.copy_(self._logged_loss)
             self._skipped_since_log += 1
             model.zero_grad(set_to_none=True)
-        elif step % self.args.logging_steps == 0 or step == 1:
+            return norm
+        self.step_taken(loss)
+        if step % self.args.logging_steps == 0 or step == 1:
             self._group_norms = self._unclipped_group_norms(model, norm_value)
         return norm
+
+    def step_taken(self, loss: float) -> None:
+        """Called with the loss of each step that is taken, in nats, before it is."""
+
+    def mean_loss(self, total: float, steps: int) -> float:
+        """The mean over the `steps` taken since the last log, whose losses add up to `total`."""
+        return total / steps
 
     def _agreed(self, loss: torch.Tensor, norm: Any) -> tuple[float, float]:
         """Loss and gradient norm of the step, and in passing whether to stop: the same for all processes, which
@@ -257,7 +277,8 @@ class ArchTrainer(HookedTrainer):
             steps = self.state.global_step - self._logged_step
             taken = steps - self._skipped_since_log
             auxiliary = self._auxiliary.take(self.accelerator, taken)
-            logs["loss"] = logs["loss"] * steps / taken - sum(auxiliary.values()) if taken > 0 else math.nan
+            total = logs["loss"] * steps
+            logs["loss"] = self.mean_loss(total, taken) - sum(auxiliary.values()) if taken > 0 else math.nan
             logs.update({f"loss_{name}": value for name, value in auxiliary.items()})
             logs.update({f"grad_norm_{group}": norm.item() for group, norm in self._group_norms.items()})
             self._logged_step, self._skipped_since_log, self._group_norms = self.state.global_step, 0, {}

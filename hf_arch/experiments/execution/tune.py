@@ -19,7 +19,8 @@ from hf_arch.experiments.execution.leases import Claims
 from hf_arch.experiments.execution.runner import RunOptions, processes_per_run, train_set
 from hf_arch.experiments.execution.worker import CLAIMS_DIR
 from hf_arch.experiments.planning.prepare import PreparedSet, ReadyRun, prepare_set
-from hf_arch.recipe.recipe import Recipe, TuneOptions
+from hf_arch.recipe.recipe import Recipe
+from hf_arch.recipe.tune import TuneOptions
 
 STUDIES_FILE = "tune.db"
 RATE = "learning_rate"

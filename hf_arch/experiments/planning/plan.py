@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 from hf_arch.core.errors import ConfigError, UnknownKeyError, choice_error
 from hf_arch.experiments.planning.match import Matched, MatchError, Sizer, match_model, model_size
 from hf_arch.recipe.build import build_config
+from hf_arch.recipe.match import MatchOptions
 from hf_arch.recipe.metrics import metric_entries
-from hf_arch.recipe.recipe import MatchOptions, Recipe
+from hf_arch.recipe.recipe import Recipe
 from hf_arch.runs.numbers import Reader
 from hf_arch.runs.record import numbers_for
 

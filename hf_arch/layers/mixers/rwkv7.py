@@ -23,7 +23,6 @@ from transformers import initialization as init
 from ...core.errors import ConfigError
 from ...core.options import Options, options
 from ...core.registry import MIXERS
-from ...ops.conv import token_shift
 from ...ops.delta_rule import dplr_delta_rule
 from ...ops.norm import l2_norm
 from ...ops.precision import state_dtype
@@ -32,6 +31,7 @@ from ..contract import LayerContext, LayerOutput
 from ..fp32 import Fp32BiasLinear
 from ..layout import SequenceLayout
 from ..norms import HeadGroupNorm
+from ..previous_token import previous_token
 from ..state import LayerState
 from .base import MixerCost, divide
 from .linear_heads import HeadSizes, LinearHeadsMixer
@@ -147,14 +147,7 @@ class GeneralizedDeltaTimeMix(LinearHeadsMixer):
         return {**super().effective(config, options), **cls.ranks(config, options)}
 
     def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor | LayerOutput:
-        before, last = token_shift(
-            x,
-            initial_state=state.conv(),
-            segment_ids=layout.segment_ids,
-            output_final_state=bool(state),
-            num_valid=layout.num_valid,
-        )
-        state.write_conv(last)
+        before = previous_token(x, layout, state)
         delta = before - x
         x_r, x_w, x_k, x_v, x_a, x_g = (torch.addcmul(x, delta, amount) for amount in self.shift_mix)
         # Zero keys make padding a no-op: nothing is removed and nothing written.
