@@ -24,12 +24,13 @@ from hf_arch.analysis.ladder import ladder_of, rung_pairs
 from hf_arch.analysis.ladder_audit import audit_by_rung
 from hf_arch.analysis.scaling_laws import scaling_laws
 from hf_arch.analysis.stats import all_pairs, t_interval
-from hf_arch.analysis.verdicts import judge
+from hf_arch.analysis.verdicts import judge_all
 from hf_arch.core.errors import choice_error
 from hf_arch.runs.numbers import Reader
 from hf_arch.runs.record import NUMBERS, RunRecord, numbers_for
+from hf_arch.runs.registration import claims_made
 from hf_arch.runs.run_settings import shared_settings
-from hf_arch.runs.suite import hypotheses, load_runs
+from hf_arch.runs.suite import load_runs
 
 LOSS = "final_val_loss"
 BASELINE_ARCHITECTURES = ("gpt2", "llama")
@@ -68,14 +69,13 @@ def compare_runs(
         pairs=tuple(pairs if ladder is None else rung_pairs(ladder)),
         findings=tuple(audit(runs) if ladder is None else audit_by_rung(runs)),
         ladder=ladder,
-        hypotheses=tuple(hypotheses(runs)),
+        claims=tuple(claims_made(runs)),
         item_tests=tuple(item_tests(groups)),
         scaling=tuple(scaling_laws(groups, metric, sign == 1)),
     )
-    verdicts = [verdict for hypothesis in comparison.hypotheses for verdict in judge(hypothesis, comparison)]
     comparison = replace(
         comparison,
-        verdicts=tuple(verdicts),
+        verdicts=tuple(judge_all(comparison.claims, comparison)),
         controls=tuple(controlled_claims(comparison)),
         budgets=tuple(pair_budgets(comparison)),
     )

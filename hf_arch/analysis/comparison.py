@@ -15,6 +15,7 @@ from hf_arch.analysis.stats import Interval, PairedDifference, bootstrap_interva
 from hf_arch.core.files import to_jsonable
 from hf_arch.runs.numbers import Reader
 from hf_arch.runs.record import NUMBERS, RunRecord, numbers_for
+from hf_arch.runs.registration import MadeClaim
 from hf_arch.runs.suite import flat_row
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ class Comparison:
     baseline: str | None
     pairs: tuple[PairedDifference, ...]
     findings: tuple[Finding, ...]
-    hypotheses: tuple[str, ...]
+    claims: tuple[MadeClaim, ...] = ()
+    """Every claim that was made of the runs, removed ones included."""
     verdicts: tuple[Verdict, ...] = ()
     item_tests: tuple[ItemTest, ...] = ()
     controls: tuple[Controlled, ...] = ()

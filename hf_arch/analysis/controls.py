@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hf_arch.analysis.stats import PairedDifference
-from hf_arch.analysis.verdicts import CLAIM
+from hf_arch.runs.claims import CLAIM
 from hf_arch.runs.numbers import Number
 from hf_arch.runs.record import NUMBERS
 
@@ -63,8 +63,8 @@ def controlled_claims(comparison: Comparison) -> list[Controlled]:
     stages = _stages(comparison)
     originals = {name: architecture for name, architecture in groups.items() if name not in _controls(comparison)}
     found = []
-    for hypothesis in comparison.hypotheses:
-        for match in CLAIM.finditer(hypothesis):
+    for made in comparison.claims:
+        for match in CLAIM.finditer(made.claim):
             first, second = (_run_called(match[side], originals) for side in ("first", "second"))
             if first is None or second is None:
                 continue

@@ -5,7 +5,7 @@ A hypothesis is free text. Where it holds claims of the form
     A better than B        A worse than B        A not distinguishable from B        A within 0.1 of B
     A at least 0.99        A at most 1.9         A within 0.05 of 1.88
 
-with A and B names of runs (or of architectures that one run has), each claim is judged by the paired difference of
+(`hf_arch.runs.claims`), each claim is judged by the paired difference of
 the table, or against a number by the mean of A, whose 95 % interval has to lie inside the bounds. `within X of B` is
 two one-sided tests at 5 % (the 90 % interval). 'not distinguishable' has no margin, so that finding nothing leaves
 it undecided; beside an undecided claim stands what the seeds could have shown. One seed has no interval,
@@ -17,15 +17,16 @@ a program: the reader judges it, with the result beside it.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_arch.analysis.columns import interval_text
 from hf_arch.analysis.power import power_words
 from hf_arch.analysis.stats import LEVEL, Interval, PairedDifference, t_interval
 from hf_arch.core.errors import choice_error
+from hf_arch.runs.claims import CLAIM
+from hf_arch.runs.registration import UNREGISTERED, MadeClaim, Registration
 
 if TYPE_CHECKING:
     from hf_arch.analysis.comparison import Comparison
@@ -35,12 +36,6 @@ DECIDED: tuple[Outcome, ...] = ("supported", "contradicted")
 OF_ONE_RUN = ("seeds", "rows", "data", "tokenizer", "code", "versions")
 """Checks that touch a claim about one run and a number: that the seeds are runs of one thing, and independent."""
 
-CLAIM = re.compile(
-    r"(?P<first>[\w.+=/-]+)\s+(?:is\s+)?"
-    r"(?P<relation>better than|worse than|not distinguishable from|at least|at most|within (?P<bound>\d*\.?\d+) of)\s+"
-    r"(?P<second>[\w.+=/-]*\w)"
-)
-
 
 @dataclass(frozen=True)
 class Verdict:
@@ -48,6 +43,7 @@ class Verdict:
 
     confounds: names of the audit's checks that give another reason for what the runs of the claim show. A claim that
     the statistics would decide is `confounded` where there is one. reasons: their sentences.
+    registration: whether the claim was made before there were results, and whether it was removed since.
     """
 
     hypothesis: str
@@ -56,10 +52,26 @@ class Verdict:
     evidence: str
     confounds: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
+    registration: Registration = UNREGISTERED
+
+    @property
+    def mark(self) -> str:
+        """`added later`, `removed later`, both, or nothing: what a reader has to know of when the claim was made."""
+        added = ["added later"] if self.registration.status == "added later" else []
+        return ", ".join([*added, *(["removed later"] if self.registration.removed is not None else [])])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
+
+
+def judge_all(claims: Sequence[MadeClaim], comparison: Comparison) -> list[Verdict]:
+    """One verdict on each claim that was made, with when it was made."""
+    return [
+        replace(verdict, hypothesis=made.hypothesis, registration=made.registration)
+        for made in claims
+        for verdict in judge(made.claim, comparison)
+    ]
 
 
 def judge(hypothesis: str, comparison: Comparison) -> list[Verdict]:

@@ -43,7 +43,10 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
     for law in comparison.scaling:
         console.print(Text(f"Scaling of {law.architecture}: {law.words}"))
     for verdict in comparison.verdicts:
-        console.print(Text.assemble(("Hypothesis: ", "bold"), verdict.claim))
+        mark = f" ({verdict.mark})" if verdict.mark else ""
+        console.print(Text.assemble((f"Hypothesis{mark}: ", "bold"), verdict.claim))
+        if verdict.registration.sentence:
+            console.print(Text(f"  {verdict.registration.sentence}"))
         console.print(Text.assemble((f"  {verdict.outcome}: ", "bold"), verdict.evidence))
         for control in comparison.controls:
             if control.claim == verdict.claim:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_arch.experiments.execution.registering import register_claims
 from hf_arch.experiments.execution.runner import RunOptions, processes_per_run, train_set
 from hf_arch.experiments.planning.prepare import PreparedSet, ReadyRun, prepare_set
 from hf_arch.experiments.planning.rates import RateSweep
@@ -25,6 +26,7 @@ def train_with_rates(
     processes = processes_per_run(options)
     sweep = RateSweep(recipe, results_dir, processes)
     prepared = sweep.prepare()
+    register_claims(recipe, list(recipe.experiment.runs) or [recipe.experiment.name], results_dir)
     failed = train_set(prepared, sweep.folder, options)
     choices = sweep.choices(prepared)
     at_end = ", ".join(name for name, choice in choices.items() if choice.at_edge)

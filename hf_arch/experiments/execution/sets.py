@@ -9,6 +9,7 @@ from typing import Any
 
 from hf_arch.experiments.execution.ladder import train_ladder
 from hf_arch.experiments.execution.rates import train_with_rates
+from hf_arch.experiments.execution.registering import register_claims
 from hf_arch.experiments.execution.runner import RunOptions, processes_per_run, train_set
 from hf_arch.experiments.execution.tune import train_tuned
 from hf_arch.experiments.planning.prepare import PreparedSet, ReadyRun, prepare_set
@@ -29,7 +30,8 @@ def run_set(
     options: RunOptions | None = None,
     facts: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> TrainedSet:
-    """Trains what is not finished of one set, by the engine of the options. `facts` are what the runs of each name in
+    """Trains what is not finished of one set, by the engine of the options; its claims are written into the results
+    folder before the first run starts. `facts` are what the runs of each name in
     `experiment.runs` record of themselves.
 
     Raises `ConfigError` for anything wrong in any run, before any of them starts.
@@ -42,4 +44,5 @@ def run_set(
     if recipe.experiment.ladder is not None:
         return TrainedSet(*train_ladder(recipe, results_dir, options, facts))
     prepared = prepare_set(recipe, results_dir, processes_per_run(options), facts)
+    register_claims(recipe, prepared.plan.names, results_dir)
     return TrainedSet(prepared, train_set(prepared, results_dir, options))
