@@ -24,7 +24,7 @@ from hf_arch.analysis.ladder import ladder_of, rung_pairs
 from hf_arch.analysis.ladder_audit import audit_by_rung
 from hf_arch.analysis.scaling_laws import scaling_laws
 from hf_arch.analysis.stats import all_pairs, t_interval
-from hf_arch.analysis.verdicts import judge_all
+from hf_arch.analysis.verdicts import judge
 from hf_arch.core.errors import choice_error
 from hf_arch.runs.numbers import Reader
 from hf_arch.runs.record import NUMBERS, RunRecord, numbers_for
@@ -75,7 +75,7 @@ def compare_runs(
     )
     comparison = replace(
         comparison,
-        verdicts=tuple(judge_all(comparison.claims, comparison)),
+        verdicts=tuple(judge(comparison.claims, comparison)),
         controls=tuple(controlled_claims(comparison)),
         budgets=tuple(pair_budgets(comparison)),
     )

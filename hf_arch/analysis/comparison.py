@@ -114,6 +114,25 @@ class Comparison:
                 return pair.reversed()
         return None
 
+    @property
+    def families(self) -> dict[str, int]:
+        """How many tests each family has that Holm's correction runs over: the claims, and all pairs of the table."""
+        return {
+            "claims": max((verdict.family for verdict in self.verdicts), default=0),
+            "pairs": max((pair.family for pair in self.pairs if pair.p_value is not None), default=0),
+        }
+
+    @property
+    def families_words(self) -> str:
+        """The same in a sentence; empty without either."""
+        claims, pairs = self.families["claims"], self.families["pairs"]
+        parts = [f"the {claims} claim{'s' if claims > 1 else ''}"] if claims else []
+        parts += [f"the {pairs} pair{'s' if pairs > 1 else ''} of the table"] if pairs else []
+        if not parts:
+            return ""
+        intervals = "intervals are at the level at which the correction tests them"
+        return f"Holm's correction runs over {', and separately over '.join(parts)}; {intervals}."
+
     def confounds(self, *names: str) -> list[Finding]:
         """What beside a claim may explain how these groups differ: violations of the audit of their runs alone."""
         if names not in self._audited:
@@ -225,6 +244,7 @@ class Comparison:
                     {**pair.to_dict(), "confounds": list(self.confounding_checks(pair.first, pair.second))}
                     for pair in self.pairs
                 ],
+                "families": self.families,
                 "hypotheses": [verdict.to_dict() for verdict in self.verdicts],
                 "items": [test.to_dict() for test in self.item_tests],
                 "controls": [control.to_dict() for control in self.controls],

@@ -2,7 +2,9 @@
 
 Runs that share a seed share their data order, so architectures are compared seed by seed: d_s = a_s - b_s, a t
 interval on the mean of d, and a paired t-test. With k architectures there are k(k-1)/2 pairs; Holm's step-down
-correction over *all* of them keeps the chance of even one false "better" at 5 %.
+correction over *all* of them keeps the chance of even one false "better" at 5 %. Claims are a family of their own
+(`hf_arch.analysis.verdicts`). Holm multiplies each p by a factor between 1 and the size of its family; the interval at
+level 1 - 5 % / factor leaves out zero where the corrected test rejects, and only there.
 
 The rules for few seeds: one seed gives a number and no interval ("one seed: no interval"); two give a t interval
 with one degree of freedom (12.7 standard errors wide to each side: honest, rarely decisive).
@@ -14,11 +16,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
 LEVEL = 0.95
+ALPHA = 0.05
+"""Chance of even one false verdict in a family."""
 BOOTSTRAP_SAMPLES = 2000
 
 
@@ -70,8 +77,8 @@ def bootstrap_interval(
 class PairedDifference:
     """`first` minus `second` on each seed that both have, in the metric's unit.
 
-    `p_value` is the paired t-test's, `p_adjusted` after Holm's correction over `family` pairs; both are None where
-    there is no spread to judge by.
+    `p_value` is the paired t-test's, `p_adjusted` after Holm's correction, which multiplied it by `factor`, over a
+    `family` of tests; both are None where there is no spread to judge by.
     """
 
     first: str
@@ -82,11 +89,17 @@ class PairedDifference:
     p_value: float | None
     p_adjusted: float | None = None
     family: int = 1
+    factor: float = 1.0
 
     @cached_property
     def difference(self) -> Interval | None:
-        """Mean difference with its t interval; None without a shared seed."""
+        """Mean difference with the 95 % t interval of this pair alone; None without a shared seed."""
         return t_interval(self.values) if self.values else None
+
+    @cached_property
+    def interval(self) -> Interval | None:
+        """The same at the level at which Holm's procedure tests the pair in its family."""
+        return t_interval(self.values, 1 - ALPHA / self.factor) if self.values else None
 
     @property
     def bootstrap(self) -> Interval | None:
@@ -118,14 +131,13 @@ class PairedDifference:
         if difference.low is None or difference.high is None or self.verdict == "one seed":
             why = "one seed: no interval" if difference.n == 1 else "the same difference on every seed: no interval"
             return f"{abs(difference.mean):.3g} {'lower' if difference.mean < 0 else 'higher'} ({why})"
-        mean, low, high = difference.mean, difference.low, difference.high
+        assert self.interval is not None and self.interval.low is not None and self.interval.high is not None
+        mean, low, high = difference.mean, self.interval.low, self.interval.high
         # Two digits of the half-width, but no more than four decimals where these show the mean.
         decimals = max(0, 1 - math.floor(math.log10((high - low) / 2)))
         decimals = min(decimals, 4) if abs(mean) >= 1e-3 else decimals
         if self.verdict == "not distinguishable":
-            # The interval is of this pair alone; one without zero in it would contradict the verdict without a word.
-            corrected = "" if low <= 0 <= high else f" after Holm over {self.family} pairs"
-            return f"not distinguishable{corrected} ({mean:+.{decimals}f} [{low:+.{decimals}f}, {high:+.{decimals}f}])"
+            return f"not distinguishable ({mean:+.{decimals}f} [{low:+.{decimals}f}, {high:+.{decimals}f}])"
         if mean < 0:
             mean, low, high = -mean, -high, -low
         return f"{self.verdict} by {mean:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
@@ -138,7 +150,11 @@ class PairedDifference:
         """Plain values with intervals, verdict and words, for JSON."""
         intervals = {
             name: None if interval is None else asdict(interval)
-            for name, interval in (("difference", self.difference), ("bootstrap", self.bootstrap))
+            for name, interval in (
+                ("difference", self.difference),
+                ("interval", self.interval),
+                ("bootstrap", self.bootstrap),
+            )
         }
         return {**asdict(self), **intervals, "verdict": self.verdict, "words": self.words}
 
@@ -161,9 +177,39 @@ def _paired_p_value(differences: Sequence[float]) -> float | None:
     # Equal differences on every seed mean that the seed changed nothing: one observation, however often it was made.
     if len(differences) < 2 or max(differences) - min(differences) <= 1e-12 * max(1.0, abs(differences[0])):
         return None
-    from scipy.stats import ttest_1samp
+    return float(t_test(differences))
 
-    return float(ttest_1samp(differences, 0.0).pvalue)
+
+def t_test(values: ArrayLike, centre: float = 0.0) -> np.ndarray:
+    """Two-sided p of the t-test of a mean `centre`: [...] from values [..., n], n >= 2. Where all n are equal, p is 1
+    for values at the centre, else 0."""
+    return 2 * _above(np.abs(_t(values, centre)), np.shape(values)[-1])
+
+
+def within_test(values: ArrayLike, bound: float, centre: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """p of "the mean lies within `bound` of `centre`", by two one-sided t-tests, and p of "it lies outside", by a
+    two-sided one: each [...] from values [..., n], n >= 2."""
+    n = np.shape(values)[-1]
+    high, low = _t(values, centre + bound), _t(values, centre - bound)
+    inside = np.maximum(_above(-high, n), _above(low, n))
+    outside = 2 * np.minimum(_above(high, n), _above(-low, n))
+    return inside, np.minimum(1.0, outside)
+
+
+def _t(values: ArrayLike, centre: float) -> np.ndarray:
+    """t of the mean against `centre`."""
+    x = np.asarray(values, dtype=np.float64)
+    error = x.std(axis=-1, ddof=1) / math.sqrt(x.shape[-1])
+    gap = x.mean(axis=-1) - centre
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(gap == 0, 0.0, gap / error)
+
+
+def _above(t: np.ndarray, n: int) -> np.ndarray:
+    """Chance of a t above `t` with n - 1 degrees of freedom."""
+    from scipy.special import stdtr
+
+    return np.asarray(stdtr(n - 1, -t))
 
 
 def all_pairs(groups: Mapping[str, Mapping[int, float]], lower_is_better: bool = True) -> list[PairedDifference]:
@@ -175,15 +221,35 @@ def all_pairs(groups: Mapping[str, Mapping[int, float]], lower_is_better: bool =
         for b in names[i + 1 :]
     ]
     tested = [i for i, pair in enumerate(pairs) if pair.p_value is not None]
-    for i, adjusted in zip(tested, holm([pairs[i].p_value or 0.0 for i in tested]), strict=True):
-        pairs[i] = replace(pairs[i], p_adjusted=adjusted, family=len(tested))
+    factors = holm_factors([pairs[i].p_value or 0.0 for i in tested])
+    for i, factor in zip(tested, factors.tolist(), strict=True):
+        pairs[i] = corrected(pairs[i], factor, len(tested))
     return pairs
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p values, in the order given."""
-    if not p_values:
-        return []
-    from statsmodels.stats.multitest import multipletests
+def corrected(pair: PairedDifference, factor: float, family: int) -> PairedDifference:
+    """The pair as one of a `family` of tests, in which Holm's correction multiplies its p by `factor`."""
+    p = None if pair.p_value is None else min(1.0, factor * pair.p_value)
+    return replace(pair, p_adjusted=p, family=family, factor=factor)
 
-    return [float(p) for p in multipletests(p_values, method="holm")[1]]
+
+def holm_factors(p_values: ArrayLike) -> np.ndarray:
+    """What Holm's step-down correction multiplies each p value by: float64 [..., m] from p values [..., m].
+
+    In order of size the p values are multiplied by m, m - 1, ..., 1, and none is less than the one before it.
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p, axis=-1, kind="stable")
+    ranked = np.take_along_axis(p, order, axis=-1)
+    steps = np.arange(p.shape[-1], 0, -1, dtype=np.float64)
+    adjusted = np.maximum.accumulate(ranked * steps, axis=-1)
+    factors = np.divide(adjusted, ranked, out=np.broadcast_to(steps, p.shape).copy(), where=ranked > 0)
+    found = np.empty_like(p)
+    np.put_along_axis(found, order, np.clip(factors, 1.0, p.shape[-1]), axis=-1)  # rounding may pass either
+    return found
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p values, in the order given."""
+    p = np.asarray(p_values, dtype=np.float64)
+    return [float(value) for value in np.minimum(1.0, p * holm_factors(p))] if p.size else []
