@@ -4,8 +4,11 @@
     A within d of B            two one-sided t-tests on the paired differences; outside d: a two-sided one
     A at least|at most x       t-test of A's mean against x
     A within d of x            as within d of B, on A's values
+    A solves|reaches x more|less often than B     Barnard's exact test on the counts of seeds
+    A solves|reaches x in at least|at most y      exact binomial test of a share, as the interval of Clopper and Pearson
 
-The tests are two-sided at 5 %, so that each side is at 2.5 %; "within" is at 5 % a side.
+On the accuracy of a probe that some seed of either side solved, better and worse go by Barnard's test as well. The
+tests are two-sided at 5 %, so that each side is at 2.5 %; "within" is at 5 % a side.
 """
 
 from __future__ import annotations
@@ -15,8 +18,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hf_arch.analysis.columns import interval_text
+from hf_arch.analysis.counts import Counts, clopper_pearson, least_seeds, share_test
 from hf_arch.analysis.power import power_words
-from hf_arch.analysis.stats import ALPHA, PairedDifference, corrected, t_interval, t_test, within_test
+from hf_arch.analysis.stats import (
+    ALPHA,
+    PairedDifference,
+    corrected,
+    have_spread,
+    paired_on_means,
+    t_interval,
+    t_test,
+    within_test,
+)
 
 Outcome = Literal["supported", "contradicted", "undecided", "confounded", "not judged"]
 Words = Callable[[Outcome, float, int], str]
@@ -43,6 +56,8 @@ class ClaimTest:
 def difference_test(relation: str, pair: PairedDifference) -> ClaimTest:
     """`A better than B`, `A worse than B` or `A not distinguishable from B`, of the pair A - B."""
     better = pair.difference is not None and (pair.difference.mean < 0) == pair.lower_is_better
+    if pair.counts is not None:
+        better = pair.counts.gap > 0
     equality = relation == "not distinguishable from"
     conclusion: Outcome = "supported" if relation.startswith("better" if better else "worse") else "contradicted"
     otherwise: Outcome = "supported" if equality and pair.verdict == "same" else "undecided"
@@ -58,17 +73,18 @@ def difference_test(relation: str, pair: PairedDifference) -> ClaimTest:
 
 def nearness_test(bound: float, pair: PairedDifference) -> ClaimTest:
     """`A within bound of B`, of the pair A - B."""
-    same = pair.verdict == "same"
+    same = len(pair.values) > 1 and not any(pair.values)
     p: float | None
     conclusion: Outcome = "supported"
-    if same or pair.p_value is None:  # equal on every seed, or nothing to judge by
+    if same or len(pair.values) < 2 or not have_spread(pair.values):  # equal on every seed, or nothing to judge by
         p = 0.0 if same else None
     else:
         p, conclusion = _nearness(pair.values, bound)
 
     def words(outcome: Outcome, factor: float, family: int) -> str:
         if outcome != "supported" or same:
-            return difference_test("", pair).words(outcome, factor, family)
+            plain = pair if pair.counts is None else paired_on_means(pair)
+            return difference_test("", plain).words(outcome, factor, family)
         interval = t_interval(pair.values, 1 - 2 * ALPHA / factor)
         assert interval.low is not None and interval.high is not None
         return (
@@ -102,6 +118,32 @@ def number_test(
         return f"{name}: {metric} {interval_text(t_interval(values, level) if values else None)}"
 
     return ClaimTest(("number", name, relation, bound, number), p, conclusion, words)
+
+
+def often_test(relation: str, pair: PairedDifference, counts: Counts) -> ClaimTest:
+    """`A solves more|less often than B`, or the same of another number that is reached."""
+    conclusion: Outcome = "supported" if ("more" in relation) == (counts.gap > 0) else "contradicted"
+
+    def words(outcome: Outcome, factor: float, family: int) -> str:
+        least = least_seeds(ALPHA / factor) if outcome == "undecided" else None
+        strength = "" if least is None else f". All against none is found with {least} seeds a side"
+        return f"{pair.first} against {pair.second}: {counts.words(1 - ALPHA / factor)}{strength}"
+
+    p = counts.p_value if min(counts.first_n, counts.second_n) > 1 else None
+    return ClaimTest(("often", counts.threshold, frozenset((pair.first, pair.second))), p, conclusion, words)
+
+
+def share_claim_test(relation: str, share: float, name: str, threshold: float, count: int, n: int) -> ClaimTest:
+    """`A solves in at least|at most share` of its seeds: `count` of `n` did."""
+    inside = count >= share * n if "at least" in relation else count <= share * n
+    p = share_test(count, n, share) if n > 1 else None
+
+    def words(outcome: Outcome, factor: float, family: int) -> str:
+        low, high = clopper_pearson(count, n, 1 - ALPHA / factor)
+        return f"{name}: {count} of {n} seeds [{low:.2f}, {high:.2f}] reach {threshold:g}"
+
+    conclusion: Outcome = "supported" if inside else "contradicted"
+    return ClaimTest(("share", relation, share, name, threshold), p, conclusion, words)
 
 
 def _nearness(values: Sequence[float], bound: float, centre: float = 0.0) -> tuple[float, Outcome]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hf_arch.analysis.audit import audit
 from hf_arch.analysis.budgets import pair_budgets
-from hf_arch.analysis.comparison import Comparison, Group
+from hf_arch.analysis.comparison import Comparison, Group, solved_at
 from hf_arch.analysis.controls import controlled_claims, controls_command
 from hf_arch.analysis.item_tests import item_tests
 from hf_arch.analysis.ladder import ladder_of, rung_pairs
@@ -58,7 +58,7 @@ def compare_runs(
         baseline = _default_baseline(runs, groups)
     elif baseline not in names:
         raise choice_error("baseline", baseline, names)
-    pairs = all_pairs({group.name: group.by_seed(metric) for group in groups}, sign == 1)
+    pairs = all_pairs({group.name: group.by_seed(metric) for group in groups}, sign == 1, solved_at(runs, metric))
     ladder = ladder_of(groups, metric, baseline, sign == 1)
     if ladder is not None:
         baseline = ladder.named(ladder.rungs[0].base) or baseline

@@ -5,6 +5,7 @@ It neither prints nor judges itself: `hf_arch.analysis.compare` makes one, `hf_a
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from hf_arch.analysis.audit import confounds_of
 from hf_arch.analysis.columns import benchmark_scores, interval_text
 from hf_arch.analysis.finding import Finding
 from hf_arch.analysis.stats import Interval, PairedDifference, bootstrap_interval, t_interval
-from hf_arch.core.files import to_jsonable
+from hf_arch.core.files import finite, to_jsonable
 from hf_arch.runs.numbers import Reader
 from hf_arch.runs.record import NUMBERS, RunRecord, numbers_for
 from hf_arch.runs.registration import MadeClaim
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from hf_arch.analysis.ladder import Ladder
     from hf_arch.analysis.scaling_laws import ScalingLaw
     from hf_arch.analysis.verdicts import Verdict
+
+
+SOLVED = 0.99
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +117,11 @@ class Comparison:
             if (pair.first, pair.second) == (second, first):
                 return pair.reversed()
         return None
+
+    @property
+    def solved_at(self) -> float | None:
+        """The accuracy from which a seed solved the probe; None where the runs are of text, or of another metric."""
+        return solved_at(self.runs, self.metric)
 
     @property
     def families(self) -> dict[str, int]:
@@ -254,6 +263,14 @@ class Comparison:
                 "runs": [flat_row(run) for run in self.runs],
             }
         )
+
+
+def solved_at(runs: Sequence[RunRecord], metric: str) -> float | None:
+    """The accuracy from which these runs of a probe count as solved: their `probe.stop_accuracy`, 0.99 without one."""
+    probes = [run.config.get("probe") for run in runs]
+    if not metric.startswith(("accuracy", "best_accuracy")) or not all(isinstance(probe, Mapping) for probe in probes):
+        return None
+    return max((finite(probe.get("stop_accuracy")) or SOLVED for probe in probes if probe), default=None)
 
 
 def _bounds(interval: Interval) -> list[float | None]:

@@ -12,6 +12,7 @@ import math
 
 import numpy as np
 
+from hf_arch.analysis.counts import least_seeds
 from hf_arch.analysis.stats import LEVEL, PairedDifference
 
 POWER = 0.8
@@ -58,6 +59,9 @@ def seeds_needed(difference: float, std: float, family: int = 1) -> int | None:
 def power_words(pair: PairedDifference) -> str:
     """What the seeds of a pair could have shown, in one sentence; empty where there is no spread to say it from."""
     difference = pair.difference
+    if pair.counts is not None:
+        least = least_seeds((1 - LEVEL) / pair.factor)
+        return "" if least is None else f"All seeds against none is found with {least} a side"
     if difference is None or not difference.std or pair.p_value is None:
         return ""
     least = smallest_difference(difference.std, difference.n, pair.family)

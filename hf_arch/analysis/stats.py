@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_arch.analysis.counts import Counts
+
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
@@ -78,7 +80,8 @@ class PairedDifference:
     """`first` minus `second` on each seed that both have, in the metric's unit.
 
     `p_value` is the paired t-test's, `p_adjusted` after Holm's correction, which multiplied it by `factor`, over a
-    `family` of tests; both are None where there is no spread to judge by.
+    `family` of tests; both are None where there is no spread to judge by. `counts`: where some seeds solved a probe, p
+    is that of the exact test on how many did, and the verdict goes by that.
     """
 
     first: str
@@ -90,6 +93,7 @@ class PairedDifference:
     p_adjusted: float | None = None
     family: int = 1
     factor: float = 1.0
+    counts: Counts | None = None
 
     @cached_property
     def difference(self) -> Interval | None:
@@ -118,6 +122,8 @@ class PairedDifference:
         p = self.p_value if self.p_adjusted is None else self.p_adjusted
         if p > 1 - LEVEL:
             return "not distinguishable"
+        if self.counts is not None:
+            return "better" if self.counts.gap > 0 else "worse"
         return "better" if (self.difference.mean < 0) == self.lower_is_better else "worse"
 
     @property
@@ -126,6 +132,9 @@ class PairedDifference:
         if self.difference is None:
             return "no shared seed: not compared"
         difference = self.difference
+        if self.counts is not None and difference.n > 1:
+            counted = self.counts.words(1 - ALPHA / self.factor)
+            return f"{self.verdict} ({counted}, Barnard's exact test; mean {difference.mean:+.3g})"
         if self.verdict == "same":
             return "the same on every seed"
         if difference.low is None or difference.high is None or self.verdict == "one seed":
@@ -144,7 +153,9 @@ class PairedDifference:
 
     def reversed(self) -> PairedDifference:
         """The same comparison seen from the other side: `second` minus `first`."""
-        return replace(self, first=self.second, second=self.first, values=tuple(-value for value in self.values))
+        counts = None if self.counts is None else self.counts.reversed()
+        values = tuple(-value for value in self.values)
+        return replace(self, first=self.second, second=self.first, values=values, counts=counts)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values with intervals, verdict and words, for JSON."""
@@ -165,19 +176,37 @@ def paired_difference(
     first_values: Mapping[int, float],
     second_values: Mapping[int, float],
     lower_is_better: bool = True,
+    solved_at: float | None = None,
 ) -> PairedDifference:
-    """Compares two groups of runs, given as {seed: value}, on the seeds that both have."""
+    """Compares two groups of runs, given as {seed: value}, on the seeds that both have.
+
+    solved_at: the value from which a seed counts as solved; None where there is no such thing.
+    """
     seeds = tuple(sorted(first_values.keys() & second_values.keys()))
     values = tuple(first_values[seed] - second_values[seed] for seed in seeds)
-    return PairedDifference(first, second, seeds, values, lower_is_better, _paired_p_value(values))
+    counts = None
+    if solved_at is not None and seeds:
+        solved = [[value >= solved_at for value in side.values()] for side in (first_values, second_values)]
+        if any(map(any, solved)):
+            counts = Counts(sum(solved[0]), len(solved[0]), sum(solved[1]), len(solved[1]), solved_at)
+    p = counts.p_value if counts is not None and len(seeds) > 1 else _paired_p_value(values)
+    return PairedDifference(first, second, seeds, values, lower_is_better, p, counts=counts)
 
 
 def _paired_p_value(differences: Sequence[float]) -> float | None:
     """Two-sided p of the paired t-test; None where there is no spread to judge by."""
     # Equal differences on every seed mean that the seed changed nothing: one observation, however often it was made.
-    if len(differences) < 2 or max(differences) - min(differences) <= 1e-12 * max(1.0, abs(differences[0])):
-        return None
-    return float(t_test(differences))
+    return float(t_test(differences)) if len(differences) > 1 and have_spread(differences) else None
+
+
+def paired_on_means(pair: PairedDifference) -> PairedDifference:
+    """The same pair judged by its mean difference, whatever was solved."""
+    return replace(pair, counts=None, p_value=_paired_p_value(pair.values), p_adjusted=None, family=1, factor=1.0)
+
+
+def have_spread(values: Sequence[float]) -> bool:
+    """Whether the values differ by more than rounding."""
+    return max(values) - min(values) > 1e-12 * max(1.0, abs(values[0]))
 
 
 def t_test(values: ArrayLike, centre: float = 0.0) -> np.ndarray:
@@ -212,11 +241,13 @@ def _above(t: np.ndarray, n: int) -> np.ndarray:
     return np.asarray(stdtr(n - 1, -t))
 
 
-def all_pairs(groups: Mapping[str, Mapping[int, float]], lower_is_better: bool = True) -> list[PairedDifference]:
+def all_pairs(
+    groups: Mapping[str, Mapping[int, float]], lower_is_better: bool = True, solved_at: float | None = None
+) -> list[PairedDifference]:
     """Every pair of groups ({name: {seed: value}}), with p values Holm-corrected over the pairs that have one."""
     names = list(groups)
     pairs = [
-        paired_difference(a, b, groups[a], groups[b], lower_is_better)
+        paired_difference(a, b, groups[a], groups[b], lower_is_better, solved_at)
         for i, a in enumerate(names)
         for b in names[i + 1 :]
     ]

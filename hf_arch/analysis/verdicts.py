@@ -11,14 +11,24 @@ gets no verdict from a program: the reader judges it, with the result beside it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from hf_arch.analysis.claim_tests import ClaimTest, Outcome, difference_test, nearness_test, number_test
+from hf_arch.analysis.claim_tests import (
+    ClaimTest,
+    Outcome,
+    difference_test,
+    nearness_test,
+    number_test,
+    often_test,
+    share_claim_test,
+)
+from hf_arch.analysis.counts import Counts
 from hf_arch.analysis.stats import holm_factors
 from hf_arch.core.errors import choice_error
-from hf_arch.runs.claims import CLAIM
+from hf_arch.runs.claims import CLAIM, claim_matches
 from hf_arch.runs.registration import UNREGISTERED, MadeClaim, Registration
 
 if TYPE_CHECKING:
@@ -86,15 +96,43 @@ def _test(claim: str, comparison: Comparison) -> tuple[tuple[str, ...], ClaimTes
     relation, bound = match["relation"], None if match["bound"] is None else float(match["bound"])
     first, second = (_group_name(match[side], comparison) for side in ("first", "second"))
     number = _number(match["second"]) if second is None else None
-    if first is not None and number is not None and relation.startswith(("at ", "within ")):
+    if first is None:
+        return None
+    if relation.startswith(("solves", "reaches")):
+        return _counted(match, first, second, number, comparison)
+    if number is not None and relation.startswith(("at ", "within ")):
         values = list(comparison.group(first).by_seed(comparison.metric).values())
         return (first,), number_test(relation, bound, number, first, comparison.metric_name, values)
-    if first is None or second is None or first == second or relation.startswith("at "):
+    if second is None or first == second or relation.startswith("at "):
         return None
     pair = comparison.pair(first, second)
     assert pair is not None
     test = difference_test(relation, pair) if bound is None else nearness_test(bound, pair)
     return (first, second), test
+
+
+def _counted(
+    match: re.Match[str], first: str, second: str | None, number: float | None, comparison: Comparison
+) -> tuple[tuple[str, ...], ClaimTest] | None:
+    """The test of a claim about how many seeds reached a number; None where there is no such number or side."""
+    written = match["reached"] or match["level"]
+    threshold = comparison.solved_at if written is None else float(written)
+    if threshold is None:
+        return None
+    better = (lambda value: value <= threshold) if comparison.lower_is_better else (lambda value: value >= threshold)
+
+    def reached(name: str) -> tuple[int, int]:
+        values = comparison.group(name).by_seed(comparison.metric).values()
+        return sum(map(better, values)), len(values)
+
+    if number is not None and " in at " in match["relation"] and reached(first)[1] and 0 <= number <= 1:
+        return (first,), share_claim_test(match["relation"], number, first, threshold, *reached(first))
+    if second is None or first == second or "often" not in match["relation"]:
+        return None
+    pair = comparison.pair(first, second)
+    if pair is None or not reached(first)[1] or not reached(second)[1]:
+        return None
+    return (first, second), often_test(match["relation"], pair, Counts(*reached(first), *reached(second), threshold))
 
 
 def _unjudged_words(claim: str, comparison: Comparison) -> str:
@@ -136,7 +174,7 @@ def _verdict(
 def unjudged(hypothesis: str, names: Collection[str]) -> list[str]:
     """Why a hypothesis, or a claim in it, would get no verdict from runs (or architectures) of these names; one line
     each."""
-    claims = list(CLAIM.finditer(hypothesis))
+    claims = claim_matches(hypothesis)
     if not claims:
         return [f"hypothesis: no claim of the form 'A better than B' in {hypothesis!r}: left to the reader"]
     lines = []
