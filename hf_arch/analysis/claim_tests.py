@@ -39,13 +39,15 @@ Words = Callable[[Outcome, float, int], str]
 @dataclass(frozen=True)
 class ClaimTest:
     """p_value: None where there is nothing to test, as with one seed. conclusion: the outcome where the corrected test
-    rejects; otherwise: where it does not. key: equal for claims that one test decides."""
+    rejects; otherwise: where it does not. key: equal for claims that one test decides.
+    by_counts: whether it is an exact test of counts."""
 
     key: Hashable
     p_value: float | None
     conclusion: Outcome
     words: Words
     otherwise: Outcome = "undecided"
+    by_counts: bool = False
 
     def outcome(self, factor: float) -> Outcome:
         """The outcome after a correction that multiplies p by `factor`."""
@@ -68,7 +70,7 @@ def difference_test(relation: str, pair: PairedDifference) -> ClaimTest:
         return f"{pair.first} against {pair.second}: {judged.words}{f'. {strength}' if strength else ''}"
 
     key = ("difference", frozenset((pair.first, pair.second)))
-    return ClaimTest(key, pair.p_value, conclusion, words, otherwise)
+    return ClaimTest(key, pair.p_value, conclusion, words, otherwise, pair.counts is not None)
 
 
 def nearness_test(bound: float, pair: PairedDifference) -> ClaimTest:
@@ -130,7 +132,8 @@ def often_test(relation: str, pair: PairedDifference, counts: Counts) -> ClaimTe
         return f"{pair.first} against {pair.second}: {counts.words(1 - ALPHA / factor)}{strength}"
 
     p = counts.p_value if min(counts.first_n, counts.second_n) > 1 else None
-    return ClaimTest(("often", counts.threshold, frozenset((pair.first, pair.second))), p, conclusion, words)
+    key = ("often", counts.threshold, frozenset((pair.first, pair.second)))
+    return ClaimTest(key, p, conclusion, words, by_counts=True)
 
 
 def share_claim_test(relation: str, share: float, name: str, threshold: float, count: int, n: int) -> ClaimTest:
@@ -143,7 +146,7 @@ def share_claim_test(relation: str, share: float, name: str, threshold: float, c
         return f"{name}: {count} of {n} seeds [{low:.2f}, {high:.2f}] reach {threshold:g}"
 
     conclusion: Outcome = "supported" if inside else "contradicted"
-    return ClaimTest(("share", relation, share, name, threshold), p, conclusion, words)
+    return ClaimTest(("share", relation, share, name, threshold), p, conclusion, words, by_counts=True)
 
 
 def _nearness(values: Sequence[float], bound: float, centre: float = 0.0) -> tuple[float, Outcome]:

@@ -82,6 +82,12 @@ def compare_runs(
     return replace(comparison, controls_command=controls_command(comparison))
 
 
+def undecided_claims(folders: Sequence[Path]) -> list[str]:
+    """The claims in force about the runs in these folders that their numbers do not decide yet."""
+    verdicts = compare_runs(folders).verdicts
+    return [v.claim for v in verdicts if v.statistics == "undecided" and v.registration.removed is None]
+
+
 def _told_apart(runs: list[RunRecord]) -> list[RunRecord]:
     """The runs, those of a name that means different things in several folders renamed to `folder/name`."""
     meanings: dict[str, set[str]] = {}

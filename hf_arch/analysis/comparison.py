@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from hf_arch.analysis.audit import confounds_of
 from hf_arch.analysis.columns import benchmark_scores, interval_text
 from hf_arch.analysis.finding import Finding
+from hf_arch.analysis.sequential import spending_words
 from hf_arch.analysis.stats import Interval, PairedDifference, bootstrap_interval, t_interval
 from hf_arch.core.files import finite, to_jsonable
+from hf_arch.recipe.seeds import AutoSeeds
 from hf_arch.runs.numbers import Reader
 from hf_arch.runs.record import NUMBERS, RunRecord, numbers_for
 from hf_arch.runs.registration import MadeClaim
@@ -122,6 +124,18 @@ class Comparison:
     def solved_at(self) -> float | None:
         """The accuracy from which a seed solved the probe; None where the runs are of text, or of another metric."""
         return solved_at(self.runs, self.metric)
+
+    @property
+    def seed_plan(self) -> AutoSeeds | None:
+        """How far seeds were to be added, by `experiment.seeds: auto`; the widest that a run records, None without."""
+        plans = [plan for run in self.runs if isinstance(plan := run.experiment.get("sequential"), Mapping)]
+        least = min((int(plan["least"]) for plan in plans), default=0)
+        return AutoSeeds(least, max(int(plan["most"]) for plan in plans)) if plans else None
+
+    @property
+    def seeds_words(self) -> str:
+        """How seeds were added and what that costs; empty where they were fixed."""
+        return "" if self.seed_plan is None else spending_words(self.seed_plan)
 
     @property
     def families(self) -> dict[str, int]:
@@ -254,6 +268,7 @@ class Comparison:
                     for pair in self.pairs
                 ],
                 "families": self.families,
+                "seeds": self.seeds_words or None,
                 "hypotheses": [verdict.to_dict() for verdict in self.verdicts],
                 "items": [test.to_dict() for test in self.item_tests],
                 "controls": [control.to_dict() for control in self.controls],

@@ -60,8 +60,8 @@ def power_words(pair: PairedDifference) -> str:
     """What the seeds of a pair could have shown, in one sentence; empty where there is no spread to say it from."""
     difference = pair.difference
     if pair.counts is not None:
-        least = least_seeds((1 - LEVEL) / pair.factor)
-        return "" if least is None else f"All seeds against none is found with {least} a side"
+        fewest = least_seeds((1 - LEVEL) / pair.factor)
+        return "" if fewest is None else f"All seeds against none is found with {fewest} a side"
     if difference is None or not difference.std or pair.p_value is None:
         return ""
     least = smallest_difference(difference.std, difference.n, pair.family)

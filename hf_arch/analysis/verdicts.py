@@ -26,7 +26,8 @@ from hf_arch.analysis.claim_tests import (
     share_claim_test,
 )
 from hf_arch.analysis.counts import Counts
-from hf_arch.analysis.stats import holm_factors
+from hf_arch.analysis.sequential import over_looks
+from hf_arch.analysis.stats import PairedDifference, holm_factors, paired_difference
 from hf_arch.core.errors import choice_error
 from hf_arch.runs.claims import CLAIM, claim_matches
 from hf_arch.runs.registration import UNREGISTERED, MadeClaim, Registration
@@ -88,33 +89,71 @@ def judge(claims: Sequence[MadeClaim], comparison: Comparison) -> list[Verdict]:
     return verdicts
 
 
-def _test(claim: str, comparison: Comparison) -> tuple[tuple[str, ...], ClaimTest] | None:
-    """The names of the groups that a claim is about, and its test; None where it is about none that are here."""
+Found = tuple[tuple[str, ...], ClaimTest]
+"""The names of the groups that a claim is about, and its test."""
+
+
+def _test(claim: str, comparison: Comparison) -> Found | None:
+    """The test of a claim, over all looks where seeds were added as they were needed; None where it is about nothing
+    that is here."""
     match = CLAIM.fullmatch(claim)
-    if match is None:
-        return None
-    relation, bound = match["relation"], None if match["bound"] is None else float(match["bound"])
+    plan = comparison.seed_plan
+    found = None if match is None else _test_of(match, _View(comparison))
+    if match is None or plan is None or found is None:
+        return found
+    names, test = found
+    groups = [comparison.group(name).by_seed(comparison.metric) for name in names]
+    reached = min(max((seed for seed in group if seed <= plan.most), default=0) for group in groups)
+    views = [_View(comparison, count) for count in plan.looks if count <= reached]
+    looks = [look[1] for view in views if (look := _test_of(match, view)) is not None]
+    if not looks or len(looks) < len(views):  # the first look is still to come
+        return names, replace(test, p_value=None, otherwise="undecided")
+    complete = all(set(plan.first(reached)) <= group.keys() for group in groups)
+    return names, over_looks(plan, looks, complete and not any(look.by_counts for look in looks))
+
+
+@dataclass(frozen=True)
+class _View:
+    """A comparison, or what it was when seeds 1 to `count` were there."""
+
+    comparison: Comparison
+    count: int | None = None
+
+    def values(self, name: str) -> dict[int, float]:
+        """{seed: value} of a group."""
+        found = self.comparison.group(name).by_seed(self.comparison.metric)
+        return found if self.count is None else {seed: x for seed, x in found.items() if 1 <= seed <= self.count}
+
+    def pair(self, first: str, second: str) -> PairedDifference:
+        """The difference of two groups."""
+        whole = self.comparison
+        return paired_difference(
+            first, second, self.values(first), self.values(second), whole.lower_is_better, whole.solved_at
+        )
+
+
+def _test_of(match: re.Match[str], view: _View) -> Found | None:
+    comparison, relation = view.comparison, match["relation"]
+    bound = None if match["bound"] is None else float(match["bound"])
     first, second = (_group_name(match[side], comparison) for side in ("first", "second"))
     number = _number(match["second"]) if second is None else None
     if first is None:
         return None
     if relation.startswith(("solves", "reaches")):
-        return _counted(match, first, second, number, comparison)
+        return _counted(match, first, second, number, view)
     if number is not None and relation.startswith(("at ", "within ")):
-        values = list(comparison.group(first).by_seed(comparison.metric).values())
+        values = list(view.values(first).values())
         return (first,), number_test(relation, bound, number, first, comparison.metric_name, values)
     if second is None or first == second or relation.startswith("at "):
         return None
-    pair = comparison.pair(first, second)
-    assert pair is not None
+    pair = view.pair(first, second)
     test = difference_test(relation, pair) if bound is None else nearness_test(bound, pair)
     return (first, second), test
 
 
-def _counted(
-    match: re.Match[str], first: str, second: str | None, number: float | None, comparison: Comparison
-) -> tuple[tuple[str, ...], ClaimTest] | None:
+def _counted(match: re.Match[str], first: str, second: str | None, number: float | None, view: _View) -> Found | None:
     """The test of a claim about how many seeds reached a number; None where there is no such number or side."""
+    comparison = view.comparison
     written = match["reached"] or match["level"]
     threshold = comparison.solved_at if written is None else float(written)
     if threshold is None:
@@ -122,17 +161,17 @@ def _counted(
     better = (lambda value: value <= threshold) if comparison.lower_is_better else (lambda value: value >= threshold)
 
     def reached(name: str) -> tuple[int, int]:
-        values = comparison.group(name).by_seed(comparison.metric).values()
+        values = view.values(name).values()
         return sum(map(better, values)), len(values)
 
     if number is not None and " in at " in match["relation"] and reached(first)[1] and 0 <= number <= 1:
         return (first,), share_claim_test(match["relation"], number, first, threshold, *reached(first))
     if second is None or first == second or "often" not in match["relation"]:
         return None
-    pair = comparison.pair(first, second)
-    if pair is None or not reached(first)[1] or not reached(second)[1]:
+    if not reached(first)[1] or not reached(second)[1]:
         return None
-    return (first, second), often_test(match["relation"], pair, Counts(*reached(first), *reached(second), threshold))
+    counts = Counts(*reached(first), *reached(second), threshold)
+    return (first, second), often_test(match["relation"], view.pair(first, second), counts)
 
 
 def _unjudged_words(claim: str, comparison: Comparison) -> str:

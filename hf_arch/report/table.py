@@ -34,8 +34,8 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
         console.print(_table(comparison, block, console.width))
     console.print(Text(comparison.headline, style="bold"))
     _print_pairs(comparison, console)
-    if comparison.families_words:
-        console.print(Text(comparison.families_words))
+    for words in filter(None, (comparison.families_words, comparison.seeds_words)):
+        console.print(Text(words))
     for line in item_lines(comparison):
         console.print(Text(line))
     for line in ladder_lines(comparison):

@@ -11,6 +11,7 @@ from hf_arch.core.errors import ConfigError
 from hf_arch.experiments.execution.leases import Claims
 from hf_arch.experiments.execution.worker import CLAIMS_DIR
 from hf_arch.recipe.recipe import Recipe
+from hf_arch.recipe.seeds import AutoSeeds
 from hf_arch.runs.files import CLAIMS_FILE
 from hf_arch.runs.registration import claims_made_by, register
 
@@ -32,7 +33,9 @@ def register_claims(recipe: Recipe, names: Sequence[str], results_dir: Path) -> 
             raise ConfigError(f"{results_dir}: another process has been writing the claims for {WAIT_SECONDS:.0f} s")
         time.sleep(0.05)
     with lease:
-        entries = register(results_dir, experiment.name, experiment.hypothesis, names, experiment.seeds)
+        most = experiment.seeds.most if isinstance(experiment.seeds, AutoSeeds) else None
+        seeds = experiment.first_seeds
+        entries = register(results_dir, experiment.name, experiment.hypothesis, names, seeds, most)
     for made in claims_made_by(entries):
         registration = made.registration
         if registration.status == "added later" or registration.removed is not None:
