@@ -68,6 +68,6 @@ def power_words(pair: PairedDifference) -> str:
     needed = seeds_needed(difference.mean, difference.std, pair.family) if difference.mean else None
     count = f"more than {MOST_SEEDS}" if needed is None else f"{needed}"
     return (
-        f"{difference.n} seeds show a difference of {least:.2g} with 80 % power at this spread; "
-        f"one of {abs(difference.mean):.2g} needs {count} seeds"
+        f"{difference.n} seeds show a difference of {least:.3g} with 80 % power at this spread; "
+        f"one of {abs(difference.mean):.3g} needs {count} seeds"
     )

@@ -13,12 +13,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hf_arch.analysis.claim_tests import ClaimTest, Outcome
 from hf_arch.analysis.stats import ALPHA, t_test
 from hf_arch.recipe.seeds import AutoSeeds
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 PATHS = 100_000
 
@@ -36,13 +40,13 @@ def _null_minima(plan: AutoSeeds) -> np.ndarray:
     return np.sort((p / weights(plan)).min(axis=1))
 
 
-def sequential_p(plan: AutoSeeds, minimum: float, exact: bool = True) -> float:
-    """G(minimum), the p value after looking; by the sum over the looks where not `exact`."""
-    bound = min(1.0, minimum * float(weights(plan).sum()))
+def sequential_p(plan: AutoSeeds, minimum: ArrayLike, exact: bool = True) -> np.ndarray:
+    """G(minimum), the p value after looking, of minima [...]; by the sum over the looks where not `exact`."""
+    bound = np.minimum(1.0, np.asarray(minimum) * weights(plan).sum())
     if not exact:
         return bound
-    count = int(np.searchsorted(_null_minima(plan), minimum, side="right"))
-    return min(bound, (count + 1 + 3 * (count + 1) ** 0.5) / PATHS)
+    count = np.searchsorted(_null_minima(plan), minimum, side="right")
+    return np.minimum(bound, (count + 1 + 3 * np.sqrt(count + 1)) / PATHS)
 
 
 def look_level(plan: AutoSeeds, look: int, alpha: float = ALPHA, exact: bool = True) -> float:
@@ -88,4 +92,4 @@ def over_looks(plan: AutoSeeds, tests: Sequence[ClaimTest], exact: bool) -> Clai
         more = f"; {plan.looks[len(tests) - 1]} seeds now" if look < len(tests) - 1 else ""
         return f"{text}, at the look after {plan.looks[look]} of at most {plan.most} seeds{more}"
 
-    return replace(tests[best], p_value=sequential_p(plan, scaled[best], exact), words=words)
+    return replace(tests[best], p_value=float(sequential_p(plan, scaled[best], exact)), words=words)
