@@ -64,9 +64,14 @@ class Verdict:
 
     @property
     def mark(self) -> str:
-        """`added later`, `removed later`, both, or nothing: what a reader has to know of when the claim was made."""
-        added = ["added later"] if self.registration.status == "added later" else []
-        return ", ".join([*added, *(["removed later"] if self.registration.removed is not None else [])])
+        """What a reader has to know of when the claim was made: `added later`, `removed later`, `more seeds later`."""
+        when = self.registration
+        marks = {
+            "added later": when.status == "added later",
+            "removed later": when.removed is not None,
+            "more seeds later": when.more_seeds is not None,
+        }
+        return ", ".join(mark for mark, holds in marks.items() if holds)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -65,12 +65,14 @@ class Registration:
     """How a claim stands to the results: `before results`, `added later`, or `not registered` (there is no file).
 
     time: of the entry that first held it. removed: when it was taken out after results existed, None where it was not.
-    sentence: the same in words.
+    more_seeds: when seeds were added, or the limits of `seeds: auto` changed, after results existed, which no
+    correction of the claim's test covers. sentence: the same in words.
     """
 
     status: Status
     time: str | None = None
     removed: str | None = None
+    more_seeds: str | None = None
     hash: str | None = None
     sentence: str = ""
 
@@ -242,9 +244,15 @@ def claims_made_by(about: Sequence[Entry]) -> list[MadeClaim]:
     text: dict[str, str] = {}
     before: tuple[str, ...] = ()
     known = 0  # results that were seen stay seen, also where their folders were deleted
+    more_seeds: dict[str, Entry] = {}
+    previous: Entry | None = None
     for entry in about:
         known = max(known, entry.results)
         entry = replace(entry, results=known)
+        if known and previous is not None and _has_more_seeds(previous, entry):
+            for claim in previous.claims:
+                more_seeds.setdefault(claim, entry)
+        previous = entry
         for claim in entry.claims:
             first.setdefault(claim, entry)
             text[claim] = entry.hypothesis
@@ -259,12 +267,25 @@ def claims_made_by(about: Sequence[Entry]) -> list[MadeClaim]:
                 del first[claim]
         before = entry.claims
     return [
-        MadeClaim(text[claim], claim, _registration(entry, later.get(claim), removed.get(claim), claim in before))
+        MadeClaim(
+            text[claim],
+            claim,
+            _registration(entry, later.get(claim), removed.get(claim), claim in before, more_seeds.get(claim)),
+        )
         for claim, entry in first.items()
     ]
 
 
-def _registration(first: Entry, later: Entry | None, removed: Entry | None, in_force: bool) -> Registration:
+def _has_more_seeds(before: Entry, after: Entry) -> bool:
+    """Whether a set looks at more seeds than it said it would."""
+    if before.most_seeds is not None or after.most_seeds is not None:
+        return before.most_seeds != after.most_seeds
+    return not set(after.seeds) <= set(before.seeds)
+
+
+def _registration(
+    first: Entry, later: Entry | None, removed: Entry | None, in_force: bool, more_seeds: Entry | None
+) -> Registration:
     events = []
     if later is None or later.time != first.time:
         known = "recorded by the runs before their results" if first.results else "before any result"
@@ -273,10 +294,13 @@ def _registration(first: Entry, later: Entry | None, removed: Entry | None, in_f
         events.append((later.time, f"added later, {_after(later)}"))
     if removed is not None:
         events.append((removed.time, f"removed {_after(removed)}"))
+    if more_seeds is not None:
+        events.append((more_seeds.time, f"more seeds since {_after(more_seeds)}, for which p is not corrected"))
     return Registration(
         status="before results" if later is None else "added later",
         time=first.time,
         removed=None if removed is None or in_force else removed.time,
+        more_seeds=None if more_seeds is None else more_seeds.time,
         hash=first.hash,
         sentence="; ".join(words for _time, words in sorted(events, key=lambda event: event[0])),
     )

@@ -20,6 +20,7 @@ from hf_arch.report.table import comparison_text
 from hf_arch.runs.registration import read_entries
 
 MODEL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "ffn": "none"}
+CONTROLLED = {"gla": {"model.architecture": "gla"}, "mamba": {"model.architecture": "mamba"}}
 CLAIM = "gla better than llama"
 
 
@@ -174,3 +175,15 @@ def test_a_dry_run_says_the_range(tmp_path: Path, trained: dict[str, Any], capsy
     run(tmp_path, values("auto"))
     run(tmp_path, values("auto"), dry_run=True)
     assert "0.15 to 0.4 hours" in capsys.readouterr().out
+
+
+def test_controls_get_the_same_seeds(tmp_path: Path, trained: dict[str, Any]) -> None:
+    results = run(tmp_path, values("auto", "mamba better than gla", runs=CONTROLLED), controls=True)
+    groups = {group.name: len(group.counted) for group in compare_runs(results).groups}
+    assert len(groups) > 2 and len(set(groups.values())) == 1
+    assert compare_runs(results).controls
+
+
+def test_matched_runs_get_seeds_as_needed(tmp_path: Path, trained: dict[str, Any]) -> None:
+    results = run(tmp_path, values("auto", match={"by": "parameters", "tolerance": 0.1}))
+    assert seeds_of(results) >= 3

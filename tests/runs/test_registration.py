@@ -78,6 +78,30 @@ def test_a_changed_claim_is_added_later_for_good(tmp_path: Path) -> None:
     assert standing(tmp_path) == {BETTER: ("added later", True), WORSE: ("added later", False)}
 
 
+def test_seeds_that_are_added_after_results_are_said(tmp_path: Path) -> None:
+    registered(tmp_path, BETTER)
+    registered(tmp_path, BETTER, 1, seeds=(1, 2, 3, 4))
+    finished(tmp_path, seeds=(1, 2, 3, 4))
+    assert compare_runs(tmp_path).verdicts[0].mark == ""
+    registered(tmp_path, BETTER, 2, seeds=(1, 2))
+    assert compare_runs(tmp_path).verdicts[0].mark == ""
+    registered(tmp_path, BETTER, 3, seeds=(1, 2, 3, 4, 5))
+    verdict = compare_runs(tmp_path).verdicts[0]
+    assert verdict.mark == "more seeds later" and verdict.registration.status == "before results"
+    assert "more seeds since 2026-01-01T12:03:00Z, after results of 8 runs, for which p is not corrected" in (
+        verdict.registration.sentence
+    )
+
+
+def test_the_limits_of_seeds_as_needed_are_part_of_what_was_said(tmp_path: Path) -> None:
+    for minute, most in ((0, 5), (1, 5), (2, 8)):
+        now = datetime(2026, 1, 1, 12, minute, tzinfo=UTC)
+        register(tmp_path, "set", BETTER, ["gla", "llama"], (1, 2, 3), most, now=now)
+        finished(tmp_path)
+        later = compare_runs(tmp_path).verdicts[0].registration.more_seeds
+        assert later == (None if most == 5 else "2026-01-01T12:02:00Z")
+
+
 def test_results_stay_known_where_their_folders_are_deleted(tmp_path: Path) -> None:
     registered(tmp_path, BETTER)
     finished(tmp_path)
