@@ -149,10 +149,13 @@ class Comparison:
     def families_words(self) -> str:
         """The same in a sentence; empty without either."""
         claims, pairs = self.families["claims"], self.families["pairs"]
-        parts = [f"the {claims} claim{'s' if claims > 1 else ''}"] if claims else []
-        parts += [f"the {pairs} pair{'s' if pairs > 1 else ''} of the table"] if pairs else []
+        where = "of the table" if self.ladder is None else "of a rung"
+        counts = ((claims, "claim", ""), (pairs, "pair", f" {where}"))
+        parts = [f"{count} {what}{'' if count == 1 else 's'}{of}" for count, what, of in counts if count]
         if not parts:
             return ""
+        if max(claims, pairs) == 1:
+            return f"Families of tests: {' and '.join(parts)}, each alone: nothing is corrected for."
         intervals = "intervals are at the level at which the correction tests them"
         return f"Holm's correction runs over {', and separately over '.join(parts)}; {intervals}."
 
