@@ -52,7 +52,7 @@ def _number_column(number: Number) -> Column:
 _VERSUS_BASELINE = Column(
     "versus_baseline",
     "vs baseline",
-    "paired difference by seed to the baseline, with its 95 % interval; Holm-corrected over all pairs",
+    "paired difference by seed to the baseline, with the interval of Holm's correction over all pairs",
     lambda comparison, group: comparison.versus_baseline(group.name) or MISSING,
 )
 

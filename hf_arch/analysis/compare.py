@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hf_arch.analysis.audit import audit
 from hf_arch.analysis.budgets import pair_budgets
-from hf_arch.analysis.comparison import Comparison, Group
+from hf_arch.analysis.comparison import Comparison, Group, solved_at
 from hf_arch.analysis.controls import controlled_claims, controls_command
 from hf_arch.analysis.item_tests import item_tests
 from hf_arch.analysis.ladder import ladder_of, rung_pairs
@@ -29,8 +29,9 @@ from hf_arch.core.errors import choice_error
 from hf_arch.runs.columns import plugin_columns
 from hf_arch.runs.numbers import Reader
 from hf_arch.runs.record import RunRecord, definitions, numbers_for
+from hf_arch.runs.registration import claims_made
 from hf_arch.runs.run_settings import shared_settings
-from hf_arch.runs.suite import hypotheses, load_runs
+from hf_arch.runs.suite import load_runs
 
 LOSS = "final_val_loss"
 BASELINE_ARCHITECTURES = ("gpt2", "llama")
@@ -62,7 +63,7 @@ def compare_runs(
         baseline = _default_baseline(runs, groups)
     elif baseline not in names:
         raise choice_error("baseline", baseline, names)
-    pairs = all_pairs({group.name: group.by_seed(metric) for group in groups}, sign == 1)
+    pairs = all_pairs({group.name: group.by_seed(metric) for group in groups}, sign == 1, solved_at(runs, metric))
     ladder = ladder_of(groups, metric, baseline, sign == 1)
     if ladder is not None:
         baseline = ladder.named(ladder.rungs[0].base) or baseline
@@ -73,19 +74,24 @@ def compare_runs(
         pairs=tuple(pairs if ladder is None else rung_pairs(ladder)),
         findings=tuple(audit(runs) if ladder is None else audit_by_rung(runs)),
         ladder=ladder,
-        hypotheses=tuple(hypotheses(runs)),
+        claims=tuple(claims_made(runs)),
         item_tests=tuple(item_tests(groups)),
         scaling=tuple(scaling_laws(groups, metric, sign == 1)),
         plugin_columns=tuple(plugin_columns(runs)),
     )
-    verdicts = [verdict for hypothesis in comparison.hypotheses for verdict in judge(hypothesis, comparison)]
     comparison = replace(
         comparison,
-        verdicts=tuple(verdicts),
+        verdicts=tuple(judge(comparison.claims, comparison)),
         controls=tuple(controlled_claims(comparison)),
         budgets=tuple(pair_budgets(comparison)),
     )
     return replace(comparison, controls_command=controls_command(comparison))
+
+
+def undecided_claims(folders: Sequence[Path]) -> list[str]:
+    """The claims in force about the runs in these folders that their numbers do not decide yet."""
+    verdicts = compare_runs(folders).verdicts
+    return [v.claim for v in verdicts if v.statistics == "undecided" and v.registration.removed is None]
 
 
 def _told_apart(runs: list[RunRecord]) -> list[RunRecord]:

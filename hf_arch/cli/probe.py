@@ -69,6 +69,7 @@ def probe_command(
     Models have one head and, except for the tasks of MAD, no FFN. Finished runs are kept.
     Example: `hf-arch probe llama gla mamba delta_net --task mqar --learning-rate 1e-3 --learning-rate 3e-3`.
     """
+    from hf_arch.analysis.compare import undecided_claims
     from hf_arch.experiments.execution.runner import RunOptions, processes_per_run
     from hf_arch.experiments.execution.sets import run_set
     from hf_arch.experiments.planning.prepare import prepare_set
@@ -90,7 +91,7 @@ def probe_command(
         if dry_run:
             print_preview(recipe, prepare_set(recipe, folder, processes_per_run(options)))
             continue
-        trained = run_set(recipe, folder, options)
+        trained = run_set(recipe, folder, options, undecided=undecided_claims)
         conclude(trained, folder, recipe.experiment.study)
         failed += trained.failed
     return 1 if failed else 0

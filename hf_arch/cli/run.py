@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_arch.analysis.compare import undecided_claims
 from hf_arch.analysis.controls import claimed_pairs
 from hf_arch.core.errors import ConfigError
 from hf_arch.experiments.execution.runner import RunOptions, processes_per_run
@@ -71,7 +72,7 @@ def _run_one(
     if dry_run:
         preview(recipe, results_dir, processes_per_run(options), facts)
         return []
-    trained = run_set(recipe, results_dir, options, facts)
+    trained = run_set(recipe, results_dir, options, facts, undecided_claims)
     conclude(trained, results_dir, recipe.experiment.study)
     return trained.failed
 

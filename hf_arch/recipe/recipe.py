@@ -33,6 +33,7 @@ from hf_arch.recipe.metrics import metric_entries
 from hf_arch.recipe.overrides import key_advice
 from hf_arch.recipe.probe import ProbeOptions
 from hf_arch.recipe.sections import coerce, parse_section, require_mapping
+from hf_arch.recipe.seeds import AutoSeeds, written_seeds
 from hf_arch.recipe.training_section import parse_training, training_fields
 from hf_arch.recipe.tune import TuneOptions
 from hf_arch.recipe.yaml_text import parse_override, read_yaml
@@ -93,7 +94,7 @@ class ExperimentOptions:
     name: str = ""
     hypothesis: str = ""
     description: str = ""
-    seeds: tuple[int, ...] = ()
+    seeds: tuple[int, ...] | AutoSeeds = ()
     matrix: dict[str, list[Any]] = field(default_factory=dict)
     match: MatchOptions | None = None
     runs: dict[str, dict[str, Any] | None] = field(default_factory=dict)
@@ -130,16 +131,37 @@ class ExperimentOptions:
             raise ConfigError(
                 f"experiment.name: {self.name!r} is not allowed; it names a folder, so write it without /"
             )
+        if isinstance(self.seeds, AutoSeeds):
+            if self.ladder is not None:
+                raise ConfigError(
+                    "experiment.seeds: auto does not go together with experiment.ladder; give their number"
+                )
+            if self.tune is not None or any("learning_rate" in key for key in self.matrix):
+                home = "tune" if self.tune is not None else "matrix over learning rates"
+                raise ConfigError(
+                    f"experiment.seeds: auto does not go together with experiment.{home}; use experiment.learning_rates"
+                )
+            return
         if any(seed < 0 for seed in self.seeds):
             raise ConfigError(f"experiment.seeds: expected whole numbers from 0, got {min(self.seeds)}")
         if len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"experiment.seeds: expected each once, got {list(self.seeds)}")
 
     @property
+    def first_seeds(self) -> tuple[int, ...]:
+        """The seeds that are trained whatever comes of them."""
+        return self.seeds.first(self.seeds.least) if isinstance(self.seeds, AutoSeeds) else self.seeds
+
+    @property
+    def last_seed(self) -> int | None:
+        """The highest seed that may be trained; None without seeds."""
+        return self.seeds.most if isinstance(self.seeds, AutoSeeds) else max(self.seeds, default=None)
+
+    @property
     def is_set(self) -> bool:
         """True where the recipe declares more than one run."""
         several = self.runs or self.matrix or self.sets or self.tune or self.learning_rates or self.ladder
-        return bool(several) or len(self.seeds) > 1
+        return bool(several) or len(self.first_seeds) > 1
 
 
 @dataclass(frozen=True)
@@ -346,10 +368,12 @@ def read_recipe(
 
 
 def _declared(values: object) -> dict[str, Any]:
-    """The `experiment` section with what may be written in several ways written in one: `seeds: 3` as 1, 2, 3,
-    `match: flops` as `match: {by: flops}`, the changes of `runs` nested, the keys of `matrix` dotted.
+    """The `experiment` section with what may be written in several ways written in one: `seeds: 3` as 1, 2, 3, `auto`
+    as its limits, `match: flops` as `match: {by: flops}`, the changes of `runs` nested, the keys of `matrix` dotted.
     """
     section = dict(require_mapping(values, "experiment"))
+    if "seeds" in section:
+        section["seeds"] = written_seeds(section["seeds"])
     seeds = section.get("seeds")
     if isinstance(seeds, int) and not isinstance(seeds, bool):
         if not 1 <= seeds <= MAX_SEEDS:

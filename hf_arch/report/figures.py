@@ -182,8 +182,8 @@ def _forest(comparison: Comparison) -> list[Figure]:
     rows = []
     for series in series_of(comparison):
         pair = comparison.pair(series.name, comparison.baseline) if comparison.baseline else None
-        if pair is not None and pair.difference is not None:
-            rows.append((series, pair.difference, pair.words))
+        if pair is not None and pair.interval is not None:
+            rows.append((series, pair.interval, pair.words))
     if not rows:
         return []
 
@@ -198,7 +198,9 @@ def _forest(comparison: Comparison) -> list[Figure]:
     alt = "; ".join(f"{series.name} {words}" for series, _difference, words in rows)
     title = f"Difference to {comparison.baseline}, seed by seed"
     note = (
-        f"Mean paired difference in {comparison.metric_name} with its 95 % interval, before correction for many pairs."
+        f"Mean paired difference in {comparison.metric_name}, each interval at the level at which Holm's correction "
+        f"over all {comparison.families['pairs']} pairs tests it: "
+        "it leaves out zero where the table says better or worse."
     )
     return [
         Figure(

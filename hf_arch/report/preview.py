@@ -14,9 +14,12 @@ import hf_arch
 from hf_arch.analysis.verdicts import unjudged
 from hf_arch.core.formats import byte_size, quantity
 from hf_arch.experiments.planning.ladder import share_trained
+from hf_arch.experiments.planning.plan import PlannedRun
 from hf_arch.experiments.planning.prepare import PreparedSet, prepare_set
 from hf_arch.experiments.planning.rates import RateSweep
+from hf_arch.experiments.planning.seeds import check_auto_seeds, with_seed_plan
 from hf_arch.recipe.recipe import Recipe
+from hf_arch.recipe.seeds import AutoSeeds
 from hf_arch.report.table import print_skipped
 
 
@@ -25,6 +28,10 @@ def preview(
 ) -> None:
     """Prints what `hf-arch run` would train of a set: the sweep of its learning rates first, where it has one, then the
     set that is compared, at the rates that the sweep has chosen so far."""
+    seeds = recipe.experiment.seeds
+    if isinstance(seeds, AutoSeeds):
+        check_auto_seeds(recipe)
+        facts = with_seed_plan(recipe, facts)
     if recipe.experiment.learning_rates is not None:
         sweep = RateSweep(recipe, results_dir, processes)
         prepared = sweep.prepare()
@@ -35,7 +42,34 @@ def preview(
         if any(choice.at_edge for choice in choices.values()) or not choices:
             print("a best rate at the end of the grid adds one rate at that end to every run")
         recipe, facts = sweep.compared(choices, facts)
-    print_preview(recipe, prepare_set(recipe, results_dir, processes, facts))
+    prepared = prepare_set(recipe, results_dir, processes, facts)
+    print_preview(recipe, prepared)
+    if isinstance(seeds, AutoSeeds):
+        print(auto_seeds_words(seeds, prepared))
+
+
+def auto_seeds_words(seeds: AutoSeeds, prepared: PreparedSet) -> str:
+    """How many runs, FLOPs and hours a set comes to whose seeds are added while a claim is undecided.
+
+    Hours are those of the runs of the same name that have finished, of others by their FLOPs at the same speed.
+    """
+    first = {run.name: run for run in reversed(prepared.plan.runs)}
+    flops = {name: (run_tokens(run.recipe) or 0) * _flops(run) for name, run in first.items()}
+    done = [(run.name, run.record) for run in prepared.runs if run.status == "completed"]
+    seconds = [(name, found) for name, record in done if record and (found := record.numbers.get("wall_seconds"))]
+    speed = sum(flops[name] for name, _ in seconds) / max(sum(time for _, time in seconds), 1e-9)
+    ends = (seeds.least, seeds.most)
+    runs = " to ".join(str(count * len(first)) for count in ends)
+    total = " to ".join(f"{quantity(count * sum(flops.values()))}FLOPs" for count in ends)
+    hours = "hours are known once a run here has finished"
+    if speed > 0:
+        hours = " to ".join(f"{count * sum(flops.values()) / speed / 3600:.3g}" for count in ends) + " hours"
+        hours += f", at the speed of {len(seconds)} finished run{'' if len(seconds) == 1 else 's'}"
+    return f"seeds: {seeds.least} to {seeds.most}, as the claims need: {runs} runs, {total}, {hours}"
+
+
+def _flops(run: PlannedRun) -> float:
+    return float(hf_arch.cost(run.config, run.recipe.sequence_length).flops_per_token_train)  # type: ignore[arg-type]
 
 
 def print_preview(recipe: Recipe, prepared: PreparedSet, console: Console | None = None) -> None:

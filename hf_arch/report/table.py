@@ -34,6 +34,8 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
         console.print(_table(comparison, block, console.width))
     console.print(Text(comparison.headline, style="bold"))
     _print_pairs(comparison, console)
+    for words in filter(None, (comparison.families_words, comparison.seeds_words)):
+        console.print(Text(words))
     for line in item_lines(comparison):
         console.print(Text(line))
     for line in ladder_lines(comparison):
@@ -43,7 +45,10 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
     for law in comparison.scaling:
         console.print(Text(f"Scaling of {law.architecture}: {law.words}"))
     for verdict in comparison.verdicts:
-        console.print(Text.assemble(("Hypothesis: ", "bold"), verdict.claim))
+        mark = f" ({verdict.mark})" if verdict.mark else ""
+        console.print(Text.assemble((f"Hypothesis{mark}: ", "bold"), verdict.claim))
+        if verdict.registration.sentence:
+            console.print(Text(f"  {verdict.registration.sentence}"))
         console.print(Text.assemble((f"  {verdict.outcome}: ", "bold"), verdict.evidence))
         for control in comparison.controls:
             if control.claim == verdict.claim:

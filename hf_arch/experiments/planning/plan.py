@@ -134,7 +134,7 @@ class Planner:
                 home = "experiment.seeds" if key == "training.seed" else f"experiment.matrix.{key}"
                 raise ConfigError(f"override {key}: the recipe varies it over {home}; override that instead")
         runs = []
-        seeds: tuple[int | None, ...] = experiment.seeds or (None,)
+        seeds: tuple[int | None, ...] = experiment.first_seeds or (None,)
         for declared, changes in (experiment.runs or {experiment.name: {}}).items():
             for suffix, point in _matrix_points(experiment.matrix):
                 name = _file_name(declared + suffix)

@@ -166,7 +166,7 @@ def select_run(recipe: Recipe, name: str | None, output_dir: str | None) -> tupl
             f"the recipe declares {len(names)} runs; use `hf-arch run`, or choose one by --run: {', '.join(names)}"
         )
     if len(chosen) > 1:
-        seeds = recipe.experiment.seeds
+        seeds = recipe.experiment.first_seeds
         raise ConfigError(
             f"run {chosen[0].name!r} has {len(seeds)} seeds; use `hf-arch run`, or choose one by "
             f"experiment.seeds=[{seeds[0]}]: {', '.join(map(str, seeds))}"

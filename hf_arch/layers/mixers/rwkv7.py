@@ -46,8 +46,9 @@ FIRST_VALUE = "rwkv7_first_value"
 @options
 class RWKV7Options(Options):
     """num_heads: None takes the config's. The ranks are those of the low-rank maps of decay, replacement rate, value
-    mix and gate; None: as the paper has them by the width D, the multiple of 32 (at least 32) next to 1.8 sqrt(D),
-    1.8 sqrt(D), 1.3 sqrt(D) and 0.6 D^0.8. `key_eps` is added to the square of a key's length."""
+    mix and gate; None: by the width D, the multiple of 32 (at least 32) next to 1.8 sqrt(D), 1.8 sqrt(D), 1.3 sqrt(D)
+    and 0.6 D^0.8, which RWKV-LM's training code of early 2025 suggests. Its later versions, and FLA, take 2.5 sqrt(D),
+    2.5 sqrt(D), 1.7 sqrt(D) and 5 sqrt(D). `key_eps` is added to the square of a key's length."""
 
     num_heads: int | None = None
     decay_rank: int | None = None
