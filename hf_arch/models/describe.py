@@ -113,7 +113,7 @@ def _taken(config: ArchConfig, specs: list[tuple[Any, Any]], feature: str) -> li
 
 
 def _ffn_widths(config: ArchConfig) -> list[str]:
-    """The intermediate size of each layer's feed-forward, with its rule worked out; of a mixture, that of one expert."""
+    """The intermediate size of each layer's feed-forward, its rule worked out; of a mixture, one expert's."""
 
     def of_layer(ffn: Any, options: Any) -> str:
         if ffn.absent:

@@ -56,8 +56,8 @@ def render(comparison: Comparison, title: str, figures_dir: Path | None = None) 
     """The page as text; each figure is drawn once, for the page and as PNG into `figures_dir`."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    from hf_arch.report.figures import figures, series_of
-    from hf_arch.report.plots import draw, swatch
+    from hf_arch.report.figures import figures
+    from hf_arch.report.plots import draw, series_of, swatch
 
     environment = Environment(
         loader=PackageLoader("hf_arch.report"),

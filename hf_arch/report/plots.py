@@ -20,6 +20,8 @@ from matplotlib.figure import Figure as Canvas
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from hf_arch.analysis.comparison import Comparison
+
 OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#b8a800")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">", "h")
 DASHES: tuple[Any, ...] = (
@@ -98,6 +100,11 @@ class Series:
     def gid(self, text: str = "") -> str:
         """An id that `to_svg` turns into a class and a title; hexadecimal, because names may hold any character."""
         return f"series-{self.index}-{(text or self.name).encode().hex()}"
+
+
+def series_of(comparison: Comparison) -> list[Series]:
+    """One look a group, in the order of the table."""
+    return [Series(index, group.name) for index, group in enumerate(comparison.groups)]
 
 
 def draw(figure: Figure, png_folder: Path | None = None) -> str:

@@ -13,10 +13,11 @@ import pytest
 
 import hf_arch
 from hf_arch.analysis.compare import compare_runs
+from hf_arch.analysis.search import pareto_front
 from hf_arch.cli.report import report_command
 from hf_arch.core.errors import ConfigError
 from hf_arch.report.diagram import diagram
-from hf_arch.report.figures import figures, pareto_front
+from hf_arch.report.figures import figures
 from hf_arch.report.page import write_report
 from tests.experiments.synthetic import ARCHITECTURES, write_run, write_suite
 
@@ -181,6 +182,38 @@ def test_png_files_lie_beside_the_page(suite: Path, page: str) -> None:
 def test_scaling_and_learning_rates_are_drawn_where_there_is_something_to_draw(tmp_path: Path, suite: Path) -> None:
     assert {"Scaling", "Learning rates"} <= figures(compare_runs(wide_suite(tmp_path))).keys()
     assert not {"Scaling", "Learning rates"} & figures(compare_runs(suite)).keys()
+
+
+def test_no_front_over_a_cost_that_the_runs_are_equal_in(tmp_path: Path, suite: Path) -> None:
+    drawn = {figure.key: figure for figure in figures(compare_runs(suite))["Quality against cost"]}
+    assert set(drawn) == {"pareto-state_bytes", "pareto-decode_tokens_per_second"}
+    assert "equal in it within 5 %: parameters, training FLOPs, training time." in drawn["pareto-state_bytes"].note
+    for name, size, speed in (("small", 1e6, 900.0), ("large", 2e6, 400.0)):
+        write_run(tmp_path, name, results={"params_total": size, "train_tokens_per_second": speed})
+    found = figures(compare_runs(tmp_path))["Quality against cost"]
+    assert {"pareto-params_total", "pareto-time"} <= {figure.key for figure in found}
+
+
+def test_a_curve_ends_at_the_number_of_the_table_or_says_why_not(tmp_path: Path) -> None:
+    import numpy as np
+    from matplotlib.figure import Figure as Canvas
+
+    for seed in (1, 2):
+        run = write_run(tmp_path / "fewer", "gla", seed, loss=1.6, config={"evaluation": {"sequences": 32}})
+        write_run(tmp_path / "same", "gla", seed, loss=1.6)
+        same = tmp_path / "same" / run.name / "metrics.jsonl"
+        same.write_text("".join(same.read_text().splitlines(keepends=True)[:-1]) + '{"step": 200, "val_loss": 1.6}\n')
+    fewer, same = (figures(compare_runs(tmp_path / name))["Loss curves"][0] for name in ("fewer", "same"))
+    assert (
+        "Open marks: the loss in the table, measured after training on all validation rows; the lines are scored"
+        in (fewer.note)
+    )
+    assert "first 32." in fewer.note and "Open marks" not in same.note
+    for figure in (fewer, same):
+        assert figure.alt == "Groups at the end of training: gla 1.600."
+        axes = Canvas().add_subplot()
+        figure.draw(axes)
+        assert any(np.isclose(line.get_ydata()[-1], 1.6, atol=1e-9) for line in axes.lines)
 
 
 def test_pareto_front_holds_what_nothing_beats() -> None:

@@ -126,8 +126,8 @@ class Planner:
                 name = _file_name(declared + suffix)
                 if name in taken:
                     raise ConfigError(
-                        f"experiment: {taken[name]!r} and {declared + suffix!r} would both be called {name!r}; name the "
-                        "values of the matrix as `{name: short, value: ...}`, and runs in letters, digits, . + -"
+                        f"experiment: {taken[name]!r} and {declared + suffix!r} would both be called {name!r}; name "
+                        "the values of the matrix as `{name: short, value: ...}`, and runs in letters, digits, . + -"
                     )
                 taken[name] = declared + suffix
                 for seed in seeds:
