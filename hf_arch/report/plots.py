@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 from matplotlib.figure import Figure as Canvas
 
+from hf_arch.report.axes import wrapped
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -128,11 +130,29 @@ def write_png(figure: Figure, path: Path) -> None:
         _save_png(*_canvas(figure), figure, path)
 
 
+def write_vector(figure: Figure, folder: Path) -> None:
+    """The figure as `<key>.svg` and `<key>.pdf`, on white with its legend and without its title: for a caption."""
+    folder.mkdir(parents=True, exist_ok=True)
+    fonts = {"svg.fonttype": "path", "pdf.fonttype": 42, "svg.hashsalt": figure.key}
+    with matplotlib.rc_context({**RC, **fonts}):
+        canvas, axes = _canvas(figure)
+        _add_legend(axes, figure)
+        canvas.savefig(folder / f"{figure.key}.pdf", facecolor="white", metadata={"CreationDate": None})
+        buffer = io.StringIO()
+        canvas.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None})
+    svg = re.sub(r"<!--.*?-->\s*", "", buffer.getvalue(), flags=re.DOTALL)  # labels, which may hold any character
+    (folder / f"{figure.key}.svg").write_text(svg, encoding="utf-8")
+
+
+def _add_legend(axes: Axes, figure: Figure) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if figure.legend and handles:
+        axes.legend(handles, [wrapped(label) for label in labels], frameon=False, fontsize=8)
+
+
 def _save_png(canvas: Canvas, axes: Axes, figure: Figure, path: Path) -> None:
     axes.set_title(figure.title, loc="left", fontweight="bold")
-    handles, _labels = axes.get_legend_handles_labels()
-    if figure.legend and handles:
-        axes.legend(frameon=False, fontsize=8)
+    _add_legend(axes, figure)
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.savefig(path, format="png", dpi=PNG_DPI, facecolor="white")
 

@@ -173,4 +173,4 @@ def _print_pairs(comparison: Comparison, console: Console) -> None:
         pair = comparison.pair(first, second)
         if pair is not None:
             p = "" if pair.p_adjusted is None else f" (n={len(pair.seeds)}, Holm p={pair.p_adjusted:.2g})"
-            console.print(Text(f"  {first} against {second}: {pair.words}{p}"))
+            console.print(Text(f"  {first} against {second}: {comparison.words(pair)}{p}"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hf_arch.analysis.compare import compare_runs
@@ -16,6 +16,7 @@ from tests.experiments.synthetic import write_run
 LONG = [f"attention_gla_no_gating-hidden_size-{width}-num_hidden_layers-{i}" for i, width in enumerate((64, 128, 256))]
 
 
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.text("ab-", min_size=1, max_size=40), min_size=1, max_size=30, unique=True), st.integers(1, 50))
 def test_short_names_are_distinct_and_fit(names: list[str], width: int) -> None:
     short = short_names(names, width)

@@ -127,6 +127,29 @@ def test_the_page_holds_table_audit_verdicts_samples_and_provenance(page: str, s
     assert "MemoryError: no room" in text
 
 
+def test_the_page_opens_with_the_answer(page: str, wide_page: str) -> None:
+    """Headline, claims and one figure; the figure stands nowhere else; only then the audit and the table."""
+    parts = ('class="headline"', 'id="claims"', "Difference to gpt2", 'id="audit"', 'id="table"', 'class="charts"')
+    places = [page.index(part, page.index("<body>")) for part in parts]
+    assert places == sorted(places)
+    assert page.count("<figcaption>Difference to gpt2") == 1
+    assert wide_page.index("<figure>") < wide_page.index('id="audit"')
+    assert "23 checks found nothing</summary>" in page
+
+
+def test_cards_show_what_differs_and_the_rest_once(page: str) -> None:
+    cards = html.unescape(page[page.index('id="architectures"') : page.index('id="provenance"')])
+    shown = cards[: cards.index("The same in all of them")]
+    assert "<dt>dropout</dt>" not in shown and "<dt>in embeddings</dt>" not in shown
+    assert shown.count("<dt>mixer</dt>") == shown.count("<dt>norm</dt>") == 4
+    assert cards.count("<dt>dropout</dt><dd>residual 0</dd>") == 1
+
+
+def test_pairs_say_what_confounds_them(page: str) -> None:
+    pairs = re.sub(r"\s+|<[^>]*>", " ", page[page.index("All 6 pairs") :][:3000])
+    assert "confounded (short convolution)" in pairs
+
+
 def test_every_figure_is_described_in_words(page: str) -> None:
     labels = re.findall(r'<svg viewBox="[^"]+" role="img" aria-label="([^"]+)"', page)
     assert len(labels) == page.count("<figure>")
