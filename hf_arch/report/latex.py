@@ -84,10 +84,11 @@ def _character(character: str) -> str:
         return found
     if " " <= character <= "}":
         return character
-    base, *marks = unicodedata.normalize("NFD", character)
-    if len(marks) == 1 and marks[0] in ACCENTS and base.isascii() and base.isalpha():
+    decomposed = unicodedata.normalize("NFD", character)
+    base, marks = decomposed[0], decomposed[1:]
+    if marks in ACCENTS and base.isascii() and base.isalpha():
         dotless = {"i": r"\i ", "j": r"\j "}.get(base, base)
-        return f"{{\\{ACCENTS[marks[0]]}{{{dotless}}}}}"
+        return f"{{\\{ACCENTS[marks]}{{{dotless}}}}}"
     return f"{{[}}U+{ord(character):04X}{{]}}"
 
 

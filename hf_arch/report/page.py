@@ -14,6 +14,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup
+
 from hf_arch.analysis.budgets import rate_lines
 from hf_arch.analysis.columns import filled_columns
 from hf_arch.analysis.compare import compare_runs
@@ -72,7 +74,7 @@ def render(comparison: Comparison, title: str, figures_dir: Path | None = None) 
     )
     top = () if comparison.ladder is None else comparison.ladder.top
     environment.filters["duration"] = duration
-    environment.filters["unbroken"] = _unbroken
+    environment.filters |= {"unbroken": _unbroken, "name": _name}
     sections = {
         section: [(figure, draw(figure, figures_dir)) for figure in found]
         for section, found in figures(comparison).items()
@@ -179,6 +181,11 @@ def _plain(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {True: "yes", False: "no", None: "none"}[value]
     return str(value).replace("=", " ")  # options read, and wrap, as words
+
+
+def _name(text: str) -> Markup:
+    """A name that may be wrapped after - _ . / = : and, unless it must, nowhere else."""
+    return Markup("<wbr>").join(re.findall(r"[^-_./=:]*[-_./=:]?", text)[:-1])
 
 
 def _unbroken(text: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import io
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 from matplotlib.figure import Figure as Canvas
 
-from hf_arch.report.axes import wrapped
+from hf_arch.report.axes import wrapped_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -134,7 +135,8 @@ def write_vector(figure: Figure, folder: Path) -> None:
     """The figure as `<key>.svg` and `<key>.pdf`, on white with its legend and without its title: for a caption."""
     folder.mkdir(parents=True, exist_ok=True)
     fonts = {"svg.fonttype": "path", "pdf.fonttype": 42, "svg.hashsalt": figure.key}
-    with matplotlib.rc_context({**RC, **fonts}):
+    with matplotlib.rc_context({**RC, **fonts}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name's; the caption and the table have it
         canvas, axes = _canvas(figure)
         _add_legend(axes, figure)
         canvas.savefig(folder / f"{figure.key}.pdf", facecolor="white", metadata={"CreationDate": None})
@@ -147,7 +149,7 @@ def write_vector(figure: Figure, folder: Path) -> None:
 def _add_legend(axes: Axes, figure: Figure) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if figure.legend and handles:
-        axes.legend(handles, [wrapped(label) for label in labels], frameon=False, fontsize=8)
+        axes.legend(handles, wrapped_names(labels), frameon=False, fontsize=8)
 
 
 def _save_png(canvas: Canvas, axes: Axes, figure: Figure, path: Path) -> None:

@@ -65,7 +65,7 @@ def wide_suite(root: Path) -> Path:
 class References(HTMLParser):
     """Collects every attribute that makes a browser fetch something, and the tags that stay open."""
 
-    VOID = ("meta", "br", "hr", "img", "input", "link")
+    VOID = ("meta", "br", "hr", "img", "input", "link", "wbr")
 
     def __init__(self) -> None:
         super().__init__()
