@@ -96,7 +96,7 @@ def _optimisation(runs: Sequence[RunRecord]) -> list[str]:
         ("gradient_accumulation_steps", "accumulation steps"),
     ):
         values = _distinct(section.get(key) for section in training if section.get(key) is not None)
-        words += [f"{name} {_listed(map(str, values))}"] if values else []
+        words += [f"{name} {_listed(values)}"] if values else []
     sentences = [", ".join(words) + "."]
     sweeps = [run.experiment.get("learning_rates") for run in runs]
     grids = _distinct(sweep.get("grid") for sweep in sweeps if isinstance(sweep, Mapping))
@@ -155,7 +155,8 @@ def _tests(comparison: Comparison) -> list[str]:
 def _hardware(runs: Sequence[RunRecord]) -> list[str]:
     def machine(run: RunRecord) -> str | None:
         device, threads = run.provenance.get("device"), run.provenance.get("threads")
-        return None if device is None else f"{device}{f' ({threads} threads)' if threads else ''}"
+        words = "1 thread" if threads == 1 else f"{threads} threads"
+        return None if device is None else f"{device} ({words})" if threads else str(device)
 
     machines = [found for found in _distinct(machine(run) for run in runs) if found]
     precisions = [found for found in _distinct(run.precision for run in runs) if found]
@@ -197,5 +198,5 @@ def _distinct(values: Iterable[Any]) -> list[Any]:
 
 def _listed(values: Iterable[Any]) -> str:
     """`a`, `a and b`, `a, b and c`."""
-    texts = [str(value) for value in values]
+    texts = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
     return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}" if texts else ""

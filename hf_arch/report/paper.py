@@ -81,7 +81,8 @@ def _claims(comparison: Comparison) -> list[str]:
     if not comparison.verdicts:
         return []
     items = [
-        rf"\item \textbf{{{escape(verdict.outcome)}}}: \emph{{{prose(verdict.claim)}}}. {prose(verdict.evidence)}"
+        rf"\item \textbf{{{escape(verdict.outcome)}}}: \emph{{{prose(verdict.claim.rstrip('.'))}}}. "
+        + prose(verdict.evidence)
         for verdict in comparison.verdicts
     ]
     items += [rf"\item With controls: {prose(control.sentence)}" for control in comparison.controls]
@@ -89,14 +90,15 @@ def _claims(comparison: Comparison) -> list[str]:
 
 
 def _methods(comparison: Comparison, cited: dict[str, list[Reference]]) -> str:
-    named = [group.name for group in comparison.groups if group.reference.architecture in cited]
-    sources = [
-        f"{breakable(group.name)}~\\cite{{{','.join(source.key for source in cited[group.reference.architecture])}}}"
-        for group in comparison.groups
-        if group.reference.architecture in cited
-    ]
-    start = f"The architectures are those of {', '.join(sources)}." if named else ""
-    return " ".join(filter(None, [start, *map(prose, methods(comparison))]))
+    sources = []
+    for group in comparison.groups:
+        architecture = group.reference.architecture
+        if architecture in cited:
+            cite = rf"~\cite{{{','.join(source.key for source in cited[architecture])}}}"
+            of_it = "" if group.name == architecture else f" ({prose(architecture)}{cite})"
+            sources.append(breakable(group.name) + (of_it or cite))
+    start = [f"Architectures: {', '.join(sources)}."] if sources else []
+    return " ".join([*start, *map(prose, methods(comparison))])
 
 
 def _tables(comparison: Comparison) -> dict[str, str]:
