@@ -48,6 +48,10 @@ SOURCES: dict[str, tuple[str, str]] = {
         "Arora, Simran and others",
         "Simple linear attention language models balance the recall-throughput tradeoff",
     ),
+    "2402.19427": (
+        "De, Soham and others",
+        "Griffin: Mixing Gated Linear Recurrences with Local Attention for Efficient Language Models",
+    ),
     "2403.19887": ("Lieber, Opher and others", "Jamba: A Hybrid Transformer-Mamba Language Model"),
     "2404.05892": (
         "Peng, Bo and others",
