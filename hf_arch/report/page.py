@@ -117,15 +117,15 @@ class Card:
 
 
 def _opening(sections: dict[str, list[tuple[Figure, str]]]) -> tuple[Figure, str] | None:
-    """The figure beside the answer, taken out of its section: the differences, else the means."""
-    for key in ("differences", "means"):
-        for section, found in sections.items():
-            for entry in found:
-                if entry[0].key == key:
-                    found.remove(entry)
-                    if not found:
-                        del sections[section]
-                    return entry
+    """The figure beside the answer, taken out of its section: the differences, else the means, else the first one."""
+    places = [(section, entry) for section, found in sections.items() for entry in found]
+    for key in ("differences", "means", *(entry[0].key for _section, entry in places[:1])):
+        for section, entry in places:
+            if entry[0].key == key:
+                sections[section].remove(entry)
+                if not sections[section]:
+                    del sections[section]
+                return entry
     return None
 
 

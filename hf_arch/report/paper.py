@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from hf_arch.analysis.budgets import rate_lines
 from hf_arch.analysis.columns import Column, filled_columns
 from hf_arch.analysis.comparison import Comparison, Group
 from hf_arch.analysis.stats import Interval
@@ -64,6 +65,8 @@ def _write(comparison: Comparison, title: str, folder: Path) -> None:
         "\\section{Methods}\n" + _methods(comparison, cited) + "\n",
         "\\section{Results}\n",
         *(rf"\input{{tables/{name}}}" for name in tables),
+        *_list("At equal tokens, training FLOPs and seconds", rate_lines(comparison.budgets)),
+        *_list("Ladder", [] if comparison.ladder is None else comparison.ladder.lines),
         "\\clearpage",
         *_figures(comparison, folder / "figures"),
         *_audit(comparison),
@@ -87,6 +90,12 @@ def _claims(comparison: Comparison) -> list[str]:
     ]
     items += [rf"\item With controls: {prose(control.sentence)}" for control in comparison.controls]
     return ["\\section{Claims}\n\\begin{itemize}", *items, "\\end{itemize}\n"]
+
+
+def _list(title: str, lines: Sequence[str]) -> list[str]:
+    """A subsection with a line an item; nothing without one."""
+    items = [rf"\item {prose(line)}" for line in lines]
+    return [rf"\subsection{{{title}}}", "\\begin{itemize}", *items, "\\end{itemize}\n"] if items else []
 
 
 def _methods(comparison: Comparison, cited: dict[str, list[Reference]]) -> str:
