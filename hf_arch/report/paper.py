@@ -55,6 +55,7 @@ def write_csv(comparison: Comparison, path: Path) -> Path:
 def _write(comparison: Comparison, title: str, folder: Path) -> None:
     cited = references(group.reference.architecture for group in comparison.groups)
     tables = _tables(comparison)
+    budgets = [*(entry.words for entry in comparison.budgets[:MAX_PAIRS]), *rate_lines(comparison.budgets)[:MAX_PAIRS]]
     for name, text in tables.items():
         write_text(folder / "tables" / f"{name}.tex", text)
     body = [
@@ -65,7 +66,7 @@ def _write(comparison: Comparison, title: str, folder: Path) -> None:
         "\\section{Methods}\n" + _methods(comparison, cited) + "\n",
         "\\section{Results}\n",
         *(rf"\input{{tables/{name}}}" for name in tables),
-        *_list("At equal tokens, training FLOPs and seconds", rate_lines(comparison.budgets)),
+        *_list("At equal tokens, training FLOPs and seconds", budgets),
         *_list("Ladder", [] if comparison.ladder is None else comparison.ladder.lines),
         "\\clearpage",
         *_figures(comparison, folder / "figures"),
