@@ -185,7 +185,11 @@ class Comparison:
         pair = self.pair(name, self.baseline) if self.baseline else None
         if pair is None or self.baseline is None:
             return ""
-        checks = self.confounding_checks(name, self.baseline) if pair.verdict in ("better", "worse") else ()
+        return self.words(pair)
+
+    def words(self, pair: PairedDifference) -> str:
+        """A pair's difference in words, with what confounds it."""
+        checks = self.confounding_checks(pair.first, pair.second) if pair.verdict in ("better", "worse") else ()
         return f"{pair.words}, confounded ({', '.join(checks)})" if checks else pair.words
 
     @property

@@ -364,15 +364,27 @@ def report(
     results_dir: Annotated[
         str, typer.Argument(metavar="RESULTS_DIR", help="A folder of runs.", autocompletion=completion.runs)
     ],
-    output: Annotated[str | None, typer.Option(metavar="FILE", help="By default `RESULTS_DIR/report.html`.")] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="By default `report.html`, `report.pdf`, `paper/` or `csv/` in RESULTS_DIR.",
+        ),
+    ] = None,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format", metavar="html|latex|csv|pdf", help="A page, a paper's folder, tables, or the page printed."
+        ),
+    ] = "html",
 ) -> int:
-    """Write one HTML page about the runs in a folder, with everything it needs inside.
+    """Write one HTML page about the runs in a folder, or what a paper needs of them.
 
-    Example: `hf-arch report results/quickstart`.
+    Examples: `hf-arch report results/quickstart`, `hf-arch report results/quickstart --format latex`.
     """
     from hf_arch.cli.report import report_command
 
-    return report_command(results_dir, output)
+    return report_command(results_dir, output, form)
 
 
 register_evaluation(app)

@@ -84,9 +84,10 @@ class EvaluationOptions:
 class ExperimentOptions:
     """The question, and how it becomes runs: named `runs` x points of `matrix` x `seeds`, made equal by `match`.
 
-    `sets` names other recipes, by paths from this one, that are run instead, each in a folder of its own. `study`
-    says what is made of the results beside the comparison: `search` recommends the smallest good model. `vary` names
-    the dotted keys that the question is about, where `runs` change others too; those are then named by the audit.
+    A value of the matrix names its runs after its key (`-hidden_size-64`), or is `{name: short, value: ...}`
+    (`-short`). `sets` names other recipes, by paths from this one, that are run instead, each in a folder of its own.
+    `study` says what is made of the results beside the comparison: `search` recommends the smallest good model. `vary`
+    names the dotted keys that the question is about, where `runs` change others too; the audit then names those.
     `metric` is the measured number that claims and the ranking are about (by default the validation loss, or the
     accuracy of probes). `columns` are registered by plugins, and shown beside the others.
     """

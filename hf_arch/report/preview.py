@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import hf_arch
 from hf_arch.analysis.verdicts import unjudged
@@ -20,7 +21,10 @@ from hf_arch.experiments.planning.rates import RateSweep
 from hf_arch.experiments.planning.seeds import check_auto_seeds, with_seed_plan
 from hf_arch.recipe.recipe import Recipe
 from hf_arch.recipe.seeds import AutoSeeds
+from hf_arch.report.names import explained, short_names
 from hf_arch.report.table import print_skipped
+
+NUMBERS_WIDTH = 66  # of all columns but the names
 
 
 def preview(
@@ -80,8 +84,10 @@ def print_preview(recipe: Recipe, prepared: PreparedSet, console: Console | None
     """
     console = console or Console(highlight=False)
     table = Table(title=recipe.experiment.name, title_justify="left", box=None, pad_edge=False)
+    names = short_names(prepared.plan.names, console.width - NUMBERS_WIDTH)
     for title in ("run", "seeds", "done", "parameters", "matched", "state", "tokens", "FLOPs"):
-        table.add_column(title, justify="left" if title == "run" else "right", overflow="fold")
+        named = title == "run"
+        table.add_column(title, justify="left" if named else "right", no_wrap=named, overflow="fold")
     left = 0.0
     for name in prepared.plan.names:
         pairs = [
@@ -95,7 +101,7 @@ def print_preview(recipe: Recipe, prepared: PreparedSet, console: Console | None
         flops = None if tokens is None else tokens * cost.flops_per_token_train
         left += (flops or 0.0) * share_trained(pairs[0][1]) * (len(pairs) - done)
         table.add_row(
-            name,
+            Text(names[name]),
             str(len(pairs)),
             str(done),
             f"{cost.params_total:,}",
@@ -105,6 +111,8 @@ def print_preview(recipe: Recipe, prepared: PreparedSet, console: Console | None
             "" if flops is None else quantity(flops),
         )
     console.print(table)
+    for line in explained(names):
+        console.print(Text(line))
     print_skipped(prepared.plan.skipped)
     if recipe.experiment.hypothesis:
         architectures = {str(run.recipe.model.get("architecture")) for run in prepared.plan.runs}

@@ -134,10 +134,17 @@ class Planner:
                 home = "experiment.seeds" if key == "training.seed" else f"experiment.matrix.{key}"
                 raise ConfigError(f"override {key}: the recipe varies it over {home}; override that instead")
         runs = []
+        taken: dict[str, str] = {}
         seeds: tuple[int | None, ...] = experiment.first_seeds or (None,)
         for declared, changes in (experiment.runs or {experiment.name: {}}).items():
             for suffix, point in _matrix_points(experiment.matrix):
                 name = _file_name(declared + suffix)
+                if name in taken:
+                    raise ConfigError(
+                        f"experiment: {taken[name]!r} and {declared + suffix!r} would both be called {name!r}; name "
+                        "the values of the matrix as `{name: short, value: ...}`, and runs in letters, digits, . + -"
+                    )
+                taken[name] = declared + suffix
                 for seed in seeds:
                     own = {**(changes or {}), **point, **({} if seed is None else {"training.seed": seed})}
                     try:
@@ -248,15 +255,24 @@ class Planner:
 
 def _matrix_points(matrix: Mapping[str, list[Any]]) -> list[tuple[str, dict[str, Any]]]:
     """(suffix of the name, changes) of every combination; one empty point without a matrix."""
-    for key, values in matrix.items():
-        if not values:
+    axes = [[(key, *_named(key, entry)) for entry in values] for key, values in matrix.items()]
+    for key, axis in zip(matrix, axes, strict=True):
+        if not axis:
             raise ConfigError(f"experiment.matrix.{key}: expected at least one value")
-    points = itertools.product(*matrix.values())
     return [
-        ("".join(f"-{key.rsplit('.', 1)[-1]}-{value}" for key, value in zip(matrix, point, strict=True)),
-         dict(zip(matrix, point, strict=True)))
-        for point in points
-    ]  # fmt: skip
+        ("".join(f"-{name}" for _key, name, _value in point), {key: value for key, _name, value in point})
+        for point in itertools.product(*axes)
+    ]
+
+
+def _named(key: str, entry: Any) -> tuple[str, Any]:
+    """(name, value) of one entry of a matrix: `{name: short, value: ...}`, or a value named after its key."""
+    if not (isinstance(entry, Mapping) and entry.keys() == {"name", "value"}):
+        return f"{key.rsplit('.', 1)[-1]}-{entry}", entry
+    name = entry["name"]
+    if not isinstance(name, str) or not re.search(r"[A-Za-z0-9]", name):
+        raise ConfigError(f"experiment.matrix.{key}: name: expected text with a letter or digit, got {name!r}")
+    return name, entry["value"]
 
 
 def _file_name(name: str) -> str:
