@@ -39,7 +39,6 @@ from hf_arch.training.muon import build_muon
 from hf_arch.training.resume import CheckpointKeeper, follow_schedule
 from hf_arch.training.scaled_groups import check_optimizer, scaled_groups, scales_groups
 from hf_arch.training.step_watch import StepWatch
-from hf_arch.training.zero import SharedOptimizer
 
 
 class _RunSampler(SeededSampler):
@@ -124,8 +123,11 @@ class ArchTrainer(HookedTrainer):
             assert not (self.is_fsdp_enabled or self.is_deepspeed_enabled), "Muon needs whole matrices"
             self.optimizer = build_muon(model or self.model, self.args, self._decay_names, self.muon)
         optimizer = super().create_optimizer(model)
-        if self.zero_redundancy and not isinstance(optimizer, SharedOptimizer):
-            self.optimizer = optimizer = SharedOptimizer(optimizer)
+        if self.zero_redundancy:
+            from hf_arch.training.zero import SharedOptimizer  # a quarter of a second, which other runs do not need
+
+            if not isinstance(optimizer, SharedOptimizer):
+                self.optimizer = optimizer = SharedOptimizer(optimizer)
         return optimizer
 
     def _scaled_optimizer(self, model: Any) -> torch.optim.Optimizer:
@@ -139,7 +141,7 @@ class ArchTrainer(HookedTrainer):
 
     def write_optimizer(self, output_dir: str) -> None:
         wrapped = getattr(self.optimizer, "optimizer", None)  # by accelerate
-        if isinstance(wrapped, SharedOptimizer):
+        if self.zero_redundancy and wrapped is not None:
             wrapped.gather()
         super().write_optimizer(output_dir)
 
