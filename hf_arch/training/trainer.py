@@ -44,7 +44,6 @@ from hf_arch.training.interruption import StopAfterStep, StopRequest
 from hf_arch.training.resume import CheckpointKeeper
 from hf_arch.training.schedule import Rates, RateSchedule, follow_schedule
 from hf_arch.training.step_watch import StepWatch
-from hf_arch.training.zero import SharedOptimizer
 
 
 class _RunSampler(SeededSampler):
@@ -140,8 +139,11 @@ class ArchTrainer(HookedTrainer):
                 kind=lambda: self.get_optimizer_cls_and_kwargs(self.args, of),
             )
             self.optimizer = build_optimizer(self.builder, trained_parameters(of, self._decay_names), settings)
-        if self.zero_redundancy and not isinstance(self.optimizer, SharedOptimizer):
-            self.optimizer = SharedOptimizer(self.optimizer)
+        if self.zero_redundancy:
+            from hf_arch.training.zero import SharedOptimizer  # a quarter of a second, which other runs do not need
+
+            if not isinstance(self.optimizer, SharedOptimizer):
+                self.optimizer = SharedOptimizer(self.optimizer)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
@@ -152,7 +154,7 @@ class ArchTrainer(HookedTrainer):
 
     def write_optimizer(self, output_dir: str) -> None:
         wrapped = getattr(self.optimizer, "optimizer", None)  # by accelerate
-        if isinstance(wrapped, SharedOptimizer):
+        if self.zero_redundancy and wrapped is not None:
             wrapped.gather()
         super().write_optimizer(output_dir)
 
