@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM
 
 import hf_arch
 from hf_arch.checks import CheckResult
-from hf_arch.models.weight_decay import exempt_parameter_names
-from hf_arch.training.scaled_groups import scaled_groups
+from hf_arch.optimizers.base import OptimizerSettings
+from hf_arch.optimizers.parameters import trained_parameters
+from hf_arch.optimizers.trainer_names import TrainerOptimizer
 
 WIDTHS = (64, 128, 256, 512)
 FLAT = 0.25
@@ -76,9 +77,7 @@ def _moved(config: Any, seed: int) -> dict[str, float]:
     """The mean absolute change of each layer's output and of the logits by a few steps."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).train()
-    decayed = {name for name, _ in model.named_parameters()} - exempt_parameter_names(model)
-    groups = scaled_groups(model, decayed, lr=LEARNING_RATE, weight_decay=0.0, eps=1e-8)
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    optimizer = TrainerOptimizer(None).build(trained_parameters(model), OptimizerSettings(LEARNING_RATE, 0.0))
     ids = torch.randint(3, config.vocab_size, (8, 24), generator=torch.Generator().manual_seed(seed))
     before = _outputs(model, ids)
     for _ in range(STEPS):

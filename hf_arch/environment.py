@@ -69,6 +69,12 @@ VARIABLES: dict[str, Variable] = {
         *("auto", _OURS),
         choices=("auto", "fp32", "bf16"),
     ),
+    "HF_ARCH_START_METHOD": Variable(
+        "How a set starts its runs: `fork` from a process that has imported everything once (on Linux without an "
+        "accelerator, in a set of several runs), or `spawn` each with imports of its own.",
+        *("fork", _OURS),
+        choices=("fork", "spawn"),
+    ),
     "HF_ARCH_SHAKESPEARE": Variable(
         "The text of tiny Shakespeare, for the test of the published loss.", "the test is skipped", _TESTS, "a file"
     ),

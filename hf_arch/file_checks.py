@@ -1,7 +1,8 @@
 """`hf-arch check FILE`: every part that a user's file registers, each held to its contract in a small model of it.
 
 A part of the model (mixer, feed-forward, norm, position, stream, activation) or a whole architecture is checked by
-`checks.check_model`; a probe by what a fair synthetic task has to be.
+`checks.check_model`; a probe by what a fair synthetic task has to be; optimisers, initialisation policies, metrics and
+columns by `plugin_checks`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from hf_arch.core.errors import ConfigError
 from hf_arch.core.registry import Registry, load_plugin
 from hf_arch.data.probes import PROBES
 from hf_arch.data.probes.probe import IGNORE
+from hf_arch.plugin_checks import KINDS, check_entry
 
 MODEL_PARTS: Mapping[str, tuple[Registry[Any], Callable[[str], dict[str, Any]]]] = {
     "mixer": (registry.MIXERS, lambda name: {"mixer": [name, name, "attention"]}),
@@ -49,6 +51,7 @@ def check_file(
     """
     tables = {kind: table for kind, (table, _) in MODEL_PARTS.items()}
     tables |= {"architecture": registry.ARCHITECTURES, "probe": PROBES}
+    tables |= {kind: table for kind, (table, _) in KINDS.items()}
     entries = [entry for part in load_plugin(path).parts for entry in part.entries]
     new = {kind: [name for held, name, _ in entries if held is table] for kind, table in tables.items()}
     if not any(new.values()):
@@ -64,10 +67,11 @@ def check_file(
             results[_title(kind, name, new)] = check_model(config, device=device)
     for name in new["architecture"]:
         results[_title("architecture", name, new)] = check_model(hf_arch.tiny_config(name, **overrides), device=device)
-    for name in new["probe"]:
-        if overrides:
-            raise ConfigError(f"{next(iter(overrides))}: the probe {name!r} has no config that this could change")
-        results[_title("probe", name, new)] = check_probe(name)
+    for kind in ("probe", *KINDS):
+        for name in new[kind]:
+            if overrides:
+                raise ConfigError(f"{next(iter(overrides))}: the {kind} {name!r} has no config that this could change")
+            results[_title(kind, name, new)] = check_probe(name) if kind == "probe" else check_entry(kind, name)
     return results
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import write_atomic
 from hf_arch.core.formats import byte_size
+from hf_arch.numerics import numerics_version
 from hf_arch.runs.record import RunRecord
 from hf_arch.runs.suite import find_runs
 
@@ -104,7 +105,9 @@ def _conditions(runs: Sequence[RunRecord]) -> str:
     origin = common("origin of HellaSwag's rows", lambda run: run.benchmarks["hellaswag"].get("rows"))
     seeds = len({run.seed for run in runs})
     tokens = " to ".join(f"{value:,.0f}" for value in sorted({min(_tokens(runs)), max(_tokens(runs))}))
-    machine = f"{device} ({_count(threads, 'thread')}, {precision}, rows of {length} tokens)"
+    numerics = common("numerics", lambda run: numerics_version(run.provenance))
+    version = "" if numerics is None else f", numerics {numerics}"
+    machine = f"{device} ({_count(threads, 'thread')}, {precision}, rows of {length} tokens{version})"
     return (
         f"Measured on {machine}, {_count(seeds, 'seed')} each, after {tokens} tokens of training: models of a size for "
         f"a CPU, for comparison with each other. HellaSwag: the first {samples:,} rows ({origin}); chance is 25 %. "

@@ -97,6 +97,7 @@ EVALUATION: dict[str, Entry] = {
     "speed_tokens": ("prompt and decoded tokens of that measurement", "tokens", "64"),
     "lengths": ("lengths of context at which the loss by position is measured", "tokens", "[128, 512]"),
     "corpora": ("other corpora on whose held-out text the loss is measured", "", "[python-docs]"),
+    "metrics": ("metrics that a plugin registers, by name or with their options", "", "[]"),
     "rows": ("which validation rows count: all, the even ones (selection) or the odd ones (claim)", "", "all"),
 }
 
@@ -104,7 +105,7 @@ EXPERIMENT: dict[str, Entry] = {
     "name": ("of the set, and of its folder", "", "attention"),
     "hypothesis": ("what is claimed, in words that may hold claims about runs", "", "gla better than llama"),
     "description": ("in words, for the report", "", "Which mixer wins?"),
-    "seeds": ("a list, or how many: 3 is 1, 2, 3", "", "3"),
+    "seeds": ("a list, how many (3 is 1, 2, 3), or auto: as many as the claims need", "", "3"),
     "matrix": ("dotted keys and the values that every run tries", "", "{training.learning_rate: [1.0e-3, 3.0e-3]}"),
     "match": ("make the runs equal: parameters, flops or state, or the keys below", "", "parameters"),
     "runs": ("names, and what each run changes", "", "{a: {model.norm: rmsnorm}, b: {model.norm: layernorm}}"),
@@ -114,6 +115,12 @@ EXPERIMENT: dict[str, Entry] = {
     "tune": ("learning rates sampled by Optuna, the keys below", "", "{low: 1.0e-4, high: 1.0e-2, trials: 8}"),
     "learning_rates": ("rates chosen apart from the comparison: a list, or the keys below", "", "[1.0e-3, 3.0e-3]"),
     "ladder": ("each run at several sizes and budgets, the keys below", "", "{sizes: [1.0e+6, 2.0e+6]}"),
+    "metric": (
+        "the measured number that is compared; null: the loss, or the accuracy of a probe",
+        "",
+        "final_val_loss",
+    ),
+    "columns": ("columns of the report that a plugin registers", "", "[]"),
     "vary": ("the keys that the question is about, where runs change others too", "", "[model.norm]"),
 }
 

@@ -40,6 +40,7 @@ NAVIGATION = {
         "recipe_keys.md",
         "cli.md",
         "architectures.md",
+        "contracts.md",
         "recurrences.md",
         "performance.md",
         "environment.md",

@@ -166,7 +166,7 @@ def pair_budgets(comparison: Comparison) -> list[PairBudgets]:
     if comparison.metric != LOSS or any(run.experiment.get("ladder") for run in comparison.runs):
         return []
     names = {group.name: group.reference.architecture for group in comparison.groups if group.counted}
-    pairs = [pair for hypothesis in comparison.hypotheses for pair in claimed_pairs(hypothesis, names)]
+    pairs = [pair for made in comparison.claims for pair in claimed_pairs(made.claim, names)]
     pairs += [(name, comparison.baseline) for name in names if comparison.baseline not in (None, name)]
     seen: set[frozenset[str]] = set()
     found = []

@@ -13,6 +13,7 @@ from hf_arch.runs.record import numbers_for
 
 if TYPE_CHECKING:
     from hf_arch.analysis.comparison import Comparison, Group
+    from hf_arch.runs.columns import FilledColumn
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def _number_column(number: Number) -> Column:
 _VERSUS_BASELINE = Column(
     "versus_baseline",
     "vs baseline",
-    "paired difference by seed to the baseline, with its 95 % interval; Holm-corrected over all pairs",
+    "paired difference by seed to the baseline, with the interval of Holm's correction over all pairs",
     lambda comparison, group: comparison.versus_baseline(group.name) or MISSING,
 )
 
@@ -103,10 +104,42 @@ def benchmark_columns(comparison: Comparison) -> list[Column]:
     return [column(name) for name in names]
 
 
+def metric_columns(comparison: Comparison) -> list[Column]:
+    """A column for each number that plugins measured of the runs."""
+    return [
+        _number_column(number)
+        for number in numbers_for(Reader.TABLE, comparison.runs)
+        if number.key not in {column.key for column in COLUMNS}
+    ]
+
+
+def plugin_columns(comparison: Comparison) -> list[Column]:
+    """A column for each that a plugin registers."""
+
+    def column(filled: FilledColumn) -> Column:
+        def cell(_comparison: Comparison, group: Group) -> str:
+            numbers, texts = filled.numbers(group.counted), filled.texts(group.counted)
+            if not numbers:
+                return ", ".join(texts) or MISSING
+            interval = t_interval(numbers)
+            if filled.decimals is not None:
+                return interval_text(interval, filled.decimals)
+            return filled.number.show(interval.mean)
+
+        return Column(filled.name, filled.number.column, filled.number.help, cell)
+
+    return [column(filled) for filled in comparison.plugin_columns]
+
+
 def filled_columns(comparison: Comparison) -> list[Column]:
     """The columns that hold a value for any group."""
     return [
         column
-        for column in (*COLUMNS, *benchmark_columns(comparison))
+        for column in (
+            *COLUMNS,
+            *metric_columns(comparison),
+            *plugin_columns(comparison),
+            *benchmark_columns(comparison),
+        )
         if any(column.cell(comparison, group) != MISSING for group in comparison.groups)
     ]

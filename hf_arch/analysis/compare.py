@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hf_arch.analysis.audit import audit
 from hf_arch.analysis.budgets import pair_budgets
-from hf_arch.analysis.comparison import Comparison, Group
+from hf_arch.analysis.comparison import Comparison, Group, solved_at
 from hf_arch.analysis.controls import controlled_claims, controls_command
 from hf_arch.analysis.item_tests import item_tests
 from hf_arch.analysis.ladder import ladder_of, rung_pairs
@@ -26,10 +26,12 @@ from hf_arch.analysis.scaling_laws import scaling_laws
 from hf_arch.analysis.stats import all_pairs, t_interval
 from hf_arch.analysis.verdicts import judge
 from hf_arch.core.errors import choice_error
+from hf_arch.runs.columns import plugin_columns
 from hf_arch.runs.numbers import Reader
-from hf_arch.runs.record import NUMBERS, RunRecord, numbers_for
+from hf_arch.runs.record import RunRecord, definitions, numbers_for
+from hf_arch.runs.registration import claims_made
 from hf_arch.runs.run_settings import shared_settings
-from hf_arch.runs.suite import hypotheses, load_runs
+from hf_arch.runs.suite import load_runs
 
 LOSS = "final_val_loss"
 BASELINE_ARCHITECTURES = ("gpt2", "llama")
@@ -40,24 +42,28 @@ def compare_runs(
 ) -> Comparison:
     """Reads, groups, tests and audits runs.
 
-    `metric` is a measured number of results.json; by default the validation loss, the accuracy of probes, or bits per
-    byte where the tokenizers differ (a loss per token means nothing then). `baseline` is a group's name; by default the
+    `metric` is a measured number of results.json; by default that of the recipes' `experiment.metric`, else the
+    validation loss, the accuracy of probes, or bits per byte where the tokenizers differ (a loss per token means
+    nothing then). `baseline` is a group's name; by default the
     run that the recipe names or lists first. ConfigError for a name that does not exist.
     """
     runs = _told_apart(load_runs(source))
+    asked = list(dict.fromkeys(named for run in runs if (named := run.experiment.get("metric"))))
+    metric = metric or (str(asked[0]) if len(asked) == 1 else None)
     if metric is None:
         metric = _default_metric(runs)
-    elif metric not in (allowed := [number.key for number in numbers_for(Reader.ROWS)]):
+    elif metric not in (allowed := [number.key for number in numbers_for(Reader.ROWS, runs)]):
         raise choice_error("metric", metric, allowed)
+    lower = not definitions(runs)[metric].higher_is_better
     names = list(dict.fromkeys(run.name for run in runs))
-    groups = [_group(name, [run for run in runs if run.name == name], metric) for name in names]
-    sign = -1 if NUMBERS[metric].higher_is_better else 1
+    groups = [_group(name, [run for run in runs if run.name == name], metric, lower) for name in names]
+    sign = 1 if lower else -1
     groups.sort(key=lambda group: (not group.by_seed(metric), sign * (group.mean(metric) or 0.0)))
     if baseline is None:
         baseline = _default_baseline(runs, groups)
     elif baseline not in names:
         raise choice_error("baseline", baseline, names)
-    pairs = all_pairs({group.name: group.by_seed(metric) for group in groups}, sign == 1)
+    pairs = all_pairs({group.name: group.by_seed(metric) for group in groups}, sign == 1, solved_at(runs, metric))
     ladder = ladder_of(groups, metric, baseline, sign == 1)
     if ladder is not None:
         baseline = ladder.named(ladder.rungs[0].base) or baseline
@@ -68,18 +74,24 @@ def compare_runs(
         pairs=tuple(pairs if ladder is None else rung_pairs(ladder)),
         findings=tuple(audit(runs) if ladder is None else audit_by_rung(runs)),
         ladder=ladder,
-        hypotheses=tuple(hypotheses(runs)),
+        claims=tuple(claims_made(runs)),
         item_tests=tuple(item_tests(groups)),
         scaling=tuple(scaling_laws(groups, metric, sign == 1)),
+        plugin_columns=tuple(plugin_columns(runs)),
     )
-    verdicts = [verdict for hypothesis in comparison.hypotheses for verdict in judge(hypothesis, comparison)]
     comparison = replace(
         comparison,
-        verdicts=tuple(verdicts),
+        verdicts=tuple(judge(comparison.claims, comparison)),
         controls=tuple(controlled_claims(comparison)),
         budgets=tuple(pair_budgets(comparison)),
     )
     return replace(comparison, controls_command=controls_command(comparison))
+
+
+def undecided_claims(folders: Sequence[Path]) -> list[str]:
+    """The claims in force about the runs in these folders that their numbers do not decide yet."""
+    verdicts = compare_runs(folders).verdicts
+    return [v.claim for v in verdicts if v.statistics == "undecided" and v.registration.removed is None]
 
 
 def _told_apart(runs: list[RunRecord]) -> list[RunRecord]:
@@ -105,13 +117,13 @@ def _meaning(run: RunRecord) -> str:
     return json.dumps([model, shared_settings(run)], sort_keys=True, default=str)
 
 
-def _group(name: str, runs: list[RunRecord], metric: str) -> Group:
+def _group(name: str, runs: list[RunRecord], metric: str, lower_is_better: bool) -> Group:
     """One group: a run a seed at each learning rate (the newest), then the rate with most seeds and the best mean."""
     by_rate: dict[float, dict[int, RunRecord]] = {}
     for run in sorted(runs, key=lambda run: run.modified):
         if run.completed and metric in run.numbers:
             by_rate.setdefault(run.learning_rate or 0.0, {})[run.seed or 0] = run
-    sign = -1 if NUMBERS[metric].higher_is_better else 1
+    sign = 1 if lower_is_better else -1
     rates = {
         rate: t_interval([run.numbers[metric] for run in seeds.values()]) for rate, seeds in sorted(by_rate.items())
     }

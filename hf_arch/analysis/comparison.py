@@ -5,16 +5,21 @@ It neither prints nor judges itself: `hf_arch.analysis.compare` makes one, `hf_a
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hf_arch.analysis.audit import confounds_of
 from hf_arch.analysis.columns import benchmark_scores, interval_text
 from hf_arch.analysis.finding import Finding
+from hf_arch.analysis.sequential import spending_words
 from hf_arch.analysis.stats import Interval, PairedDifference, bootstrap_interval, t_interval
-from hf_arch.core.files import to_jsonable
-from hf_arch.runs.numbers import Reader
-from hf_arch.runs.record import NUMBERS, RunRecord, numbers_for
+from hf_arch.core.files import finite, to_jsonable
+from hf_arch.recipe.seeds import AutoSeeds
+from hf_arch.runs.columns import FilledColumn
+from hf_arch.runs.numbers import Number, Reader
+from hf_arch.runs.record import RunRecord, definitions, numbers_for
+from hf_arch.runs.registration import MadeClaim
 from hf_arch.runs.suite import flat_row
 
 if TYPE_CHECKING:
@@ -26,6 +31,9 @@ if TYPE_CHECKING:
     from hf_arch.analysis.ladder import Ladder
     from hf_arch.analysis.scaling_laws import ScalingLaw
     from hf_arch.analysis.verdicts import Verdict
+
+
+SOLVED = 0.99
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,10 +79,13 @@ class Comparison:
     baseline: str | None
     pairs: tuple[PairedDifference, ...]
     findings: tuple[Finding, ...]
-    hypotheses: tuple[str, ...]
+    claims: tuple[MadeClaim, ...] = ()
+    """Every claim that was made of the runs, removed ones included."""
     verdicts: tuple[Verdict, ...] = ()
     item_tests: tuple[ItemTest, ...] = ()
     controls: tuple[Controlled, ...] = ()
+    plugin_columns: tuple[FilledColumn, ...] = ()
+    """What columns of plugins say of the runs."""
     controls_command: str | None = None
     """The command that would train the controls which claims lack; None where none is needed."""
     scaling: tuple[ScalingLaw, ...] = ()
@@ -90,14 +101,19 @@ class Comparison:
         return [run for group in self.groups for run in group.runs]
 
     @property
+    def number(self) -> Number:
+        """What the metric is."""
+        return definitions(self.runs)[self.metric]
+
+    @property
     def lower_is_better(self) -> bool:
         """Direction of the metric."""
-        return not NUMBERS[self.metric].higher_is_better
+        return not self.number.higher_is_better
 
     @property
     def metric_name(self) -> str:
         """The metric in words."""
-        return NUMBERS[self.metric].words
+        return self.number.words
 
     def group(self, name: str) -> Group:
         """The group called `name`."""
@@ -111,6 +127,45 @@ class Comparison:
             if (pair.first, pair.second) == (second, first):
                 return pair.reversed()
         return None
+
+    @property
+    def solved_at(self) -> float | None:
+        """The accuracy from which a seed solved the probe; None where the runs are of text, or of another metric."""
+        return solved_at(self.runs, self.metric)
+
+    @property
+    def seed_plan(self) -> AutoSeeds | None:
+        """How far seeds were to be added, by `experiment.seeds: auto`; the widest that a run records, None without."""
+        plans = [plan for run in self.runs if isinstance(plan := run.experiment.get("sequential"), Mapping)]
+        least = min((int(plan["least"]) for plan in plans), default=0)
+        return AutoSeeds(least, max(int(plan["most"]) for plan in plans)) if plans else None
+
+    @property
+    def seeds_words(self) -> str:
+        """How seeds were added and what that costs; empty where they were fixed."""
+        return "" if self.seed_plan is None else spending_words(self.seed_plan)
+
+    @property
+    def families(self) -> dict[str, int]:
+        """How many tests each family has that Holm's correction runs over: the claims, and all pairs of the table."""
+        return {
+            "claims": max((verdict.family for verdict in self.verdicts), default=0),
+            "pairs": max((pair.family for pair in self.pairs if pair.p_value is not None), default=0),
+        }
+
+    @property
+    def families_words(self) -> str:
+        """The same in a sentence; empty without either."""
+        claims, pairs = self.families["claims"], self.families["pairs"]
+        where = "of the table" if self.ladder is None else "of a rung"
+        counts = ((claims, "claim", ""), (pairs, "pair", f" {where}"))
+        parts = [f"{count} {what}{'' if count == 1 else 's'}{of}" for count, what, of in counts if count]
+        if not parts:
+            return ""
+        if max(claims, pairs) == 1:
+            return f"Families of tests: {' and '.join(parts)}, each alone: nothing is corrected for."
+        intervals = "intervals are at the level at which the correction tests them"
+        return f"Holm's correction runs over {', and separately over '.join(parts)}; {intervals}."
 
     def confounds(self, *names: str) -> list[Finding]:
         """What beside a claim may explain how these groups differ: violations of the audit of their runs alone."""
@@ -130,7 +185,11 @@ class Comparison:
         pair = self.pair(name, self.baseline) if self.baseline else None
         if pair is None or self.baseline is None:
             return ""
-        checks = self.confounding_checks(name, self.baseline) if pair.verdict in ("better", "worse") else ()
+        return self.words(pair)
+
+    def words(self, pair: PairedDifference) -> str:
+        """A pair's difference in words, with what confounds it."""
+        checks = self.confounding_checks(pair.first, pair.second) if pair.verdict in ("better", "worse") else ()
         return f"{pair.words}, confounded ({', '.join(checks)})" if checks else pair.words
 
     @property
@@ -187,7 +246,7 @@ class Comparison:
             "failed": group.failed,
             "learning_rate": reference.learning_rate,
         }
-        for number in numbers_for(Reader.ROWS):
+        for number in numbers_for(Reader.ROWS, self.runs):
             key, interval = number.key, group.interval(number.key)
             row[key] = None if interval is None else interval.mean
             if number.decimals is not None:
@@ -196,6 +255,9 @@ class Comparison:
         for name, interval in benchmark_scores(group).items():
             key = name.replace(" ", ".")
             row |= {key: interval.mean, f"{key}_low": interval.low, f"{key}_high": interval.high}
+        for column in self.plugin_columns:
+            numbers, texts = column.numbers(group.counted), column.texts(group.counted)
+            row[column.name] = t_interval(numbers).mean if numbers else ", ".join(texts) or None
         row["versus_baseline"] = self.versus_baseline(group.name)
         for entry in self.budgets:
             if group.name != self.baseline and {group.name, self.baseline} == {entry.first, entry.second}:
@@ -223,6 +285,8 @@ class Comparison:
                     {**pair.to_dict(), "confounds": list(self.confounding_checks(pair.first, pair.second))}
                     for pair in self.pairs
                 ],
+                "families": self.families,
+                "seeds": self.seeds_words or None,
                 "hypotheses": [verdict.to_dict() for verdict in self.verdicts],
                 "items": [test.to_dict() for test in self.item_tests],
                 "controls": [control.to_dict() for control in self.controls],
@@ -232,6 +296,14 @@ class Comparison:
                 "runs": [flat_row(run) for run in self.runs],
             }
         )
+
+
+def solved_at(runs: Sequence[RunRecord], metric: str) -> float | None:
+    """The accuracy from which these runs of a probe count as solved: their `probe.stop_accuracy`, 0.99 without one."""
+    probes = [run.config.get("probe") for run in runs]
+    if not metric.startswith(("accuracy", "best_accuracy")) or not all(isinstance(probe, Mapping) for probe in probes):
+        return None
+    return max((finite(probe.get("stop_accuracy")) or SOLVED for probe in probes if probe), default=None)
 
 
 def _bounds(interval: Interval) -> list[float | None]:

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hf_arch.analysis.stats import PairedDifference
-from hf_arch.analysis.verdicts import CLAIM
+from hf_arch.runs.claims import claim_matches
 from hf_arch.runs.numbers import Number
-from hf_arch.runs.record import NUMBERS
 
 if TYPE_CHECKING:
     from hf_arch.analysis.comparison import Comparison
@@ -50,7 +49,7 @@ def claimed_pairs(hypothesis: str, runs: Mapping[str, str]) -> list[tuple[str, s
     """The pairs of runs that the claims of a hypothesis compare; `runs` are architectures by names of runs, and a claim
     may name an architecture that one run has."""
     pairs = []
-    for match in CLAIM.finditer(hypothesis):
+    for match in claim_matches(hypothesis):
         first, second = (_run_called(match[side], runs) for side in ("first", "second"))
         if first is not None and second is not None and first != second:
             pairs.append((first, second))
@@ -63,8 +62,8 @@ def controlled_claims(comparison: Comparison) -> list[Controlled]:
     stages = _stages(comparison)
     originals = {name: architecture for name, architecture in groups.items() if name not in _controls(comparison)}
     found = []
-    for hypothesis in comparison.hypotheses:
-        for match in CLAIM.finditer(hypothesis):
+    for made in comparison.claims:
+        for match in claim_matches(made.claim):
             first, second = (_run_called(match[side], originals) for side in ("first", "second"))
             if first is None or second is None:
                 continue
@@ -76,7 +75,7 @@ def controlled_claims(comparison: Comparison) -> list[Controlled]:
                 before, after = comparison.pair(*sides), comparison.pair(*runs)
                 if before is None or after is None or before.difference is None or after.difference is None:
                     continue
-                sentence = _sentence(before, after, stage["words"], NUMBERS[comparison.metric])
+                sentence = _sentence(before, after, stage["words"], comparison.number)
                 found.append(Controlled(match[0], tuple(stage["removes"]), runs, before, after, sentence))
     return found
 

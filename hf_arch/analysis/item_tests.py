@@ -5,15 +5,14 @@ With x_{s,i} the score of item i under seed s, and d_{s,i} the difference of two
 - McNemar's exact test, of one seed: of the items that exactly one of the two has right, as many on either side?
 - The paired bootstrap over seeds and items, the items drawn once for all seeds, since they are the same ones. Of a mean
   its variance is known without drawing, V_s(mean_i d) / S + V_i(mean_s d) / I, here with sample variances (what a
-  bootstrap of few seeds leaves out), and the interval is Student's with S - 1 degrees of freedom. With one seed it
-  speaks of these two models on other items, and of no other seed.
+  bootstrap of few seeds leaves out), and the interval is Student's with S - 1 degrees of freedom. With one seed it has
+  I - 1 of them, and speaks of these two models on other items, and of no other seed.
 
 p values are corrected by Holm over all pairs of models and tasks of one score.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
@@ -88,20 +87,30 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     return float(binomtest(only_first, only_first + only_second, 0.5).pvalue)
 
 
-def seeds_and_items(differences: np.ndarray) -> tuple[float, float | None, float | None, float | None]:
-    """(mean, low, high, two-sided p) of differences [S, I], by seed and item (see the head of this file); None where
-    there is no spread to judge by."""
-    from scipy.stats import norm, t
-
-    seeds, items = differences.shape
-    mean = float(differences.mean())
-    variance = float(differences.mean(axis=0).var(ddof=1)) / items if items > 1 else 0.0
+def error_over_seeds_and_items(differences: np.ndarray) -> np.ndarray:
+    """Standard error [...] of the mean of differences [..., S, I], by seed and item (see the head of this file)."""
+    seeds, items = differences.shape[-2:]
+    variance = np.zeros(differences.shape[:-2])
+    if items > 1:
+        variance = variance + differences.mean(axis=-2).var(axis=-1, ddof=1) / items
     if seeds > 1:
-        variance += float(differences.mean(axis=1).var(ddof=1)) / seeds
-    error = math.sqrt(variance)
+        variance = variance + differences.mean(axis=-1).var(axis=-1, ddof=1) / seeds
+    return np.sqrt(variance)
+
+
+def degrees_of_freedom(seeds: int, items: int) -> int:
+    """Of Student's law for that error: by the seeds, with one of them by the items."""
+    return seeds - 1 if seeds > 1 else max(items - 1, 1)
+
+
+def seeds_and_items(differences: np.ndarray) -> tuple[float, float | None, float | None, float | None]:
+    """(mean, low, high, two-sided p) of differences [S, I]; None where there is no spread to judge by."""
+    from scipy.stats import t
+
+    mean, error = float(differences.mean()), float(error_over_seeds_and_items(differences))
     if error <= 1e-12 * max(1.0, abs(mean)):
         return mean, None, None, 1.0 if mean == 0 else None
-    law = t(seeds - 1) if seeds > 1 else norm
+    law = t(degrees_of_freedom(*differences.shape))
     margin = float(law.ppf(0.5 + LEVEL / 2)) * error
     return mean, mean - margin, mean + margin, 2 * float(law.sf(abs(mean) / error))
 

@@ -12,6 +12,7 @@ import math
 
 import numpy as np
 
+from hf_arch.analysis.counts import least_seeds
 from hf_arch.analysis.stats import LEVEL, PairedDifference
 
 POWER = 0.8
@@ -58,12 +59,15 @@ def seeds_needed(difference: float, std: float, family: int = 1) -> int | None:
 def power_words(pair: PairedDifference) -> str:
     """What the seeds of a pair could have shown, in one sentence; empty where there is no spread to say it from."""
     difference = pair.difference
+    if pair.counts is not None:
+        fewest = least_seeds((1 - LEVEL) / pair.factor)
+        return "" if fewest is None else f"All seeds against none is found with {fewest} a side"
     if difference is None or not difference.std or pair.p_value is None:
         return ""
     least = smallest_difference(difference.std, difference.n, pair.family)
     needed = seeds_needed(difference.mean, difference.std, pair.family) if difference.mean else None
     count = f"more than {MOST_SEEDS}" if needed is None else f"{needed}"
     return (
-        f"{difference.n} seeds show a difference of {least:.2g} with 80 % power at this spread; "
-        f"one of {abs(difference.mean):.2g} needs {count} seeds"
+        f"{difference.n} seeds show a difference of {least:.3g} with 80 % power at this spread; "
+        f"one of {abs(difference.mean):.3g} needs {count} seeds"
     )

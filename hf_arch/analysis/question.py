@@ -13,6 +13,7 @@ from itertools import combinations
 from typing import Any
 
 from hf_arch.runs.record import RunRecord
+from hf_arch.runs.run_settings import flatten_section
 
 SIZES = (
     r"model\.(.*\.)?(hidden_size|num_\w*(layers|heads|experts)\w*|head_dim|intermediate_size|vocab_size|.*expand.*"
@@ -53,20 +54,12 @@ def flat_config(run: RunRecord) -> dict[str, Any]:
     """{dotted key: value} of the recipe that a run was trained by, without what every run has to itself."""
     flat: dict[str, Any] = {}
     for section in _COMPARED:
-        _flatten(section, run.config.get(section), flat)
+        flatten_section(section, run.config.get(section), flat)
     matched = run.experiment.get("match")
     leave_out = [_OF_A_RUN, *([_MATCHED] if matched else [])]
     if isinstance(matched, dict) and matched.get("vary"):
         leave_out.append(rf"model\.{re.escape(str(matched['vary']))}")
     return {key: value for key, value in flat.items() if not any(re.fullmatch(one, key) for one in leave_out)}
-
-
-def _flatten(prefix: str, node: Any, into: dict[str, Any]) -> None:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            _flatten(f"{prefix}.{key}", value, into)
-    elif "." in prefix:
-        into[prefix] = node
 
 
 def changed_keys(runs: Sequence[RunRecord]) -> set[str]:

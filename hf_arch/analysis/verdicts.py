@@ -1,45 +1,43 @@
-"""Verdicts: what the numbers say about a hypothesis.
+"""Verdicts: what the numbers say about the claims that were made.
 
-A hypothesis is free text. Where it holds claims of the form
-
-    A better than B        A worse than B        A not distinguishable from B        A within 0.1 of B
-    A at least 0.99        A at most 1.9         A within 0.05 of 1.88
-
-with A and B names of runs (or of architectures that one run has), each claim is judged by the paired difference of
-the table, or against a number by the mean of A, whose 95 % interval has to lie inside the bounds. `within X of B` is
-two one-sided tests at 5 % (the 90 % interval). 'not distinguishable' has no margin, so that finding nothing leaves
-it undecided; beside an undecided claim stands what the seeds could have shown. One seed has no interval,
-and decides nothing. Where the audit of the runs that a claim is about finds another reason for a difference,
-a claim that the numbers would decide is `confounded`, with the reasons. Text without such a claim gets no verdict from
-a program: the reader judges it, with the result beside it.
+A hypothesis is free text. Where it holds claims (`hf_arch.runs.claims`), each is judged by its own test
+(`hf_arch.analysis.claim_tests`). The claims of a comparison, those that were removed later included, are one family:
+Holm's correction runs over their tests, and not over pairs that nobody made a claim about. 'not distinguishable' has no
+margin, so that finding nothing leaves it undecided; beside an undecided claim stands what the seeds could have shown.
+One seed has no interval, and decides nothing. Where the audit of the runs that a claim is about finds another reason
+for a difference, a claim that the numbers would decide is `confounded`, with the reasons. Text without such a claim
+gets no verdict from a program: the reader judges it, with the result beside it.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Collection
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from hf_arch.analysis.columns import interval_text
-from hf_arch.analysis.power import power_words
-from hf_arch.analysis.stats import LEVEL, Interval, PairedDifference, t_interval
+from hf_arch.analysis.claim_tests import (
+    ClaimTest,
+    Outcome,
+    difference_test,
+    nearness_test,
+    number_test,
+    often_test,
+    share_claim_test,
+)
+from hf_arch.analysis.counts import Counts
+from hf_arch.analysis.sequential import over_looks
+from hf_arch.analysis.stats import PairedDifference, holm_factors, paired_difference
 from hf_arch.core.errors import choice_error
+from hf_arch.runs.claims import CLAIM, claim_matches
+from hf_arch.runs.registration import UNREGISTERED, MadeClaim, Registration
 
 if TYPE_CHECKING:
     from hf_arch.analysis.comparison import Comparison
 
-Outcome = Literal["supported", "contradicted", "undecided", "confounded", "not judged"]
 DECIDED: tuple[Outcome, ...] = ("supported", "contradicted")
 OF_ONE_RUN = ("seeds", "rows", "data", "tokenizer", "code", "versions")
 """Checks that touch a claim about one run and a number: that the seeds are runs of one thing, and independent."""
-
-CLAIM = re.compile(
-    r"(?P<first>[\w.+=/-]+)\s+(?:is\s+)?"
-    r"(?P<relation>better than|worse than|not distinguishable from|at least|at most|within (?P<bound>\d*\.?\d+) of)\s+"
-    r"(?P<second>[\w.+=/-]*\w)"
-)
 
 
 @dataclass(frozen=True)
@@ -48,6 +46,8 @@ class Verdict:
 
     confounds: names of the audit's checks that give another reason for what the runs of the claim show. A claim that
     the statistics would decide is `confounded` where there is one. reasons: their sentences.
+    statistics: the outcome without the audit. p_value, p_adjusted: before and after Holm's correction over the `family`
+    of claims. registration: whether the claim was made before there were results, and whether it was removed since.
     """
 
     hypothesis: str
@@ -56,58 +56,169 @@ class Verdict:
     evidence: str
     confounds: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
+    statistics: Outcome = "not judged"
+    p_value: float | None = None
+    p_adjusted: float | None = None
+    family: int = 0
+    registration: Registration = UNREGISTERED
+
+    @property
+    def mark(self) -> str:
+        """What a reader has to know of when the claim was made: `added later`, `removed later`, `more seeds later`."""
+        when = self.registration
+        marks = {
+            "added later": when.status == "added later",
+            "removed later": when.removed is not None,
+            "more seeds later": when.more_seeds is not None,
+        }
+        return ", ".join(mark for mark, holds in marks.items() if holds)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
 
 
-def judge(hypothesis: str, comparison: Comparison) -> list[Verdict]:
-    """One verdict a claim that names two groups; one 'not judged' verdict where there is no such claim."""
+def judge(claims: Sequence[MadeClaim], comparison: Comparison) -> list[Verdict]:
+    """One verdict on each claim that was made, after Holm's correction over all of them."""
+    tests = [_test(made.claim, comparison) for made in claims]
+    by_key = {test.key: 1.0 if test.p_value is None else test.p_value for _names, test in filter(None, tests)}
+    factors = dict(zip(by_key, holm_factors(list(by_key.values())).tolist(), strict=True))
     verdicts = []
-    for match in CLAIM.finditer(hypothesis):
-        first, second = (_group_name(match[side], comparison) for side in ("first", "second"))
-        number = _number(match["second"]) if second is None else None
-        if first is not None and number is not None and match["relation"].startswith(("at ", "within ")):
-            low, high = _bounds(match["relation"], match["bound"], number)
-            interval = comparison.group(first).interval(comparison.metric)
-            evidence = f"{first}: {comparison.metric_name} {interval_text(interval)}"
-            verdicts.append(
-                _audited(hypothesis, match[0], _inside(low, high, interval), evidence, comparison, (first,))
-            )
-            continue
-        if first is None or second is None or first == second or match["relation"].startswith("at "):
-            continue
-        pair = comparison.pair(first, second)
-        outcome = _within(float(match["bound"]), pair) if match["bound"] else _outcome(match["relation"], pair)
-        evidence = f"{first} against {second}: {'not compared' if pair is None else pair.words}"
-        if outcome == "undecided" and pair is not None and (strength := power_words(pair)):
-            evidence += f". {strength}"
-        verdicts.append(_audited(hypothesis, match[0], outcome, evidence, comparison, (first, second)))
-    if not verdicts:
-        evidence = f"No claim of the form 'A better than B' between runs of this comparison. {comparison.headline}"
-        verdicts.append(Verdict(hypothesis, hypothesis, "not judged", evidence))
+    for made, found in zip(claims, tests, strict=True):
+        if found is None:
+            verdict = Verdict(made.hypothesis, made.claim, "not judged", _unjudged_words(made.claim, comparison))
+        else:
+            names, test = found
+            verdict = _verdict(made, test, factors[test.key], len(by_key), names, comparison)
+        verdicts.append(replace(verdict, registration=made.registration))
     return verdicts
 
 
-def _audited(
-    hypothesis: str, claim: str, outcome: Outcome, evidence: str, comparison: Comparison, names: tuple[str, ...]
+Found = tuple[tuple[str, ...], ClaimTest]
+"""The names of the groups that a claim is about, and its test."""
+
+
+def _test(claim: str, comparison: Comparison) -> Found | None:
+    """The test of a claim, over all looks where seeds were added as they were needed; None where it is about nothing
+    that is here."""
+    match = CLAIM.fullmatch(claim)
+    plan = comparison.seed_plan
+    found = None if match is None else _test_of(match, _View(comparison))
+    if match is None or plan is None or found is None:
+        return found
+    names, test = found
+    groups = [comparison.group(name).by_seed(comparison.metric) for name in names]
+    reached = min(max((seed for seed in group if seed <= plan.most), default=0) for group in groups)
+    views = [_View(comparison, count) for count in plan.looks if count <= reached]
+    looks = [look[1] for view in views if (look := _test_of(match, view)) is not None]
+    if not looks or len(looks) < len(views):  # the first look is still to come
+        return names, replace(test, p_value=None, otherwise="undecided")
+    complete = all(set(plan.first(reached)) <= group.keys() for group in groups)
+    return names, over_looks(plan, looks, complete and not any(look.by_counts for look in looks))
+
+
+@dataclass(frozen=True)
+class _View:
+    """A comparison, or what it was when seeds 1 to `count` were there."""
+
+    comparison: Comparison
+    count: int | None = None
+
+    def values(self, name: str) -> dict[int, float]:
+        """{seed: value} of a group."""
+        found = self.comparison.group(name).by_seed(self.comparison.metric)
+        return found if self.count is None else {seed: x for seed, x in found.items() if 1 <= seed <= self.count}
+
+    def pair(self, first: str, second: str) -> PairedDifference:
+        """The difference of two groups."""
+        whole = self.comparison
+        return paired_difference(
+            first, second, self.values(first), self.values(second), whole.lower_is_better, whole.solved_at
+        )
+
+
+def _test_of(match: re.Match[str], view: _View) -> Found | None:
+    comparison, relation = view.comparison, match["relation"]
+    bound = None if match["bound"] is None else float(match["bound"])
+    first, second = (_group_name(match[side], comparison) for side in ("first", "second"))
+    number = _number(match["second"]) if second is None else None
+    if first is None:
+        return None
+    if relation.startswith(("solves", "reaches")):
+        return _counted(match, first, second, number, view)
+    if number is not None and relation.startswith(("at ", "within ")):
+        values = list(view.values(first).values())
+        return (first,), number_test(relation, bound, number, first, comparison.metric_name, values)
+    if second is None or first == second or relation.startswith("at "):
+        return None
+    pair = view.pair(first, second)
+    test = difference_test(relation, pair) if bound is None else nearness_test(bound, pair)
+    return (first, second), test
+
+
+def _counted(match: re.Match[str], first: str, second: str | None, number: float | None, view: _View) -> Found | None:
+    """The test of a claim about how many seeds reached a number; None where there is no such number or side."""
+    comparison = view.comparison
+    written = match["reached"] or match["level"]
+    threshold = comparison.solved_at if written is None else float(written)
+    if threshold is None:
+        return None
+    better = (lambda value: value <= threshold) if comparison.lower_is_better else (lambda value: value >= threshold)
+
+    def reached(name: str) -> tuple[int, int]:
+        values = view.values(name).values()
+        return sum(map(better, values)), len(values)
+
+    if number is not None and " in at " in match["relation"] and reached(first)[1] and 0 <= number <= 1:
+        return (first,), share_claim_test(match["relation"], number, first, threshold, *reached(first))
+    if second is None or first == second or "often" not in match["relation"]:
+        return None
+    if not reached(first)[1] or not reached(second)[1]:
+        return None
+    counts = Counts(*reached(first), *reached(second), threshold)
+    return (first, second), often_test(match["relation"], view.pair(first, second), counts)
+
+
+def _unjudged_words(claim: str, comparison: Comparison) -> str:
+    names = ", ".join(group.name for group in comparison.groups)
+    why = f"names something other than {names}" if CLAIM.fullmatch(claim) else "none of the form 'A better than B'"
+    return f"No claim between runs of this comparison ({why}). {comparison.headline}"
+
+
+def _verdict(
+    made: MadeClaim, test: ClaimTest, factor: float, family: int, names: tuple[str, ...], comparison: Comparison
 ) -> Verdict:
     """The verdict on a claim about the groups of these names, after an audit of their runs alone."""
     found = comparison.confounds(*names)
     if len(names) == 1:  # against a number: only what spoils the number itself
         found = [finding for finding in found if finding.check in OF_ONE_RUN]
-    if outcome in DECIDED and found:
+    statistics = test.outcome(factor)
+    p = None if test.p_value is None else min(1.0, test.p_value * factor)
+    evidence = test.words(statistics, factor, family)
+    if p is not None and family > 1:
+        evidence += f" (p = {p:.2g} after Holm over {family} claims)"
+    outcome = statistics
+    if statistics in DECIDED and found:
         outcome = "confounded"
         evidence = f"{evidence}, but {'; '.join(finding.sentence.rstrip('.') for finding in found)}"
-    checks = tuple(dict.fromkeys(finding.check for finding in found))
-    return Verdict(hypothesis, claim, outcome, evidence, checks, tuple(finding.sentence for finding in found))
+    return Verdict(
+        made.hypothesis,
+        made.claim,
+        outcome,
+        evidence,
+        confounds=tuple(dict.fromkeys(finding.check for finding in found)),
+        reasons=tuple(finding.sentence for finding in found),
+        statistics=statistics,
+        p_value=test.p_value,
+        p_adjusted=p,
+        family=family,
+    )
 
 
 def unjudged(hypothesis: str, names: Collection[str]) -> list[str]:
     """Why a hypothesis, or a claim in it, would get no verdict from runs (or architectures) of these names; one line
     each."""
-    claims = list(CLAIM.finditer(hypothesis))
+    claims = claim_matches(hypothesis)
     if not claims:
         return [f"hypothesis: no claim of the form 'A better than B' in {hypothesis!r}: left to the reader"]
     lines = []
@@ -119,53 +230,11 @@ def unjudged(hypothesis: str, names: Collection[str]) -> list[str]:
     return lines
 
 
-def _outcome(relation: str, pair: PairedDifference | None) -> Outcome:
-    if pair is None or pair.verdict in ("no shared seed", "one seed"):
-        return "undecided"
-    if relation == "not distinguishable from":
-        # A test that finds nothing shows nothing: equality needs a margin, `within X of`.
-        if pair.verdict == "not distinguishable":
-            return "undecided"
-        return "supported" if pair.verdict == "same" else "contradicted"
-    if pair.verdict in ("not distinguishable", "same"):
-        return "undecided"
-    return "supported" if relation.startswith(pair.verdict) else "contradicted"
-
-
 def _number(text: str) -> float | None:
     try:
         return float(text)
     except ValueError:
         return None
-
-
-def _bounds(relation: str, bound: str | None, number: float) -> tuple[float, float]:
-    """The values that a claim about a number allows: lowest, highest."""
-    if bound is not None:
-        return number - float(bound), number + float(bound)
-    return (number, math.inf) if relation == "at least" else (-math.inf, number)
-
-
-def _inside(low: float, high: float, interval: Interval | None) -> Outcome:
-    """Whether the interval (of one seed: the value) lies inside the bounds, outside, or across one of them."""
-    if interval is None or interval.low is None or interval.high is None:
-        return "undecided"
-    least, most = interval.low, interval.high
-    if low <= least and most <= high:
-        return "supported"
-    return "contradicted" if least > high or most < low else "undecided"
-
-
-def _within(bound: float, pair: PairedDifference | None) -> Outcome:
-    """Whether the difference is smaller than `bound`, by two one-sided t-tests at 5 % each.
-
-    They both reject where the 90 % interval lies inside the bounds; outside them has to lie the 95 % one.
-    """
-    if pair is None or pair.difference is None or pair.difference.low is None:
-        return "undecided"
-    if _inside(-bound, bound, t_interval(pair.values, 2 * LEVEL - 1)) == "supported":
-        return "supported"
-    return _inside(-bound, bound, pair.difference)
 
 
 def _group_name(text: str, comparison: Comparison) -> str | None:

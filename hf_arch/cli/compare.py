@@ -14,17 +14,22 @@ from hf_arch.runs.suite import latest as latest_runs
 
 
 def compare_command(
-    runs: list[str], latest: int | None, results_dir: str | None, csv: str | None, as_json: bool
+    runs: list[str],
+    latest: int | None,
+    results_dir: str | None,
+    csv: str | None,
+    as_json: bool,
+    metric: str | None = None,
 ) -> int:
     """`hf-arch compare`: prints the comparison, and returns the exit code. ConfigError for a user's mistake."""
     if runs and latest is not None:
         raise ConfigError("compare: RUN... and --latest were both given; allowed: one of them")
     if latest is not None:
-        comparison = compare_runs(latest_runs(results_dir or "results", latest))
+        comparison = compare_runs(latest_runs(results_dir or "results", latest), metric=metric)
     elif runs:
-        comparison = compare_runs([_resolve(run, results_dir) for run in runs])
+        comparison = compare_runs([_resolve(run, results_dir) for run in runs], metric=metric)
     elif results_dir is not None:
-        comparison = compare_runs(results_dir)
+        comparison = compare_runs(results_dir, metric=metric)
     else:
         raise ConfigError("compare: no runs given; name run or results folders, or give --latest N or --results-dir D")
     if csv is not None:

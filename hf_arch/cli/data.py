@@ -1,16 +1,78 @@
-"""What `hf-arch data prepare --dry-run` shows."""
+"""`hf-arch data`: text that is prepared before anything is trained on it."""
 
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import redirect_stdout
+from typing import TYPE_CHECKING, Annotated
 
-from hf_arch.core.formats import NOTHING, byte_size, duration, quantity
-from hf_arch.data import DataOptions
-from hf_arch.data.forecast import forecast_data
+import typer
+
+from hf_arch.cli.panels import TRAIN
+
+if TYPE_CHECKING:
+    from hf_arch.data import DataOptions
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands to `app`."""
+    commands = typer.Typer(no_args_is_help=True, help="Prepare training text.")
+    commands.command("prepare")(data_prepare)
+    app.add_typer(commands, name="data", rich_help_panel=TRAIN)
+
+
+def data_prepare(
+    corpus: Annotated[str, typer.Argument(metavar="NAME|PATH", help="A known corpus, or txt, jsonl or parquet files.")],
+    tokenizer: Annotated[str, typer.Option(help="`char`, `byte`, `bpe`, a path, or a Hub id.")] = "bpe",
+    vocab_size: Annotated[int, typer.Option(help="Entries of a `bpe` made from the text.")] = 4096,
+    text_column: Annotated[str, typer.Option(help="The column of jsonl and parquet that holds the text.")] = "text",
+    out: Annotated[str | None, typer.Option(help="Folder of the shards; by default in the cache.")] = None,
+    shards: Annotated[int | None, typer.Option(min=1, help="Number of files.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that tokenise.")] = 1,
+    max_train_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many; endless corpora need it.")
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Show what would be done, with hours on this device, memory and disk; do nothing."
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+) -> int:
+    """Read or download text, tokenise it and write shards that training maps into memory; again, it has nothing to do.
+
+    Examples: `hf-arch data prepare shakespeare`, `hf-arch data prepare texts/ --tokenizer char --out shards/`,
+    `hf-arch data prepare shakespeare --dry-run`.
+    """
+    with redirect_stdout(sys.stderr):  # libraries that print while they are imported
+        from hf_arch.data import DataOptions, prepare_shards
+
+    options = DataOptions(
+        corpus=corpus,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        text_column=text_column,
+        max_train_tokens=max_train_tokens,
+    )
+    if dry_run:
+        return preview_data(options, out, shards, workers, as_json)
+    done = prepare_shards(options, out, shards=shards, workers=workers)
+    if as_json:
+        tokens = {split: done.meta.total(split, "tokens") for split in done.meta.splits}
+        print(json.dumps({"folder": str(done.folder), "created": done.created, "tokens": tokens}, indent=2))
+    else:
+        print(f"{done.folder}: {'written' if done.created else 'nothing to do'}")
+    return 0
 
 
 def preview_data(options: DataOptions, out: str | None, shards: int | None, workers: int, as_json: bool) -> int:
     """Prints what preparing the corpus would take; the exit code. Raises `ConfigError` as the preparation does."""
+    with redirect_stdout(sys.stderr):
+        from hf_arch.core.formats import NOTHING, byte_size, duration, quantity
+        from hf_arch.data.forecast import forecast_data
+
     found = forecast_data(options, out, shards=shards, workers=workers)
     if as_json:
         print(json.dumps(found.to_dict(), indent=2, allow_nan=False))

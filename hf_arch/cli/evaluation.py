@@ -183,6 +183,9 @@ def bench_command(
         str | None, typer.Option(metavar="transformers", help="Add transformers' model of the same sizes and weights.")
     ] = None,
     repeats: Annotated[int, typer.Option(help="Rounds; medians are reported.")] = 5,
+    roofline: Annotated[
+        bool, typer.Option("--roofline", help="Measure the machine too, and each row's share of its limits.")
+    ] = False,
     output_json: Annotated[
         str | None, typer.Option("--output-json", "--output", metavar="FILE", help="Write all numbers as JSON.")
     ] = None,
@@ -207,7 +210,7 @@ def bench_command(
         from hf_arch.report.bench_report import check_plot_path, plot_bench, print_bench
 
         lengths = tuple(_length(text) for text in split_names(seq_len))
-        options = BenchOptions(lengths, batch_size, dtype, device, repeats)
+        options = BenchOptions(lengths, batch_size, dtype, device, repeats, roofline=roofline)
         if plot is not None:
             check_plot_path(plot)
         with quiet_libraries():

@@ -28,11 +28,17 @@ KINDS = (
     registry.NORMS,
     registry.POSITIONS,
     registry.ACTIVATIONS,
+    registry.OPTIMIZERS,
+    registry.INITS,
+    registry.METRICS,
+    registry.COLUMNS,
 )
 
 
 def component_rows() -> list[dict[str, Any]]:
     """Kind, name, first line of the docstring, and options with their defaults, of every registered component."""
+    import hf_arch.optimizers.choose
+
     hf_arch.list_architectures()  # loads what registers itself
     registry.load_environment_plugins()
     return [

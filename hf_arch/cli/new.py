@@ -23,9 +23,15 @@ CHANGES = {
     "embedding": "model.embeddings: [example]",
     "depth": "model.depth: example",
     "loss": "model.losses: [example]",
+    "optimizer": "training.optim: example",
+    "init": "model.init: example",
+    "metric": "metric: example",
+    "column": "columns: [example]",
 }
-"""Kind -> what puts the part into the recipe's model."""
+"""Kind -> what puts it into the recipe's second run, or into its question."""
 KINDS = (*CHANGES, "probe")
+RECIPES = {"probe": "recipe_probe.yaml", "metric": "recipe_measure.yaml", "column": "recipe_measure.yaml"}
+EVALUATION = {"metric": "\nevaluation: {metrics: [example]}\n"}
 
 
 def register(app: typer.Typer) -> None:
@@ -40,7 +46,7 @@ def new_command(
 ) -> int:
     """Write a part of your own that works, with its test and a recipe: change the formula, and check it.
 
-    Examples: `hf-arch new mixer leaky_average`, `hf-arch new probe echo --output ideas`.
+    Examples: `hf-arch new mixer leaky_average`, `hf-arch new optimizer lion`, `hf-arch new probe echo --output ideas`.
     """
     files = new_files(kind, name)
     folder = Path(output)
@@ -67,20 +73,29 @@ def new_files(kind: str, name: str) -> dict[str, str]:
         raise ConfigError(f"name: {name!r} is not allowed; use small letters, digits and _, e.g. 'leaky_average'")
     if name in _taken(kind):
         raise ConfigError(f"name: {name!r} is a {kind} of hf_arch already; choose another one")
-    recipe = "probe" if kind == "probe" else "model"
-    templates = {f"{name}.py": kind + ".py", f"test_{name}.py": "test.py", f"{name}.yaml": f"recipe_{recipe}.yaml"}
+    templates = {
+        f"{name}.py": kind + ".py",
+        f"test_{name}.py": "test.py",
+        f"{name}.yaml": RECIPES.get(kind, "recipe_model.yaml"),
+    }
     return {file: _filled(template, kind, name) for file, template in templates.items()}
 
 
 def _taken(kind: str) -> set[str]:
     from hf_arch.data.probes import PROBES
     from hf_arch.file_checks import MODEL_PARTS
+    from hf_arch.plugin_checks import KINDS as OTHERS
 
+    if kind in OTHERS:
+        return set(OTHERS[kind][0])
     return set(PROBES if kind == "probe" else MODEL_PARTS[kind][0])
 
 
 def _filled(template: str, kind: str, name: str) -> str:
-    text = (TEMPLATES / f"{template}.txt").read_text(encoding="utf-8").replace("@CHANGE@", CHANGES.get(kind, ""))
+    text = (TEMPLATES / f"{template}.txt").read_text(encoding="utf-8")
+    text = text.replace("@CHANGE@", CHANGES.get(kind, "")).replace("@EVALUATION@", EVALUATION.get(kind, ""))
     # Not within `examples`, the number of a probe's rows.
     text = re.sub(r"(?<![A-Za-z])example(?!s\b)", name, text)
-    return re.sub(r"\bExample(?=Options|Layer|RMSNorm|\b)", "".join(part.title() for part in name.split("_")), text)
+    return re.sub(
+        r"\bExample(?=Options|Layer|Steps|RMSNorm|\b)", "".join(part.title() for part in name.split("_")), text
+    )

@@ -75,6 +75,7 @@ def probe_command(
     from contextlib import nullcontext, redirect_stdout
 
     with redirect_stdout(sys.stderr):  # libraries that print while they are imported
+        from hf_arch.analysis.compare import undecided_claims
         from hf_arch.experiments.execution.runner import RunOptions, processes_per_run
         from hf_arch.experiments.execution.sets import run_set
         from hf_arch.experiments.planning.forecast import document, step_timer
@@ -99,7 +100,7 @@ def probe_command(
                 forecasts += preview(recipe, folder, workers, processes_per_run(options), timer=timer)
                 print_forecast(forecasts[-1])
                 continue
-            trained = run_set(recipe, folder, options)
+            trained = run_set(recipe, folder, options, undecided=undecided_claims)
             comparison = conclude(trained, folder, recipe.experiment.study)
             compared[recipe.experiment.name] = {} if comparison is None else comparison.to_dict()
             failed += trained.failed

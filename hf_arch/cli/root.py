@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import time
-import traceback
 from contextlib import AbstractContextManager, redirect_stdout
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
-from hf_arch import __version__, environment
+from hf_arch import __version__
 from hf_arch.cli import completion
+from hf_arch.cli.data import register as register_data
+from hf_arch.cli.errors import OneLineErrors
 from hf_arch.cli.evaluation import register as register_evaluation
 from hf_arch.cli.hub import register as register_hub
 from hf_arch.cli.new import register as register_new
@@ -28,55 +27,7 @@ from hf_arch.cli.probe import register as register_probe
 from hf_arch.cli.watch import register as register_watch
 from hf_arch.cli.with_command import register as register_with
 from hf_arch.core.errors import ConfigError
-from hf_arch.core.failures import Interrupted, TrainingError
 from hf_arch.core.quiet import prepare_process
-
-# All processes of a launch find the same mistake; once the first has told it, the launcher ends the others.
-RANK_ERROR_DELAY_SECONDS = 10.0
-
-
-class OneLineErrors(TyperGroup):
-    """Turns every error into one line on stderr and the exit code that belongs to it."""
-
-    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
-        kwargs["standalone_mode"] = False
-        try:
-            code = super().main(*args, **kwargs)
-        except Exception as error:
-            sys.exit(_report_error(error))
-        except Interrupted as error:
-            sys.exit(_print_error(str(error), error.exit_code))
-        sys.exit(code if isinstance(code, int) else 0)
-
-
-def _report_error(error: Exception) -> int:
-    """Prints `error` as its kind deserves and returns the exit code."""
-    if isinstance(error, ConfigError):
-        if (environment.read("RANK") or "0") != "0":
-            time.sleep(RANK_ERROR_DELAY_SECONDS)
-        return _print_error(str(error), 2)
-    if isinstance(error, USAGE_ERROR):
-        if type(error).show is USAGE_ERROR.show:
-            return _print_error(error.format_message(), 2)
-        error.show()  # in its own way: the help of a command that was given no arguments
-        return 2
-    if isinstance(error, typer.Abort):
-        return _print_error("interrupted", 1)
-    if isinstance(error, TrainingError):
-        return _print_error(str(error), 1)
-    torch = sys.modules.get("torch")
-    if not isinstance(error, OSError if torch is None else (OSError, torch.OutOfMemoryError)):
-        traceback.print_exception(error)
-    return _print_error(f"{type(error).__name__}: {error}", 1)
-
-
-def _print_error(message: str, code: int) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return code
-
-
-USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
-"""click's UsageError, which typer has a copy of its own of; it exports the subclass alone."""
 
 app = typer.Typer(
     cls=OneLineErrors,
@@ -87,8 +38,7 @@ app = typer.Typer(
     help="Invent, ablate and compare language-model architectures.\n\n"
     "Try `hf-arch run quickstart --dry-run`, `hf-arch info llama`, `hf-arch check gla`.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Prepare training text.")
-app.add_typer(data_app, name="data", rich_help_panel=TRAIN)
+register_data(app)
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, e.g. `training.max_steps=100`.")
@@ -399,6 +349,9 @@ def compare(
     latest: Annotated[int | None, typer.Option(min=1, help="The N newest runs instead.")] = None,
     results_dir: Annotated[str | None, typer.Option(help="Where to look for runs.")] = None,
     csv: Annotated[str | None, typer.Option(metavar="FILE", help="Write the table as CSV too.")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="What runs are ranked and judged by; by default as their recipe says.")
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
     """Compare runs in one table, with a fairness audit and statistics over seeds.
@@ -407,7 +360,7 @@ def compare(
     """
     from hf_arch.cli.compare import compare_command
 
-    return compare_command(runs or [], latest, results_dir, csv, as_json)
+    return compare_command(runs or [], latest, results_dir, csv, as_json, metric)
 
 
 @app.command(rich_help_panel=RESULTS)
@@ -415,58 +368,27 @@ def report(
     results_dir: Annotated[
         str, typer.Argument(metavar="RESULTS_DIR", help="A folder of runs.", autocompletion=completion.runs)
     ],
-    output: Annotated[str | None, typer.Option(metavar="FILE", help="By default `RESULTS_DIR/report.html`.")] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="By default `report.html`, `report.pdf`, `paper/` or `csv/` in RESULTS_DIR.",
+        ),
+    ] = None,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format", metavar="html|latex|csv|pdf", help="A page, a paper's folder, tables, or the page printed."
+        ),
+    ] = "html",
 ) -> int:
-    """Write one HTML page about the runs in a folder, with everything it needs inside.
+    """Write one HTML page about the runs in a folder, or what a paper needs of them.
 
-    Example: `hf-arch report results/quickstart`.
+    Examples: `hf-arch report results/quickstart`, `hf-arch report results/quickstart --format latex`.
     """
     from hf_arch.cli.report import report_command
 
-    return report_command(results_dir, output)
-
-
-@data_app.command("prepare")
-def data_prepare(
-    corpus: Annotated[str, typer.Argument(metavar="NAME|PATH", help="A known corpus, or txt, jsonl or parquet files.")],
-    tokenizer: Annotated[str, typer.Option(help="`char`, `byte`, `bpe`, a path, or a Hub id.")] = "bpe",
-    vocab_size: Annotated[int, typer.Option(help="Entries of a `bpe` made from the text.")] = 4096,
-    text_column: Annotated[str, typer.Option(help="The column of jsonl and parquet that holds the text.")] = "text",
-    out: Annotated[str | None, typer.Option(help="Folder of the shards; by default in the cache.")] = None,
-    shards: Annotated[int | None, typer.Option(min=1, help="Number of files.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that tokenise.")] = 1,
-    max_train_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Stop after so many; endless corpora need it.")
-    ] = None,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
-) -> int:
-    """Read or download text, tokenise it and write shards that training maps into memory; again, it has nothing to do.
-
-    Examples: `hf-arch data prepare shakespeare`, `hf-arch data prepare texts/ --tokenizer char --out shards/`,
-    `hf-arch data prepare shakespeare --dry-run`.
-    """
-    with _only_results_on_stdout():
-        from hf_arch.data import DataOptions, prepare_shards
-
-        if dry_run:
-            from hf_arch.cli.data import preview_data
-    options = DataOptions(
-        corpus=corpus,
-        tokenizer=tokenizer,
-        vocab_size=vocab_size,
-        text_column=text_column,
-        max_train_tokens=max_train_tokens,
-    )
-    if dry_run:
-        return preview_data(options, out, shards, workers, as_json)
-    done = prepare_shards(options, out, shards=shards, workers=workers)
-    if as_json:
-        tokens = {split: done.meta.total(split, "tokens") for split in done.meta.splits}
-        _print_json({"folder": str(done.folder), "created": done.created, "tokens": tokens})
-    else:
-        print(f"{done.folder}: {'written' if done.created else 'nothing to do'}")
-    return 0
+    return report_command(results_dir, output, form)
 
 
 register_evaluation(app)

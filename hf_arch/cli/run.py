@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_arch.analysis.compare import undecided_claims
 from hf_arch.analysis.comparison import Comparison
 from hf_arch.analysis.controls import claimed_pairs
 from hf_arch.core.errors import ConfigError
@@ -146,13 +147,11 @@ def _train_one(
 ) -> tuple[TrainedSet, Comparison | None]:
     """One set, trained and compared."""
     facts: dict[str, dict[str, Any]] = {}
-    if controls and recipe.experiment.ladder is not None:
-        raise ConfigError("--controls: not together with experiment.ladder; name the controls as experiment.runs")
     if controls:
         recipe, facts = _with_controls(recipe)
     for name in recipe.experiment.runs or [recipe.experiment.name]:
         facts[name] = {**facts.get(name, {}), "command": command}
-    trained = run_set(recipe, results_dir, options, facts)
+    trained = run_set(recipe, results_dir, options, facts, undecided_claims)
     return trained, conclude(trained, results_dir, recipe.experiment.study)
 
 
@@ -161,6 +160,8 @@ def _with_controls(recipe: Recipe, dry: bool = False) -> tuple[Recipe, dict[str,
 
     Raises `ConfigError` where no claim of the hypothesis compares two runs.
     """
+    if recipe.experiment.ladder is not None:
+        raise ConfigError("--controls: not together with experiment.ladder; name the controls as experiment.runs")
     runs = {
         name: str({**recipe.model, **((changes or {}).get("model") or {})}.get("architecture"))
         for name, changes in recipe.experiment.runs.items()

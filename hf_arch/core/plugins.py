@@ -231,15 +231,15 @@ def _strings(node: object) -> Iterator[str]:
 def separate_plugins() -> Iterator[None]:
     """What is loaded inside may be other versions of what was loaded outside, which is there again afterwards: for
     commands that take up one run after the other."""
-    entries = [registry.snapshot() for registry in registries]
+    entries = {registry.kind: registry.snapshot() for registry in registries}
     used = {plugin: plugin.used for plugin in _plugins.values()}
     for plugin in used:
         plugin.used = False
     try:
         yield
     finally:
-        for registry, held in zip(registries, entries, strict=True):
-            registry.restore(held)
+        for registry in registries:
+            registry.restore(entries.get(registry.kind, ({}, {})))  # one of a module that was imported inside
         for plugin in _plugins.values():
             plugin.used = used.get(plugin, False)
 
@@ -263,6 +263,12 @@ def plugin_line(error: BaseException) -> str:
         if frame.f_globals.get("__name__", "").startswith(PLUGIN_MODULE)
     ]
     return f"line {lines[-1]}: " if lines else ""
+
+
+def plugin_error(error: BaseException) -> str:
+    """An error of a user's code as part of one line: `line 12: KeyError: 'labels'`."""
+    said = " ".join(str(error).split())
+    return f"{plugin_line(error)}{type(error).__name__}{f': {said}' if said else ''}"
 
 
 def environment_plugins() -> list[str]:

@@ -20,6 +20,7 @@ from .bundled import BUNDLED
 from .errors import ConfigError, choice_error
 from .plugins import PLUGIN_MODULE, Plugin, load_environment_plugins, loading_plugin, make_room, registries
 from .plugins import load_plugin as load_plugin
+from .plugins import plugin_error as plugin_error
 from .plugins import plugin_line as plugin_line
 
 T = TypeVar("T")
@@ -28,8 +29,9 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Named entries of one kind. `register` refuses a second entry under a name that is taken by another class."""
 
-    def __init__(self, kind: str, doc: str):
-        self.kind = kind
+    def __init__(self, kind: str, doc: str, base: str | None = None):
+        """`base`: the class, by its path, that what a plugin registers has to be a subclass of."""
+        self.kind, self.base = kind, base
         self.__doc__ = doc
         self._entries: dict[str, T] = {}
         self._owners: dict[str, Plugin] = {}
@@ -52,6 +54,8 @@ class Registry(Generic[T]):
 
     def enter(self, name: str, entry: T, plugin: Plugin | None = None) -> None:
         """The same for the entry of a `plugin`. Raises `ConfigError` where the name is taken."""
+        if plugin is not None:
+            self._require_base(name, entry)
         holder = self.owner(name)
         if holder is not None and holder is not plugin:
             make_room(holder, self, name, plugin)
@@ -63,6 +67,16 @@ class Registry(Generic[T]):
             self._owners[name] = plugin
         if self.entered is not None:
             self.entered(entry)
+
+    def _require_base(self, name: str, entry: Any) -> None:
+        if self.base is None or BUNDLED:
+            return
+        module, _, base = self.base.rpartition(".")
+        if not (isinstance(entry, type) and issubclass(entry, getattr(importlib.import_module(module), base))):
+            raise ConfigError(
+                f"{self.kind}: {name!r} is {getattr(entry, '__name__', repr(entry))}, which is not a subclass of "
+                f"{self.base}"
+            )
 
     def owner(self, name: str) -> Plugin | None:
         """The plugin that registered the entry of this name; None where the package did, or nothing is called so."""
@@ -143,6 +157,26 @@ DEPTHS: Registry[Any] = Registry("depth", "How often layers run: subclasses of `
 LOSSES: Registry[Any] = Registry("loss", "Auxiliary losses: subclasses of `hf_arch.models.losses.base.AuxiliaryLoss`.")
 PARAMETRIZATIONS: Registry[Any] = Registry(
     "parametrization", "What changes with size: subclasses of `hf_arch.layers.parametrization.Parametrization`."
+)
+OPTIMIZERS: Registry[Any] = Registry(
+    "optimizer",
+    "What `training.optim` names: subclasses of `hf_arch.optimizers.base.OptimizerBuilder`.",
+    base="hf_arch.optimizers.base.OptimizerBuilder",
+)
+INITS: Registry[Any] = Registry(
+    "init",
+    "Initialisation policies that `model.init` names: subclasses of `hf_arch.models.init_policy.InitPolicy`.",
+    base="hf_arch.models.init_policy.InitPolicy",
+)
+METRICS: Registry[Any] = Registry(
+    "metric",
+    "Numbers measured at evaluation: subclasses of `hf_arch.evaluation.metric.Metric`.",
+    base="hf_arch.evaluation.metric.Metric",
+)
+COLUMNS: Registry[Any] = Registry(
+    "column",
+    "Columns of tables and reports: subclasses of `hf_arch.runs.columns.ReportColumn`.",
+    base="hf_arch.runs.columns.ReportColumn",
 )
 ACTIVATIONS: Registry[Callable] = Registry("activation", "Elementwise functions of one tensor.")
 CORPORA: Registry[Any] = Registry("corpus", "Corpora: functions as `hf_arch.data.corpus.OpenCorpus`.")

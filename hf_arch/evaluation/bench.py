@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from hf_arch.core.errors import ConfigError, choice_error
 from hf_arch.evaluation.loading import parse_device, parse_dtype
+from hf_arch.evaluation.roofline import add_shares, measure_roofline
 from hf_arch.evaluation.tensor_memory import cache_bytes, peak_tensor_bytes, tensor_bytes
 from hf_arch.runs.provenance import provenance
 
@@ -48,7 +49,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """seq_len: lengths of context in tokens. repeats: rounds after one that warms up. decode_tokens: steps timed."""
+    """seq_len: lengths of context in tokens. repeats: rounds after one that warms up. decode_tokens: steps timed.
+    roofline: whether the machine's limits are measured, and each row's share of them (`roofline`)."""
 
     seq_len: tuple[int, ...] = (256,)
     batch_size: int = 1
@@ -56,6 +58,7 @@ class BenchOptions:
     device: str | None = None
     repeats: int = 5
     decode_tokens: int = 16
+    roofline: bool = False
 
     def __post_init__(self) -> None:
         if not self.seq_len:
@@ -151,11 +154,19 @@ def run_bench(
     for length in options.seq_len:
         tell(f"{length} tokens: {', '.join(subject.candidate.label for subject in subjects)}")
         results += _measure(subjects, length, options)
-    return {
+    document = {
         "settings": asdict(options),
         "provenance": provenance(parse_device(options.device)),
         "results": results,
     }
+    if options.roofline:
+        tell("the machine's product rate and bandwidth")
+        limits = measure_roofline(parse_device(options.device), ("fp32", "bf16", options.dtype))
+        ours = [subject for subject in subjects if subject.candidate.implementation == "hf_arch"]
+        configs = {subject.candidate.name: subject.model.config for subject in ours}
+        add_shares(results, configs, limits, options.dtype)
+        document["roofline"] = limits.to_dict()
+    return document
 
 
 def _measure(subjects: Sequence[Subject], length: int, options: BenchOptions) -> list[dict[str, Any]]:

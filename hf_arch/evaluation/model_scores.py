@@ -18,11 +18,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from hf_arch.checkpoints.plugin_copies import load_plugins_of
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import read_json, write_json
 from hf_arch.core.formats import FILE_WIDTH
 from hf_arch.core.plugins import separate_plugins, used_plugins
+from hf_arch.core.registry import METRICS
 from hf_arch.evaluation.loading import load_model, parse_device, parse_dtype
+from hf_arch.evaluation.metric_scores import score_metrics
 from hf_arch.evaluation.text_loss import TextOptions, score_text
 from hf_arch.runs.files import CHECKPOINTS_DIR, EVALUATION_FILE, is_run
 from hf_arch.runs.items import write_items
@@ -34,8 +37,11 @@ PERPLEXITY = "perplexity"
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """What to score, and how. tasks: names of lm_eval's tasks, of suites, or `perplexity`. average_last: the mean
-    scores of a run's last so many checkpoints, instead of those of its final weights."""
+    """What to score, and how.
+
+    tasks: names of lm_eval's tasks, of suites, of plugins' metrics, or `perplexity`. average_last: the mean scores of a
+    run's last so many checkpoints, instead of those of its final weights.
+    """
 
     tasks: tuple[str, ...]
     batch_size: int = 8
@@ -68,7 +74,12 @@ class EvalOptions:
     @property
     def harness_tasks(self) -> tuple[str, ...]:
         """Those that lm_eval scores."""
-        return tuple(task for task in self.tasks if task != PERPLEXITY)
+        return tuple(task for task in self.tasks if task != PERPLEXITY and task not in METRICS)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Those that are metrics of plugins."""
+        return tuple(task for task in self.tasks if task in METRICS)
 
 
 def evaluate_path(path: str, options: EvalOptions) -> dict[str, Any]:
@@ -82,6 +93,8 @@ def evaluate_path(path: str, options: EvalOptions) -> dict[str, Any]:
         ConfigError: an unknown task, rows or a model that cannot be loaded, a folder without finished runs.
     """
     runs = suite_runs(path)
+    for folder in runs or [Path(path)]:  # whose plugins may have metrics that are named as tasks
+        load_plugins_of(folder)
     tasks = None
     if options.harness_tasks:
         require_harness()
@@ -141,6 +154,8 @@ def _evaluate_model(path: str, options: EvalOptions, tasks: Any, run: str | None
         results.update(score(model, tokenizer, tasks, batch_size=size, limit=limit, rows=options.rows, items=items))
     if PERPLEXITY in options.tasks:
         results[PERPLEXITY] = score_text(run or path, model, tokenizer, options.text)
+    if options.metrics:
+        results |= score_metrics(run or path, model, tokenizer, options.metrics, options.text)
     document = {
         "model": path,
         "architecture": model.config.model_type.removeprefix("hfa_"),

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_arch.core.errors import ConfigError
-from hf_arch.data import DataOptions, prepare_data
+from hf_arch.data import DataOptions, PreparedData, prepare_data
 from hf_arch.data.cache import data_cache
 from hf_arch.data.corpora import open_corpus
 from hf_arch.data.find import find_data
@@ -50,7 +50,7 @@ def score_text(
     Raises:
         ConfigError: no text, or a stride that the window does not allow.
     """
-    window = min(getattr(model.config, "max_position_embeddings", None) or LONGEST_WINDOW, LONGEST_WINDOW)
+    window = _longest_window(model)
     run = _run_data(path) if options.file is None else None
     if run is not None:
         return _score_run(model, run, options, min(window, run.sequence_length))
@@ -82,15 +82,40 @@ def count_texts(path: str, options: TextOptions) -> int | None:
     return len(_documents(options)[1])
 
 
+def text_rows(
+    path: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: TextOptions
+) -> tuple[str, Tensor, int]:
+    """(what text, its tokens int64 [N], the window): what `score_text` scores, documents in a row."""
+    run = _run_data(path) if options.file is None else None
+    if run is not None:
+        prepared = prepare_data(run, progress=False)
+        return _name(prepared), _tokens(prepared, options), min(_longest_window(model), run.sequence_length)
+    name, documents = _documents(options)
+    ids = [token for text in documents for token in tokenizer(text)["input_ids"]]
+    return name, torch.tensor(ids, dtype=torch.int64), min(_longest_window(model), max(2, len(ids)))
+
+
+def _longest_window(model: PreTrainedModel) -> int:
+    return min(getattr(model.config, "max_position_embeddings", None) or LONGEST_WINDOW, LONGEST_WINDOW)
+
+
+def _name(prepared: PreparedData) -> str:
+    return f"validation split of {Path(prepared.corpus).name}"
+
+
+def _tokens(prepared: PreparedData, options: TextOptions) -> Tensor:
+    count = min(len(prepared.validation), options.limit or len(prepared.validation))
+    return torch.cat([prepared.validation[index]["input_ids"] for index in range(count)])
+
+
 def _score_run(model: PreTrainedModel, data: DataOptions, options: TextOptions, window: int) -> dict[str, Any]:
     prepared = prepare_data(data, progress=False)
     validation = prepared.validation
-    count = min(len(validation), options.limit or len(validation))
-    tokens = torch.cat([validation[index]["input_ids"] for index in range(count)])
+    tokens = _tokens(prepared, options)
     nats = token_nats(model, tokens, window=window, stride=options.stride, batch_size=options.batch_size)
     loss = TextLoss(nats.double().sum().item(), nats.numel(), validation.num_bytes / validation.num_tokens)
     return {
-        **_numbers(loss, f"validation split of {Path(prepared.corpus).name}", window, options),
+        **_numbers(loss, _name(prepared), window, options),
         **_by_position([nats], window, options),
     }
 

@@ -50,6 +50,7 @@ def run(
 
     Runs that failed are named in the comparison's audit, and enter none of its numbers.
     """
+    from hf_arch.analysis.compare import undecided_claims
     from hf_arch.experiments.execution.runner import RunOptions
     from hf_arch.experiments.execution.sets import run_set
     from hf_arch.experiments.planning.prepare import set_folder
@@ -59,7 +60,7 @@ def run(
     read = read_recipe if isinstance(recipe, Mapping) else load_recipe
     loaded = read(recipe, overrides, scale)  # type: ignore[arg-type]
     folder = Path(results_dir) if results_dir is not None else set_folder(loaded)
-    trained = run_set(loaded, folder, RunOptions(workers=workers))
+    trained = run_set(loaded, folder, RunOptions(workers=workers), undecided=undecided_claims)
     return conclude(trained, folder, loaded.experiment.study) or load(folder)
 
 

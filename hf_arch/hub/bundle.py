@@ -99,6 +99,7 @@ def _components(config: ArchConfig) -> list[tuple[str, str]]:
     layers = (*config.mixer_specs, *config.ffn_specs, config.stream_spec, config.depth_spec)
     beside = (*config.embedding_specs, *config.site_specs, *config.loss_specs)
     used: list[Any] = [component for component, _ in (*layers, *beside, config.parametrization_spec)]
+    used += [] if config.init_spec is None else [config.init_spec[0]]
     used += [NORMS.get(config.norm), POSITIONS.get(config.position), ACTIVATIONS.get(config.hidden_act)]
     return list(dict.fromkeys((part.__module__, part.__name__) for part in used if _is_ours(part.__module__)))
 

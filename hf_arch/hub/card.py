@@ -75,7 +75,7 @@ def write_card(
         hypothesis=one_line(run.hypothesis) if run else "",
         attribution=one_line(run.attribution or "") if run else "",
         recipe=recipe_text(run.config) if run else None,
-        measured=measured_rows(numbers),
+        measured=measured_rows(run, numbers),
         machine=machine(run) if run and numbers else None,
         benchmarks=benchmarks,
         comparison=comparison_of(run) if run and step is None else None,

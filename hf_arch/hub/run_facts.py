@@ -73,10 +73,12 @@ def numbers_at(run: RunRecord, step: int) -> dict[str, float]:
     return {name: value for name, value in found if value is not None}
 
 
-def measured_rows(numbers: dict[str, float]) -> list[tuple[str, str]]:
+def measured_rows(run: RunRecord | None, numbers: dict[str, float]) -> list[tuple[str, str]]:
     """(what, with its unit; value) of the numbers that there are."""
     return [
-        (number.label, number.show(numbers[number.key])) for number in numbers_for(Reader.CARD) if number.key in numbers
+        (number.label, number.show(numbers[number.key]))
+        for number in numbers_for(Reader.CARD, [run] if run else [])
+        if number.key in numbers
     ]
 
 

@@ -27,7 +27,7 @@ class InitPolicies:
     def init_policy(self) -> str:
         """Whose initial values this layer takes: the config's choice where it knows that, else its default."""
         chosen = self.config.init
-        return chosen if chosen in self.inits else next(iter(self.inits), "")
+        return chosen if isinstance(chosen, str) and chosen in self.inits else next(iter(self.inits), "")
 
 
 def init_as_torch(module: nn.Linear | nn.Conv1d, scale: float = 1.0) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..core.registry import DEPTHS, EMBEDDINGS, FFNS, LOSSES, MIXERS, PARAMETRIZATIONS, SITES, STREAMS, Registry
+from ..core.registry import DEPTHS, EMBEDDINGS, FFNS, INITS, LOSSES, MIXERS, PARAMETRIZATIONS, SITES, STREAMS, Registry
 from ..layers.sites.base import has_site_state
 from ..layers.state import RECURRENT
 from .components import as_list, parse
@@ -19,6 +19,7 @@ class ConfigParts:
     sites: Any
     losses: Any
     parametrization: Any
+    init: Any
     num_hidden_layers: int
     norm_position: Any
     final_norm: bool | None
@@ -48,6 +49,11 @@ class ConfigParts:
         """(parametrisation class, its options)."""
         given = self.parametrization if isinstance(self.parametrization, dict) else {"type": self.parametrization}
         return parse(given, PARAMETRIZATIONS, "parametrization")
+
+    @property
+    def init_spec(self) -> tuple[Any, Any] | None:
+        """(policy class, its options) where a plugin's policy is named; None where components follow their rules."""
+        return parse(self.init, INITS, "init") if isinstance(self.init, dict) else None
 
     @property
     def embedding_specs(self) -> list[tuple[Any, Any]]:

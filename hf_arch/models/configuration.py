@@ -32,6 +32,7 @@ from ..layers.state import FFN_STATE
 from .branch_scales import check_branch_scales
 from .common_names import READABLE, has_routed_layers, read_option, write_option
 from .components import as_list, has_option, normalise, option_names, part_list, resolve, with_type
+from .config_init import check_init, resolved_init
 from .config_parts import ConfigParts
 
 NORM_POSITIONS = ("pre", "post", "sandwich", "output", "stream")
@@ -82,7 +83,8 @@ class ArchConfig(ConfigParts, PreTrainedConfig):
         comparisons that `hf-arch run --controls` solves, not a feature of an architecture.
         embedding_dropout, residual_dropout, attention_dropout: probabilities.
         init: whose initial values: "official" (the code that was published with the architecture), "fla" or
-            "transformers"; None takes each component's own default (`docs/architectures.md`).
+            "transformers"; None takes each component's own default (`docs/architectures.md`). Or an `INITS` policy of a
+            plugin, by its name or as a dict with its options.
         initializer_range: standard deviation of normal initialisation. rescale_residual_init: divide that of the
             projections which write to the residual stream by sqrt(number of sublayers) (GPT-2); a projection with a
             rule of its own keeps it.
@@ -146,7 +148,7 @@ class ArchConfig(ConfigParts, PreTrainedConfig):
     attention_dropout: float | int = 0.0
     classifier_dropout: float | int = 0.0
 
-    init: str | None = None
+    init: str | dict[str, Any] | None = None
     initializer_range: float = 0.02
     rescale_residual_init: bool = False
     loss_chunk_size: int | None = None
@@ -177,6 +179,7 @@ class ArchConfig(ConfigParts, PreTrainedConfig):
         self.stream = resolve(self.stream, STREAMS, "stream")
         self.depth = resolve(self.depth, DEPTHS, "depth")
         self.parametrization = resolve(self.parametrization, PARAMETRIZATIONS, "parametrization")
+        self.init = resolved_init(self)
         for name, registry in PART_LISTS.items():
             setattr(self, name, part_list(getattr(self, name), registry, name))
         if self.num_key_value_heads is None:
@@ -326,7 +329,7 @@ class ArchConfig(ConfigParts, PreTrainedConfig):
                     f"{', '.join(stream.norm_positions)}"
                 )
         stream.validate(self, stream_options)
-        self._check_init()
+        check_init(self)
         check_plan(self)
         parametrization, parametrization_options = self.parametrization_spec
         parametrization.validate(self, parametrization_options)
@@ -342,10 +345,6 @@ class ArchConfig(ConfigParts, PreTrainedConfig):
         """{policy: what it says} of all components, the default of the first mixer first."""
         components = [component for component, _ in [*self.mixer_specs, *self.ffn_specs]]
         return {name: text for component in components for name, text in component.inits.items()}
-
-    def _check_init(self) -> None:
-        if self.init is not None and self.init not in self.inits:
-            raise choice_error("init", self.init, self.inits)
 
     def _check_published_values(self) -> None:
         """Every value that a layer needs is published by an earlier one."""

@@ -6,8 +6,8 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Any
 
-from ..layers.positions import POSITIONS
-from .configuration import ArchConfig
+from ..layers.positions import POSITIONS, Position
+from .configuration import FEATURES, ArchConfig
 
 _NORM_LABELS = {"rmsnorm": "RMS", "layernorm": "LN", "layernorm_nobias": "LNnb"}
 _GLU_LABELS = {"silu": "SwiGLU", "gelu": "GeGLU", "gelu_tanh": "GeGLU", "relu": "ReGLU"}
@@ -32,9 +32,14 @@ def architecture_name(config: ArchConfig) -> str:
     mixers = [mixer.label or "Attn" for mixer, _ in config.mixer_specs]
     if set(mixers) != {"Attn"}:
         parts.append("+".join(_runs(mixers)) if len(set(mixers)) > 1 else mixers[0])
-    position = POSITIONS.get(config.position, "position").label
-    if "Attn" in mixers or config.position in ("learned", "sinusoidal"):
-        parts.append(position)
+    position = POSITIONS.get(config.position, "position")
+    if _embeds(position):
+        parts.append(position.label)
+    elif "Attn" in mixers:
+        kinds = [POSITIONS.get(kind, "position").label for kind in _layer_positions(config)]
+        parts.append(
+            "+".join(dict.fromkeys(kind for kind, mixer in zip(kinds, mixers, strict=True) if mixer == "Attn"))
+        )
     parts.append(_NORM_LABELS.get(config.norm, config.norm))
     feed_forwards = [_ffn_label(config, ffn, options) for ffn, options in config.ffn_specs]
     parts.append("+".join(dict.fromkeys(feed_forwards)))
@@ -67,8 +72,62 @@ def _ffn_label(config: ArchConfig, ffn: Any, options: Any) -> str:
     return ffn.label
 
 
+def _embeds(position: type[Position]) -> bool:
+    """Whether a position encoding is added to the embeddings: no layer has to take it."""
+    return position.embed is not Position.embed
+
+
+def _layer_positions(config: ArchConfig) -> list[str]:
+    """Which position encoding acts inside each layer's mixer: "rope" where it rotates, the config's bias, or "none"."""
+    bias = POSITIONS.get(config.position, "position").bias
+
+    def of_layer(mixer: Any, options: Any) -> str:
+        if mixer.rotary(config, options) is not None:
+            return "rope"
+        takes = "position" in mixer.config_features and getattr(options, "position", None) is None
+        return config.position if bias and takes else "none"
+
+    return [of_layer(mixer, options) for mixer, options in config.mixer_specs]
+
+
+def _position(config: ArchConfig) -> str:
+    """The position encodings that act, with the number of layers where not all of them have it."""
+    layers = _layer_positions(config)
+    acting = [config.position] if _embeds(POSITIONS.get(config.position, "position")) else []
+    for kind in dict.fromkeys(layers):
+        count = layers.count(kind)
+        if kind != "none":
+            acting.append(kind if count == len(layers) else f"{kind} in {count} of {len(layers)} layers")
+    return ", ".join(acting) or "none"
+
+
+def _taken(config: ArchConfig, specs: list[tuple[Any, Any]], feature: str) -> list[Any]:
+    """What each layer makes of a feature of the config: the value of its own option, else the config's where it reads
+    that, else None."""
+    values = []
+    for component, options in specs:
+        given = [getattr(options, name, None) for name in FEATURES[feature]]
+        reads = getattr(config, feature) if feature in component.config_features else None
+        values.append(next((value for value in given if value is not None), reads))
+    return values
+
+
+def _ffn_widths(config: ArchConfig) -> list[str]:
+    """The intermediate size of each layer's feed-forward, its rule worked out; of a mixture, one expert's."""
+
+    def of_layer(ffn: Any, options: Any) -> str:
+        if ffn.absent:
+            return "none"
+        if not hasattr(options, "intermediate_size"):
+            return "its own"  # a plugin's, which has no such option
+        return f"{ffn.width(config, options)}{' an expert' if ffn.routed else ''}"
+
+    return [of_layer(ffn, options) for ffn, options in config.ffn_specs]
+
+
 def component_table(config: ArchConfig) -> list[tuple[str, str]]:
-    """Every component with its value, for start-up reports and comparisons."""
+    """Every component with the value that acts, for start-up reports and comparisons: a field of the config that no
+    layer reads is not in it, and what differs by layer is listed by layer."""
 
     def spec(value: Any) -> str:
         if isinstance(value, list):
@@ -79,6 +138,15 @@ def component_table(config: ArchConfig) -> list[tuple[str, str]]:
     def on_off(value: Any) -> str:
         return "off" if value is None or value is False else "on" if value is True else str(value)
 
+    def of_mixers(feature: str) -> str:
+        return ", ".join(_runs([on_off(value) for value in _taken(config, config.mixer_specs, feature)]))
+
+    def of_ffns(feature: str) -> str:
+        return ", ".join(_runs([on_off(value) for value in _taken(config, config.ffn_specs, feature)]))
+
+    windows = [on_off(mixer.window(config, options) or None) for mixer, options in config.mixer_specs]
+    activations = [value or "none" for value in _taken(config, config.ffn_specs, "hidden_act")]
+    attention_dropout = [f"{value or 0:g}" for value in _taken(config, config.mixer_specs, "attention_dropout")]
     return [
         ("architecture", config.model_type.removeprefix("hfa_")),
         ("layers", str(config.num_hidden_layers)),
@@ -86,8 +154,8 @@ def component_table(config: ArchConfig) -> list[tuple[str, str]]:
         ("heads", f"{config.num_attention_heads} (KV {config.num_key_value_heads}, head_dim {config.head_dim})"),
         ("mixer", spec(config.mixer)),
         ("ffn", spec(config.ffn)),
-        ("ffn width", "by rule" if config.intermediate_size is None else str(config.intermediate_size)),
-        ("activation", config.hidden_act),
+        ("ffn width", ", ".join(_runs(_ffn_widths(config)))),
+        ("activation", ", ".join(_runs(activations))),
         ("norm", f"{config.norm}, {' + '.join(_runs(config.norm_positions))}, eps {config.norm_eps:g}"),
         ("stream", spec(config.stream)),
         ("depth", spec(config.depth)),
@@ -95,21 +163,35 @@ def component_table(config: ArchConfig) -> list[tuple[str, str]]:
         ("sites", spec(config.sites) or "none"),
         ("losses", spec(config.losses) or "none"),
         ("parametrization", spec(config.parametrization)),
-        ("position", config.position),
-        ("window", on_off(config.sliding_window)),
-        ("qk_norm", on_off(config.qk_norm)),
-        ("biases", f"attention {on_off(config.attention_bias)}, mlp {on_off(config.mlp_bias)}"),
+        ("position", _position(config)),
+        ("window", ", ".join(_runs(windows))),
+        ("qk_norm", of_mixers("qk_norm")),
+        ("biases", f"attention {of_mixers('attention_bias')}, mlp {of_ffns('mlp_bias')}"),
         (
             "soft caps",
-            f"attention {on_off(config.attn_logit_softcapping)}, logits {on_off(config.final_logit_softcapping)}",
+            f"attention {of_mixers('attn_logit_softcapping')}, logits {on_off(config.final_logit_softcapping)}",
         ),
         (
             "dropout",
             f"embedding {config.embedding_dropout:g}, residual {config.residual_dropout:g}, "
-            f"attention {config.attention_dropout:g}",
+            f"attention {', '.join(_runs(attention_dropout))}",
         ),
         ("tied head", on_off(config.tie_word_embeddings)),
         ("vocabulary", str(config.vocab_size)),
         ("max length", str(config.max_position_embeddings)),
-        ("init", f"N(0, {config.initializer_range:g}){', residual rescaled' if config.rescale_residual_init else ''}"),
+        (
+            "init",
+            _init(config),
+        ),
     ]
+
+
+def _init(config: ArchConfig) -> str:
+    """The general rule; `orthogonal (gain=0.5) over ` before it for a policy of a plugin, which is asked afterwards."""
+    rescaled = ", residual rescaled" if config.rescale_residual_init else ""
+    general = f"N(0, {config.initializer_range:g}){rescaled}"
+    if not isinstance(config.init, dict) or config.init_spec is None:
+        return general
+    policy, given = config.init_spec
+    options = ", ".join(f"{key}={value}" for key, value in vars(given).items())
+    return f"{policy.label or config.init['type']}{f' ({options})' if options else ''} over {general}"

@@ -36,7 +36,7 @@ def init_arch_weights(module: nn.Module, config: ArchConfig) -> None:
     """Initialise what `module` adds to the general rule: a mixer's or FFN's own parameters, and GPT-2's scaling of the
     residual projections that have no rule of their own."""
     if isinstance(module, (Mixer, FeedForward, SharedParameters, Part)):
-        scaled = list(_residual_weights(module)) if config.rescale_residual_init else []
+        scaled = list(residual_weights(module)) if config.rescale_residual_init else []
         before = [weight.clone() for weight in scaled]
         module.init_weights()
         for weight, general in zip(scaled, before, strict=True):
@@ -44,7 +44,8 @@ def init_arch_weights(module: nn.Module, config: ArchConfig) -> None:
                 init.normal_(weight, mean=0.0, std=config.initializer_range / math.sqrt(residual_branches(config)))
 
 
-def _residual_weights(module: nn.Module) -> Iterator[Tensor]:
+def residual_weights(module: nn.Module) -> Iterator[Tensor]:
+    """The weights of a mixer's or FFN's projections to the residual stream."""
     if isinstance(module, (Mixer, FeedForward)):
         for name in RESIDUAL_PROJECTIONS:
             projection = getattr(module, name, None)

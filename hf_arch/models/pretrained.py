@@ -17,6 +17,7 @@ from .alignment import align_weights
 from .arguments import CACHE_NAMES
 from .block import DecoderLayer
 from .configuration import ArchConfig
+from .init_policy import apply_policy, pending_parameters
 from .initialization import init_arch_weights, init_hidden_matrix
 from .named_draws import NamedDraws, global_seed, named_draws
 from .weight_decay import mark_exempt_parameters, teach_trainer
@@ -80,10 +81,15 @@ class ArchPreTrainedModel(PreTrainedModel):
     def initialize_weights(self) -> None:
         """As PreTrainedModel's, each parameter drawn from (seed, its name in the base model): `named_draws`."""
         prefix = f"{self.base_model_prefix}."
+        spec = self.config.init_spec
+        pending = [] if spec is None else pending_parameters(self)
         self._module_names = {module: name.removeprefix(prefix) for name, module in self.named_modules()}
         try:
             with named_draws(self, self._initial_seed, prefix) as self._draws:
                 super().initialize_weights()
+                if spec is not None:
+                    policy = spec[0](self.config, spec[1])
+                    apply_policy(policy, self, pending, prefix, self._draws.enter_module)
         finally:
             self._draws, self._module_names = None, {}
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.plugins import Plugin, load_plugin, used_plugins
+from hf_arch.core.registry import COLUMNS
 from hf_arch.numerics import NUMERICS_OF_RELEASE, NUMERICS_VERSION
 
 # Do not change a result, so they stay out of the hash that names a run.
@@ -68,6 +69,12 @@ def recipe_plugins(values: Mapping[str, Any]) -> list[Plugin]:
     """
     named = [load_plugin(path) for path in (values.get("model") or {}).get("plugins") or []]
     return used_plugins({key: value for key, value in values.items() if key != "experiment"}, named)
+
+
+def column_plugins(values: Mapping[str, Any]) -> list[Plugin]:
+    """The plugins of the columns that `experiment.columns` names: kept by the run, which they do not change."""
+    names = (values.get("experiment") or {}).get("columns") or ()
+    return [owner for name in names if name in COLUMNS and (owner := COLUMNS.owner(name)) is not None]
 
 
 def _loaded(paths: list[str]) -> list[Plugin]:

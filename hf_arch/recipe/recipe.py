@@ -15,37 +15,33 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from hf_arch.checkpoints.plugin_copies import chosen_sources
 from hf_arch.core.errors import ConfigError, choice_error, unknown_key_error
 from hf_arch.core.plugins import Plugin, load_plugins
 from hf_arch.core.recipes import find_recipe
+from hf_arch.core.registry import COLUMNS
 from hf_arch.data import DataOptions
 from hf_arch.deprecations import current_names
 from hf_arch.recipe.dotted import dotted, nested, set_dotted
-from hf_arch.recipe.identity import recipe_plugins, run_hash
+from hf_arch.recipe.identity import column_plugins, recipe_plugins, run_hash
 from hf_arch.recipe.ladder import LadderOptions, declared_ladder
 from hf_arch.recipe.learning_rates import LearningRateOptions
+from hf_arch.recipe.match import MatchOptions
+from hf_arch.recipe.metrics import metric_entries
 from hf_arch.recipe.overrides import key_advice
+from hf_arch.recipe.probe import ProbeOptions
 from hf_arch.recipe.sections import coerce, parse_section, require_mapping
+from hf_arch.recipe.seeds import AutoSeeds, written_seeds
 from hf_arch.recipe.training_section import parse_training, training_fields
+from hf_arch.recipe.tune import TuneOptions
 from hf_arch.recipe.yaml_text import parse_override, read_yaml
-
-if TYPE_CHECKING:
-    from hf_arch.data.probes import ProbeData, ProbeSetting
 
 SECTIONS = ("model", "data", "probe", "training", "evaluation", "experiment")
 # A run folder's experiment_config.json is a recipe too; what this section holds beside it is not read back.
 RUN_FACTS = "run"
 MAX_SEEDS = 1000
-
-# What of the `training` section means something where a probe is learned.
-PROBE_TRAINING = (
-    *("max_steps", "num_train_epochs", "per_device_train_batch_size", "learning_rate", "weight_decay"),
-    *("warmup_steps", "max_grad_norm", "eval_steps", "seed", "adam_beta1", "adam_beta2"),
-    *("lr_scheduler_type", "lr_scheduler_kwargs"),
-)
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,8 @@ class EvaluationOptions:
     `prompt` is continued by `new_tokens` tokens as the sample of the run; an empty prompt takes the first tokens of
     the validation text. `speed` measures prefill of `speed_tokens` tokens and decoding of as many. `lengths`: the loss
     by position at these lengths of context, also beyond the trained one, and `corpora`: the loss on held-out text of
-    other corpora, both on as much text as `sequences` rows hold. `rows` are the
+    other corpora, both on as much text as `sequences` rows hold. `metrics` are registered by plugins: a name, or a
+    section of a `type` and its options. `rows` are the
     validation sequences that count: all, or one of two parts, the even ones (`selection`) and the odd ones (`claim`).
     """
 
@@ -70,6 +67,7 @@ class EvaluationOptions:
     speed_tokens: int = 64
     lengths: tuple[int, ...] = ()
     corpora: tuple[str, ...] = ()
+    metrics: tuple[str | dict[str, Any], ...] = ()
     rows: Literal["all", "selection", "claim"] = "all"
 
     def __post_init__(self) -> None:
@@ -77,101 +75,27 @@ class EvaluationOptions:
         for name, allowed in least.items():
             if (value := getattr(self, name)) is not None and value < allowed:
                 raise ConfigError(f"evaluation.{name}: expected at least {allowed}, got {value}")
+        metric_entries(self.metrics)
         if any(length < 2 for length in self.lengths) or len(set(self.lengths)) < len(self.lengths):
             raise ConfigError(f"evaluation.lengths: expected lengths from 2, each once, got {list(self.lengths)}")
-
-
-@dataclass(frozen=True)
-class ProbeOptions:
-    """A synthetic task instead of text: `task` at its `setting`, with other `options` for its generator.
-
-    setting: `cpu`, a twin of the task for two cores, `paper`, as it was published, or the name of a source: `zoology`,
-        `zoology-random`, `mad`, `gu-dao`.
-    stop_accuracy: training ends early above this share of right answers on the test rows; null: as the source of the
-        setting does (0.99 where there is none; MAD trains to the end).
-    """
-
-    task: str
-    setting: str = "cpu"
-    options: dict[str, Any] = field(default_factory=dict)
-    stop_accuracy: float | None = None
-
-    def __post_init__(self) -> None:
-        from hf_arch.data.probes import PROBES
-
-        PROBES.get(self.task, "probe.task").setting(self.setting)
-        if self.stop_accuracy is not None and not 0 < self.stop_accuracy <= 1:
-            raise ConfigError(f"probe.stop_accuracy: expected a share above 0, up to 1, got {self.stop_accuracy}")
-        self.data("test", seed=0, examples=1)  # options that the generator does not have, or that do not go together
-
-    @property
-    def settings(self) -> ProbeSetting:
-        """The setting of that name."""
-        from hf_arch.data.probes import PROBES
-
-        setting: ProbeSetting = PROBES[self.task].setting(self.setting)
-        return setting
-
-    def data(self, split: Literal["train", "test"], seed: int, **overrides: Any) -> ProbeData:
-        """The rows of a split for this seed."""
-        from hf_arch.data.probes import PROBES
-
-        try:
-            return PROBES[self.task].data(split, seed, self.settings, **{**self.options, **overrides})
-        except ConfigError as error:
-            raise ConfigError(f"probe.options: {error}") from error
-
-
-@dataclass(frozen=True)
-class MatchOptions:
-    """Make the runs equal in `by`: the first run, or the run called `reference`, sets the number; the others change
-    `vary`, which is a whole number of the `model` section, or `auto`: the width of the FFN, else of the model.
-
-    by: `parameters`, `flops` (of training, per token), or `state` (bytes of cache at the length of the rows).
-    tolerance: the largest relative difference that is let through. free: runs that are left as they are written.
-    """
-
-    by: Literal["parameters", "flops", "state"] = "parameters"
-    tolerance: float = 0.01
-    reference: str | None = None
-    vary: str = "auto"
-    free: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not 0 < self.tolerance < 1:
-            raise ConfigError(f"experiment.match.tolerance: expected a share between 0 and 1, got {self.tolerance}")
-
-
-@dataclass(frozen=True)
-class TuneOptions:
-    """Learning rates sampled by Optuna between `low` and `high`, as many `trials` for each run of the set: each next
-    one goes by what the run's earlier ones came to (extra `optuna`).
-    """
-
-    low: float
-    high: float
-    trials: int = 8
-
-    def __post_init__(self) -> None:
-        if not 0 < self.low < self.high:
-            raise ConfigError(f"experiment.tune.low: expected above 0 and below high ({self.high}), got {self.low}")
-        if self.trials < 1:
-            raise ConfigError(f"experiment.tune.trials: expected at least 1, got {self.trials}")
 
 
 @dataclass(frozen=True)
 class ExperimentOptions:
     """The question, and how it becomes runs: named `runs` x points of `matrix` x `seeds`, made equal by `match`.
 
-    `sets` names other recipes, by paths from this one, that are run instead, each in a folder of its own. `study`
-    says what is made of the results beside the comparison: `search` recommends the smallest good model. `vary` names
-    the dotted keys that the question is about, where `runs` change others too; those are then named by the audit.
+    A value of the matrix names its runs after its key (`-hidden_size-64`), or is `{name: short, value: ...}`
+    (`-short`). `sets` names other recipes, by paths from this one, that are run instead, each in a folder of its own.
+    `study` says what is made of the results beside the comparison: `search` recommends the smallest good model. `vary`
+    names the dotted keys that the question is about, where `runs` change others too; the audit then names those.
+    `metric` is the measured number that claims and the ranking are about (by default the validation loss, or the
+    accuracy of probes). `columns` are registered by plugins, and shown beside the others.
     """
 
     name: str = ""
     hypothesis: str = ""
     description: str = ""
-    seeds: tuple[int, ...] = ()
+    seeds: tuple[int, ...] | AutoSeeds = ()
     matrix: dict[str, list[Any]] = field(default_factory=dict)
     match: MatchOptions | None = None
     runs: dict[str, dict[str, Any] | None] = field(default_factory=dict)
@@ -182,6 +106,8 @@ class ExperimentOptions:
     learning_rates: LearningRateOptions | None = None
     vary: tuple[str, ...] = ()
     ladder: LadderOptions | None = None
+    metric: str | None = None
+    columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("tune", "matrix", "match", "learning_rates", "sets", "vary"):
@@ -200,20 +126,43 @@ class ExperimentOptions:
             raise ConfigError(
                 "experiment.tune: not together with experiment.matrix; write its points as experiment.runs"
             )
+        for column in self.columns:
+            COLUMNS.get(column, "experiment.columns")
         if "/" in self.name or "\\" in self.name or self.name in (".", ".."):
             raise ConfigError(
                 f"experiment.name: {self.name!r} is not allowed; it names a folder, so write it without /"
             )
+        if isinstance(self.seeds, AutoSeeds):
+            if self.ladder is not None:
+                raise ConfigError(
+                    "experiment.seeds: auto does not go together with experiment.ladder; give their number"
+                )
+            if self.tune is not None or any("learning_rate" in key for key in self.matrix):
+                home = "tune" if self.tune is not None else "matrix over learning rates"
+                raise ConfigError(
+                    f"experiment.seeds: auto does not go together with experiment.{home}; use experiment.learning_rates"
+                )
+            return
         if any(seed < 0 for seed in self.seeds):
             raise ConfigError(f"experiment.seeds: expected whole numbers from 0, got {min(self.seeds)}")
         if len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"experiment.seeds: expected each once, got {list(self.seeds)}")
 
     @property
+    def first_seeds(self) -> tuple[int, ...]:
+        """The seeds that are trained whatever comes of them."""
+        return self.seeds.first(self.seeds.least) if isinstance(self.seeds, AutoSeeds) else self.seeds
+
+    @property
+    def last_seed(self) -> int | None:
+        """The highest seed that may be trained; None without seeds."""
+        return self.seeds.most if isinstance(self.seeds, AutoSeeds) else max(self.seeds, default=None)
+
+    @property
     def is_set(self) -> bool:
         """True where the recipe declares more than one run."""
         several = self.runs or self.matrix or self.sets or self.tune or self.learning_rates or self.ladder
-        return bool(several) or len(self.seeds) > 1
+        return bool(several) or len(self.first_seeds) > 1
 
 
 @dataclass(frozen=True)
@@ -257,9 +206,6 @@ class Recipe:
                     f"{section}: a recipe with a `probe` section generates its rows; leave {section!r} out"
                 )
         training = parse_training(merged.get("training"))
-        for key in training if probe is not None else ():
-            if key not in PROBE_TRAINING:
-                raise ConfigError(f"training.{key}: not for a probe; allowed: {', '.join(sorted(PROBE_TRAINING))}")
         return cls(
             model=model,
             data=parse_section(DataOptions, merged.get("data"), "data"),
@@ -298,6 +244,8 @@ class Recipe:
             "name": name,
             "hypothesis": experiment.hypothesis,
             "description": experiment.description,
+            **({} if experiment.metric is None else {"metric": experiment.metric}),
+            **({"columns": list(experiment.columns)} if experiment.columns else {}),
         }
         return Recipe.from_dict(values)
 
@@ -333,6 +281,12 @@ class Recipe:
     def plugins(self) -> list[Plugin]:
         """The plugins that the run of this recipe uses, those that `HF_ARCH_PLUGINS` names among them."""
         return recipe_plugins(self.to_dict())
+
+    @property
+    def kept_plugins(self) -> list[Plugin]:
+        """Those, and the plugins of its columns: what its folder keeps."""
+        used = self.plugins
+        return [*used, *(plugin for plugin in column_plugins(self.to_dict()) if plugin not in used)]
 
     def stable_hash(self, *facts: str) -> str:
         """Ten hex digits over what changes a result: model, data, training, evaluation, the numerics of the code
@@ -415,10 +369,12 @@ def read_recipe(
 
 
 def _declared(values: object) -> dict[str, Any]:
-    """The `experiment` section with what may be written in several ways written in one: `seeds: 3` as 1, 2, 3,
-    `match: flops` as `match: {by: flops}`, the changes of `runs` nested, the keys of `matrix` dotted.
+    """The `experiment` section with what may be written in several ways written in one: `seeds: 3` as 1, 2, 3, `auto`
+    as its limits, `match: flops` as `match: {by: flops}`, the changes of `runs` nested, the keys of `matrix` dotted.
     """
     section = dict(require_mapping(values, "experiment"))
+    if "seeds" in section:
+        section["seeds"] = written_seeds(section["seeds"])
     seeds = section.get("seeds")
     if isinstance(seeds, int) and not isinstance(seeds, bool):
         if not 1 <= seeds <= MAX_SEEDS:

@@ -14,7 +14,7 @@ from hf_arch.recipe.sections import coerce, require_mapping
 
 # Ours beside the names of TrainingArguments: `precision`, what the run computes in; `zero_redundancy`, whether its
 # processes share the optimizer states out; `max_skipped_steps`, how many steps in a row may have a loss that is no
-# number; and the optimiser `muon`.
+# number; and the optimisers that plugins register.
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 # Set by the run folder, the command line or the launcher: never by a recipe.
 RESERVED_TRAINING = {
@@ -44,12 +44,14 @@ SHARES = ("adam_beta1", "adam_beta2", "label_smoothing_factor")
 def training_fields() -> dict[str, Any]:
     """The keys of the section with their types."""
     from transformers import TrainingArguments
-    from transformers.training_args import OptimizerNames
+
+    from hf_arch.optimizers.choose import optimizer_names
 
     fields = {field.name: field.type for field in dataclasses.fields(TrainingArguments) if field.init}
     fields = {name: hint for name, hint in fields.items() if name not in RESERVED_TRAINING}
     fields |= {"precision": Literal[PRECISIONS], "zero_redundancy": bool, "max_skipped_steps": int}
-    fields["optim"] = Literal[(*(entry.value for entry in OptimizerNames), "muon")]
+    fields["optim"] = Literal[tuple(optimizer_names())]
+    fields["optim_args"] = str | dict[str, Any] | None
     fields["lr_scheduler_kwargs"] = dict[str, Any] | None  # text would be a JSON file's name
     return fields
 
@@ -64,6 +66,10 @@ def parse_training(values: object) -> dict[str, Any]:
         if key not in fields:
             raise unknown_key_error("training", key, fields)
         parsed[key] = coerce(value, fields[key], f"training.{key}")
+    if "optim" in parsed or "optim_args" in parsed:
+        from hf_arch.optimizers.choose import choose_optimizer
+
+        choose_optimizer(parsed)  # its options
     for keys, allowed, within in (
         (AT_LEAST_ONE, "at least 1", lambda value: value >= 1),
         (AT_LEAST_ZERO, "at least 0", lambda value: value >= 0),

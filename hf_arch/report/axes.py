@@ -9,27 +9,33 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from hf_arch.core.formats import byte_size
+from hf_arch.report.names import short_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Units = tuple[tuple[float, str], ...]  # (size, name), largest first
 SECONDS: Units = ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
+LONGEST = 56  # characters of a name in a figure
 BYTES: Units = ((2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"))
 
 
 def name_axis(axes: Axes, names: Sequence[str]) -> None:
     """Names down the side, first at the top, wrapped where they are long."""
-    axes.set_yticks(range(len(names)), [wrapped(name) for name in names])
+    axes.set_yticks(range(len(names)), wrapped_names(names))
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(False, axis="y")
     axes.tick_params(axis="y", length=0)
 
 
-def wrapped(name: str, width: int = 20, limit: int = 56) -> str:
-    """A name on a few lines, broken after -, _ or a space; of a very long one the middle is left out."""
-    if len(name) > limit:
-        name = f"{name[: limit // 3]}…{name[-(limit - limit // 3) :]}"
+def wrapped_names(names: Sequence[str]) -> list[str]:
+    """Names on a few lines each; very long ones without their middle, and still distinct."""
+    short = short_names(names, LONGEST)
+    return [wrapped(short[name]) for name in names]
+
+
+def wrapped(name: str, width: int = 20) -> str:
+    """A name on a few lines, broken after -, _ or a space."""
     lines = [""]
     for part in re.findall(rf"[^-_ ]{{1,{width - 1}}}[-_ ]?|[-_ ]", name):
         if len(lines[-1]) + len(part) > width:
@@ -40,7 +46,7 @@ def wrapped(name: str, width: int = 20, limit: int = 56) -> str:
 
 def rows_height(names: Sequence[str]) -> float:
     """Inches for one row a name, as high as its lines."""
-    return 0.75 + sum(max(0.34, 0.15 * (wrapped(name).count("\n") + 1) + 0.06) for name in names)
+    return 0.75 + sum(max(0.34, 0.15 * (name.count("\n") + 1) + 0.06) for name in wrapped_names(names))
 
 
 def axis_unit(largest: float, units: Units) -> tuple[float, str]:

@@ -26,7 +26,8 @@ def label(row: dict[str, Any]) -> str:
 
 
 def print_bench(document: dict[str, Any]) -> None:
-    """A line on stdout for each model and length; in parentheses the ratio to its baseline."""
+    """A line on stdout for each model and length; in parentheses the ratio to its baseline, after a comma the share of
+    what the machine could give, where that was measured."""
     settings, provenance = document["settings"], document["provenance"]
     title = (
         f"{provenance['device']}, {provenance['threads']} threads, {settings['dtype']}, batch {settings['batch_size']}"
@@ -37,14 +38,24 @@ def print_bench(document: dict[str, Any]) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     for row in document["results"]:
         ratio = row.get("ratio", {})
-        cells = [_with_ratio(f"{row[f'{phase}_tokens_per_second']:,.0f}", ratio.get(phase)) for phase in SPEEDS]
+        shares = row.get("roofline_share", {})
+        cells = [
+            _with_ratio(f"{row[f'{phase}_tokens_per_second']:,.0f}", ratio.get(phase), shares.get(phase))
+            for phase in SPEEDS
+        ]
         cells += [_with_ratio(byte_size(row[f"{key}_bytes"]), ratio.get(key)) for key in ("peak_memory", "cache")]
         table.add_row(label(row), f"{row['seq_len']:,}", f"{row['params_total']:,}", *cells)
-    Console(width=None if sys.stdout.isatty() else FILE_WIDTH).print(table)
+    console = Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
+    console.print(table)
+    if (limits := document.get("roofline")) is not None:
+        rates = ", ".join(f"{rate / 1e9:,.0f} GFLOP/s in {name}" for name, rate in limits["product_flops"].items())
+        console.print(f"this machine: products at {rates}; copies at {limits['copy_bytes'] / 1e9:,.1f} GB/s")
 
 
-def _with_ratio(text: str, ratio: float | None) -> str:
-    return text if ratio is None else f"{text} ({ratio:.2f}x)"
+def _with_ratio(text: str, ratio: float | None, share: float | None = None) -> str:
+    notes = [f"{ratio:.2f}x"] if ratio is not None else []
+    notes += [f"{share:.1%}"] if share is not None else []
+    return f"{text} ({', '.join(notes)})" if notes else text
 
 
 def check_plot_path(path: str) -> None:

@@ -29,7 +29,7 @@ def diagram(components: Mapping[str, Any]) -> str:
     if not (mixer and ffn and norm):
         return ""
     norm_name, _, rest = norm.partition(",")
-    position = str(components.get("position", "none"))
+    position = re.sub(r" in .*", "", str(components.get("position", "none")))  # as said of a part of the layers
     absolute = position in ("learned", "sinusoidal")
     turned = [f"({position} positions)"] if "attention" in mixer and not absolute and position != "none" else []
     layers = components.get("layers", "?")

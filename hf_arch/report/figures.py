@@ -5,15 +5,14 @@ Each function returns the figures that the measured numbers allow; `hf_arch.repo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from hf_arch.analysis.columns import interval_text
 from hf_arch.analysis.curves import shared_curve
-from hf_arch.analysis.search import pareto_front
 from hf_arch.core.formats import byte_size, quantity
 from hf_arch.report.axes import (
     BYTES,
@@ -25,8 +24,9 @@ from hf_arch.report.axes import (
     plain_ticks,
     rows_height,
 )
+from hf_arch.report.fronts import fronts, seconds_per_token
 from hf_arch.report.ladder_figures import ladder_figures
-from hf_arch.report.plots import INK, Figure, Series
+from hf_arch.report.plots import INK, Figure, Series, series_of
 from hf_arch.report.scaling_figures import scaling_figures
 
 if TYPE_CHECKING:
@@ -45,17 +45,12 @@ def figures(comparison: Comparison) -> dict[str, list[Figure]]:
     sections = {
         "Quality": [*_means(comparison), *_forest(comparison)],
         "Loss curves": [*_curves(comparison)],
-        "Quality against cost": [*_pareto(comparison)],
+        "Quality against cost": [*fronts(comparison)],
         "Speed and size": [*_bars(comparison)],
         "Scaling": scaling_figures(comparison, series_of(comparison)),
         "Learning rates": [*_learning_rates(comparison)],
     }
     return {section: found for section, found in sections.items() if found}
-
-
-def series_of(comparison: Comparison) -> list[Series]:
-    """One look a group, in the order of the table."""
-    return [Series(index, group.name) for index, group in enumerate(comparison.groups)]
 
 
 def _curves(comparison: Comparison) -> list[Figure]:
@@ -71,11 +66,13 @@ def _curves(comparison: Comparison) -> list[Figure]:
     if not curves:
         return []
     loss = "validation loss" if key == "val_loss" else "training loss"
-    ends = ", ".join(f"{series.name} {curve[1][-1]:.3f}" for series, _group, curve in curves)
+    finals = {series: _final(group, curve, key) for series, group, curve in curves}
+    ends = ", ".join(f"{series.name} {finals[series][1]:.3f}" for series, _group, _curve in curves)
+    told = _final_words([(group, curve, finals[series]) for series, group, curve in curves])
     axes_kinds: tuple[tuple[str, str, Callable[[Group], float | None], Units], ...] = (
         ("tokens", "tokens", lambda _group: 1.0, ()),
         ("flops", "training FLOPs", lambda group: group.mean("flops_per_token"), ()),
-        ("time", "training time", _seconds_per_token, SECONDS),
+        ("time", "training time", seconds_per_token, SECONDS),
     )
     found = []
     for kind, label, per_token, units in axes_kinds:
@@ -101,7 +98,12 @@ def _curves(comparison: Comparison) -> list[Figure]:
                     label=series.name,
                     gid=series.gid(),
                 )
-            bottom = min(curve[2].min() for _series, _factor, curve in lines)
+                if told:
+                    axes.plot(
+                        [finals[series][0] * factor / size], [finals[series][1]], linestyle="none", zorder=5,
+                        marker=series.marker, markersize=6, markerfacecolor="none", color=series.color,
+                    )  # fmt: skip
+            bottom = min(min(curve[2].min(), finals[series][1]) for series, _factor, curve in lines)
             top = max(np.interp(0.12 * curve[0][-1], curve[0], curve[3]) for _series, _factor, curve in lines)
             top = max(top, bottom + 1e-3)
             axes.set_ylim(bottom - 0.04 * (top - bottom), top)  # the first fall would flatten all that follows
@@ -112,12 +114,32 @@ def _curves(comparison: Comparison) -> list[Figure]:
             Figure(
                 f"curve-{kind}",
                 f"{loss.capitalize()} against {label}",
-                f"Lines: mean over seeds; bands: lowest to highest seed. {note}",
+                f"Lines: mean over seeds; bands: lowest to highest seed. {note}{told}".strip(),
                 f"Groups at the end of training: {ends}.",
                 draw,
             )
         )
     return found
+
+
+def _final(group: Group, curve: np.ndarray, key: str) -> tuple[float, float]:
+    """(tokens, loss) at the end of training: of a validation loss the number that the table has."""
+    loss = group.mean("final_val_loss") if key == "val_loss" else None
+    if loss is None:
+        return float(curve[0][-1]), float(curve[1][-1])
+    return max(float(curve[0][-1]), group.mean("tokens_seen") or 0.0), loss
+
+
+def _final_words(ends: Sequence[tuple[Group, np.ndarray, tuple[float, float]]]) -> str:
+    """What tells the table's losses from the ends of the lines; empty where they agree in the digits that are shown."""
+    if all(abs(final[1] - curve[1][-1]) < 5e-4 for _group, curve, final in ends):
+        return ""
+    evaluations = [run.config.get("evaluation") or {} for group, _curve, _final in ends for run in group.counted]
+    rows = {(found.get("sequences", 256), found.get("final_sequences")) for found in evaluations}
+    lines, table = rows.pop() if len(rows) == 1 else (None, None)
+    words = "all validation rows" if table is None else f"the first {table} validation rows"
+    scored = f" on {words}; the lines are scored on the first {lines}" if lines is not None and lines != table else ""
+    return f"Open marks: the loss in the table, measured after training{scored}."
 
 
 def mean_curve(group: Group, key: str) -> np.ndarray:
@@ -126,11 +148,6 @@ def mean_curve(group: Group, key: str) -> np.ndarray:
     if not tokens.size:
         return np.empty((4, 0))
     return np.stack([tokens, losses.mean(axis=0), losses.min(axis=0), losses.max(axis=0)])
-
-
-def _seconds_per_token(group: Group) -> float | None:
-    speed = group.mean("train_tokens_per_second")
-    return 1.0 / speed if speed else None
 
 
 def _means(comparison: Comparison) -> list[Figure]:
@@ -182,8 +199,8 @@ def _forest(comparison: Comparison) -> list[Figure]:
     rows = []
     for series in series_of(comparison):
         pair = comparison.pair(series.name, comparison.baseline) if comparison.baseline else None
-        if pair is not None and pair.difference is not None:
-            rows.append((series, pair.difference, pair.words))
+        if pair is not None and pair.interval is not None:
+            rows.append((series, pair.interval, pair.words))
     if not rows:
         return []
 
@@ -198,7 +215,9 @@ def _forest(comparison: Comparison) -> list[Figure]:
     alt = "; ".join(f"{series.name} {words}" for series, _difference, words in rows)
     title = f"Difference to {comparison.baseline}, seed by seed"
     note = (
-        f"Mean paired difference in {comparison.metric_name} with its 95 % interval, before correction for many pairs."
+        f"Mean paired difference in {comparison.metric_name}, each interval at the level at which Holm's correction "
+        f"over all {comparison.families['pairs']} pairs tests it: "
+        "it leaves out zero where the table says better or worse."
     )
     return [
         Figure(
@@ -257,52 +276,6 @@ def _bars(comparison: Comparison) -> list[Figure]:
                 legend=False,
             )
         )
-    return found
-
-
-def _pareto(comparison: Comparison) -> list[Figure]:
-    """Quality against parameters, state bytes and decoding speed, with the front of those that nothing dominates."""
-    kinds = (
-        ("params_total", "parameters", quantity, False),
-        ("state_bytes", "cache or state per sequence", byte_size, False),
-        ("decode_tokens_per_second", "decoding speed (tokens/s)", quantity, True),
-    )
-    found = []
-    for key, label, show, more_is_better in kinds:
-        points = [
-            (series, cost, interval)
-            for series, group in zip(series_of(comparison), comparison.groups, strict=True)
-            if (cost := group.mean(key)) is not None and (interval := group.interval(comparison.metric)) is not None
-        ]
-        if len(points) < 2:
-            continue
-        quality = -1.0 if not comparison.lower_is_better else 1.0
-        front = pareto_front([(-c if more_is_better else c, quality * i.mean) for _s, c, i in points])
-
-        def draw(
-            axes: Axes, points: Any = tuple(points), front: Any = tuple(front), label: str = label, show: Any = show
-        ) -> None:
-            costs = [cost for _series, cost, _interval in points]
-            line = sorted((costs[i], points[i][2].mean) for i in front)
-            axes.plot(*zip(*line, strict=True), color=INK, linewidth=1.0, linestyle=(0, (3, 3)), alpha=0.6)
-            for series, cost, interval in points:
-                if interval.low is not None:
-                    axes.plot([cost, cost], [interval.low, interval.high], color=series.color, linewidth=1.2, alpha=0.7)
-                axes.plot(
-                    [cost], [interval.mean], color=series.color, marker=series.marker, markersize=7.5, linestyle="none",
-                    label=series.name, gid=series.gid(f"{series.name}: {show(cost)}, {interval.mean:.3f}"),
-                )  # fmt: skip
-            axes.margins(x=0.12)
-            axes.set(xlabel=label, ylabel=comparison.metric_name)
-            if show is byte_size or max(costs) / min(costs) > 8:
-                log_ticks(axes.xaxis, show if show is byte_size else EngFormatter(sep=""))
-            else:
-                plain_ticks(axes.xaxis, ())
-
-        best = ", ".join(points[i][0].name for i in front)
-        alt = "; ".join(f"{series.name}: {show(cost)}, {interval.mean:.3f}" for series, cost, interval in points)
-        note = f"Nothing beats in both (dashed front): {best}."
-        found.append(Figure(f"pareto-{key}", f"Quality against {label}", note, f"{alt}.", draw))
     return found
 
 

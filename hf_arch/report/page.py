@@ -12,7 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
 
 from hf_arch.analysis.budgets import rate_lines
 from hf_arch.analysis.columns import filled_columns
@@ -22,8 +24,12 @@ from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import write_atomic
 from hf_arch.core.formats import duration
 from hf_arch.report.diagram import diagram
-from hf_arch.runs.numbers import Reader
+from hf_arch.report.methods import methods
+from hf_arch.runs.numbers import Number, Reader
 from hf_arch.runs.record import RunRecord, numbers_for
+
+if TYPE_CHECKING:
+    from hf_arch.report.plots import Figure
 
 REPORT_FILE = "report.html"
 FIGURES_DIR = "figures"
@@ -56,8 +62,8 @@ def render(comparison: Comparison, title: str, figures_dir: Path | None = None) 
     """The page as text; each figure is drawn once, for the page and as PNG into `figures_dir`."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    from hf_arch.report.figures import figures, series_of
-    from hf_arch.report.plots import draw, swatch
+    from hf_arch.report.figures import figures
+    from hf_arch.report.plots import draw, series_of, swatch
 
     environment = Environment(
         loader=PackageLoader("hf_arch.report"),
@@ -68,7 +74,13 @@ def render(comparison: Comparison, title: str, figures_dir: Path | None = None) 
     )
     top = () if comparison.ladder is None else comparison.ladder.top
     environment.filters["duration"] = duration
-    environment.filters["unbroken"] = _unbroken
+    environment.filters |= {"unbroken": _unbroken, "name": _name}
+    sections = {
+        section: [(figure, draw(figure, figures_dir)) for figure in found]
+        for section, found in figures(comparison).items()
+    }
+    carded = [group for group in comparison.groups if not top or group.name in top]
+    same = _same(carded)
     return environment.get_template("report.html").render(
         title=title,
         comparison=comparison,
@@ -77,15 +89,15 @@ def render(comparison: Comparison, title: str, figures_dir: Path | None = None) 
         columns=filled_columns(comparison),
         symbols=[swatch(series) for series in series_of(comparison)],
         index={series.name: series.index for series in series_of(comparison)},
-        sections={
-            section: [(figure, draw(figure, figures_dir)) for figure in found]
-            for section, found in figures(comparison).items()
-        },
+        opening=_opening(sections),
+        sections=sections,
         pairs=_ranked_pairs(comparison),
         rate_lines=rate_lines(comparison.budgets),
         max_pairs=MAX_PAIRS,
-        cards=[_card(comparison, group) for group in comparison.groups if not top or group.name in top],
+        cards=[_card(comparison, group, same) for group in carded],
+        same=same,
         runs=sorted(comparison.runs, key=lambda run: (run.name, run.seed or 0, run.path)),
+        methods=methods(comparison),
         versions=_versions(comparison.runs),
         written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
@@ -93,7 +105,8 @@ def render(comparison: Comparison, title: str, figures_dir: Path | None = None) 
 
 @dataclass(frozen=True)
 class Card:
-    """What one group is: its diagram, components and sizes, and a sample of what it writes."""
+    """What one group is: its diagram, the sizes and components in which the groups differ, and a sample of what it
+    writes."""
 
     group: Group
     diagram: str
@@ -103,7 +116,39 @@ class Card:
     sample: str
 
 
-def _card(comparison: Comparison, group: Group) -> Card:
+def _opening(sections: dict[str, list[tuple[Figure, str]]]) -> tuple[Figure, str] | None:
+    """The figure beside the answer, taken out of its section: the differences, else the means, else the first one."""
+    places = [(section, entry) for section, found in sections.items() for entry in found]
+    for key in ("differences", "means", *(entry[0].key for _section, entry in places[:1])):
+        for section, entry in places:
+            if entry[0].key == key:
+                sections[section].remove(entry)
+                if not sections[section]:
+                    del sections[section]
+                return entry
+    return None
+
+
+def _same(groups: Sequence[Group]) -> dict[str, str]:
+    """{size or component: value} that all groups have in common, with how it is written; {} for a single group."""
+    facts = [_facts(group) for group in groups if group.reference.components]
+    if len(facts) < 2:
+        return {}
+    return {key: value for key, value in facts[0].items() if all(other.get(key) == value for other in facts)}
+
+
+def _facts(group: Group) -> dict[str, str]:
+    """{name: value in words} of a group's sizes and components."""
+    numbers = group.reference.numbers
+    sizes = {number.words: number.show(numbers[number.key]) for number in _sizes(group)}
+    return {**sizes, **{str(key): _plain(value) for key, value in group.reference.components.items()}}
+
+
+def _sizes(group: Group) -> list[Number]:
+    return [number for number in numbers_for(Reader.SIZES) if number.key in group.reference.numbers]
+
+
+def _card(comparison: Comparison, group: Group, same: dict[str, str]) -> Card:
     baseline = comparison.group(comparison.baseline).reference.components if comparison.baseline else {}
     numbers = group.reference.numbers
     sample = group.reference.sample or ""
@@ -117,11 +162,10 @@ def _card(comparison: Comparison, group: Group) -> Card:
                 bool(baseline) and group.name != comparison.baseline and baseline.get(key) != value,
             )
             for key, value in group.reference.components.items()
+            if str(key) not in same
         ],
         sizes=[
-            (number.words, number.show(numbers[number.key]))
-            for number in numbers_for(Reader.SIZES)
-            if number.key in numbers
+            (number.words, number.show(numbers[number.key])) for number in _sizes(group) if number.words not in same
         ],
         prompt=str(sample.get("prompt", "")).lstrip() if isinstance(sample, dict) else "",
         sample=str(sample.get("text", "") if isinstance(sample, dict) else sample).rstrip(),
@@ -139,9 +183,14 @@ def _plain(value: Any) -> str:
     return str(value).replace("=", " ")  # options read, and wrap, as words
 
 
+def _name(text: str) -> Markup:
+    """A name that may be wrapped after - _ . / = : and, unless it must, nowhere else."""
+    return Markup("<wbr>").join(re.findall(r"[^-_./=:]*[-_./=:]?", text)[:-1])
+
+
 def _unbroken(text: str) -> str:
-    """The text with its bracketed intervals kept on one line."""
-    return re.sub(r"\[[^\]]*\]", lambda match: match[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
+    """The text with its bracketed intervals, and a mean with its half-width, each kept on one line."""
+    return re.sub(r"\[[^\]]*\]| ± ", lambda match: match[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
 
 
 def _ranked_pairs(comparison: Comparison) -> list[Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import io
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,12 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 from matplotlib.figure import Figure as Canvas
 
+from hf_arch.report.axes import wrapped_names
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from hf_arch.analysis.comparison import Comparison
 
 OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#b8a800")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">", "h")
@@ -100,6 +105,11 @@ class Series:
         return f"series-{self.index}-{(text or self.name).encode().hex()}"
 
 
+def series_of(comparison: Comparison) -> list[Series]:
+    """One look a group, in the order of the table."""
+    return [Series(index, group.name) for index, group in enumerate(comparison.groups)]
+
+
 def draw(figure: Figure, png_folder: Path | None = None) -> str:
     """Draws the figure once: returned as an <svg> element, and with `png_folder` written there as `<key>.png`.
 
@@ -121,11 +131,30 @@ def write_png(figure: Figure, path: Path) -> None:
         _save_png(*_canvas(figure), figure, path)
 
 
+def write_vector(figure: Figure, folder: Path) -> None:
+    """The figure as `<key>.svg` and `<key>.pdf`, on white with its legend and without its title: for a caption."""
+    folder.mkdir(parents=True, exist_ok=True)
+    fonts = {"svg.fonttype": "path", "pdf.fonttype": 42, "svg.hashsalt": figure.key}
+    with matplotlib.rc_context({**RC, **fonts}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name's; the caption and the table have it
+        canvas, axes = _canvas(figure)
+        _add_legend(axes, figure)
+        canvas.savefig(folder / f"{figure.key}.pdf", facecolor="white", metadata={"CreationDate": None})
+        buffer = io.StringIO()
+        canvas.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None})
+    svg = re.sub(r"<!--.*?-->\s*", "", buffer.getvalue(), flags=re.DOTALL)  # labels, which may hold any character
+    (folder / f"{figure.key}.svg").write_text(svg, encoding="utf-8")
+
+
+def _add_legend(axes: Axes, figure: Figure) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if figure.legend and handles:
+        axes.legend(handles, wrapped_names(labels), frameon=False, fontsize=8)
+
+
 def _save_png(canvas: Canvas, axes: Axes, figure: Figure, path: Path) -> None:
     axes.set_title(figure.title, loc="left", fontweight="bold")
-    handles, _labels = axes.get_legend_handles_labels()
-    if figure.legend and handles:
-        axes.legend(frameon=False, fontsize=8)
+    _add_legend(axes, figure)
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.savefig(path, format="png", dpi=PNG_DPI, facecolor="white")
 

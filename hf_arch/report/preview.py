@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from hf_arch.analysis.before import power_note, seed_warnings
 from hf_arch.analysis.verdicts import unjudged
@@ -18,9 +19,13 @@ from hf_arch.evaluation.step_time import StepTimer
 from hf_arch.experiments.planning.forecast import Forecast, RunForecast, forecast, step_timer
 from hf_arch.experiments.planning.prepare import PreparedSet, prepare_set
 from hf_arch.experiments.planning.rates import RateSweep
+from hf_arch.experiments.planning.seeds import check_auto_seeds, with_seed_plan
 from hf_arch.recipe.recipe import Recipe
+from hf_arch.recipe.seeds import AutoSeeds
+from hf_arch.report.names import explained, short_names
 from hf_arch.report.table import print_skipped
 
+NUMBERS_WIDTH = 84  # of all columns but the names
 COLUMNS = ("run", "seeds", "done", "parameters", "matched", "state", "tokens", "FLOPs", "time", "memory")
 
 
@@ -34,6 +39,10 @@ def preview(
 ) -> list[Forecast]:
     """What `hf-arch run` would train of a set: the sweep of its learning rates first, where it has one, then the set
     that is compared, at the rates that the sweep has chosen so far."""
+    seeds = recipe.experiment.seeds
+    if isinstance(seeds, AutoSeeds):
+        check_auto_seeds(recipe)
+        facts = with_seed_plan(recipe, facts)
     timer = timer or step_timer(workers * processes)
     found = []
     if recipe.experiment.learning_rates is not None:
@@ -48,6 +57,23 @@ def preview(
         recipe, facts = sweep.compared(choices, facts)
     prepared = prepare_set(recipe, results_dir, processes, facts, dry=True)
     return [*found, preview_set(recipe, prepared, workers, processes, timer)]
+
+
+def auto_seeds_words(seeds: AutoSeeds, found: Forecast) -> str:
+    """How many runs, FLOPs and hours a set comes to whose seeds are added while a claim is undecided."""
+    ends = (seeds.least, seeds.most)
+    runs = " to ".join(str(count * len(found.runs)) for count in ends)
+    flops = sum(run.flops or 0.0 for run in found.runs)
+    total = " to ".join(f"{quantity(count * flops)}FLOPs" for count in ends)
+    seconds = [
+        run.seconds / (run.seeds - run.done) if run.seconds is not None and run.seeds > run.done else None
+        for run in found.runs
+    ]
+    hours = "hours are not known"
+    if None not in seconds:
+        each = sum(filter(None, seconds)) / found.workers / 3600
+        hours = " to ".join(f"{count * each:.3g}" for count in ends) + " hours"
+    return f"seeds: {seeds.least} to {seeds.most}, as the claims need: {runs} runs, {total}, {hours}"
 
 
 def preview_set(
@@ -66,9 +92,12 @@ def preview_set(
     if hypothesis:
         architectures = {str(run.recipe.model.get("architecture")) for run in prepared.plan.runs}
         lines += unjudged(hypothesis, {*prepared.plan.names, *architectures})
-        seeds = max(1, len(recipe.experiment.seeds))
-        lines += seed_warnings(hypothesis, prepared.plan.names, seeds)
-        lines += [note] if (note := power_note(hypothesis, prepared.plan.names, seeds)) else []
+        given = recipe.experiment.seeds
+        if isinstance(given, AutoSeeds):
+            lines.append(auto_seeds_words(given, found))
+        seeds = given.least if isinstance(given, AutoSeeds) else max(1, len(given))
+        lines += seed_warnings(hypothesis, seeds)
+        lines += [note] if (note := power_note(hypothesis, seeds)) else []
     return replace(found, warnings=(*found.warnings, *lines))
 
 
@@ -77,14 +106,17 @@ def print_forecast(found: Forecast, console: Console | None = None) -> None:
     console = console or Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
     matched = any(run.matched is not None for run in found.runs)
     table = Table(title=found.name, title_justify="left", box=None, pad_edge=False)
+    names = short_names([run.name for run in found.runs], console.width - NUMBERS_WIDTH)
     for title in COLUMNS:
+        named = title == "run"
         if title != "matched" or matched:
-            table.add_column(title, justify="left" if title == "run" else "right", overflow="fold")
+            table.add_column(title, justify="left" if named else "right", no_wrap=named, overflow="fold")
     for run in found.runs:
-        table.add_row(
-            *(cell for title, cell in zip(COLUMNS, _cells(run), strict=True) if title != "matched" or matched)
-        )
+        cells = zip(COLUMNS[1:], _cells(run), strict=True)
+        table.add_row(Text(names[run.name]), *(cell for title, cell in cells if title != "matched" or matched))
     console.print(table)
+    for line in explained(names):
+        console.print(Text(line))
     print_skipped(found.skipped)
     for line in found.warnings:
         console.print(line, soft_wrap=True, markup=False)
@@ -104,7 +136,6 @@ def _hours(found: Forecast) -> str:
 
 def _cells(run: RunForecast) -> list[str]:
     return [
-        run.name,
         str(run.seeds),
         str(run.done),
         f"{run.params_total:,}",

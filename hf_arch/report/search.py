@@ -11,8 +11,10 @@ from hf_arch.analysis.comparison import Comparison
 from hf_arch.analysis.search import Study, search_study
 from hf_arch.core.files import write_json
 from hf_arch.core.formats import quantity
+from hf_arch.report.names import explained, short_names
 
 STUDY_FILE = "search_study.json"
+NUMBERS_WIDTH = 42  # of all columns but the names
 
 
 def write_study(comparison: Comparison, results_dir: Path) -> Study:
@@ -26,10 +28,14 @@ def print_study(study: Study, console: Console | None = None) -> None:
     """The table, then the recommendation."""
     console = console or Console(highlight=False)
     table = Table(title="search study", title_justify="left", box=None, pad_edge=False)
+    names = short_names([entry.name for entry in study.candidates], console.width - NUMBERS_WIDTH)
     for title in ("run", "params", "ppl", "ppl / M params", "front"):
-        table.add_column(title, justify="left" if title == "run" else "right", overflow="fold")
+        named = title == "run"
+        table.add_column(title, justify="left" if named else "right", no_wrap=named, overflow="fold")
     for entry in study.candidates:
-        row = (entry.name, quantity(entry.parameters), f"{entry.perplexity:.2f}", f"{entry.score:.2f}")
+        row = (names[entry.name], quantity(entry.parameters), f"{entry.perplexity:.2f}", f"{entry.score:.2f}")
         table.add_row(*row, "yes" if entry.on_front else "")
     console.print(table)
+    for line in explained(names):
+        console.print(line, markup=False)
     console.print(study.words, markup=False)

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from hf_arch.analysis.budgets import rate_lines
 from hf_arch.analysis.columns import Column, filled_columns
+from hf_arch.report.names import LEAST_WIDTH, explained, short_names
 
 if TYPE_CHECKING:
     from hf_arch.analysis.comparison import Comparison
@@ -24,16 +25,22 @@ if TYPE_CHECKING:
 STYLES = {"violation": "bold red", "note": "yellow", "ok": "green"}
 MAX_PAIRS = 15
 GAP = 3  # a border or space and the padding on both sides of a column
+WORDS_WIDTH = 24  # what a column of words, which may wrap, needs at least
 
 
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
     """Prints the audit, the table in as many blocks as the width asks for, and the statements."""
     console = console or Console(highlight=False)
     _print_audit(comparison, console)
+    names = _names(comparison, console.width)
     for block in column_blocks(comparison, console.width):
-        console.print(_table(comparison, block, console.width))
+        console.print(_table(comparison, block, names))
+    for line in explained(names):
+        console.print(Text(line))
     console.print(Text(comparison.headline, style="bold"))
     _print_pairs(comparison, console)
+    for words in filter(None, (comparison.families_words, comparison.seeds_words)):
+        console.print(Text(words))
     for line in item_lines(comparison):
         console.print(Text(line))
     for line in ladder_lines(comparison):
@@ -43,7 +50,10 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
     for law in comparison.scaling:
         console.print(Text(f"Scaling of {law.architecture}: {law.words}"))
     for verdict in comparison.verdicts:
-        console.print(Text.assemble(("Hypothesis: ", "bold"), verdict.claim))
+        mark = f" ({verdict.mark})" if verdict.mark else ""
+        console.print(Text.assemble((f"Hypothesis{mark}: ", "bold"), verdict.claim))
+        if verdict.registration.sentence:
+            console.print(Text(f"  {verdict.registration.sentence}"))
         console.print(Text.assemble((f"  {verdict.outcome}: ", "bold"), verdict.evidence))
         for control in comparison.controls:
             if control.claim == verdict.claim:
@@ -100,12 +110,11 @@ def comparison_text(comparison: Comparison, width: int = 120) -> str:
 
 def column_blocks(comparison: Comparison, width: int) -> list[list[Column]]:
     """The columns that hold a value, packed in order into blocks no wider than `width` characters."""
-    name_width = _name_width(comparison, width)
+    name_width = max(map(len, _names(comparison, width).values()))
     blocks: list[list[Column]] = [[]]
     used = name_width + GAP + 1
     for column in filled_columns(comparison):
-        cells = [column.cell(comparison, group) for group in comparison.groups]
-        needed = max(len(text) for text in (column.title, *cells)) + GAP
+        needed = _needed(comparison, column) + GAP
         if blocks[-1] and used + needed > width:
             blocks.append([])
             used = name_width + GAP + 1
@@ -114,21 +123,34 @@ def column_blocks(comparison: Comparison, width: int) -> list[list[Column]]:
     return blocks
 
 
-def _table(comparison: Comparison, columns: list[Column], width: int) -> Table:
+def _needed(comparison: Comparison, column: Column) -> int:
+    """Characters of the longest cell, or of the title."""
+    return max(len(text) for text in (column.title, *(column.cell(comparison, g) for g in comparison.groups)))
+
+
+def _table(comparison: Comparison, columns: list[Column], names: dict[str, str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("name", overflow="fold", max_width=_name_width(comparison, width))
+    table.add_column("name", no_wrap=True, min_width=max(map(len, names.values())))
     for column in columns:
         # Words may wrap where even a block of one column is too wide; a number is never wrapped or cut.
         words = column.key == "versus_baseline"
         table.add_column(column.title, justify="left" if words else "right", no_wrap=not words, overflow="fold")
     for group in comparison.groups:
         cells = [Text(column.cell(comparison, group)) for column in columns]
-        table.add_row(Text(group.name), *cells, style="" if group.counted else "dim")
+        table.add_row(Text(names[group.name]), *cells, style="" if group.counted else "dim")
     return table
 
 
-def _name_width(comparison: Comparison, width: int) -> int:
-    return min(max(len(group.name) for group in comparison.groups), max(width // 3, 8))
+def _names(comparison: Comparison, width: int) -> dict[str, str]:
+    """What stands in the column of names: whole names up to half the width; the other columns go to further blocks."""
+    widest = max(
+        min(_needed(comparison, column), WORDS_WIDTH)
+        if column.key == "versus_baseline"
+        else _needed(comparison, column)
+        for column in filled_columns(comparison)
+    )
+    room = min(max(width // 2, 2 * LEAST_WIDTH), width - widest - GAP - 1)
+    return short_names([group.name for group in comparison.groups], room)
 
 
 def _print_audit(comparison: Comparison, console: Console) -> None:
@@ -156,4 +178,4 @@ def _print_pairs(comparison: Comparison, console: Console) -> None:
         pair = comparison.pair(first, second)
         if pair is not None:
             p = "" if pair.p_adjusted is None else f" (n={len(pair.seeds)}, Holm p={pair.p_adjusted:.2g})"
-            console.print(Text(f"  {first} against {second}: {pair.words}{p}"))
+            console.print(Text(f"  {first} against {second}: {comparison.words(pair)}{p}"))

@@ -8,6 +8,7 @@
                      /checkpoints/  model/     what resumes the run, and what came of it
 <suite>/experiment_suite_results.json          every run of the suite with its results (runs/suite.py)
 <suite>/all_benchmark_results.json             the measured numbers alone, flat, one row a run
+<suite>/claims.json                            what was claimed, and when (runs/registration.py)
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ CHECKPOINTS_DIR = "checkpoints"
 MODEL_DIR = "model"
 SUITE_FILE = "experiment_suite_results.json"
 BENCHMARK_FILE = "all_benchmark_results.json"
+CLAIMS_FILE = "claims.json"
 
 
 def is_run(folder: Path) -> bool:

@@ -7,10 +7,12 @@ field there and fill it in the run; `Reader` lists where it can then appear.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import Flag, auto
 from typing import Any
+
+from hf_arch.core.errors import ConfigError
 
 
 class Reader(Flag):
@@ -76,6 +78,39 @@ def measured(
     return field(default=None, metadata={"number": facts})
 
 
+def plugin_number(
+    words: str,
+    unit: str = "",
+    show: str = ".4f",
+    column: str = "",
+    help: str = "",
+    decimals: int = 3,
+    *,
+    higher_is_better: bool = False,
+) -> dict[str, Any]:
+    """What a run writes of a number that a plugin measured, beside its value. Raises `ConfigError` for a format that
+    does not write a number."""
+    _shaped(show)(0.0)
+    facts = {"words": words, "unit": unit, "show": show, "column": column or words, "help": help or words}
+    return {**facts, "decimals": decimals, "higher_is_better": higher_is_better}
+
+
+def read_number(key: str, facts: Mapping[str, Any]) -> Number:
+    """The definition of a number that a plugin measured, from what a run wrote of it."""
+    words = str(facts.get("words") or key)
+    return Number(
+        key,
+        words,
+        str(facts.get("unit") or ""),
+        _shaped(str(facts.get("show") or ".4f")),
+        Reader.ROWS | Reader.TABLE | Reader.SUMMARY | Reader.CARD,
+        str(facts.get("column") or words),
+        str(facts.get("help") or words),
+        int(facts.get("decimals") or 3),
+        bool(facts.get("higher_is_better")),
+    )
+
+
 def numbers_of(record: type) -> dict[str, Number]:
     """{key: definition} of the measured numbers that a dataclass declares, in its order."""
     found = ((entry.name, entry.metadata.get("number")) for entry in fields(record))
@@ -83,4 +118,8 @@ def numbers_of(record: type) -> dict[str, Number]:
 
 
 def _shaped(shape: str) -> Callable[[float | None], str]:
+    try:
+        format(0.0, shape)
+    except ValueError as error:
+        raise ConfigError(f"show: {shape!r} does not write a number; use a format such as '.3f' or '.1%'") from error
     return lambda value: "" if value is None else format(value, shape)

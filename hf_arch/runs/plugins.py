@@ -37,7 +37,7 @@ def keep_plugins(recipe: Recipe, folder: Path) -> tuple[Recipe, dict[str, Any]]:
 
     Raises `ConfigError` where the folder has other versions of them.
     """
-    sources = [plugin.source for plugin in recipe.plugins]
+    sources = [plugin.source for plugin in recipe.kept_plugins]
     recorded = _recorded(folder)
     kept = {(folder / copy).resolve(): copy for copy in recorded}
     new = [source for source in sources if source.path not in kept]

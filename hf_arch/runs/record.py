@@ -12,7 +12,7 @@ version 1, which differs from them by that key alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from hf_arch.core.files import finite, read_json, write_json
 from hf_arch.core.formats import byte_size, duration, quantity
 from hf_arch.recipe.recipe import RUN_FACTS, Recipe
 from hf_arch.runs.files import CONFIG_FILE, EVALUATION_FILE, METRICS_FILE, RESULTS_FILE, is_run, read_metrics
-from hf_arch.runs.numbers import Number, Reader, measured, numbers_of
+from hf_arch.runs.numbers import Number, Reader, measured, numbers_of, read_number
 
 SCHEMA_VERSION = 1
 STATUSES = ("completed", "failed", "interrupted", "running")
@@ -108,6 +108,8 @@ class RunRecord:
     skipped_steps: float | None = measured("skipped steps", ".0f")
     loss_spikes: float | None = measured("loss spikes", ".0f")
 
+    plugin_metrics: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """{name: {"value": ..., "words": ..., "unit": ..., ...}} of the metrics of plugins: each with what it is."""
     components: Mapping[str, Any] = field(default_factory=dict, repr=False)
     hypothesis: str = field(default="", repr=False)
     precision: str | None = None
@@ -126,7 +128,8 @@ class RunRecord:
     short_convolution: Mapping[str, Any] | None = field(default=None, repr=False)
     """{"layers": [...]}: the layers in which a depthwise causal convolution was found; empty where none was."""
     optimizer: Mapping[str, Any] | None = field(default=None, repr=False)
-    """{"class": ..., "groups": [...]}: what stepped the parameters, each group with its settings and number of them."""
+    """{"class": ..., "code": hash of its plugin, "groups": [...]}: what stepped the parameters, each group with its
+    settings and number of them."""
     kernels: str | None = None
     """What computed the recurrences and attention: "torch", or the package that did."""
     stopped_early: bool | None = field(default=None, repr=False)
@@ -165,7 +168,9 @@ class RunRecord:
             results = {**results, "accuracy": results["final_accuracy"], "best_accuracy": results.get("accuracy")}
             results.pop("final_accuracy")
         _check_version(file, results.get("schema_version"))
-        values: dict[str, Any] = {key: value for key, value in results.items() if key in _KEYS and value is not None}
+        values: dict[str, Any] = {
+            key: value for key, value in results.items() if key in RESULT_KEYS and value is not None
+        }
         for key in ("seed", "learning_rate", *NUMBERS):
             value = values.get(key)
             if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
@@ -188,18 +193,19 @@ class RunRecord:
             "hypothesis": str(
                 results.get("hypothesis") or _section(config, "experiment").get("hypothesis") or ""
             ).strip(),
+            "plugin_metrics": _section(results, "plugin_metrics"),
             "components": _section(results, "components"),
             "provenance": _section(results, "provenance"),
             "launch": results.get("launch") if isinstance(results.get("launch"), Mapping) else None,
             "schema_version": SCHEMA_VERSION,
             "config": config,
-            "others": {key: value for key, value in results.items() if key not in _KEYS},
+            "others": {key: value for key, value in results.items() if key not in RESULT_KEYS},
         }
         return cls(**values)
 
     def to_results(self) -> dict[str, Any]:
         """What results.json holds of this record; keys without a value are left out."""
-        values = {key: getattr(self, key) for key in _KEYS}
+        values = {key: getattr(self, key) for key in RESULT_KEYS}
         return {
             "schema_version": self.schema_version,
             **{key: value for key, value in values.items() if value is not None and key != "schema_version"},
@@ -212,8 +218,9 @@ class RunRecord:
 
     @cached_property
     def numbers(self) -> dict[str, float]:
-        """The finite measured numbers by their keys."""
-        found = ((key, finite(getattr(self, key))) for key in NUMBERS)
+        """The finite measured numbers by their keys, those of plugins after the others."""
+        found = [(key, finite(getattr(self, key))) for key in NUMBERS]
+        found += [(key, finite(facts.get("value"))) for key, facts in self.plugin_metrics.items() if key not in NUMBERS]
         return {key: value for key, value in found if value is not None}
 
     @property
@@ -257,12 +264,18 @@ class RunRecord:
 
 NUMBERS: dict[str, Number] = numbers_of(RunRecord)
 """{key: definition} of every measured number."""
-_KEYS = tuple(entry.name for entry in fields(RunRecord) if entry.name not in ("path", "config", "others"))
+RESULT_KEYS = tuple(entry.name for entry in fields(RunRecord) if entry.name not in ("path", "config", "others"))
 
 
-def numbers_for(reader: Reader) -> list[Number]:
-    """The numbers that `reader` shows, in the order of the record."""
-    return [number for number in NUMBERS.values() if reader in number.readers]
+def definitions(runs: Iterable[RunRecord] = ()) -> dict[str, Number]:
+    """{key: definition} of every measured number, those that plugins measured of `runs` last."""
+    found = {key: read_number(key, facts) for run in runs for key, facts in run.plugin_metrics.items()}
+    return {**NUMBERS, **{key: number for key, number in found.items() if key not in NUMBERS}}
+
+
+def numbers_for(reader: Reader, runs: Iterable[RunRecord] = ()) -> list[Number]:
+    """The numbers that `reader` shows, in the order of the record, those of plugins in `runs` last."""
+    return [number for number in definitions(runs).values() if reader in number.readers]
 
 
 def read_results(folder: Path) -> RunRecord | None:

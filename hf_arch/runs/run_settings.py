@@ -25,17 +25,18 @@ def shared_settings(run: RunRecord) -> dict[str, Any]:
     """{dotted key: value} of the sections that runs should share, and the precision that was chosen."""
     flat: dict[str, Any] = {}
     for section in SHARED_SECTIONS:
-        _flatten(section, run.config.get(section), flat)
+        flatten_section(section, run.config.get(section), flat)
     flat = {key: value for key, value in flat.items() if not key.split(".")[1].startswith(UNSHARED_KEYS)}
     if run.precision is not None:
         flat["precision"] = run.precision
     return flat
 
 
-def _flatten(prefix: str, node: Any, into: dict[str, Any]) -> None:
+def flatten_section(prefix: str, node: Any, into: dict[str, Any]) -> None:
+    """Enters what a section of a recipe holds into `into`, by dotted keys that begin with `prefix`."""
     if isinstance(node, dict):
         for key, value in node.items():
-            _flatten(f"{prefix}.{key}", value, into)
+            flatten_section(f"{prefix}.{key}", value, into)
     elif "." in prefix:
         into[prefix] = node
 

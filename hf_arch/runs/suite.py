@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from hf_arch.core.files import write_json
 from hf_arch.runs.files import BENCHMARK_FILE, CONFIG_FILE, RESULTS_FILE, SUITE_FILE, run_folders
 from hf_arch.runs.numbers import Reader
 from hf_arch.runs.record import RunRecord, numbers_for
+from hf_arch.runs.registration import current_hypotheses
 
 
 def find_runs(results_dir: str | Path) -> list[RunRecord]:
@@ -58,7 +59,7 @@ def write_suite_results(
     runs = find_runs(root) if runs is None else runs
     suite = {
         "suite": root.name,
-        "hypotheses": hypotheses(runs),
+        "hypotheses": current_hypotheses(runs),
         "status": dict(Counter(run.status for run in runs)),
         "skipped": [{"name": name, "reason": reason} for name, reason in (skipped or {}).items()],
         "runs": [{"folder": run.path.relative_to(root), **run.to_results()} for run in runs],
@@ -76,12 +77,7 @@ def flat_row(run: RunRecord) -> dict[str, Any]:
         "seed": run.seed,
         "learning_rate": run.learning_rate,
         "status": run.status,
-        **{number.key: run.numbers.get(number.key) for number in numbers_for(Reader.ROWS)},
+        **{number.key: run.numbers.get(number.key) for number in numbers_for(Reader.ROWS, [run])},
         "benchmarks": run.benchmarks,
         "path": str(run.path),
     }
-
-
-def hypotheses(runs: Iterable[RunRecord]) -> list[str]:
-    """The distinct hypotheses of these runs, in order of appearance."""
-    return list(dict.fromkeys(run.hypothesis for run in runs if run.hypothesis))

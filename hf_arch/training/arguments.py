@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, TrainingArguments
+from transformers import AutoModelForCausalLM, PreTrainedConfig, TrainingArguments
 
 from hf_arch.core.errors import ConfigError
+from hf_arch.optimizers.base import OptimizerSettings
+from hf_arch.optimizers.choose import check_parametrization, choose_optimizer, trainer_arguments, try_optimizer
+from hf_arch.optimizers.trainer_names import TrainerOptimizer
 from hf_arch.training.compat import use_one_gpu
-from hf_arch.training.muon import muon_options
 from hf_arch.training.precision import Precision
 from hf_arch.training.tracking import check_trackers
 
@@ -53,9 +55,9 @@ def build_arguments(
     """
     values = {**DEFAULTS, **{key: value for key, value in training.items() if key not in OWN_KEYS}}
     check_trackers(values.get("report_to"))
-    if values.get("optim") == "muon":
-        muon_options(values.pop("optim_args", None))
-        del values["optim"]  # ArchTrainer builds it
+    # Of other optimisers Trainer knows nothing: their builder makes them.
+    values = {key: value for key, value in values.items() if key not in ("optim", "optim_args")}
+    values |= trainer_arguments(training)
     values.setdefault("per_device_eval_batch_size", values.get("per_device_train_batch_size", 8))
     values.setdefault("dataloader_pin_memory", torch.cuda.is_available())
     if (world_size > 1 and not torch.cuda.is_available()) or not torch.accelerator.is_available():
@@ -85,6 +87,12 @@ def build_arguments(
     return args
 
 
+def optimizer_settings(args: TrainingArguments) -> OptimizerSettings:
+    """What every optimiser takes from the arguments."""
+    betas = (args.adam_beta1, args.adam_beta2)
+    return OptimizerSettings(args.learning_rate, args.weight_decay, betas, args.adam_epsilon)
+
+
 def check_model(config: PreTrainedConfig, args: TrainingArguments) -> None:
     """Raises `ConfigError` where the training is not supported for this model."""
     if args.label_smoothing_factor and any(
@@ -101,6 +109,17 @@ def check_model(config: PreTrainedConfig, args: TrainingArguments) -> None:
             f"training.label_smoothing_factor: {args.label_smoothing_factor:g} leaves out the model's losses "
             f"({losses[0]['type']}); nearest: 0"
         )
+
+
+def check_optimizer(config: PreTrainedConfig, args: TrainingArguments, training: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` where the optimiser does not follow the model's parametrisation, or its builder makes
+    something that would not train the model as it should."""
+    builder = choose_optimizer(training)
+    check_parametrization(builder, config, zero_redundancy=bool(training.get("zero_redundancy")))
+    if not isinstance(builder, TrainerOptimizer):
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        try_optimizer(builder, model, optimizer_settings(args))
 
 
 def _require_scheduler_kwargs(values: Mapping[str, Any]) -> None:

@@ -3,8 +3,9 @@
 `MetricsLog` writes one JSON object per logging step (`step`, `loss` in nats, `learning_rate`, `grad_norm`,
 `grad_norm_<group>`, `loss_<name>` of auxiliary losses, which `loss` leaves out, `tokens_seen`, `tokens_per_second`,
 `mfu`, `peak_memory_bytes`, `skipped_steps`, `wall_seconds`),
-per evaluation (`step`, `val_loss`, `val_perplexity`, `bits_per_byte`) and per event (`step`, `event`). The same numbers
-go to the trackers that `training.report_to` names.
+per evaluation (`step`, `val_loss`, with `val_perplexity` and `bits_per_byte`, or of a probe `val_accuracy` and
+`val_accuracy_macro`, and `val_<name>` of plugins' metrics) and per event (`step`, `event`). The same numbers go to the
+trackers that `training.report_to` names.
 
 MFU = flops_per_token * tokens/s / (devices * peak FLOP/s), with the FLOPs that `hf_arch.cost` counts for this
 architecture.
@@ -30,6 +31,18 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from hf_arch.core.files import to_jsonable, write_atomic
 from hf_arch.runs.files import read_metrics
 from hf_arch.training.checkpoints import divergence
+
+# What an evaluation writes, by the names of its metrics.
+EVALUATED = {
+    "eval_loss": "val_loss",
+    "eval_perplexity": "val_perplexity",
+    "eval_bits_per_byte": "bits_per_byte",
+    "eval_accuracy": "val_accuracy",
+    "eval_accuracy_macro": "val_accuracy_macro",
+    "eval_runtime": "val_seconds",
+}
+METRIC = "eval_metric_"
+"""Before the names of plugins' metrics."""
 
 
 class TrainingClock:
@@ -127,14 +140,9 @@ class MetricsLog(TrainerCallback):
     ) -> None:
         self.clock.exclude()
         if metrics and "eval_loss" in metrics:
-            row = {
-                "step": state.global_step,
-                "val_loss": metrics["eval_loss"],
-                "val_perplexity": metrics["eval_perplexity"],
-                "bits_per_byte": metrics["eval_bits_per_byte"],
-                "val_seconds": metrics["eval_runtime"],
-            }
-            self._write(row)
+            row = {name: metrics[key] for key, name in EVALUATED.items() if key in metrics}
+            row |= {f"val_{key.removeprefix(METRIC)}": metrics[key] for key in metrics if key.startswith(METRIC)}
+            self._write({"step": state.global_step, **row})
             if not math.isfinite(metrics["eval_loss"]):
                 raise divergence(f"the validation loss became {metrics['eval_loss']}", state.global_step, args)
 
@@ -218,7 +226,12 @@ class ProgressLine(TrainerCallback):
     ) -> None:
         if metrics and "eval_loss" in metrics:
             self.val_loss = f"  val {metrics['eval_loss']:.3f}"
-            self._say(state, f"val loss {metrics['eval_loss']:.4f}, perplexity {metrics['eval_perplexity']:.2f}")
+            score = (
+                f"perplexity {metrics['eval_perplexity']:.2f}"
+                if "eval_perplexity" in metrics
+                else f"accuracy {metrics['eval_accuracy']:.3f}"
+            )
+            self._say(state, f"val loss {metrics['eval_loss']:.4f}, {score}")
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_arch.core.plugins import plugin_of_module
 from hf_arch.models.branch_scales import SITES
 from hf_arch.ops.backend import use_fla
 from hf_arch.training.branches import model_layers, undisturbed, watched
@@ -57,7 +58,8 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def optimizer_facts(optimizer: Any) -> dict[str, Any]:
-    """What stepped the parameters: the class, and of each group its settings and how many numbers are in it."""
+    """What stepped the parameters: the class, the hash of its plugin where it is of one, and of each group its settings
+    and how many numbers are in it."""
     inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
     groups = [
         {
@@ -67,7 +69,9 @@ def optimizer_facts(optimizer: Any) -> dict[str, Any]:
         }
         for group in inner.param_groups
     ]
-    return {"class": type(inner).__name__, "groups": groups}
+    plugin = plugin_of_module(type(inner).__module__)
+    code = {} if plugin is None else {"code": plugin.source.digest[:16]}
+    return {"class": type(inner).__name__, **code, "groups": groups}
 
 
 def _plain(value: Any) -> Any:

@@ -19,14 +19,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, TrainingArguments
 
-from hf_arch.data import PreparedData
-from hf_arch.runs.provenance import plugin_hashes, tokenizer_fingerprint
+from hf_arch.optimizers.choose import choose_optimizer, trainer_arguments
+from hf_arch.optimizers.parameters import matrix_names
+from hf_arch.runs.provenance import plugin_hashes
 from hf_arch.training.decay import decay_parameter_names
-from hf_arch.training.muon import muon_options, muon_parameter_names
 from hf_arch.training.step_watch import DEFAULT_MAX_SKIPPED_STEPS
 
 if TYPE_CHECKING:
     from hf_arch.recipe.recipe import Recipe
+    from hf_arch.training.tasks.base import Task
 
 _TRACKERS = "only where the numbers are sent, and under which name"
 _PRINTED = "only what is printed"
@@ -82,7 +83,7 @@ class RunIdentity:
 
     model: the resolved config, dotted.
     data: `fingerprint` of the rows, `tokenizer`, `sequence_length`, number of `rows`, `order` of the first rows.
-    training: the resolved arguments; `muon`'s options where it is the optimiser; the precision.
+    training: the resolved arguments; the optimiser and its options where it is not one of Trainer's; the precision.
     evaluation: what is scored.
     batch: sequences in one optimiser step, all processes together.
     optimiser: hashes of the names of all parameters, of those that decay, and of those that Muon steps.
@@ -114,30 +115,23 @@ class RunIdentity:
         return int(self.training["max_steps"])
 
 
-def describe_run(
-    recipe: Recipe,
-    data: PreparedData,
-    config: PreTrainedConfig,
-    args: TrainingArguments,
-    precision: str,
-    order: str,
-) -> RunIdentity:
-    """The identity of a run; `order` is its order fingerprint."""
-    written = recipe.to_dict()
-    model = json.loads(config.to_json_string(use_diff=False))
+def describe_run(task: Task, args: TrainingArguments, precision: str, order: str) -> RunIdentity:
+    """The identity of a run of `task`; `order` is its order fingerprint."""
+    recipe, written = task.recipe, task.recipe.to_dict()
+    model = json.loads(task.config.to_json_string(use_diff=False))
     identity = RunIdentity(
         model=_dotted({key: value for key, value in model.items() if key not in _NO_MODEL}),
         data={
-            "fingerprint": data.fingerprint,
-            "tokenizer": tokenizer_fingerprint(data.tokenizer),
-            "sequence_length": recipe.data.sequence_length,
-            "rows": [len(data.train), len(data.validation)],
+            "fingerprint": task.fingerprint,
+            "tokenizer": task.tokenizer_fingerprint,
+            "sequence_length": task.sequence_length,
+            "rows": list(task.rows),
             "order": order,
         },
-        training={**_resolved(recipe, args), "precision": precision},
-        evaluation=written["evaluation"],
+        training={**_resolved(task.training, args), "precision": precision},
+        evaluation=written.get("evaluation", {}),
         batch={"sequences": args.train_batch_size * args.gradient_accumulation_steps * args.world_size},
-        optimiser=_parameter_hashes(config),
+        optimiser=_parameter_hashes(task.config),
         plugins={name: digest[:16] for name, digest in plugin_hashes(recipe.plugins).items()},
         recipe=_dotted({key: value for key, value in written.items() if key != "experiment"}),
     )
@@ -178,15 +172,15 @@ def recipe_differences(begun: Mapping[str, Any], recipe: Recipe) -> list[Differe
     return [entry for entry in found if entry.key != "model.plugins"]
 
 
-def _resolved(recipe: Recipe, args: TrainingArguments) -> dict[str, Any]:
+def _resolved(own: Mapping[str, Any], args: TrainingArguments) -> dict[str, Any]:
+    """The arguments as they are meant; `own` is the `training` section, for what is no name of TrainingArguments."""
     values = {key: value for key, value in args.to_dict().items() if key not in _NO_SETTINGS}
     values |= resolved_steps(args)
     values["use_cpu"] = args.device.type == "cpu"  # several processes without a GPU set it by themselves
-    own = recipe.training
     values["max_skipped_steps"] = own.get("max_skipped_steps", DEFAULT_MAX_SKIPPED_STEPS)
     values["zero_redundancy"] = own.get("zero_redundancy", False)
-    if own.get("optim") == "muon":
-        values |= {"optim": "muon", "optim_args": muon_options(own.get("optim_args"))}
+    if own.get("optim") and not trainer_arguments(own):
+        values |= {"optim": own["optim"], "optim_args": dataclasses.asdict(choose_optimizer(own).options)}
     return values
 
 
@@ -197,7 +191,7 @@ def _parameter_hashes(config: PreTrainedConfig) -> dict[str, str]:
     every = [
         f"{name} {tuple(parameter.shape)} {parameter.requires_grad}" for name, parameter in model.named_parameters()
     ]
-    lists = {"parameters": every, "decayed": decay_parameter_names(model), "matrices": muon_parameter_names(model)}
+    lists = {"parameters": every, "decayed": decay_parameter_names(model), "matrices": matrix_names(model)}
     return {key: hashlib.sha256("\n".join(names).encode()).hexdigest()[:16] for key, names in lists.items()}
 
 
@@ -218,10 +212,11 @@ def _of_section(
     resolved = [entry for entry in unequal if entry.key not in excused and _top(entry.key) not in strange]
     if not resolved:
         return []
+    written_in = (f"{section}.", "probe.") if section == "data" else (f"{section}.",)
     written = {
         entry.key: entry
         for entry in _unequal("", begun.recipe, now.recipe)
-        if entry.key.startswith(f"{section}.") and entry.key not in {*excused, "model.plugins"}
+        if entry.key.startswith(written_in) and entry.key not in {*excused, "model.plugins"}
     }
     return [entry for entry in resolved if entry.key in written] or list(written.values()) or resolved
 

@@ -9,7 +9,7 @@ not be done, and `running` says what is done, from accelerate's own state.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers import TrainingArguments
 
 from hf_arch.core.errors import ConfigError, choice_error
 from hf_arch.environment import known, read
+from hf_arch.optimizers.choose import check_launch_of, choose_optimizer
 from hf_arch.training.precision import Precision, choose_precision
 from hf_arch.training.trainer import ArchTrainer
 
@@ -139,9 +140,8 @@ def requested_precision(
 
 def check_arguments(args: TrainingArguments, request: LaunchRequest, training: Mapping[str, Any]) -> None:
     """Raises `ConfigError` where transformers, on this machine, will not do what was asked for."""
-    whole_matrices = training.get("optim") == "muon"
-    if whole_matrices and (request.fsdp or request.deepspeed):
-        raise ConfigError("training.optim: 'muon' needs whole matrices; nearest for shards: 'adamw_torch_fused'")
+    builder = choose_optimizer(training)
+    check_launch_of(builder, sharded=request.fsdp or request.deepspeed, shared_states=False)
     if training.get("zero_redundancy"):
         if request.fsdp or request.deepspeed or request.processes == 1:
             how = "FSDP" if request.fsdp else "DeepSpeed" if request.deepspeed else "one process, with none to share"
@@ -149,8 +149,7 @@ def check_arguments(args: TrainingArguments, request: LaunchRequest, training: M
                 "training.zero_redundancy: shares optimizer states out over processes with whole weights (DDP); "
                 f"this is {how}"
             )
-        if whole_matrices:
-            raise ConfigError("training.optim: 'muon' does not share its states; nearest: 'adamw_torch_fused'")
+        check_launch_of(builder, sharded=False, shared_states=True)
     if args.world_size != request.processes:
         raise ConfigError(
             f"{request.processes} processes were launched but {args.world_size} would take part on {args.device}; "
@@ -160,6 +159,15 @@ def check_arguments(args: TrainingArguments, request: LaunchRequest, training: M
         raise ConfigError(
             "FSDP was asked for, but on CPUs accelerate trains without it (every process holds everything); use "
             f"recipes/accelerate/cpu_ddp.yaml, or set {CPU_FSDP}=1 to try FSDP2 on CPUs"
+        )
+
+
+def check_metrics(metrics: Collection[str], request: LaunchRequest) -> None:
+    """Raises `ConfigError` for metrics of plugins where no process has the whole model, which they are given."""
+    if metrics and (request.fsdp or request.deepspeed):
+        how = "FSDP" if request.fsdp else "DeepSpeed"
+        raise ConfigError(
+            f"evaluation.metrics: {next(iter(metrics))!r} needs the whole model; not supported with {how}"
         )
 
 

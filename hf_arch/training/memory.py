@@ -1,6 +1,8 @@
 """Peak memory of a run: of tensors on a GPU; on a CPU what the process grew by.
 
-What Python and its libraries take in every run alike is left out: it would hide the difference between models.
+What Python and its libraries take in every run alike is left out: it would hide the difference between models. So are
+pages of files (code of the libraries, mapped data), of which a forked process has none at first and the system takes
+back what it likes.
 """
 
 from __future__ import annotations
@@ -27,15 +29,16 @@ class PeakMemory:
         try:
             _RESET.write_text("5")  # forgets the peak of earlier work, data preparation, where the system allows it
         except OSError:
-            self.start = _process_peak()
+            taken = _process_peak()
         else:
-            self.start = _status_bytes("VmRSS") or _process_peak()
+            taken = _status_bytes("VmRSS") or _process_peak()
+        self.start = taken - _file_pages()
 
     def read(self) -> int:
         """Peak bytes since creation."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        return max(0, _process_peak() - self.start)
+        return max(0, _process_peak() - _file_pages() - self.start)
 
 
 def _process_peak() -> int:
@@ -44,6 +47,11 @@ def _process_peak() -> int:
         return peak
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _file_pages() -> int:
+    """Resident bytes of this process that are pages of files; 0 where the system does not tell."""
+    return _status_bytes("RssFile") or 0
 
 
 def _status_bytes(key: str) -> int | None:

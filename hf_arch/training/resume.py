@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +28,8 @@ from hf_arch.core.files import read_json
 from hf_arch.runs.files import CONFIG_FILE
 from hf_arch.training.checkpoint_record import Change, CheckpointRecord, find_checkpoint, step_of, unusable
 from hf_arch.training.checkpoints import STATE_FILE
-from hf_arch.training.compat import set_last_rates
 from hf_arch.training.identity import Difference, RunIdentity, compare, recipe_differences, resolved_steps
+from hf_arch.training.schedule import Rates
 
 if TYPE_CHECKING:
     from hf_arch.recipe.recipe import Recipe
@@ -37,6 +37,11 @@ if TYPE_CHECKING:
 
 NAMED_DIFFERENCES = 3
 STEPS = "training.max_steps"
+OwnRates = Callable[[TrainingArguments, int], Rates | None]
+
+
+def _no_rates(args: TrainingArguments, steps: int) -> None:
+    """The schedule is transformers'."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,13 @@ def plan_continuation(
     environment: Mapping[str, Any],
     args: TrainingArguments,
     extend_to: int | None = None,
+    own_rates: OwnRates = _no_rates,
 ) -> Continuation:
     """Where the run with this `identity` goes on, after comparing it with the newest checkpoint in `checkpoints`.
 
-    `args` are set to the steps of an extended run. Raises `ConfigError` of one line for everything that differs, and
-    for a checkpoint from which it cannot go on exactly. Writes nothing.
+    `own_rates` gives the task's learning rates for arguments and a number of steps, or None for transformers'. `args`
+    are set to the steps of an extended run. Raises `ConfigError` of one line for everything that differs, and for a
+    checkpoint from which it cannot go on exactly. Writes nothing.
     """
     found = find_checkpoint(checkpoints)
     if found is None:
@@ -94,7 +101,7 @@ def plan_continuation(
     steps = begun.max_steps
     if extend_to is not None:
         steps = _checked_extension(extend_to, begun, record.step)
-        note = _schedule_note(args, begun, steps, record.step)
+        note = _schedule_note(args, begun, steps, record.step, own_rates)
         changes.append(Change(record.step, STEPS, begun.max_steps, steps, note))
         said.append(f"extended from {begun.max_steps} to {steps} steps; {note}")
     for key in ("warmup_steps", "logging_steps", "eval_steps"):
@@ -121,18 +128,6 @@ def extended_recipe(recipe: Recipe, args: TrainingArguments, continuation: Conti
     intervals = {key: value for key in ("logging_steps", "eval_steps", "warmup_steps") if (value := getattr(args, key))}
     training = {**recipe.training, **intervals, "max_steps": args.max_steps}
     return dataclasses.replace(recipe, training=training)
-
-
-def follow_schedule(scheduler: Any) -> None:
-    """Sets the learning rates of an extended run to those of its new length; without it the first step would still
-    take the rate that the old length had left in the optimizer.
-    """
-    if isinstance(scheduler, LambdaLR):
-        for group, rate, factor in zip(
-            scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
-        ):
-            group["lr"] = rate * factor(scheduler.last_epoch)
-        set_last_rates(scheduler, [group["lr"] for group in scheduler.optimizer.param_groups])
 
 
 def check_finished(checkpoints: Path, identity: RunIdentity) -> None:
@@ -235,10 +230,11 @@ def _checked_extension(steps: int, begun: RunIdentity, done: int) -> int:
     return steps
 
 
-def _schedule_note(args: TrainingArguments, begun: RunIdentity, steps: int, done: int) -> str:
+def _schedule_note(args: TrainingArguments, begun: RunIdentity, steps: int, done: int, own_rates: OwnRates) -> str:
     """What becomes of the learning rate, in one line."""
     name = str(begun.training["lr_scheduler_type"])
-    old, new = (_rate(args, begun, length, done) for length in (begun.max_steps, steps))
+    own = [(length, own_rates(args, length)) for length in (begun.max_steps, steps)]
+    old, new = (_rate(args, begun, length, done) if rates is None else rates(done) for length, rates in own)
     if old is None or new is None:
         return f"schedule {name} does not know the length of a run and goes on as it was"
     return (

@@ -16,11 +16,11 @@ def training_rows(
     sequence_length: int,
     global_batch: int,
     start_step: int,
-    muon: bool = False,
+    optimizer: str | None = None,
 ) -> list[tuple[str, str]]:
     """What the run will do, one (what, how) a line."""
     tokens = global_batch * sequence_length
-    optimiser = "muon with adamw" if muon else _value(args.optim)
+    optimiser = optimizer or _value(args.optim)
     checkpointing = args.activation_checkpointing or args.gradient_checkpointing
     rows = [
         ("dtype", f"{precision.name}: {precision.reason}"),

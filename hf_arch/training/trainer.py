@@ -3,7 +3,7 @@
 - Order: sample p of a run is `order.rows(p)`, a function of (seed, step) alone; a resumed run seeks there in O(1). For
   this one Trainer "epoch" is the whole run.
 - Decay: matrices only. Norms, biases, and what a mixer lists in `no_weight_decay` (decays, step sizes,
-  gates) keep none. With `muon`, matrices of the blocks are stepped by Muon instead of AdamW.
+  gates) keep none. The optimiser is made by the builder that `training.optim` names (`hf_arch.optimizers`).
 - Steps: one whose loss or gradient is not finite is skipped (`step_watch`), a checkpoint that cannot be written ends
   the run with the last good one intact, and a request to stop is agreed upon by all processes.
 - Evaluation: nats summed over tokens, divided once, over the same first sequences every time.
@@ -15,6 +15,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,12 @@ from transformers import TrainerControl
 from hf_arch.core.failures import TrainingError
 from hf_arch.data import SeededOrder, SeededSampler, TokenDataset
 from hf_arch.data.dataset import MixedDataset
+from hf_arch.evaluation.metric import Measurement, Metric
 from hf_arch.evaluation.perplexity import TextLoss, following_labels, sum_nats
+from hf_arch.optimizers.base import OptimizerBuilder
+from hf_arch.optimizers.choose import build_optimizer, check_parametrization, choose_optimizer
+from hf_arch.optimizers.parameters import trained_parameters
+from hf_arch.training.arguments import optimizer_settings
 from hf_arch.training.auxiliary_losses import AuxiliaryLosses
 from hf_arch.training.checkpoints import divergence, where_to_go_on
 from hf_arch.training.compat import AlignedLabelSmoother, HookedTrainer
@@ -35,11 +41,9 @@ from hf_arch.training.decay import decay_parameter_names
 from hf_arch.training.expert_balance import ExpertBalance
 from hf_arch.training.gradient_norms import gradient_norms, parameter_groups
 from hf_arch.training.interruption import StopAfterStep, StopRequest
-from hf_arch.training.muon import build_muon
-from hf_arch.training.resume import CheckpointKeeper, follow_schedule
-from hf_arch.training.scaled_groups import check_optimizer, scaled_groups, scales_groups
+from hf_arch.training.resume import CheckpointKeeper
+from hf_arch.training.schedule import Rates, RateSchedule, follow_schedule
 from hf_arch.training.step_watch import StepWatch
-from hf_arch.training.zero import SharedOptimizer
 
 
 class _RunSampler(SeededSampler):
@@ -62,13 +66,16 @@ class ArchTrainer(HookedTrainer):
         zero_redundancy: share the optimizer states out over the processes.
         watch: judges the steps; by default one with the usual limit that tells nobody.
         stop: a request that is obeyed after the step in which it comes.
-        muon: options of Muon (`hf_arch.training.muon`), where it is the optimiser.
+        builder: what makes the optimiser; None takes Trainer's own that `args` name.
+        metrics: what plugins measure at evaluations, by name.
         flops_per_token: what Trainer adds up to `total_flos`; None leaves its own estimate.
+        rates: the learning rate of each step; None: by transformers' `lr_scheduler_type`.
     """
 
     eval_dataset: TokenDataset | MixedDataset
     control: TrainerControl
     label_smoother: Any
+    lr_scheduler: Any
     optimizer: Any
 
     def __init__(
@@ -81,16 +88,20 @@ class ArchTrainer(HookedTrainer):
         zero_redundancy: bool = False,
         watch: StepWatch | None = None,
         stop: StopRequest | None = None,
-        muon: dict[str, Any] | None = None,
+        builder: OptimizerBuilder | None = None,
+        metrics: Mapping[str, Metric] | None = None,
         flops_per_token: float | None = None,
+        rates: Rates | None = None,
         **kwargs: Any,
     ) -> None:
         self.zero_redundancy = zero_redundancy
         super().__init__(**kwargs)
         self.watch = watch or StepWatch()
         self.stop = stop or StopRequest()
-        self.muon = muon
+        self.builder = builder or choose_optimizer({"optim": getattr(self.args.optim, "value", self.args.optim)})
+        self.metrics = dict(metrics or {})
         self.flops_per_token = flops_per_token
+        self.rates = rates
         self.add_callback(ExpertBalance())
         self.add_callback(StopAfterStep(self.stop))
         self.order = order
@@ -117,29 +128,33 @@ class ArchTrainer(HookedTrainer):
             super().create_accelerator_and_postprocess()
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """As Trainer's, or Muon; with `zero_redundancy` each process holds the states of a share of the parameters."""
-        if self.optimizer is None and scales_groups(self.model):
-            self.optimizer = self._scaled_optimizer(model or self.model)
-        if self.optimizer is None and self.muon is not None:
-            assert not (self.is_fsdp_enabled or self.is_deepspeed_enabled), "Muon needs whole matrices"
-            self.optimizer = build_muon(model or self.model, self.args, self._decay_names, self.muon)
-        optimizer = super().create_optimizer(model)
-        if self.zero_redundancy and not isinstance(optimizer, SharedOptimizer):
-            self.optimizer = optimizer = SharedOptimizer(optimizer)
-        return optimizer
+        """What the builder makes; with `zero_redundancy` each process holds the states of a share of the parameters."""
+        if self.optimizer is None:
+            of = model or self.model
+            assert self.builder.shards or not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+            check_parametrization(self.builder, self.model.config, zero_redundancy=self.zero_redundancy)
+            settings = replace(
+                optimizer_settings(self.args),
+                trainer=lambda: super(ArchTrainer, self).create_optimizer(model),
+                kind=lambda: self.get_optimizer_cls_and_kwargs(self.args, of),
+            )
+            self.optimizer = build_optimizer(self.builder, trained_parameters(of, self._decay_names), settings)
+        if self.zero_redundancy:
+            from hf_arch.training.zero import SharedOptimizer  # a quarter of a second, which other runs do not need
 
-    def _scaled_optimizer(self, model: Any) -> torch.optim.Optimizer:
-        """AdamW with the groups of the model's parametrisation."""
-        args = self.args
-        optim = str(getattr(args.optim, "value", args.optim)) if self.muon is None else "muon"
-        check_optimizer(self.model.config, optim, zero_redundancy=self.zero_redundancy)
-        kind, given = self.get_optimizer_cls_and_kwargs(args, model)
-        sizes = {"lr": args.learning_rate, "weight_decay": args.weight_decay, "eps": given.pop("eps")}
-        return kind(scaled_groups(model, self._decay_names, **sizes), **given)
+            if not isinstance(self.optimizer, SharedOptimizer):
+                self.optimizer = SharedOptimizer(self.optimizer)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """As Trainer's, or the task's own `rates`."""
+        if self.lr_scheduler is None and self.rates is not None:
+            self.lr_scheduler = RateSchedule(optimizer or self.optimizer, self.rates, self.args.learning_rate)
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def write_optimizer(self, output_dir: str) -> None:
         wrapped = getattr(self.optimizer, "optimizer", None)  # by accelerate
-        if isinstance(wrapped, SharedOptimizer):
+        if self.zero_redundancy and wrapped is not None:
             wrapped.gather()
         super().write_optimizer(output_dir)
 
@@ -211,9 +226,18 @@ class ArchTrainer(HookedTrainer):
             self.running_loss.copy_(self._logged_loss)
             self._skipped_since_log += 1
             model.zero_grad(set_to_none=True)
-        elif step % self.args.logging_steps == 0 or step == 1:
+            return norm
+        self.step_taken(loss)
+        if step % self.args.logging_steps == 0 or step == 1:
             self._group_norms = self._unclipped_group_norms(model, norm_value)
         return norm
+
+    def step_taken(self, loss: float) -> None:
+        """Called with the loss of each step that is taken, in nats, before it is."""
+
+    def mean_loss(self, total: float, steps: int) -> float:
+        """The mean over the `steps` taken since the last log, whose losses add up to `total`."""
+        return total / steps
 
     def _agreed(self, loss: torch.Tensor, norm: Any) -> tuple[float, float]:
         """Loss and gradient norm of the step, and in passing whether to stop: the same for all processes, which
@@ -255,7 +279,8 @@ class ArchTrainer(HookedTrainer):
             steps = self.state.global_step - self._logged_step
             taken = steps - self._skipped_since_log
             auxiliary = self._auxiliary.take(self.accelerator, taken)
-            logs["loss"] = logs["loss"] * steps / taken - sum(auxiliary.values()) if taken > 0 else math.nan
+            total = logs["loss"] * steps
+            logs["loss"] = self.mean_loss(total, taken) - sum(auxiliary.values()) if taken > 0 else math.nan
             logs.update({f"loss_{name}": value for name, value in auxiliary.items()})
             logs.update({f"grad_norm_{group}": norm.item() for group, norm in self._group_norms.items()})
             self._logged_step, self._skipped_since_log, self._group_norms = self.state.global_step, 0, {}
@@ -312,11 +337,30 @@ class ArchTrainer(HookedTrainer):
             f"{metric_key_prefix}_loss": scored.loss,
             f"{metric_key_prefix}_perplexity": scored.perplexity,
             f"{metric_key_prefix}_bits_per_byte": scored.bits_per_byte,
+            **{f"{metric_key_prefix}_metric_{name}": value for name, value in self.measure(eval_dataset).items()},
             f"{metric_key_prefix}_runtime": time.perf_counter() - start,
         }
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def measure(self, dataset: Any = None, sequences: int | None = None) -> dict[str, float]:
+        """{name: value} of the plugins' metrics over the first `sequences` rows (by default those of evaluations),
+        shared out over the processes."""
+        measurement = Measurement(self.metrics)
+        if self.metrics:
+            dataset = self.eval_dataset if dataset is None else dataset
+            count = min(sequences or self.eval_sequences or len(dataset), len(dataset))
+            mine = range(self.args.process_index, count, self.args.world_size)
+            loader = DataLoader(
+                Subset(dataset, mine), batch_size=self.args.per_device_eval_batch_size, generator=torch.Generator()
+            )
+            with self.accelerator.autocast():
+                measurement.add(self.accelerator.unwrap_model(self.model), loader, self.args.device)
+            for name, sums in measurement.sums.items():
+                total = self.accelerator.reduce(sums.to(self.args.device), reduction="sum")
+                measurement.sums[name] = total.cpu()
+        return measurement.values()
 
     def score(self, dataset: TokenDataset | MixedDataset, sequences: int | None = None) -> TextLoss:
         """The exact loss over the first `sequences` rows of `dataset` (None: all), shared out over the processes."""

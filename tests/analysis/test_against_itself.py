@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-import torch
 from scipy.stats import binom, kstest
 
-import hf_arch
 from hf_arch.analysis.stats import paired_difference
-from hf_arch.data.probes import PROBES
-from hf_arch.training.probes import ProbeTraining, learn_probe
+from hf_arch.recipe.recipe import Recipe
+from hf_arch.training.run import run_training
 
 SUITES, SEEDS = 80, 3
-OPTIONS = ProbeTraining(max_steps=20, per_device_train_batch_size=16, learning_rate=1e-2, eval_steps=20)
 
 
-def trained_loss(data_seed: int, weight_seed: int) -> float:
+def trained_loss(data_seed: int, weight_seed: int, folder: Path) -> float:
     """Loss on the test rows after training; the data and their order go by one seed, the weights by another."""
-    rows = {"vocab_size": 8, "sequence_length": 16, "num_tokens": 2}
-    probe = PROBES["selective_copying"]
-    train, test = (
-        probe.data(split, data_seed, examples=examples, **rows) for split, examples in (("train", 256), ("test", 64))
-    )
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 8, "ffn": "none"}
-    config = hf_arch.config_from_dict({"architecture": "gla", "max_position_embeddings": 16, **sizes})
-    torch.manual_seed(weight_seed)
-    model = hf_arch.core.registry.ARCHITECTURES.get("gla").causal_lm(config)
-    return learn_probe(model, train, test, OPTIONS).scores[-1].loss
+    rows = {"vocab_size": 8, "sequence_length": 16, "num_tokens": 2, "examples": 256}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "ffn": "none"}
+    training = {"max_steps": 20, "per_device_train_batch_size": 16, "learning_rate": 1e-2, "eval_steps": 20}
+    seeds = {"seed": weight_seed, "data_seed": data_seed}
+    values = {
+        "model": {"architecture": "gla", **sizes},
+        "probe": {"task": "selective_copying", "options": rows},
+        "training": {**training, **seeds, "save_strategy": "no"},
+    }
+    return run_training(Recipe.from_dict(values), folder, quiet=True)["final_val_loss"]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_an_architecture_is_seldom_called_different_from_itself() -> None:
+def test_an_architecture_is_seldom_called_different_from_itself(tmp_path: Path) -> None:
     pairs = []
     for suite in range(SUITES):
         seeds = range(suite * SEEDS, (suite + 1) * SEEDS)
-        first, second = ({seed: trained_loss(seed, 2 * seed + arm) for seed in seeds} for arm in (0, 1))
+        first, second = (
+            {seed: trained_loss(seed, 2 * seed + arm, tmp_path / f"{arm}-{seed}") for seed in seeds} for arm in (0, 1)
+        )
         pairs.append(paired_difference("first", "second", first, second))
     different = sum(pair.verdict in ("better", "worse") for pair in pairs)
     print(f"called different: {different} of {SUITES}")
@@ -44,5 +45,6 @@ def test_an_architecture_is_seldom_called_different_from_itself() -> None:
     assert kstest([pair.p_value or 1.0 for pair in pairs], "uniform").pvalue > 1e-3
 
 
-def test_with_the_same_seeds_it_is_the_same_to_the_last_bit() -> None:
-    assert trained_loss(0, 1) == trained_loss(0, 1) != trained_loss(0, 2)
+def test_with_the_same_seeds_it_is_the_same_to_the_last_bit(tmp_path: Path) -> None:
+    first, again, other = (trained_loss(0, seed, tmp_path / name) for name, seed in (("a", 1), ("b", 1), ("c", 2)))
+    assert first == again != other

@@ -23,6 +23,7 @@ from hf_arch.cli.compare import compare_command
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.formats import byte_size, duration, quantity
 from hf_arch.experiments import compare
+from hf_arch.report.page import render
 from hf_arch.report.table import comparison_text
 from tests.experiments.synthetic import ARCHITECTURES, write_run, write_suite
 
@@ -205,6 +206,27 @@ def test_command_prints_one_json_document(suite: Path, capsys: pytest.CaptureFix
     assert len(document["runs"]) == 13
     assert len(document["pairs"]) == 6
     assert {"metric", "baseline", "headline", "audit", "groups", "hypotheses"} <= document.keys()
+
+
+def test_claims_are_a_family_of_their_own(suite: Path, tmp_path: Path) -> None:
+    """Two claims about three of four runs: Holm over two tests, while the table corrects for six pairs."""
+    for name, loss in (("gpt2", 1.62), ("llama", 1.55), ("gla", 1.50), ("mamba", 1.57)):
+        for seed in (1, 2, 3):
+            noise = random.Random(f"{name}-{seed}").gauss(0, 0.006)
+            text = "gla better than gpt2; gpt2 worse than gla; llama better than gpt2"
+            write_run(tmp_path, name, seed, loss=loss + noise, hypothesis=text)
+    comparison = compare_runs(tmp_path)
+    assert comparison.families == {"claims": 2, "pairs": 6}
+    first, same, second = comparison.verdicts
+    assert first.p_adjusted == same.p_adjusted  # one test, counted once
+    raw = sorted([first.p_value or 0.0, second.p_value or 0.0])
+    assert sorted([first.p_adjusted, second.p_adjusted]) == pytest.approx([2 * raw[0], max(2 * raw[0], raw[1])])
+    pair = comparison.pair("gla", "gpt2")
+    assert pair is not None and pair.p_value == pytest.approx(first.p_value) and pair.family == 6
+    words = "Holm's correction runs over 2 claims, and separately over 6 pairs of the table"
+    for text in (comparison_text(comparison, 300), render(comparison, "set").replace("&#39;", "'")):
+        assert words in text
+    assert compare_runs(suite).to_dict()["families"]["pairs"] == 6
 
 
 def test_command_takes_runs_by_name_in_the_results_folder(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
+from hf_arch.analysis.claim_tests import difference_test, nearness_test
 from hf_arch.analysis.power import power, power_words, seeds_needed, smallest_difference
 from hf_arch.analysis.stats import paired_difference
-from hf_arch.analysis.verdicts import _outcome, _within
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 8])
@@ -34,11 +34,13 @@ def test_within_is_wrong_at_most_one_time_in_twenty_at_the_bound() -> None:
     wrong = 0
     for _ in range(1000):
         values = dict(enumerate(rng.normal(1.0, 0.3, size=5)))
-        wrong += _within(1.0, paired_difference("a", "b", values, dict.fromkeys(values, 0.0))) == "supported"
+        pair = paired_difference("a", "b", values, dict.fromkeys(values, 0.0))
+        wrong += nearness_test(1.0, pair).outcome(1.0) == "supported"
     assert 0.03 <= wrong / 1000 <= 0.07  # 5 % with the error of 1000 draws
 
 
 def test_no_difference_seen_is_not_equality_shown() -> None:
     pair = paired_difference("a", "b", {0: 1.0, 1: 1.2, 2: 1.1}, {0: 1.1, 1: 1.1, 2: 1.1})
-    assert _outcome("not distinguishable from", pair) == "undecided"
-    assert "with 80 % power" in power_words(pair)
+    test = difference_test("not distinguishable from", pair)
+    assert test.outcome(1.0) == "undecided"
+    assert "with 80 % power" in power_words(pair) and "with 80 % power" in test.words("undecided", 1.0, 1)

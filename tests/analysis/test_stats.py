@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
@@ -13,8 +11,11 @@ from hf_arch.analysis.stats import (
     all_pairs,
     bootstrap_interval,
     holm,
+    holm_factors,
     paired_difference,
     t_interval,
+    t_test,
+    within_test,
 )
 
 VALUES = [1.62, 1.58, 1.65, 1.60, 1.61]
@@ -97,13 +98,12 @@ def test_correction_covers_all_pairs() -> None:
     assert {pair.family for pair in pairs} == {6}
 
 
-def test_an_architecture_against_itself_is_rarely_called_different(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_architecture_against_itself_is_rarely_called_different() -> None:
     """A/A check: 400 suites of four equal architectures and three seeds; a suite errs with its first false difference.
 
     The true rate of this set-up is 4.9 % (of 200,000 suites); 400 suites with a true 5 % show 31 errors or fewer in
     99 % of all cases, which is the slack allowed here.
     """
-    monkeypatch.setattr(gc, "collect", lambda: 0)  # statsmodels collects garbage in every call: half a minute here
     rng = np.random.default_rng(2024)
     suites = 400
     errors = 0
@@ -143,10 +143,40 @@ def test_bootstrap_intervals_cover_the_mean_of_thirty_values() -> None:
     )  # the percentile bootstrap is known to fall a little short
 
 
-def test_words_name_the_correction_where_the_interval_alone_says_otherwise() -> None:
+def test_interval_and_verdict_are_of_one_family() -> None:
     first, gaps = by_seed([1.50, 1.52, 1.54]), (0.030, 0.030, 0.050)
     second = {seed: value + gap for (seed, value), gap in zip(first.items(), gaps, strict=True)}
     third = {seed: value + gap for (seed, value), gap in zip(first.items(), (0.02, -0.03, 0.01), strict=True)}
     assert paired_difference("a", "b", first, second).words == "better by 0.037 [0.008, 0.065]"
     pair = next(pair for pair in all_pairs({"a": first, "b": second, "c": third}) if pair.second == "b")
-    assert pair.words == "not distinguishable after Holm over 3 pairs (-0.037 [-0.065, -0.008])"
+    assert pair.words == "not distinguishable (-0.037 [-0.088, +0.014])"
+    assert pair.difference is not None and pair.difference.high < 0  # of this pair alone
+
+
+def test_intervals_leave_out_zero_where_the_corrected_test_rejects() -> None:
+    draw = np.random.default_rng(7)
+    for _ in range(40):
+        groups = {name: by_seed((draw.normal(0, 0.7) + draw.normal(size=4)).tolist()) for name in "abcd"}
+        for pair in all_pairs(groups):
+            assert pair.interval is not None and pair.interval.low is not None and pair.p_adjusted is not None
+            assert (pair.p_adjusted <= 0.05) == (pair.interval.low * pair.interval.high > 0)
+
+
+def test_holm_factors_are_those_of_statsmodels() -> None:
+    multitest = pytest.importorskip("statsmodels.stats.multitest")
+    p = np.random.default_rng(3).uniform(size=(20, 6)) ** 3
+    p[0, :3] = 0.0
+    expected = np.stack([multitest.multipletests(row, method="holm")[1] for row in p])
+    np.testing.assert_allclose(np.minimum(1, p * holm_factors(p)), expected, rtol=1e-12)
+    assert (holm_factors(p) >= 1).all() and (holm_factors(p) <= 6).all()
+
+
+def test_tests_are_scipys_along_the_last_axis() -> None:
+    x = np.random.default_rng(4).normal(0.2, 1.0, size=(5, 7))
+    np.testing.assert_allclose(t_test(x, 0.3), scipy_stats.ttest_1samp(x, 0.3, axis=1).pvalue, rtol=1e-10)
+    inside, outside = within_test(x, 0.5, 0.1)
+    above = scipy_stats.ttest_1samp(x, -0.4, axis=1, alternative="greater").pvalue
+    below = scipy_stats.ttest_1samp(x, 0.6, axis=1, alternative="less").pvalue
+    np.testing.assert_allclose(inside, np.maximum(above, below), rtol=1e-10)
+    far = np.minimum(2 * np.minimum(1 - above, 1 - below), 1.0)
+    np.testing.assert_allclose(outside, far, rtol=1e-10)

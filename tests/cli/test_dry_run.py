@@ -152,7 +152,7 @@ def test_a_prepared_store_is_what_the_sample_said(work: Path, capsys: pytest.Cap
     [
         (1, "one seed decides nothing, so 'gla better than llama' will be undecided"),
         (2, "2 can hardly decide 'gla better than llama'"),
-        (3, "power: 3 seeds and 1 pair find a difference of 3.3 times its spread"),
+        (3, "power: 3 seeds and 1 claim find a difference of 3.3 times its spread"),
     ],
 )
 def test_seeds_that_cannot_decide_a_claim(

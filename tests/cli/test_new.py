@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import zlib
 
 import pytest
 
 from hf_arch.cli import app
-from hf_arch.cli.new import KINDS
+from hf_arch.cli.new import KINDS, new_files
 from hf_arch.experiments.planning.plan import plan_runs
 from hf_arch.recipe.recipe import load_recipe
 
@@ -34,7 +36,9 @@ def test_what_is_written_works(kind, tmp_path, capsys, monkeypatch):
     code, out, err = run(capsys, "check", f"ideas/{name}.py")
     assert code == 0, out + err
     recipe = load_recipe(f"ideas/{name}.yaml", scale="cpu")
-    assert {planned.name for planned in plan_runs(recipe).runs} >= ({name} if kind != "probe" else {"llama"})
+    assert {planned.name for planned in plan_runs(recipe).runs} >= (
+        {name} if kind not in ("probe", "metric", "column") else {"llama"}
+    )
 
 
 def test_its_test_runs(tmp_path, capsys):
@@ -66,3 +70,53 @@ def test_a_file_that_is_there_stays(tmp_path, capsys):
     assert code == 2 and "exists already" in err
     assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
     assert (tmp_path / "mine.yaml").read_text() == "kept"
+
+
+PLANTED = {
+    "optimizer": [
+        (
+            'weight.mul_(1 - group["lr"] * group["weight_decay"])',
+            'weight.mul_(1 - 0.01 * group["weight_decay"])',
+            "rate",
+        ),
+        ("self.groups(parameters, settings)", "self.groups(parameters[:-1], settings)", "groups"),
+        ("alpha=-group", "alpha=group", "loss falls"),
+    ],
+    "init": [
+        ("nn.init.normal_(parameter, std=", "nn.init.normal_(parameter, mean=float('nan'), std=", "fills"),
+        (
+            "nn.init.normal_(parameter, std=(",
+            "nn.init.constant_(parameter, self.config.num_hidden_layers * (",
+            "draws are named",
+        ),
+    ],
+    "metric": [
+        (
+            "torch.stack([entropy[counted].sum(), counted.sum()])",
+            "torch.stack([entropy[counted].mean(), entropy.new_ones(())])",
+            "batches",
+        ),
+        ("entropy[counted].sum(), counted.sum()", "entropy[counted].sum() / 0, counted.sum()", "a number"),
+        (
+            "counted = batch",
+            "model.train()\n        next(model.parameters()).data.mul_(1.5)\n        counted = batch",
+            "leaves the model",
+        ),
+    ],
+    "column": [
+        ('record.numbers.get("flops_per_token")', 'record.numbers["flops_per_token"]', "an older run"),
+        ("loss * flops / 1e6", "[loss]", "a finished run"),
+    ],
+}
+
+
+@pytest.mark.parametrize(("kind", "planted"), [(kind, fault) for kind, faults in PLANTED.items() for fault in faults])
+def test_faults_are_found(kind, planted, tmp_path, capsys):
+    """The checks of what `new` writes can fail: each on a fault of its own."""
+    before, after, failing = planted
+    name = f"faulty_{kind}_{zlib.crc32(after.encode())}"
+    text = new_files(kind, name)[f"{name}.py"]
+    assert before in text
+    (tmp_path / f"{name}.py").write_text(text.replace(before, after))
+    code, out, _ = run(capsys, "check", str(tmp_path / f"{name}.py"))
+    assert code == 1 and re.search(rf"fails.*{failing}", out), out

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import hf_arch
 from hf_arch.cli import app
 from hf_arch.core.errors import ConfigError
 from hf_arch.evaluation.bench import BenchOptions, Candidate, Subject, _add_ratios, run_bench
+from hf_arch.evaluation.roofline import Roofline, limit_seconds, measure_roofline
 from hf_arch.evaluation.tensor_memory import cache_bytes, peak_tensor_bytes, tensor_bytes
 from hf_arch.experiments.planning.bench_models import counterpart, find_candidates
 from tests.evaluation.tiny import saved_model, tiny_model
@@ -171,3 +173,38 @@ def test_the_command_prints_one_document_and_draws(tmp_path: Path) -> None:
 def test_mistakes_are_named(call: Callable[[], object], expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         call()
+
+
+def test_a_limit_is_the_slower_of_products_and_memory() -> None:
+    config = hf_arch.tiny_config("llama")
+    cost = hf_arch.cost(config, 16, 2)
+    by_products = limit_seconds(config, 16, 2, Roofline({"fp32": 1e6, "bf16": 2e6}, copy_bytes=1e30), "fp32")
+    assert by_products["train"] == pytest.approx(cost.flops_per_token_train * 32 / 1e6)
+    assert by_products["decode"] == pytest.approx(cost.decode_flops(16) / 1e6)
+    half = limit_seconds(config, 16, 2, Roofline({"fp32": 1e6, "bf16": 2e6}, copy_bytes=1e30), "bf16")
+    assert half["prefill"] == pytest.approx(by_products["prefill"] / 2)
+    by_memory = limit_seconds(config, 16, 2, Roofline({"fp32": 1e30}, copy_bytes=1e6), "fp32")
+    assert by_memory["train"] == pytest.approx(40 * cost.params_total / 1e6)
+    model = AutoModelForCausalLM.from_config(config)
+    weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear))
+    assert by_memory["decode"] == pytest.approx((4 * weights + cost.state_bytes(16)) / 1e6)
+
+
+def test_a_row_has_its_share_of_what_the_machine_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_arch.evaluation.roofline.SECONDS", 0.02)
+    limits = measure_roofline(CPU)
+    assert set(limits.product_flops) == {"fp32", "bf16"} and min(limits.product_flops.values()) > 1e8
+    assert limits.copy_bytes > 1e8
+    arguments = ["bench", "llama", *SMALL, "--against", "transformers", "--seq-len", "8", "--repeats", "1"]
+    result = CliRunner().invoke(app, [*arguments, "--device", "cpu", "--roofline", "--json"])
+    document = json.loads(result.stdout)
+    assert set(document["roofline"]["product_flops"]) == {"fp32", "bf16"}
+    rows = document["results"]
+    assert len(rows) == 2
+    for row in rows:
+        assert set(row["roofline_share"]) == {"train", "prefill", "decode"}
+        assert all(0 < share < 1 for share in row["roofline_share"].values())
+    shares, speeds = ([row[key] for row in rows] for key in ("roofline_share", "decode_tokens_per_second"))
+    assert shares[0]["decode"] / shares[1]["decode"] == pytest.approx(speeds[0] / speeds[1])  # one function, one limit
+    plain = CliRunner().invoke(app, [*arguments, "--device", "cpu", "--roofline"])
+    assert "this machine: products at" in " ".join(plain.stdout.split()) and "%" in plain.stdout

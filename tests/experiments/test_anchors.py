@@ -13,7 +13,7 @@ from hf_arch.experiments.planning.plan import plan_runs
 from hf_arch.layers.layout import SequenceLayout
 from hf_arch.recipe.build import build_config
 from hf_arch.recipe.recipe import load_recipe
-from hf_arch.training.probe_run import run_probe
+from hf_arch.training.run import run_training
 
 ANCHORS = Path(__file__).parents[2] / "recipes" / "anchors"
 
@@ -22,7 +22,9 @@ def accuracies(anchor: str, folder: Path, *names: str) -> list[float]:
     """Accuracy of the named runs of a probe's anchor at the small scale, their first seed."""
     planned = plan_runs(load_recipe(ANCHORS / f"{anchor}.yaml", scale="cpu")).runs
     recipes = [next(run.recipe for run in planned if run.name == name) for name in names]
-    return [run_probe(recipe, folder / name, True)["accuracy"] for name, recipe in zip(names, recipes, strict=True)]
+    return [
+        run_training(recipe, folder / name, quiet=True)["accuracy"] for name, recipe in zip(names, recipes, strict=True)
+    ]
 
 
 @pytest.mark.slow

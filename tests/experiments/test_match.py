@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import hf_arch
 from hf_arch.core.errors import ConfigError
 from hf_arch.experiments.planning.match import Sizer, match_model, match_models, model_size
-from hf_arch.recipe.recipe import MatchOptions
+from hf_arch.recipe.match import MatchOptions
 
 BASE = {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 SEQ_LEN = 64

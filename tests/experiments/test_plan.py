@@ -65,6 +65,43 @@ def test_a_matrix_may_be_nested_and_a_scale_replaces_its_values() -> None:
     assert len(plan("experiment.seeds=3", at_scale="cpu", matrix=matrix, scale=scale).runs) == 3
 
 
+def test_values_of_a_matrix_may_be_named() -> None:
+    mixers = [{"name": "plain", "value": "gla"}, {"name": "conv", "value": {"type": "gla", "use_short_conv": True}}]
+    found = plan(matrix={"model.mixer": mixers, "model.hidden_size": [64, 96]})
+    assert found.names == [
+        "set-plain-hidden_size-64", "set-plain-hidden_size-96", "set-conv-hidden_size-64", "set-conv-hidden_size-96",
+    ]  # fmt: skip
+    assert [run.config.mixer_specs[0][1].use_short_conv for run in found.runs] == [False, False, True, True]
+    assert found.runs[0].recipe.model["mixer"] == "gla"
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        {"model.mixer": [{"name": "a", "value": "gla"}, {"name": "a", "value": "attention"}]},
+        {"model.mixer": [{"name": "no gate", "value": "gla"}, {"name": "no_gate", "value": "attention"}]},
+        {"model.mixer": [{"type": "gla", "expand_k": 0.5}, {"type": "gla", "expand_k": "0.5"}]},
+        {"model.hidden_size": [64, 64]},
+        {"model.mixer": [{"name": "a-b", "value": "gla"}, {"name": "a", "value": "mamba"}],
+         "model.ffn": [{"name": "c", "value": "glu"}, {"name": "b-c", "value": "mlp"}]},
+    ],
+)  # fmt: skip
+def test_two_points_of_one_name_are_an_error(matrix: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="would both be called 'set-"):
+        plan(matrix=matrix)
+
+
+@pytest.mark.parametrize("name", [3, "", "  ", "--", None])
+def test_the_name_of_a_value_is_text(name: object) -> None:
+    with pytest.raises(ConfigError, match=r"experiment\.matrix\.model\.mixer: name: expected text"):
+        plan(matrix={"model.mixer": [{"name": name, "value": "gla"}]})
+
+
+def test_runs_whose_names_become_the_same_are_an_error() -> None:
+    with pytest.raises(ConfigError, match="'a b' and 'a_b' would both be called 'a_b'"):
+        plan(runs={"a b": {}, "a_b": {}})
+
+
 def test_a_scale_changes_one_value_of_one_run() -> None:
     runs = {"one": {"model.hidden_size": 128, "training.max_steps": 9}, "two": None}
     scale = {"cpu": {"model": {"hidden_size": 32}, "experiment": {"runs": {"one": {"model": {"hidden_size": 64}}}}}}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import hf_arch
@@ -21,8 +22,11 @@ from hf_arch.experiments import load
 from hf_arch.experiments.planning.plan import plan_runs
 from hf_arch.recipe.build import build_config
 from hf_arch.recipe.recipe import Recipe, read_recipe
-from hf_arch.training.probe_run import probe_training, run_probe
-from hf_arch.training.probes import ProbeModel, ProbeTraining, learn_probe, score_probe
+from hf_arch.runs.files import read_metrics
+from hf_arch.training.arguments import DEFAULTS, build_arguments
+from hf_arch.training.precision import Precision
+from hf_arch.training.run import run_training
+from hf_arch.training.tasks.probe import ProbeTask, probe_rates, probe_training, stop_accuracy
 
 
 def recipe(architecture: str, task: str, *overrides: str, **probe: Any) -> Recipe:
@@ -31,56 +35,65 @@ def recipe(architecture: str, task: str, *overrides: str, **probe: Any) -> Recip
     return plan_runs(read_recipe(values, overrides)).runs[0].recipe
 
 
-def model(architecture: str, task: str, **options: Any) -> tuple[Any, Any, Any]:
-    """A model with train and test rows."""
-    probe = PROBES[task]
-    train, test = (probe.data(split, 0, probe.cpu, **options) for split in ("train", "test"))
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": train.vocab_size}
-    config = hf_arch.config_from_dict({"architecture": architecture, **sizes, "max_position_embeddings": 64})
-    return hf_arch.core.registry.ARCHITECTURES.get(architecture).causal_lm(config), train, test
+def learn(folder: Path, *arguments: str, **probe: Any) -> dict[str, Any]:
+    return run_training(recipe(*arguments, **probe), folder, quiet=True)
 
 
-def test_facts_are_memorised() -> None:
-    learner, train, test = model("llama", "memorization", vocab_size=16, sequence_length=8)
-    learned = learn_probe(learner, train, test, ProbeTraining(max_steps=200, learning_rate=1e-2, eval_steps=20))
-    assert learned.final.accuracy >= 0.99
-    assert learned.steps < 200  # it ends once it is solved
-    assert learned.final == learned.best
+def test_facts_are_memorised(tmp_path: Path) -> None:
+    steps = ("training.max_steps=200", "training.eval_steps=20", "training.num_train_epochs=9")
+    results = learn(tmp_path, "llama", "memorization", *steps, options={"vocab_size": 16, "sequence_length": 8})
+    assert results["accuracy"] >= 0.99
+    assert results["steps"] < 200 and results["stopped_early"]  # it ends once it is solved
+    assert results["accuracy"] == results["best_accuracy"]
 
 
-def test_a_row_is_read_from_the_last_state_alone() -> None:
-    learner, train, test = model("gla", "compression", vocab_size=4, sequence_length=4, examples=256)
-    assert train.from_last_state
-    reader = ProbeModel(learner, train)
-    logits, answers = reader(test.inputs[:8], test.labels[:8])
-    assert logits.shape == (8 * 4, train.vocab_size) and torch.equal(answers, test.labels[:8].flatten())
-    learned = learn_probe(learner, train, test, ProbeTraining(max_steps=300, learning_rate=1e-2, eval_steps=50))
-    assert learned.final.accuracy > 0.9
+def test_a_row_is_read_from_the_last_state_alone(tmp_path: Path) -> None:
+    rows = {"vocab_size": 4, "sequence_length": 4, "examples": 256}
+    asked = recipe("gla", "compression", "training.max_steps=300", "training.eval_steps=50", options=rows)
+    task = ProbeTask(asked)
+    model = AutoModelForCausalLM.from_config(task.config)
+    task.prepare(model)
+    assert task.from_last_state
+    inputs = task.test.inputs[:8]
+    logits = model(inputs, use_cache=False).logits
+    assert logits.shape == (8, inputs.shape[1], task.vocab_size)
+    state = model.model(inputs).last_hidden_state[:, -1]
+    torch.testing.assert_close(logits, model.answer_decoder(state))
+    with task.alone(model):
+        assert not any("decoder" in name for name in model.state_dict())
+        torch.testing.assert_close(model(inputs).logits, model.lm_head(model.model(inputs).last_hidden_state))
+    torch.testing.assert_close(model(inputs, use_cache=False).logits, logits)
+    assert run_training(asked, tmp_path, quiet=True)["accuracy"] > 0.9
+    assert not any("decoder" in name for name in load_file(tmp_path / "model" / "model.safetensors"))
 
 
 @pytest.mark.parametrize("task", ["mqar", "selective_copying"])
-def test_macro_accuracy_is_the_mean_over_classes(task: str) -> None:
-    """Against the definition, class by class; a class that is only guessed counts nothing right."""
-    learner, _, test = model("llama", task)
-    score = score_probe(ProbeModel(learner, test), test, 0, torch.device("cpu"))
+def test_a_score_is_that_of_the_saved_weights(task: str, tmp_path: Path) -> None:
+    """Against the definitions; of the macro accuracy class by class, where one that is only guessed has nothing
+    right."""
+    asked = recipe("llama", task, "training.max_steps=1", "training.per_device_eval_batch_size=100")
+    results = run_training(asked, tmp_path, quiet=True)
+    test = asked.probe.data("test", 1)
     with torch.no_grad():
-        guesses = learner(test.inputs).logits.argmax(-1)[test.labels != -100]
-    answers = test.labels[test.labels != -100]
+        logits = AutoModelForCausalLM.from_pretrained(tmp_path / "model")(test.inputs).logits
+    asked_for = test.labels != -100
+    answers, guesses = test.labels[asked_for], logits.argmax(-1)[asked_for]
     shares = []
     for token in torch.cat([answers, guesses]).unique():
         mine = answers == token
         shares.append((guesses[mine] == token).double().mean().item() if mine.any() else 0.0)
-    assert score.accuracy_macro == pytest.approx(sum(shares) / len(shares), abs=1e-12)
+    assert results["accuracy"] == pytest.approx((guesses == answers).double().mean().item(), abs=1e-12)
+    assert results["accuracy_macro"] == pytest.approx(sum(shares) / len(shares), abs=1e-12)
+    loss = torch.nn.functional.cross_entropy(logits[asked_for], answers).item()
+    assert results["final_val_loss"] == pytest.approx(loss, rel=1e-6)
 
 
 def test_the_final_weights_are_reported_and_the_best_beside_them(tmp_path: Path) -> None:
     """A rate that ruins the model late: the best evaluation is not the last."""
-    results = run_probe(
-        recipe("gla", "parity", "training.max_steps=12", "training.eval_steps=1", "training.learning_rate=0.3"),
-        tmp_path,
-        quiet=True,
-    )
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    steps = ("training.max_steps=12", "training.eval_steps=1", "training.learning_rate=0.3")
+    results = learn(tmp_path, "gla", "parity", *steps)
+    rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "val_accuracy" in row]
+    assert len(rows) == 12
     assert results["accuracy"] == rows[-1]["val_accuracy"]
     assert results["accuracy_macro"] == rows[-1]["val_accuracy_macro"]
     assert results["final_val_loss"] == rows[-1]["val_loss"]
@@ -94,54 +107,62 @@ def test_a_setting_named_after_its_source_is_learned_as_there() -> None:
 
     zoology = planned("llama", "mqar", "zoology")
     options = probe_training(zoology, 100_000)
-    assert (options.adam_beta2, options.max_grad_norm, options.warmup_steps, options.weight_decay) == (0.999, 0, 0, 0.1)
-    assert options.per_device_train_batch_size == 512 and options.max_steps == 12_500 and options.stop_accuracy == 0.99
+    expected = {"adam_beta2": 0.999, "max_grad_norm": 0, "warmup_steps": 0, "weight_decay": 0.1, "max_steps": 12_500}
+    assert options.items() >= {**expected, "per_device_train_batch_size": 512}.items()
+    assert stop_accuracy(zoology) == 0.99
     config = build_config(zoology)
     assert (config.position, config.embedding_dropout, config.attention_dropout) == ("learned", 0.1, 0.1)
     assert build_config(planned("gla", "mqar", "zoology")).embedding_dropout == 0.1
-    assert probe_training(planned("llama", "mqar", "zoology", "training.weight_decay=0.3"), 100).weight_decay == 0.3
-    mad = probe_training(planned("gla", "compression", "mad"), 12_800)
-    assert (mad.adam_beta2, mad.max_grad_norm, mad.stop_accuracy, mad.max_steps) == (0.999, 0, None, 20_000)
-    assert mad.rate(0) == 1e-3 and mad.rate(20_000) == pytest.approx(1e-6)
+    changed = planned("llama", "mqar", "zoology", "training.weight_decay=0.3")
+    assert probe_training(changed, 100)["weight_decay"] == 0.3
+    mad = planned("gla", "compression", "mad")
+    assert probe_training(mad, 12_800).items() >= {"adam_beta2": 0.999, "max_grad_norm": 0, "max_steps": 20_000}.items()
+    assert stop_accuracy(mad) is None
+    assert rate(mad, 12_800, 0) == 1e-3 and rate(mad, 12_800, 20_000) == pytest.approx(1e-6)
     assert probe_recipe(["gla"], "compression", "mad", 32, 2, None, 1, None)["experiment"]["matrix"] == {
         "training.learning_rate": [1e-4, 5e-4, 1e-3],
         "training.weight_decay": [0.0, 0.1],
     }
-    constant = probe_training(planned("gla", "selective_copying", "gu-dao"), 100_000)
-    assert constant.rate(0) == constant.rate(399_999) and constant.max_steps == 400_000
-    assert probe_training(planned("llama", "mqar", "cpu"), 8_192).adam_beta2 == 0.95
+    constant = planned("gla", "selective_copying", "gu-dao")
+    assert rate(constant, 100_000, 0) == rate(constant, 100_000, 399_999)
+    assert probe_training(constant, 100_000)["max_steps"] == 400_000
+    assert probe_training(planned("llama", "mqar", "cpu"), 8_192).get("adam_beta2", DEFAULTS["adam_beta2"]) == 0.95
+
+
+def rate(recipe: Recipe, rows: int, step: int) -> float:
+    """The learning rate of a step."""
+    args = build_arguments(probe_training(recipe, rows), Precision("fp32", "asked for"), Path("checkpoints"), rows)
+    return probe_rates(args, args.max_steps)(step)
+
+
+@pytest.mark.parametrize(("given", "warm"), [({}, 10), ({"warmup_steps": 30}, 30), ({"warmup_steps": 0.5}, 50)])
+def test_a_warm_up_is_as_long_as_it_is_asked_to_be(given: dict[str, Any], warm: int) -> None:
+    """And by default a tenth of a short run."""
+    overrides = [f"training.{key}={value}" for key, value in {"max_steps": 100, **given}.items()]
+    asked = recipe("llama", "mqar", *overrides)
+    rates = [rate(asked, 8_192, step) for step in range(100)]
+    assert rates[:warm] == pytest.approx([1e-2 * (step + 1) / warm for step in range(warm)])
+    assert rates[warm:] == sorted(rates[warm:], reverse=True)
 
 
 def test_compression_of_mad_is_read_by_its_decoder() -> None:
-    learner, train, _ = model("gla", "compression", vocab_size=4, sequence_length=4, examples=8)
-    reader = ProbeModel(learner, train, mad_decoder=True)
-    assert reader(train.inputs, train.labels)[0].shape == (32, 4)
-    assert [tuple(p.shape) for name, p in reader.decoder.named_parameters() if p.dim() == 2] == [
-        (32, 32),
-        (32, 32),
-        (4, 32),
-    ]
+    rows = {"vocab_size": 4, "sequence_length": 4, "examples": 8}
+    task = ProbeTask(recipe("gla", "compression", setting="mad", options=rows))
+    model = AutoModelForCausalLM.from_config(task.config)
+    task.prepare(model)
+    assert model(task.train.data.inputs, use_cache=False).logits.shape == (8, task.sequence_length, task.vocab_size)
+    matrices = [tuple(p.shape) for p in model.answer_decoder.parameters() if p.dim() == 2]
+    assert matrices == [(32, 32), (32, 32), (task.vocab_size, 32)]
 
 
-def test_a_score_is_the_share_of_right_answers() -> None:
-    learner, train, test = model("llama", "mqar")
-    score = score_probe(ProbeModel(learner, train), test, 0, torch.device("cpu"))
-    with torch.no_grad():
-        logits = learner(test.inputs).logits
-    asked = test.labels != -100
-    assert score.accuracy == pytest.approx((logits.argmax(-1) == test.labels)[asked].float().mean().item())
-    assert score.loss == pytest.approx(math.log(train.vocab_size), rel=0.1)
-
-
-def test_a_loss_that_is_no_number_ends_the_run() -> None:
-    learner, train, test = model("llama", "parity")
-    learner.lm_head.weight.data.fill_(math.nan)
-    with pytest.raises(TrainingError, match="the loss became nan by step 2"):
-        learn_probe(learner, train, test, ProbeTraining(max_steps=2, eval_steps=2))
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
+    steps = ("training.max_steps=8", "training.learning_rate=1e30", "training.max_skipped_steps=2")
+    with pytest.raises(TrainingError, match="steps in a row were skipped"):
+        learn(tmp_path, "llama", "parity", *steps)
 
 
 def test_a_probe_run_has_what_every_run_has(tmp_path: Path) -> None:
-    results = run_probe(recipe("gla", "parity", "training.max_steps=4"), tmp_path, quiet=True)
+    results = learn(tmp_path, "gla", "parity", "training.max_steps=4")
     assert results["status"] == "completed"
     assert results == json.loads((tmp_path / "results.json").read_text())
     assert 0 <= results["accuracy"] <= 1 and results["state_bytes"] > 0 and results["tokens_seen"] == 4 * 64 * 32
@@ -153,7 +174,7 @@ def test_a_probe_run_has_what_every_run_has(tmp_path: Path) -> None:
 
 def test_the_same_seed_gives_the_same_rows_and_weights(tmp_path: Path) -> None:
     results = [
-        run_probe(recipe("gla", "parity", "training.max_steps=3", f"experiment.seeds=[{seed}]"), tmp_path / name, True)
+        learn(tmp_path / name, "gla", "parity", "training.max_steps=3", f"experiment.seeds=[{seed}]")
         for name, seed in (("a", 1), ("b", 1), ("c", 2))
     ]
     assert results[0]["final_val_loss"] == results[1]["final_val_loss"] != results[2]["final_val_loss"]
@@ -180,7 +201,7 @@ def test_every_probe_can_be_planned(task: str, setting: str) -> None:
         ("probe", {"options": {"num_pairs": 90}}, "sequence_length"),
         ("probe", {"stop_accuracy": 2.0}, "probe.stop_accuracy"),
         ("probe", {"setting": "gpu"}, "nearest: 'cpu'"),
-        ("training", {"gradient_accumulation_steps": 2}, "not for a probe"),
+        ("training", {"gradient_accumulation": 2}, "nearest: 'gradient_accumulation_steps'"),
         ("data", {"corpus": "shakespeare"}, "leave 'data' out"),
         ("model", {"vocab_size": 3}, "too small for the probe"),
     ],

@@ -16,7 +16,7 @@ from hf_arch.core.files import write_json
 from hf_arch.data import DataOptions, prepare_data
 from hf_arch.data.validation_parts import validation_part
 from hf_arch.experiments.execution import runner
-from hf_arch.experiments.execution.rates import train_with_rates
+from hf_arch.experiments.execution.sets import run_set
 from hf_arch.recipe.recipe import Recipe, read_recipe
 from hf_arch.report.preview import preview, print_forecast
 from tests.training.tiny import recipe_values, write_text
@@ -52,7 +52,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, float, str]
                 write_json(run.folder / "results.json", {"name": run.name, **facts, **numbers})
         return []
 
-    monkeypatch.setattr("hf_arch.experiments.execution.rates.train_set", train)
+    for module in ("rates", "sets"):
+        monkeypatch.setattr(f"hf_arch.experiments.execution.{module}.train_set", train)
     return done
 
 
@@ -70,8 +71,9 @@ def test_the_rate_is_chosen_on_other_rows_and_seeds(
         print_forecast(found)
     said = capsys.readouterr().out
     assert "10 of 10 runs to train" in said and "6 of 6 runs to train" in said and not trained
-    prepared, failed = train_with_rates(asked, folder, runner.RunOptions())
-    assert not failed and len(prepared.runs) == 6 and len(trained) == 16
+    done = run_set(asked, folder, runner.RunOptions())
+    prepared = done.prepared
+    assert not done.failed and len(prepared.runs) == 6 and len(trained) == 16
     sweep, claim = trained[:10], trained[10:]
     assert {(seed, rows) for _name, seed, _rate, rows in sweep} == {(4, "selection")}
     assert {(seed, rows) for _name, seed, _rate, rows in claim} == {(1, "claim"), (2, "claim"), (3, "claim")}
@@ -83,7 +85,7 @@ def test_the_rate_is_chosen_on_other_rows_and_seeds(
     comparison = compare_runs(folder)  # the sweep, which lies below, is in no comparison
     assert {group.name: len(group.runs) for group in comparison.groups} == {"llama": 3, "gla": 3}
     trained.clear()
-    train_with_rates(asked, folder, runner.RunOptions())
+    run_set(asked, folder, runner.RunOptions())
     assert not trained
     for found in preview(asked, folder):
         print_forecast(found)
@@ -93,7 +95,7 @@ def test_the_rate_is_chosen_on_other_rows_and_seeds(
 def test_a_best_rate_at_the_end_extends_the_grid_once(
     tmp_path: Path, trained: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prepared, _failed = train_with_rates(recipe([3e-3, 1e-2, 3e-2]), tmp_path, runner.RunOptions())
+    prepared = run_set(recipe([3e-3, 1e-2, 3e-2]), tmp_path, runner.RunOptions()).prepared
     assert "the best of gla lies at the end of the grid, which is extended once for all runs" in capsys.readouterr().err
     rates = {
         name: {rate for run, seed, rate, _rows in trained if run == name and seed == 4} for name in ("llama", "gla")
@@ -113,7 +115,7 @@ def test_mistakes_are_one_line() -> None:
     with pytest.raises(ConfigError, match=r"not together with experiment\.matrix"):
         recipe([1e-3, 1e-2], matrix={"model.hidden_size": [16, 32]})
     with pytest.raises(ConfigError, match=r"override training\.learning_rate: the recipe chooses it"):
-        train_with_rates(recipe([1e-3, 1e-2], None, "training.learning_rate=1.0"), Path("nowhere"), runner.RunOptions())
+        run_set(recipe([1e-3, 1e-2], None, "training.learning_rate=1.0"), Path("nowhere"), runner.RunOptions())
 
 
 def test_the_parts_are_apart_and_whole(text: Path) -> None:

@@ -116,7 +116,7 @@ def numbers(results: Path) -> dict[str, tuple[Any, ...]]:
     """What of each run must not depend on how it was disturbed."""
     keys = ("final_train_loss", "final_val_loss", "bits_per_byte", "tokens_seen", "sample")
     return {
-        run.name: (run.status, *(run.results[key] for key in keys), *losses(run.metrics)) for run in find_runs(results)
+        run.name: (run.status, *map(run.to_results().get, keys), *losses(run.metrics)) for run in find_runs(results)
     }
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 import hf_arch
-from hf_arch.layers.mixers.rwkv7 import FIRST_VALUE, STREAMS
+from hf_arch.layers.mixers.rwkv7 import FIRST_VALUE, STREAMS, GeneralizedDeltaTimeMix
 from tests.mixers.layers import assert_layer, heads, mixer_and_input, unit, weights
 
 MIXER = {"type": "rwkv7", "decay_rank": 8, "rate_rank": 6, "value_rank": 4, "gate_rank": 12}
@@ -109,3 +109,15 @@ def test_initial_weights_follow_the_paper() -> None:
     assert model.model.embed_tokens.weight.abs().max() <= 1e-4
     head = model.lm_head.weight
     torch.testing.assert_close(head.T @ head, 0.25 * 97 / 64 * torch.eye(width), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("width", "ranks"),
+    [(768, (64, 64, 32, 128)), (2048, (96, 96, 64, 256)), (2560, (96, 96, 64, 320)), (4096, (128, 128, 96, 480))],
+)
+def test_default_ranks_follow_the_width(width: int, ranks: tuple[int, ...]) -> None:
+    """By hand from 1.8, 1.8, 1.3 sqrt(D) and 0.6 D^0.8, to the next multiple of 32."""
+    config = hf_arch.tiny_config("rwkv7")
+    config.hidden_size = width
+    found = GeneralizedDeltaTimeMix.ranks(config, GeneralizedDeltaTimeMix.Options())
+    assert tuple(found.values()) == ranks

@@ -15,8 +15,10 @@ import hf_arch
 from hf_arch.cli import app
 from hf_arch.coordinate_check import coordinate_check
 from hf_arch.core.errors import ConfigError
+from hf_arch.optimizers.base import OptimizerSettings
+from hf_arch.optimizers.parameters import trained_parameters
+from hf_arch.optimizers.trainer_names import TrainerOptimizer
 from hf_arch.recipe.recipe import Recipe
-from hf_arch.training.scaled_groups import scaled_groups
 from tests.training.test_run import train
 from tests.training.tiny import recipe_values, write_text
 
@@ -31,7 +33,8 @@ def model_of(parametrization: Any, **changes: Any) -> Any:
 
 def groups_of(model: Any) -> dict[str, dict[str, float]]:
     decayed = {name for name, parameter in model.named_parameters() if parameter.ndim > 1}
-    groups = scaled_groups(model, decayed, lr=1.0, weight_decay=1.0, eps=1.0)
+    settings = OptimizerSettings(1.0, 1.0, eps=1.0)
+    groups = TrainerOptimizer(None).groups(trained_parameters(model, decayed), settings)
     assert groups[0]["lr"] == 1.0
     of = {id(p): group for group in groups for p in group["params"]}
     return {

@@ -13,10 +13,11 @@ import pytest
 
 import hf_arch
 from hf_arch.analysis.compare import compare_runs
+from hf_arch.analysis.search import pareto_front
 from hf_arch.cli.report import report_command
 from hf_arch.core.errors import ConfigError
 from hf_arch.report.diagram import diagram
-from hf_arch.report.figures import figures, pareto_front
+from hf_arch.report.figures import figures
 from hf_arch.report.page import write_report
 from tests.experiments.synthetic import ARCHITECTURES, write_run, write_suite
 
@@ -64,7 +65,7 @@ def wide_suite(root: Path) -> Path:
 class References(HTMLParser):
     """Collects every attribute that makes a browser fetch something, and the tags that stay open."""
 
-    VOID = ("meta", "br", "hr", "img", "input", "link")
+    VOID = ("meta", "br", "hr", "img", "input", "link", "wbr")
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,6 +127,29 @@ def test_the_page_holds_table_audit_verdicts_samples_and_provenance(page: str, s
     assert "MemoryError: no room" in text
 
 
+def test_the_page_opens_with_the_answer(page: str, wide_page: str) -> None:
+    """Headline, claims and one figure; the figure stands nowhere else; only then the audit and the table."""
+    parts = ('class="headline"', 'id="claims"', "Difference to gpt2", 'id="audit"', 'id="table"', 'class="charts"')
+    places = [page.index(part, page.index("<body>")) for part in parts]
+    assert places == sorted(places)
+    assert page.count("<figcaption>Difference to gpt2") == 1
+    assert wide_page.index("<figure>") < wide_page.index('id="audit"')
+    assert "23 checks found nothing</summary>" in page
+
+
+def test_cards_show_what_differs_and_the_rest_once(page: str) -> None:
+    cards = html.unescape(page[page.index('id="architectures"') : page.index('id="provenance"')])
+    shown = cards[: cards.index("The same in all of them")]
+    assert "<dt>dropout</dt>" not in shown and "<dt>in embeddings</dt>" not in shown
+    assert shown.count("<dt>mixer</dt>") == shown.count("<dt>norm</dt>") == 4
+    assert cards.count("<dt>dropout</dt><dd>residual 0</dd>") == 1
+
+
+def test_pairs_say_what_confounds_them(page: str) -> None:
+    pairs = re.sub(r"\s+|<[^>]*>", " ", page[page.index("All 6 pairs") :][:3000])
+    assert "confounded (short convolution)" in pairs
+
+
 def test_every_figure_is_described_in_words(page: str) -> None:
     labels = re.findall(r'<svg viewBox="[^"]+" role="img" aria-label="([^"]+)"', page)
     assert len(labels) == page.count("<figure>")
@@ -181,6 +205,38 @@ def test_png_files_lie_beside_the_page(suite: Path, page: str) -> None:
 def test_scaling_and_learning_rates_are_drawn_where_there_is_something_to_draw(tmp_path: Path, suite: Path) -> None:
     assert {"Scaling", "Learning rates"} <= figures(compare_runs(wide_suite(tmp_path))).keys()
     assert not {"Scaling", "Learning rates"} & figures(compare_runs(suite)).keys()
+
+
+def test_no_front_over_a_cost_that_the_runs_are_equal_in(tmp_path: Path, suite: Path) -> None:
+    drawn = {figure.key: figure for figure in figures(compare_runs(suite))["Quality against cost"]}
+    assert set(drawn) == {"pareto-state_bytes", "pareto-decode_tokens_per_second"}
+    assert "equal in it within 5 %: parameters, training FLOPs, training time." in drawn["pareto-state_bytes"].note
+    for name, size, speed in (("small", 1e6, 900.0), ("large", 2e6, 400.0)):
+        write_run(tmp_path, name, results={"params_total": size, "train_tokens_per_second": speed})
+    found = figures(compare_runs(tmp_path))["Quality against cost"]
+    assert {"pareto-params_total", "pareto-time"} <= {figure.key for figure in found}
+
+
+def test_a_curve_ends_at_the_number_of_the_table_or_says_why_not(tmp_path: Path) -> None:
+    import numpy as np
+    from matplotlib.figure import Figure as Canvas
+
+    for seed in (1, 2):
+        run = write_run(tmp_path / "fewer", "gla", seed, loss=1.6, config={"evaluation": {"sequences": 32}})
+        write_run(tmp_path / "same", "gla", seed, loss=1.6)
+        same = tmp_path / "same" / run.name / "metrics.jsonl"
+        same.write_text("".join(same.read_text().splitlines(keepends=True)[:-1]) + '{"step": 200, "val_loss": 1.6}\n')
+    fewer, same = (figures(compare_runs(tmp_path / name))["Loss curves"][0] for name in ("fewer", "same"))
+    assert (
+        "Open marks: the loss in the table, measured after training on all validation rows; the lines are scored"
+        in (fewer.note)
+    )
+    assert "first 32." in fewer.note and "Open marks" not in same.note
+    for figure in (fewer, same):
+        assert figure.alt == "Groups at the end of training: gla 1.600."
+        axes = Canvas().add_subplot()
+        figure.draw(axes)
+        assert any(np.isclose(line.get_ydata()[-1], 1.6, atol=1e-9) for line in axes.lines)
 
 
 def test_pareto_front_holds_what_nothing_beats() -> None:

@@ -91,6 +91,7 @@ def test_a_run_without_hellaswag_is_refused_with_the_command(tmp_path: Path) -> 
         ({}, {"provenance": {"device": "another", "threads": 2}}, "device"),
         ({}, {"provenance": {"device": "a processor", "threads": 1}}, "threads"),
         ({}, {"precision": "bf16"}, "precision"),
+        ({}, {"provenance": {"device": "a processor", "threads": 2, "numerics": 5}}, "numerics"),
     ],
 )
 def test_runs_measured_differently_share_no_table(
@@ -100,6 +101,11 @@ def test_runs_measured_differently_share_no_table(
     run(tmp_path / "runs", "llama", 0, hellaswag, **changes)
     with pytest.raises(ConfigError, match=f"differ in {expected}"):
         benchmark_table(str(tmp_path / "runs"))
+
+
+def test_the_table_says_by_which_numerics_its_runs_were_trained(tmp_path: Path) -> None:
+    run(tmp_path / "runs", "gla", provenance={"device": "a processor", "threads": 2, "numerics": 5})
+    assert "rows of 64 tokens, numerics 5), 1 seed each" in benchmark_table(str(tmp_path / "runs"))
 
 
 def test_failed_runs_are_left_out_and_none_at_all_is_refused(tmp_path: Path) -> None:

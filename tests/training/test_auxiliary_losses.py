@@ -10,11 +10,10 @@ from transformers import AutoModelForCausalLM
 
 import hf_arch
 from hf_arch.core.errors import ConfigError
-from hf_arch.data.probes import PROBES
 from hf_arch.layers.contract import LayerContext
 from hf_arch.models.losses.base import loss_names
 from hf_arch.recipe.recipe import Recipe
-from hf_arch.training.probes import ProbeModel
+from hf_arch.training.tasks.probe import ProbeTask
 
 from .test_run import train
 from .tiny import recipe_values, write_text
@@ -106,6 +105,7 @@ def test_a_run_logs_them_by_name(tmp_path):
 
 
 def test_what_would_leave_them_out_is_refused():
-    probe = PROBES["mqar"]
+    model = {"architecture": "llama", "hidden_size": 16, "num_hidden_layers": 1, "losses": LOSSES}
+    probe = {"task": "mqar", "options": {"examples": 4}}
     with pytest.raises(ConfigError, match=r"model\.losses: 'z_loss' has no effect on a probe"):
-        ProbeModel(model_of(), probe.data("train", 0, probe.cpu, examples=4))
+        ProbeTask(Recipe.from_dict({"model": model, "probe": probe}))

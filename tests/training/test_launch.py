@@ -168,14 +168,6 @@ def test_what_would_not_be_done_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_probe_is_learned_by_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    probe = Recipe.from_dict({"model": {"architecture": "llama"}, "probe": {"task": "mqar"}})
-    with pytest.raises(ConfigError, match="probe: is learned by one process, and 2 were launched"):
-        run_training(probe, tmp_path / "run", quiet=True)
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_run_says_what_ran(finished: Path) -> None:
     results = yaml.safe_load((finished / "results.json").read_text())
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -13,16 +13,17 @@ from transformers import AutoModelForCausalLM
 
 import hf_arch
 from hf_arch.core.errors import ConfigError
+from hf_arch.optimizers.choose import choose_optimizer
+from hf_arch.optimizers.parameters import matrix_names
 from hf_arch.recipe.recipe import Recipe
 from hf_arch.runs.files import read_metrics
-from hf_arch.training.muon import muon_options, muon_parameter_names
 from hf_arch.training.run import run_training
 from hf_arch.training.trainer import decay_parameter_names
 from tests.training.test_trainer import make_trainer
 from tests.training.tiny import recipe_values
 
 pytestmark = pytest.mark.skipif(
-    not hasattr(torch.optim, "Muon"), reason="muon needs torch 2.9; the run says so (hf_arch/training/muon.py)"
+    not hasattr(torch.optim, "Muon"), reason="muon needs torch 2.9; the run says so (hf_arch/optimizers/muon.py)"
 )
 
 
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.skipif(
 def test_muon_gets_the_matrices_of_the_blocks(name: str) -> None:
     model = AutoModelForCausalLM.from_config(hf_arch.tiny_config(name))
     parameters = dict(model.named_parameters())
-    chosen = set(muon_parameter_names(model))
+    chosen = set(matrix_names(model))
     assert chosen and chosen <= set(decay_parameter_names(model))
     assert all(parameters[entry].ndim == 2 and ".layers." in entry for entry in chosen)
     assert not any(
@@ -74,7 +75,7 @@ def test_a_matrix_steps_orthogonally_and_a_vector_as_under_adamw(text: Path, tmp
     trainer.optimizer.step()
     for name, parameter in trainer.model.named_parameters():
         step = (parameter.detach() - before[name]) / 0.005
-        if name in muon_parameter_names(trainer.model):
+        if name in matrix_names(trainer.model):
             values = torch.linalg.svdvals(step) / (0.2 * max(step.shape) ** 0.5)
             assert values.min() > 0.6 and values.max() < 1.3, name  # the iteration stops at about 0.7 to 1.2
         else:
@@ -99,12 +100,16 @@ def test_a_resumed_run_is_equal_and_the_loss_falls(text: Path, tmp_path: Path) -
 
 
 def test_options_of_muon_are_checked() -> None:
-    assert muon_options("momentum=0.9, ns_steps=6")["momentum"] == 0.9
-    assert muon_options(None)["adjust_lr_fn"] == "match_rms_adamw"
+    def muon_options(given: Any) -> Any:
+        return choose_optimizer({"optim": "muon", "optim_args": given}).options
+
+    for same in ("momentum=0.9, ns_steps=6", {"momentum": 0.9, "ns_steps": 6}):
+        assert muon_options(same).momentum == 0.9 and muon_options(same).ns_steps == 6
+    assert muon_options(None).adjust_lr_fn == "match_rms_adamw"
     for given, expected in (
         ("momentun=0.9", "unknown key 'momentun'; nearest: 'momentum'"),
-        ("ns_steps=many", "ns_steps: expected a number"),
-        ("adjust_lr_fn=match_rms", "nearest: 'match_rms_adamw'"),
+        ("ns_steps=many", "ns_steps: 'many' is not allowed; expected int"),
+        ("adjust_lr_fn=match_rms", "adjust_lr_fn: 'match_rms' is not allowed; expected one of 'match_rms_adamw'"),
         ("nesterov=yes", "nesterov"),
     ):
         with pytest.raises(ConfigError) as caught:

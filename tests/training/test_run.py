@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.failures import TrainingError
+from hf_arch.data import prepare_data
 from hf_arch.recipe.recipe import Recipe, load_recipe
 from hf_arch.runs.files import read_metrics
 from hf_arch.runs.record import RunRecord
-from hf_arch.training import run as run_module
 from hf_arch.training.callbacks import MetricsLog
 from hf_arch.training.checkpoint_record import RECORD_FILE
 from hf_arch.training.checkpoints import newest_checkpoint
@@ -80,7 +80,7 @@ def test_the_loss_starts_at_chance_and_falls(finished: Path) -> None:
 def test_the_saved_model_is_the_one_that_was_measured(finished: Path, text: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(finished / "model")
     tokenizer = AutoTokenizer.from_pretrained(finished / "model")
-    data = run_module.prepare_data(recipe(text).data)
+    data = prepare_data(recipe(text).data)
     assert tokenizer.decode(data.validation[0]["input_ids"]) == data.tokenizer.decode(data.validation[0]["input_ids"])
     first = [data.validation[index] for index in range(8)]
     rows, following = (torch.stack([row[key] for row in first]) for key in ("input_ids", "shift_labels"))

@@ -15,10 +15,10 @@ import hf_arch
 from hf_arch.core.errors import ConfigError
 from hf_arch.data import PreparedData, prepare_data
 from hf_arch.evaluation.perplexity import TextLoss, sum_nats
+from hf_arch.optimizers.choose import choose_optimizer
 from hf_arch.recipe.build import build_config
 from hf_arch.recipe.recipe import Recipe
 from hf_arch.training.arguments import build_arguments, check_model
-from hf_arch.training.muon import muon_options
 from hf_arch.training.precision import Precision
 from hf_arch.training.trainer import ArchTrainer, decay_parameter_names
 from tests.training.tiny import recipe_values
@@ -37,7 +37,7 @@ def make_trainer(text: Path, folder: Path, start_step: int = 0, **training: Any)
         train_dataset=data.train,
         eval_dataset=data.validation,
         start_step=start_step,
-        muon=muon_options(None) if training.get("optim") == "muon" else None,
+        builder=choose_optimizer(recipe.training),
         data_collator=default_data_collator,
     )
     return trainer, data

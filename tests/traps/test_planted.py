@@ -64,9 +64,9 @@ def training(**changes: Any) -> dict[str, Any]:
     return {"config": {"training": changes}}
 
 
-def groups(*found: tuple[float, int]) -> dict[str, Any]:
+def groups(*found: tuple[float, int], **facts: Any) -> dict[str, Any]:
     listed = [{"lr": 1e-3, "weight_decay": decay, "parameters": count} for decay, count in found]
-    return {"results": {"optimizer": {"class": "AdamW", "groups": listed}}}
+    return {"results": {"optimizer": {"class": "AdamW", "groups": listed, **facts}}}
 
 
 NO_SWEEP = {"config": {"run": {"learning_rates": None}}}
@@ -99,6 +99,10 @@ TRAPS: dict[str, tuple[str, tuple[dict[str, Any], dict[str, Any]]]] = {
     "another optimiser": ("optimiser", (training(optim="muon"), {})),
     "another weight decay": ("optimiser", (training(weight_decay=0.0), {})),
     "other groups": ("optimiser", (groups((0.1, 500_000), (0.0, 700_000)), groups((0.1, 1_200_000)))),
+    "other code of an optimiser": (
+        "optimiser",
+        (groups((0.1, 1_200_000), code="0" * 16), groups((0.1, 1_200_000), code="1" * 16)),
+    ),
     "another warm-up": ("schedule", (training(warmup_steps=50), {})),
     "another precision": ("precision", ({"results": {"precision": "bf16"}}, {})),
     "other kernels": ("kernels", ({"results": {"kernels": "fla"}}, {})),

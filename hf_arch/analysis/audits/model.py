@@ -108,7 +108,7 @@ def check_init(runs: Sequence[RunRecord]) -> Finding:
     overridden = [run for run in runs if run.init_overridden]
     if unknown := [run for run in runs if run.init_overridden is None and run.completed]:
         return not_recorded("initialisation", "init_overridden", unknown)
-    policies = by_value([run for run in runs if run.config], lambda run: (run.config.get("model") or {}).get("init"))
+    policies = by_value([run for run in runs if run.config], _policy)
     if len(policies) > 1:
         text = "; ".join(f"{policy or 'the default'}: {run_names(group)}" for policy, group in policies.items())
         severity: Severity = "note" if is_asked("initialisation", runs) else "violation"
@@ -122,6 +122,15 @@ def check_init(runs: Sequence[RunRecord]) -> Finding:
     sentence = f"Initialisation overridden in {'every run' if everywhere else run_names(overridden)}."
     fair = everywhere or is_asked("initialisation", runs)
     return Finding("initialisation", "note" if fair else "violation", sentence, run_labels(overridden))
+
+
+def _policy(run: RunRecord) -> str | None:
+    """`model.init` of the recipe, in words."""
+    found = (run.config.get("model") or {}).get("init")
+    if not isinstance(found, dict):
+        return found
+    options = ", ".join(f"{key} {value}" for key, value in found.items() if key != "type")
+    return f"{found.get('type')} ({options})" if options else str(found.get("type"))
 
 
 def check_dropout(runs: Sequence[RunRecord]) -> Finding | None:

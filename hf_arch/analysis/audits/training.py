@@ -320,7 +320,7 @@ def _end_of_rate(run: RunRecord) -> float | None:
 
 
 def _groups(run: RunRecord) -> list[Any]:
-    """Class, and every group's settings, the rate as a share of the highest."""
+    """Class with the hash of its plugin, and every group's settings, the rate as a share of the highest."""
     optimizer = run.optimizer or {}
     groups = [group for group in optimizer.get("groups") or [] if group.get("parameters")]
     highest = max((group.get("lr") or 0.0 for group in groups), default=0.0) or 1.0
@@ -333,7 +333,8 @@ def _groups(run: RunRecord) -> list[Any]:
         )
         for group in groups
     }
-    return [optimizer.get("class"), sorted(settings, key=repr)]
+    code = f" of {optimizer['code'][:8]}" if optimizer.get("code") else ""
+    return [f"{optimizer.get('class')}{code}", sorted(settings, key=repr)]
 
 
 def _groups_text(run: RunRecord) -> str:

@@ -3,8 +3,8 @@
     python -m hf_arch.experiments.execution.child train FOLDER
 
 trains the run that `FOLDER/experiment_config.json` describes, or resumes it, as `hf-arch train` would, but with nothing
-left to plan. Exit codes are those of the command line. What went wrong is in `results.json`, with `retry: false` where
-another try would end the same.
+left to plan. (`serve` in place of `train` forks into such processes: `fork_server`.) Exit codes are those of the
+command line. What went wrong is in `results.json`, with `retry: false` where another try would end the same.
 
 The runner holds the other end of standard input and never writes; the end of that file means that the runner is gone,
 also where it was killed. A child that lived on would train in a folder that another worker has taken over.
@@ -23,6 +23,7 @@ from hf_arch.core.errors import ConfigError
 from hf_arch.core.failures import Interrupted, TrainingError
 from hf_arch.core.quiet import prepare_process
 from hf_arch.core.threads import prepare_threads
+from hf_arch.experiments.execution.fork_server import serve
 from hf_arch.experiments.execution.process import WRONG_USAGE
 from hf_arch.runs.files import CONFIG_FILE
 from hf_arch.runs.record import write_end
@@ -73,12 +74,20 @@ def _print_error(message: str, code: int) -> int:
     return code
 
 
-if __name__ == "__main__":
+def main(arguments: list[str]) -> int:
+    """Trains the run in the folder that `arguments` name and returns the exit code."""
     threading.Thread(target=end_with_parent, name="end with parent", daemon=True).start()
     restore_sigint()
+    folder = Path(arguments[1])
+    # The command that provenance names, which does the same by hand.
+    sys.argv = ["hf-arch", "train", str(folder / CONFIG_FILE), "--output-dir", str(folder), "--resume"]
+    return train_folder(folder)
+
+
+if __name__ == "__main__":
+    run_arguments = sys.argv[1:]
     prepare_process()
     prepare_threads()
-    run_folder = Path(sys.argv[2])
-    # The command that provenance names, which does the same by hand.
-    sys.argv = ["hf-arch", "train", str(run_folder / CONFIG_FILE), "--output-dir", str(run_folder), "--resume"]
-    sys.exit(train_folder(run_folder))
+    if run_arguments[0] == "serve":
+        run_arguments = serve(int(run_arguments[1]))
+    sys.exit(main(run_arguments))

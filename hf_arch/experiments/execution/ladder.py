@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hf_arch.experiments.execution.registering import register_claims
 from hf_arch.experiments.execution.runner import RunOptions, processes_per_run, train_set
 from hf_arch.experiments.planning.ladder import BRANCH
 from hf_arch.experiments.planning.prepare import PreparedSet, ReadyRun, prepare_set
@@ -19,6 +20,7 @@ def train_ladder(
     """Trains every rung; returns the set with its runs that did not complete. A branch whose trunk did not complete is
     not begun."""
     prepared = prepare_set(recipe, results_dir, processes_per_run(options), own)
+    register_claims(recipe, prepared.plan.names, results_dir)
     branches = [run for run in prepared.runs if BRANCH in run.config[RUN_FACTS]]
     trunks = [run for run in prepared.runs if BRANCH not in run.config[RUN_FACTS]]
     failed = train_set(replace(prepared, runs=trunks), results_dir, options)

@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import IO, BinaryIO, Protocol
 
+CHILD = "hf_arch.experiments.execution.child"
 LOG_FILE = "log.txt"
 WRONG_USAGE = 2  # the exit code of a configuration error, which is not retried
 TAIL_LINES = 20
@@ -24,25 +26,58 @@ def launcher(processes: int) -> list[str]:
 
 def train_command(config: Path, folder: Path, processes: int = 1) -> list[str]:
     """The command that trains the run in `folder`, or goes on with it."""
-    return [*launcher(processes), "-m", "hf_arch.experiments.execution.child", "train", str(folder)]
+    return [*launcher(processes), "-m", CHILD, "train", str(folder)]
+
+
+class Handle(Protocol):
+    """A started process, the leader of its group: the part of `subprocess.Popen` that is used here."""
+
+    @property
+    def pid(self) -> int:
+        """Its number, and that of its group."""
+
+    @property
+    def stdin(self) -> IO[bytes] | None:
+        """Our end of its standard input."""
+
+    def poll(self) -> int | None:
+        """The exit code; minus the signal that ended it; None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code once it has ended. Raises `subprocess.TimeoutExpired`."""
+
+
+Start = Callable[[Sequence[str], BinaryIO, Mapping[str, str]], Handle]
+"""Starts a command with its output and its whole environment."""
+
+
+def spawn(command: Sequence[str], output: BinaryIO, environment: Mapping[str, str]) -> Handle:
+    """A new process that begins with an empty Python."""
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=output,
+        env=environment,
+        start_new_session=True,  # Ctrl-C reaches the runner alone, which then stops its children in order
+    )
 
 
 class Process:
     """A command in a process group of its own, its output appended to `log`. It ends with this process."""
 
-    def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        start: Start = spawn,
+    ) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         self.log = log
         self._log_start = log.stat().st_size if log.exists() else 0
         with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                env={**os.environ, **(environment or {})},
-                start_new_session=True,  # Ctrl-C reaches the runner alone, which then stops its children in order
-            )
+            self._process = start(command, output, {**os.environ, **(environment or {})})
 
     @property
     def code(self) -> int | None:

@@ -7,24 +7,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_arch.experiments.execution.registering import register_claims
 from hf_arch.experiments.execution.runner import RunOptions, processes_per_run, train_set
-from hf_arch.experiments.planning.prepare import PreparedSet, ReadyRun, prepare_set
+from hf_arch.experiments.planning.prepare import PreparedSet, ReadyRun
 from hf_arch.experiments.planning.rates import RateSweep
 from hf_arch.recipe.recipe import Recipe
 
 
-def train_with_rates(
+def train_rates(
     recipe: Recipe, results_dir: Path, options: RunOptions, own: Mapping[str, Mapping[str, Any]] | None = None
-) -> tuple[PreparedSet, list[ReadyRun]]:
-    """Trains the sweep, extends it once where a best rate lies at its end, then trains the set at the best rates.
+) -> tuple[Recipe, dict[str, dict[str, Any]]] | tuple[PreparedSet, list[ReadyRun]]:
+    """Trains the sweep, and extends it once where a best rate lies at its end; the set at the best rates, and what its
+    runs record.
 
-    `own` are facts that runs record of themselves, by name. Returns the compared set with its runs that did not
-    complete. A rate at which training failed is no failure of the set, as long as each run has another; else the sweep
-    is returned with what failed in it, and nothing is compared.
+    `own` are facts that runs record of themselves, by name. A rate at which training failed is no failure of the set,
+    as long as each run has another; else the sweep is returned with what failed in it.
     """
     processes = processes_per_run(options)
     sweep = RateSweep(recipe, results_dir, processes)
     prepared = sweep.prepare()
+    register_claims(recipe, list(recipe.experiment.runs) or [recipe.experiment.name], results_dir)
     failed = train_set(prepared, sweep.folder, options)
     choices = sweep.choices(prepared)
     at_end = ", ".join(name for name, choice in choices.items() if choice.at_edge)
@@ -45,6 +47,4 @@ def train_with_rates(
         edge = ", at the end of the grid: the best may lie beyond it" if choice.at_edge else ""
         tried = ", ".join(f"{rate:g}: {score:.4f}" for rate, score in choice.scores.items())
         print(f"learning rates: {name}: {choice.rate:g}{edge} ({tried})", file=sys.stderr, flush=True)
-    compared, facts = sweep.compared(choices, own)
-    final = prepare_set(compared, results_dir, processes, facts)
-    return final, train_set(final, results_dir, options)
+    return sweep.compared(choices, own)

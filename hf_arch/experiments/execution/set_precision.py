@@ -21,9 +21,9 @@ PRECISION_FILE = "precision.json"
 
 
 def leaves_precision_open(config: Mapping[str, Any]) -> bool:
-    """Whether the run of this config is left to `auto`. Probes always compute in fp32."""
-    training = config.get("training") or {}
-    return "model" in config and config.get("probe") is None and training.get("precision", "auto") == "auto"
+    """Whether the run of this config is left to `auto`. Probes compute in fp32 unless they ask for something else."""
+    default = "auto" if config.get("probe") is None else "fp32"
+    return "model" in config and (config.get("training") or {}).get("precision", default) == "auto"
 
 
 def with_set_precision(

@@ -16,10 +16,12 @@ from typing import Any, Literal
 
 from hf_arch.core.errors import ConfigError
 from hf_arch.experiments.execution.leases import Claims
+from hf_arch.experiments.execution.registering import register_claims
 from hf_arch.experiments.execution.runner import RunOptions, processes_per_run, train_set
 from hf_arch.experiments.execution.worker import CLAIMS_DIR
 from hf_arch.experiments.planning.prepare import PreparedSet, ReadyRun, prepare_set
-from hf_arch.recipe.recipe import Recipe, TuneOptions
+from hf_arch.recipe.recipe import Recipe
+from hf_arch.recipe.tune import TuneOptions
 
 STUDIES_FILE = "tune.db"
 RATE = "learning_rate"
@@ -46,6 +48,7 @@ def train_tuned(recipe: Recipe, results_dir: Path, options: RunOptions) -> tuple
     with claim:
         for trial in range(tune.trials):
             prepared = prepare_set(_with_rates(recipe, studies.rates(trial)), results_dir, processes_per_run(options))
+            register_claims(recipe, prepared.plan.names, results_dir)
             failed += train_set(prepared, results_dir, options)
             studies.tell(trial, prepared)
             runs += prepared.runs

@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hf_arch.core.files import write_atomic
+from hf_arch.experiments.execution.fork_client import run_starter
 from hf_arch.experiments.execution.leases import LEASE_SECONDS, Claim, Claims
-from hf_arch.experiments.execution.process import LOG_FILE, WRONG_USAGE, Process, train_command
+from hf_arch.experiments.execution.process import LOG_FILE, WRONG_USAGE, Process, Start, spawn, train_command
 from hf_arch.experiments.execution.set_precision import leaves_precision_open, with_set_precision
 from hf_arch.experiments.planning.prepare import ReadyRun
 from hf_arch.runs.files import CONFIG_FILE, RESULTS_FILE
@@ -62,12 +63,17 @@ class Suite:
         self._choosing = threading.Lock()
         self._failed: set[Path] = set()
         self._started = 0.0
+        self._start: Start = spawn
 
     def work(self) -> list[ReadyRun]:
         """Trains until every run is settled, and returns those that did not complete. Stops in order on Ctrl-C."""
         self.claims.folder.mkdir(parents=True, exist_ok=True)
         self._started = self.claims.now()
-        with ThreadPoolExecutor(self.options.workers, thread_name_prefix="worker") as pool:
+        unfinished = sum(run.status != "completed" for run in self.runs)
+        with (
+            run_starter(unfinished, self.stopping) as self._start,
+            ThreadPoolExecutor(self.options.workers, thread_name_prefix="worker") as pool,
+        ):
             futures = [pool.submit(self._worker, number) for number in range(self.options.workers)]
             try:
                 for future in futures:
@@ -118,7 +124,7 @@ class Suite:
         while True:
             self._tell(run, "resumes" if run.status else "starts")
             before = run.written
-            process = Process(self.options.command(config, run.folder), run.folder / LOG_FILE, environment)
+            process = Process(self.options.command(config, run.folder), run.folder / LOG_FILE, environment, self._start)
             while process.code is None and not (self.stopping.is_set() or claim.lost.is_set()):
                 time.sleep(POLL_SECONDS)
             if process.code is None:

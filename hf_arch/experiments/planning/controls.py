@@ -34,7 +34,8 @@ from hf_arch.experiments.planning.confounds import (
 from hf_arch.experiments.planning.plan import PlannedRun, Planner
 from hf_arch.recipe.dotted import set_dotted
 from hf_arch.recipe.learning_rates import LearningRateOptions
-from hf_arch.recipe.recipe import MatchOptions, Recipe
+from hf_arch.recipe.match import MatchOptions
+from hf_arch.recipe.recipe import Recipe
 from hf_arch.training.branches import solve_branches
 
 ROWS = 4

@@ -13,7 +13,7 @@ from functools import cache
 
 import hf_arch
 from hf_arch.core.errors import ConfigError, choice_error
-from hf_arch.recipe.recipe import MatchOptions
+from hf_arch.recipe.match import MatchOptions
 
 AUTO_FIELDS = ("intermediate_size", "hidden_size")
 STEPS = (64, 32, 16, 8, 4, 2, 1)

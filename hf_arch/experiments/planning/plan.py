@@ -20,7 +20,11 @@ from typing import TYPE_CHECKING, Any
 from hf_arch.core.errors import ConfigError, UnknownKeyError, choice_error
 from hf_arch.experiments.planning.match import Matched, MatchError, Sizer, match_model, model_size
 from hf_arch.recipe.build import build_config
-from hf_arch.recipe.recipe import MatchOptions, Recipe
+from hf_arch.recipe.match import MatchOptions
+from hf_arch.recipe.metrics import metric_entries
+from hf_arch.recipe.recipe import Recipe
+from hf_arch.runs.numbers import Reader
+from hf_arch.runs.record import numbers_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -93,8 +97,19 @@ class Planner:
         self._configs: dict[str, PreTrainedConfig] = {}
         self._skipped: dict[str, Skipped] = {}
         self._runs = self._lay_out()
+        self._check_metric()
         if self.experiment.match is not None and self._runs:
             self._check_match(self.experiment.match)
+
+    def _check_metric(self) -> None:
+        """Claims are judged by a number that every run will have."""
+        metric = self.experiment.metric
+        for run in self._runs if metric is not None else ():
+            known = {number.key for number in numbers_for(Reader.ROWS)} | set(
+                metric_entries(run.recipe.evaluation.metrics)
+            )
+            if metric not in known:
+                raise choice_error("experiment.metric", metric, known)
 
     def unmatched(self) -> Plan:
         """The runs as they are declared."""
@@ -119,10 +134,17 @@ class Planner:
                 home = "experiment.seeds" if key == "training.seed" else f"experiment.matrix.{key}"
                 raise ConfigError(f"override {key}: the recipe varies it over {home}; override that instead")
         runs = []
-        seeds: tuple[int | None, ...] = experiment.seeds or (None,)
+        taken: dict[str, str] = {}
+        seeds: tuple[int | None, ...] = experiment.first_seeds or (None,)
         for declared, changes in (experiment.runs or {experiment.name: {}}).items():
             for suffix, point in _matrix_points(experiment.matrix):
                 name = _file_name(declared + suffix)
+                if name in taken:
+                    raise ConfigError(
+                        f"experiment: {taken[name]!r} and {declared + suffix!r} would both be called {name!r}; name "
+                        "the values of the matrix as `{name: short, value: ...}`, and runs in letters, digits, . + -"
+                    )
+                taken[name] = declared + suffix
                 for seed in seeds:
                     own = {**(changes or {}), **point, **({} if seed is None else {"training.seed": seed})}
                     try:
@@ -233,15 +255,24 @@ class Planner:
 
 def _matrix_points(matrix: Mapping[str, list[Any]]) -> list[tuple[str, dict[str, Any]]]:
     """(suffix of the name, changes) of every combination; one empty point without a matrix."""
-    for key, values in matrix.items():
-        if not values:
+    axes = [[(key, *_named(key, entry)) for entry in values] for key, values in matrix.items()]
+    for key, axis in zip(matrix, axes, strict=True):
+        if not axis:
             raise ConfigError(f"experiment.matrix.{key}: expected at least one value")
-    points = itertools.product(*matrix.values())
     return [
-        ("".join(f"-{key.rsplit('.', 1)[-1]}-{value}" for key, value in zip(matrix, point, strict=True)),
-         dict(zip(matrix, point, strict=True)))
-        for point in points
-    ]  # fmt: skip
+        ("".join(f"-{name}" for _key, name, _value in point), {key: value for key, _name, value in point})
+        for point in itertools.product(*axes)
+    ]
+
+
+def _named(key: str, entry: Any) -> tuple[str, Any]:
+    """(name, value) of one entry of a matrix: `{name: short, value: ...}`, or a value named after its key."""
+    if not (isinstance(entry, Mapping) and entry.keys() == {"name", "value"}):
+        return f"{key.rsplit('.', 1)[-1]}-{entry}", entry
+    name = entry["name"]
+    if not isinstance(name, str) or not re.search(r"[A-Za-z0-9]", name):
+        raise ConfigError(f"experiment.matrix.{key}: name: expected text with a letter or digit, got {name!r}")
+    return name, entry["value"]
 
 
 def _file_name(name: str) -> str:

@@ -129,7 +129,7 @@ def _prepared(
         own = {"name": run.name, "hash": run.recipe.stable_hash(*points_to), **facts}
         own |= run_facts.get(run.declared, {})
         folder = run_folder(run.recipe, results_dir, run.name, *points_to)
-        plugins = tuple(plugin.source for plugin in run.recipe.plugins)
+        plugins = tuple(plugin.source for plugin in run.recipe.kept_plugins)
         own["plugins"] = copy_facts(plugins, folder)
         config = {**run.recipe.with_plugins(list(own["plugins"])).to_dict(), RUN_FACTS: own}
         runs.append(ReadyRun(run.name, folder, config, run.recipe.training.get("max_steps"), plugins))
@@ -201,7 +201,7 @@ def _choose(recipe: Recipe, name: str | None) -> tuple[Planner, PlannedRun]:
             f"the recipe declares {len(names)} runs; use `hf-arch run`, or choose one by --run: {', '.join(names)}"
         )
     if len(chosen) > 1:
-        seeds = recipe.experiment.seeds
+        seeds = recipe.experiment.first_seeds
         raise ConfigError(
             f"run {chosen[0].name!r} has {len(seeds)} seeds; use `hf-arch run`, or choose one by "
             f"experiment.seeds=[{seeds[0]}]: {', '.join(map(str, seeds))}"

@@ -50,7 +50,8 @@ class RateSweep:
         self.names = list(options.runs or recipe.experiment.runs or [recipe.experiment.name])
         self.grid = tuple(sorted(options.rates))
         self.extended: tuple[float, ...] = ()
-        last = max(recipe.experiment.seeds or (recipe.training.get("seed", 0),))
+        last = recipe.experiment.last_seed
+        last = int(recipe.training.get("seed", 0)) if last is None else last
         self.seeds = tuple(range(last + 1, last + 1 + options.seeds))
 
     def prepare(self, dry: bool = False) -> PreparedSet:

@@ -15,11 +15,11 @@ from transformers import initialization as init
 
 from ...core.options import Options, options
 from ...core.registry import ACTIVATIONS, FFNS
-from ...ops.conv import token_shift
 from ..attention_product import cache_element_bytes
 from ..contract import EMPTY_CONTEXT, LayerContext
 from ..initial import FLA
 from ..mixers.base import MixerCost
+from ..previous_token import previous_token
 from ..state import FFN_STATE
 from .ffn import FeedForward
 
@@ -61,14 +61,7 @@ class ChannelMix(FeedForward):
     def forward(self, hidden_states: Tensor, context: LayerContext = EMPTY_CONTEXT) -> Tensor:
         layout, state = context.layout, context.state(self.layer_idx)
         x = layout.enter(hidden_states)
-        before, last = token_shift(
-            x,
-            initial_state=state.conv(FFN_STATE),
-            segment_ids=layout.segment_ids,
-            output_final_state=bool(state),
-            num_valid=layout.num_valid,
-        )
-        state.write_conv(last, FFN_STATE)
+        before = previous_token(x, layout, state, FFN_STATE)
         delta = before - x
         out = self.down_proj(self.act_fn(self.key_proj(torch.addcmul(x, delta, self.key_mix))))
         if self.options.use_receptance:

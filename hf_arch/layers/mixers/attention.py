@@ -28,7 +28,7 @@ from ..attention_product import AttentionProduct, cache_element_bytes
 from ..contract import EMPTY_CONTEXT, LayerContext, LayerOutput
 from ..forget_gates import ForgetGate, as_key_features, cache_parts, forget_bias, from_key_features, log_forget
 from ..norms import AllHeadsRMSNorm
-from .attention_heads import AttentionHeads, HeadsOptions, config_rotates
+from .attention_heads import AttentionCall, AttentionHeads, HeadsOptions, config_rotates
 from .base import MixerCost
 from .kv_sharing import SHARED_KV, check_sharing, is_shared_with, shares
 
@@ -226,7 +226,8 @@ class Attention(AttentionHeads):
             return super().forward(hidden_states, context)
         query = self.q_proj(hidden_states).unflatten(-1, (-1, self.head_dim))
         key, values, value = (context.values[name].transpose(1, 2) for name in SHARED_KV)
-        heads = self.attend(self.placed(query, self.q_norm, context), key, values, None, hidden_states, context)
+        query = self.placed(query, self.q_norm, context)
+        heads = self.attend(AttentionCall(query, key, values, None, hidden_states, context))
         return self.read_out(heads, hidden_states, value)
 
     def published(self, keys: Tensor, values: Tensor, value: Tensor) -> dict[str, Tensor]:
@@ -258,15 +259,9 @@ class Attention(AttentionHeads):
         """
         return None
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        kept: Tensor | None,
-        hidden_states: Tensor,
-        context: LayerContext,
-    ) -> Tensor:
+    def attend(self, call: AttentionCall) -> Tensor:
+        query, key, value, kept = call.query, call.key, call.value, call.kept
+        hidden_states, context = call.hidden_states, call.context
         biases = [context.position_bias, self.scores(query, key, context)]
         if kept is not None:
             biases.append(forget_bias(from_key_features(kept), self.keys(hidden_states, context).slots))

@@ -10,6 +10,7 @@ Legend: B batch, T tokens of this call, S keys, H heads, Hkv key heads, K key di
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -39,6 +40,23 @@ class HeadsOptions(Options):
     out_bias: bool | None = None
     qk_norm: bool | None = None
     qk_norm_eps: float | None = None
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """What `attend` is given.
+
+    query: [B, H, T, K], of this call's tokens. key: [B, Hkv, S, K], value: [B, Hkv, S, V], of all tokens, the cached
+    ones included. kept: what `kept` gave for all of them, [B, Hkv, S, E], or None. hidden_states: [B, T, D], what the
+    layer was given.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    kept: Tensor | None
+    hidden_states: Tensor
+    context: LayerContext
 
 
 class AttentionHeads(Mixer):
@@ -144,7 +162,7 @@ class AttentionHeads(Mixer):
         keys, values = context.update_kv(cached, value, self.layer_idx)
         if kept is not None:
             keys, kept = keys[..., : key.shape[-1]], keys[..., key.shape[-1] :]
-        heads = self.attend(query, keys, values, kept, hidden_states, context)
+        heads = self.attend(AttentionCall(query, keys, values, kept, hidden_states, context))
         out = self.read_out(heads, hidden_states, value)
         published = self.published(keys, values, value)
         return LayerOutput(out, published) if published else out
@@ -180,20 +198,8 @@ class AttentionHeads(Mixer):
         """[B, Hkv, T, E], cached behind the keys of this call's tokens in their dtype, or None."""
         return None
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        kept: Tensor | None,
-        hidden_states: Tensor,
-        context: LayerContext,
-    ) -> Tensor:
-        """Queries [B, H, T, K] over all keys [B, Hkv, S, K] and values [B, Hkv, S, V] -> [B, T, H, V].
-
-        Args:
-            kept: what `kept` gave for all keys, [B, Hkv, S, E], or None. hidden_states: [B, T, D].
-        """
+    def attend(self, call: AttentionCall) -> Tensor:
+        """Queries over all keys and values -> [B, T, H, V]."""
         raise NotImplementedError(f"{type(self).__name__} defines no `attend`")
 
     def read_out(self, out: Tensor, hidden_states: Tensor, value: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ Two softmax maps of one value are subtracted, so that what they both attend to c
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -21,8 +22,8 @@ from ...core.options import options
 from ...core.registry import MIXERS
 from ...ops.norm import rms_norm
 from ..compat import attention_implementation
-from ..contract import LayerContext
 from .attention import Attention, AttentionOptions
+from .attention_heads import AttentionCall
 
 
 @options
@@ -75,23 +76,15 @@ class DifferentialAttention(Attention):
     def tensor_parallel(cls, config: Any, options: Any) -> dict[str, str]:
         return {}  # pairs of heads are half the heads apart
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        kept: Tensor | None,
-        hidden_states: Tensor,
-        context: LayerContext,
-    ) -> Tensor:
+    def attend(self, call: AttentionCall) -> Tensor:
         implementation = attention_implementation(self.config)
         if implementation not in ("eager", "sdpa", "flex_attention"):
             raise ConfigError(
                 f"attn_implementation: {implementation!r} does not support mixer differential, whose values are twice "
                 "as wide as its keys; use 'sdpa' or 'eager'"
             )
-        wide = torch.cat(value.chunk(2, 1), -1).repeat(1, 2, 1, 1)
-        return super().attend(query, key, wide, kept, hidden_states, context)
+        wide = torch.cat(call.value.chunk(2, 1), -1).repeat(1, 2, 1, 1)
+        return super().attend(replace(call, value=wide))
 
     def read_out(self, out: Tensor, hidden_states: Tensor, value: Tensor) -> Tensor:
         first, second = out.chunk(2, 2)

@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from ...core.errors import ConfigError
 from ...core.options import options
 from ...core.registry import MIXERS
-from ..contract import LayerContext
 from ..key_blocks import key_blocks
 from ..norms import ArchRMSNorm
-from .attention_heads import HeadsOptions, config_rotates
+from .attention_heads import AttentionCall, HeadsOptions, config_rotates
 from .base import MixerCost
 from .nsa import masked_softmax
 from .stickbreaking import PairwiseAttention
@@ -66,15 +65,8 @@ class BlockMixtureAttention(PairwiseAttention):
             if getattr(options, name) < 1:
                 raise ConfigError(f"mixer moba: {name} {getattr(options, name)} is not allowed; use an integer >= 1")
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        kept: Tensor | None,
-        hidden_states: Tensor,
-        context: LayerContext,
-    ) -> Tensor:
+    def attend(self, call: AttentionCall) -> Tensor:
+        query, key, value, hidden_states, context = call.query, call.key, call.value, call.hidden_states, call.context
         keys = self.keys(hidden_states, context)
         blocks = key_blocks(keys, self.options.block_size)
         index = torch.arange(blocks.number, device=query.device)

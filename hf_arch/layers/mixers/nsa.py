@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from ...core.errors import ConfigError
 from ...core.options import options
 from ...core.registry import MIXERS
-from ..contract import LayerContext
 from ..key_blocks import KeyBlocks, key_blocks
-from .attention_heads import HeadsOptions, config_rotates
+from .attention_heads import AttentionCall, HeadsOptions, config_rotates
 from .base import MixerCost
 from .stickbreaking import PairwiseAttention
 
@@ -61,15 +60,8 @@ class NativeSparseAttention(PairwiseAttention):
                     f"mixer nsa: {name} {getattr(options, name)} is not allowed; use an integer >= {least}"
                 )
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        kept: Tensor | None,
-        hidden_states: Tensor,
-        context: LayerContext,
-    ) -> Tensor:
+    def attend(self, call: AttentionCall) -> Tensor:
+        query, key, value, hidden_states, context = call.query, call.key, call.value, call.hidden_states, call.context
         keys = self.keys(hidden_states, context)
         blocks = key_blocks(keys, self.options.block_size)
         values = self.per_query_head(value)

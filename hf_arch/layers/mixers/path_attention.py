@@ -22,7 +22,7 @@ from ..attention_product import cache_element_bytes
 from ..contract import LayerContext
 from ..forget_gates import ForgetGate, as_key_features, cache_parts, forget_bias, from_key_features, log_forget
 from ..short_conv import ShortConvolution
-from .attention_heads import HeadsOptions
+from .attention_heads import AttentionCall, HeadsOptions
 from .base import CacheKind, MixerCost
 from .nsa import masked_softmax
 from .stickbreaking import PairwiseAttention
@@ -83,15 +83,9 @@ class PathAttention(PairwiseAttention):
         b = self.keys(hidden_states, context).zero_padding(b).transpose(1, 2)
         return w * torch.rsqrt(w.square().sum(-1, keepdim=True) + 1e-6), b
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        kept: Tensor | None,
-        hidden_states: Tensor,
-        context: LayerContext,
-    ) -> Tensor:
+    def attend(self, call: AttentionCall) -> Tensor:
+        query, key, value, kept = call.query, call.key, call.value, call.kept
+        hidden_states, context = call.hidden_states, call.context
         keys = self.keys(hidden_states, context)
         forgotten = None if kept is None else forget_bias(from_key_features(kept), keys.slots)
         if context.cache is not None and torch.is_grad_enabled():

@@ -20,7 +20,6 @@ from transformers import initialization as init
 from ...core.errors import ConfigError
 from ...core.options import Options, options
 from ...core.registry import MIXERS
-from ...ops.conv import token_shift
 from ...ops.linear_attention import linear_attention
 from ...ops.precision import state_dtype
 from ..attention_product import cache_element_bytes
@@ -29,6 +28,7 @@ from ..fp32 import Fp32BiasLinear
 from ..initial import FLA
 from ..layout import SequenceLayout
 from ..norms import HeadGroupNorm
+from ..previous_token import previous_token
 from ..state import LayerState
 from .base import MixerCost
 from .linear_heads import LinearHeadsMixer, repeat_kv_heads
@@ -87,14 +87,7 @@ class DynamicTimeMix(LinearHeadsMixer):
                 raise ConfigError(f"mixer rwkv6: {name} {getattr(options, name)} is not allowed; use an integer >= 1")
 
     def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
-        before, last = token_shift(
-            x,
-            initial_state=state.conv(),
-            segment_ids=layout.segment_ids,
-            output_final_state=bool(state),
-            num_valid=layout.num_valid,
-        )
-        state.write_conv(last)
+        before = previous_token(x, layout, state)
         x_r, x_w, x_k, x_v, x_g = self.shifted(x, before - x)
         q, k, v = self.sizes.split(self.q_proj(x_r), layout.zero_padding(self.k_proj(x_k)), self.v_proj(x_v))
         decay = -torch.exp(self.decay_up(torch.tanh(self.decay_down(x_w))).to(state_dtype(x)))

@@ -23,7 +23,6 @@ from transformers import initialization as init
 from ...core.errors import ConfigError
 from ...core.options import Options, options
 from ...core.registry import MIXERS
-from ...ops.conv import token_shift
 from ...ops.delta_rule import dplr_delta_rule
 from ...ops.norm import l2_norm
 from ...ops.precision import state_dtype
@@ -32,6 +31,7 @@ from ..contract import LayerContext, LayerOutput
 from ..fp32 import Fp32BiasLinear
 from ..layout import SequenceLayout
 from ..norms import HeadGroupNorm
+from ..previous_token import previous_token
 from ..state import LayerState
 from .base import MixerCost, divide
 from .linear_heads import HeadSizes, LinearHeadsMixer
@@ -46,8 +46,9 @@ FIRST_VALUE = "rwkv7_first_value"
 @options
 class RWKV7Options(Options):
     """num_heads: None takes the config's. The ranks are those of the low-rank maps of decay, replacement rate, value
-    mix and gate; None: as the paper has them by the width D, the multiple of 32 (at least 32) next to 1.8 sqrt(D),
-    1.8 sqrt(D), 1.3 sqrt(D) and 0.6 D^0.8. `key_eps` is added to the square of a key's length."""
+    mix and gate; None: by the width D, the multiple of 32 (at least 32) next to 1.8 sqrt(D), 1.8 sqrt(D), 1.3 sqrt(D)
+    and 0.6 D^0.8, which RWKV-LM's training code of early 2025 suggests. Its later versions, and FLA, take 2.5 sqrt(D),
+    2.5 sqrt(D), 1.7 sqrt(D) and 5 sqrt(D). `key_eps` is added to the square of a key's length."""
 
     num_heads: int | None = None
     decay_rank: int | None = None
@@ -147,14 +148,7 @@ class GeneralizedDeltaTimeMix(LinearHeadsMixer):
         return {**super().effective(config, options), **cls.ranks(config, options)}
 
     def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor | LayerOutput:
-        before, last = token_shift(
-            x,
-            initial_state=state.conv(),
-            segment_ids=layout.segment_ids,
-            output_final_state=bool(state),
-            num_valid=layout.num_valid,
-        )
-        state.write_conv(last)
+        before = previous_token(x, layout, state)
         delta = before - x
         x_r, x_w, x_k, x_v, x_a, x_g = (torch.addcmul(x, delta, amount) for amount in self.shift_mix)
         # Zero keys make padding a no-op: nothing is removed and nothing written.

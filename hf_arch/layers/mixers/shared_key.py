@@ -16,9 +16,8 @@ from ...core.errors import ConfigError
 from ...core.options import Options, options
 from ...core.registry import MIXERS
 from ..attention_product import AttentionProduct, cache_element_bytes
-from ..contract import LayerContext
 from .attention import window_layer_type
-from .attention_heads import AttentionHeads
+from .attention_heads import AttentionCall, AttentionHeads
 from .base import MixerCost, divide
 
 
@@ -84,15 +83,8 @@ class SharedKeyAttention(AttentionHeads):
     def split_value(self, value: Tensor) -> Tensor:
         return value.unsqueeze(1)
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        kept: Tensor | None,
-        hidden_states: Tensor,
-        context: LayerContext,
-    ) -> Tensor:
+    def attend(self, call: AttentionCall) -> Tensor:
+        query, key, value, context = call.query, call.key, call.value, call.context
         out, _ = self.product(
             query,
             key.expand(-1, self.num_heads, -1, -1),

@@ -17,9 +17,8 @@ from torch.nn import functional as F
 from ...core.options import options
 from ...core.registry import MIXERS
 from ...ops.precision import state_dtype
-from ..contract import LayerContext
 from ..initial import FLA
-from .attention_heads import AttentionHeads, HeadsOptions
+from .attention_heads import AttentionCall, AttentionHeads, HeadsOptions
 from .base import MixerCost
 
 
@@ -61,15 +60,8 @@ class StickBreakingAttention(PairwiseAttention):
     Options = StickBreakingOptions
     label: ClassVar[str] = "StickBreaking"
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        kept: Tensor | None,
-        hidden_states: Tensor,
-        context: LayerContext,
-    ) -> Tensor:
+    def attend(self, call: AttentionCall) -> Tensor:
+        query, key, value, hidden_states, context = call.query, call.key, call.value, call.hidden_states, call.context
         keys, scores = self.keys(hidden_states, context), self.products(query, key)
         visible = keys.visible
         if not self.options.attend_current:

@@ -12,7 +12,8 @@ from ..decoder import ArchModel
 
 
 def _applies(config: Any) -> bool:
-    return config.init in config.receptance_inits
+    source = None if isinstance(config.init, dict) else config.init  # a policy of a plugin is asked afterwards
+    return source in config.receptance_inits
 
 
 class ReceptanceModelBase(ArchModel):

@@ -1,0 +1,154 @@
+"""The test of one claim: its p value before any correction, what is concluded where it rejects, and the words.
+
+    A better|worse than B      paired t-test; A not distinguishable from B: the same test, which can only contradict it
+    A within d of B            two one-sided t-tests on the paired differences; outside d: a two-sided one
+    A at least|at most x       t-test of A's mean against x
+    A within d of x            as within d of B, on A's values
+    A solves|reaches x more|less often than B     Barnard's exact test on the counts of seeds
+    A solves|reaches x in at least|at most y      exact binomial test of a share, as the interval of Clopper and Pearson
+
+On the accuracy of a probe that some seed of either side solved, better and worse go by Barnard's test as well. The
+tests are two-sided at 5 %, so that each side is at 2.5 %; "within" is at 5 % a side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from hf_arch.analysis.columns import interval_text
+from hf_arch.analysis.counts import Counts, clopper_pearson, least_seeds, share_test
+from hf_arch.analysis.power import power_words
+from hf_arch.analysis.stats import (
+    ALPHA,
+    PairedDifference,
+    corrected,
+    have_spread,
+    paired_on_means,
+    t_interval,
+    t_test,
+    within_test,
+)
+
+Outcome = Literal["supported", "contradicted", "undecided", "confounded", "not judged"]
+Words = Callable[[Outcome, float, int], str]
+"""The evidence, from the outcome, the factor of Holm's correction and the size of the family."""
+
+
+@dataclass(frozen=True)
+class ClaimTest:
+    """p_value: None where there is nothing to test, as with one seed. conclusion: the outcome where the corrected test
+    rejects; otherwise: where it does not. key: equal for claims that one test decides.
+    by_counts: whether it is an exact test of counts."""
+
+    key: Hashable
+    p_value: float | None
+    conclusion: Outcome
+    words: Words
+    otherwise: Outcome = "undecided"
+    by_counts: bool = False
+
+    def outcome(self, factor: float) -> Outcome:
+        """The outcome after a correction that multiplies p by `factor`."""
+        rejects = self.p_value is not None and self.p_value * factor <= ALPHA
+        return self.conclusion if rejects else self.otherwise
+
+
+def difference_test(relation: str, pair: PairedDifference) -> ClaimTest:
+    """`A better than B`, `A worse than B` or `A not distinguishable from B`, of the pair A - B."""
+    better = pair.difference is not None and (pair.difference.mean < 0) == pair.lower_is_better
+    if pair.counts is not None:
+        better = pair.counts.gap > 0
+    equality = relation == "not distinguishable from"
+    conclusion: Outcome = "supported" if relation.startswith("better" if better else "worse") else "contradicted"
+    otherwise: Outcome = "supported" if equality and pair.verdict == "same" else "undecided"
+
+    def words(outcome: Outcome, factor: float, family: int) -> str:
+        judged = corrected(pair, factor, family)
+        strength = power_words(judged) if outcome == "undecided" else ""
+        return f"{pair.first} against {pair.second}: {judged.words}{f'. {strength}' if strength else ''}"
+
+    key = ("difference", frozenset((pair.first, pair.second)))
+    return ClaimTest(key, pair.p_value, conclusion, words, otherwise, pair.counts is not None)
+
+
+def nearness_test(bound: float, pair: PairedDifference) -> ClaimTest:
+    """`A within bound of B`, of the pair A - B."""
+    same = len(pair.values) > 1 and not any(pair.values)
+    p: float | None
+    conclusion: Outcome = "supported"
+    if same or len(pair.values) < 2 or not have_spread(pair.values):  # equal on every seed, or nothing to judge by
+        p = 0.0 if same else None
+    else:
+        p, conclusion = _nearness(pair.values, bound)
+
+    def words(outcome: Outcome, factor: float, family: int) -> str:
+        if outcome != "supported" or same:
+            plain = pair if pair.counts is None else paired_on_means(pair)
+            return difference_test("", plain).words(outcome, factor, family)
+        interval = t_interval(pair.values, 1 - 2 * ALPHA / factor)
+        assert interval.low is not None and interval.high is not None
+        return (
+            f"{pair.first} against {pair.second}: {interval.mean:+.4f} "
+            f"[{interval.low:+.4f}, {interval.high:+.4f}] by two one-sided tests"
+        )
+
+    key = ("within", bound, frozenset((pair.first, pair.second)))
+    return ClaimTest(key, p, conclusion, words)
+
+
+def number_test(
+    relation: str, bound: float | None, number: float, name: str, metric: str, values: Sequence[float]
+) -> ClaimTest:
+    """`A at least x`, `A at most x` or `A within bound of x`, of A's `values` over seeds."""
+    low = number - (bound or 0.0) if relation != "at most" else float("-inf")
+    high = number + (bound or 0.0) if relation != "at least" else float("inf")
+    mean = sum(values) / len(values) if values else 0.0
+    inside: Outcome = "supported" if low <= mean <= high else "contradicted"
+    if len(values) < 2:
+        p, conclusion = None, inside
+    elif max(values) == min(values):
+        p, conclusion = 0.0, inside
+    elif bound is not None:
+        p, conclusion = _nearness(values, bound, number)
+    else:
+        p, conclusion = float(t_test(values, number)), inside
+
+    def words(outcome: Outcome, factor: float, family: int) -> str:
+        level = 1 - ALPHA / factor * (2 if bound is not None and outcome == "supported" else 1)
+        return f"{name}: {metric} {interval_text(t_interval(values, level) if values else None)}"
+
+    return ClaimTest(("number", name, relation, bound, number), p, conclusion, words)
+
+
+def often_test(relation: str, pair: PairedDifference, counts: Counts) -> ClaimTest:
+    """`A solves more|less often than B`, or the same of another number that is reached."""
+    conclusion: Outcome = "supported" if ("more" in relation) == (counts.gap > 0) else "contradicted"
+
+    def words(outcome: Outcome, factor: float, family: int) -> str:
+        least = least_seeds(ALPHA / factor) if outcome == "undecided" else None
+        strength = "" if least is None else f". All against none is found with {least} seeds a side"
+        return f"{pair.first} against {pair.second}: {counts.words(1 - ALPHA / factor)}{strength}"
+
+    p = counts.p_value if min(counts.first_n, counts.second_n) > 1 else None
+    key = ("often", counts.threshold, frozenset((pair.first, pair.second)))
+    return ClaimTest(key, p, conclusion, words, by_counts=True)
+
+
+def share_claim_test(relation: str, share: float, name: str, threshold: float, count: int, n: int) -> ClaimTest:
+    """`A solves in at least|at most share` of its seeds: `count` of `n` did."""
+    inside = count >= share * n if "at least" in relation else count <= share * n
+    p = share_test(count, n, share) if n > 1 else None
+
+    def words(outcome: Outcome, factor: float, family: int) -> str:
+        low, high = clopper_pearson(count, n, 1 - ALPHA / factor)
+        return f"{name}: {count} of {n} seeds [{low:.2f}, {high:.2f}] reach {threshold:g}"
+
+    conclusion: Outcome = "supported" if inside else "contradicted"
+    return ClaimTest(("share", relation, share, name, threshold), p, conclusion, words, by_counts=True)
+
+
+def _nearness(values: Sequence[float], bound: float, centre: float = 0.0) -> tuple[float, Outcome]:
+    inside, outside = (float(p) for p in within_test(values, bound, centre))
+    return (inside, "supported") if inside <= outside else (outside, "contradicted")

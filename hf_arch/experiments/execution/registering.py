@@ -1,0 +1,42 @@
+"""Writes down what a set claims before its first run starts (`hf_arch.runs.registration`); one process at a time."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from hf_arch.core.errors import ConfigError
+from hf_arch.experiments.execution.leases import Claims
+from hf_arch.experiments.execution.worker import CLAIMS_DIR
+from hf_arch.recipe.recipe import Recipe
+from hf_arch.recipe.seeds import AutoSeeds
+from hf_arch.runs.files import CLAIMS_FILE
+from hf_arch.runs.registration import claims_made_by, register
+
+WAIT_SECONDS = 30.0
+
+
+def register_claims(recipe: Recipe, names: Sequence[str], results_dir: Path) -> None:
+    """Registers the hypothesis of a set whose runs have these names, and says what of it was added or removed later.
+
+    Raises ConfigError where the file of earlier claims is damaged, or another process holds it.
+    """
+    experiment = recipe.experiment
+    if not experiment.hypothesis.strip() and not (results_dir / CLAIMS_FILE).exists():
+        return
+    leases = Claims(results_dir / CLAIMS_DIR)
+    until = time.monotonic() + WAIT_SECONDS
+    while (lease := leases.take("claims")) is None:
+        if time.monotonic() > until:
+            raise ConfigError(f"{results_dir}: another process has been writing the claims for {WAIT_SECONDS:.0f} s")
+        time.sleep(0.05)
+    with lease:
+        most = experiment.seeds.most if isinstance(experiment.seeds, AutoSeeds) else None
+        seeds = experiment.first_seeds
+        entries = register(results_dir, experiment.name, experiment.hypothesis, names, seeds, most)
+    for made in claims_made_by(entries):
+        registration = made.registration
+        if registration.status == "added later" or registration.removed is not None:
+            print(f"claim: {made.claim}: {registration.sentence}", file=sys.stderr, flush=True)

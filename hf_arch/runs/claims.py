@@ -1,0 +1,35 @@
+"""The grammar of claims: what of a hypothesis, which is free text, a program can judge.
+
+    A better than B        A worse than B        A not distinguishable from B        A within 0.1 of B
+    A at least 0.99        A at most 1.9         A within 0.05 of 1.88
+    A solves more often than B                   A reaches 0.9 less often than B     (counts of seeds)
+    A solves in at least 0.8 of its seeds        A reaches 1.9 in at most 0.5 of its seeds
+
+A and B are names of runs, or of architectures that one run has.
+"""
+
+from __future__ import annotations
+
+import re
+
+_NUMBER = r"\d*\.?\d+"
+CLAIM = re.compile(
+    r"(?P<first>[\w.+=/-]+)\s+(?:is\s+)?(?P<relation>"
+    rf"(?:solves|reaches (?P<reached>{_NUMBER})) (?:more|less) often than"
+    rf"|(?:solves|reaches (?P<level>{_NUMBER})) in at (?:least|most)"
+    rf"|better than|worse than|not distinguishable from|at least|at most|within (?P<bound>{_NUMBER}) of"
+    r")\s+(?P<second>[\w.+=/-]*\w)(?P<seeds> of (?:its|the) seeds)?"
+)
+
+
+def claim_matches(hypothesis: str) -> list[re.Match[str]]:
+    """What of a hypothesis has the form of a claim, in text with single spaces."""
+    return list(CLAIM.finditer(" ".join(hypothesis.split())))
+
+
+def claims_in(hypothesis: str) -> tuple[str, ...]:
+    """The claims of a hypothesis, each once, with single spaces; the whole text where it holds none, () where it is
+    empty."""
+    text = " ".join(hypothesis.split())
+    found = dict.fromkeys(match[0] for match in claim_matches(text))
+    return tuple(found) or ((text,) if text else ())
