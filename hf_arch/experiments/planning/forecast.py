@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from hf_arch.experiments.planning.prepare import PreparedSet, ReadyRun
 from hf_arch.recipe.recipe import Recipe
 from hf_arch.training.arguments import DEFAULTS
 from hf_arch.training.precision import DECIDABLE, OVERRIDE, choose_precision, training_device
-from hf_arch.training.probe_run import probe_training
+from hf_arch.training.tasks.probe import probe_training
 
 MEMORY_SECONDS = 10.0
 """How long the bytes of the steps of a set may be counted; the models after that have none."""
@@ -176,8 +176,7 @@ def _precision(device: torch.device) -> str:
 def run_steps(recipe: Recipe, rows: int | None = None, processes: int = 1) -> int | None:
     """Optimiser steps of a run; None where the recipe counts epochs and the `rows` to learn from are not known."""
     if recipe.probe is not None:
-        examples = recipe.probe.options.get("examples", recipe.probe.settings.train_examples)
-        return probe_training(recipe, int(examples)).max_steps
+        return int(_training(recipe, processes)["max_steps"])
     steps = recipe.training.get("max_steps")
     if steps is not None and steps >= 1:
         return int(steps)
@@ -188,11 +187,19 @@ def run_steps(recipe: Recipe, rows: int | None = None, processes: int = 1) -> in
 
 def _batch(recipe: Recipe) -> int:
     """Rows of one process in one optimiser step."""
-    if recipe.probe is not None:
-        examples = int(recipe.probe.options.get("examples", recipe.probe.settings.train_examples))
-        return min(probe_training(recipe, examples).per_device_train_batch_size, examples)
-    training = recipe.training
+    training = _training(recipe)
     return int(training.get("per_device_train_batch_size", 8) * training.get("gradient_accumulation_steps", 1))
+
+
+def _examples(recipe: Recipe) -> int:
+    """Rows that a probe is learned from."""
+    assert recipe.probe is not None
+    return int(recipe.probe.options.get("examples", recipe.probe.settings.train_examples))
+
+
+def _training(recipe: Recipe, processes: int = 1) -> Mapping[str, Any]:
+    """The `training` section; of a probe with what its setting adds."""
+    return recipe.training if recipe.probe is None else probe_training(recipe, _examples(recipe), processes)
 
 
 def _grouped(prepared: PreparedSet) -> Iterator[tuple[PlannedRun, list[ReadyRun]]]:
@@ -214,7 +221,7 @@ def _run(
     steps = run_steps(recipe, None if data is None else len(data.train), processes)
     cost = hf_arch.cost(planned.config, length)
     batch = _batch(recipe)
-    accumulation = int(recipe.training.get("gradient_accumulation_steps", 1)) if recipe.probe is None else 1
+    accumulation = int(_training(recipe).get("gradient_accumulation_steps", 1))
     tokens = None if steps is None else steps * batch * length * processes
     per_step = timer.step(planned.config, batch // accumulation, length)
     seconds = None
@@ -242,22 +249,23 @@ def _run(
 def _validation_rows(recipe: Recipe, steps: int, rows: int | None) -> int:
     """Rows that are read for validation during and after training. Probes stop early as soon as they are solved."""
     if recipe.probe is not None:
-        examples = int(recipe.probe.options.get("examples", recipe.probe.settings.train_examples))
-        every = probe_training(recipe, examples).eval_steps or max(1, examples // _batch(recipe))
-        return math.ceil(steps / every) * recipe.probe.settings.test_examples
-    every = recipe.training.get("eval_steps", DEFAULTS["eval_steps"])
-    every = every if every >= 1 else every * steps
+        return math.ceil(steps / _steps_between(recipe, steps)) * recipe.probe.settings.test_examples
+    every = _steps_between(recipe, steps)
     options = recipe.evaluation
     known = [count for count in (options.sequences, rows) if count is not None]
     final = [count for count in (options.final_sequences, rows) if count is not None]
     return int(steps / max(1, every)) * min(known, default=0) + min(final, default=0)
 
 
+def _steps_between(recipe: Recipe, steps: int) -> float:
+    """Optimiser steps from one validation to the next."""
+    every = float(_training(recipe).get("eval_steps", DEFAULTS["eval_steps"]))
+    return max(1.0, every if every >= 1 else every * steps)
+
+
 def _disk(recipe: Recipe, params: int, steps: int | None) -> int:
     """Bytes of a run folder: the model, and as many checkpoints as are kept."""
-    if recipe.probe is not None:
-        return 4 * params
-    training = {**DEFAULTS, **recipe.training}
+    training = {**DEFAULTS, **_training(recipe)}
     saved = 0
     if steps is not None and str(training["save_strategy"]) != "no":
         every = training["save_steps"] if training["save_steps"] >= 1 else training["save_steps"] * steps
