@@ -32,7 +32,10 @@ def watch_command(
     from hf_arch.report.watch import ReportServer
 
     server = ReportServer(results_dir, port)
-    print(server.url, flush=True)
-    print("Ctrl-C ends it", file=sys.stderr, flush=True)
-    server.serve()
+
+    def announce() -> None:
+        print("Ctrl-C ends it", file=sys.stderr, flush=True)
+        print(server.url, flush=True)
+
+    server.serve(announce)
     return 0

@@ -11,6 +11,7 @@ import hashlib
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from html import escape
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -112,11 +113,12 @@ class ReportServer(ThreadingHTTPServer):
         """Where the page is."""
         return f"http://{HOST}:{self.server_port}/"
 
-    def serve(self) -> None:
-        """Answers until Ctrl-C or SIGTERM."""
+    def serve(self, begun: Callable[[], None] = lambda: None) -> None:
+        """Answers until Ctrl-C or SIGTERM, which end it in order from the moment that `begun` is called."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
+            begun()
             self.serve_forever(poll_interval=0.2)
         except KeyboardInterrupt:
             pass
