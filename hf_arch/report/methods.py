@@ -138,7 +138,13 @@ def _tests(comparison: Comparison) -> list[str]:
     outcomes = Counter(verdict.outcome for verdict in comparison.verdicts)
     if outcomes and set(outcomes) != {"not judged"}:
         told = _listed(f"{count} {outcome}" for outcome, count in outcomes.items())
-        sentences.append(f"Claims of the hypothesis: {told}.")
+        claims = comparison.families["claims"]
+        own = f" Holm's method runs over these {claims} tests apart from the pairs." if claims > 1 else ""
+        sentences.append(f"Claims of the hypothesis: {told}.{own}")
+    if any(pair.counts is not None for pair in tested):
+        sentences.append("Where a seed solved the task, the seeds that did are counted, by Barnard's exact test.")
+    if comparison.seeds_words:
+        sentences.append(comparison.seeds_words)
     violations = sum(finding.severity == "violation" for finding in comparison.findings)
     sentences.append(
         f"An audit of everything recorded about the runs found {violations or 'no'} "
