@@ -7,7 +7,7 @@ An unknown option is an error with the nearest known name.
 """
 
 import copy
-from dataclasses import field, fields
+from dataclasses import MISSING, field, fields
 from math import inf
 from typing import Any, ClassVar
 
@@ -377,12 +377,18 @@ class ArchConfig(ConfigParts, PreTrainedConfig):
             taken.add("position")  # it acts on the embeddings, or not at all
         for name in FEATURES:
             value = getattr(self, name)
-            idle = value in (None, False, 0.0, PLAIN_ROPE, getattr(type(self), name))
+            idle = value in (None, False, 0.0, PLAIN_ROPE, _default(type(self), name))
             if name not in taken and not idle:
                 names = ", ".join(sorted({spec["type"] for spec in [*as_list(self.mixer), *as_list(self.ffn)]}))
                 raise ConfigError(
                     f"{name}: {value!r} would have no effect, since none of {names} takes it; leave it out"
                 )
+
+
+def _default(config_class: Any, name: str) -> Any:
+    """What an architecture has where nothing is set."""
+    entry = next(entry for entry in fields(config_class) if entry.name == name)
+    return entry.default if entry.default_factory is MISSING else entry.default_factory()
 
 
 def _leaves(feature: str, given: Options) -> bool:

@@ -35,7 +35,7 @@ def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
     if not keys:
         return ""
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
+    writer = csv.writer(buffer)  # its own line ends, \r\n: with others it leaves a bare \r in a text unquoted
     writer.writerow(keys)
     writer.writerows([_cell(row.get(key)) for key in keys] for row in rows)
     return buffer.getvalue()

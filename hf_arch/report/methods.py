@@ -126,19 +126,20 @@ def _seeds(comparison: Comparison) -> list[str]:
 def _tests(comparison: Comparison) -> list[str]:
     if len([group for group in comparison.groups if group.counted]) < 2:
         return []
-    tested = [pair for pair in comparison.pairs if pair.p_value is not None]
-    if not tested:
+    if all(pair.p_value is None for pair in comparison.pairs):
         return ["No difference is tested: no two models have two seeds in common whose differences vary."]
-    family = max(pair.family for pair in tested)
-    correction = f", corrected by Holm's method over {family} pairs" if family > 1 else ""
     sentences = [
         f"Numbers are means over seeds with 95 % Student t intervals; models are compared in {comparison.metric_name} "
-        f"by their differences on common seeds, with a paired two-sided t-test at 5 %{correction}."
+        "by their differences on common seeds, with a paired two-sided t-test at 5 %.",
+        comparison.families_words,
+        comparison.seeds_words,
     ]
     outcomes = Counter(verdict.outcome for verdict in comparison.verdicts)
     if outcomes and set(outcomes) != {"not judged"}:
         told = _listed(f"{count} {outcome}" for outcome, count in outcomes.items())
         sentences.append(f"Claims of the hypothesis: {told}.")
+    if any(pair.counts is not None for pair in comparison.pairs):
+        sentences.append("Where a seed solved the task, the seeds that did are counted, by Barnard's exact test.")
     violations = sum(finding.severity == "violation" for finding in comparison.findings)
     sentences.append(
         f"An audit of everything recorded about the runs found {violations or 'no'} "

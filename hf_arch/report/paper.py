@@ -167,11 +167,12 @@ def _pairs(comparison: Comparison) -> str | None:
         p = MISSING if pair.p_adjusted is None else f"{pair.p_adjusted:.2g}"
         checks = comparison.confounding_checks(pair.first, pair.second) if pair.verdict in ("better", "worse") else ()
         judged = f"{pair.verdict}, confounded ({', '.join(checks)})" if checks else pair.verdict
-        cells = [str(len(pair.seeds)), *_difference(pair.difference), p]
+        cells = [str(len(pair.seeds)), *_difference(pair.interval), p]
         names = (breakable(pair.first), breakable(pair.second))
         rows.append([*names, *map(escape, cells), escape(judged)])
     left = f" The first {MAX_PAIRS} of {len(pairs)}; csv/pairs.csv has all." if len(pairs) > MAX_PAIRS else ""
-    caption = f"Paired differences in {comparison.metric_name}, first minus second, with their 95 % intervals.{left}"
+    what = f"Paired differences in {comparison.metric_name}, first minus second"
+    caption = f"{what}, with the intervals of Holm's correction.{left}"
     columns = _name_column(ranked).replace("4.5", "3.2") * 2 + "rrrr" + WORDS % 3.6
     head = ["first", "second", "seeds", "difference", "interval", "Holm p", "first is"]
     return table(head, rows, columns, escape(caption), "tab:pairs")

@@ -81,6 +81,7 @@ def start() -> Iterator[fork_client.Start]:
     with run_starter(2, threading.Event()) as starter:
         assert isinstance(starter, fork_client._ForkingStarter)
         yield starter
+        assert not starter._refused, "the runs of this file were spawned"
 
 
 def started(folder: Path, start: fork_client.Start = fork_client.spawn) -> Process:

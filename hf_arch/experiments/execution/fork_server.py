@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 MODULES = (
-    *("hf_arch.api", "hf_arch.training.run", "hf_arch.training.tasks.probe"),
+    *("hf_arch.api", "hf_arch.training.run"),
     *("transformers.models.auto.tokenization_auto", "transformers.models.encoder_decoder", "rich._emoji_codes"),
 )
 """What a run imports, and what a first run was seen to import late."""

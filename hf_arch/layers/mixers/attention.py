@@ -31,6 +31,7 @@ from ..norms import AllHeadsRMSNorm
 from .attention_heads import AttentionCall, AttentionHeads, HeadsOptions, config_rotates
 from .base import MixerCost
 from .kv_sharing import SHARED_KV, check_sharing, is_shared_with, shares
+from .windows import Windowed
 
 FIRST_VALUE = "first_value"
 """What the first layer with a value residual publishes: its values [B, T, Hkv, V]."""
@@ -61,14 +62,8 @@ class AttentionOptions(HeadsOptions):
     qk_norm_over: Literal["head", "all"] = "head"
 
 
-def window_layer_type(window: int | None) -> str:
-    """The layer type for an attention window. One of a single token gets a whole cache, and the mask alone: of the
-    `window - 1` tokens that transformers' sliding cache keeps it takes 0 for all."""
-    return "full_attention" if window is None or window == 1 else "sliding_attention"
-
-
 @MIXERS.register("attention")
-class Attention(AttentionHeads):
+class Attention(Windowed, AttentionHeads):
     """Grouped-query softmax attention; KV heads from 1 (MQA) to the number of heads (MHA).
 
     A subclass may override the stages of `AttentionHeads` and `scores`, one at a time; the softmax product itself is
@@ -163,14 +158,6 @@ class Attention(AttentionHeads):
                 raise ConfigError(
                     f"kv: 'shared' is not supported by {cls.__name__}, whose {stage} is its own; use 'own'"
                 )
-
-    @classmethod
-    def layer_type(cls, config: Any, options: AttentionOptions) -> str:
-        return window_layer_type(cls.window(config, options))
-
-    @classmethod
-    def window(cls, config: Any, options: AttentionOptions) -> int | None:
-        return (config.sliding_window if options.window is None else options.window) or None
 
     @classmethod
     def needs_key_positions(cls, config: Any, options: AttentionOptions) -> bool:

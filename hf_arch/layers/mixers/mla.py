@@ -29,8 +29,8 @@ from ..norms import ArchRMSNorm
 from ..plain_linear import is_plain_linear
 from ..positions import apply_rotary
 from ..rope_parameters import RotarySpec
-from .attention import window_layer_type
-from .base import Mixer, MixerCost
+from .base import CacheKind, Mixer, MixerCost
+from .windows import Windowed
 
 
 @options
@@ -83,11 +83,11 @@ class LatentProduct(AttentionProduct):
 
 
 @MIXERS.register("mla")
-class LatentAttention(Mixer):
+class LatentAttention(Windowed, Mixer):
     """Multi-head latent attention."""
 
     Options = LatentAttentionOptions
-    cache_kind: ClassVar = "latent"
+    cache_kind: ClassVar[CacheKind] = "latent"
     label: ClassVar[str] = "MLA"
     inits: ClassVar = {**TRANSFORMERS, **FLA}
     config_features: ClassVar[tuple[str, ...]] = (
@@ -137,14 +137,6 @@ class LatentAttention(Mixer):
     @classmethod
     def norm_eps(cls, config: Any, options: LatentAttentionOptions) -> float:
         return config.norm_eps if options.latent_norm_eps is None else options.latent_norm_eps
-
-    @classmethod
-    def layer_type(cls, config: Any, options: LatentAttentionOptions) -> str:
-        return window_layer_type(cls.window(config, options))
-
-    @classmethod
-    def window(cls, config: Any, options: LatentAttentionOptions) -> int | None:
-        return (config.sliding_window if options.window is None else options.window) or None
 
     @classmethod
     def rotary(cls, config: Any, options: LatentAttentionOptions) -> RotarySpec | None:

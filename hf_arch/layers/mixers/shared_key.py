@@ -16,9 +16,9 @@ from ...core.errors import ConfigError
 from ...core.options import Options, options
 from ...core.registry import MIXERS
 from ..attention_product import AttentionProduct, cache_element_bytes
-from .attention import window_layer_type
 from .attention_heads import AttentionCall, AttentionHeads
 from .base import MixerCost, divide
+from .windows import Windowed
 
 
 @options
@@ -36,7 +36,7 @@ class SharedKeyOptions(Options):
 
 
 @MIXERS.register("shared_key")
-class SharedKeyAttention(AttentionHeads):
+class SharedKeyAttention(Windowed, AttentionHeads):
     """See above. In the cache the values of all heads are one wide one, as keys are."""
 
     Options = SharedKeyOptions
@@ -67,14 +67,6 @@ class SharedKeyAttention(AttentionHeads):
         super().validate(config, options)
         if options.window is not None and options.window < 0:
             raise ConfigError(f"window: {options.window} is not allowed; use a number of tokens >= 1, or 0 for none")
-
-    @classmethod
-    def layer_type(cls, config: Any, options: SharedKeyOptions) -> str:
-        return window_layer_type(cls.window(config, options))
-
-    @classmethod
-    def window(cls, config: Any, options: SharedKeyOptions) -> int | None:
-        return (config.sliding_window if options.window is None else options.window) or None
 
     @classmethod
     def effective(cls, config: Any, options: SharedKeyOptions) -> dict[str, Any]:

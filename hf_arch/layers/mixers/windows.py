@@ -1,0 +1,25 @@
+"""Attention to a window of the last tokens: which one, and which kind of layer that makes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def window_layer_type(window: int | None) -> str:
+    """The layer type for an attention window. One of a single token gets a whole cache, and the mask alone: of the
+    `window - 1` tokens that transformers' sliding cache keeps it takes 0 for all."""
+    return "full_attention" if window is None or window == 1 else "sliding_attention"
+
+
+class Windowed:
+    """Of a mixer whose option `window` (in tokens, 0 = none) stands in for the config's `sliding_window`."""
+
+    @classmethod
+    def window(cls, config: Any, options: Any) -> int | None:
+        """Attention window in tokens, or None."""
+        return (config.sliding_window if options.window is None else options.window) or None
+
+    @classmethod
+    def layer_type(cls, config: Any, options: Any) -> str:
+        """The layer type of transformers' caches and masks."""
+        return window_layer_type(cls.window(config, options))
