@@ -36,7 +36,8 @@ def fitting_cache(cache: Any, config: Any, layer_types: list[str], batch: int, l
         batch, length: of the call.
 
     Raises:
-        ValueError: anything else than a cache, layers of another kind or number, other rows, or too few slots.
+        ValueError: anything else than a cache, layers of another kind or number, other rows, too few slots, or
+            static slots under flex attention.
     """
     if cache is None:
         return None
@@ -59,6 +60,12 @@ def fitting_cache(cache: Any, config: Any, layer_types: list[str], batch: int, l
         rows = _rows(layer)
         if rows is not None and rows != batch:
             raise ValueError(f"past_key_values: it holds {rows} rows, but this call has {batch}; use a new cache")
+        if isinstance(layer, StaticLayer) and config._attn_implementation == "flex_attention":
+            # Single steps see the wrong slots there, in transformers' own models too.
+            raise ValueError(
+                "past_key_values: a static cache is not supported under attn_implementation flex_attention; "
+                "use sdpa or eager, or a DynamicCache"
+            )
         if isinstance(layer, StaticLayer) and not isinstance(layer, StaticSlidingWindowLayer):
             _check_slots(layer, length)
     return cache

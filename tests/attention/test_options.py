@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import DiffLlamaConfig, DiffLlamaForCausalLM, GraniteConfig, GraniteForCausalLM, StaticCache
+from transformers import (
+    AutoModelForCausalLM,
+    DiffLlamaConfig,
+    DiffLlamaForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    StaticCache,
+)
 
 import hf_arch
 from hf_arch.checks import check_model
@@ -221,3 +228,13 @@ def test_cost_counts_gates_in_the_cache() -> None:
     config = hf_arch.tiny_config("llama", mixer=_mixer({}))
     extra = config.num_hidden_layers * config.num_attention_heads * 64 * 4
     assert gated.state_bytes(64) - plain.state_bytes(64) == extra
+
+
+def test_a_static_cache_under_flex_attention_is_refused() -> None:
+    """Its single steps see other slots than they should (transformers' Llama is off by 1e-2, too)."""
+    config = hf_arch.tiny_config("llama")
+    config._attn_implementation = "flex_attention"
+    model = AutoModelForCausalLM.from_config(config).eval()
+    cache = StaticCache(config=model.config, max_cache_len=16)
+    with pytest.raises(ValueError, match=r"static cache is not supported under .*flex_attention; use sdpa or eager"):
+        model(torch.ones(1, 3, dtype=torch.long), past_key_values=cache)
