@@ -134,15 +134,21 @@ class Progress:
         seen: dict[Path, Any] = {}
         while not self._stopped.wait(LINE_SECONDS):
             for run in self.runs:
-                step = self._curves[run.folder].update().newest.get("step")
-                if step is not None and seen.get(run.folder) != step and run.status == "running":
+                newest = self._curves[run.folder].update().newest
+                step = newest.get("step")
+                known = "loss" in newest or "val_loss" in newest  # an event may come before the first of them
+                if known and step is not None and seen.get(run.folder) != step and run.status == "running":
                     seen[run.folder] = step
-                    _status, steps, loss, val_loss, speed = row_of(run, self._curves[run.folder])
-                    text = f"step {steps}: loss {loss}" + (f", val loss {val_loss}" if val_loss else "")
-                    text += f" ({ahead} tokens against the baseline)" if (ahead := self.against_baseline(run)) else ""
-                    self.console.print(
-                        f"{self._labels[run.folder]}: {text}, {speed} tokens/s", markup=False, soft_wrap=True
-                    )
+                    self.console.print(f"{self._labels[run.folder]}: {self._line(run)}", markup=False, soft_wrap=True)
+
+    def _line(self, run: ReadyRun) -> str:
+        """Where a run is, with what is known of it."""
+        _status, steps, loss, val_loss, speed = row_of(run, self._curves[run.folder])
+        named = {"loss": loss, "val loss": val_loss}
+        text = f"step {steps}: " + ", ".join(f"{name} {value}" for name, value in named.items() if value)
+        if ahead := self.against_baseline(run):
+            text += f" ({ahead} tokens against the baseline)"
+        return text + (f", {speed} tokens/s" if speed else "")
 
 
 def row_of(run: ReadyRun, curve: Curve) -> tuple[str, str, str, str, str]:
