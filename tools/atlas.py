@@ -90,7 +90,7 @@ def train(task: str, results: Path, workers: int, hours: float | None) -> int:
     """
     check_source(task)
     restore(task, results)
-    recipe = RECIPES / f"{task}.yaml"
+    recipe = RECIPES / f"atlas_{task}.yaml"
     command = [sys.executable, "-m", "hf_arch", "run", str(recipe), "--controls", "--results-dir", str(results)]
     child = subprocess.Popen(
         [*command, "--workers", str(workers)], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}

@@ -27,7 +27,9 @@ from .table import Entry, Layer, Modules, Option, Tensors, Unused, as_bool, unde
 
 
 def _bounded(layer: Layer) -> bool:
-    return any(getattr(options, "use_lower_bound", False) for _, options in layer.config.mixer_specs)
+    """Whether a layer reads them: the bound of layer 0 is none, unless it is the only one."""
+    specs = layer.config.mixer_specs
+    return any(getattr(options, "use_lower_bound", False) for _, options in (specs[1:] or specs))
 
 
 class _FLABounded(FLAConverter):

@@ -40,7 +40,7 @@ class HrmText(LlamaBlocks):
     defaults: ClassVar[dict[str, Any]] = {"head_dim": 128}
     model_options: ClassVar[tuple[Entry, ...]] = (
         *without(BLOCKS, "num_hidden_layers"),
-        Option("head_dim", write=lambda layer: layer.effective["heads"][2]),
+        Option("head_dim", write=lambda layer: layer.effective.get("heads", (None,) * 3)[2]),
         Option("mlp_bias", default=False),
         only("attention_bias", False),  # of another one the gate has a bias as well
         only("prefix_lm", False, written=True),

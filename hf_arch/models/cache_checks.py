@@ -15,6 +15,7 @@ from transformers.cache_utils import (
     StaticSlidingWindowLayer,
 )
 
+from ..layers.compat import attention_implementation
 from ..layers.documents import require
 from ..layers.state import RECURRENT, RecurrentStateLayer
 
@@ -60,7 +61,7 @@ def fitting_cache(cache: Any, config: Any, layer_types: list[str], batch: int, l
         rows = _rows(layer)
         if rows is not None and rows != batch:
             raise ValueError(f"past_key_values: it holds {rows} rows, but this call has {batch}; use a new cache")
-        if isinstance(layer, StaticLayer) and config._attn_implementation == "flex_attention":
+        if isinstance(layer, StaticLayer) and attention_implementation(config) == "flex_attention":
             # Single steps see the wrong slots there, in transformers' own models too.
             raise ValueError(
                 "past_key_values: a static cache is not supported under attn_implementation flex_attention; "

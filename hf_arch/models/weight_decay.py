@@ -21,14 +21,18 @@ logger = logging.getLogger(__name__)
 
 
 def exempt_parameter_names(model: nn.Module) -> set[str]:
-    """Names of the parameters that weight decay must leave alone: those with fewer than two dimensions, and those that
-    a module lists in its `no_weight_decay`."""
+    """Names of the parameters that weight decay must leave alone: those with fewer than two dimensions, biases of any,
+    and those that a module lists in its `no_weight_decay`."""
     listed = {
         f"{prefix}.{name}" if prefix else name
         for prefix, module in model.named_modules()
         for name in getattr(module, "no_weight_decay", ())
     }
-    return {name for name, parameter in model.named_parameters() if parameter.ndim < 2 or name in listed}
+    return {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim < 2 or name.endswith(".bias") or name in listed
+    }
 
 
 def mark_exempt_parameters(model: nn.Module) -> None:

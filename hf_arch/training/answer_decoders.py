@@ -71,7 +71,8 @@ def read_from_last_state(model: PreTrainedModel, decoder: nn.Module) -> None:
 @contextmanager
 def without_decoder(model: PreTrainedModel) -> Iterator[None]:
     """Within it the model has no decoder and answers by its head."""
-    decoder, forward = model._modules.pop(DECODER), model.__dict__.pop("forward")
+    decoder, forward = getattr(model, DECODER), model.__dict__.pop("forward")
+    delattr(model, DECODER)
     try:
         yield
     finally:

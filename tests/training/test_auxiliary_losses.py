@@ -105,7 +105,7 @@ def test_a_run_logs_them_by_name(tmp_path):
 
 
 def test_what_would_leave_them_out_is_refused():
-    model = {"architecture": "llama", "hidden_size": 16, "num_hidden_layers": 1, "losses": LOSSES}
+    model = {"architecture": "llama", "hidden_size": 16, "num_attention_heads": 2, "losses": LOSSES}
     probe = {"task": "mqar", "options": {"examples": 4}}
     with pytest.raises(ConfigError, match=r"model\.losses: 'z_loss' has no effect on a probe"):
         ProbeTask(Recipe.from_dict({"model": model, "probe": probe}))

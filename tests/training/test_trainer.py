@@ -188,6 +188,7 @@ def test_smoothing_would_lose_the_balance_of_the_experts() -> None:
 BARE_MATRICES = {
     "linformer": {"key_slots", "value_slots", "model.shared.0.weight"},
     "moe": {"router.weight", "experts.gate_up_proj", "experts.up_proj", "experts.down_proj"},
+    "griffin": {"input_gate.weight", "recurrence_gate.weight"},
     "rwkv6": {"shift_up"},
     "ssm": {"C"},
 }
