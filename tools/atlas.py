@@ -198,6 +198,14 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 def _compared(task: str, records: Path) -> Comparison | None:
     """The comparison of a task's records; None before a run of it is recorded that is compared."""
+    seen: dict[tuple[str, int | None], str] = {}
+    for line in _lines(records / f"{task}.jsonl"):
+        run = (line["results"]["name"], line["results"].get("seed"))
+        if "config" in line and seen.setdefault(run, line["folder"]) != line["folder"]:
+            raise ConfigError(
+                f"{records / f'{task}.jsonl'}: {line['folder']} and {seen[run]} are the same run of two versions of "
+                "the recipe: remove one"
+            )
     with tempfile.TemporaryDirectory() as folder:
         return compare_runs(folder) if restore(task, Path(folder), records, sweep=False) else None
 

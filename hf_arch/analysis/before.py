@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hf_arch.analysis.counts import barnard, least_seeds
 from hf_arch.analysis.power import smallest_difference
+from hf_arch.analysis.stats import LEVEL
 from hf_arch.runs.claims import claim_matches
 
 LEAST_SEEDS = 3
@@ -34,6 +36,19 @@ def power_note(hypothesis: str, seeds: int) -> str:
     return (
         f"power: {seeds} seeds and {_family(claims)} find a difference of {least:.2g} times its spread over seeds (the "
         "standard deviation of the paired differences) with 80 % power"
+    )
+
+
+def count_warning(hypothesis: str, seeds: int) -> str:
+    """Of a probe, whose solved seeds are counted as soon as one solves it: where so many seeds a side cannot decide the
+    claims, even if all of one side and none of the other solve it; else empty."""
+    claims = _claims(hypothesis)
+    if not claims or seeds < LEAST_SEEDS or barnard(seeds, seeds, 0, seeds) * len(claims) <= 1 - LEVEL:
+        return ""
+    least, needed = barnard(seeds, seeds, 0, seeds), least_seeds((1 - LEVEL) / len(claims))
+    return (
+        f"seeds: if a seed solves the probe, {seeds} seeds cannot decide {_family(claims)}: all against none has "
+        f"p = {min(1.0, least * len(claims)):.2g} after Holm; take {needed} or more"
     )
 
 

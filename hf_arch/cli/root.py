@@ -16,14 +16,16 @@ import typer
 
 from hf_arch import __version__
 from hf_arch.cli import completion
+from hf_arch.cli.arguments import AsJson, Distributed, DryRun, Overrides
 from hf_arch.cli.data import register as register_data
 from hf_arch.cli.errors import OneLineErrors
 from hf_arch.cli.evaluation import register as register_evaluation
 from hf_arch.cli.hub import register as register_hub
 from hf_arch.cli.new import register as register_new
-from hf_arch.cli.panels import LOOK, RESULTS, TRAIN
+from hf_arch.cli.panels import LOOK, TRAIN
 from hf_arch.cli.plugins import PluginCode, load_override_plugins
 from hf_arch.cli.probe import register as register_probe
+from hf_arch.cli.results import register as register_results
 from hf_arch.cli.watch import register as register_watch
 from hf_arch.cli.with_command import register as register_with
 from hf_arch.core.errors import ConfigError
@@ -39,23 +41,6 @@ app = typer.Typer(
     "Try `hf-arch run quickstart --dry-run`, `hf-arch info llama`, `hf-arch check gla`.",
 )
 register_data(app)
-
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, e.g. `training.max_steps=100`.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
-DryRun = Annotated[
-    bool,
-    typer.Option("--dry-run", help="Show what would be done, with hours on this device, memory and disk; do nothing."),
-]
-Distributed = Annotated[
-    str,
-    typer.Option(
-        metavar="auto|always|never",
-        help="`auto` takes what was launched; `always` launches a process for each GPU, at least two, where nothing "
-        "else did; `never` stops where several were launched.",
-    ),
-]
 
 
 def _show_version(wanted: bool) -> None:
@@ -340,57 +325,7 @@ def plan(
     return 0
 
 
-@app.command(rich_help_panel=RESULTS)
-def compare(
-    runs: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[RUN]...", help="Run folders or folders of runs.", autocompletion=completion.runs),
-    ] = None,
-    latest: Annotated[int | None, typer.Option(min=1, help="The N newest runs instead.")] = None,
-    results_dir: Annotated[str | None, typer.Option(help="Where to look for runs.")] = None,
-    csv: Annotated[str | None, typer.Option(metavar="FILE", help="Write the table as CSV too.")] = None,
-    metric: Annotated[
-        str | None, typer.Option(help="What runs are ranked and judged by; by default as their recipe says.")
-    ] = None,
-    as_json: AsJson = False,
-) -> int:
-    """Compare runs in one table, with a fairness audit and statistics over seeds.
-
-    Examples: `hf-arch compare results/quickstart`, `hf-arch compare --latest 4 --csv table.csv`.
-    """
-    from hf_arch.cli.compare import compare_command
-
-    return compare_command(runs or [], latest, results_dir, csv, as_json, metric)
-
-
-@app.command(rich_help_panel=RESULTS)
-def report(
-    results_dir: Annotated[
-        str, typer.Argument(metavar="RESULTS_DIR", help="A folder of runs.", autocompletion=completion.runs)
-    ],
-    output: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH",
-            help="By default `report.html`, `report.pdf`, `paper/` or `csv/` in RESULTS_DIR.",
-        ),
-    ] = None,
-    form: Annotated[
-        str,
-        typer.Option(
-            "--format", metavar="html|latex|csv|pdf", help="A page, a paper's folder, tables, or the page printed."
-        ),
-    ] = "html",
-) -> int:
-    """Write one HTML page about the runs in a folder, or what a paper needs of them.
-
-    Examples: `hf-arch report results/quickstart`, `hf-arch report results/quickstart --format latex`.
-    """
-    from hf_arch.cli.report import report_command
-
-    return report_command(results_dir, output, form)
-
-
+register_results(app)
 register_evaluation(app)
 register_hub(app)
 register_probe(app)

@@ -276,6 +276,12 @@ def environment_plugins() -> list[str]:
     return [path for path in (read("HF_ARCH_PLUGINS") or "").split(os.pathsep) if path]
 
 
+def is_from_environment(plugin: Plugin) -> bool:
+    """Whether `HF_ARCH_PLUGINS` names the file of a plugin, or one that imports it."""
+    named = {read_source(path).path for path in environment_plugins()}
+    return any(plugin in other.parts for other in _plugins.values() if other.source.path in named)
+
+
 def load_environment_plugins() -> None:
     """Import the files that `HF_ARCH_PLUGINS` names, but for those of which a recipe or a run brought its own version:
     that one is used."""

@@ -2,10 +2,25 @@
 
 from typing import Any
 
+from ..core.options import Options
 from ..core.registry import DEPTHS, EMBEDDINGS, FFNS, INITS, LOSSES, MIXERS, PARAMETRIZATIONS, SITES, STREAMS, Registry
 from ..layers.sites.base import has_site_state
 from ..layers.state import RECURRENT
 from .components import as_list, parse
+
+FEATURES = {
+    "attention_bias": ("bias", "qkv_bias", "out_bias"),
+    "qk_norm": ("qk_norm",),
+    "sliding_window": ("window",),
+    "attn_logit_softcapping": ("softcap",),
+    "attention_dropout": (),
+    "mlp_bias": ("bias",),
+    "hidden_act": ("hidden_act",),
+    "position": ("position",),
+    "rope_parameters": (),
+}
+"""Fields that act through a component, which may have an option instead: without one that takes them they would be
+ignored. Sizes are no features: one recipe gives them to architectures of every kind."""
 
 
 class ConfigParts:
@@ -33,6 +48,12 @@ class ConfigParts:
     def ffn_specs(self) -> list[tuple[Any, Any]]:
         """(feed-forward class, its options) of each layer."""
         return self._layers(self.ffn, FFNS, "ffn")
+
+    @property
+    def features_taken(self) -> set[str]:
+        """Names of the features that a component of some layer reads from the config, since its options leave them."""
+        layers = [*self.mixer_specs, *self.ffn_specs]
+        return {name for component, given in layers for name in component.config_features if _leaves(name, given)}
 
     @property
     def stream_spec(self) -> tuple[Any, Any]:
@@ -138,3 +159,9 @@ class ConfigParts:
             if of_one_class or all(other == plans[0] for other in plans):
                 plan |= {f"layers.*.{part}.{module}": style for one in plans for module, style in one.items()}
         return plan or None
+
+
+def _leaves(feature: str, given: Options) -> bool:
+    """Whether a component's options leave a feature to the config."""
+    values = [getattr(given, name) for name in FEATURES[feature] if hasattr(given, name)]
+    return not values or None in values

@@ -16,7 +16,6 @@ from transformers import PreTrainedConfig
 
 from ..core.bundled import BUNDLED
 from ..core.errors import ConfigError, choice_error
-from ..core.options import Options
 from ..core.registry import DEPTHS, EMBEDDINGS, LOSSES, MIXERS, SITES, STREAMS, Registry
 from ..deprecations import current_names
 from ..layers.activations import ACTIVATIONS
@@ -33,22 +32,9 @@ from .branch_scales import check_branch_scales
 from .common_names import READABLE, has_routed_layers, read_option, write_option
 from .components import as_list, has_option, normalise, option_names, part_list, resolve, with_type
 from .config_init import check_init, resolved_init
-from .config_parts import ConfigParts
+from .config_parts import FEATURES, ConfigParts
 
 NORM_POSITIONS = ("pre", "post", "sandwich", "output", "stream")
-FEATURES = {
-    "attention_bias": ("bias", "qkv_bias", "out_bias"),
-    "qk_norm": ("qk_norm",),
-    "sliding_window": ("window",),
-    "attn_logit_softcapping": ("softcap",),
-    "attention_dropout": (),
-    "mlp_bias": ("bias",),
-    "hidden_act": ("hidden_act",),
-    "position": ("position",),
-    "rope_parameters": (),
-}
-"""Fields that act through a component, which may have an option instead: without one that takes them they would be
-ignored. Sizes are no features: one recipe gives them to architectures of every kind."""
 Component = str | dict[str, Any] | list[Any]
 """A component's name, a dict of its `type` and options, or a pattern of these that repeats over the layers."""
 PART_LISTS: dict[str, Registry[Any]] = {"embeddings": EMBEDDINGS, "sites": SITES, "losses": LOSSES}
@@ -358,12 +344,6 @@ class ArchConfig(ConfigParts, PreTrainedConfig):
                 )
             published.update(mixer.publishes(self, mixer_options, index))
 
-    @property
-    def features_taken(self) -> set[str]:
-        """Names of the features that a component of some layer reads from the config, since its options leave them."""
-        layers = [*self.mixer_specs, *self.ffn_specs]
-        return {name for component, given in layers for name in component.config_features if _leaves(name, given)}
-
     def _refuse_idle_features(self) -> None:
         """A feature that was set, and that no component of any layer takes, is an error."""
         taken = self.features_taken
@@ -389,12 +369,6 @@ def _default(config_class: Any, name: str) -> Any:
     """What an architecture has where nothing is set."""
     entry = next(entry for entry in fields(config_class) if entry.name == name)
     return entry.default if entry.default_factory is MISSING else entry.default_factory()
-
-
-def _leaves(feature: str, given: Options) -> bool:
-    """Whether a component's options leave a feature to the config."""
-    values = [getattr(given, name) for name in FEATURES[feature] if hasattr(given, name)]
-    return not values or None in values
 
 
 def _positive(name: str, value: Any) -> None:

@@ -7,7 +7,8 @@ from itertools import groupby
 from typing import Any
 
 from ..layers.positions import POSITIONS, Position
-from .configuration import FEATURES, ArchConfig
+from .config_parts import FEATURES
+from .configuration import ArchConfig
 
 _NORM_LABELS = {"rmsnorm": "RMS", "layernorm": "LN", "layernorm_nobias": "LNnb"}
 _GLU_LABELS = {"silu": "SwiGLU", "gelu": "GeGLU", "gelu_tanh": "GeGLU", "relu": "ReGLU"}

@@ -261,7 +261,7 @@ def _bars(comparison: Comparison) -> list[Figure]:
                 axes.annotate(show(value), (value / size, y), xytext=(4, 0), textcoords="offset points", va="center")
             name_axis(axes, [series.name for series, _value in values])
             axes.set_xlabel(unit or label)
-            axes.set_xlim(0, 1.28 * max(value for _series, value in values) / size)
+            axes.set_xlim(0, 1.28 * max(value for _series, value in values) / size or 1.0)
             plain_ticks(axes.xaxis, units)
 
         alt = "; ".join(f"{series.name} {show(value)}" for series, value in values)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hf_arch.analysis.before import power_note, seed_warnings
+from hf_arch.analysis.before import count_warning, power_note, seed_warnings
 from hf_arch.analysis.verdicts import unjudged
 from hf_arch.core.formats import FILE_WIDTH, NOTHING, byte_size, duration, quantity
 from hf_arch.evaluation.step_time import StepTimer
@@ -65,10 +65,7 @@ def auto_seeds_words(seeds: AutoSeeds, found: Forecast) -> str:
     runs = " to ".join(str(count * len(found.runs)) for count in ends)
     flops = sum(run.flops or 0.0 for run in found.runs)
     total = " to ".join(f"{quantity(count * flops)}FLOPs" for count in ends)
-    seconds = [
-        run.seconds / (run.seeds - run.done) if run.seconds is not None and run.seeds > run.done else None
-        for run in found.runs
-    ]
+    seconds = [run.seconds_each for run in found.runs]
     hours = "hours are not known"
     if None not in seconds:
         each = sum(filter(None, seconds)) / found.workers / 3600
@@ -98,6 +95,9 @@ def preview_set(
         seeds = given.least if isinstance(given, AutoSeeds) else max(1, len(given))
         lines += seed_warnings(hypothesis, seeds)
         lines += [note] if (note := power_note(hypothesis, seeds)) else []
+        if recipe.probe is not None:
+            most = given.most if isinstance(given, AutoSeeds) else seeds
+            lines += [note] if (note := count_warning(hypothesis, most)) else []
     return replace(found, warnings=(*found.warnings, *lines))
 
 

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 from hf_arch.checkpoints.plugin_copies import chosen_sources
 from hf_arch.core.errors import ConfigError
-from hf_arch.core.plugins import load_source, plugin_error, separate_plugins
+from hf_arch.core.plugins import is_from_environment, load_source, plugin_error, separate_plugins
 from hf_arch.core.registry import COLUMNS
 from hf_arch.runs.numbers import Number, plugin_number, read_number
 from hf_arch.runs.record import RESULT_KEYS, RunRecord
@@ -72,7 +72,11 @@ def plugin_columns(runs: Sequence[RunRecord]) -> list[FilledColumn]:
     Raises `ConfigError` of one line, which names the plugin's line, where a column raises an error or returns anything
     but a number, a text or None.
     """
-    columns: dict[str, type[ReportColumn]] = dict(COLUMNS.items())
+    columns: dict[str, type[ReportColumn]] = {
+        name: column
+        for name, column in COLUMNS.items()
+        if (plugin := COLUMNS.owner(name)) is None or is_from_environment(plugin)
+    }
     named = {name for run in runs for name in run.experiment.get("columns") or ()}
     naming = [run for run in runs if run.experiment.get("columns")]
     versions: dict[str, set[str]] = {}

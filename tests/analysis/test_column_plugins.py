@@ -13,7 +13,7 @@ from hf_arch.analysis.compare import compare_runs
 from hf_arch.checkpoints.plugin_copies import copy_facts, write_copies
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.plugin_source import read_source
-from hf_arch.core.plugins import separate_plugins
+from hf_arch.core.plugins import load_source, separate_plugins
 from hf_arch.core.registry import COLUMNS
 from hf_arch.recipe.recipe import Recipe
 from hf_arch.report.page import write_report
@@ -58,6 +58,14 @@ def write_runs(root: Path, plugin: Path, name: str, **config: Any) -> list[Path]
             (folder / "experiment_config.json").write_text(json.dumps(written))
             folders.append(folder)
     return folders
+
+
+def test_what_another_recipe_has_loaded_is_shown_nowhere_else(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(CODE.format(facts='title = "mine"', body="return []"))
+    load_source(read_source(tmp_path / "mine.py"))
+    assert "column_of_mine" in COLUMNS
+    write_run(tmp_path / "runs", "gla", 1)
+    assert not compare_runs(tmp_path / "runs").plugin_columns
 
 
 def test_tables_pages_and_rows_show_it(tmp_path: Path) -> None:

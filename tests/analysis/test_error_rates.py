@@ -121,11 +121,12 @@ ITEM_NOISES = ["normal", "heavy-tailed", "of seeds", "of items and seeds", "solv
 
 
 @pytest.mark.parametrize("studies", STUDIES)
-@pytest.mark.parametrize("seeds", [1, *SEEDS])
-@pytest.mark.parametrize("noise", ITEM_NOISES)
+@pytest.mark.parametrize(
+    ("noise", "seeds"),
+    # One seed says nothing of other seeds.
+    [(noise, seeds) for noise in ITEM_NOISES for seeds in (1, *SEEDS) if seeds > 1 or "seeds" not in noise],
+)
 def test_item_tests_are_wrong_at_most_one_time_in_twenty(noise: str, seeds: int, studies: int) -> None:
-    if seeds == 1 and "seeds" in noise:
-        pytest.skip("one seed says nothing of other seeds")
     items, draw = 40, np.random.default_rng([seeds, studies, ITEM_NOISES.index(noise)])
     shape = (studies, seeds, items)
     own, shared = draw.standard_normal(shape), draw.standard_normal((studies, 1, items))

@@ -73,6 +73,14 @@ def test_page(results: Path, tmp_path: Path) -> None:
     assert "## parity\n\nNot trained yet." in text
 
 
+def test_records_of_two_recipes_are_not_mixed(results: Path, tmp_path: Path) -> None:
+    records = saved(results, tmp_path)
+    (results / next(iter(results.glob("gla_*"))).name).rename(results / "gla_of_another_recipe")
+    atlas.store("text", results, records)
+    with pytest.raises(ConfigError, match="are the same run of two versions of the recipe"):
+        atlas.page(records)
+
+
 def test_no_record_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no run that is compared is recorded yet"):
         atlas.page(tmp_path)

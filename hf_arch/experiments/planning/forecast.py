@@ -42,9 +42,10 @@ class RunForecast:
     """One run of a set, its seeds together; numbers are of all seeds but for `memory_bytes`, of one at a time.
 
     done: seeds that are completed. share: of its steps, what it trains itself (a branch of a ladder takes the others
-    over from its trunk). matched: relative difference to the size asked for. tokens, flops: of one seed, None
-    where the recipe counts epochs of data that is not prepared. seconds: of what is still to be trained; `time_from`
-    says whether a step was `measured` or comes from the `cost model`. disk_bytes: model and kept checkpoints.
+    over from its trunk). matched: relative difference to the size asked for. tokens, flops, seconds_each: of one seed,
+    None where the recipe counts epochs of data that is not prepared. seconds: of what is still to be trained;
+    `time_from` says whether a step was `measured` or comes from the `cost model`. disk_bytes: model and kept
+    checkpoints.
     """
 
     name: str
@@ -56,6 +57,7 @@ class RunForecast:
     steps: int | None
     tokens: int | None
     flops: float | None
+    seconds_each: float | None
     seconds: float | None
     time_from: str
     memory_bytes: int | None
@@ -228,7 +230,6 @@ def _run(
     if steps is not None:
         validation = _validation_rows(recipe, steps, None if data is None else len(data.validation))
         seconds = per_step.seconds * (steps * accumulation + FORWARD_SHARE * validation * accumulation / batch)
-        seconds *= max(0, seeds - done)
     return RunForecast(
         name=planned.name,
         seeds=seeds,
@@ -239,7 +240,8 @@ def _run(
         steps=steps,
         tokens=tokens,
         flops=None if tokens is None else tokens * cost.flops_per_token_train,
-        seconds=seconds,
+        seconds_each=seconds,
+        seconds=None if seconds is None else seconds * max(0, seeds - done),
         time_from=per_step.source,
         memory_bytes=memory.of(planned, batch // accumulation, timer.dtype),
         disk_bytes=seeds * _disk(recipe, cost.params_total, steps),

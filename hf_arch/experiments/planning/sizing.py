@@ -10,7 +10,7 @@ from typing import Any
 import hf_arch
 from hf_arch.core.errors import ConfigError
 from hf_arch.experiments.planning.match import MatchError, match_model
-from hf_arch.recipe.recipe import MatchOptions
+from hf_arch.recipe.match import MatchOptions
 
 ConfigOf = Callable[[Mapping[str, Any]], Any]
 """From changes of a model's section to its config; raises `ConfigError` where the values do not go together."""
