@@ -12,6 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 
 import signal
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -36,3 +37,12 @@ def imports_before_tests() -> None:
 def seed() -> None:
     """Each test draws the same numbers alone, in any order and on any worker."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def plugins_end_with_their_test() -> Iterator[None]:
+    """What a test loads from a user's file is unknown to the next, whichever that is on this worker."""
+    from hf_arch.core.plugins import separate_plugins
+
+    with separate_plugins():
+        yield

@@ -37,12 +37,6 @@ class Mine(ReportColumn):
 """
 
 
-@pytest.fixture(autouse=True)
-def own_registries():
-    with separate_plugins():
-        yield
-
-
 def write_runs(root: Path, plugin: Path, name: str, **config: Any) -> list[Path]:
     """Two architectures with two seeds, whose recipes name a column and whose folders keep its plugin."""
     source = read_source(plugin)

@@ -11,15 +11,8 @@ import pytest
 
 from hf_arch.cli import app
 from hf_arch.cli.new import KINDS, new_files
-from hf_arch.core.plugins import separate_plugins
 from hf_arch.experiments.planning.plan import plan_runs
 from hf_arch.recipe.recipe import load_recipe
-
-
-@pytest.fixture(autouse=True)
-def plugins_end_with_their_test():
-    with separate_plugins():
-        yield
 
 
 def run(capsys, *words: str) -> tuple[int, str, str]:
