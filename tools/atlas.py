@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -86,7 +85,8 @@ def check_source(task: str, records: Path = RECORDS) -> None:
 def train(task: str, results: Path, workers: int, hours: float | None) -> int:
     """Trains what is missing of a task and stores each run as it ends; returns the exit code of `hf-arch run`.
 
-    After `hours` the set is asked to stop as Ctrl-C does, and goes on from there the next time.
+    After `hours` the set is asked to stop, with the signal that is heard in a shell's background too, and goes on from
+    there the next time.
     """
     check_source(task)
     restore(task, results)
@@ -102,7 +102,7 @@ def train(task: str, results: Path, workers: int, hours: float | None) -> int:
         except subprocess.TimeoutExpired:
             store(task, results)
             if ends is not None and time.monotonic() > ends:
-                child.send_signal(signal.SIGINT)
+                child.terminate()
                 ends = None
     print(f"{task}: {store(task, results)} runs recorded")
     return child.returncode
