@@ -14,28 +14,12 @@ from ..core.registry import MIXERS
 from ..layers.streams.attention_residual import AttentionResidualStream
 from ..models.configuration import ArchConfig
 from .base import FOREIGN, Converter
+from .directions import layers_of, need_layer, options_to_ours, options_to_theirs, tensor_rules
 from .names import ACTIVATIONS as TORCH_ACTIVATIONS
 from .names import COMMON, FUSED, SIZES
 from .reader import L2WARP_PENALTY, ConfigReader
 from .rules import Rule, same
-from .table import (
-    Always,
-    Entry,
-    Layer,
-    Modules,
-    Option,
-    Tensors,
-    Unused,
-    as_bool,
-    as_float,
-    layers_of,
-    need_layer,
-    only,
-    options_to_ours,
-    options_to_theirs,
-    tensor_rules,
-    under,
-)
+from .table import Always, Entry, Layer, Modules, Option, Tensors, Unused, as_bool, as_float, only, under
 
 ACTIVATIONS = {
     "swish": "silu",

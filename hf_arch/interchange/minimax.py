@@ -11,10 +11,11 @@ from ..core.errors import ConfigError
 from ..layers.mixers.lightning import LightningAttention
 from ..models.configuration import ArchConfig
 from .base import FOREIGN
+from .directions import layers_of
 from .moe import EXPERTS, ROUTER_LOGITS, MoEConverter
 from .reader import ConfigReader
 from .rules import Rule
-from .table import Always, Entry, Layer, Modules, Option, Tensors, Unused, layers_of, only, under, when
+from .table import Always, Entry, Layer, Modules, Option, Tensors, Unused, only, under, when
 from .transformers_dense import BLOCKS, HEADS, NORMS
 from .transformers_hybrids import attends, without_attention
 from .transformers_variants import without

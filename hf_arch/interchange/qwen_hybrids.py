@@ -12,23 +12,11 @@ from ..core.errors import ConfigError
 from ..layers.mixers.gated_delta_net import GatedDeltaNet
 from ..models.configuration import ArchConfig
 from .base import FOREIGN
+from .directions import layers_of, options_to_ours, options_to_theirs
 from .moe import ROUTER_LOGITS, MoEConverter, has_experts
 from .reader import ConfigReader
 from .rules import Rule, fused
-from .table import (
-    Always,
-    Entry,
-    Layer,
-    Modules,
-    Option,
-    Tensors,
-    Unused,
-    layers_of,
-    only,
-    options_to_ours,
-    options_to_theirs,
-    under,
-)
+from .table import Always, Entry, Layer, Modules, Option, Tensors, Unused, only, under
 from .transformers_dense import BLOCKS, HEADS, NORMS
 from .transformers_hybrids import without_attention
 
