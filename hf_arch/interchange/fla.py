@@ -30,7 +30,6 @@ ACTIVATIONS = {
     "sigmoid": "sigmoid",
     "logsigmoid": "logsigmoid",
 }
-THEIR_ACTIVATIONS = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
 
 AFFINE = Option("elementwise_affine", "output_norm_affine", True, read=lambda value, _: value is not False)
 EXPAND = (Option("expand_k", default=1.0), Option("expand_v", default=1.0))
@@ -170,10 +169,6 @@ class FLAConverter(Converter):
     def model_rules(self, config: ArchConfig) -> list[Rule]:
         """Tensors of the model besides its layers and embeddings."""
         return tensor_rules(self.model_tensors, layers_of(config)[0])
-
-    def norm_names(self, config: ArchConfig) -> tuple[str, ...]:
-        """The parameters of a norm."""
-        return ("weight", "bias") if config.norm == "layernorm" else ("weight",)
 
     def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
         """The mixer's options in our names."""
