@@ -23,6 +23,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from .core.followed_loader import FollowedLoader
+
 CONFIG_MODULE = "transformers.models.auto.configuration_auto"
 MODEL_MODULE = "transformers.models.auto.modeling_auto"
 AUTO_CLASSES = (
@@ -208,28 +210,10 @@ class _TableFinder(MetaPathFinder):
         found = (finder.find_spec(fullname, path, target) for finder in others)
         spec = next((spec for spec in found if spec is not None), None)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader)  # type: ignore[assignment]
+            spec.loader = FollowedLoader(spec.loader, _enter_tables)  # type: ignore[assignment]
         return spec
 
 
 def _finds_tables(finder: Any) -> bool:
     """Whether it is our finder, also one of before a reload, which is of another class."""
     return getattr(finder, "finds_tables_of_hf_arch", False)
-
-
-class _Loader:
-    """Another loader, and then `_enter_tables`. It passes everything else through (sources, resources)."""
-
-    def __init__(self, loader: Any):
-        self._loader = loader
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)
-
-    def exec_module(self, module: ModuleType) -> None:
-        # The module keeps its own loader, as if no one had stood in between.
-        module.__loader__ = self._loader
-        if module.__spec__ is not None:
-            module.__spec__.loader = self._loader
-        self._loader.exec_module(module)
-        _enter_tables(module)

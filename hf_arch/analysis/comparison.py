@@ -230,12 +230,6 @@ class Comparison:
 
         return pd.DataFrame([self._row(group) for group in self.groups])
 
-    def runs_frame(self) -> pd.DataFrame:
-        """One row a run, failed ones included."""
-        import pandas as pd
-
-        return pd.DataFrame([flat_row(run) for run in self.runs])
-
     def _row(self, group: Group) -> dict[str, Any]:
         reference = group.reference
         row: dict[str, Any] = {

@@ -1,12 +1,13 @@
-"""A finding of the audit, and how its sentence names runs."""
+"""A finding of the audit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from hf_arch.analysis.question import is_asked
+from hf_arch.analysis.run_names import by_value, run_labels, run_names
 from hf_arch.runs.record import RunRecord
 
 Severity = Literal["violation", "note", "ok"]
@@ -73,47 +74,3 @@ def not_recorded(check: str, key: str, runs: Sequence[RunRecord]) -> Finding:
     """The note of a check that lacks what it needs."""
     sentence = f"{check.capitalize()}: cannot be checked, {key} is not recorded for {run_names(runs)}."
     return Finding(check, "note", sentence, run_labels(runs))
-
-
-def by_value(runs: Iterable[RunRecord], value_of: Callable[[RunRecord], Any]) -> dict[Any, list[RunRecord]]:
-    groups: dict[Any, list[RunRecord]] = {}
-    for run in runs:
-        groups.setdefault(value_of(run), []).append(run)
-    return groups
-
-
-def by_name(runs: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
-    return by_value(runs, lambda run: run.name)
-
-
-def group_keys(values: dict[str, Any]) -> dict[Any, list[str]]:
-    """{value: names that have it} from {name: value}."""
-    groups: dict[Any, list[str]] = {}
-    for name, value in values.items():
-        groups.setdefault(value, []).append(name)
-    return groups
-
-
-def distinct(values: Iterable[Hashable]) -> list[Any]:
-    return list(dict.fromkeys(values))
-
-
-def run_labels(runs: Iterable[RunRecord]) -> tuple[str, ...]:
-    return tuple(distinct(run.label for run in runs))
-
-
-def run_names(runs: Iterable[RunRecord]) -> str:
-    return listed(distinct(run.name for run in runs))
-
-
-def listed(names: Sequence[str], limit: int = 6) -> str:
-    shown = ", ".join(names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
-
-
-def rates_text(rates: Sequence[float]) -> str:
-    return ", ".join(f"{rate:.3g}" for rate in rates)
-
-
-def run_count(runs: Sequence[RunRecord]) -> str:
-    return f"{len(runs)} run{'s' if len(runs) != 1 else ''}"

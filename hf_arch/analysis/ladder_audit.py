@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from hf_arch.analysis.audit import audit
-from hf_arch.analysis.finding import SEVERITIES, Finding, by_value
+from hf_arch.analysis.finding import SEVERITIES, Finding
+from hf_arch.analysis.run_names import by_value
 from hf_arch.runs.record import RunRecord
 
 

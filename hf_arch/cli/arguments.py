@@ -6,13 +6,26 @@ from typing import Annotated
 
 import typer
 
+from hf_arch.cli import completion
+
+Recipe = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A YAML recipe, or the name of one (`hf-arch list --recipes`).",
+        autocompletion=completion.recipes,
+    ),
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, e.g. `training.max_steps=100`.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
-DryRun = Annotated[
-    bool,
-    typer.Option("--dry-run", help="Show what would be done, with hours on this device, memory and disk; do nothing."),
+Scale = Annotated[str | None, typer.Option(help="A size the recipe declares, e.g. `cpu`.")]
+RunName = Annotated[str | None, typer.Option("--run", help="Which run, of a recipe that declares several.")]
+Match = Annotated[str | None, typer.Option(metavar="parameters|flops|state", help="Make the models equal.")]
+Engine = Annotated[str, typer.Option(metavar="local|slurm", help="Processes here, or jobs of a Slurm cluster.")]
+Slurm = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE", help="A parameter of the jobs, e.g. `slurm_partition=gpu`; may be repeated."),
 ]
 Distributed = Annotated[
     str,
@@ -21,4 +34,11 @@ Distributed = Annotated[
         help="`auto` takes what was launched; `always` launches a process for each GPU, at least two, where nothing "
         "else did; `never` stops where several were launched.",
     ),
+]
+SavedDtype = Annotated[str, typer.Option(help="Of the weights: `fp32`, `bf16`, `fp16`; `auto` is as saved.")]
+Device = Annotated[str | None, typer.Option(help="`cpu`, `cuda`, ...; by default the GPU, if there is one.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Show what would be done, with hours on this device, memory and disk; do nothing."),
 ]

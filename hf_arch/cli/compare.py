@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 
 from hf_arch.analysis.compare import compare_runs
+from hf_arch.cli.output import print_json
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import write_atomic
 from hf_arch.report.table import print_comparison
@@ -35,7 +34,7 @@ def compare_command(
     if csv is not None:
         write_atomic(csv, comparison.frame().to_csv(index=False))
     if as_json:
-        sys.stdout.write(json.dumps(comparison.to_dict(), indent=2, allow_nan=False) + "\n")
+        print_json(comparison.to_dict())
     else:
         print_comparison(comparison)
     return 0

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hf_arch.cli.arguments import AsJson, DryRun
+from hf_arch.cli.output import only_results_on_stdout, print_json
 from hf_arch.cli.panels import TRAIN
 
 if TYPE_CHECKING:
@@ -33,20 +32,15 @@ def data_prepare(
     max_train_tokens: Annotated[
         int | None, typer.Option(min=1, help="Stop after so many; endless corpora need it.")
     ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="Show what would be done, with hours on this device, memory and disk; do nothing."
-        ),
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> int:
     """Read or download text, tokenise it and write shards that training maps into memory; again, it has nothing to do.
 
     Examples: `hf-arch data prepare shakespeare`, `hf-arch data prepare texts/ --tokenizer char --out shards/`,
     `hf-arch data prepare shakespeare --dry-run`.
     """
-    with redirect_stdout(sys.stderr):  # libraries that print while they are imported
+    with only_results_on_stdout():
         from hf_arch.data import DataOptions, prepare_shards
 
     options = DataOptions(
@@ -61,7 +55,7 @@ def data_prepare(
     done = prepare_shards(options, out, shards=shards, workers=workers)
     if as_json:
         tokens = {split: done.meta.total(split, "tokens") for split in done.meta.splits}
-        print(json.dumps({"folder": str(done.folder), "created": done.created, "tokens": tokens}, indent=2))
+        print_json({"folder": str(done.folder), "created": done.created, "tokens": tokens})
     else:
         print(f"{done.folder}: {'written' if done.created else 'nothing to do'}")
     return 0
@@ -69,13 +63,13 @@ def data_prepare(
 
 def preview_data(options: DataOptions, out: str | None, shards: int | None, workers: int, as_json: bool) -> int:
     """Prints what preparing the corpus would take; the exit code. Raises `ConfigError` as the preparation does."""
-    with redirect_stdout(sys.stderr):
+    with only_results_on_stdout():
         from hf_arch.core.formats import NOTHING, byte_size, duration, quantity
         from hf_arch.data.forecast import forecast_data
 
     found = forecast_data(options, out, shards=shards, workers=workers)
     if as_json:
-        print(json.dumps(found.to_dict(), indent=2, allow_nan=False))
+        print_json(found.to_dict())
         return 0
     for line in found.warnings:
         print(line)

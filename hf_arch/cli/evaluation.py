@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from contextlib import redirect_stdout
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from hf_arch.cli import completion
+from hf_arch.cli.arguments import AsJson, Device, SavedDtype
+from hf_arch.cli.output import only_results_on_stdout, print_json
 from hf_arch.cli.panels import RESULTS
 from hf_arch.cli.plugins import PluginCode, load_override_plugins
 from hf_arch.core.errors import ConfigError
@@ -41,17 +41,17 @@ def generate_command(
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts of a file at a time.")] = 8,
-    dtype: Annotated[str, typer.Option(help="Of the weights: `fp32`, `bf16`, `fp16`; `auto` is as saved.")] = "auto",
-    device: Annotated[str | None, typer.Option(help="`cpu`, `cuda`, ...; by default the GPU, if there is one.")] = None,
+    dtype: SavedDtype = "auto",
+    device: Device = None,
     plugin_code: PluginCode = "run",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Continue a prompt with a trained model, printed as it is written; the speed goes to stderr.
 
     Examples: `hf-arch generate results/quickstart/gla_1a2b3c4d5e --prompt "ROMEO: " --stop "JULIET:"`,
     `hf-arch generate results/quickstart/gla_1a2b3c4d5e --prompt-file prompts.txt --temperature 0 --json`.
     """
-    with redirect_stdout(sys.stderr):
+    with only_results_on_stdout():
         from hf_arch.core.quiet import quiet_libraries
         from hf_arch.evaluation.generation import SamplingOptions, generate_batch, generate_text, read_prompts
         from hf_arch.evaluation.loading import load_model, parse_device, parse_dtype
@@ -74,7 +74,7 @@ def generate_command(
                 done.append(written)
     if as_json:
         pairs = zip(prompts, done, strict=True)
-        _print_json([{"prompt": text, "text": one.text, "tokens": one.tokens} for text, one in pairs])
+        print_json([{"prompt": text, "text": one.text, "tokens": one.tokens} for text, one in pairs])
     tokens, seconds = sum(one.tokens for one in done), sum(one.seconds for one in done)
     _tell(f"{tokens} tokens, {tokens / seconds:.1f} tokens/s")
     return 0
@@ -97,8 +97,8 @@ def eval_command(
         str, typer.Option(help="Names of lm_eval's tasks, `comprehensive`, `perplexity`; several with commas.")
     ],
     batch_size: Annotated[int, typer.Option(help="Rows at a time; scores do not depend on it.")] = 8,
-    dtype: Annotated[str, typer.Option(help="Of the weights: `fp32`, `bf16`, `fp16`; `auto` is as saved.")] = "auto",
-    device: Annotated[str | None, typer.Option(help="`cpu`, `cuda`, ...; by default the GPU, if there is one.")] = None,
+    dtype: SavedDtype = "auto",
+    device: Device = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N rows of each task.")] = None,
     output_json: Annotated[
         str | None, typer.Option("--output-json", "--output", metavar="FILE", help="Write the scores as JSON.")
@@ -124,7 +124,7 @@ def eval_command(
         bool,
         typer.Option("--dry-run", help="Show what would be scored, with hours on this device, memory and disk."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Score a model on benchmarks, or every finished run in a folder.
 
@@ -132,7 +132,7 @@ def eval_command(
     `hf-arch eval results/quickstart --tasks comprehensive,hellaswag --limit 200 --output-json scores.json`,
     `hf-arch eval results/quickstart --tasks hellaswag --dry-run`.
     """
-    with redirect_stdout(sys.stderr):
+    with only_results_on_stdout():
         from hf_arch.core.files import to_jsonable, write_json
         from hf_arch.core.quiet import quiet_libraries
         from hf_arch.evaluation.forecast import forecast_eval
@@ -160,7 +160,7 @@ def eval_command(
     if output_json is not None and not dry_run:
         write_json(output_json, document)
     if as_json:
-        _print_json(to_jsonable(document))
+        print_json(to_jsonable(document))
     else:
         print_scores(document)
     return 0
@@ -178,7 +178,7 @@ def bench_command(
     seq_len: Annotated[str, typer.Option(help="Lengths of context in tokens, with commas.")] = "256",
     batch_size: Annotated[int, typer.Option(help="Sequences at a time.")] = 1,
     dtype: Annotated[str, typer.Option(help="`fp32`, `bf16` or `fp16`.")] = "fp32",
-    device: Annotated[str | None, typer.Option(help="`cpu`, `cuda`, ...; by default the GPU, if there is one.")] = None,
+    device: Device = None,
     against: Annotated[
         str | None, typer.Option(metavar="transformers", help="Add transformers' model of the same sizes and weights.")
     ] = None,
@@ -191,14 +191,14 @@ def bench_command(
     ] = None,
     plot: Annotated[str | None, typer.Option(metavar="FILE", help="Draw speed and memory: png, svg or pdf.")] = None,
     plugin_code: PluginCode = "run",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Measure training, prefill and decode speed, peak memory and cache, side by side in one run.
 
     Examples: `hf-arch bench llama gla mamba --seq-len 256,1024`,
     `hf-arch bench gpt2 llama hidden_size=256 num_attention_heads=8 --against transformers --json`.
     """
-    with redirect_stdout(sys.stderr):
+    with only_results_on_stdout():
         from hf_arch.core.threads import prepare_threads
 
         prepare_threads()
@@ -222,7 +222,7 @@ def bench_command(
         if plot is not None:
             plot_bench(document, plot)
     if as_json:
-        _print_json(to_jsonable(document))
+        print_json(to_jsonable(document))
     else:
         print_bench(document)
     return 0
@@ -237,7 +237,3 @@ def _length(text: str) -> int:
 
 def _tell(line: str) -> None:
     print(line, file=sys.stderr)
-
-
-def _print_json(document: Any) -> None:
-    print(json.dumps(document, indent=2, allow_nan=False))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import redirect_stdout
 from typing import Annotated
 
 import typer
 
 from hf_arch.cli import completion
+from hf_arch.cli.output import only_results_on_stdout
 from hf_arch.cli.panels import SHARE
 from hf_arch.cli.plugins import PluginCode
 
@@ -41,7 +40,7 @@ def push(
 
     Again, it sends what has changed. Example: `hf-arch push results/quickstart/gla_1a2b3c4d5e alice/gla --dry-run`.
     """
-    with redirect_stdout(sys.stderr):  # transformers prints while it is imported
+    with only_results_on_stdout():
         from hf_arch.cli.hub_commands import push_command
 
     return push_command(
@@ -70,7 +69,7 @@ def export(
 
     Examples: `hf-arch export results/first --format hub`, `hf-arch export results/llama --format gguf --output l.gguf`.
     """
-    with redirect_stdout(sys.stderr):  # transformers prints while it is imported
+    with only_results_on_stdout():
         from hf_arch.cli.hub_commands import export_command
 
     return export_command(path, format, output, license)
@@ -86,7 +85,7 @@ def convert(
 
     Examples: `hf-arch convert gpt2_folder ours`, `hf-arch convert results/first theirs --to llama`.
     """
-    with redirect_stdout(sys.stderr):  # transformers prints while it is imported
+    with only_results_on_stdout():
         from hf_arch.cli.hub_commands import convert_command
 
     return convert_command(source, destination, to)
@@ -103,7 +102,7 @@ def quantize(
 
     Example: `hf-arch quantize results/first small --method torchao-int8 --text held_out.txt`.
     """
-    with redirect_stdout(sys.stderr):  # transformers prints while it is imported
+    with only_results_on_stdout():
         from hf_arch.cli.hub_commands import quantize_command
 
     return quantize_command(path, destination, method, text)

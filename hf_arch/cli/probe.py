@@ -12,6 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from hf_arch.cli import completion
+from hf_arch.cli.arguments import AsJson, Engine, Match, Slurm
+from hf_arch.cli.output import only_results_on_stdout, print_json
 from hf_arch.cli.panels import TRAIN
 from hf_arch.cli.plugins import load_override_plugins
 from hf_arch.core.errors import ConfigError
@@ -50,31 +52,22 @@ def probe_command(
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 1,
-    match: Annotated[str | None, typer.Option(metavar="parameters|flops|state", help="Make the models equal.")] = None,
+    match: Match = None,
     results_dir: Annotated[str, typer.Option(help="Where the runs go, a folder for each task.")] = "results/probes",
     workers: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
-    engine: Annotated[
-        str, typer.Option(metavar="local|slurm", help="Processes here, or jobs of a Slurm cluster.")
-    ] = "local",
-    slurm: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="A parameter of the jobs, e.g. `slurm_partition=gpu`; may be repeated."),
-    ] = None,
+    engine: Engine = "local",
+    slurm: Slurm = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the runs, their sizes and their cost; train nothing.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Train small models on synthetic tasks: what can an architecture recall, copy, compress, or keep track of?
 
     Models have one head and, except for the tasks of MAD, no FFN. Finished runs are kept.
     Example: `hf-arch probe llama gla mamba delta_net --task mqar --learning-rate 1e-3 --learning-rate 3e-3`.
     """
-    import json
-    import sys
-    from contextlib import nullcontext, redirect_stdout
-
-    with redirect_stdout(sys.stderr):  # libraries that print while they are imported
+    with only_results_on_stdout():
         from hf_arch.analysis.compare import undecided_claims
         from hf_arch.experiments.execution.runner import RunOptions, processes_per_run
         from hf_arch.experiments.execution.sets import run_set
@@ -92,7 +85,7 @@ def probe_command(
         for entry in dict.fromkeys(task)
     ]
     failed, forecasts, compared = [], [], {}
-    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+    with only_results_on_stdout(as_json):
         timer = step_timer(workers * processes_per_run(options)) if dry_run else None
         for recipe in sets:
             folder = Path(results_dir) / recipe.experiment.name
@@ -105,7 +98,7 @@ def probe_command(
             compared[recipe.experiment.name] = {} if comparison is None else comparison.to_dict()
             failed += trained.failed
     if as_json:
-        print(json.dumps(document(forecasts) if dry_run else {"sets": compared}, indent=2, allow_nan=False))
+        print_json(document(forecasts) if dry_run else {"sets": compared})
     return 1 if failed else 0
 
 

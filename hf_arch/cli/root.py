@@ -8,20 +8,30 @@ transformers) is imported inside the command that needs it, so that help and usa
 from __future__ import annotations
 
 import dataclasses
-import sys
-from contextlib import AbstractContextManager, redirect_stdout
 from typing import Annotated, Any
 
 import typer
 
 from hf_arch import __version__
 from hf_arch.cli import completion
-from hf_arch.cli.arguments import AsJson, Distributed, DryRun, Overrides
+from hf_arch.cli.arguments import (
+    AsJson,
+    Distributed,
+    DryRun,
+    Engine,
+    Match,
+    Overrides,
+    Recipe,
+    RunName,
+    Scale,
+    Slurm,
+)
 from hf_arch.cli.data import register as register_data
 from hf_arch.cli.errors import OneLineErrors
 from hf_arch.cli.evaluation import register as register_evaluation
 from hf_arch.cli.hub import register as register_hub
 from hf_arch.cli.new import register as register_new
+from hf_arch.cli.output import only_results_on_stdout, print_json
 from hf_arch.cli.panels import LOOK, TRAIN
 from hf_arch.cli.plugins import PluginCode, load_override_plugins
 from hf_arch.cli.probe import register as register_probe
@@ -81,7 +91,7 @@ def list_command(
     asked = [name for name, wanted in given.items() if wanted]
     if len(asked) > 1:
         raise ConfigError(f"{asked[1]}: not together with {asked[0]}; ask for one list at a time")
-    with _only_results_on_stdout():
+    with only_results_on_stdout():
         from hf_arch.cli.names import architecture_rows, print_rows, recipe_rows
 
         if not asked:
@@ -93,7 +103,7 @@ def list_command(
 
             rows = LISTS[asked[0]]()
     if as_json:
-        _print_json(rows)
+        print_json(rows)
     else:
         print_rows(rows)
     return 0
@@ -118,7 +128,7 @@ def info(
     Examples: `hf-arch info llama num_hidden_layers=12`, `hf-arch info quickstart --json`, `hf-arch info gla --options`,
     `hf-arch info results/quickstart/llama_1a2b3c4d5e`.
     """
-    with _only_results_on_stdout():
+    with only_results_on_stdout():
         if options:
             from hf_arch.cli.listing import option_rows
             from hf_arch.cli.names import print_rows
@@ -132,12 +142,12 @@ def info(
             reports = reports_on(target, overrides or [], seq_len)
     if options:
         if as_json:
-            _print_json(rows)
+            print_json(rows)
         else:
             print_rows(rows)
         return 0
     if as_json:
-        _print_json(reports[0] if len(reports) == 1 else reports)
+        print_json(reports[0] if len(reports) == 1 else reports)
         return 0
     from rich.console import Console
 
@@ -178,11 +188,11 @@ def check(
     from hf_arch.cli.check import check_target, print_checks
 
     disable_progress_bar()
-    with _only_results_on_stdout():
+    with only_results_on_stdout():
         load_override_plugins(overrides or [])
         checked = check_target(target, overrides or [], coordinates, device)
     if as_json:
-        _print_json({name: [dataclasses.asdict(result) for result in results] for name, results in checked.items()})
+        print_json({name: [dataclasses.asdict(result) for result in results] for name, results in checked.items()})
     else:
         for name, results in checked.items():
             print_checks(name, results)
@@ -191,18 +201,11 @@ def check(
 
 @app.command(rich_help_panel=TRAIN)
 def train(
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            metavar="RECIPE",
-            help="A YAML recipe, or the name of one (`hf-arch list --recipes`).",
-            autocompletion=completion.recipes,
-        ),
-    ],
+    recipe: Recipe,
     overrides: Overrides = None,
     output_dir: Annotated[str | None, typer.Option(help="Run folder; by default `results/<name>_<hash>`.")] = None,
-    run: Annotated[str | None, typer.Option("--run", help="Which run, of a recipe that declares several.")] = None,
-    scale: Annotated[str | None, typer.Option(help="A size the recipe declares, e.g. `cpu`.")] = None,
+    run: RunName = None,
+    scale: Scale = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in the folder, with the recipe that it was begun with.")
     ] = False,
@@ -231,25 +234,13 @@ def train(
 
 @app.command("run", rich_help_panel=TRAIN)
 def run_command(
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            metavar="RECIPE",
-            help="A YAML recipe, or the name of one (`hf-arch list --recipes`).",
-            autocompletion=completion.recipes,
-        ),
-    ],
+    recipe: Recipe,
     overrides: Overrides = None,
-    scale: Annotated[str | None, typer.Option(help="A size the recipe declares, e.g. `cpu`.")] = None,
+    scale: Scale = None,
     results_dir: Annotated[str | None, typer.Option(help="Folder of the set; by default `results/<name>`.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Runs at a time; of Slurm jobs, 1 is as many as it gives.")] = 1,
-    engine: Annotated[
-        str, typer.Option(metavar="local|slurm", help="Processes here, or jobs of a Slurm cluster.")
-    ] = "local",
-    slurm: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="A parameter of the jobs, e.g. `slurm_partition=gpu`; may be repeated."),
-    ] = None,
+    engine: Engine = "local",
+    slurm: Slurm = None,
     distributed: Annotated[
         str,
         typer.Option(
@@ -261,7 +252,7 @@ def run_command(
         bool, typer.Option("--controls", help="Add the runs that remove what confounds the claims of the hypothesis.")
     ] = False,
     seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds, instead of the recipe's.")] = None,
-    match: Annotated[str | None, typer.Option(metavar="parameters|flops|state", help="Make the models equal.")] = None,
+    match: Match = None,
     learning_rate: Annotated[
         list[float] | None, typer.Option(help="A rate that every run tries; may be repeated.")
     ] = None,
@@ -275,7 +266,7 @@ def run_command(
     Examples: `hf-arch run recipes/experiments/heads.yaml --scale cpu`,
     `hf-arch run quickstart --seeds 3 --learning-rate 1e-3 --learning-rate 3e-3 --dry-run`.
     """
-    with _only_results_on_stdout():
+    with only_results_on_stdout():
         from hf_arch.cli.run import Changes, run_recipe
         from hf_arch.experiments.execution.runner import RunOptions
 
@@ -295,16 +286,13 @@ def run_command(
 
 @app.command(rich_help_panel=LOOK)
 def plan(
-    recipe: Annotated[
-        str,
-        typer.Argument(metavar="RECIPE", help="A YAML recipe, or the name of one.", autocompletion=completion.recipes),
-    ],
+    recipe: Recipe,
     overrides: Overrides = None,
     gpu: Annotated[str, typer.Option(help="Which GPU, e.g. `H100`.")] = "H100",
     count: Annotated[int, typer.Option(help="How many in all.")] = 1,
     nodes: Annotated[int, typer.Option(help="Machines that they are divided over.")] = 1,
-    run: Annotated[str | None, typer.Option("--run", help="Which run, of a recipe that declares several.")] = None,
-    scale: Annotated[str | None, typer.Option(help="A size the recipe declares, e.g. `cpu`.")] = None,
+    run: RunName = None,
+    scale: Scale = None,
     mfu: Annotated[float, typer.Option(help="Assumed model FLOPs utilisation, a share.")] = 0.4,
     price: Annotated[float | None, typer.Option(help="Price of one GPU for an hour, for the cost.")] = None,
     as_json: AsJson = False,
@@ -314,12 +302,12 @@ def plan(
     Strategies: DDP, ZeRO-1, FSDP2, tensor parallelism. Where one does not fit, the nearest setting that does is named.
     Example: `hf-arch plan pretrain/llama-124m --gpu H100 --count 64 --nodes 8`.
     """
-    with _only_results_on_stdout():
+    with only_results_on_stdout():
         from hf_arch.cli.plan import plan_capacity, print_plans, to_json
 
         cluster, plans = plan_capacity(recipe, overrides or [], scale, run, (gpu, count, nodes), mfu, price)
     if as_json:
-        _print_json(to_json(cluster, plans))
+        print_json(to_json(cluster, plans))
     else:
         print_plans(cluster, plans)
     return 0
@@ -332,17 +320,6 @@ register_probe(app)
 register_new(app)
 register_watch(app)
 register_with(app)
-
-
-def _only_results_on_stdout() -> AbstractContextManager[Any]:
-    """Libraries that print while they are imported (transformers in W&B's offline mode) print to stderr meanwhile."""
-    return redirect_stdout(sys.stderr)
-
-
-def _print_json(document: Any) -> None:
-    import json
-
-    print(json.dumps(document, indent=2, allow_nan=False))
 
 
 def main() -> None:

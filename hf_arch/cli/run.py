@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 from hf_arch.analysis.compare import undecided_claims
 from hf_arch.analysis.comparison import Comparison
 from hf_arch.analysis.controls import claimed_pairs
+from hf_arch.cli.output import only_results_on_stdout, print_json
 from hf_arch.core.errors import ConfigError
 from hf_arch.evaluation.step_time import StepTimer
 from hf_arch.experiments.execution.runner import RunOptions, processes_per_run
@@ -70,9 +69,9 @@ def run_recipe(
     """
     if not as_json:
         return _run_recipe(path, results_dir, options, scale, overrides, changes or Changes(), dry_run, controls)[0]
-    with redirect_stdout(sys.stderr):
+    with only_results_on_stdout():
         code, found = _run_recipe(path, results_dir, options, scale, overrides, changes or Changes(), dry_run, controls)
-    print(json.dumps(found, indent=2, allow_nan=False))
+    print_json(found)
     return code
 
 

@@ -5,14 +5,13 @@ A mistake in the recipe is found before torch is imported.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_arch.cli.output import only_results_on_stdout, print_json
 from hf_arch.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -60,20 +59,20 @@ def train_recipe(options: TrainOptions, as_json: bool = False) -> int:
     if options.distributed == "always" and request.processes == 1:
         command = [*launcher(max(2, len(visible_gpus()))), "-m", "hf_arch", *sys.argv[1:]]
         os.execv(command[0], command)
-    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+    with only_results_on_stdout(as_json):
         single, folder = select_run(loaded, options.run, options.output_dir)
         results = run_training(single, folder, resume=options.resume, extend_to=options.extend_to)
         leave()
     if not as_json:
         print_results(results, folder)
     elif is_main_process():
-        print(json.dumps(to_jsonable(results), indent=2, allow_nan=False))
+        print_json(to_jsonable(results))
     return 0
 
 
 def preview_train(options: TrainOptions, as_json: bool = False) -> int:
     """Prints what the run would take; the exit code."""
-    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+    with only_results_on_stdout(as_json):
         loaded = options.load()
         from hf_arch.experiments.planning.forecast import document
         from hf_arch.experiments.planning.prepare import preview_run
@@ -93,7 +92,7 @@ def preview_train(options: TrainOptions, as_json: bool = False) -> int:
         if not as_json:
             print_forecast(found)
     if as_json:
-        print(json.dumps(document([found]), indent=2, allow_nan=False))
+        print_json(document([found]))
     return 0
 
 

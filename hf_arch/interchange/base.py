@@ -14,6 +14,7 @@ from ..api import config_from_dict
 from ..core.errors import ConfigError, nearest
 from ..core.registry import FFNS, MIXERS, Registry
 from ..models.configuration import ArchConfig
+from .directions import layers_of, need_layer, options_to_ours, options_to_theirs, tensor_rules
 from .reader import ConfigReader
 from .rules import Rule as Rule
 from .rules import fused as fused
@@ -21,16 +22,7 @@ from .rules import parts as parts
 from .rules import same as same
 from .rules import shared as shared
 from .rules import transposed as transposed
-from .table import (
-    Entry,
-    Tensors,
-    layers_of,
-    need_layer,
-    options_to_ours,
-    options_to_theirs,
-    tensor_rules,
-    under,
-)
+from .table import Entry, Tensors, under
 
 FOREIGN: Registry[Any] = Registry("model_type", "Foreign checkpoints: subclasses of `Converter`, by their model_type.")
 

@@ -14,28 +14,12 @@ from ..core.registry import MIXERS
 from ..layers.streams.attention_residual import AttentionResidualStream
 from ..models.configuration import ArchConfig
 from .base import FOREIGN, Converter
+from .directions import layers_of, need_layer, options_to_ours, options_to_theirs, tensor_rules
 from .names import ACTIVATIONS as TORCH_ACTIVATIONS
 from .names import COMMON, FUSED, SIZES
 from .reader import L2WARP_PENALTY, ConfigReader
 from .rules import Rule, same
-from .table import (
-    Always,
-    Entry,
-    Layer,
-    Modules,
-    Option,
-    Tensors,
-    Unused,
-    as_bool,
-    as_float,
-    layers_of,
-    need_layer,
-    only,
-    options_to_ours,
-    options_to_theirs,
-    tensor_rules,
-    under,
-)
+from .table import Always, Entry, Layer, Modules, Option, Tensors, Unused, as_bool, as_float, only, under
 
 ACTIVATIONS = {
     "swish": "silu",
@@ -46,7 +30,6 @@ ACTIVATIONS = {
     "sigmoid": "sigmoid",
     "logsigmoid": "logsigmoid",
 }
-THEIR_ACTIVATIONS = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
 
 AFFINE = Option("elementwise_affine", "output_norm_affine", True, read=lambda value, _: value is not False)
 EXPAND = (Option("expand_k", default=1.0), Option("expand_v", default=1.0))
@@ -186,10 +169,6 @@ class FLAConverter(Converter):
     def model_rules(self, config: ArchConfig) -> list[Rule]:
         """Tensors of the model besides its layers and embeddings."""
         return tensor_rules(self.model_tensors, layers_of(config)[0])
-
-    def norm_names(self, config: ArchConfig) -> tuple[str, ...]:
-        """The parameters of a norm."""
-        return ("weight", "bias") if config.norm == "layernorm" else ("weight",)
 
     def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
         """The mixer's options in our names."""

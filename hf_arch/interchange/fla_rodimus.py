@@ -10,26 +10,12 @@ from ..core.registry import MIXERS
 from ..layers.streams.two_hop import TwoHopStream
 from ..models.configuration import ArchConfig
 from .base import FOREIGN, Converter
+from .directions import layers_of, need_layer, options_to_ours, options_to_theirs, tensor_rules
 from .fla import ATTENTION, GATED_MLP, HYBRID, THETA, WINDOW, gated_mlp, hybrid_layers, l2warp
 from .names import COMMON, FUSED, SIZES
 from .reader import ConfigReader
 from .rules import Rule
-from .table import (
-    Always,
-    Entry,
-    Layer,
-    Modules,
-    Option,
-    Tensors,
-    Unused,
-    layers_of,
-    need_layer,
-    only,
-    options_to_ours,
-    options_to_theirs,
-    tensor_rules,
-    under,
-)
+from .table import Always, Entry, Layer, Modules, Option, Tensors, Unused, only, under
 
 _MODEL: tuple[Entry, ...] = (
     FUSED,

@@ -8,6 +8,7 @@ from ..core.errors import ConfigError
 from ..core.registry import MIXERS
 from ..models.configuration import ArchConfig
 from .base import FOREIGN, Converter
+from .directions import layers_of, need_layer, options_to_ours, options_to_theirs, tensor_rules
 from .fla import (
     ATTENTION,
     ATTENTION_RESIDUALS,
@@ -23,22 +24,7 @@ from .fla import (
 from .fla_delta import DECAY_TENSORS, DELTA_TENSORS, SHORT_CONV, grouped_sizes
 from .reader import ConfigReader
 from .rules import Rule, half_split
-from .table import (
-    Always,
-    Entry,
-    Layer,
-    Modules,
-    Option,
-    Tensors,
-    Unused,
-    as_float,
-    layers_of,
-    need_layer,
-    options_to_ours,
-    options_to_theirs,
-    tensor_rules,
-    under,
-)
+from .table import Always, Entry, Layer, Modules, Option, Tensors, Unused, as_float, under
 
 _MODEL: tuple[Entry, ...] = (
     *MODEL,

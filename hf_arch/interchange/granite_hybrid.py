@@ -10,11 +10,12 @@ from torch import Tensor
 from ..core.errors import ConfigError
 from ..models.configuration import ArchConfig
 from .base import FOREIGN
+from .directions import layers_of, options_to_theirs
 from .mamba2 import MIXER_TENSORS
 from .moe import ROUTER_LOGITS, has_experts
 from .reader import COUNT, ConfigReader
 from .rules import Rule, fused
-from .table import Layer, Modules, Option, Tensors, Unused, layers_of, options_to_theirs, under, when
+from .table import Layer, Modules, Option, Tensors, Unused, under, when
 from .transformers_dense import ATTENTION, BIAS, BLOCKS, HEADS, NORMS, LlamaBlocks
 from .transformers_hybrids import Bamba, attends, is_scan
 from .transformers_variants import MULTIPLIERS, without

@@ -6,20 +6,10 @@ from typing import Any, ClassVar
 
 from ..models.configuration import ArchConfig
 from .base import FOREIGN
+from .directions import layers_of, options_to_ours, options_to_theirs, tensor_rules
 from .reader import WHOLE, ConfigReader
 from .rules import Rule, same
-from .table import (
-    Always,
-    Entry,
-    Modules,
-    Option,
-    layers_of,
-    only,
-    options_to_ours,
-    options_to_theirs,
-    tensor_rules,
-    under,
-)
+from .table import Always, Entry, Modules, Option, only, under
 from .transformers_dense import BLOCKS, LlamaBlocks
 from .transformers_variants import without
 

@@ -9,23 +9,11 @@ from ..core.errors import ConfigError
 from ..layers.mixers.mamba import SelectiveStateSpace
 from ..models.configuration import ArchConfig
 from .base import FOREIGN
+from .directions import layers_of, options_to_ours, options_to_theirs
 from .moe import ROUTER_LOGITS, MoEConverter, has_experts
 from .reader import WHOLE, ConfigReader
 from .state_space import WIDTHS
-from .table import (
-    Always,
-    Entry,
-    Layer,
-    Modules,
-    Option,
-    Tensors,
-    Unused,
-    layers_of,
-    options_to_ours,
-    options_to_theirs,
-    under,
-    when,
-)
+from .table import Always, Entry, Layer, Modules, Option, Tensors, Unused, under, when
 from .transformers_dense import ATTENTION, BLOCKS, HEADS
 from .transformers_hybrids import TwoKinds, attends
 from .transformers_variants import without

@@ -12,24 +12,11 @@ from ..layers.mixers.kda import KimiDeltaAttention
 from ..layers.mixers.mla import LatentAttention
 from ..models.configuration import ArchConfig
 from .base import FOREIGN
+from .directions import layers_of, options_to_ours, options_to_theirs
 from .moe import DEEPSEEK_FFN, EXPERTS, LATENT, ROUTER_LOGITS, MoEConverter, has_experts
 from .reader import WHOLE, ConfigReader
 from .rules import Rule, fused
-from .table import (
-    Always,
-    Entry,
-    Layer,
-    Modules,
-    Option,
-    Tensors,
-    Unused,
-    layers_of,
-    only,
-    options_to_ours,
-    options_to_theirs,
-    under,
-    when,
-)
+from .table import Always, Entry, Layer, Modules, Option, Tensors, Unused, only, under, when
 from .transformers_dense import BLOCKS, NORMS
 from .transformers_variants import without
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
-
 from ..core.errors import ConfigError
 from ..layers.mixers.lightning import LightningAttention
 from ..models.configuration import ArchConfig
 from .base import FOREIGN
+from .directions import layers_of
 from .moe import EXPERTS, ROUTER_LOGITS, MoEConverter
 from .reader import ConfigReader
-from .rules import Rule
-from .table import Always, Entry, Layer, Modules, Option, Tensors, Unused, layers_of, only, under, when
+from .rules import Rule, in_turn
+from .table import Always, Entry, Layer, Modules, Option, Tensors, Unused, only, under, when
 from .transformers_dense import BLOCKS, HEADS, NORMS
 from .transformers_hybrids import attends, without_attention
 from .transformers_variants import without
@@ -28,16 +26,7 @@ def _is_lightning(layer: Layer) -> bool:
 
 
 def _heads_of_qkv(layer: Layer, ours: tuple[str, ...], theirs: tuple[str, ...]) -> Rule:
-    """Query, key and value of each head in turn, [H, 3, K, D]."""
-    heads = LightningAttention.head_sizes(layer.config, layer.mixer).num_heads
-
-    def split(tensors: list[Tensor]) -> list[Tensor]:
-        return [part.flatten(0, 1).contiguous() for part in tensors[0].unflatten(0, (heads, 3, -1)).unbind(1)]
-
-    def join(tensors: list[Tensor]) -> list[Tensor]:
-        return [torch.stack([tensor.unflatten(0, (heads, -1)) for tensor in tensors], 1).flatten(0, 2)]
-
-    return Rule(ours, theirs, split, join)
+    return in_turn(ours, theirs, LightningAttention.head_sizes(layer.config, layer.mixer).num_heads)
 
 
 _MODEL: tuple[Entry, ...] = (

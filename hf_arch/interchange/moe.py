@@ -11,21 +11,9 @@ from torch import Tensor
 from ..layers.ffns.moe import MixtureOfExperts
 from ..models.configuration import ArchConfig
 from .base import FOREIGN
+from .directions import layers_of, options_to_ours, options_to_theirs
 from .reader import ConfigReader
-from .table import (
-    Always,
-    Entry,
-    Layer,
-    Modules,
-    Option,
-    Tensors,
-    Unused,
-    layers_of,
-    only,
-    options_to_ours,
-    options_to_theirs,
-    under,
-)
+from .table import Always, Entry, Layer, Modules, Option, Tensors, Unused, only, under
 from .transformers_dense import ATTENTION, BIAS, BLOCKS, HEADS, NORMS, LlamaBlocks, attention_bias
 
 _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(\w+)\.weight")

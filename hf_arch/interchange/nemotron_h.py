@@ -9,27 +9,13 @@ from ..core.errors import ConfigError
 from ..layers.ffns.ffn import NoFeedForward
 from ..models.configuration import ArchConfig
 from .base import FOREIGN, Converter
+from .directions import layers_of, options_to_ours, options_to_theirs, tensor_rules
 from .mamba2 import MIXER_TENSORS
 from .moe import ROUTER_LOGITS, has_experts
 from .names import ACTIVATIONS, COMMON
 from .reader import WHOLE, ConfigReader
 from .rules import Rule
-from .table import (
-    Always,
-    Entry,
-    Layer,
-    Modules,
-    Option,
-    Tensors,
-    Unused,
-    layers_of,
-    only,
-    options_to_ours,
-    options_to_theirs,
-    tensor_rules,
-    under,
-    when,
-)
+from .table import Always, Entry, Layer, Modules, Option, Tensors, Unused, only, under, when
 from .transformers_dense import HEADS
 from .transformers_hybrids import attends, is_scan, without_attention
 

@@ -8,22 +8,10 @@ from ..core.errors import ConfigError
 from ..layers.mixers.gated_delta_net import GatedDeltaNet
 from ..models.configuration import ArchConfig
 from .base import FOREIGN
+from .directions import layers_of, options_to_ours, options_to_theirs
 from .reader import WHOLE, ConfigReader
 from .rules import Rule, fused
-from .table import (
-    Always,
-    Entry,
-    Layer,
-    Modules,
-    Option,
-    Tensors,
-    Unused,
-    layers_of,
-    options_to_ours,
-    options_to_theirs,
-    under,
-    when,
-)
+from .table import Always, Entry, Layer, Modules, Option, Tensors, Unused, under, when
 from .transformers_dense import BIAS, BLOCKS, HEADS, LlamaBlocks, attention_bias
 from .transformers_hybrids import attends
 from .transformers_variants import without

@@ -12,23 +12,11 @@ from ..core.errors import ConfigError
 from ..layers.mixers.gated_delta_net import GatedDeltaNet
 from ..models.configuration import ArchConfig
 from .base import FOREIGN
+from .directions import layers_of, options_to_ours, options_to_theirs
 from .moe import ROUTER_LOGITS, MoEConverter, has_experts
 from .reader import ConfigReader
-from .rules import Rule, fused
-from .table import (
-    Always,
-    Entry,
-    Layer,
-    Modules,
-    Option,
-    Tensors,
-    Unused,
-    layers_of,
-    only,
-    options_to_ours,
-    options_to_theirs,
-    under,
-)
+from .rules import Rule, fused, in_turn
+from .table import Always, Entry, Layer, Modules, Option, Tensors, Unused, only, under
 from .transformers_dense import BLOCKS, HEADS, NORMS
 from .transformers_hybrids import without_attention
 
@@ -127,16 +115,7 @@ def _qkv(layer: Layer, ours: tuple[str, ...], theirs: tuple[str, ...]) -> Rule:
 
 
 def _query_and_gate(layer: Layer, ours: tuple[str, ...], theirs: tuple[str, ...]) -> Rule:
-    """Query and gate of each head in turn, [H, 2, K, D]."""
-    heads = layer.effective["heads"][0]
-
-    def split(tensors: list[Tensor]) -> list[Tensor]:
-        return [part.flatten(0, 1).contiguous() for part in tensors[0].unflatten(0, (heads, 2, -1)).unbind(1)]
-
-    def join(tensors: list[Tensor]) -> list[Tensor]:
-        return [torch.stack([tensor.unflatten(0, (heads, -1)) for tensor in tensors], 1).flatten(0, 2)]
-
-    return Rule(ours, theirs, split, join)
+    return in_turn(ours, theirs, layer.effective["heads"][0])
 
 
 _SHARED_TENSORS: tuple[Tensors, ...] = (

@@ -10,22 +10,10 @@ from ..core.errors import ConfigError
 from ..layers.mixers.rg_lru import RealGatedLRU
 from ..models.configuration import ArchConfig
 from .base import FOREIGN
+from .directions import layers_of, options_to_ours, options_to_theirs
 from .names import ACTIVATIONS
 from .reader import WHOLE, ConfigReader
-from .table import (
-    Always,
-    Entry,
-    Layer,
-    Modules,
-    Option,
-    Tensors,
-    Unused,
-    layers_of,
-    options_to_ours,
-    options_to_theirs,
-    under,
-    when,
-)
+from .table import Always, Entry, Layer, Modules, Option, Tensors, Unused, under, when
 from .transformers_dense import BLOCKS, HEADS, LlamaBlocks
 from .transformers_hybrids import attends, without_attention
 from .transformers_variants import without

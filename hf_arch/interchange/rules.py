@@ -60,6 +60,18 @@ def fused(ours: Iterable[str], theirs: str, sizes: Iterable[int], *, flip: bool 
     return Rule(tuple(ours), (theirs,), split, join)
 
 
+def in_turn(ours: tuple[str, ...], theirs: tuple[str, ...], heads: int) -> Rule:
+    """Several of our projections in one of theirs, whose rows take them head by head: [H, number of them, K, D]."""
+
+    def split(tensors: list[Tensor]) -> list[Tensor]:
+        return [part.flatten(0, 1).contiguous() for part in tensors[0].unflatten(0, (heads, len(ours), -1)).unbind(1)]
+
+    def join(tensors: list[Tensor]) -> list[Tensor]:
+        return [torch.stack([tensor.unflatten(0, (heads, -1)) for tensor in tensors], 1).flatten(0, 2)]
+
+    return Rule(ours, theirs, split, join)
+
+
 def half_split(ours: str, theirs: str, heads: int) -> Rule:
     """Rows of `heads` heads whose rotation turns neighbours there and halves here: a matrix, a bias or a norm."""
 

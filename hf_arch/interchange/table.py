@@ -15,8 +15,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from ..core.errors import ConfigError
-from ..core.registry import Registry
 from ..models.configuration import ArchConfig
 from .reader import ConfigReader, Kind
 from .rules import Rule, parts, same
@@ -68,12 +66,6 @@ def as_bool(value: Any, _: ConfigReader) -> bool:
 def as_float(value: Any, _: ConfigReader) -> float:
     """A number that may be written as a whole one."""
     return float(value)
-
-
-def layers_of(config: ArchConfig, theirs: Mapping[str, Any] | None = None) -> list[Layer]:
-    """Every layer of a model of ours."""
-    pairs = zip(config.mixer_specs, config.ffn_specs, strict=True)
-    return [Layer(config, index, *mixer, *ffn, theirs or {}) for index, (mixer, ffn) in enumerate(pairs)]
 
 
 @dataclass(frozen=True)
@@ -190,16 +182,6 @@ def only(theirs: str, value: Any, *others: Any, written: bool = False) -> Option
     return Option(theirs, None, value, allowed=(value, *others), write=(lambda _: value) if written else None)
 
 
-def options_to_ours(table: Iterable[Entry], reader: ConfigReader) -> dict[str, Any]:
-    """What a foreign config says in our terms."""
-    return {name: value for entry in table for name, value in entry.to_ours(reader).items()}
-
-
-def options_to_theirs(table: Iterable[Entry], layer: Layer, source: Any) -> dict[str, Any]:
-    """The same, the other way: `source` is the object whose attributes `ours` names."""
-    return {name: value for entry in table for name, value in entry.to_theirs(layer, source).items()}
-
-
 Condition = bool | str | Callable[[Layer], Any]
 """Whether an entry applies to a layer: an option of its mixer, or a function."""
 
@@ -266,21 +248,3 @@ def when(condition: Callable[[Layer], Any], tables: Iterable[Tensors]) -> tuple[
         return lambda layer: condition(layer) and holds(own, layer)
 
     return tuple(replace(table, when=both(table.when)) for table in tables)
-
-
-def tensor_rules(table: Iterable[Tensors], layer: Layer) -> list[Rule]:
-    """The rules of a table for one layer."""
-    return [rule for entry in table for rule in entry.rules(layer)]
-
-
-def need_layer(config: ArchConfig, registry: Registry[Any], name: str, checkpoint: str) -> Layer:
-    """The first layer with the mixer or feed-forward `name`, which `checkpoint` needs.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    layers = layers_of(config)
-    found = next((each for each in layers if registry.get(name) in (each.mixer_class, each.ffn_class)), None)
-    if found is None:
-        raise ConfigError(f"{registry.kind}: no layer is {name!r}; a {checkpoint} checkpoint needs at least one")
-    return found

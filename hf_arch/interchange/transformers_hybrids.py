@@ -10,22 +10,10 @@ from ..layers.mixers.gated_conv import GatedConvolution
 from ..layers.mixers.mamba2 import StateSpaceDual
 from ..models.configuration import ArchConfig
 from .base import FOREIGN
+from .directions import layers_of, options_to_ours, options_to_theirs
 from .mamba2 import MIXER_TENSORS, limits, their_limits
 from .reader import ConfigReader
-from .table import (
-    Always,
-    Entry,
-    Layer,
-    Modules,
-    Option,
-    Unused,
-    layers_of,
-    only,
-    options_to_ours,
-    options_to_theirs,
-    under,
-    when,
-)
+from .table import Always, Entry, Layer, Modules, Option, Unused, only, under, when
 from .transformers_dense import BIAS, BLOCKS, HEADS, LlamaBlocks, attention_bias
 from .transformers_variants import without
 

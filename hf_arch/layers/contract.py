@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError
+from ..core.options import Options
 from .compat import CACHE_ARGUMENT
 from .cost import MixerCost
 from .fp32 import KeepsFp32
@@ -156,6 +157,22 @@ class Part(KeepsFp32):
     def cost(self, seq_len: int) -> MixerCost:
         """What it costs beyond its Linear layers, for one sequence of `seq_len` tokens."""
         return MixerCost()
+
+
+class ConfiguredPart(Part):
+    """A part with options of its own; built as `PartClass(config, options)`."""
+
+    Options: ClassVar[type[Options]] = Options
+    label: ClassVar[str] = ""
+    """What architecture names such as `12L-12H-768D-RoPE` add for it; nothing for the default."""
+
+    def __init__(self, config: Any, options: Any):
+        super().__init__()
+        self.config, self.options = config, options
+
+    @classmethod
+    def validate(cls, config: Any, options: Any) -> None:
+        """Raise a ConfigError where the options and the config do not fit together."""
 
 
 _IN_CONTEXT = {f.name: f.name for f in fields(LayerContext)} | {

@@ -8,7 +8,8 @@ addresses stay transformers'.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,9 @@ from .compat import (
     LinearAttentionLayer,
     create_recurrent_attention_mask,
 )
+
+if TYPE_CHECKING:
+    from .layout import SequenceLayout
 
 FFN_STATE = 3
 """The convolution state of a layer that is its FFN's; those before it are the mixer's, which may have three windows."""
@@ -156,6 +160,11 @@ class LayerState:
         """Convolution (or token shift) state `index`, or None before the first token."""
         return self._read("conv_states", index)
 
+    def recurrents(self, count: int) -> tuple[Any, ...] | None:
+        """The first `count` recurrent states, or None before the first token."""
+        states = tuple(self.recurrent(index) for index in range(count))
+        return None if states[0] is None else states
+
     def _read(self, kind: str, index: int) -> Tensor | None:
         if self.cache is None:
             return None
@@ -169,6 +178,38 @@ class LayerState:
             self.cache.update_recurrent_state(state, self.layer_idx, state_idx=index)
             # transformers' layers for keys and states note it with a convolution's state alone.
             self.cache.layers[self.layer_idx].has_previous_state[index] = True
+
+    def write_recurrents(self, states: Sequence[Tensor] | None) -> None:
+        """The recurrent states from the first on."""
+        for index, state in enumerate(states or ()):
+            self.write_recurrent(state, index)
+
+    def advance(
+        self,
+        recurrence: Callable[..., Any],
+        *inputs: Any,
+        layout: SequenceLayout,
+        states: int | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """The output of a recurrence over `inputs` from the state kept here; the state after them is kept in its place.
+
+        Args:
+            recurrence: takes `initial_state`, `output_final_state`, `segment_ids`; gives (output, final state).
+            states: how many tensors its state is a tuple of; None: it is one tensor.
+        """
+        out, final = recurrence(
+            *inputs,
+            initial_state=self.recurrent() if states is None else self.recurrents(states),
+            output_final_state=bool(self),
+            segment_ids=layout.segment_ids,
+            **options,
+        )
+        if states is None:
+            self.write_recurrent(final)
+        else:
+            self.write_recurrents(final)
+        return out
 
     def write_conv(self, state: Tensor | None, index: int = 0) -> None:
         if self.cache is not None and state is not None:

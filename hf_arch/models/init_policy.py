@@ -26,8 +26,6 @@ from ..core.registry import INITS, plugin_error
 from ..layers.initial import residual_branches
 from .initialization import residual_weights
 
-ROLES = ("matrix", "embedding", "head", "vector", "other")
-
 
 class InitPolicy:
     """Base of every one. `self.options` are its parsed options, `self.config` is the model's config."""

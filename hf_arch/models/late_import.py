@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+
+from ..core.followed_loader import FollowedLoader
 
 
 def after_import(name: str, action: Callable[[ModuleType], None]) -> None:
@@ -38,24 +39,11 @@ class _Waiting(MetaPathFinder):
         finally:
             self.searching = False
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, self)  # type: ignore[assignment]
+            spec.loader = FollowedLoader(spec.loader, self.told)  # type: ignore[assignment]
         return spec
 
-
-class _Loader:
-    """Another loader, and then the action. It passes everything else through (sources, resources)."""
-
-    def __init__(self, loader: Any, waiting: _Waiting):
-        self._loader, self._waiting = loader, waiting
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)
-
-    def exec_module(self, module: ModuleType) -> None:
-        module.__loader__ = self._loader
-        if module.__spec__ is not None:
-            module.__spec__.loader = self._loader
-        self._loader.exec_module(module)
-        if self._waiting in sys.meta_path:
-            sys.meta_path.remove(self._waiting)
-        self._waiting.action(module)
+    def told(self, module: ModuleType) -> None:
+        """The module is there: nothing more to wait for."""
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+        self.action(module)

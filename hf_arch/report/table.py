@@ -5,7 +5,6 @@ Where the columns do not fit beside one another, they are laid out in several bl
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -99,13 +98,6 @@ def print_skipped(skipped: Sequence[Skipped]) -> None:
     """The points of the matrix that have no row in the table."""
     for entry in skipped:
         print(f"skipped: {entry.name}: {entry.reason}")
-
-
-def comparison_text(comparison: Comparison, width: int = 120) -> str:
-    """The same as plain text."""
-    buffer = io.StringIO()
-    print_comparison(comparison, Console(file=buffer, width=width, color_system=None, highlight=False))
-    return buffer.getvalue()
 
 
 def column_blocks(comparison: Comparison, width: int) -> list[list[Column]]:

@@ -328,21 +328,24 @@ class ArchTrainer(HookedTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Loss (nats/token), perplexity and bits per byte of the first `eval_sequences` validation rows, as Trainer's
-        metrics.
-        """
+        """What `evaluation_numbers` measures, and the seconds it took, as Trainer's metrics."""
         start = time.perf_counter()
-        scored = self.score(eval_dataset if eval_dataset is not None else self.eval_dataset, self.eval_sequences)
-        metrics = {
-            f"{metric_key_prefix}_loss": scored.loss,
-            f"{metric_key_prefix}_perplexity": scored.perplexity,
-            f"{metric_key_prefix}_bits_per_byte": scored.bits_per_byte,
-            **{f"{metric_key_prefix}_metric_{name}": value for name, value in self.measure(eval_dataset).items()},
-            f"{metric_key_prefix}_runtime": time.perf_counter() - start,
-        }
+        numbers = {**self.evaluation_numbers(eval_dataset), "runtime": time.perf_counter() - start}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in numbers.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def evaluation_numbers(self, dataset: Any = None) -> dict[str, float]:
+        """Loss (nats/token), perplexity, bits per byte and the plugins' metrics of the first `eval_sequences` rows of
+        `dataset`, by default the validation rows."""
+        scored = self.score(self.eval_dataset if dataset is None else dataset, self.eval_sequences)
+        return {
+            "loss": scored.loss,
+            "perplexity": scored.perplexity,
+            "bits_per_byte": scored.bits_per_byte,
+            **{f"metric_{name}": value for name, value in self.measure(dataset).items()},
+        }
 
     def measure(self, dataset: Any = None, sequences: int | None = None) -> dict[str, float]:
         """{name: value} of the plugins' metrics over the first `sequences` rows (by default those of evaluations),

@@ -15,8 +15,8 @@ from hf_arch.analysis.comparison import Comparison
 from hf_arch.analysis.exchange import SeedCurves, exchange_rates
 from hf_arch.cli.compare import compare_command
 from hf_arch.report.page import write_report
-from hf_arch.report.table import comparison_text
 from tests.experiments.synthetic import write_run
+from tests.report.text import comparison_text
 
 TOKENS = np.arange(1, 41) * 1e4
 STEPS = np.arange(1, 41) * 5

@@ -17,9 +17,9 @@ from hf_arch.core.plugins import load_source, separate_plugins
 from hf_arch.core.registry import COLUMNS
 from hf_arch.recipe.recipe import Recipe
 from hf_arch.report.page import write_report
-from hf_arch.report.table import comparison_text
 from hf_arch.runs.plugins import keep_plugins
 from tests.experiments.synthetic import write_run
+from tests.report.text import comparison_text
 
 COLUMN = Path(__file__).parents[1] / "ideas" / "tokens_per_parameter.py"
 NAME = "idea_tokens_per_parameter"

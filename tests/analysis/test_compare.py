@@ -24,8 +24,8 @@ from hf_arch.core.errors import ConfigError
 from hf_arch.core.formats import byte_size, duration, quantity
 from hf_arch.experiments import compare
 from hf_arch.report.page import render
-from hf_arch.report.table import comparison_text
 from tests.experiments.synthetic import ARCHITECTURES, write_run, write_suite
+from tests.report.text import comparison_text
 
 
 @pytest.fixture

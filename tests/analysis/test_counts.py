@@ -12,8 +12,8 @@ from scipy import stats as scipy_stats
 from hf_arch.analysis.compare import compare_runs
 from hf_arch.analysis.counts import Counts, barnard, clopper_pearson, least_seeds, share_test
 from hf_arch.analysis.stats import paired_difference
-from hf_arch.report.table import comparison_text
 from tests.experiments.synthetic import write_run
+from tests.report.text import comparison_text
 
 
 @pytest.mark.parametrize("table", [(3, 3, 0, 3), (2, 3, 0, 4), (5, 5, 2, 5), (7, 8, 2, 8), (1, 8, 6, 8)])

@@ -14,9 +14,9 @@ from hf_arch.analysis.compare import compare_runs
 from hf_arch.analysis.item_tests import item_test, mcnemar, seeds_and_items
 from hf_arch.core.errors import ConfigError
 from hf_arch.report.page import render
-from hf_arch.report.table import comparison_text
 from hf_arch.runs.files import EVALUATION_FILE
 from hf_arch.runs.items import COLUMNS, items_file, read_items, write_items
+from tests.report.text import comparison_text
 
 
 def table(right: np.ndarray, items: list[str] | None = None) -> pd.DataFrame:

@@ -15,8 +15,8 @@ from hf_arch.analysis.ladder import HeldOut
 from hf_arch.analysis.loss_surface import LossSurface, Points, fit_surface
 from hf_arch.analysis.scaling import Refused
 from hf_arch.report.page import write_report
-from hf_arch.report.table import comparison_text
 from tests.experiments.synthetic import write_run
+from tests.report.text import comparison_text
 
 SIZES, TIMES = (1e5, 3e5, 1e6, 3e6, 1e7), (0.5, 1.0, 2.0, 4.0, 8.0)
 E, A, B, ALPHA, BETA = 1.8, 20.0, 60.0, 0.3, 0.35

@@ -12,8 +12,8 @@ from hf_arch.analysis.compare import compare_runs
 from hf_arch.analysis.scaling import Refused, ScalingFit, fit_scaling
 from hf_arch.cli.compare import compare_command
 from hf_arch.report.page import write_report
-from hf_arch.report.table import comparison_text
 from tests.experiments.synthetic import write_run
+from tests.report.text import comparison_text
 
 SIZES = [3e4, 1e5, 3e5, 1e6, 3e6, 1e7]
 

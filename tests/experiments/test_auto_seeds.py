@@ -17,8 +17,8 @@ from hf_arch.core.files import write_json
 from hf_arch.experiments.execution.runner import RunOptions
 from hf_arch.recipe.recipe import Recipe, read_recipe
 from hf_arch.recipe.seeds import AutoSeeds
-from hf_arch.report.table import comparison_text
 from hf_arch.runs.registration import read_entries
+from tests.report.text import comparison_text
 
 MODEL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "ffn": "none"}
 CONTROLLED = {"gla": {"model.architecture": "gla"}, "mamba": {"model.architecture": "mamba"}}

@@ -17,7 +17,7 @@ from hf_arch.experiments.execution import runner
 from hf_arch.experiments.planning.confounds import BRANCHES, CONVOLUTION, FLOPS, RATE, confounds
 from hf_arch.experiments.planning.controls import _Planning, plan_controls
 from hf_arch.recipe.recipe import Recipe, read_recipe
-from hf_arch.report.table import comparison_text
+from tests.report.text import comparison_text
 from tests.training.tiny import recipe_values, write_text
 
 RUNS: dict[str, dict[str, Any]] = {

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import hf_arch
 from hf_arch.core.errors import ConfigError
-from hf_arch.experiments.planning.match import Sizer, match_model, match_models, model_size
+from hf_arch.experiments.planning.match import Matched, Sizer, match_model, model_size
 from hf_arch.recipe.match import MatchOptions
 
 BASE = {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -25,6 +25,14 @@ def config(changes: Mapping[str, int], **model: Any) -> Any:
 
 def sizer(by: str, **model: Any) -> Sizer:
     return lambda changes: model_size(config(changes, **model), by, SEQ_LEN)
+
+
+def match_models(models: Mapping[str, Sizer], options: MatchOptions) -> dict[str, Matched]:
+    """All of them brought to the size of the first."""
+    first, *others = models
+    target = models[first]({})
+    found = {name: match_model(models[name], target, options, name, first) for name in others}
+    return {first: Matched({}, target, 0.0, options.by), **found}
 
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -88,8 +96,6 @@ def test_what_cannot_be_matched_is_said() -> None:
     models["deep"] = sizer("parameters", architecture="llama", num_hidden_layers=40)
     with pytest.raises(ConfigError, match=r"run 'deep' comes to .* from the .* of 'small'"):
         match_models(models, MatchOptions(vary="intermediate_size", tolerance=0.01))
-    with pytest.raises(ConfigError, match="nearest: 'small'"):
-        match_models(models, MatchOptions(reference="smal"))
     with pytest.raises(ConfigError, match="has no bytes of state"):
         match_model(lambda changes: 1.0, 0.0, MatchOptions(by="state"), "a", "b")
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from hf_arch.analysis.compare import compare_runs
 from hf_arch.report.names import LEAST_WIDTH, explained, short_names
-from hf_arch.report.table import comparison_text
 from tests.experiments.synthetic import write_run
+from tests.report.text import comparison_text
 
 LONG = [f"attention_gla_no_gating-hidden_size-{width}-num_hidden_layers-{i}" for i, width in enumerate((64, 128, 256))]
 

@@ -15,10 +15,10 @@ from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import write_json
 from hf_arch.experiments.execution.runner import RunOptions
 from hf_arch.report.page import render
-from hf_arch.report.table import comparison_text
 from hf_arch.runs.claims import claims_in
 from hf_arch.runs.files import CLAIMS_FILE
 from hf_arch.runs.registration import claims_made, read_entries, register
+from tests.report.text import comparison_text
 
 BETTER, WORSE = "gla better than llama", "gla worse than llama"
 LOSSES = {"gla": 1.50, "llama": 1.60}

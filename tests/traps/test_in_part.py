@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from hf_arch.analysis.compare import compare_runs
-from hf_arch.report.table import comparison_text
 from tests.experiments.synthetic import VERSIONS, write_run
+from tests.report.text import comparison_text
 from tests.traps.test_planted import judged, provenance, rates, scaled, training
 
 

@@ -5,20 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from hf_arch.analysis.finding import (
-    Finding,
-    Severity,
-    by_name,
-    by_value,
-    group_keys,
-    listed,
-    not_recorded,
-    run_labels,
-    run_names,
-    same,
-    same_fingerprint,
-)
+from hf_arch.analysis.finding import Finding, Severity, not_recorded, same, same_fingerprint
 from hf_arch.analysis.question import is_asked
+from hf_arch.analysis.run_names import by_name, by_value, listed, run_labels, run_names
 from hf_arch.runs.record import RunRecord
 
 MIN_SEEDS = 3
@@ -104,7 +93,7 @@ def check_seeds(runs: Sequence[RunRecord]) -> Finding:
         for name, group in by_name(runs).items()
     }
     few = [name for name, found in seeds.items() if len(found) < MIN_SEEDS]
-    sets = group_keys(seeds)
+    sets = by_value(seeds, seeds.get)
     if few:
         counts = "; ".join(f"{listed(names)}: {len(found)}" for found, names in sets.items() if len(found) < MIN_SEEDS)
         sentence = f"Fewer than {MIN_SEEDS} completed seeds ({counts}): intervals are wide, and one seed has none."

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from hf_arch.analysis.finding import Finding, Severity, by_name, by_value, not_recorded, run_labels, run_names
+from hf_arch.analysis.finding import Finding, Severity, not_recorded
 from hf_arch.analysis.question import is_asked
+from hf_arch.analysis.run_names import by_name, by_value, run_labels, run_names
 from hf_arch.runs.limits import BRANCH_RATIO
 from hf_arch.runs.record import RunRecord
 from hf_arch.runs.run_settings import has_short_convolution

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_arch.analysis.finding import Finding, by_value, distinct, not_recorded, run_count, run_labels, run_names
+from hf_arch.analysis.finding import Finding, not_recorded
+from hf_arch.analysis.run_names import by_value, distinct, run_count, run_labels, run_names
 from hf_arch.numerics import numerics_version
 from hf_arch.runs.record import RunRecord
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from hf_arch.analysis.finding import Finding, Severity, not_recorded, run_labels
+from hf_arch.analysis.finding import Finding, Severity, not_recorded
 from hf_arch.analysis.question import is_asked
+from hf_arch.analysis.run_names import run_labels
 from hf_arch.core.files import finite
 from hf_arch.runs.limits import FLOPS_RATIO
 from hf_arch.runs.record import NUMBERS, RunRecord

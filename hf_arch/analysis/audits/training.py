@@ -10,18 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_arch.analysis.finding import (
-    Finding,
-    Severity,
-    by_name,
-    by_value,
-    group_keys,
-    listed,
-    not_recorded,
-    rates_text,
-    run_labels,
-    run_names,
-)
+from hf_arch.analysis.finding import Finding, Severity, not_recorded
 from hf_arch.analysis.question import (
     ABOUT,
     changed_keys,
@@ -31,6 +20,7 @@ from hf_arch.analysis.question import (
     is_asked,
     varied,
 )
+from hf_arch.analysis.run_names import by_name, by_value, listed, rates_text, run_labels, run_names
 from hf_arch.runs.record import RunRecord
 from hf_arch.runs.run_settings import shared_settings
 
@@ -56,7 +46,7 @@ def check_learning_rates(runs: Sequence[RunRecord]) -> Finding:
         name: tuple(sorted({run.learning_rate for run in group if run.learning_rate is not None}))
         for name, group in by_name(runs).items()
     }
-    budgets, values = group_keys(tried), {name: list(rates) for name, rates in tried.items()}
+    budgets, values = by_value(tried, tried.get), {name: list(rates) for name, rates in tried.items()}
     if len(budgets) == 1:
         rates = next(iter(budgets))
         return _one_budget(runs, rates, values)
@@ -102,7 +92,7 @@ def _chosen_rates(runs: Sequence[RunRecord], swept: dict[str, Any]) -> Finding:
     if without := [name for name, sweep in swept.items() if not sweep]:
         sentence = f"Learning rates were chosen by a sweep for {listed(list(values))}, and not for {listed(without)}."
         return Finding("learning rate", "violation", sentence, run_labels(runs), values)
-    grids = group_keys({name: tuple(sweep.get("grid") or ()) for name, sweep in values.items()})
+    grids = by_value(values, lambda name: tuple(values[name].get("grid") or ()))
     if len(grids) > 1:
         text = "; ".join(f"{listed(names)}: {rates_text(grid)}" for grid, names in grids.items())
         return Finding("learning rate", "violation", f"Learning-rate budget differs: {text}.", run_labels(runs), values)

@@ -30,7 +30,6 @@ from hf_arch.experiments.planning.plan import PlannedRun
 
 STRATEGIES = ("ddp", "zero1", "fsdp2", "tp")
 HEADROOM = 0.08
-DEFAULT_MFU = 0.4
 COMMUNICATION = "communication buffers"
 STATE = (WEIGHTS, GRADIENTS, OPTIMIZER)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import hf_arch
-from hf_arch.core.errors import ConfigError, choice_error
+from hf_arch.core.errors import ConfigError
 from hf_arch.recipe.match import MatchOptions
 
 AUTO_FIELDS = ("intermediate_size", "hidden_size")
@@ -53,24 +53,12 @@ def model_size(config: object, by: str, seq_len: int) -> float:
     return float(cost.flops_per_token_train if by == "flops" else cost.state_bytes(seq_len))
 
 
-def match_models(models: Mapping[str, Sizer], options: MatchOptions) -> dict[str, Matched]:
-    """Changes that make all `models` (by the names of their runs) equal within `options.tolerance`.
-
-    Raises `ConfigError` naming the model that cannot be brought close enough, with the nearest size it has.
-    """
-    reference = options.reference or next(iter(models))
-    if reference not in models:
-        raise choice_error("experiment.match.reference", reference, models)
-    target = models[reference]({})
-    matched = {reference: Matched({}, target, 0.0, options.by)}
-    for name, size in models.items():
-        if name != reference:
-            matched[name] = match_model(size, target, options, name, reference)
-    return {name: matched[name] for name in models}
-
-
 def match_model(size: Sizer, target: float, options: MatchOptions, name: str, reference: str) -> Matched:
-    """One model brought to `target`; `name` and `reference` say in an error which model it is and whose size."""
+    """One model brought to `target` within `options.tolerance`; `name` and `reference` say in an error which model it
+    is, and whose size.
+
+    Raises `MatchError` where it cannot be brought close enough, with the nearest size it has.
+    """
     if target <= 0:
         raise MatchError(f"experiment.match.by: run {reference!r} has no {UNITS[options.by]} to match")
     own = size({})

@@ -7,29 +7,16 @@ change what flows on.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from ...core.errors import ConfigError
-from ...core.options import Options
 from ...core.registry import DEPTHS
-from ..contract import Part
+from ..contract import ConfiguredPart
 from ..streams.base import State, Stream
 
 
-class Depth(Part):
+class Depth(ConfiguredPart):
     """Base of every order of runs; built as `DepthClass(config, options)`."""
-
-    Options: ClassVar[type[Options]] = Options
-    label: ClassVar[str] = ""
-    """What architecture names add for it; nothing for the default."""
-
-    def __init__(self, config: Any, options: Any):
-        super().__init__()
-        self.config, self.options = config, options
-
-    @classmethod
-    def validate(cls, config: Any, options: Any) -> None:
-        """Raise a ConfigError where the options and the config do not fit together."""
 
     @classmethod
     def plan(cls, config: Any, options: Any) -> list[int]:

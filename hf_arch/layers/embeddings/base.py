@@ -14,8 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...core.options import Options
-from ..contract import LayerContext, Part
+from ..contract import ConfiguredPart, LayerContext
 from ..layout import SequenceLayout
 from ..sites.base import Site, Spot
 
@@ -52,26 +51,19 @@ class EmbeddingSite(Site):
         return context.values[self.name]
 
 
-class Embedding(Part):
+class Embedding(ConfiguredPart):
     """Base of every such part; built as `EmbeddingClass(config, options, slot)`, `slot` the index of its state."""
 
-    Options: ClassVar[type[Options]] = Options
     Layer: ClassVar[type[EmbeddingSite] | None] = None
     """The site in each layer that it hands something to."""
-    label: ClassVar[str] = ""
-    """What architecture names add for it."""
     keeps_state: ClassVar[bool] = False
     """Whether it keeps a state between tokens."""
     reads_ids: ClassVar[bool] = True
     """Whether it needs token ids; such a model refuses `inputs_embeds` alone."""
 
     def __init__(self, config: Any, options: Any, slot: int):
-        super().__init__()
-        self.config, self.options, self.slot = config, options, slot
-
-    @classmethod
-    def validate(cls, config: Any, options: Any) -> None:
-        """Raise a ConfigError where the options and the config do not fit together."""
+        super().__init__(config, options)
+        self.slot = slot
 
     @classmethod
     def layers(cls, config: Any, options: Any) -> tuple[int, ...]:

@@ -25,7 +25,6 @@ from ..positions import apply_rotary
 from ..rope_parameters import RotarySpec
 from ..state import LayerState
 from .base import MixerCost
-from .gsa import read_states, write_states
 from .linear_heads import LinearHeadsMixer, repeat_kv_heads
 
 
@@ -90,16 +89,15 @@ class BoundedMemoryAttention(LinearHeadsMixer):
             logits = logits.clamp(self.options.clamp_min, self.options.clamp_max)
         if layout.mask is not None:
             logits = logits.masked_fill(~layout.mask.unsqueeze(-1), -torch.inf)  # padding has no weight
-        out, final = abc_attention(
+        out = state.advance(
+            abc_attention,
             q,
             k,
             v,
             repeat_kv_heads(self.sizes, logits.unflatten(-1, (self.sizes.num_kv_heads, -1))),
-            initial_state=read_states(state, 3),
-            output_final_state=bool(state),
-            segment_ids=layout.segment_ids,
+            layout=layout,
+            states=3,
         )
-        write_states(state, final)
         return self.read_out(x, out)
 
     def state_entries(self) -> int:

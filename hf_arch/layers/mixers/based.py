@@ -58,17 +58,15 @@ class BasedLinearAttention(LinearHeadsMixer):
 
     def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
         q, k, v = self.sizes.split(*self.project(x, layout, state))
-        out, final = normalized_linear_attention(
+        out = state.advance(
+            normalized_linear_attention,
             self.feature_map(q),
             layout.zero_padding(self.feature_map(k)),  # its first feature is 1 even for nothing
             v,
             eps=NORM_EPS,
             scale=1.0,
-            initial_state=state.recurrent(),
-            output_final_state=bool(state),
-            segment_ids=layout.segment_ids,
+            layout=layout,
         )
-        state.write_recurrent(final)
         return self.o_proj(out.flatten(2))
 
     def state_entries(self) -> int:

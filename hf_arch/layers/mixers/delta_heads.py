@@ -164,7 +164,8 @@ class DeltaHeadsMixer(LinearHeadsMixer):
             v: [B, T, Hv, V], the shape of the output.
             min_log_decay: what no g is below, where that is known.
         """
-        out, final = dplr_delta_rule(
+        out = state.advance(
+            dplr_delta_rule,
             q,
             g.expand(*g.shape[:3], q.shape[-1]),
             write,
@@ -173,11 +174,8 @@ class DeltaHeadsMixer(LinearHeadsMixer):
             -write,
             scale=q.shape[-1] ** -0.5,
             min_log_decay=min_log_decay,
-            initial_state=state.recurrent(),
-            output_final_state=bool(state),
-            segment_ids=layout.segment_ids,
+            layout=layout,
         )
-        state.write_recurrent(final)
         return out
 
     def lowest_rate(self) -> float:

@@ -66,16 +66,7 @@ class DeltaNet(LinearHeadsMixer):
     def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
         q, k, v = self.sizes.split(*self.activate(*self.project(x, layout, state)))
         q, k = self.normalise(q), layout.zero_padding(self.normalise(k))
-        out, final = delta_rule(
-            q,
-            k,
-            v,
-            self.strength(x),
-            initial_state=state.recurrent(),
-            output_final_state=bool(state),
-            segment_ids=layout.segment_ids,
-        )
-        state.write_recurrent(final)
+        out = state.advance(delta_rule, q, k, v, self.strength(x), layout=layout)
         return self.read_out(x, out)
 
     def activate(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -62,15 +62,13 @@ class GatedDeltaNet(DeltaHeadsMixer):
 
     def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
         q, k, v = self.heads(x, layout, state)
-        out, final = delta_rule(
+        out = state.advance(
+            delta_rule,
             self.sizes.per_value_head(q),
             self.sizes.per_value_head(k),
             v,
             self.strength(self.b_proj(x)),
             self.log_decay(self.a_proj(x), layout).squeeze(-1),
-            initial_state=state.recurrent(),
-            output_final_state=bool(state),
-            segment_ids=layout.segment_ids,
+            layout=layout,
         )
-        state.write_recurrent(final)
         return self.read_out(x, out)

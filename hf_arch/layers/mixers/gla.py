@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...core.options import Options, options
-from ...core.registry import ACTIVATIONS, MIXERS
+from ...core.registry import MIXERS
 from ...ops.linear_attention import linear_attention
 from ...ops.precision import state_dtype
 from ..contract import LayerContext
 from ..fp32 import Fp32BiasLinear
 from ..layout import SequenceLayout
 from ..state import LayerState
-from .linear_heads import LinearHeadsMixer, repeat_kv_heads
+from .linear_heads import FeatureMapMixer, repeat_kv_heads
 
 
 @options
@@ -45,7 +45,7 @@ class GLAOptions(Options):
 
 
 @MIXERS.register("gla")
-class GatedLinearAttention(LinearHeadsMixer):
+class GatedLinearAttention(FeatureMapMixer):
     """GLA; `use_key_gate=False` is linear attention without decay, for ablations."""
 
     Options = GLAOptions
@@ -62,28 +62,9 @@ class GatedLinearAttention(LinearHeadsMixer):
                 Fp32BiasLinear(options.gate_low_rank_dim, self.sizes.kv_key_dim),
             )
 
-    @classmethod
-    def validate(cls, config: Any, options: GLAOptions) -> None:
-        super().validate(config, options)
-        if options.feature_map is not None:
-            ACTIVATIONS.get(options.feature_map, "feature_map")
-
     def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
-        q, k, v = self.project(x, layout, state)
-        if self.options.feature_map is not None:
-            feature_map = ACTIVATIONS.get(self.options.feature_map)
-            q, k = feature_map(q), feature_map(k)
-        q, k, v = self.sizes.split(q, layout.zero_padding(k), v)
-        out, final = linear_attention(
-            q,
-            k,
-            v,
-            self.log_decay(x, layout),
-            initial_state=state.recurrent(),
-            output_final_state=bool(state),
-            segment_ids=layout.segment_ids,
-        )
-        state.write_recurrent(final)
+        q, k, v = self.mapped_heads(x, layout, state)
+        out = state.advance(linear_attention, q, k, v, self.log_decay(x, layout), layout=layout)
         return self.read_out(x, out)
 
     def log_decay(self, x: Tensor, layout: SequenceLayout) -> Tensor | None:

@@ -77,17 +77,16 @@ class GatedSlotAttention(LinearHeadsMixer):
         forget = F.logsigmoid(self.f_proj(x).to(state_dtype(x))) / self.options.gate_logit_normalizer
         forget = layout.zero_padding(forget).unflatten(-1, (self.sizes.num_kv_heads, self.options.num_slots))
         forget = repeat_kv_heads(self.sizes, forget)
-        out, final = gated_slot_attention(
+        out = state.advance(
+            gated_slot_attention,
             self.feature_map(q),
             self.feature_map(k),
             F.silu(v),
             -torch.expm1(forget),  # nothing is written at padding
             forget,
-            initial_state=read_states(state, 2),
-            output_final_state=bool(state),
-            segment_ids=layout.segment_ids,
+            layout=layout,
+            states=2,
         )
-        write_states(state, final)
         return self.o_proj(self.o_norm(F.silu(out.flatten(2))))
 
     def state_entries(self) -> int:
@@ -96,15 +95,3 @@ class GatedSlotAttention(LinearHeadsMixer):
 
     def init_weights(self) -> None:
         self.feature_map.init_weights()
-
-
-def read_states(state: LayerState, count: int) -> Any:
-    """The first `count` recurrent states as a tuple, or None before the first token."""
-    states = tuple(state.recurrent(index) for index in range(count))
-    return None if states[0] is None else states
-
-
-def write_states(state: LayerState, states: tuple[Tensor, ...] | None) -> None:
-    """Write a tuple of recurrent states."""
-    for index, tensor in enumerate(states or ()):
-        state.write_recurrent(tensor, index)

@@ -86,14 +86,7 @@ class HierarchicallyGatedRNN(RecurrentMixer):
             i, f = self.i_conv(i, layout, state), self.f_conv(f, layout, state)
         bound = context.shared if self.layer_idx > 0 else None  # gamma_0 = 0
         taken_in = layout.zero_padding(bounded_complement(f, bound))  # 1 - f: padding keeps all and takes in nothing
-        h, final = hgrn_scan(
-            F.silu(i) * taken_in,
-            1 - taken_in,
-            initial_state=state.recurrent(),
-            segment_ids=layout.segment_ids,
-            output_final_state=bool(state),
-        )
-        state.write_recurrent(final)
+        h = state.advance(hgrn_scan, F.silu(i) * taken_in, 1 - taken_in, layout=layout)
         return self.o_proj(self.o_norm(h.to(x.dtype), self.g_proj(x)))
 
     def cost(self, seq_len: int) -> MixerCost:

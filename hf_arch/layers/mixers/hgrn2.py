@@ -78,14 +78,12 @@ class GatedStateExpansion(LinearHeadsMixer):
         bound = context.shared if self.layer_idx > 0 else None  # gamma_0 = 0
         q, k, v = self.sizes.split(F.silu(q), layout.zero_padding(bounded_complement(f, bound)), i)
         decay = layout.zero_padding(bounded_log_gate(f, bound))
-        out, final = linear_attention(
+        out = state.advance(
+            linear_attention,
             q,
             k,
             v,
             repeat_kv_heads(self.sizes, decay.unflatten(-1, (self.sizes.num_kv_heads, -1))),
-            initial_state=state.recurrent(),
-            output_final_state=bool(state),
-            segment_ids=layout.segment_ids,
+            layout=layout,
         )
-        state.write_recurrent(final)
         return self.o_proj(self.o_norm(out.flatten(2)))

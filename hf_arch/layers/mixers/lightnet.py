@@ -25,7 +25,6 @@ from ..layout import SequenceLayout
 from ..norms import GatedRMSNorm
 from ..state import LayerState
 from .base import MixerCost, divide
-from .gsa import read_states, write_states
 from .linear_heads import HeadSizes, LinearHeadsMixer
 
 
@@ -79,15 +78,7 @@ class LightNet(LinearHeadsMixer):
         logits = k.to(state_dtype(k))
         if layout.mask is not None:
             logits = logits.masked_fill(~layout.mask[..., None, None], -torch.inf)  # padding has no weight
-        out, final = softmax_average(
-            F.silu(q),
-            logits,
-            v,
-            initial_state=read_states(state, 2),
-            output_final_state=bool(state),
-            segment_ids=layout.segment_ids,
-        )
-        write_states(state, final)
+        out = state.advance(softmax_average, F.silu(q), logits, v, layout=layout, states=2)
         return self.o_proj(self.o_norm(out.flatten(2), self.gate_proj(x)))
 
     def cost(self, seq_len: int) -> MixerCost:

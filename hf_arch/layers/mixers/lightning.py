@@ -22,8 +22,8 @@ from ..contract import LayerContext
 from ..layout import SequenceLayout
 from ..norms import GatedRMSNorm
 from ..state import LayerState
-from .base import CacheKind, divide
-from .linear_heads import HeadSizes, LinearHeadsMixer
+from .base import CacheKind
+from .linear_heads import HeadSizes, LinearHeadsMixer, square_head_sizes
 
 
 @options
@@ -50,10 +50,7 @@ class LightningAttention(LinearHeadsMixer):
 
     @classmethod
     def head_sizes(cls, config: Any, options: LightningOptions) -> HeadSizes:
-        heads = options.num_heads or config.num_attention_heads
-        own = config.head_dim if options.num_heads is None else None
-        width = options.head_dim or own or divide(config.hidden_size, heads, "num_attention_heads", "hidden_size")
-        return HeadSizes(heads, heads, width, width)
+        return square_head_sizes(config, options)
 
     @classmethod
     def effective(cls, config: Any, options: LightningOptions) -> dict[str, Any]:
@@ -70,15 +67,5 @@ class LightningAttention(LinearHeadsMixer):
         decay = self.log_decay(x.device)
         if layout.order is not None:  # padding after valid tokens must not decay
             decay = layout.zero_padding(decay.expand(*x.shape[:2], -1))
-        out, final = linear_attention(
-            q,
-            layout.zero_padding(k),
-            v,
-            decay,
-            scale=1.0,
-            initial_state=state.recurrent(),
-            output_final_state=bool(state),
-            segment_ids=layout.segment_ids,
-        )
-        state.write_recurrent(final)
+        out = state.advance(linear_attention, q, layout.zero_padding(k), v, decay, scale=1.0, layout=layout)
         return self.o_proj(self.o_norm(out.flatten(2), self.g_proj(x)))

@@ -77,15 +77,7 @@ class LinearAttention(LinearHeadsMixer):
         k = layout.zero_padding(repeat_kv_heads(self.sizes, k))  # a map may make features of nothing
         v = repeat_kv_heads(self.sizes, v.unflatten(-1, (self.sizes.num_kv_heads, -1)))
         attend = normalized_linear_attention if self.options.normalize else linear_attention
-        out, final = attend(
-            q,
-            k,
-            v,
-            initial_state=state.recurrent(),
-            output_final_state=bool(state),
-            segment_ids=layout.segment_ids,
-        )
-        state.write_recurrent(final)
+        out = state.advance(attend, q, k, v, layout=layout)
         return self.read_out(x, out)
 
     def state_entries(self) -> int:

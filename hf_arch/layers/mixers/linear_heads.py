@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ...core.errors import ConfigError
+from ...core.registry import ACTIVATIONS
 from ..attention_product import cache_element_bytes
 from ..initial import FLA
 from ..layout import SequenceLayout
@@ -79,6 +80,15 @@ def linear_head_sizes(config: Any, options: Any) -> HeadSizes:
     )
 
 
+def square_head_sizes(config: Any, options: Any) -> HeadSizes:
+    """Keys and values of one width, from options with `num_heads` and `head_dim`; a head_dim of the config's goes with
+    the config's number of heads."""
+    heads = options.num_heads or config.num_attention_heads
+    own = config.head_dim if options.num_heads is None else None
+    width = options.head_dim or own or divide(config.hidden_size, heads, "num_attention_heads", "hidden_size")
+    return HeadSizes(heads, heads, width, width)
+
+
 def expanded_width(width: int, factor: float, field: str) -> int:
     """`width * factor`, which must be whole (but for rounding, as in 30 * 1.1); a ConfigError where it is not."""
     product = width * factor
@@ -93,8 +103,8 @@ class LinearHeadsMixer(RecurrentMixer):
     over each head."""
 
     cache_kind: ClassVar[CacheKind] = "recurrent+conv"
-    state_products: ClassVar[int] = 2
     inits: ClassVar = FLA
+    state_products: ClassVar[int] = 2
     """Products with the state a token: k v^T into it and q^T S out of it; the delta rule recalls S^T k as well."""
 
     def __init__(self, config: Any, options: Any, layer_idx: int):
@@ -166,3 +176,21 @@ class LinearHeadsMixer(RecurrentMixer):
             decode_flops=per_token,
             state_bytes=4 * entries + sum(conv.state_bytes(element) for conv in convs),
         )
+
+
+class FeatureMapMixer(LinearHeadsMixer):
+    """With `feature_map` among its options: an activation by name for queries and keys, or None."""
+
+    @classmethod
+    def validate(cls, config: Any, options: Any) -> None:
+        super().validate(config, options)
+        if options.feature_map is not None:
+            ACTIVATIONS.get(options.feature_map, "feature_map")
+
+    def mapped_heads(self, x: Tensor, layout: SequenceLayout, state: LayerState) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k [B, T, H, K] and v [B, T, H, V]; keys at padding are 0."""
+        q, k, v = self.project(x, layout, state)
+        if self.options.feature_map is not None:
+            feature_map = ACTIVATIONS.get(self.options.feature_map)
+            q, k = feature_map(q), feature_map(k)
+        return self.sizes.split(q, layout.zero_padding(k), v)

@@ -107,18 +107,9 @@ class SelectiveStateSpace(RecurrentMixer):
             low, B, C = self.dt_norm(low), self.B_norm(B), self.C_norm(C)
         dtype = state_dtype(x)
         dt = layout.zero_padding(F.softplus(self.dt_proj(low).to(dtype)))  # a step of 0 leaves the state alone
-        out, final = selective_scan(
-            hidden,
-            dt,
-            -torch.exp(self.A_log.to(dtype)),
-            B,
-            C,
-            self.D.to(dtype),
-            initial_state=state.recurrent(),
-            segment_ids=layout.segment_ids,
-            output_final_state=bool(state),
+        out = state.advance(
+            selective_scan, hidden, dt, -torch.exp(self.A_log.to(dtype)), B, C, self.D.to(dtype), layout=layout
         )
-        state.write_recurrent(final)
         return self.out_proj(out.to(gate.dtype) * F.silu(gate))
 
     def cost(self, seq_len: int) -> MixerCost:

@@ -136,18 +136,16 @@ class StateSpaceDual(RecurrentMixer):
     ) -> Tensor:
         """The recurrence: x [B, T, H, P], dt [B, T, H], B and C [B, T, G, N] -> [B, T, H, P], D x included."""
         D = self.D.to(dt.dtype)
-        out, final = ssd(
+        out = state.advance(
+            ssd,
             x,
             dt,
             -torch.exp(self.A_log.to(dt.dtype)),
             B,
             C,
             D.view(self.num_heads, -1) if self.options.D_has_hdim else D,
-            initial_state=state.recurrent(),
-            segment_ids=layout.segment_ids,
-            output_final_state=bool(state),
+            layout=layout,
         )
-        state.write_recurrent(final)
         return out
 
     def step_sizes(self, step: Tensor) -> Tensor:

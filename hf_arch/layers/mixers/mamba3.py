@@ -34,7 +34,6 @@ from ..layout import SequenceLayout
 from ..norms import ArchRMSNorm
 from ..state import LayerState
 from .base import MixerCost, RecurrentMixer, divide
-from .gsa import read_states, write_states
 from .mamba import init_step_bias
 
 
@@ -129,7 +128,7 @@ class TrapezoidalStateSpace(RecurrentMixer):
         decay = -F.softplus(A.to(dtype)).clamp_min(self.options.A_floor) * dt
         now = trap.to(dtype).sigmoid() * dt
         hidden = layout.zero_padding(hidden).unflatten(-1, (self.num_heads, -1))
-        start = read_states(state, 4)
+        start = state.recurrents(4)
         matrix, angle, last_key, last_input = (None,) * 4 if start is None else start
 
         turn = dt.unsqueeze(-1) * (math.pi * torch.tanh(angles.to(dtype))).unsqueeze(2)
@@ -154,7 +153,7 @@ class TrapezoidalStateSpace(RecurrentMixer):
         )
         if state:
             ends = (_at_end(each, layout.num_valid) for each in (keys, inputs))
-            write_states(state, (final, torch.remainder(theta[:, -1], 2 * math.pi), *ends))  # type: ignore[arg-type]
+            state.write_recurrents((final, torch.remainder(theta[:, -1], 2 * math.pi), *ends))  # type: ignore[arg-type]
 
         out = out + self.D.to(dtype).unsqueeze(-1) * values[:, :, self.rank :]
         if self.options.use_norm:

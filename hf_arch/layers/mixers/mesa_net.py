@@ -30,9 +30,8 @@ from ..fp32 import Fp32BiasLinear
 from ..layout import SequenceLayout
 from ..short_conv import ShortConvolution
 from ..state import LayerState
-from .base import MixerCost, divide
-from .gsa import read_states, write_states
-from .linear_heads import HeadSizes, LinearHeadsMixer
+from .base import MixerCost
+from .linear_heads import HeadSizes, LinearHeadsMixer, square_head_sizes
 
 
 @options
@@ -67,10 +66,7 @@ class MesaNet(LinearHeadsMixer):
 
     @classmethod
     def head_sizes(cls, config: Any, options: MesaNetOptions) -> HeadSizes:
-        heads = options.num_heads or config.num_attention_heads
-        own = config.head_dim if options.num_heads is None else None
-        width = options.head_dim or own or divide(config.hidden_size, heads, "num_attention_heads", "hidden_size")
-        return HeadSizes(heads, heads, width, width)
+        return square_head_sizes(config, options)
 
     @classmethod
     def validate(cls, config: Any, options: MesaNetOptions) -> None:
@@ -91,18 +87,17 @@ class MesaNet(LinearHeadsMixer):
         k = layout.zero_padding(self.k_conv(self.k_proj(x), layout, state))
         q, k, v = self.sizes.split(q, k, self.v_proj(x))
         dtype = state_dtype(x)
-        out, final = mesa(
+        out = state.advance(
+            mesa,
             l2_norm(q),
             l2_norm(k),
             v,
             self.b_proj(x).to(dtype).sigmoid(),
             layout.zero_padding(F.logsigmoid(self.a_proj(x).to(dtype))),
             self.ridge(),
-            initial_state=read_states(state, 2),
-            output_final_state=bool(state),
-            segment_ids=layout.segment_ids,
+            layout=layout,
+            states=2,
         )
-        write_states(state, final)
         return self.read_out(x, out)
 
     def ridge(self) -> Tensor:

@@ -33,7 +33,6 @@ from ..short_conv import ShortConvolution
 from ..state import LayerState
 from .base import MixerCost
 from .delta_heads import DeltaHeadsMixer, DeltaHeadsOptions, init_rates, softplus_decay
-from .gsa import read_states, write_states
 from .mamba import init_step_bias
 
 _LARGEST_FACTOR = 4.0
@@ -122,7 +121,8 @@ class MomentumDeltaNet(DeltaHeadsMixer):
         log_a = softplus_decay(self.a_proj(x), self._of_value_heads(self.A_log), self.dt_bias).squeeze(-1)
         log_a = layout.zero_padding(log_a - squared.log1p())
         recall = k * log_a.exp().unsqueeze(-1) if self.options.decay_recall else k
-        out, final = momentum_delta_rule(
+        out = state.advance(
+            momentum_delta_rule,
             q,
             k * eta.unsqueeze(-1),
             v,
@@ -130,11 +130,9 @@ class MomentumDeltaNet(DeltaHeadsMixer):
             log_a,
             layout.zero_padding(log_mu),
             beta,
-            initial_state=read_states(state, 2),
-            output_final_state=bool(state),
-            segment_ids=layout.segment_ids,
+            layout=layout,
+            states=2,
         )
-        write_states(state, final)
         return self.read_out(x, out)
 
     def _keys(self, x: Tensor, layout: SequenceLayout, state: LayerState) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from transformers import initialization as init
 
 from ...core.errors import ConfigError
 from ...core.options import Options, options
-from ...core.registry import ACTIVATIONS, MIXERS
+from ...core.registry import MIXERS
 from ...ops.linear_attention import linear_attention
 from ..contract import LayerContext
 from ..initial import FLA
@@ -26,7 +26,7 @@ from ..positions import apply_rotary
 from ..rope_parameters import RotarySpec
 from ..state import LayerState
 from .base import CacheKind
-from .linear_heads import LinearHeadsMixer
+from .linear_heads import FeatureMapMixer
 
 
 @options
@@ -45,7 +45,7 @@ class RetentionOptions(Options):
 
 
 @MIXERS.register("retnet")
-class Retention(LinearHeadsMixer):
+class Retention(FeatureMapMixer):
     """RetNet's retention with a fixed decay a head."""
 
     Options = RetentionOptions
@@ -62,13 +62,12 @@ class Retention(LinearHeadsMixer):
 
     @classmethod
     def validate(cls, config: Any, options: RetentionOptions) -> None:
+        super().validate(config, options)
         head_k_dim = cls.head_sizes(config, options).head_k_dim
         if head_k_dim % 2:
             raise ConfigError(
                 f"retnet: a key dim of {head_k_dim} a head is odd, RoPE rotates pairs; change expand_k or num_heads"
             )
-        if options.feature_map is not None:
-            ACTIVATIONS.get(options.feature_map, "feature_map")
 
     @classmethod
     def rotary(cls, config: Any, options: RetentionOptions) -> RotarySpec:
@@ -97,22 +96,9 @@ class Retention(LinearHeadsMixer):
         return layout.zero_padding(decay.expand(*x.shape[:2], -1))  # padding after valid tokens must not decay
 
     def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
-        q, k, v = self.project(x, layout, state)
-        if self.options.feature_map is not None:
-            feature_map = ACTIVATIONS.get(self.options.feature_map)
-            q, k = feature_map(q), feature_map(k)
-        q, k, v = self.sizes.split(q, layout.zero_padding(k), v)
+        q, k, v = self.mapped_heads(x, layout, state)
         rotary = context.position_embeddings
         assert rotary is not None
         q, k = (apply_rotary(part, *rotary, head_axis=2) for part in (q, k))
-        out, final = linear_attention(
-            q,
-            k,
-            v,
-            self.decays(x, layout),
-            initial_state=state.recurrent(),
-            output_final_state=bool(state),
-            segment_ids=layout.segment_ids,
-        )
-        state.write_recurrent(final)
+        out = state.advance(linear_attention, q, k, v, self.decays(x, layout), layout=layout)
         return self.read_out(x, out)

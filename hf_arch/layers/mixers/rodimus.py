@@ -114,16 +114,14 @@ class Rodimus(RecurrentMixer):
         tau = self.tau_gate_proj(shifted).to(dtype).sigmoid()
         key = F.normalize(self.k_proj(shifted).to(dtype), dim=-1, eps=self.options.k_norm_eps) * g**tau
         value = layout.zero_padding(self.i_gate_proj(up).sigmoid() * up)
-        out, final = linear_attention(
+        out = state.advance(
+            linear_attention,
             self.q_proj(shifted).unsqueeze(2),
             layout.zero_padding(key).unsqueeze(2),
             value.unsqueeze(2),
             layout.zero_padding(-g * tau).unsqueeze(2),
-            initial_state=state.recurrent(),
-            output_final_state=bool(state),
-            segment_ids=layout.segment_ids,
+            layout=layout,
         )
-        state.write_recurrent(final)
         return self.down_proj(self.norm(torch.addcmul(out.squeeze(2), shifted, self.residual_weight), gate))
 
     def cost(self, seq_len: int) -> MixerCost:

@@ -92,18 +92,9 @@ class DynamicTimeMix(LinearHeadsMixer):
         q, k, v = self.sizes.split(self.q_proj(x_r), layout.zero_padding(self.k_proj(x_k)), self.v_proj(x_v))
         decay = -torch.exp(self.decay_up(torch.tanh(self.decay_down(x_w))).to(state_dtype(x)))
         decay = layout.zero_padding(decay).unflatten(-1, (self.sizes.num_kv_heads, self.sizes.head_k_dim))
-        out, final = linear_attention(
-            q,
-            k,
-            v,
-            repeat_kv_heads(self.sizes, decay),
-            bonus=self.bonus,
-            scale=1.0,
-            initial_state=state.recurrent(),
-            output_final_state=bool(state),
-            segment_ids=layout.segment_ids,
+        out = state.advance(
+            linear_attention, q, k, v, repeat_kv_heads(self.sizes, decay), bonus=self.bonus, scale=1.0, layout=layout
         )
-        state.write_recurrent(final)
         return self.o_proj(self.o_norm(out) * F.silu(self.g_proj(x_g)))
 
     def shifted(self, x: Tensor, delta: Tensor) -> tuple[Tensor, ...]:

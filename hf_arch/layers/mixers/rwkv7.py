@@ -161,7 +161,8 @@ class GeneralizedDeltaTimeMix(LinearHeadsMixer):
         key = key * (1.0 + (rate - 1.0) * self.rate_scale)
         log_decay = MIN_LOG_DECAY * self.decay(x_w).to(state_dtype(x)).sigmoid()
         receptance, key, value = self.heads(self.q_proj(x_r)), self.heads(key), self.heads(value)
-        out, final = dplr_delta_rule(
+        out = state.advance(
+            dplr_delta_rule,
             receptance,
             self.heads(layout.zero_padding(log_decay)),
             key,
@@ -169,11 +170,8 @@ class GeneralizedDeltaTimeMix(LinearHeadsMixer):
             -removal,
             removal * self.heads(rate),
             min_log_decay=MIN_LOG_DECAY,
-            initial_state=state.recurrent(),
-            output_final_state=bool(state),
-            segment_ids=layout.segment_ids,
+            layout=layout,
         )
-        state.write_recurrent(final)
         present = (receptance * key * self.bonus).sum(-1, keepdim=True) * value
         out = self.o_proj((self.o_norm(out) + present.flatten(2)) * self.gate(x_g))
         return LayerOutput(out, {FIRST_VALUE: first_value}) if self.value_mix is None else out

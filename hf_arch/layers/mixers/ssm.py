@@ -80,7 +80,8 @@ class DiagonalStateSpace(RecurrentMixer):
             )
 
     def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
-        y, final = diagonal_ssm(
+        y = state.advance(
+            diagonal_ssm,
             x,
             self.log_dt,
             -self.log_A_real.exp(),
@@ -88,12 +89,9 @@ class DiagonalStateSpace(RecurrentMixer):
             self.C,
             self.B,
             self.D,
-            initial_state=state.recurrent(),
-            segment_ids=layout.segment_ids,
-            output_final_state=bool(state),
             num_valid=layout.num_valid,
+            layout=layout,
         )
-        state.write_recurrent(final)
         out = self.out_proj(F.gelu(y))
         return F.glu(out, -1) if self.options.use_glu else out
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...core.errors import ConfigError, choice_error
 from ...core.options import Options, options
-from ..contract import LayerContext, Part
+from ..contract import ConfiguredPart, LayerContext
 from ..ffns.ffn import NoFeedForward
 from ..state import FFN_STATE, LayerState
 
@@ -45,24 +45,18 @@ class Spot:
     slot: int
 
 
-class Site(Part):
+class Site(ConfiguredPart):
     """Base of every site; built as `SiteClass(config, options, spot)`."""
 
     Options: ClassVar[type[Options]] = SiteOptions
-    label: ClassVar[str] = ""
-    """What architecture names add for it."""
     places: ClassVar[tuple[str, ...]] = PLACES
     """Where it may stand, and stands where `at` is None."""
     keeps_state: ClassVar[bool] = False
     """Whether it keeps a state between tokens."""
 
     def __init__(self, config: Any, options: Any, spot: Spot):
-        super().__init__()
-        self.config, self.options, self.spot = config, options, spot
-
-    @classmethod
-    def validate(cls, config: Any, options: Any) -> None:
-        """Raise a ConfigError where the options and the config do not fit together."""
+        super().__init__(config, options)
+        self.spot = spot
 
     @classmethod
     def stands_at(cls, config: Any, options: Any) -> tuple[str, ...]:

@@ -21,9 +21,8 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from ...core.errors import ConfigError
-from ...core.options import Options
 from ...core.registry import STREAMS
-from ..contract import Part
+from ..contract import ConfiguredPart, Part
 from ..cost import MixerCost
 from ..ffns.ffn import NoFeedForward
 
@@ -94,23 +93,12 @@ class LayerStream(StreamPart):
         return state
 
 
-class Stream(StreamPart):
+class Stream(StreamPart, ConfiguredPart):
     """The whole model's part; built as `StreamClass(config, options)`."""
 
-    Options: ClassVar[type[Options]] = Options
     Layer: ClassVar[type[LayerStream]] = LayerStream
-    label: ClassVar[str] = ""
-    """What architecture names such as `12L-12H-768D-RoPE` add for it; nothing for the default."""
     norm_positions: ClassVar[tuple[str, ...]] = ("pre", "sandwich")
     """Norm positions that make sense with it."""
-
-    def __init__(self, config: Any, options: Any):
-        super().__init__()
-        self.config, self.options = config, options
-
-    @classmethod
-    def validate(cls, config: Any, options: Any) -> None:
-        """Raise a ConfigError where the options and the config do not fit together."""
 
     @classmethod
     def repeats(cls, options: Any) -> bool:

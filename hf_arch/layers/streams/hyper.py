@@ -87,20 +87,25 @@ class HyperConnection(StreamPart):
         return per_token(2 * self.width * (mixing + (self.n * (2 + self.n) if self.dynamic else 0)), seq_len)
 
 
-class HyperLayer(LayerStream):
-    """State: the n streams."""
-
-    def __init__(self, config: Any, options: HyperOptions, layer_idx: int):
-        super().__init__(config, options, layer_idx)
-        before = sublayers_before(config, layer_idx)
-        for index, site in enumerate(sublayers(config, layer_idx)):
-            setattr(self, site, HyperConnection(config, options, before + index))
+class ConnectedLayer(LayerStream):
+    """State: the n streams. Each sublayer has a connection under its name, a part with `read(state)` and
+    `write(state, out)`."""
 
     def read(self, state: State, site: Sublayer) -> Tensor:
         return getattr(self, site)("read", state)
 
     def write(self, state: State, out: Tensor, site: Sublayer) -> State:
         return getattr(self, site)("write", state, out)
+
+
+class HyperLayer(ConnectedLayer):
+    """A connection of learned weights to each sublayer."""
+
+    def __init__(self, config: Any, options: HyperOptions, layer_idx: int):
+        super().__init__(config, options, layer_idx)
+        before = sublayers_before(config, layer_idx)
+        for index, site in enumerate(sublayers(config, layer_idx)):
+            setattr(self, site, HyperConnection(config, options, before + index))
 
 
 @STREAMS.register("hyper")

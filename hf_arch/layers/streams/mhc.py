@@ -27,7 +27,8 @@ from ...core.options import Options, options
 from ...core.registry import STREAMS
 from ...ops.precision import state_dtype, without_autocast
 from ..cost import MixerCost, per_token
-from .base import LayerStream, State, Stream, StreamPart, Sublayer, check_whole, sublayers
+from .base import State, Stream, StreamPart, check_whole, sublayers
+from .hyper import ConnectedLayer
 
 
 @options
@@ -64,7 +65,7 @@ class StreamMap(StreamPart):
             z = F.linear(normed, self.fn[start:end].to(flat.dtype))
         return z * self.scale[scale] + self.base[start:end]
 
-    def gather(self, state: State) -> Tensor:
+    def read(self, state: State) -> Tensor:
         """sum_m w_m X_m with w = sigmoid(the first n rows) + eps, [B, T, D] in the dtype of the streams."""
         streams = torch.stack(state, dim=-2)
         weights = torch.sigmoid(self.logits(streams, 0, self.n, 0)) + self.options.eps
@@ -101,19 +102,13 @@ class ManifoldConnection(StreamMap):
         return super().cost(seq_len) + per_token(2 * self.width * self.n**2, seq_len)
 
 
-class MHCLayer(LayerStream):
-    """State: the n streams."""
+class MHCLayer(ConnectedLayer):
+    """A connection with doubly stochastic mixing to each sublayer."""
 
     def __init__(self, config: Any, options: MHCOptions, layer_idx: int):
         super().__init__(config, options, layer_idx)
         for site in sublayers(config, layer_idx):
             setattr(self, site, ManifoldConnection(config, options))
-
-    def read(self, state: State, site: Sublayer) -> Tensor:
-        return getattr(self, site)("gather", state)
-
-    def write(self, state: State, out: Tensor, site: Sublayer) -> State:
-        return getattr(self, site)("write", state, out)
 
 
 @STREAMS.register("mhc")
@@ -139,4 +134,4 @@ class MHCStream(Stream):
         return (embeddings,) * self.options.streams
 
     def finish(self, state: State) -> Tensor:
-        return self.head("gather", state)
+        return self.head("read", state)

@@ -13,8 +13,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ...core.options import Options
-from ...layers.contract import LayerContext, Part
+from ...layers.contract import ConfiguredPart, LayerContext
 
 
 @dataclass(frozen=True)
@@ -44,22 +43,11 @@ class LossContext:
     chunk_size: int = 0
 
 
-class AuxiliaryLoss(Part):
+class AuxiliaryLoss(ConfiguredPart):
     """Base of every such loss; built as `LossClass(config, options)`."""
 
-    Options: ClassVar[type[Options]] = Options
-    label: ClassVar[str] = ""
-    """What architecture names add for it."""
     reads_ids: ClassVar[bool] = False
     """Whether it needs token ids."""
-
-    def __init__(self, config: Any, options: Any):
-        super().__init__()
-        self.config, self.options = config, options
-
-    @classmethod
-    def validate(cls, config: Any, options: Any) -> None:
-        """Raise a ConfigError where the options and the config do not fit together."""
 
     def forward(self, context: LossContext) -> Tensor:
         """What is added to the loss, a scalar in fp32, its factor included."""

@@ -1,0 +1,46 @@
+"""Runs in groups, and how a sentence of the audit names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, TypeVar
+
+from hf_arch.runs.record import RunRecord
+
+T = TypeVar("T")
+
+
+def by_value(items: Iterable[T], value_of: Callable[[T], Any]) -> dict[Any, list[T]]:
+    groups: dict[Any, list[T]] = {}
+    for item in items:
+        groups.setdefault(value_of(item), []).append(item)
+    return groups
+
+
+def by_name(runs: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
+    return by_value(runs, lambda run: run.name)
+
+
+def distinct(values: Iterable[Hashable]) -> list[Any]:
+    return list(dict.fromkeys(values))
+
+
+def run_labels(runs: Iterable[RunRecord]) -> tuple[str, ...]:
+    return tuple(distinct(run.label for run in runs))
+
+
+def run_names(runs: Iterable[RunRecord]) -> str:
+    return listed(distinct(run.name for run in runs))
+
+
+def listed(names: Sequence[str], limit: int = 6) -> str:
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def rates_text(rates: Sequence[float]) -> str:
+    return ", ".join(f"{rate:.3g}" for rate in rates)
+
+
+def run_count(runs: Sequence[RunRecord]) -> str:
+    return f"{len(runs)} run{'s' if len(runs) != 1 else ''}"
