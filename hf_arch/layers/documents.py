@@ -239,12 +239,23 @@ def _token_mask(mask: Tensor, call: Call) -> Tensor:
             f"attention_mask: {columns} columns, but the cache holds {call.past} tokens and this call {call.length}; "
             f"it must cover all {call.past + call.length}"
         )
+    if isinstance(call.past, Tensor):
+        line = f"attention_mask: {columns} columns; it must cover the tokens in the cache and this call's {call.length}"
+        fits = call.past + call.length == columns
+        if call.past.device.type == "cpu":
+            require(fits, line)
+        else:
+            assert_async(fits, line)  # to read it would wait for the device at every step
     return mask.to(call.device).expand(call.batch, -1)
 
 
 def _has_numbers(mask: Tensor) -> bool:
     """Whether a mask over tokens numbers documents; never under a compiler, where the graph asserts it."""
-    if mask.is_floating_point() or mask.dtype == torch.bool:
+    if mask.dtype == torch.bool:
+        return False
+    if mask.is_floating_point():
+        message = "attention_mask: floats over tokens must be 0 (padding) or 1; a mask that is added is over pairs"
+        require(((mask == 0) | (mask == 1)).all(), message)
         return False
     if torch.compiler.is_compiling():
         message = "attention_mask: under torch.compile it must be 0 or 1; describe documents by position_ids"

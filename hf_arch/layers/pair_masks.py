@@ -48,6 +48,15 @@ def pairs_as_blocks(mask: Tensor) -> Blocks:
     return Blocks(valid, first_key, exact & as_expected & neighbours)
 
 
+def valid_tokens(mask: Tensor, length: int) -> Tensor:
+    """[B or 1, length] bool, the last tokens of a mask over tokens [B, S] that are not 0, or of one over pairs
+    [B, T, S] or [B, H, T, S] that see themselves."""
+    if mask.dim() == 2:
+        return mask[:, -length:].bool()
+    seen = (mask > MASKED if mask.is_floating_point() else mask.bool())[..., -length:]
+    return seen.flatten(1, -3)[:, 0].diagonal(dim1=1, dim2=2) if mask.dim() == 4 else seen.diagonal(dim1=1, dim2=2)
+
+
 def within_window(mask: Tensor, window: int, cache: Cache | None, index: int) -> Tensor:
     """A finished mask [B, H, T, S] cut to what layer `index` sees: the last `window` tokens."""
     length, keys = mask.shape[-2:]

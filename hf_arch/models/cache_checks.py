@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import (
     Cache,
     DynamicCache,
+    DynamicLayer,
     EncoderDecoderCache,
     LinearAttentionCacheLayerMixin,
     StaticLayer,
@@ -69,6 +72,10 @@ def fitting_cache(cache: Any, config: Any, layer_types: list[str], batch: int, l
             )
         if isinstance(layer, StaticLayer) and not isinstance(layer, StaticSlidingWindowLayer):
             _check_slots(layer, length)
+        if isinstance(layer, LinearAttentionCacheLayerMixin) and isinstance(layer, DynamicLayer):
+            # transformers' own give, repeat and choose the rows of their keys alone.
+            layer.batch_repeat_interleave = partial(_repeat_rows, layer)  # type: ignore[method-assign]
+            layer.batch_select_indices = partial(_select_rows, layer)  # type: ignore[method-assign]
     return cache
 
 
@@ -117,6 +124,21 @@ def _rows(layer: Any) -> int | None:
                 if state is not None:
                     return state.shape[0]
     return None
+
+
+def _repeat_rows(layer: Any, repeats: int) -> None:
+    DynamicLayer.batch_repeat_interleave(layer, repeats)
+    _map_states(layer, lambda state: state.repeat_interleave(repeats, dim=0))
+
+
+def _select_rows(layer: Any, indices: Tensor) -> None:
+    DynamicLayer.batch_select_indices(layer, indices)
+    _map_states(layer, lambda state: state[indices])
+
+
+def _map_states(layer: Any, change: Callable[[Tensor], Tensor]) -> None:
+    for states in (layer.recurrent_states, layer.conv_states):
+        states.update({index: change(state) for index, state in states.items() if state is not None})
 
 
 def _check_slots(layer: Any, length: int) -> None:

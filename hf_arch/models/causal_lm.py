@@ -21,6 +21,7 @@ from ..layers.compat import (
     can_return_tuple,
     slice_logits_to_keep,
 )
+from ..layers.pair_masks import valid_tokens
 from .arguments import accept_either_name, cache_of
 from .common_names import aux_loss_coefficients
 from .configuration import ArchConfig
@@ -148,7 +149,8 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
         if not isinstance(out, MoeModelOutputWithPast):
             return (TrainingOutput if late else CausalLMOutputWithPast)(**fields)
         targets = target_weights(labels, **kwargs) if labels is not None else None
-        aux_loss, penalty = self._routing_losses(out.router_logits, attention_mask, targets)
+        shape = out.last_hidden_state.shape[:2]
+        aux_loss, penalty = self._routing_losses(out.router_logits, attention_mask, targets, shape)
         if trains_routers and loss is not None:
             fields["loss"] = loss + penalty.to(loss.device)
         kind = MoeTrainingOutput if late else MoeCausalLMOutputWithPast
@@ -193,16 +195,15 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
         return hidden_states if scaling == 1 else hidden_states / scaling
 
     def _routing_losses(
-        self, router_logits: tuple[Tensor, ...], attention_mask: Any, weights: Tensor | None
+        self, router_logits: tuple[Tensor, ...], attention_mask: Any, weights: Tensor | None, shape: torch.Size
     ) -> tuple[Tensor, Tensor]:
         """(balance of the experts, what training adds to the loss)."""
         mask = attention_mask.get("padding") if isinstance(attention_mask, dict) else attention_mask
-        if isinstance(mask, Tensor) and mask.dim() == 2:
-            mask = mask[:, -(router_logits[0].shape[0] // mask.shape[0]) :].to(router_logits[0].device).bool()
-        else:
-            mask = None
+        if mask is not None:
+            mask = valid_tokens(mask, shape[1]).expand(shape).to(router_logits[0].device)
         blocks: Any = self.model.layers
-        routed = [layer.ffn for layer in blocks if layer.ffn is not None and layer.ffn.routed]
+        ran = [blocks[index].ffn for index in self.model.plan]  # a layer that runs again routes again
+        routed = [ffn for ffn in ran if ffn is not None and ffn.routed]
         # Of the config, where TRL sets it after the model is built.
         coefficients = aux_loss_coefficients(self.config, [ffn.layer_idx for ffn in routed])
         return routed[0].routing_losses([ffn.options for ffn in routed], router_logits, mask, weights, coefficients)

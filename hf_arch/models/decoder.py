@@ -222,9 +222,8 @@ class ArchModel(ArchPreTrainedModel):
         if position_ids is not None:
             return position_ids
         length = embeds.shape[1]
-        if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 and isinstance(past, int):
-            positions = positions_from_mask(attention_mask.to(embeds.device), length)
-            return positions if attention_mask.shape[1] > length or past == 0 else positions + past
+        if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:  # it covers what is in the cache too
+            return positions_from_mask(attention_mask.to(embeds.device), length)
         return (torch.arange(length, device=embeds.device) + past).unsqueeze(0)
 
     def _mask_key(self, index: int) -> str:
@@ -335,13 +334,10 @@ class ArchModel(ArchPreTrainedModel):
             if key not in made:
                 queries = torch.arange(length, device=embeds.device) + past
                 keys = torch.arange(total, device=embeds.device) + offset
-                if (
-                    isinstance(attention_mask, Tensor)
-                    and attention_mask.dim() == 2
-                    and attention_mask.shape[1] >= offset + total
-                ):
+                if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
                     counted = attention_mask.to(embeds.device).long().cumsum(-1)
-                    distance = counted[:, None, offset : offset + total] - counted[:, -length:, None]
+                    reached = keys.clamp(max=counted.shape[1] - 1)  # behind it are a static cache's unused slots
+                    distance = counted[:, None, reached] - counted[:, -length:, None]
                 else:
                     distance = (keys[None, :] - queries[:, None])[None]
                 slopes = alibi_slopes(heads, embeds.device)[None, :, None, None]

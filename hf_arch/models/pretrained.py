@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -78,6 +81,35 @@ class ArchPreTrainedModel(PreTrainedModel):
             init_hidden_matrix(module, self.config)
         init_arch_weights(module, self.config)
 
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, **kwargs: Any
+    ) -> nn.Embedding:
+        """As PreTrainedModel's; refused before anything changes where other tables of the model are by token id.
+
+        Raises:
+            ValueError: embeddings that look tokens up, made for the vocabulary as it is.
+        """
+        size = new_num_tokens or self.config.vocab_size
+        size += -size % (pad_to_multiple_of or 1)
+        looked_up = [part.__name__ for part, _ in self.config.embedding_specs if part.reads_ids]
+        if size != self.config.vocab_size and looked_up:
+            raise ValueError(
+                f"resize_token_embeddings: {size} tokens are not supported, since tables and hashes of "
+                f"{', '.join(looked_up)} are made for vocab_size {self.config.vocab_size}; make the model anew"
+            )
+        return super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, **kwargs)
+
+    def _set_gradient_checkpointing(
+        self,
+        enable: bool = True,
+        gradient_checkpointing_func: Callable[..., Any] = checkpoint,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """As PreTrainedModel's, but for what runs without gradients."""
+        where_needed = partial(_checkpoint_with_gradients, gradient_checkpointing_func)
+        super()._set_gradient_checkpointing(enable, where_needed, *args, **kwargs)
+
     def initialize_weights(self) -> None:
         """As PreTrainedModel's, each parameter drawn from (seed, its name in the base model): `named_draws`."""
         prefix = f"{self.base_model_prefix}."
@@ -112,3 +144,9 @@ class ArchPreTrainedModel(PreTrainedModel):
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
         """Nothing: saved checkpoints carry no code; `hf-arch export --format hub` writes a self-contained
         repository."""
+
+
+def _checkpoint_with_gradients(checkpoint: Callable[..., Any], function: Callable[..., Any], *inputs: Any) -> Any:
+    """`checkpoint(function, *inputs)`; `function(*inputs)` without gradients, where nothing is kept anyway, and where a
+    re-entrant checkpoint would detach the tensors that only pass through."""
+    return checkpoint(function, *inputs) if torch.is_grad_enabled() else function(*inputs)

@@ -148,10 +148,14 @@ class LinearHeadsMixer(RecurrentMixer):
         else:
             self.o_norm = ArchRMSNorm(self.sizes.head_v_dim, eps, affine)
 
+    def projections(self, x: Tensor, state: LayerState) -> tuple[Tensor, ...]:
+        """[B, T, D] -> q [B, T, H K], k [B, T, Hkv K], v [B, T, Hkv V], through the sites of `qkv`."""
+        return state.at("qkv", x, self.q_proj(x), self.k_proj(x), self.v_proj(x))
+
     def project(self, x: Tensor, layout: SequenceLayout, state: LayerState) -> tuple[Tensor, Tensor, Tensor]:
         """[B, T, D] -> q [B, T, H K], k [B, T, Hkv K], v [B, T, Hkv V], through the sites of `qkv` and the short
         convolutions where there are any."""
-        q, k, v = state.at("qkv", x, self.q_proj(x), self.k_proj(x), self.v_proj(x))
+        q, k, v = self.projections(x, state)
         if hasattr(self, "q_conv"):
             q, k, v = self.q_conv(q, layout, state), self.k_conv(k, layout, state), self.v_conv(v, layout, state)
         return q, k, v

@@ -83,9 +83,9 @@ class MesaNet(LinearHeadsMixer):
         return values
 
     def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
-        q = self.q_conv(self.q_proj(x), layout, state)
-        k = layout.zero_padding(self.k_conv(self.k_proj(x), layout, state))
-        q, k, v = self.sizes.split(q, k, self.v_proj(x))
+        q, k, v = self.projections(x, state)
+        q, k = self.q_conv(q, layout, state), layout.zero_padding(self.k_conv(k, layout, state))
+        q, k, v = self.sizes.split(q, k, v)
         dtype = state_dtype(x)
         out = state.advance(
             mesa,

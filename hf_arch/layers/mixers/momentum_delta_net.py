@@ -109,8 +109,9 @@ class MomentumDeltaNet(DeltaHeadsMixer):
         return {**values, "min_log_mu": float(options.min_log_mu) if values.pop("bound_mu") else None}
 
     def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
-        q, k = self._keys(x, layout, state)
-        v = layout.zero_padding(self._values(x, layout, state))
+        q, k, v = self.projections(x, state)
+        q, k = self._keys(q, k, layout, state)
+        v = layout.zero_padding(self._values(v, layout, state))
         dtype = state_dtype(x)
         eta = 1 + torch.tanh(self.e_proj(x).to(dtype) / math.sqrt(self.config.hidden_size / self.options.tau_factor))
         squared = (eta * self._of_value_heads(self.log_factor).to(dtype).exp()).square()
@@ -135,9 +136,8 @@ class MomentumDeltaNet(DeltaHeadsMixer):
         )
         return self.read_out(x, out)
 
-    def _keys(self, x: Tensor, layout: SequenceLayout, state: LayerState) -> tuple[Tensor, Tensor]:
-        """q and k [B, T, Hv, K]; k is 0 at padding, where nothing is then written."""
-        q, k = self.q_proj(x), self.k_proj(x)
+    def _keys(self, q: Tensor, k: Tensor, layout: SequenceLayout, state: LayerState) -> tuple[Tensor, Tensor]:
+        """[B, T, H K] -> q and k [B, T, Hv, K]; k is 0 at padding, where nothing is then written."""
         if self.options.use_short_conv:
             q, k = self.q_conv(q, layout, state), self.k_conv(k, layout, state)
         elif self.options.qk_activation == "silu":
@@ -151,8 +151,7 @@ class MomentumDeltaNet(DeltaHeadsMixer):
         norm = l2_norm if self.options.qk_norm == "l2" else _sum_norm
         return self.sizes.per_value_head(norm(q)), self.sizes.per_value_head(layout.zero_padding(norm(k)))
 
-    def _values(self, x: Tensor, layout: SequenceLayout, state: LayerState) -> Tensor:
-        v = self.v_proj(x)
+    def _values(self, v: Tensor, layout: SequenceLayout, state: LayerState) -> Tensor:
         v = self.v_conv(v, layout, state) if self.options.use_short_conv else F.silu(v)
         return v.unflatten(-1, (self.sizes.num_heads, self.sizes.head_v_dim))
 

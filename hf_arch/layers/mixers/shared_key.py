@@ -59,6 +59,11 @@ class SharedKeyAttention(Windowed, AttentionHeads):
         return heads, 1, width
 
     @classmethod
+    def qkv_widths(cls, config: Any, options: SharedKeyOptions) -> tuple[int, int, int]:
+        heads, _, head_dim = cls.sizes(config, options)
+        return heads * head_dim, head_dim, heads * head_dim
+
+    @classmethod
     def rotates(cls, config: Any, options: SharedKeyOptions) -> bool:
         return True
 

@@ -6,13 +6,13 @@ two norms:  x + mixer(N1(x)) + ffn(N2(x))          (GPT-NeoX)
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from ...core.options import Options, options
 from ...core.registry import STREAMS
-from .base import LayerStream, State, Stream, Sublayer
+from .base import LayerStream, State, Stream, Sublayer, sublayers
 
 
 @options
@@ -23,13 +23,20 @@ class ParallelOptions(Options):
 
 
 class ParallelLayer(LayerStream):
-    """Holds the mixer's output back until the feed-forward has read."""
+    """Holds the mixer's output back, behind whatever else flows through depth, until the feed-forward has read."""
+
+    def __init__(self, config: Any, options: ParallelOptions, layer_idx: int):
+        super().__init__(config, options, layer_idx)
+        self.holds = config.mixer_specs[layer_idx][0].writes
+        self.has_ffn = "ffn" in sublayers(config, layer_idx)
 
     def write(self, state: State, out: Tensor, site: Sublayer) -> State:
-        return (*state, out) if site == "mixer" else (state[0] + state[1] + out,)
+        if site == "mixer":
+            return (*state, out)
+        return (state[0] + state[-1] + out, *state[1:-1]) if self.holds else (state[0] + out, *state[1:])
 
     def leave(self, state: State) -> State:
-        return state if len(state) == 1 else (state[0] + state[1],)  # a layer without a feed-forward
+        return (state[0] + state[-1], *state[1:-1]) if self.holds and not self.has_ffn else state
 
 
 @STREAMS.register("parallel")

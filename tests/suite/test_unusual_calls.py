@@ -1,0 +1,135 @@
+"""Calls that few make: right, or refused in one line. Static caches fed by hand, rows of a cache chosen, other tables
+by token id, gradients through runs that have none, experts in layers that run again."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache, StaticCache
+
+from hf_arch.core.registry import EMBEDDINGS
+from tests.suite.models import ARCHITECTURES, close, stirred_model, token_ids
+from tests.suite.test_documents import TOTAL, additive, rows_with_gaps
+
+POSITIONS: list[dict[str, Any]] = [{"position": name} for name in ("learned", "sinusoidal", "alibi", "none")]
+
+
+def _row_by_row(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    rows = [model(row[valid.bool()][None], use_cache=False).logits[0] for row, valid in zip(ids, mask, strict=True)]
+    return torch.cat(rows)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "options"), [*((name, {}) for name in ARCHITECTURES), *(("llama", each) for each in POSITIONS)]
+)
+def test_padding_in_a_static_cache_without_position_ids(name: str, options: dict[str, Any]) -> None:
+    model, ids = stirred_model(name, **options), token_ids(3, TOTAL)
+    for kind in ("left",) if any(model.config.windows) else ("left", "right", "middle"):
+        mask, parts, end = rows_with_gaps(kind), [], 0
+        cache = StaticCache(config=model.config, max_cache_len=TOTAL + 2)
+        for length in (9, 1, 10, 1):
+            start, end = end, end + length
+            parts.append(model(ids[:, start:end], attention_mask=mask[:, :end], past_key_values=cache).logits)
+        close(torch.cat(parts, 1)[mask.bool()], _row_by_row(model, ids, mask))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llama", "mla", "linformer"])
+def test_a_mask_over_the_unused_slots_of_a_static_cache_is_refused(name: str) -> None:
+    model, ids = stirred_model(name), token_ids(2, 9)
+    cache = StaticCache(config=model.config, max_cache_len=16)
+    model(ids[:, :8], past_key_values=cache)
+    mask = (torch.arange(16) < 9).long().expand(2, -1)
+    with pytest.raises(ValueError, match="attention_mask: 16 columns"):
+        model(ids[:, 8:], attention_mask=mask, past_key_values=cache)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llama", "mamba2"])
+def test_a_mask_over_tokens_that_is_to_be_added_is_refused(name: str) -> None:
+    model, mask = stirred_model(name), rows_with_gaps("left")
+    with pytest.raises(ValueError, match="floats over tokens must be 0"):
+        model(token_ids(3, TOTAL), attention_mask=additive(mask.bool()))
+    close(
+        model(token_ids(3, TOTAL), attention_mask=mask.float()).logits[mask.bool()],
+        _row_by_row(model, token_ids(3, TOTAL), mask),
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_rows_of_a_cache_are_chosen_and_repeated_with_all_that_it_holds(name: str) -> None:
+    model, ids = stirred_model(name), token_ids(3, TOTAL)
+    whole, cache = model(ids, use_cache=False).logits, DynamicCache(config=model.config)
+    model(ids[:, :9], past_key_values=cache)
+    for rows in (torch.tensor([2, 0, 1]), torch.tensor([1, 1])):
+        chosen = copy.deepcopy(cache)
+        chosen.batch_select_indices(rows)
+        close(model(ids[rows, 9:], past_key_values=chosen).logits, whole[rows, 9:])
+    cache.batch_repeat_interleave(2)
+    close(model(ids[:, 9:].repeat_interleave(2, 0), past_key_values=cache).logits, whole[:, 9:].repeat_interleave(2, 0))
+
+
+def test_a_vocabulary_is_not_resized_next_to_other_tables_by_token_id() -> None:
+    by_id = [name for name in EMBEDDINGS if EMBEDDINGS[name].reads_ids and "hf_arch." in EMBEDDINGS[name].__module__]
+    assert len(by_id) == 3
+    for name in by_id:
+        model = stirred_model("llama", embeddings=name)
+        before = {key: value.shape for key, value in model.state_dict().items()}
+        for asked in ({"new_num_tokens": 110}, {"new_num_tokens": 60}, {"pad_to_multiple_of": 64}):
+            with pytest.raises(ValueError, match="vocab_size 97"):
+                model.resize_token_embeddings(**asked)
+        model.resize_token_embeddings(97)
+        assert {key: value.shape for key, value in model.state_dict().items()} == before
+        assert model.config.vocab_size == 97
+    model = stirred_model("llama", embeddings="smear")
+    model.resize_token_embeddings(110)
+    assert model(torch.full((1, 4), 109)).logits.shape[-1] == 110
+
+
+@pytest.mark.parametrize("kind", [False, True], ids=["plain", "re-entrant"])
+@pytest.mark.parametrize("inputs_need_gradients", [False, True])
+def test_checkpointing_keeps_what_passes_through_runs_without_gradients(
+    kind: bool, inputs_need_gradients: bool
+) -> None:
+    depth = {"type": "cycles", "high_cycles": 3, "trained": [2]}
+    model = stirred_model("mixed", mixer=["attention", "gla"], num_hidden_layers=4, depth=depth).train()
+    ids = token_ids(2, 9)
+
+    def gradients() -> dict[str, Tensor]:
+        model.zero_grad()
+        model(ids, labels=ids).loss.backward()
+        return {name: part.grad.clone() for name, part in model.named_parameters() if part.grad is not None}
+
+    expected = gradients()
+    model.gradient_checkpointing_enable({"use_reentrant": kind})
+    if inputs_need_gradients:
+        model.enable_input_require_grads()
+    torch.testing.assert_close(gradients(), expected)
+    copy.deepcopy(model)
+
+
+@pytest.mark.parametrize("depth", ["plain", "loop", {"type": "shared", "group": 1}])
+def test_experts_are_balanced_over_valid_tokens_of_every_run_however_padding_is_described(depth: Any) -> None:
+    model = stirred_model("moe", num_hidden_layers=4, mixer=["attention"], ffn=["moe", "glu"], depth=depth).train()
+    ids, mask = token_ids(2, TOTAL), torch.ones(2, TOTAL, dtype=torch.long)
+    mask[:, 15:] = 0
+    labels, positions = ids.masked_fill(mask == 0, -100), (mask.cumsum(1) - 1).clamp(min=0)
+    pairs = torch.ones(TOTAL, TOTAL).tril().bool()[None, None] & mask.bool()[:, None, None]
+    expected = model(ids[:, :15], labels=ids[:, :15], use_cache=False)
+    for given in (
+        {"attention_mask": mask},
+        {"attention_mask": mask[:1]},
+        {"attention_mask": pairs, "position_ids": positions},
+        {"attention_mask": additive(pairs), "position_ids": positions},
+        {"attention_mask": pairs[:, 0], "position_ids": positions},
+        {"attention_mask": pairs[:1], "position_ids": positions},
+    ):
+        out = model(ids, labels=labels, use_cache=False, **given)
+        close(out.aux_loss, expected.aux_loss)
+        close(out.loss, expected.loss)
