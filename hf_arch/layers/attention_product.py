@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ..core.errors import ConfigError
 from ..ops.precision import state_dtype
 from ..ops.transforms import forward_mode, functorch_levels
+from .bands import Band
 from .compat import ALL_ATTENTION_FUNCTIONS, attention_implementation
 
 CONFIG_READERS = ("vllm",)
@@ -86,7 +87,7 @@ def with_sink(
 
 class AttentionProduct(nn.Module):
     """softmax(QK^T)V through transformers' AttentionInterface; a module of its own so that its weights can be
-    recorded."""
+    recorded (over a `Band` there are none: nothing is [B, H, T, S])."""
 
     def __init__(self, config: Any, layer_idx: int, num_heads: int, num_kv_heads: int, head_dim: int, scaling: float):
         super().__init__()
@@ -97,6 +98,9 @@ class AttentionProduct(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
     ) -> tuple[Tensor, Any]:
+        band = attention_mask if isinstance(attention_mask, Band) else None
+        if band is not None:
+            query, key, value, attention_mask = band.fold(query, key, value)
         # vLLM's transformers backend finds a layer by this source: a name assigned from `get_interface`, called once.
         implementation = self._implementation(kwargs)
         attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
@@ -105,7 +109,12 @@ class AttentionProduct(nn.Module):
             key, value, attention_mask = with_sink(query, key, value, attention_mask, bias, sinks)
         if implementation == "sdpa" and query.device.type == "cuda" and not torch.compiler.is_compiling():
             query, key, value = (_aligned(x) for x in (query, key, value))
-        return attention_interface(self, query, key, value, attention_mask, scaling=self.scaling, **kwargs)
+        width = value.shape[-1]
+        if implementation == "sdpa" and query.device.type == "cpu" and query.shape[2] > 1:
+            query, key, value = _equally_wide(query, key, value)
+        out, weights = attention_interface(self, query, key, value, attention_mask, scaling=self.scaling, **kwargs)
+        out = out[..., :width] if value.shape[-1] > width else out
+        return (out, weights) if band is None else (band.unfold(out), None)
 
     def _implementation(self, options: dict[str, Any]) -> str:
         """The config's choice; the formula written out where that would refuse, or leave an option out."""
@@ -144,6 +153,14 @@ class AttentionProduct(nn.Module):
                     f"attn_implementation: {implementation!r} would not apply {name} {told} of layer {self.layer_idx}, "
                     "which the config does not say for all layers alike; use 'sdpa' or 'eager'"
                 )
+
+
+def _equally_wide(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """All three with heads as wide as the widest. Zeros add nothing, and torch's fused kernel on the CPU takes heads of
+    one width alone; for others it makes the scores of all pairs."""
+    width = max(key.shape[-1], value.shape[-1])
+    query, key, value = (x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1])) for x in (query, key, value))
+    return query, key, value
 
 
 def _aligned(x: Tensor) -> Tensor:

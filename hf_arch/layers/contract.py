@@ -31,10 +31,11 @@ class LayerContext:
 
     Attributes:
         layout: padding and documents of the batch.
-        attention_mask: of this layer's kind, as transformers makes it for the attention implementation; None = causal.
+        attention_mask: of this layer's kind, as transformers makes it for the attention implementation; None = causal;
+            a `Band` for a mixer that `takes_bands`.
         position_ids: [B or 1, T] int64.
         position_embeddings: (cos, sin), each [B or 1, T, R] of this layer's rotary embedding, or None.
-        position_bias: [B, H, T, S], added to attention scores (ALiBi), or None.
+        position_bias: [B, H, T, S], added to attention scores (ALiBi), or None; [1, H, C, W] with a `Band`.
         keys: where the keys of this layer are, the cached ones included; None unless it `needs_key_positions`.
         cache: transformers' cache of the whole model, or None; `state` and `update_kv` reach this layer's entry.
         execution: the cache entry of this run of the layer, where layers run several times; None = its own index.

@@ -20,6 +20,7 @@ from transformers.modeling_outputs import (
 from transformers.utils import logging
 
 from ..core.registry import NORMS, POSITIONS
+from ..layers.bands import Band
 from ..layers.compat import (
     CACHE_ARGUMENT,
     TransformersKwargs,
@@ -40,7 +41,7 @@ from .block import DecoderLayer
 from .cache_checks import is_paged
 from .configuration import ArchConfig
 from .inputs import read_inputs
-from .layer_masks import same_document, sliding_mask
+from .layer_masks import same_document, sliding_mask, window_band
 from .pretrained import ArchPreTrainedModel
 
 logger = logging.get_logger(__name__)
@@ -97,6 +98,7 @@ class ArchModel(ArchPreTrainedModel):
             layer.mixer.num_heads if self.position.bias and _takes_position_bias(layer.mixer) else None
             for layer in blocks
         ]
+        self._takes_bands = [layer.mixer.takes_bands() for layer in blocks]
         self.asks_keys = [mixer.needs_key_positions(config, options) for mixer, options in config.mixer_specs]
         self.gradient_checkpointing = False
         self.post_init()
@@ -141,11 +143,12 @@ class ArchModel(ArchPreTrainedModel):
         position_ids = self._positions(position_ids, attention_mask, past, inputs_embeds)
         masks = attention_mask
         if not isinstance(masks, dict):
-            masks = self._masks(inputs_embeds, attention_mask, past_key_values, segment_ids)
+            recorded = given.get("output_attentions", getattr(self.config, "output_attentions", False))
+            masks = self._masks(inputs_embeds, attention_mask, past_key_values, segment_ids, bands=not recorded)
         padding = masks.get("padding")
         layout = build_layout(padding, segment_ids, has_state=padding is not None and bool(past > 0))
         rotary = [embedding(inputs_embeds, position_ids) for embedding in self.rotary_embs]
-        biases = self._position_biases(inputs_embeds, attention_mask, past_key_values)
+        biases = self._position_biases(inputs_embeds, attention_mask, past_key_values, masks)
 
         parametrization, its_options = self.config.parametrization_spec
         multiplier = self.config.embedding_multiplier * parametrization.input(self.config, its_options)
@@ -167,7 +170,7 @@ class ArchModel(ArchPreTrainedModel):
             layer, rotary_index, shared_index = blocks[index], self._rotary_index[index], self._shared_index[index]
             context = replace(
                 batch,
-                attention_mask=masks.get(self._mask_key(index)),
+                attention_mask=self._mask_of(index, masks),
                 position_embeddings=None if rotary_index is None else rotary[rotary_index],
                 position_bias=biases[index],
                 keys=self._keys_of(index, masks),
@@ -248,9 +251,12 @@ class ArchModel(ArchPreTrainedModel):
         attention_mask: Tensor | None,
         past_key_values: Cache | None,
         segment_ids: Tensor | None = None,
+        *,
+        bands: bool = False,
     ) -> dict[str, Any]:
         """One mask per kind of layer (`full_attention`, `sliding_attention:<window>`), and the 2-D padding mask of
-        this call."""
+        this call. With `bands`, kinds with a window may have a `Band` (`band:<kind>`), and then a mask over all pairs
+        only where a layer needs that."""
         masks: dict[str, Any] = {}
         cache = past_key_values
         common: dict[str, Any] = {
@@ -267,12 +273,24 @@ class ArchModel(ArchPreTrainedModel):
             if key == "full_attention":
                 masks[key] = create_causal_mask(config=self.config, layer_idx=run, **common)
             elif key.startswith("sliding_attention"):
-                config = self.config.with_window(self._windows[self.plan[run]])
-                masks[key] = sliding_mask(config, self.config, run, common)
+                window = self._windows[self.plan[run]]
+                assert window is not None
+                takers = [taken for index, taken in enumerate(self._takes_bands) if self._mask_key(index) == key]
+                band = window_band(window, self.config, run, common, segment_ids) if bands and any(takers) else None
+                if band is not None:
+                    masks[f"band:{key}"] = band
+                if band is None or not all(takers):
+                    masks[key] = sliding_mask(self.config.with_window(window), self.config, run, common)
         masks |= self._key_positions(inputs_embeds, attention_mask, cache, segment_ids)
         if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
             masks["padding"] = attention_mask[:, -inputs_embeds.shape[1] :].to(inputs_embeds.device)
         return masks
+
+    def _mask_of(self, index: int, masks: dict[str, Any]) -> Any:
+        """The mask of layer `index`, None for none."""
+        key = self._mask_key(index)
+        band = masks.get(f"band:{key}") if self._takes_bands[index] else None
+        return masks.get(key) if band is None else band
 
     def _key_positions(
         self, embeds: Tensor, attention_mask: Any, cache: Cache | None, segment_ids: Tensor | None
@@ -316,8 +334,11 @@ class ArchModel(ArchPreTrainedModel):
         refuse_numbers(attention_mask)
         return self._masks(inputs_embeds, attention_mask, one_cache(past_key_values, cache, kwargs))
 
-    def _position_biases(self, embeds: Tensor, attention_mask: Any, cache: Cache | None) -> list[Tensor | None]:
-        """ALiBi's bias [B, H, T, S] of each layer (shared by layers alike), None where it does not apply."""
+    def _position_biases(
+        self, embeds: Tensor, attention_mask: Any, cache: Cache | None, masks: dict[str, Any]
+    ) -> list[Tensor | None]:
+        """ALiBi's bias [B, H, T, S] of each layer (shared by layers alike), [1, H, C, W] for one with a `Band`, None
+        where it does not apply."""
         if not self.position.bias:
             return [None] * len(self.layers)
         made: dict[Any, Tensor] = {}
@@ -325,6 +346,11 @@ class ArchModel(ArchPreTrainedModel):
         for index, heads in enumerate(self._bias_heads):
             if heads is None:
                 biases.append(None)
+                continue
+            band = self._mask_of(index, masks)
+            if isinstance(band, Band):
+                slopes = alibi_slopes(heads, embeds.device)[None, :, None, None]
+                biases.append((slopes * band.distances()).to(embeds.dtype))
                 continue
             length = embeds.shape[1]
             run = self._mask_runs[self._mask_key(index)]

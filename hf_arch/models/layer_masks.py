@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from ..layers.bands import Band, build_band, pays
 from ..layers.compat import (
     CACHE_ARGUMENT,
     and_masks,
@@ -40,6 +42,36 @@ def sliding_mask(window_config: Any, config: Any, index: int, common: dict[str, 
     if isinstance(mask, Tensor) and mask.dim() == 4:  # it came back as it was
         return within_window(mask, window, cache, index)
     return made
+
+
+def window_band(
+    window: int, config: Any, index: int, common: dict[str, Any], segment_ids: Tensor | None
+) -> Band | None:
+    """The mask of layer `index`, which has a window, for attention in blocks; None where the mask over all pairs has to
+    be made: for other attention functions than sdpa, off the CPU, in a graph, over static caches, for finished masks,
+    for padding between valid tokens, and where it is as fast."""
+    embeds, mask, cache = common["inputs_embeds"], common["attention_mask"], common[CACHE_ARGUMENT]
+    if attention_implementation(config) != "sdpa" or embeds.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    length = embeds.shape[1]
+    total, offset = (length, 0) if cache is None else cache.get_mask_sizes(length, index)
+    past = 0 if cache is None else cache.get_query_offset(index)
+    # Anything else (slots of a static cache, a length on the device) does not end with this call's tokens.
+    if not isinstance(past, int) or past + length != offset + total or not pays(window, length, total):
+        return None
+    if segment_ids is not None and (past or segment_ids.shape[1] != total):
+        return None
+    valid = None
+    if mask is not None:
+        if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.shape[1] != past + length:
+            return None
+        valid = mask.bool()
+        begins = F.pad(~valid, (1, 0), value=True)[:, :-1] & valid
+        gap = (begins.sum(1) > 1) | ((past > 0) & ~valid[:, -1])
+        if bool(gap.any()):
+            return None
+        valid = None if bool(valid.all()) else valid[:, offset:]
+    return build_band(window, length, total, valid, segment_ids, embeds.device)
 
 
 def same_document(segment_ids: Tensor) -> Callable[..., Tensor]:

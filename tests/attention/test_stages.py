@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, StaticCache
 
 import hf_arch
+from hf_arch import checks
 from hf_arch.checks import check_model
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.registry import MIXERS
@@ -133,3 +134,17 @@ def test_stages_are_overridden_one_at_a_time() -> None:
     ids = token_ids(2, 9)
     expected = stirred_model("llama")(ids).logits
     close(stirred_model("llama", mixer="half_values")(ids).logits, expected, 1e-5)
+
+
+@pytest.mark.parametrize("name", ["mla", "differential"])
+def test_heads_of_two_widths_take_the_fused_kernel(name: str) -> None:
+    config = hf_arch.tiny_config("mla") if name == "mla" else hf_arch.tiny_config("llama", mixer={"type": name})
+    model, ids = checks.stirred_model(config), token_ids(2, 40)
+    mask = torch.ones(2, 40, dtype=torch.long)
+    mask[0, :7] = 0
+    for given in ({}, {"attention_mask": mask}):
+        with torch.profiler.profile() as profile:
+            model(ids, use_cache=False, **given).logits.sum().backward()
+        called = {event.key for event in profile.key_averages()}
+        assert "aten::_scaled_dot_product_flash_attention_for_cpu" in called
+        assert "aten::_scaled_dot_product_attention_math" not in called

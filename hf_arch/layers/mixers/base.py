@@ -108,6 +108,11 @@ class Mixer(InitPolicies, KeepsFp32):
         """Attention window in tokens, or None."""
         return None
 
+    def takes_bands(self) -> bool:
+        """Whether `context.attention_mask` may be a `Band` (see `bands.py`) where the window is much shorter than the
+        sequence; else it is a mask over all pairs of tokens."""
+        return False
+
     @classmethod
     def fills_cache(cls, config: ArchConfig, options: Any) -> bool:
         """Whether it puts anything into its cache entry; not where it reads the keys of another layer's."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..attention_product import AttentionProduct
+
 
 def window_layer_type(window: int | None) -> str:
     """The layer type for an attention window. One of a single token gets a whole cache, and the mask alone: of the
@@ -18,6 +20,15 @@ class Windowed:
     def window(cls, config: Any, options: Any) -> int | None:
         """Attention window in tokens, or None."""
         return (config.sliding_window if options.window is None else options.window) or None
+
+    def takes_bands(self) -> bool:
+        """Where nothing but `AttentionProduct` reads the mask: not in a class whose own methods hand it on, nor with a
+        bias over all pairs of tokens."""
+        mixer: Any = self
+        handing = [getattr(type(mixer), name, None) for name in ("forward", "attend", "expanded")]
+        own = all(method is None or method.__module__.startswith(f"{__package__}.") for method in handing)
+        plain = type(mixer.product).forward is AttentionProduct.forward
+        return own and plain and not mixer.needs_key_positions(mixer.config, mixer.options)
 
     @classmethod
     def layer_type(cls, config: Any, options: Any) -> str:

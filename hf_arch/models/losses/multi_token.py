@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from ...core.errors import ConfigError
 from ...core.options import Options, options
 from ...core.registry import LOSSES, NORMS
+from ...layers.bands import Band
 from ...layers.streams.base import check_whole
 from ..block import DecoderLayer
 from ..loss import IGNORE_INDEX
@@ -76,12 +77,13 @@ class MultiTokenPrediction(AuxiliaryLoss):
         assert context.input_ids is not None
         hidden, layer = context.hidden_states, replace(context.layers[self.layer_idx], cache=None, execution=None)
         keys = layer.attention_mask
-        if isinstance(keys, Tensor) and keys.shape[-1] != hidden.shape[1]:
+        total = keys.total if isinstance(keys, Band) else keys.shape[-1] if isinstance(keys, Tensor) else None
+        if total is not None and total != hidden.shape[1]:
             raise ValueError("past_key_values: multi_token needs whole sequences in training; pass no filled cache")
         layout = layer.layout
         documents = None if layout.segment_ids is None else layout.leave(layout.segment_ids)
         ids, targets = context.input_ids, context.targets.to(hidden.device)
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for ahead, step in enumerate(self.steps, 1):
             later = F.pad(ids[:, ahead:], (0, min(ahead, ids.shape[1])))
             wanted = F.pad(targets[:, ahead:], (0, min(ahead, ids.shape[1])), value=IGNORE_INDEX)
@@ -90,8 +92,8 @@ class MultiTokenPrediction(AuxiliaryLoss):
                 same = F.pad(documents[:, far:] == documents[:, : ids.shape[1] - far], (0, far), value=False)
                 wanted = torch.where(same, wanted, IGNORE_INDEX)
             hidden = step(context.embed(later), hidden, layer)
-            total = total + self._cross_entropy(hidden, wanted, context)
-        return self.options.coefficient / self.options.depth * total
+            loss = loss + self._cross_entropy(hidden, wanted, context)
+        return self.options.coefficient / self.options.depth * loss
 
     def _cross_entropy(self, hidden: Tensor, wanted: Tensor, context: LossContext) -> Tensor:
         """Weighted as the next-token loss: its weight of a target is that of any other in this call."""
