@@ -16,20 +16,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from hf_arch.analysis.audits import data, model, results, sizes, training
+from hf_arch.analysis.audits import data, model, rates, results, sizes, training
 from hf_arch.analysis.checks import confounds
 from hf_arch.analysis.finding import SEVERITIES, Finding
 from hf_arch.runs.record import RunRecord
 
-CHECKS: tuple[Callable[[Sequence[RunRecord]], Finding | None], ...] = (
+Check = Callable[[Sequence[RunRecord]], Finding | None]
+CHECKS: tuple[Check, ...] = (
     results.check_finished,
     results.check_finite,
+    results.check_changes,
     data.check_tokens,
     data.check_data,
     data.check_tokenizer,
     data.check_order,
     data.check_rows,
-    training.check_learning_rates,
+    rates.check_learning_rates,
     training.check_schedule,
     training.check_still_learning,
     sizes.check_parameters,
@@ -44,6 +46,7 @@ CHECKS: tuple[Callable[[Sequence[RunRecord]], Finding | None], ...] = (
     model.check_tying,
     model.check_dropout,
     training.check_optimiser,
+    training.check_losses,
     training.check_precision,
     model.check_kernels,
     training.check_one_change,
@@ -55,15 +58,18 @@ CHECKS: tuple[Callable[[Sequence[RunRecord]], Finding | None], ...] = (
     results.check_devices,
     results.check_utilisation,
 )
+OF_CLAIMS = (*CHECKS, results.check_dropped)
+"""The audit of a claim has one more: runs that did not complete are said once in the table, and may be why it holds."""
 
 
-def audit(runs: Sequence[RunRecord]) -> list[Finding]:
+def audit(runs: Sequence[RunRecord], checks: Sequence[Check] = CHECKS) -> list[Finding]:
     """Every check over these runs; violations first, then notes, then what was found in order."""
-    findings = [finding for check in CHECKS if (finding := check(runs)) is not None]
+    findings = [finding for check in checks if (finding := check(runs)) is not None]
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
 def confounds_of(runs: Sequence[RunRecord], metric: str) -> list[Finding]:
     """What beside the claim may explain a difference in `metric` between these runs: the violations of an audit of
     them alone."""
-    return [finding for finding in audit(runs) if finding.severity == "violation" and confounds(finding.check, metric)]
+    found = audit(runs, OF_CLAIMS)
+    return [finding for finding in found if finding.severity == "violation" and confounds(finding.check, metric)]

@@ -33,8 +33,14 @@ CONFOUNDING = (
     "settings",
     "one change",
     "seeds",
+    "dropped runs",
+    "duplicates",
+    "finite",
+    "losses",
+    "resumed",
+    "metric",
 )
-OTHERS = ("finished", "finite", "duplicates", "device", "utilisation")
+OTHERS = ("finished", "device", "utilisation")
 ON_SPEED = ("device",)
 """Which of the others confound a claim about a speed or about memory."""
 SPEEDS = (

@@ -91,11 +91,17 @@ def nearness_test(bound: float, pair: PairedDifference) -> ClaimTest:
         assert interval.low is not None and interval.high is not None
         return (
             f"{pair.first} against {pair.second}: {interval.mean:+.4f} "
-            f"[{interval.low:+.4f}, {interval.high:+.4f}] by two one-sided tests"
+            f"[{interval.low:+.4f}, {interval.high:+.4f}] by two one-sided tests{_yet(pair, factor, family)}"
         )
 
     key = ("within", bound, frozenset((pair.first, pair.second)))
     return ClaimTest(key, p, conclusion, words)
+
+
+def _yet(pair: PairedDifference, factor: float, family: int) -> str:
+    """That two sides which are near each other differ all the same; empty where they were not found to."""
+    judged = corrected(paired_on_means(pair), factor, family)
+    return f", and yet {judged.words}" if judged.verdict in ("better", "worse") else ""
 
 
 def number_test(

@@ -49,10 +49,9 @@ def compare_runs(
     """
     runs = _told_apart(load_runs(source))
     asked = list(dict.fromkeys(named for run in runs if (named := run.experiment.get("metric"))))
-    metric = metric or (str(asked[0]) if len(asked) == 1 else None)
-    if metric is None:
-        metric = _default_metric(runs)
-    elif metric not in (allowed := [number.key for number in numbers_for(Reader.ROWS, runs)]):
+    claimed = str(asked[0]) if len(asked) == 1 else _default_metric(runs)
+    metric = metric or claimed
+    if metric not in (allowed := [number.key for number in numbers_for(Reader.ROWS, runs)]):
         raise choice_error("metric", metric, allowed)
     lower = not definitions(runs)[metric].higher_is_better
     names = list(dict.fromkeys(run.name for run in runs))
@@ -70,6 +69,7 @@ def compare_runs(
     comparison = Comparison(
         groups=tuple(groups),
         metric=metric,
+        claimed_metric=claimed,
         baseline=baseline,
         pairs=tuple(pairs if ladder is None else rung_pairs(ladder)),
         findings=tuple(audit(runs) if ladder is None else audit_by_rung(runs)),

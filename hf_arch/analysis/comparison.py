@@ -81,6 +81,8 @@ class Comparison:
     findings: tuple[Finding, ...]
     claims: tuple[MadeClaim, ...] = ()
     """Every claim that was made of the runs, removed ones included."""
+    claimed_metric: str = ""
+    """The number that the recipes claim something of; another one was asked for where it is not `metric`."""
     verdicts: tuple[Verdict, ...] = ()
     item_tests: tuple[ItemTest, ...] = ()
     controls: tuple[Controlled, ...] = ()

@@ -6,11 +6,11 @@ is part of, under `run.control` of its experiment_config.json.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_arch.analysis.stats import PairedDifference
+from hf_arch.analysis.stats import PairedDifference, paired_difference
 from hf_arch.runs.claims import claim_matches
 from hf_arch.runs.numbers import Number
 
@@ -23,7 +23,8 @@ class Controlled:
     """One claim with some confounds removed.
 
     removes: names of the audit's checks. runs: those that were compared instead, in the order of the claim.
-    before, after: the differences `first - second` of the claim's own pair, and of `runs`.
+    before, after: the differences `first - second` of the claim's own pair, and of `runs`; `after` is without values
+        where these did not complete. confounds: the checks of the audit that still separate `runs`.
     """
 
     claim: str
@@ -32,6 +33,7 @@ class Controlled:
     before: PairedDifference
     after: PairedDifference
     sentence: str
+    confounds: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -42,6 +44,7 @@ class Controlled:
             "before": self.before.to_dict(),
             "after": self.after.to_dict(),
             "sentence": self.sentence,
+            "confounds": list(self.confounds),
         }
 
 
@@ -73,17 +76,21 @@ def controlled_claims(comparison: Comparison) -> list[Controlled]:
                     continue
                 runs = tuple(stage["runs"] if tuple(stage["pair"]) == sides else reversed(stage["runs"]))
                 before, after = comparison.pair(*sides), comparison.pair(*runs)
-                if before is None or after is None or before.difference is None or after.difference is None:
+                if before is None or before.difference is None:
                     continue
-                sentence = _sentence(before, after, stage["words"], comparison.number)
-                found.append(Controlled(match[0], tuple(stage["removes"]), runs, before, after, sentence))
+                if after is None or after.difference is None:
+                    after = paired_difference(runs[0], runs[1], {}, {}, comparison.lower_is_better)
+                still = comparison.confounding_checks(*runs) if after.values else ()
+                sentence = _sentence(before, after, stage["words"], comparison.number, still)
+                found.append(Controlled(match[0], tuple(stage["removes"]), runs, before, after, sentence, still))
     return found
 
 
 def controls_command(comparison: Comparison) -> str | None:
     """The command that trains the controls, where a claim was decided over a violation of the audit and no control was
-    trained; None otherwise."""
-    if comparison.ladder is not None or _controls(comparison):
+    trained, or not to its end; None otherwise."""
+    controls = _controls(comparison)
+    if comparison.ladder is not None or (controls and all(comparison.group(name).counted for name in controls)):
         return None
     if not any(verdict.confounds for verdict in comparison.verdicts):
         return None
@@ -112,16 +119,21 @@ def _run_called(text: str, runs: Mapping[str, str]) -> str | None:
     return having[0] if len(having) == 1 else None
 
 
-def _sentence(before: PairedDifference, after: PairedDifference, words: str, number: Number) -> str:
-    assert before.difference is not None and after.difference is not None
+def _sentence(
+    before: PairedDifference, after: PairedDifference, words: str, number: Number, still: Sequence[str]
+) -> str:
+    assert before.difference is not None
     sign = -1.0 if before.difference.mean < 0 else 1.0
     unit = " nats" if number.unit.startswith("nats") else ""
+    apart = f"{sign * before.difference.mean:.2f}{unit} between {before.first} and {before.second}"
     left = after.difference
+    if left is None:
+        return (
+            f"{apart}; what of it remains once {words} is not known: {after.first} or {after.second} did not complete"
+        )
     interval = ""
     if left.low is not None and left.high is not None:
         low, high = sorted((sign * left.low, sign * left.high))
         interval = f" [{low:.2f}, {high:.2f}]"
-    return (
-        f"{sign * before.difference.mean:.2f}{unit} between {before.first} and {before.second}; "
-        f"{sign * left.mean:.2f}{interval} of it remains once {words}"
-    )
+    rest = f"; still apart in {', '.join(still)}" if still else ""
+    return f"{apart}; {sign * left.mean:.2f}{interval} of it remains once {words}{rest}"

@@ -26,18 +26,21 @@ from hf_arch.analysis.claim_tests import (
     share_claim_test,
 )
 from hf_arch.analysis.counts import Counts
+from hf_arch.analysis.finding import Finding
 from hf_arch.analysis.sequential import over_looks
 from hf_arch.analysis.stats import PairedDifference, holm_factors, paired_difference
 from hf_arch.core.errors import choice_error
 from hf_arch.runs.claims import CLAIM, claim_matches
+from hf_arch.runs.record import definitions
 from hf_arch.runs.registration import UNREGISTERED, MadeClaim, Registration
 
 if TYPE_CHECKING:
     from hf_arch.analysis.comparison import Comparison
 
 DECIDED: tuple[Outcome, ...] = ("supported", "contradicted")
-OF_ONE_RUN = ("seeds", "rows", "data", "tokenizer", "code", "versions")
-"""Checks that touch a claim about one run and a number: that the seeds are runs of one thing, and independent."""
+OF_TWO_RUNS = ("learning rate", "schedule", "still learning")
+"""Checks whose violations leave a claim about one run and a number alone; the others say that its seeds are not runs of
+one thing, or not independent, or not all there."""
 
 
 @dataclass(frozen=True)
@@ -189,9 +192,9 @@ def _verdict(
     made: MadeClaim, test: ClaimTest, factor: float, family: int, names: tuple[str, ...], comparison: Comparison
 ) -> Verdict:
     """The verdict on a claim about the groups of these names, after an audit of their runs alone."""
-    found = comparison.confounds(*names)
+    found = [*comparison.confounds(*names), *_other_metric(made, comparison)]
     if len(names) == 1:  # against a number: only what spoils the number itself
-        found = [finding for finding in found if finding.check in OF_ONE_RUN]
+        found = [finding for finding in found if finding.check not in OF_TWO_RUNS]
     statistics = test.outcome(factor)
     p = None if test.p_value is None else min(1.0, test.p_value * factor)
     evidence = test.words(statistics, factor, family)
@@ -213,6 +216,17 @@ def _verdict(
         p_adjusted=p,
         family=family,
     )
+
+
+def _other_metric(made: MadeClaim, comparison: Comparison) -> list[Finding]:
+    """A finding where a claim is judged by another number than it was made of."""
+    claimed = made.registration.metric or comparison.claimed_metric
+    if not claimed or claimed == comparison.metric:
+        return []
+    known = definitions(comparison.runs)
+    words = known[claimed].words if claimed in known else claimed
+    sentence = f"The claim was made of the {words}, and is judged by the {comparison.metric_name}."
+    return [Finding("metric", "violation", sentence, ())]
 
 
 def unjudged(hypothesis: str, names: Collection[str]) -> list[str]:

@@ -23,8 +23,22 @@ CLAIM = re.compile(
 
 
 def claim_matches(hypothesis: str) -> list[re.Match[str]]:
-    """What of a hypothesis has the form of a claim, in text with single spaces."""
-    return list(CLAIM.finditer(" ".join(hypothesis.split())))
+    """What of a hypothesis has the form of a claim, in text with single spaces.
+
+    Not one that "or" joins to another run (`A or B better than C`): one of two comparisons holds more easily than
+    each, and no test here is of that. Two whole claims with "or" between them are judged each by itself.
+    """
+    text = " ".join(hypothesis.split())
+    found = list(CLAIM.finditer(text))
+    starts, ends = {match.start() for match in found}, {match.end() for match in found}
+
+    def is_one_of_several(match: re.Match[str]) -> bool:
+        before = re.search(r",? or $", text[: match.start()])
+        after = re.match(r",? or (?=\w)", text[match.end() :])
+        joined_before = before is not None and before.start() > 0 and before.start() not in ends
+        return joined_before or (after is not None and match.end() + after.end() not in starts)
+
+    return [match for match in found if not is_one_of_several(match)]
 
 
 def claims_in(hypothesis: str) -> tuple[str, ...]:

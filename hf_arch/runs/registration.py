@@ -35,7 +35,8 @@ Status = Literal["before results", "added later", "not registered"]
 class Entry:
     """What a set claimed when it was started at `time` (UTC), about `runs` (their names) under `seeds`, and how many
     runs in the folder had `results` by then. `recorded`: claims that those runs hold themselves, of a first entry.
-    `most_seeds`: up to which seed `experiment.seeds: auto` may go."""
+    `most_seeds`: up to which seed `experiment.seeds: auto` may go. `metric`: what the claims are about, where
+    the recipe names it (`experiment.metric`); absent from entries of before it was kept."""
 
     time: str
     set: str
@@ -46,18 +47,22 @@ class Entry:
     results: int
     recorded: tuple[str, ...] = ()
     most_seeds: int | None = None
+    metric: str | None = None
     hash: str = ""
 
     def hashed(self, before: str) -> Entry:
         """This entry with its hash, after one with the hash `before` (empty: it is the first)."""
-        content = {**asdict(self), "hash": before}
+        content = {**self.to_dict(), "hash": before}
         return replace(self, hash=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as the file holds them."""
+        return {key: value for key, value in asdict(self).items() if key != "metric" or value is not None}
 
     def says_as(self, other: Entry) -> bool:
         """Whether both claim the same of the same runs and seeds."""
-        return all(
-            getattr(self, name) == getattr(other, name) for name in ("set", "claims", "runs", "seeds", "most_seeds")
-        )
+        said = ("set", "claims", "runs", "seeds", "most_seeds", "metric")
+        return all(getattr(self, name) == getattr(other, name) for name in said)
 
 
 @dataclass(frozen=True)
@@ -65,8 +70,9 @@ class Registration:
     """How a claim stands to the results: `before results`, `added later`, or `not registered` (there is no file).
 
     time: of the entry that first held it. removed: when it was taken out after results existed, None where it was not.
-    more_seeds: when seeds were added, or the limits of `seeds: auto` changed, after results existed, which no
-    correction of the claim's test covers. sentence: the same in words.
+    metric: what the claim was first made of, where that was named. more_seeds: when seeds were added, or the limits of
+    `seeds: auto` changed, after results existed, which no correction of the claim's test covers. sentence: the same in
+    words.
     """
 
     status: Status
@@ -74,6 +80,7 @@ class Registration:
     removed: str | None = None
     more_seeds: str | None = None
     hash: str | None = None
+    metric: str | None = None
     sentence: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -125,15 +132,16 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("claims", "runs", "seeds", "recorded"), list),
     "results": int,
     "most_seeds": (int, type(None)),
+    "metric": (str, type(None)),
 }
 
 
 def _entry(values: object, where: str) -> Entry:
-    if not isinstance(values, dict) or values.keys() != _TYPES.keys():
+    if not isinstance(values, dict) or {*values, "metric"} != _TYPES.keys():
         raise ConfigError(f"{where}: expected an object with {', '.join(_TYPES)}; the file is damaged")
     for key, kind in _TYPES.items():
-        if not isinstance(values[key], kind) or isinstance(values[key], bool):
-            raise ConfigError(f"{where}.{key}: {values[key]!r} is not allowed; the file is damaged")
+        if not isinstance(values.get(key), kind) or isinstance(values.get(key), bool):
+            raise ConfigError(f"{where}.{key}: {values.get(key)!r} is not allowed; the file is damaged")
     plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     return Entry(**plain)
 
@@ -145,6 +153,7 @@ def register(
     runs: Sequence[str],
     seeds: Sequence[int],
     most_seeds: int | None = None,
+    metric: str | None = None,
     now: datetime | None = None,
 ) -> list[Entry]:
     """Writes what the set `name` claims of `runs`, unless the last entry about it says the same; the entries about it.
@@ -168,10 +177,11 @@ def register(
         results=len(shown),
         recorded=() if about else _held_by_all(shown),
         most_seeds=most_seeds,
+        metric=metric,
     ).hashed(entries[-1].hash if entries else "")
     if about and about[-1].says_as(entry):
         return about
-    content = [asdict(one) for one in (*entries, entry)]
+    content = [one.to_dict() for one in (*entries, entry)]
     write_json(folder / CLAIMS_FILE, {"schema_version": SCHEMA_VERSION, "entries": content})
     return [*about, entry]
 
@@ -302,6 +312,7 @@ def _registration(
         removed=None if removed is None or in_force else removed.time,
         more_seeds=None if more_seeds is None else more_seeds.time,
         hash=first.hash,
+        metric=first.metric,
         sentence="; ".join(words for _time, words in sorted(events, key=lambda event: event[0])),
     )
 

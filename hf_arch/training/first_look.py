@@ -58,20 +58,26 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def optimizer_facts(optimizer: Any) -> dict[str, Any]:
-    """What stepped the parameters: the class, the hash of its plugin where it is of one, and of each group its settings
-    and how many numbers are in it."""
+    """What stepped the parameters: the class, the hash of its plugin where it is of one, and of each group its
+    settings, how many numbers are in it, and how many of them weight decay should leave alone."""
     inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
     groups = [
         {
             **{key: _plain(group[key]) for key in ("lr", "weight_decay", "betas", "momentum", "eps") if key in group},
             "lr": float(group.get("initial_lr", group.get("lr", 0.0))),
             "parameters": sum(parameter.numel() for parameter in group["params"]),
+            "exempt": sum(parameter.numel() for parameter in group["params"] if _is_exempt(parameter)),
         }
         for group in inner.param_groups
     ]
     plugin = plugin_of_module(type(inner).__module__)
     code = {} if plugin is None else {"code": plugin.source.digest[:16]}
     return {"class": type(inner).__name__, **code, "groups": groups}
+
+
+def _is_exempt(parameter: Tensor) -> bool:
+    """Whether weight decay should leave a parameter alone (`hf_arch.models.weight_decay`)."""
+    return parameter.ndim < 2 or getattr(parameter, "_no_weight_decay", False)
 
 
 def _plain(value: Any) -> Any:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
+from hf_arch.analysis.audits.keys import about, differing
 from hf_arch.analysis.finding import Finding, Severity, not_recorded, same, same_fingerprint
 from hf_arch.analysis.question import is_asked
 from hf_arch.analysis.run_names import by_name, by_value, listed, run_labels, run_names
@@ -15,9 +18,11 @@ MIN_SEEDS = 3
 
 def check_tokens(runs: Sequence[RunRecord]) -> Finding:
     """The same number of training tokens: a run cut short is caught here too. A probe may end once it is solved."""
-    counted = [run for run in runs if run.completed]
-    if solved := [run for run in counted if run.stopped_early]:
-        least, most = (int(pick(run.numbers.get("tokens_seen", 0) for run in counted)) for pick in (min, max))
+    completed = [run for run in runs if run.completed]
+    solved = [run for run in completed if run.stopped_early and run.config.get("probe")]
+    counted = [run for run in completed if run not in solved]
+    if solved and len({run.numbers.get("tokens_seen") for run in counted}) < 2:
+        least, most = (int(pick(run.numbers.get("tokens_seen", 0) for run in completed)) for pick in (min, max))
         sentence = (
             f"Training ended as soon as the probe was solved for {run_names(solved)}: {least:,} to {most:,} tokens."
         )
@@ -63,9 +68,12 @@ def check_order(runs: Sequence[RunRecord]) -> Finding:
 def check_rows(runs: Sequence[RunRecord]) -> Finding | None:
     """The same evaluation rows in the table for every run, and in the curves as in the table."""
     scored = {run: _scored(run) for run in runs if run.config}
+    if found := differing({run: _scoring(run) for run in scored}):
+        severity: Severity = "note" if is_asked("rows", runs) else "violation"
+        return Finding("rows", severity, f"Scored otherwise: {found}.", run_labels(scored))
     if len(kinds := by_value(scored, lambda run: scored[run])) > 1:
         text = "; ".join(f"{_rows_text(rows)}: {run_names(group)}" for rows, group in kinds.items())
-        severity: Severity = "note" if is_asked("rows", runs) else "violation"
+        severity = "note" if is_asked("rows", runs) else "violation"
         values = {run.label: list(rows) for run, rows in scored.items()}
         return Finding("rows", severity, f"Scored on different rows: {text}.", run_labels(scored), values)
     curves = {run: (run.config.get("evaluation") or {}).get("sequences") for run in scored}
@@ -93,16 +101,19 @@ def check_seeds(runs: Sequence[RunRecord]) -> Finding:
         for name, group in by_name(runs).items()
     }
     few = [name for name, found in seeds.items() if len(found) < MIN_SEEDS]
-    sets = by_value(seeds, seeds.get)
-    if few:
-        counts = "; ".join(f"{listed(names)}: {len(found)}" for found, names in sets.items() if len(found) < MIN_SEEDS)
-        sentence = f"Fewer than {MIN_SEEDS} completed seeds ({counts}): intervals are wide, and one seed has none."
-        return Finding("seeds", "note", sentence, run_labels(run for run in runs if run.name in few))
+    sets = by_value([name for name in seeds if seeds[name]], seeds.get)
     if len(sets) > 1:
         text = "; ".join(f"{listed(names)}: {', '.join(map(str, found))}" for found, names in sets.items())
-        return Finding(
-            "seeds", "note", f"Seeds differ ({text}): differences are taken over shared seeds.", run_labels(runs)
+        sentence = f"Seeds differ ({text}): differences are taken over shared seeds, and those that one side lacks may "
+        return Finding("seeds", "violation", f"{sentence}have been dropped for what they showed.", run_labels(runs))
+    if few:
+        counts = "; ".join(
+            f"{listed(names)}: {len(found)}"
+            for found, names in by_value(seeds, seeds.get).items()
+            if len(found) < MIN_SEEDS
         )
+        sentence = f"Fewer than {MIN_SEEDS} completed seeds ({counts}): intervals are wide, and one seed has none."
+        return Finding("seeds", "note", sentence, run_labels(run for run in runs if run.name in few))
     return Finding("seeds", "ok", f"Same {len(next(iter(sets)))} seeds for every architecture.", run_labels(runs))
 
 
@@ -124,6 +135,26 @@ def _alike(runs: Sequence[RunRecord]) -> Finding | None:
                     return Finding(
                         "seeds", "violation", sentence, run_labels(same_runs), {"shared": what, "seeds": seeds}
                     )
+    return _copied(runs)
+
+
+def _copied(runs: Sequence[RunRecord]) -> Finding | None:
+    """A result that two names share on some of their seeds and not on the others: a run cannot do that."""
+    losses = {
+        name: {run.seed: run.numbers["final_val_loss"] for run in group if run.completed}
+        for name, group in by_name(runs).items()
+    }
+    for first, second in combinations(losses, 2):
+        shared = losses[first].keys() & losses[second].keys()
+        same_result = sorted(
+            seed for seed in shared if losses[first][seed] == losses[second][seed] and seed is not None
+        )
+        if same_result and len(same_result) < len(shared):
+            seeds = ", ".join(map(str, same_result))
+            sentence = (
+                f"{first} and {second} have the same result under seed {seeds} and not under others: one is a copy."
+            )
+            return Finding("seeds", "violation", sentence, run_labels(runs), {"shared": "result", "seeds": same_result})
     return None
 
 
@@ -131,6 +162,14 @@ def _scored(run: RunRecord) -> tuple[Any, ...]:
     """What of the validation text a run is scored on."""
     options = run.config.get("evaluation") or {}
     return options.get("final_sequences"), options.get("rows", "all"), run.numbers.get("val_tokens")
+
+
+def _scoring(run: RunRecord) -> dict[str, Any]:
+    """How a run is scored but for what `_scored` has: every key of `evaluation` on which a score of text rests."""
+    apart = re.compile(
+        r"evaluation\.(final_sequences|rows|prompt|new_tokens|temperature|top_k|speed.*|lengths|corpora)"
+    )
+    return {key: value for key, value in about("rows", run).items() if not apart.fullmatch(key)}
 
 
 def _rows_text(rows: tuple[Any, ...]) -> str:

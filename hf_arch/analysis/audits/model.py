@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
+from hf_arch.analysis.audits.keys import differing, settings_of
 from hf_arch.analysis.finding import Finding, Severity, not_recorded
 from hf_arch.analysis.question import is_asked
 from hf_arch.analysis.run_names import by_name, by_value, run_labels, run_names
@@ -109,11 +110,9 @@ def check_init(runs: Sequence[RunRecord]) -> Finding:
     overridden = [run for run in runs if run.init_overridden]
     if unknown := [run for run in runs if run.init_overridden is None and run.completed]:
         return not_recorded("initialisation", "init_overridden", unknown)
-    policies = by_value([run for run in runs if run.config], _policy)
-    if len(policies) > 1:
-        text = "; ".join(f"{policy or 'the default'}: {run_names(group)}" for policy, group in policies.items())
+    if found := differing(settings_of("initialisation", runs)):
         severity: Severity = "note" if is_asked("initialisation", runs) else "violation"
-        return Finding("initialisation", severity, f"Initialisation policies differ: {text}.", run_labels(runs))
+        return Finding("initialisation", severity, f"Initialisation differs: {found}.", run_labels(runs))
     if not overridden:
         rules = by_value(runs, lambda run: str(run.components.get("init", "its own")))
         text = "; ".join(f"{rule}: {run_names(group)}" for rule, group in rules.items())
@@ -125,23 +124,14 @@ def check_init(runs: Sequence[RunRecord]) -> Finding:
     return Finding("initialisation", "note" if fair else "violation", sentence, run_labels(overridden))
 
 
-def _policy(run: RunRecord) -> str | None:
-    """`model.init` of the recipe, in words."""
-    found = (run.config.get("model") or {}).get("init")
-    if not isinstance(found, dict):
-        return found
-    options = ", ".join(f"{key} {value}" for key, value in found.items() if key != "type")
-    return f"{found.get('type')} ({options})" if options else str(found.get("type"))
-
-
 def check_dropout(runs: Sequence[RunRecord]) -> Finding | None:
     """The same dropout: architectures have different defaults, and on a small corpus these decide."""
     rates = by_value([run for run in runs if "dropout" in run.components], lambda run: str(run.components["dropout"]))
-    if not rates:
-        return None
-    if len(rates) == 1:
-        return Finding("dropout", "ok", f"Same dropout: {next(iter(rates))}.", run_labels(runs))
-    text = "; ".join(f"{rate}: {run_names(group)}" for rate, group in rates.items())
+    text = differing(settings_of("dropout", runs))
+    if len(rates) > 1:
+        text = "; ".join(f"{rate}: {run_names(group)}" for rate, group in rates.items())
+    if not text:
+        return Finding("dropout", "ok", f"Same dropout: {next(iter(rates))}.", run_labels(runs)) if rates else None
     severity: Severity = "note" if is_asked("dropout", runs) else "violation"
     return Finding("dropout", severity, f"Dropout differs: {text}.", run_labels(runs))
 
@@ -150,10 +140,13 @@ def check_tying(runs: Sequence[RunRecord]) -> Finding | None:
     """Head and embedding tied on all sides or on none."""
     known = [run for run in runs if isinstance(run.experiment.get("config"), dict)]
     tied = by_value(known, lambda run: bool(run.experiment["config"].get("tie_word_embeddings")))
-    if len(tied) < 2:
+    found = differing(settings_of("tying", [run for run in runs if run not in known]))
+    if len(tied) < 2 and not found:
         return Finding("tying", "ok", "Same tying of head and embedding.", run_labels(known)) if known else None
     severity: Severity = "note" if is_asked("tying", runs) else "violation"
-    sentence = f"Head tied to the embedding in {run_names(tied[True])}; not in {run_names(tied[False])}."
+    sentence = f"Tying of head and embedding differs: {found}."
+    if len(tied) > 1:
+        sentence = f"Head tied to the embedding in {run_names(tied[True])}; not in {run_names(tied[False])}."
     return Finding("tying", severity, sentence, run_labels(known))
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_arch.analysis.finding import Finding, not_recorded
+from hf_arch.analysis.finding import Finding, Severity, not_recorded
 from hf_arch.analysis.run_names import by_value, distinct, run_count, run_labels, run_names
 from hf_arch.numerics import numerics_version
 from hf_arch.runs.record import RunRecord
+
+SPEED_ONLY = r"environment\.(threads|processes|per_device_\w+|gradient_accumulation_steps|platform|python)"
+"""Changes of a resumed run that move the last digits of its loss alone."""
 
 
 def check_finished(runs: Sequence[RunRecord]) -> Finding:
@@ -28,16 +32,44 @@ def check_finished(runs: Sequence[RunRecord]) -> Finding:
     )
 
 
+def check_dropped(runs: Sequence[RunRecord]) -> Finding | None:
+    """Seeds that were begun at the rate which counts and have no number: what is left may be the better part."""
+    dropped = []
+    for group in by_value(runs, lambda run: run.name).values():
+        counted = by_value([run for run in group if run.completed], lambda run: run.learning_rate)
+        rate = max(counted, key=lambda rate: len(counted[rate]), default=None)
+        known = {run.seed for run in counted.get(rate, ())}
+        dropped += [run for run in group if run.learning_rate == rate and run.seed not in known]
+    if not dropped:
+        return None
+    sentence = f"Runs that did not complete are left out, and the rest may be the better part: {_labels(dropped)}."
+    return Finding("dropped runs", "violation", sentence, run_labels(dropped))
+
+
+def check_changes(runs: Sequence[RunRecord]) -> Finding | None:
+    """What was changed when a run was resumed or extended: the same for every run, or a reason for a difference."""
+    changed = {run: _changes(run) for run in runs if run.completed}
+    kinds = by_value(changed, lambda run: changed[run])
+    if not any(kinds):
+        return None
+    text = "; ".join(f"{', '.join(what) or 'nothing'}: {run_names(group)}" for what, group in kinds.items())
+    severity: Severity = "violation" if len(kinds) > 1 else "note"
+    return Finding("resumed", severity, f"Changed when runs were resumed or extended: {text}.", run_labels(changed))
+
+
 def check_finite(runs: Sequence[RunRecord]) -> Finding | None:
     """Losses or gradients that were NaN or infinite somewhere on the way (such steps are skipped), whatever the end."""
     spoiled = {
-        run: step
+        run: f"first at step {step}"
         for run in runs
         if (step := next((row.get("step") for row in run.metrics if _is_not_finite(row)), None)) is not None
     }
+    for run in runs:
+        if run not in spoiled and (skipped := run.numbers.get("skipped_steps")):
+            spoiled[run] = f"{int(skipped)} steps skipped"
     if not spoiled:
         return None
-    where = "; ".join(f"{run.label} first at step {step}" for run, step in spoiled.items())
+    where = "; ".join(f"{run.label} {words}" for run, words in spoiled.items())
     return Finding(
         "finite",
         "violation",
@@ -54,7 +86,9 @@ def check_duplicates(runs: Sequence[RunRecord]) -> Finding | None:
         return None
     text = "; ".join(f"{group[0].label}: {', '.join(run.path.name for run in group)}" for group in repeated)
     sentence = f"Several runs of one name, learning rate and seed; the newest of each counts ({text})."
-    return Finding("duplicates", "violation", sentence, run_labels(run for group in repeated for run in group))
+    differ = any(len({run.numbers["final_val_loss"] for run in group}) > 1 for group in repeated)
+    severity: Severity = "violation" if differ else "note"
+    return Finding("duplicates", severity, sentence, run_labels(run for group in repeated for run in group))
 
 
 def check_versions(runs: Sequence[RunRecord]) -> Finding:
@@ -142,6 +176,20 @@ def _reason(run: RunRecord) -> str:
 def _is_not_finite(row: dict[str, Any]) -> bool:
     spoiled = any(isinstance(row.get(key), float) and not math.isfinite(row[key]) for key in ("loss", "val_loss"))
     return spoiled or row.get("event") == "skipped step"
+
+
+def _labels(runs: Sequence[RunRecord]) -> str:
+    return ", ".join(distinct(run.label for run in runs))
+
+
+def _changes(run: RunRecord) -> tuple[str, ...]:
+    """What of the changes of a run can move its loss: not how many processes or threads computed it."""
+    changes = [change for change in run.changes or () if isinstance(change, Mapping)]
+    return tuple(
+        f"{change.get('key')} from {change.get('begun')} to {change.get('now')} at step {change.get('step')}"
+        for change in changes
+        if not re.fullmatch(SPEED_ONLY, str(change.get("key")))
+    )
 
 
 def _own_version(run: RunRecord) -> dict[str, Any]:

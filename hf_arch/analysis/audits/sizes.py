@@ -13,6 +13,8 @@ from hf_arch.runs.limits import FLOPS_RATIO
 from hf_arch.runs.record import NUMBERS, RunRecord
 
 PARAMETER_TOLERANCE = 0.01
+MOST_TOLERATED = 0.05
+"""Of the parameters: a recipe may allow more, and a claim is confounded all the same."""
 # number: (check, what it is in words, ratio that is worth a note, ratio that is another reason for a difference)
 RATIOS = {
     "flops_per_token": ("flops", "Training FLOPs per token", 1.1, FLOPS_RATIO),
@@ -38,7 +40,7 @@ def check_parameters(runs: Sequence[RunRecord]) -> Finding:
         f"Parameters differ by {_excess(mismatch)} (limit 1 %): {small} has {int(least):,}, {large} has {int(most):,}"
     )
     declared = max((finite(_match(run).get("tolerance")) or 0.0 for run in runs), default=0.0)
-    if mismatch <= declared and all(_match(run).get("by") == "parameters" for run in runs):
+    if mismatch <= min(declared, MOST_TOLERATED) and all(_match(run).get("by") == "parameters" for run in runs):
         return Finding("parameters", "note", f"{sentence}; the recipe allows {declared:.0%}.", run_labels(runs))
     for by, what in (("flops", "FLOPs per token"), ("state", "bytes of state")):
         if all(_match(run).get("by") == by for run in runs):
@@ -61,6 +63,9 @@ def check_matched_size(runs: Sequence[RunRecord]) -> Finding | None:
     tolerance = finite(match.get("tolerance")) or PARAMETER_TOLERANCE
     mismatch = max(sizes.values()) / min(sizes.values()) - 1
     severity: Severity = "ok" if mismatch <= tolerance else "violation"
+    _, _, worth_a_note, another_reason = RATIOS[key]
+    if severity == "ok" and mismatch + 1 > worth_a_note:
+        severity = "note" if mismatch + 1 < another_reason else "violation"
     sentence = f"{what} differ by {mismatch:.2%} (declared limit {tolerance:.0%})."
     return Finding(match["by"], severity, sentence, run_labels(runs))
 
@@ -100,7 +105,7 @@ def _ratio(runs: Sequence[RunRecord], key: str) -> Finding | None:
     if ratio <= worth_a_note:
         return Finding(check, "ok", f"{what} within a factor of {ratio:.3g}.", run_labels(runs), values)
     sentence = f"{what} differ by a factor of {ratio:.3g}: {small} has {show(least)}, {large} {show(most)}"
-    if ratio > another_reason and not is_asked(check, runs):
+    if ratio >= another_reason and not is_asked(check, runs):
         return Finding(check, "violation", f"{sentence}.", run_labels(runs), values)
     why = f"; the recipe matches {by}" if (by := _match(runs[0]).get("by")) else ""
     return Finding(check, "note", f"{sentence}{why}.", run_labels(runs), values)

@@ -35,7 +35,7 @@ def register_claims(recipe: Recipe, names: Sequence[str], results_dir: Path) -> 
     with lease:
         most = experiment.seeds.most if isinstance(experiment.seeds, AutoSeeds) else None
         seeds = experiment.first_seeds
-        entries = register(results_dir, experiment.name, experiment.hypothesis, names, seeds, most)
+        entries = register(results_dir, experiment.name, experiment.hypothesis, names, seeds, most, experiment.metric)
     for made in claims_made_by(entries):
         registration = made.registration
         if registration.status == "added later" or registration.removed is not None:

@@ -55,7 +55,7 @@ def confounds(first: ModelFacts, second: ModelFacts) -> list[str]:
     found = []
     if first.convolved != second.convolved:
         found.append(CONVOLUTION)
-    if max(first.flops, second.flops) > FLOPS_RATIO * min(first.flops, second.flops):
+    if max(first.flops, second.flops) >= FLOPS_RATIO * min(first.flops, second.flops):
         found.append(FLOPS)
     if largest_gap(first.branches, second.branches) > BRANCH_RATIO:
         found.append(BRANCHES)

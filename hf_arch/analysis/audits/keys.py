@@ -1,0 +1,31 @@
+"""Which keys of their recipes runs differ in, of those that a check is about."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hf_arch.analysis.question import ABOUT, flat_config
+from hf_arch.analysis.run_names import by_value, run_names
+from hf_arch.runs.record import RunRecord
+
+
+def about(check: str, run: RunRecord) -> dict[str, Any]:
+    """{dotted key: value} of what the recipe of a run gives of the keys that `check` is about."""
+    return {key: value for key, value in flat_config(run).items() if re.fullmatch(ABOUT[check], key)}
+
+
+def settings_of(check: str, runs: Sequence[RunRecord]) -> dict[RunRecord, dict[str, Any]]:
+    """`about` of every run whose recipe is known."""
+    return {run: about(check, run) for run in runs if run.config}
+
+
+def differing(settings: Mapping[RunRecord, Mapping[str, Any]]) -> str:
+    """The keys in which runs differ with their values, in words; empty where there are none."""
+    found = []
+    for key in sorted({key for flat in settings.values() for key in flat}):
+        values = by_value(settings, lambda run, key=key: repr(settings[run].get(key)))  # type: ignore[misc]
+        if len(values) > 1:
+            found.append(f"{key} ({'; '.join(f'{value}: {run_names(group)}' for value, group in values.items())})")
+    return ", ".join(found)
