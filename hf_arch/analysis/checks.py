@@ -26,6 +26,7 @@ CONFOUNDING = (
     "still learning",
     "schedule",
     "optimiser",
+    "clipping",
     "precision",
     "kernels",
     "code",
@@ -40,7 +41,7 @@ CONFOUNDING = (
     "resumed",
     "metric",
 )
-OTHERS = ("finished", "device", "utilisation")
+OTHERS = ("finished", "device", "utilisation", "speed")
 ON_SPEED = ("device",)
 """Which of the others confound a claim about a speed or about memory."""
 SPEEDS = (

@@ -164,6 +164,11 @@ def a_step_was_lost(root: Path) -> None:
         file.write(json.dumps({"step": 40, "event": "skipped step", "step_loss": "inf"}) + "\n")
 
 
+def clipped(root: Path) -> None:
+    for path in root.glob("gla_*/metrics.jsonl"):
+        path.write_text(path.read_text().replace('"grad_norm": 0.8', '"grad_norm": 3.1'))
+
+
 FOLDERS: list[tuple[str, Callable[[Path], None]]] = [
     ("dropped runs", diverged),
     ("dropped runs", without_a_number),
@@ -173,6 +178,7 @@ FOLDERS: list[tuple[str, Callable[[Path], None]]] = [
     ("seeds", copied_between_sides),
     ("order", paired_wrongly),
     ("finite", a_step_was_lost),
+    ("clipping", clipped),
 ]
 
 
@@ -228,6 +234,16 @@ def test_an_equivalence_wider_than_the_difference_says_what_it_covers(tmp_path: 
     rename_claim(tmp_path, "gla within 0.5 of llama")
     [verdict] = compare_runs(tmp_path).verdicts
     assert verdict.outcome == "supported" and "and yet better by 0.0978" in verdict.evidence
+
+
+def test_ten_times_the_seconds_are_said(tmp_path: Path) -> None:
+    """A claim at equal tokens stands, and the audit and the axis of seconds say what it cost."""
+    comparison, verdict = judged(tmp_path, results(train_tokens_per_second=520.0), {})
+    assert verdict.outcome == "supported"
+    said = next(finding for finding in comparison.findings if finding.check == "speed")
+    assert said.severity == "note" and "differ by a factor of 10" in said.sentence
+    [budgets] = comparison.budgets
+    assert "on equal seconds" in budgets.words
 
 
 def test_optimisers_at_one_untuned_rate_are_confounded(tmp_path: Path) -> None:

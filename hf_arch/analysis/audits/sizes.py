@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ RATIOS = {
     "flops_per_token": ("flops", "Training FLOPs per token", 1.1, FLOPS_RATIO),
     "state_bytes": ("state", "Bytes of state", 2.0, 10.0),
     "params_body": ("non-embedding parameters", "Parameters outside the embeddings", 1.1, 2.0),
+    "train_tokens_per_second": ("speed", "Tokens a second in training", 2.0, math.inf),
     "params_active": ("active parameters", "Parameters that a token passes through", 1.1, 2.0),
 }
 
@@ -78,6 +80,11 @@ def check_flops(runs: Sequence[RunRecord]) -> Finding | None:
 def check_state(runs: Sequence[RunRecord]) -> Finding | None:
     """Bytes of cache or state, where the recipe matches by something else."""
     return _ratio(runs, "state_bytes")
+
+
+def check_speed(runs: Sequence[RunRecord]) -> Finding | None:
+    """Seconds are an axis of their own: at equal tokens one side may have had many times as many."""
+    return _ratio(runs, "train_tokens_per_second")
 
 
 def check_body(runs: Sequence[RunRecord]) -> Finding | None:

@@ -31,6 +31,8 @@ LAST = 0.25
 TENTH = 0.1
 DECAYED = 0.5
 """Of the highest rate: a schedule that ends above it has not decayed."""
+CLIPPED, UNCLIPPED = 0.5, 0.05
+"""Shares of the logged steps: clipping that acts on one side and not on the other."""
 GROUPS_APART = 0.1
 """How much more of all parameters may decay on one side than on the other."""
 
@@ -134,6 +136,21 @@ def check_optimiser(runs: Sequence[RunRecord]) -> Finding | None:
     return Finding("optimiser", "ok", "Same optimiser and groups.", run_labels(runs), shares) if settings else None
 
 
+def check_clipping(runs: Sequence[RunRecord]) -> Finding | None:
+    """One limit on the norm of gradients may hold one side back in most of its steps and the other in none."""
+    shares = {
+        name: fmean(found)
+        for name, group in by_name(runs).items()
+        if (found := [share for run in group if run.completed and (share := _clipped(run)) is not None])
+    }
+    if not shares or max(shares.values()) < CLIPPED or min(shares.values()) > UNCLIPPED:
+        return None
+    text = "; ".join(f"{share:.0%} of {name}" for name, share in shares.items())
+    severity: Severity = "note" if is_asked("optimiser", runs) else "violation"
+    sentence = f"Gradients are clipped on one side: in {text} (of the logged steps)."
+    return Finding("clipping", severity, sentence, run_labels(runs), shares)
+
+
 def check_precision(runs: Sequence[RunRecord]) -> Finding | None:
     """The same precision."""
     kinds = by_value([run for run in runs if run.completed], lambda run: run.precision)
@@ -196,6 +213,14 @@ def check_one_change(runs: Sequence[RunRecord]) -> Finding | None:
 
 def _tuned(runs: Sequence[RunRecord]) -> bool:
     return len({run.learning_rate for run in runs}) > 1
+
+
+def _clipped(run: RunRecord) -> float | None:
+    """The share of the logged steps whose gradient was longer than `max_grad_norm`; None where that was not logged, or
+    is off."""
+    limit = (run.config.get("training") or {}).get("max_grad_norm", 1.0)
+    norms = [row["grad_norm"] for row in run.metrics if isinstance(row.get("grad_norm"), (int, float))]
+    return sum(norm > limit for norm in norms) / len(norms) if norms and limit else None
 
 
 def _end_of_rate(run: RunRecord) -> float | None:
