@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from hf_arch.analysis.audits import data, model, rates, results, sizes, training
+from hf_arch.analysis.audits import data, model, rates, results, sizes, spread, training
 from hf_arch.analysis.checks import confounds
 from hf_arch.analysis.finding import SEVERITIES, Finding
 from hf_arch.runs.record import RunRecord
@@ -54,6 +54,7 @@ CHECKS: tuple[Check, ...] = (
     training.check_one_change,
     training.check_settings,
     data.check_seeds,
+    spread.check_spread,
     results.check_duplicates,
     results.check_versions,
     results.check_code,

@@ -41,7 +41,7 @@ CONFOUNDING = (
     "resumed",
     "metric",
 )
-OTHERS = ("finished", "device", "utilisation", "speed")
+OTHERS = ("finished", "device", "utilisation", "speed", "spread")
 ON_SPEED = ("device",)
 """Which of the others confound a claim about a speed or about memory."""
 SPEEDS = (

@@ -47,6 +47,8 @@ class RunRecord:
     architecture: str = "unknown"
     architecture_name: str = "unknown"
     seed: int | None = None
+    data_seed: int | None = None
+    """Of the order of the data; `seed` where the recipe gives none, which is then of the first weights alone."""
     learning_rate: float | None = None
 
     params_total: float | None = measured(
@@ -171,7 +173,7 @@ class RunRecord:
         values: dict[str, Any] = {
             key: value for key, value in results.items() if key in RESULT_KEYS and value is not None
         }
-        for key in ("seed", "learning_rate", *NUMBERS):
+        for key in ("seed", "data_seed", "learning_rate", *NUMBERS):
             value = values.get(key)
             if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
                 raise ConfigError(f"{file}: {key}: expected a number or null, found {value!r}")
@@ -182,6 +184,7 @@ class RunRecord:
         written = results.get("name") or facts.get("name") or _section(config, "experiment").get("name")
         architecture = str(results.get("architecture") or model.get("architecture") or "unknown")
         seed = finite(_first(results.get("seed"), config.get("seed"), training.get("seed")))
+        data_seed = finite(_first(results.get("data_seed"), training.get("data_seed"), seed))
         values |= {
             "path": folder,
             "name": group_name(str(written or re.sub(r"_[0-9a-f]{6,}$", "", folder.name))),
@@ -189,6 +192,7 @@ class RunRecord:
             "architecture": architecture,
             "architecture_name": str(results.get("architecture_name") or architecture),
             "seed": None if seed is None else int(seed),
+            "data_seed": None if data_seed is None else int(data_seed),
             "learning_rate": finite(_first(results.get("learning_rate"), training.get("learning_rate"))),
             "hypothesis": str(
                 results.get("hypothesis") or _section(config, "experiment").get("hypothesis") or ""

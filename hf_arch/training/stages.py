@@ -272,6 +272,7 @@ class Stages:
             "components": self.report["components"],
             "hypothesis": self.recipe.experiment.hypothesis,
             "seed": self.args.seed,
+            "data_seed": self.args.seed if self.args.data_seed is None else self.args.data_seed,
             "learning_rate": self.args.learning_rate,
             "precision": self.precision.name,
             "precision_measured": self.precision.measured,
