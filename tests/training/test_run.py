@@ -103,6 +103,18 @@ def test_fingerprints_follow_the_seed_and_nothing_else(finished: Path, text: Pat
     assert other["order_fingerprint"] != first["order_fingerprint"]
 
 
+def test_weights_and_order_have_a_seed_each(text: Path, tmp_path: Path) -> None:
+    """Either can be changed alone, both are recorded, and a resumed run has to have the same two."""
+    first = train(recipe(text, training={"max_steps": 3}), tmp_path / "first")
+    order = train(recipe(text, training={"max_steps": 1, "data_seed": 4}), tmp_path / "order")
+    weights = train(recipe(text, training={"max_steps": 1, "seed": 4, "data_seed": 3}), tmp_path / "weights")
+    assert [(run["seed"], run["data_seed"]) for run in (first, order, weights)] == [(3, 3), (3, 4), (4, 3)]
+    assert first["init_fingerprint"] == order["init_fingerprint"] != weights["init_fingerprint"]
+    assert first["order_fingerprint"] == weights["order_fingerprint"] != order["order_fingerprint"]
+    with pytest.raises(ConfigError, match="data_seed"):
+        train(recipe(text, training={"max_steps": 3, "data_seed": 4}), tmp_path / "first", resume=True)
+
+
 def test_what_the_set_wrote_about_itself_stays(text: Path, tmp_path: Path) -> None:
     facts = {"baseline": "gpt2", "match": {"by": "flops", "tolerance": 0.01, "reference": "gpt2"}}
     (tmp_path / "experiment_config.json").write_text(json.dumps({"run": facts}))
