@@ -185,12 +185,15 @@ class Ladder:
                 f"decision accuracy of {quantity(entry['size'])} parameters: {entry['agree']:.0f} of "
                 f"{entry['pairs']:.0f} rankings of a pair are those of the largest size and budget"
             )
+        together: dict[tuple[float, str, str], list[ExchangeRate]] = {}
         for size, rate in self.rates:
-            what = f"at {quantity(size)} parameters {rate.first}"
-            if rate.ratio is not None:
-                found.append(f"{what} reaches the loss of {rate.second} with {rate.share}")
+            together.setdefault((size, rate.first, rate.second), []).append(rate)
+        for (size, first, second), rates in together.items():
+            what = f"at {quantity(size)} parameters {first}"
+            if shares := [rate.share for rate in rates if rate.ratio is not None]:
+                found.append(f"{what} reaches the loss of {second} with {', '.join(shares)}")
             else:
-                found.append(f"{what} against {rate.second}: no exchange rate: {rate.reason}")
+                found.append(f"{what} against {second}: no exchange rate: {rates[0].reason}")
         return [*found, *(entry.words for entry in self.multipliers)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -270,7 +273,7 @@ def _decision_accuracy(rungs: Sequence[Rungs]) -> list[dict[str, float]]:
 
 
 def _rates(one: Rungs, other: Rungs) -> list[tuple[float, ExchangeRate]]:
-    """The exchange rate of tokens at each size that both have, read from losses that have all decayed."""
+    """The exchange rates on all axes at each size that both have, read from losses that have all decayed."""
     found = []
     for size in sorted({rung(group)[0] for group in one.groups} & {rung(group)[0] for group in other.groups}):
         sides = [[group for group in side.groups if rung(group)[0] == size] for side in (one, other)]
@@ -281,14 +284,23 @@ def _rates(one: Rungs, other: Rungs) -> list[tuple[float, ExchangeRate]]:
             rates = [ExchangeRate(one.base, other.base, "tokens", reason="they share no seed")]
         else:
             rates = exchange_rates(one.base, other.base, *(_curves(side, seeds, one.metric) for side in sides))
-        found += [(size, rate) for rate in rates if rate.axis == "tokens"]
+        found += [(size, rate) for rate in rates]
     return found
 
 
 def _curves(groups: Sequence[Group], seeds: Sequence[int], metric: str) -> SeedCurves:
     tokens = np.asarray([group.mean("tokens_seen") or 0.0 for group in groups])
     losses = np.asarray([[group.by_seed(metric)[seed] for group in groups] for seed in seeds])
-    return SeedCurves(tokens, losses, None, None)
+    flops = [_of_seed(groups, "flops_per_token", seed) for seed in seeds]
+    speeds = [_of_seed(groups, "train_tokens_per_second", seed) for seed in seeds]
+    seconds = None if None in speeds else 1 / np.asarray(speeds, dtype=np.float64)
+    return SeedCurves(tokens, losses, None if None in flops else np.asarray(flops, dtype=np.float64), seconds)
+
+
+def _of_seed(groups: Sequence[Group], key: str, seed: int) -> float | None:
+    """The mean of a number over the budgets of one size, for one seed; None where a run lacks it, or has 0."""
+    values = [group.by_seed(key).get(seed) for group in groups]
+    return None if not all(values) else float(np.mean([value or 0.0 for value in values]))
 
 
 def _prediction_band(law: LossSurface, rest: Points, target: Points, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

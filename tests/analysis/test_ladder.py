@@ -75,9 +75,12 @@ def test_points_without_curvature_are_refused() -> None:
     assert isinstance(fit_surface(Points(n, d, losses), samples=40), Refused)
 
 
-def write_ladder(root: Path, *, noise: float = 0.001, seeds: int = 3, sizes: Any = SIZES[:4]) -> Comparison:
-    """llama by the law; gla needs half of its tokens and costs the same."""
-    for base, scale in (("llama", 1.0), ("gla", 2.0)):
+def write_ladder(
+    root: Path, *, noise: float = 0.001, seeds: int = 3, sizes: Any = SIZES[:4], cost: float = 1.0
+) -> Comparison:
+    """llama by the law; gla needs half of its tokens, and each of them costs `cost` times the FLOPs and `cost`² times
+    the seconds."""
+    for base, scale, dear in (("llama", 1.0, 1.0), ("gla", 2.0, cost)):
         for size in sizes:
             for times in TIMES[1:]:
                 for seed in range(1, seeds + 1):
@@ -85,7 +88,8 @@ def write_ladder(root: Path, *, noise: float = 0.001, seeds: int = 3, sizes: Any
                     loss = float(law(size, scale * times * size) + noise * rng.standard_normal())
                     name = f"{base}-{size:g}-{times:g}x"
                     ladder = {"base": base, "size": size, "parameters": size, "tokens_per_parameter": times}
-                    results = {"architecture": base, "tokens_seen": times * size, "flops_per_token": 6 * size,
+                    results = {"architecture": base, "tokens_seen": times * size, "flops_per_token": 6 * size * dear,
+                               "train_tokens_per_second": 1e3 / dear**2,
                                "params_total": size + 1e4, "name": name}  # fmt: skip
                     config: dict[str, Any] = {"run": {"ladder": ladder}, "model": {"architecture": base}}
                     write_run(root, name, seed, loss=loss, results=results, config=config,
@@ -131,6 +135,17 @@ def test_the_page_says_law_test_minima_ranking_and_multiplier(tmp_path: Path) ->
     written = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))["ladder"]
     assert written["runs"][0]["law"]["a"] == pytest.approx(ALPHA, abs=0.05)
     assert len(written["runs"][0]["minima"]) == 4 and len(written["multipliers"][0]["ratio"]) == 7
+
+
+def test_rates_are_of_tokens_flops_and_seconds(tmp_path: Path) -> None:
+    """Half the tokens, as many FLOPs, twice the seconds."""
+    ladder = write_ladder(tmp_path, sizes=SIZES[:2], cost=2.0).ladder
+    assert ladder is not None
+    for axis, ratio in (("tokens", 0.5), ("flops", 1.0), ("seconds", 2.0)):
+        found = [rate.ratio for _size, rate in ladder.rates if rate.axis == axis]
+        assert found == pytest.approx([ratio] * 2, rel=0.12)
+    said = [line for line in ladder.lines if "reaches the loss of llama" in line]
+    assert len(said) == 2 and all("of its training FLOPs" in line and "of its seconds" in line for line in said)
 
 
 def test_a_small_ladder_is_refused_everywhere_and_its_losses_are_drawn(tmp_path: Path) -> None:
