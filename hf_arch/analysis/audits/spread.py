@@ -14,8 +14,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hf_arch.analysis.finding import Finding, by_value, run_labels
+from hf_arch.analysis.finding import Finding
 from hf_arch.analysis.question import flat_config
+from hf_arch.analysis.run_names import by_value, run_labels
 from hf_arch.runs.record import RunRecord
 
 LOSS = "final_val_loss"
