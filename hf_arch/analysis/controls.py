@@ -62,7 +62,7 @@ def claimed_pairs(hypothesis: str, runs: Mapping[str, str]) -> list[tuple[str, s
 def controlled_claims(comparison: Comparison) -> list[Controlled]:
     """Every claim of the comparison at every stage of its controls that was trained, in the order of the stages."""
     groups = {group.name: group.reference.architecture for group in comparison.groups}
-    stages = _stages(comparison)
+    stages = sorted(_stages(comparison), key=lambda stage: len(stage["removes"]))
     originals = {name: architecture for name, architecture in groups.items() if name not in _controls(comparison)}
     found = []
     for made in comparison.claims:
