@@ -169,6 +169,16 @@ def test_runs_matched_by_flops_may_differ_in_parameters(tmp_path: Path) -> None:
     assert found["flops"].severity == "ok"
 
 
+def test_a_run_that_has_not_ended_differs_in_nothing_that_only_its_end_tells(tmp_path: Path) -> None:
+    scored = {"val_tokens": 8192, "short_convolution": {"layers": [0]}}
+    for seed in (1, 2, 3):
+        write_run(tmp_path, "gla", seed, results=scored)
+        write_run(tmp_path, "llama", seed, results=scored)
+    (write_run(tmp_path, "llama", 4, results=scored) / "results.json").unlink()
+    found = findings(tmp_path)
+    assert {check for check, finding in found.items() if finding.severity == "violation"} == {"finished"}
+
+
 def test_a_convolution_that_is_switched_off_does_not_count(tmp_path: Path) -> None:
     clean_suite(tmp_path, config={"model": {"mixer": {"type": "gla", "use_short_conv": False, "conv_size": 4}}})
     assert findings(tmp_path)["short convolution"].severity == "ok"

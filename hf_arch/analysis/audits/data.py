@@ -67,7 +67,7 @@ def check_order(runs: Sequence[RunRecord]) -> Finding:
 
 def check_rows(runs: Sequence[RunRecord]) -> Finding | None:
     """The same evaluation rows in the table for every run, and in the curves as in the table."""
-    scored = {run: _scored(run) for run in runs if run.config}
+    scored = {run: _scored(run) for run in runs if run.config and run.completed}
     if found := differing({run: _scoring(run) for run in scored}):
         severity: Severity = "note" if is_asked("rows", runs) else "violation"
         return Finding("rows", severity, f"Scored otherwise: {found}.", run_labels(scored))

@@ -81,7 +81,8 @@ def _layer_ratio(first: Sequence[float | None], second: Sequence[float | None]) 
 
 def check_short_convolution(runs: Sequence[RunRecord]) -> Finding:
     """A short convolution gives any mixer local context: on one side only, it is what is compared, not the mixer."""
-    has = by_value(runs, has_short_convolution)
+    seen = [run for run in runs if run.completed or run.short_convolution is not None]
+    has = by_value(seen or runs, has_short_convolution)
     values = {run.label: run.short_convolution for run in runs if run.short_convolution is not None}
     shares = by_value([run for run in runs if run.short_convolution is not None], _convolved_share)
     if len(has) == 1 and True in has and len(shares) > 1:
