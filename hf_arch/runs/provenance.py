@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 import hf_arch
 from hf_arch.core.plugins import Plugin
 from hf_arch.data import SeededOrder
+from hf_arch.environment import read
 from hf_arch.numerics import NUMERICS_VERSION
 
 PACKAGES = (
@@ -32,6 +33,9 @@ PACKAGES = (
     "flash-linear-attention",
     "flash-attn",
 )
+
+MOVE_NUMBERS = ("HF_ARCH_BACKEND", "HF_ARCH_CPU_FSDP", "HF_ARCH_PRECISION")
+"""Environment variables that move the numbers of a run, recorded where they are set."""
 
 ORDER_SAMPLES = 4096  # an order is a function of seed and size: two that agree on so many samples are one
 
@@ -54,6 +58,7 @@ def provenance(device: torch.device, plugins: Iterable[Plugin] = ()) -> dict[str
     """What is known before a run starts; the run adds its exit reason. `plugins` are those that it uses."""
     return {
         **environment(device),
+        "environment": {name: value for name in MOVE_NUMBERS if (value := read(name)) is not None},
         "plugins": plugin_hashes(plugins),
         "git_commit": git_commit(),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),

@@ -127,7 +127,10 @@ def check_code(runs: Sequence[RunRecord]) -> Finding:
     if len(states) > 1:
         text = "; ".join(f"{str(state)[:10]}: {run_names(group)}" for state, group in states.items())
         return Finding("code", "violation", f"The code of hf_arch changed between runs: {text}.", run_labels(runs))
-    settings = by_value(runs, lambda run: repr(sorted((run.provenance.get("environment") or {}).items())))
+    settings = by_value(
+        [run for run in runs if run.completed],
+        lambda run: repr(sorted((run.provenance.get("environment") or {}).items())),
+    )
     if len(settings) > 1:
         text = "; ".join(f"{value}: {run_names(group)}" for value, group in settings.items())
         return Finding("code", "violation", f"Environment variables differ: {text}.", run_labels(runs))
