@@ -133,6 +133,13 @@ STATIC_LAYER_TYPE_MAPPING.setdefault(RECURRENT, RecurrentStateLayer)
 LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING.setdefault(RECURRENT, create_recurrent_attention_mask)
 
 
+def count_tokens(cache: Cache | None, length: int) -> None:
+    """Tell the recurrent layers of `cache` that a call of `length` tokens has ended."""
+    for layer in () if cache is None else cache.layers:
+        if isinstance(layer, RecurrentStateLayer):
+            layer.advance(length)
+
+
 class LayerState:
     """One layer's window on the model's cache: read the states at the start of a mixer, write them at its end.
 

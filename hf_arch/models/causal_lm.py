@@ -102,9 +102,7 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
         loss: Any = None
 
         def head() -> Tensor:
-            logits = self.lm_head(self._head_input(slice_logits_to_keep(out.last_hidden_state, logits_to_keep)))
-            cap = self.config.final_logit_softcapping
-            return logits if cap is None else torch.tanh(logits / cap) * cap
+            return self._logits(slice_logits_to_keep(out.last_hidden_state, logits_to_keep))
 
         further = [loss.of_logits for loss in self.losses if inputs is not None and isinstance(loss, LogitLoss)]
         of_logits: list[Tensor] = []
@@ -156,6 +154,12 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
         kind = MoeTrainingOutput if late else MoeCausalLMOutputWithPast
         return kind(**fields, aux_loss=aux_loss, router_logits=out.router_logits)
 
+    def _logits(self, hidden_states: Tensor) -> Tensor:
+        """[..., D] after the final norm -> [..., V], scaled and capped."""
+        logits = self.lm_head(self._head_input(hidden_states))
+        cap = self.config.final_logit_softcapping
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
     def _loss_context(
         self, out: Any, inputs: LossInputs, input_ids: Tensor | None, labels: Tensor, chunk: int, kwargs: Any
     ) -> LossContext:
@@ -164,18 +168,13 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
         if input_ids is not None and out.last_hidden_state.shape[1] < labels.shape[1]:
             raise ValueError("labels: they must be those of this call's tokens")
 
-        def logits_of(rows: Tensor) -> Tensor:
-            logits = self.lm_head(self._head_input(rows))
-            cap = self.config.final_logit_softcapping
-            return logits if cap is None else torch.tanh(logits / cap) * cap
-
         return LossContext(
             hidden_states=out.last_hidden_state,
             embed=self.model.embed_tokens,
             input_ids=input_ids,
             targets=shifted_targets(labels, kwargs.get("shift_labels")),
             weights=target_weights(labels, **kwargs),
-            logits=logits_of,
+            logits=self._logits,
             layers=inputs.contexts,
             exits=inputs.exits,
             chunk_size=chunk,

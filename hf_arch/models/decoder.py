@@ -35,7 +35,7 @@ from ..layers.embeddings.base import EmbeddingOutput, value_name
 from ..layers.key_positions import KeyPositions, key_positions
 from ..layers.layout import build_layout, positions_from_mask
 from ..layers.positions import ArchRotaryEmbedding, alibi_slopes
-from ..layers.state import RecurrentStateLayer
+from ..layers.state import count_tokens
 from .arguments import one_cache
 from .block import DecoderLayer
 from .cache_checks import is_paged
@@ -137,7 +137,6 @@ class ArchModel(ArchPreTrainedModel):
                 "gradient checkpointing runs layers twice, which a cache cannot follow; no cache is used"
             )
             use_cache, past_key_values = False, None
-        length = inputs_embeds.shape[1]
         inputs = read_inputs(self, inputs_embeds, attention_mask, position_ids, past_key_values, use_cache, {**kwargs})
         (attention_mask, segment_ids, position_ids), past_key_values, past, given = inputs
         position_ids = self._positions(position_ids, attention_mask, past, inputs_embeds)
@@ -149,16 +148,7 @@ class ArchModel(ArchPreTrainedModel):
         layout = build_layout(padding, segment_ids, has_state=padding is not None and bool(past > 0))
         rotary = [embedding(inputs_embeds, position_ids) for embedding in self.rotary_embs]
         biases = self._position_biases(inputs_embeds, attention_mask, past_key_values, masks)
-
-        parametrization, its_options = self.config.parametrization_spec
-        multiplier = self.config.embedding_multiplier * parametrization.input(self.config, its_options)
-        hidden_states = inputs_embeds if multiplier == 1 else inputs_embeds * multiplier
-        embedded_positions = self.position.embed(position_ids, hidden_states.dtype)
-        if embedded_positions is not None:
-            hidden_states = hidden_states + embedded_positions
-        hidden_states = self.embedding_dropout(hidden_states)
-        if self.embedding_norm is not None:
-            hidden_states = self.embedding_norm(hidden_states)
+        hidden_states = self._scaled_embeddings(inputs_embeds, position_ids)
         batch = LayerContext(layout=layout, position_ids=position_ids, cache=past_key_values, attention_kwargs=given)
         hidden_states, published = self._beside_tokens(hidden_states, input_ids, batch)
         state = self.depth("start", self.stream("start", hidden_states))
@@ -167,15 +157,8 @@ class ArchModel(ArchPreTrainedModel):
         shared = [parameters() for parameters in self.shared]
         blocks: Any = self.layers
         for run, index in enumerate(self.plan):
-            layer, rotary_index, shared_index = blocks[index], self._rotary_index[index], self._shared_index[index]
-            context = replace(
-                batch,
-                attention_mask=self._mask_of(index, masks),
-                position_embeddings=None if rotary_index is None else rotary[rotary_index],
-                position_bias=biases[index],
-                keys=self._keys_of(index, masks),
-                execution=run,
-            )
+            layer, shared_index = blocks[index], self._shared_index[index]
+            context = self._context_of(run, batch, masks, rotary, biases)
             if wanted is not None:
                 wanted.contexts[index] = context
             own = None if shared_index is None else shared[shared_index][index]
@@ -190,10 +173,7 @@ class ArchModel(ArchPreTrainedModel):
             published.update(zip(layer.publishes, out.published, strict=True))
             if out.router_logits is not None:
                 router_logits.append(out.router_logits)
-        if past_key_values is not None:
-            for cache_layer in past_key_values.layers:
-                if isinstance(cache_layer, RecurrentStateLayer):
-                    cache_layer.advance(length)
+        count_tokens(past_key_values, inputs_embeds.shape[1])
         fields = {"last_hidden_state": self.norm(self.stream("finish", state)), CACHE_ARGUMENT: past_key_values}
         if wants_router_logits and router_logits:
             return MoeModelOutputWithPast(**fields, router_logits=tuple(router_logits))
@@ -207,6 +187,32 @@ class ArchModel(ArchPreTrainedModel):
         for part in self.embeddings:
             if part.reads_ids:
                 raise ValueError(f"inputs_embeds: {type(part).__name__} looks tokens up by their ids; pass input_ids")
+
+    def _context_of(
+        self, run: int, batch: LayerContext, masks: dict[str, Any], rotary: list[Any], biases: Any
+    ) -> LayerContext:
+        """The context of one run of the plan: that of the batch, with what is made for the kind of its layer."""
+        index = self.plan[run]
+        rotary_index = self._rotary_index[index]
+        return replace(
+            batch,
+            attention_mask=self._mask_of(index, masks),
+            position_embeddings=None if rotary_index is None else rotary[rotary_index],
+            position_bias=biases[index],
+            keys=self._keys_of(index, masks),
+            execution=run,
+        )
+
+    def _scaled_embeddings(self, inputs_embeds: Tensor, position_ids: Tensor) -> Tensor:
+        """The token embeddings [B, T, D] times the config's factors, with embedded positions, dropout and norm."""
+        parametrization, its_options = self.config.parametrization_spec
+        multiplier = self.config.embedding_multiplier * parametrization.input(self.config, its_options)
+        hidden_states = inputs_embeds if multiplier == 1 else inputs_embeds * multiplier
+        embedded_positions = self.position.embed(position_ids, hidden_states.dtype)
+        if embedded_positions is not None:
+            hidden_states = hidden_states + embedded_positions
+        hidden_states = self.embedding_dropout(hidden_states)
+        return hidden_states if self.embedding_norm is None else self.embedding_norm(hidden_states)
 
     def _beside_tokens(
         self, hidden_states: Tensor, ids: Tensor | None, batch: LayerContext
