@@ -15,6 +15,7 @@ from hf_arch.core.registry import EMBEDDINGS
 from tests.suite.models import ARCHITECTURES, close, stirred_model, token_ids
 from tests.suite.test_documents import TOTAL, additive, rows_with_gaps
 
+OUTSIDE = ("model.embed_tokens.weight", "lm_head.weight")
 POSITIONS: list[dict[str, Any]] = [{"position": name} for name in ("learned", "sinusoidal", "alibi", "none")]
 
 
@@ -133,3 +134,35 @@ def test_experts_are_balanced_over_valid_tokens_of_every_run_however_padding_is_
         out = model(ids, labels=labels, use_cache=False, **given)
         close(out.aux_loss, expected.aux_loss)
         close(out.loss, expected.loss)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("case", ["zero embeddings", "zero matrices", "large matrices"])
+def test_gradients_are_finite_at_the_ends_of_the_range(name: str, case: str) -> None:
+    model, ids = stirred_model(name).train(), token_ids(2, 37)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if case == "large matrices" and parameter.dim() > 1 and not key.endswith("_log"):
+                parameter.mul_(20)
+            elif (case == "zero embeddings" and key == "model.embed_tokens.weight") or (
+                case == "zero matrices" and parameter.dim() == 2 and key not in OUTSIDE
+            ):
+                parameter.zero_()
+    loss = model(ids, labels=ids, use_cache=False).loss
+    loss.backward()
+    assert loss.isfinite()
+    assert [
+        key for key, part in model.named_parameters() if part.grad is not None and not part.grad.isfinite().all()
+    ] == []
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["nsa", "moba"])
+def test_among_equal_blocks_every_form_chooses_the_same(name: str) -> None:
+    """Queries of zero find every block equal."""
+    model, ids = stirred_model(name), token_ids(2, 120)
+    for key, parameter in model.named_parameters():
+        if "q_proj" in key or "k_proj" in key:
+            parameter.zero_()
+    whole, cache = model(ids, use_cache=False).logits, DynamicCache(config=model.config)
+    close(torch.cat([model(part, past_key_values=cache).logits for part in ids.split([40, 1, 79], 1)], 1), whole)
