@@ -6,6 +6,7 @@ holds the model to what the tests of this package hold every architecture to. `h
 
 from __future__ import annotations
 
+import copy
 import math
 import tempfile
 from collections.abc import Callable
@@ -123,6 +124,35 @@ def _forward(model: Any, ids: Tensor) -> str:
     if not model(ids, use_cache=False).logits.isfinite().all():
         raise _Violation("logits are not finite")
     return "finite logits"
+
+
+def _seeded(model: Any, ids: Tensor) -> str:
+    first, second = (stirred_model(model.config).state_dict() for _ in range(2))
+    if other := [name for name, value in first.items() if not torch.equal(value, second[name])]:
+        raise _Violation(f"{other[0]} begins with other values under the same seed")
+    return "equal to the bit"
+
+
+@torch.no_grad()
+def _repeats(model: Any, ids: Tensor) -> str:
+    logits = [model(ids, use_cache=False).logits for _ in range(2)]
+    tolerance = 0.0 if ids.device.type == "cpu" else 1e-6  # on a GPU sums by atomic additions have no order
+    return _worst([_compare(logits[1], logits[0], tolerance)])
+
+
+@torch.no_grad()
+def _rows(model: Any, ids: Tensor) -> str:
+    batch = model(ids, use_cache=False).logits
+    return _worst([_compare(model(ids[1:], use_cache=False).logits, batch[1:])])
+
+
+def _training(model: Any, ids: Tensor) -> str:
+    """Without dropout a model in training computes what it does in evaluation."""
+    config = copy.deepcopy(model.config)
+    config.embedding_dropout = config.residual_dropout = config.attention_dropout = 0.0
+    plain = stirred_model(config).to(ids.device, model.dtype)
+    evaluated, trained = (plain.train(on)(ids, use_cache=False).logits.detach() for on in (False, True))
+    return _worst([_compare(trained, evaluated)])
 
 
 @torch.no_grad()
@@ -347,6 +377,10 @@ def _bf16(model: Any, ids: Tensor) -> str:
 Invariant = tuple[Callable[[Any, Tensor], str], str]
 INVARIANTS: dict[str, Invariant] = {
     "forward": (_forward, "a batch without padding, cache or documents does not run; nothing else was checked"),
+    "seeded start": (_seeded, "initial values are not those of the seed; draw them by torch in `init_weights`"),
+    "same twice": (_repeats, "a second call gives another result; something is drawn, or kept outside `state`"),
+    "rows apart": (_rows, "a row changes the others; look for means, norms and sorting over the whole batch"),
+    "training as evaluation": (_training, "`self.training` changes more than dropout; look for statistics of a batch"),
     "causality": (_causality, "a later token changes earlier logits; look for sums or norms over the whole of time"),
     "reference": (_reference, "the mixer's `reference(x)`, [B, T, D] to [B, T, D], computes something else"),
     "chunks with a cache": (_in_parts([20, 14, 1, 6]), "prefill in parts differs; `state` does not keep all of it"),

@@ -27,6 +27,24 @@ FAULTS = {
     "miscounts": ("4 * self.inner", "2 * self.inner", {"cost"}),
     "pays_nothing": ("state_bytes=4 * self.inner", "decode_flops=-1e9, state_bytes=4 * self.inner", {"FLOPs"}),
     "pays_too_much": ("state_bytes=4 * self.inner", "decode_flops=1e9, state_bytes=4 * self.inner", {"FLOPs"}),
+    "unseeded": (
+        "torch.linspace(0.5, 0.99, self.inner)",
+        "torch.tensor([random.random() for _ in range(self.inner)])",
+        {"seeded start"},
+    ),
+    "noisy": ("self.in_proj(x).float()", "self.in_proj(x + 1e-5 * torch.rand_like(x)).float()", {"same twice"}),
+    "remembers": (
+        "        state.write_recurrent(last)",
+        "        self.calls = getattr(self, 'calls', 0) + 1\n"
+        "        averages = averages * self.calls\n        state.write_recurrent(last)",
+        {"same twice"},
+    ),
+    "sees_rows": ("self.in_proj(x).float()", "self.in_proj(x - x.mean(0)).float()", {"rows apart"}),
+    "sees_ahead_in_training": (
+        "self.in_proj(x).float()",
+        "self.in_proj(x + x.mean(1, keepdim=True) * self.training).float()",
+        {"training as evaluation"},
+    ),
     "raises": ("state.write_recurrent(last)", "state.write_recurrent(last, 'no')", {"beam search"}),
 }
 
@@ -37,6 +55,7 @@ def broken(folder: Path, name: str, registered: str | None = None) -> Path:
     source = MIXER.read_text()
     assert source.count(line) == 1
     path = folder / f"{name}.py"
+    source = source.replace("import torch\n", "import random\n\nimport torch\n", 1)
     path.write_text(
         source.replace(line, fault).replace('register("moving_average")', f'register("{registered or name}")')
     )
@@ -49,7 +68,7 @@ def test_a_fault_is_found_under_its_name(name: str, tmp_path: Path) -> None:
     assert checked == name
     failed = {result.name for result in results if not result.passed}
     assert failed >= FAULTS[name][2]
-    assert "save and load" not in failed
+    assert "save and load" not in failed or name == "noisy"  # which no two models agree on
     assert all(result.hint for result in results if not result.passed)
 
 

@@ -69,3 +69,9 @@ def key_blocks(keys: KeyPositions, size: int) -> KeyBlocks:
     complete = own + ((position + 1) % size == 0).long()
     finished = (blocks >= first[..., None]) & (blocks < complete[..., None])
     return KeyBlocks(index, count, own, first, finished)
+
+
+def largest(scores: Tensor, count: int) -> Tensor:
+    """[..., min(count, N)], where the largest of scores [..., N] are. Of equal ones the first, so that the choice does
+    not depend on what lies behind them, as that of `topk` does."""
+    return scores.sort(dim=-1, descending=True, stable=True).indices[..., :count]

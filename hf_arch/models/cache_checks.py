@@ -12,6 +12,7 @@ from transformers.cache_utils import (
     Cache,
     DynamicCache,
     DynamicLayer,
+    DynamicSlidingWindowLayer,
     EncoderDecoderCache,
     LinearAttentionCacheLayerMixin,
     StaticLayer,
@@ -77,6 +78,31 @@ def fitting_cache(cache: Any, config: Any, layer_types: list[str], batch: int, l
             layer.batch_repeat_interleave = partial(_repeat_rows, layer)  # type: ignore[method-assign]
             layer.batch_select_indices = partial(_select_rows, layer)  # type: ignore[method-assign]
     return cache
+
+
+def check_windows(cache: Any, windows: list[int | None], length: int) -> None:
+    """Refuse a cache that forgets what a layer still sees.
+
+    Args:
+        windows: of the model's runs in order, None where all earlier tokens are seen.
+        length: tokens of the call.
+
+    Raises:
+        ValueError: a layer for a smaller window, of another config or of this one changed since the model was made, or
+            static slots that are fewer than the window and the tokens.
+    """
+    for index, (layer, window) in enumerate(zip(cache.layers, windows, strict=False)):
+        if not isinstance(layer, (DynamicSlidingWindowLayer, StaticSlidingWindowLayer)):
+            continue
+        kept = getattr(layer, "sliding_window", None) or layer.max_cache_len
+        if window is not None and kept >= window:
+            continue
+        if isinstance(layer, StaticSlidingWindowLayer) and layer.cumulative_length_int + length <= kept:
+            continue
+        raise ValueError(
+            f"past_key_values: layer {index} keeps the last {kept} tokens, but the model sees "
+            f"{'all' if window is None else window} there; use a cache of the config that the model was made with"
+        )
 
 
 def remember_documents(cache: Any, is_first: bool, starts: Tensor | None, *, goes_on: bool) -> None:

@@ -10,7 +10,7 @@ from transformers.cache_utils import DynamicCache
 
 from ..layers.compat import attention_implementation
 from ..layers.documents import ARGUMENTS, Call, Documents, flash_arguments, read_documents
-from .cache_checks import fitting_cache, is_paged, remember_documents
+from .cache_checks import check_windows, fitting_cache, is_paged, remember_documents
 from .keywords import check_keywords
 from .serving import check_continuous_batching
 
@@ -41,8 +41,9 @@ def read_inputs(
         return Inputs(Documents(attention_mask, None, position_ids), cache, 0, kwargs)
     if use_cache and cache is None:
         cache = DynamicCache(config=config)
-    else:
-        cache = fitting_cache(cache, config, layer_types, batch, length)
+    cache = fitting_cache(cache, config, layer_types, batch, length)
+    if cache is not None:
+        check_windows(cache, [model._windows[layer] for layer in model.plan], length)
     past = 0 if cache is None else cache.get_seq_length()
     if isinstance(past, Tensor) and length > 1 and not torch.compiler.is_compiling():
         past = int(past)

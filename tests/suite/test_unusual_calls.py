@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
+import hf_arch
 from hf_arch.core.registry import EMBEDDINGS
 from tests.suite.models import ARCHITECTURES, close, stirred_model, token_ids
 from tests.suite.test_documents import TOTAL, additive, rows_with_gaps
 
+OUTSIDE = ("model.embed_tokens.weight", "lm_head.weight")
 POSITIONS: list[dict[str, Any]] = [{"position": name} for name in ("learned", "sinusoidal", "alibi", "none")]
 
 
@@ -133,3 +135,81 @@ def test_experts_are_balanced_over_valid_tokens_of_every_run_however_padding_is_
         out = model(ids, labels=labels, use_cache=False, **given)
         close(out.aux_loss, expected.aux_loss)
         close(out.loss, expected.loss)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("case", ["zero embeddings", "zero matrices", "large matrices"])
+def test_gradients_are_finite_at_the_ends_of_the_range(name: str, case: str) -> None:
+    model, ids = stirred_model(name).train(), token_ids(2, 37)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if case == "large matrices" and parameter.dim() > 1 and not key.endswith("_log"):
+                parameter.mul_(20)
+            elif (case == "zero embeddings" and key == "model.embed_tokens.weight") or (
+                case == "zero matrices" and parameter.dim() == 2 and key not in OUTSIDE
+            ):
+                parameter.zero_()
+    loss = model(ids, labels=ids, use_cache=False).loss
+    loss.backward()
+    assert loss.isfinite()
+    assert [
+        key for key, part in model.named_parameters() if part.grad is not None and not part.grad.isfinite().all()
+    ] == []
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["nsa", "moba"])
+def test_among_equal_blocks_every_form_chooses_the_same(name: str) -> None:
+    """Queries of zero find every block equal."""
+    model, ids = stirred_model(name), token_ids(2, 120)
+    for key, parameter in model.named_parameters():
+        if "q_proj" in key or "k_proj" in key:
+            parameter.zero_()
+    whole, cache = model(ids, use_cache=False).logits, DynamicCache(config=model.config)
+    close(torch.cat([model(part, past_key_values=cache).logits for part in ids.split([40, 1, 79], 1)], 1), whole)
+
+
+ATTENDS_TO_ALL: dict[str, Any] = {"mixer": ["gla", "attention"], "num_hidden_layers": 2}
+SEES_FOUR: dict[str, Any] = {**ATTENDS_TO_ALL, "mixer": ["gla", {"type": "attention", "window": 4}]}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
+@pytest.mark.parametrize(
+    ("name", "own", "other"),
+    [
+        ("llama", {}, {"sliding_window": 4}),
+        ("llama", {"sliding_window": 6}, {"sliding_window": 4}),
+        ("mixed", ATTENDS_TO_ALL, SEES_FOUR),
+    ],
+)
+def test_a_cache_that_forgets_what_the_model_sees_is_refused(name: str, own: Any, other: Any, static: bool) -> None:
+    model, ids = stirred_model(name, **own), token_ids(2, TOTAL)
+
+    def fed(cache: Any) -> Tensor:
+        return torch.cat([model(part, past_key_values=cache).logits for part in ids.split([9, 1, 10, 1], 1)], 1)
+
+    configs = [hf_arch.tiny_config(name, **each) for each in (own, other)]
+    mine, smaller = (
+        StaticCache(each, max_cache_len=TOTAL) if static else DynamicCache(config=each) for each in configs
+    )
+    close(fed(mine), model(ids, use_cache=False).logits)
+    with pytest.raises(ValueError, match=r"past_key_values: layer \d keeps the last 4 tokens"):
+        fed(smaller)
+
+
+@torch.no_grad()
+def test_a_window_that_is_set_after_the_model_was_made_is_refused_with_a_cache() -> None:
+    model, ids = stirred_model("llama"), token_ids(2, TOTAL)
+    model.config.sliding_window = 4
+    with pytest.raises(ValueError, match="the config that the model was made with"):
+        model.generate(ids, max_new_tokens=2)
+
+
+@torch.no_grad()
+def test_static_slots_fewer_than_the_window_are_refused_once_they_are_full() -> None:
+    model, ids = stirred_model("llama", sliding_window=16), token_ids(2, TOTAL)
+    cache = StaticCache(model.config, max_cache_len=10)
+    close(model(ids[:, :10], past_key_values=cache).logits, model(ids[:, :10], use_cache=False).logits)
+    with pytest.raises(ValueError, match="keeps the last 10 tokens"):
+        model(ids[:, 10:11], past_key_values=cache)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...core.errors import ConfigError
 from ...core.options import options
 from ...core.registry import MIXERS
-from ..key_blocks import key_blocks
+from ..key_blocks import key_blocks, largest
 from ..norms import ArchRMSNorm
 from .attention_heads import AttentionCall, HeadsOptions, config_rotates
 from .base import MixerCost
@@ -74,7 +74,7 @@ class BlockMixtureAttention(PairwiseAttention):
         past = blocks.finished[:, None] & ~own
         with torch.no_grad():
             affinity = self.products(query, blocks.means(key).to(query.dtype)).masked_fill(~past, float("-inf"))
-            best = affinity.topk(min(self.options.topk - 1, blocks.number), -1).indices
+            best = largest(affinity, self.options.topk - 1)
             chosen = (torch.zeros_like(affinity, dtype=torch.bool).scatter(-1, best, True) & past) | own
         itself = (torch.arange(key.shape[2], device=key.device) == keys.slots[:, None])[None, None]
         seen = (blocks.spread(chosen) & keys.visible[:, None]) | itself

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ...core.errors import ConfigError
 from ...core.options import options
 from ...core.registry import MIXERS
-from ..key_blocks import KeyBlocks, key_blocks
+from ..key_blocks import KeyBlocks, key_blocks, largest
 from .attention_heads import AttentionCall, HeadsOptions, config_rotates
 from .base import MixerCost
 from .stickbreaking import PairwiseAttention
@@ -86,7 +86,7 @@ class NativeSparseAttention(PairwiseAttention):
         forced = ((index == first) | (index == own) | (index == own - 1)) & (index >= first) & (index <= own)
         allowed = (forced | blocks.finished)[:, None]
         importance = importance.masked_fill(forced[:, None], float("inf")).masked_fill(~allowed, float("-inf"))
-        best = importance.topk(min(self.options.block_counts, blocks.number), -1).indices
+        best = largest(importance, self.options.block_counts)
         return torch.zeros_like(importance, dtype=torch.bool).scatter(-1, best, True) & allowed
 
     def cost(self, seq_len: int) -> MixerCost:

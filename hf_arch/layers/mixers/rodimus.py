@@ -35,6 +35,8 @@ from .base import MixerCost, RecurrentMixer
 from .mamba import init_step_bias
 
 _GATE_GAIN = 2**-2.5
+_LOWEST = -40.0
+"""Below it log softplus(x) - x is under 1e-17."""
 
 
 @options
@@ -110,9 +112,11 @@ class Rodimus(RecurrentMixer):
         up, gate = self.up_proj(x), self.gate_proj(x)
         shifted = self.conv(up, layout, state) if self.options.use_short_conv else up
         dtype = state_dtype(x)
-        g = F.softplus(self.g_gate_proj(shifted).to(dtype))
+        gate_logits = self.g_gate_proj(shifted).to(dtype)
+        g = F.softplus(gate_logits)
         tau = self.tau_gate_proj(shifted).to(dtype).sigmoid()
-        key = F.normalize(self.k_proj(shifted).to(dtype), dim=-1, eps=self.options.k_norm_eps) * g**tau
+        key = F.normalize(self.k_proj(shifted).to(dtype), dim=-1, eps=self.options.k_norm_eps)
+        key = key * (tau * log_softplus(gate_logits)).exp()
         value = layout.zero_padding(self.i_gate_proj(up).sigmoid() * up)
         out = state.advance(
             linear_attention,
@@ -141,3 +145,8 @@ class Rodimus(RecurrentMixer):
         init_step_bias(self.g_gate_proj.bias, self.options)
         chosen = torch.empty_like(self.tau_gate_proj.bias).uniform_(1 / 16, 0.9)
         init.copy_(self.tau_gate_proj.bias, torch.logit(chosen))
+
+
+def log_softplus(x: Tensor) -> Tensor:
+    """log softplus(x); x itself far below 0, where softplus ends at 0 and its logarithm's gradient would be NaN."""
+    return torch.where(x < _LOWEST, x, F.softplus(x.clamp_min(_LOWEST)).log())
