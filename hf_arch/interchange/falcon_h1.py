@@ -18,6 +18,7 @@ from ..layers.mixers.attention import Attention
 from ..layers.mixers.mamba2 import StateSpaceDual
 from ..models.configuration import ArchConfig
 from .base import FOREIGN
+from .directions import need_layer, options_to_ours, options_to_theirs
 from .mamba2 import MIXER_TENSORS, limits, their_limits
 from .reader import POSITIVE, ConfigReader
 from .table import (
@@ -28,10 +29,7 @@ from .table import (
     Tensors,
     Unused,
     holds,
-    need_layer,
     only,
-    options_to_ours,
-    options_to_theirs,
     under,
 )
 from .transformers_dense import BIAS, BLOCKS, HEADS, LlamaBlocks, attention_bias
