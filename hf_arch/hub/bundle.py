@@ -96,7 +96,7 @@ def _architecture(config: ArchConfig) -> Architecture:
 
 def _components(config: ArchConfig) -> list[tuple[str, str]]:
     """(module, name) of the registered classes that the config names, each once, those of other libraries left out."""
-    layers = (*config.mixer_specs, *config.ffn_specs, config.stream_spec, config.depth_spec)
+    layers = (*config.mixer_specs, *config.mixer_members, *config.ffn_specs, config.stream_spec, config.depth_spec)
     beside = (*config.embedding_specs, *config.site_specs, *config.loss_specs)
     used: list[Any] = [component for component, _ in (*layers, *beside, config.parametrization_spec)]
     used += [] if config.init_spec is None else [config.init_spec[0]]

@@ -103,7 +103,7 @@ def _torchao(source: Path, folder: Path, method: str, left_alone: Sequence[str])
 
 def _require_attention(model: PreTrainedModel) -> None:
     """Raise a ConfigError for recurrent mixers: gptqmodel runs layers one by one and garbles what these are handed."""
-    recurrent = [mixer.__name__ for mixer, _ in model.config.mixer_specs if issubclass(mixer, RecurrentMixer)]
+    recurrent = [mixer.__name__ for mixer, _ in model.config.mixer_members if issubclass(mixer, RecurrentMixer)]
     if recurrent:
         raise ConfigError(
             f"--method: gptq cannot quantise {recurrent[0]}, since gptqmodel runs no recurrent layers; "

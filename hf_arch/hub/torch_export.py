@@ -41,7 +41,7 @@ def write_program(model: PreTrainedModel, path: Path) -> None:
         ConfigError: a recurrent mixer (the shapes inside its scan depend on the length), or anything else that
             torch.export cannot follow, with its reason.
     """
-    recurrent = [mixer.__name__ for mixer, _ in model.config.mixer_specs if issubclass(mixer, RecurrentMixer)]
+    recurrent = [mixer.__name__ for mixer, _ in model.config.mixer_members if issubclass(mixer, RecurrentMixer)]
     if recurrent:
         raise ConfigError(f"--format torch: {recurrent[0]} cannot be exported; allowed: mixers of attention")
     longest = model.config.max_position_embeddings

@@ -257,7 +257,7 @@ def _effective(config: ArchConfig) -> dict[str, Any]:
         *("attention_bias", "mlp_bias", "qk_norm", "sliding_window", "attn_logit_softcapping", "rope_parameters"),
     ):
         values.pop(key, None)
-    if not any(hasattr(mixer, "sizes") and mixer.label == "" for mixer, _ in config.mixer_specs):
+    if not any(hasattr(mixer, "sizes") and mixer.label == "" for mixer, _ in config.mixer_members):
         del values["attention_dropout"], values["position"]
         if config.position == "none":
             del values["max_position_embeddings"]  # state-space configs have none: nothing depends on it

@@ -148,6 +148,7 @@ class LayerState:
 
     def __init__(self, cache: Cache | None, layer_idx: int, context: Any = None):
         self.cache, self.layer_idx, self.context = cache, layer_idx, context
+        self.first = 0 if context is None else context.first_state
 
     def __bool__(self) -> bool:
         return self.cache is not None
@@ -175,16 +176,16 @@ class LayerState:
     def _read(self, kind: str, index: int) -> Tensor | None:
         if self.cache is None:
             return None
-        layer = self.cache.layers[self.layer_idx]
+        layer, index = self.cache.layers[self.layer_idx], index + self.first
         # `has_previous_state` is of both kinds: a convolution may have written while the recurrent state is empty.
         filled = layer.has_previous_state.get(index) and getattr(layer, f"is_{kind}_initialized").get(index)
         return getattr(layer, kind).get(index) if filled else None
 
     def write_recurrent(self, state: Tensor | None, index: int = 0) -> None:
         if self.cache is not None and state is not None:
-            self.cache.update_recurrent_state(state, self.layer_idx, state_idx=index)
+            self.cache.update_recurrent_state(state, self.layer_idx, state_idx=index + self.first)
             # transformers' layers for keys and states note it with a convolution's state alone.
-            self.cache.layers[self.layer_idx].has_previous_state[index] = True
+            self.cache.layers[self.layer_idx].has_previous_state[index + self.first] = True
 
     def write_recurrents(self, states: Sequence[Tensor] | None) -> None:
         """The recurrent states from the first on."""
@@ -220,4 +221,4 @@ class LayerState:
 
     def write_conv(self, state: Tensor | None, index: int = 0) -> None:
         if self.cache is not None and state is not None:
-            self.cache.update_conv_state(state, self.layer_idx, state_idx=index)
+            self.cache.update_conv_state(state, self.layer_idx, state_idx=index + self.first)

@@ -37,7 +37,7 @@ def layer_values(config: Any, option: str) -> list[Any]:
     given = config.__dict__
     if not {"mixer", "ffn", "num_hidden_layers"}.issubset(given) or not isinstance(given["ffn"], (dict, list)):
         return []  # half built
-    specs = [*config.mixer_specs, *config.ffn_specs]
+    specs = [*config.mixer_members, *config.ffn_specs]
     return [getattr(options, option) for _, options in specs if hasattr(options, option)]
 
 

@@ -45,6 +45,11 @@ class ConfigParts:
         return self._layers(self.mixer, MIXERS, "mixer")
 
     @property
+    def mixer_members(self) -> list[tuple[Any, Any]]:
+        """(mixer class, its options) of every mixer of every layer, those side by side in one layer apart."""
+        return [member for mixer, given in self.mixer_specs for member in mixer.members(given)]
+
+    @property
     def ffn_specs(self) -> list[tuple[Any, Any]]:
         """(feed-forward class, its options) of each layer."""
         return self._layers(self.ffn, FFNS, "ffn")
@@ -52,7 +57,7 @@ class ConfigParts:
     @property
     def features_taken(self) -> set[str]:
         """Names of the features that a component of some layer reads from the config, since its options leave them."""
-        layers = [*self.mixer_specs, *self.ffn_specs]
+        layers = [*self.mixer_members, *self.ffn_specs]
         return {name for component, given in layers for name in component.config_features if _leaves(name, given)}
 
     @property

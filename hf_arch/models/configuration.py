@@ -283,6 +283,11 @@ class ArchConfig(ConfigParts, PreTrainedConfig):
     @property
     def number_of_conv_states(self) -> int:
         """States that transformers' own hybrid cache layers reserve, of each kind (mixer, FFN, sites)."""
+        return self.first_further_state + max(mixer.further_states(self, given) for mixer, given in self.mixer_specs)
+
+    @property
+    def first_further_state(self) -> int:
+        """The first state behind those of a mixer, the FFN and the sites."""
         sites = max(len(layer_sites(self, layer)) for layer in range(self.num_hidden_layers))
         return FFN_STATE + 1 + sites
 
@@ -329,7 +334,7 @@ class ArchConfig(ConfigParts, PreTrainedConfig):
     @property
     def inits(self) -> dict[str, str]:
         """{policy: what it says} of all components, the default of the first mixer first."""
-        components = [component for component, _ in [*self.mixer_specs, *self.ffn_specs]]
+        components = [component for component, _ in [*self.mixer_members, *self.ffn_specs]]
         return {name: text for component in components for name, text in component.inits.items()}
 
     def _check_published_values(self) -> None:
@@ -348,7 +353,9 @@ class ArchConfig(ConfigParts, PreTrainedConfig):
         """A feature that was set, and that no component of any layer takes, is an error."""
         taken = self.features_taken
         rotary = [
-            mixer.rotary(self, given) for mixer, given in self.mixer_specs if "rope_parameters" in mixer.config_features
+            mixer.rotary(self, given)
+            for mixer, given in self.mixer_members
+            if "rope_parameters" in mixer.config_features
         ]
         if not any(rotary):
             taken.discard("rope_parameters")

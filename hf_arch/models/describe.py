@@ -3,6 +3,7 @@ components."""
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -30,17 +31,16 @@ def describe(config: ArchConfig) -> tuple[str, list[tuple[str, str]]]:
 def architecture_name(config: ArchConfig) -> str:
     """Layers, heads, width, then the components, joined by hyphens."""
     parts = [f"{config.num_hidden_layers}L", f"{config.num_attention_heads}H", f"{config.hidden_size}D"]
-    mixers = [mixer.label or "Attn" for mixer, _ in config.mixer_specs]
+    mixers = [_mixer_label(mixer, options) for mixer, options in config.mixer_specs]
+    attends = ["Attn" in mixer.split("|") for mixer in mixers]
     if set(mixers) != {"Attn"}:
         parts.append("+".join(_runs(mixers)) if len(set(mixers)) > 1 else mixers[0])
     position = POSITIONS.get(config.position, "position")
     if _embeds(position):
         parts.append(position.label)
-    elif "Attn" in mixers:
+    elif any(attends):
         kinds = [POSITIONS.get(kind, "position").label for kind in _layer_positions(config)]
-        parts.append(
-            "+".join(dict.fromkeys(kind for kind, mixer in zip(kinds, mixers, strict=True) if mixer == "Attn"))
-        )
+        parts.append("+".join(dict.fromkeys(kind for kind, attending in zip(kinds, attends, strict=True) if attending)))
     parts.append(_NORM_LABELS.get(config.norm, config.norm))
     feed_forwards = [_ffn_label(config, ffn, options) for ffn, options in config.ffn_specs]
     parts.append("+".join(dict.fromkeys(feed_forwards)))
@@ -52,6 +52,11 @@ def architecture_name(config: ArchConfig) -> str:
     ]
     parts += filter(None, dict.fromkeys(labels))
     return "-".join(parts)
+
+
+def _mixer_label(mixer: Any, options: Any) -> str:
+    """`Attn`, `GLA`; `Attn|Mamba2` for mixers side by side."""
+    return "|".join(member.label or "Attn" for member, _ in mixer.members(options))
 
 
 def _runs(labels: list[str]) -> list[str]:
@@ -102,11 +107,18 @@ def _position(config: ArchConfig) -> str:
     return ", ".join(acting) or "none"
 
 
+def _member_with(feature: str, spec: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Of a layer with mixers side by side the first that takes a feature; any other component as it is."""
+    component, options = spec
+    members = component.members(options) if hasattr(component, "members") else [spec]
+    return next((member for member in members if feature in member[0].config_features), spec)
+
+
 def _taken(config: ArchConfig, specs: list[tuple[Any, Any]], feature: str) -> list[Any]:
     """What each layer makes of a feature of the config: the value of its own option, else the config's where it reads
     that, else None."""
     values = []
-    for component, options in specs:
+    for component, options in map(partial(_member_with, feature), specs):
         given = [getattr(options, name, None) for name in FEATURES[feature]]
         reads = getattr(config, feature) if feature in component.config_features else None
         values.append(next((value for value in given if value is not None), reads))

@@ -78,7 +78,7 @@ class EvaluationOptions:
 class Recipe:
     """One checked recipe. `overrides` are kept apart: they win over the runs and the matrix of a set as well.
 
-    With a `probe`, `data` and `evaluation` say nothing.
+    With a `probe`, `data` says nothing, and `evaluation` has `metrics` alone, on the test rows.
     """
 
     model: Mapping[str, Any]
@@ -109,17 +109,15 @@ class Recipe:
         if architecture is not None and not isinstance(architecture, str):
             raise ConfigError(f"model.architecture: expected text, got {type(architecture).__name__} {architecture!r}")
         probe = None if merged.get("probe") is None else parse_section(ProbeOptions, merged["probe"], "probe")
-        for section in ("data", "evaluation"):
-            if probe is not None and merged.get(section):
-                raise ConfigError(
-                    f"{section}: a recipe with a `probe` section generates its rows; leave {section!r} out"
-                )
+        evaluation = parse_section(EvaluationOptions, merged.get("evaluation"), "evaluation")
+        if probe is not None:
+            _check_beside_probe(merged)
         training = parse_training(merged.get("training"))
         return cls(
             model=model,
             data=parse_section(DataOptions, merged.get("data"), "data"),
             training=training,
-            evaluation=parse_section(EvaluationOptions, merged.get("evaluation"), "evaluation"),
+            evaluation=evaluation,
             experiment=experiment,
             overrides=overrides,
             probe=probe,
@@ -127,11 +125,11 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that YAML and JSON can hold; `Recipe.from_dict` reads them back to an equal recipe."""
-        rows = (
-            {"data": _plain(self.data), "evaluation": _plain(self.evaluation)}
-            if self.probe is None
-            else {"probe": _plain(self.probe)}
-        )
+        if self.probe is None:
+            rows = {"data": _plain(self.data), "evaluation": _plain(self.evaluation)}
+        else:
+            metrics = _plain(self.evaluation.metrics)
+            rows = {"probe": _plain(self.probe), **({"evaluation": {"metrics": metrics}} if metrics else {})}
         return {
             "model": dict(self.model),
             **rows,
@@ -290,6 +288,18 @@ def _check_model(node: Any, where: str = "model") -> None:
             _check_model(value, f"{where}[{index}]")
     elif isinstance(node, float) and not math.isfinite(node):
         raise ConfigError(f"{where}: expected a finite number, got {node}")
+
+
+def _check_beside_probe(values: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` for what a recipe with a `probe` says of text."""
+    if values.get("data"):
+        raise ConfigError("data: a recipe with a `probe` section generates its rows; leave 'data' out")
+    for key in values.get("evaluation") or {}:
+        if key != "metrics":
+            raise ConfigError(
+                f"evaluation.{key}: is about text, and a recipe with a `probe` section is scored on all its test rows; "
+                "allowed: metrics"
+            )
 
 
 def _set_values(options: Any) -> dict[str, Any]:

@@ -105,9 +105,11 @@ class ProbeTrainer(ArchTrainer):
         self._taken = list(progress["taken"])
 
     def evaluation_numbers(self, dataset: Any = None) -> dict[str, float]:
-        """Loss (nats/answer) and accuracies on all test rows, whatever `dataset` is."""
+        """Loss (nats/answer), accuracies and the plugins' metrics on all test rows, whatever `dataset` is."""
         score = self.score_answers()
-        return {"loss": score.loss, "accuracy": score.accuracy, "accuracy_macro": score.accuracy_macro}
+        accuracies = {"accuracy": score.accuracy, "accuracy_macro": score.accuracy_macro}
+        plugins = {f"metric_{name}": value for name, value in self.measure().items()}
+        return {"loss": score.loss, **accuracies, **plugins}
 
     def score_answers(self) -> Score:
         """The score of the weights as they are: of all test rows, shared out over the processes."""

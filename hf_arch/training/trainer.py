@@ -356,7 +356,10 @@ class ArchTrainer(HookedTrainer):
             count = min(sequences or self.eval_sequences or len(dataset), len(dataset))
             mine = range(self.args.process_index, count, self.args.world_size)
             loader = DataLoader(
-                Subset(dataset, mine), batch_size=self.args.per_device_eval_batch_size, generator=torch.Generator()
+                Subset(dataset, mine),
+                batch_size=self.args.per_device_eval_batch_size,
+                collate_fn=self.data_collator,
+                generator=torch.Generator(),
             )
             with self.accelerator.autocast():
                 measurement.add(self.accelerator.unwrap_model(self.model), loader, self.args.device)

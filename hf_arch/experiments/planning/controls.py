@@ -276,4 +276,4 @@ class _Planning:
 
 
 def _kinds(config: PreTrainedConfig) -> list[str]:
-    return [mixer.__name__ for mixer, _ in config.mixer_specs]
+    return [mixer.__name__ for mixer, _ in config.mixer_members]

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from math import isfinite
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from ...core.errors import ConfigError
 from ...core.options import Options, options
 from ...core.registry import ACTIVATIONS, FFNS
 from ..contract import EMPTY_CONTEXT, LayerContext, LayerOutput, check_signature
@@ -158,20 +160,44 @@ class MLP(FeedForward):
         return self.down_proj(self.act_fn(up))
 
 
+@options
+class GatedOptions(FeedForwardOptions):
+    """`gate_multiplier`: a factor of the gate before its activation, `output_multiplier`: of what is written; None = 1
+    (Falcon-H1 has both)."""
+
+    gate_multiplier: float | None = None
+    output_multiplier: float | None = None
+
+
 @FFNS.register("glu")
 class GatedMLP(FeedForward):
     """down(act(gate x) * up x); SwiGLU with `silu`."""
 
+    Options = GatedOptions
     label = "GLU"
     config_features = ("hidden_act", "mlp_bias")
 
     def __init__(self, config: Any, options: FeedForwardOptions, layer_idx: int):
         super().__init__(config, options, layer_idx)
         size, bias = self.width(config, options), config.mlp_bias if options.bias is None else options.bias
+        self.gate_multiplier, self.output_multiplier = _multipliers(options)
         self.gate_proj = nn.Linear(config.hidden_size, size, bias=bias)
         self.up_proj = nn.Linear(config.hidden_size, size, bias=bias)
         self.down_proj = nn.Linear(size, config.hidden_size, bias=bias)
         self.act_fn = ACTIVATIONS.get(options.hidden_act or config.hidden_act, "hidden_act")
+
+    @classmethod
+    def validate(cls, config: Any, options: Any) -> None:
+        super().validate(config, options)
+        for name in ("gate_multiplier", "output_multiplier"):
+            value = getattr(options, name, None)
+            if value is not None and not (value != 0 and isfinite(value)):
+                raise ConfigError(f"ffn glu: {name} {value} is not allowed; use a number other than 0")
+
+    @classmethod
+    def effective(cls, config: Any, options: Any) -> dict[str, Any]:
+        gate, output = _multipliers(options)
+        return {**super().effective(config, options), "gate_multiplier": gate, "output_multiplier": output}
 
     @classmethod
     def default_intermediate_size(cls, config: Any) -> int:
@@ -189,4 +215,14 @@ class GatedMLP(FeedForward):
     def forward(self, hidden_states: Tensor, context: LayerContext = EMPTY_CONTEXT) -> Tensor:
         gate, up = self.gate_proj(hidden_states), self.up_proj(hidden_states)
         gate, up = context.at("ffn_hidden", hidden_states, gate, up)
-        return self.down_proj(self.act_fn(gate) * up)
+        gate = gate if self.gate_multiplier == 1 else gate * self.gate_multiplier
+        out = self.down_proj(self.act_fn(gate) * up)
+        return out if self.output_multiplier == 1 else out * self.output_multiplier
+
+
+def _multipliers(options: Any) -> tuple[float, float]:
+    """(of the gate, of the output)."""
+    # A shared expert, and a plugin's options, may have neither.
+    given = (getattr(options, name, None) for name in ("gate_multiplier", "output_multiplier"))
+    gate, output = (1.0 if value is None else value for value in given)
+    return gate, output

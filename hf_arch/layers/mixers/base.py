@@ -99,6 +99,16 @@ class Mixer(InitPolicies, KeepsFp32):
         """Raise a ConfigError where the options and the config's sizes do not fit together."""
 
     @classmethod
+    def members(cls, options: Any) -> list[tuple[Any, Any]]:
+        """(class, options) of each mixer that it is made of: itself alone, unless it holds others side by side."""
+        return [(cls, options)]
+
+    @classmethod
+    def further_states(cls, config: ArchConfig, options: Any) -> int:
+        """How many states it keeps beyond those that every mixer has a place for (see `FFN_STATE`)."""
+        return 0
+
+    @classmethod
     def layer_type(cls, config: ArchConfig, options: Any) -> str:
         """The entry of `config.layer_types`, from which transformers builds this layer's cache."""
         return _LAYER_TYPES[cls.cache_kind]

@@ -8,6 +8,7 @@ with S of P x N numbers a head. B and C are shared by the consecutive heads of a
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any, ClassVar
 
 import torch
@@ -36,7 +37,8 @@ from .mamba import init_step_bias
 class Mamba2Options(Options):
     """head_dim is P, state_size N. dt_limit_min, dt_limit_max (None = no bound) clamp the step sizes; `D_has_hdim`: a
     skip weight a channel instead of a head. A_min, A_max, dt_min, dt_max, dt_init_floor, conv_init (uniform in +-it)
-    and `rescale_out_proj` (by 1 / sqrt(layers)) shape the initial weights."""
+    and `rescale_out_proj` (by 1 / sqrt(layers)) shape the initial weights. `projection_multipliers`: factors of z, x,
+    B, C and dt as they leave W_in, None = 1 (Falcon-H1)."""
 
     head_dim: int = 64
     state_size: int = 128
@@ -57,6 +59,7 @@ class Mamba2Options(Options):
     dt_init_floor: float = 1e-4
     conv_init: float | None = None
     rescale_out_proj: bool = True
+    projection_multipliers: list[float | int] | None = None
 
 
 class GroupedGatedRMSNorm(ArchRMSNorm):
@@ -111,14 +114,21 @@ class StateSpaceDual(RecurrentMixer):
                 raise ConfigError(f"mixer mamba2: {name} {getattr(options, name)} is not allowed; use an integer >= 1")
         heads = divide(int(options.expand * config.hidden_size), options.head_dim, "head_dim", "expand * hidden_size =")
         divide(heads, options.n_groups, "n_groups", "the number of heads")
+        scales = options.projection_multipliers
+        if scales is not None and (len(scales) != 5 or not all(scale != 0 and isfinite(scale) for scale in scales)):
+            raise ConfigError(
+                f"mixer mamba2: projection_multipliers {scales} is not allowed; use five numbers other than 0, of z, "
+                "x, B, C and dt"
+            )
 
     @classmethod
     def effective(cls, config: Any, options: Mamba2Options) -> dict[str, Any]:
         initial = ("A_min", "A_max", "dt_min", "dt_max", "dt_init_floor", "conv_init", "rescale_out_proj")
-        return {name: value for name, value in super().effective(config, options).items() if name not in initial}
+        values = {name: value for name, value in super().effective(config, options).items() if name not in initial}
+        return {**values, "projection_multipliers": options.projection_multipliers or [1.0] * 5}
 
     def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
-        gate, hidden, step, extra = self.in_proj(x).split(self.splits, dim=-1)
+        gate, hidden, step, extra = self.multiplied(*self.in_proj(x).split(self.splits, dim=-1))
         hidden = self.conv(layout.zero_padding(hidden), layout, state)
         inner, B, C = hidden.split([self.inner, self.group_width, self.group_width], dim=-1)
         groups = (self.options.n_groups, self.options.state_size)
@@ -126,6 +136,15 @@ class StateSpaceDual(RecurrentMixer):
         heads = inner.unflatten(-1, (self.num_heads, -1))
         out = self.recur(heads, dt, B.unflatten(-1, groups), C.unflatten(-1, groups), extra, layout, state).flatten(2)
         return self.out_proj(self.norm(out, gate) if self.options.use_norm else out * F.silu(gate))
+
+    def multiplied(self, gate: Tensor, hidden: Tensor, step: Tensor, extra: Tensor) -> tuple[Tensor, ...]:
+        """The parts of what leaves `in_proj`, each times its factor."""
+        scales = self.options.projection_multipliers
+        if scales is None:
+            return gate, hidden, step, extra
+        widths = [self.inner, self.group_width, self.group_width]
+        parts = [part * scale for part, scale in zip(hidden.split(widths, dim=-1), scales[1:4], strict=True)]
+        return gate * scales[0], torch.cat(parts, dim=-1), step * scales[4], extra
 
     def extra_width(self) -> int:
         """Further outputs of `in_proj`, which `recur` gets as `extra`."""

@@ -103,7 +103,8 @@ class GeneralizedDeltaTimeMix(LinearHeadsMixer):
 
     @classmethod
     def publishes(cls, config: Any, options: Any, layer_idx: int) -> tuple[str, ...]:
-        first = next(index for index, (mixer, _) in enumerate(config.mixer_specs) if issubclass(mixer, cls))
+        layers = enumerate(config.mixer_specs)
+        first = next((index for index, (mixer, _) in layers if issubclass(mixer, cls)), None)
         return (FIRST_VALUE,) if layer_idx == first else ()
 
     @classmethod

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from hf_arch.core.errors import ConfigError, unknown_key_error
 from hf_arch.data import SeededOrder
+from hf_arch.evaluation.metric import metric_results, parse_metrics, try_metrics
 from hf_arch.optimizers.parameters import scales_groups
 from hf_arch.recipe.build import build_config
 from hf_arch.recipe.probe import ProbeOptions
@@ -66,6 +67,12 @@ class ProbeTask(Task):
         train, self.test = (self.options.data(split, self.seed) for split in ("train", "test"))  # type: ignore[arg-type]
         self.config = build_config(recipe)
         _check_model(self.config)
+        self.metrics = parse_metrics(recipe.evaluation.metrics)
+        if self.metrics and train.from_last_state:
+            raise ConfigError(
+                f"evaluation.metrics: {next(iter(self.metrics))!r} reads the predictions of every position, and probe "
+                f"{self.options.task!r} at setting {self.options.setting!r} is read from the last state; leave it out"
+            )
         self.from_last_state, self.vocab_size = train.from_last_state, train.vocab_size
         self.train = ProbeRows(train)
         self.rows = (len(train.inputs), len(self.test.inputs))
@@ -87,6 +94,7 @@ class ProbeTask(Task):
         return {
             "train_dataset": self.train,
             "eval_dataset": ProbeRows(self.test),
+            "metrics": self.metrics,
             "data_collator": collate_rows,
             "stop_accuracy": stop_accuracy(self.recipe),
         }
@@ -96,6 +104,7 @@ class ProbeTask(Task):
 
     def prepare(self, model: PreTrainedModel) -> None:
         if not self.from_last_state:
+            try_metrics(self.metrics, model, ProbeRows(self.test)[0], model.device)
             return
         if scales_groups(model):
             raise ConfigError(
@@ -127,6 +136,7 @@ class ProbeTask(Task):
             },
             "final_val_loss": last.loss,
             "stopped_early": steps < trainer.args.max_steps,
+            "plugin_metrics": metric_results(self.metrics, trainer.measure()),
         }
 
 

@@ -1,0 +1,126 @@
+"""Mixers side by side in one layer: their sum, with factors and norms, states that do not meet, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import hf_arch
+from hf_arch import checks
+from hf_arch.core.errors import ConfigError
+from hf_arch.models.cost import model_cost
+from hf_arch.models.describe import describe
+
+SCAN = {"type": "mamba2", "head_dim": 16, "state_size": 8}
+WINDOW = {"type": "attention", "window": 6}
+MIXTURES: dict[str, list[Any]] = {
+    "attention and scan": ["attention", SCAN],
+    "three, a window, two states": ["gla", SCAN, WINDOW],
+    "states alone": ["gated_delta_net", "retnet", "hgrn2"],
+    "latent keys": ["mla", "gla"],
+    "states of more than one kind": ["path_attention", "rwkv6"],
+}
+
+
+def parallel(branches: list[Any], **given: Any) -> dict[str, Any]:
+    return {"type": "parallel", "branches": branches, **given}
+
+
+def model_of(branches: list[Any], **given: Any) -> Any:
+    mixer = parallel(branches, **given)
+    return checks.stirred_model(hf_arch.tiny_config("mixed", num_hidden_layers=2, mixer=mixer, qk_norm=False), 0)
+
+
+def ids(length: int, seed: int = 1) -> torch.Tensor:
+    return torch.randint(3, 97, (2, length), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def test_the_layer_is_the_sum_of_its_branches() -> None:
+    mixer = model_of(["attention", SCAN], input_scales=[0.5, 2.0], output_scales=[3.0, -1.0]).model.layers[0].mixer
+    scan = mixer.branches[1]
+    x = torch.randn(2, 9, mixer.config.hidden_size)
+    mixer.rotates[0] = False  # no rotation is made outside a model
+    torch.testing.assert_close(mixer(x), 3 * mixer.branches[0](0.5 * x) - scan(2 * x), rtol=0, atol=1e-5)
+    normed = model_of(["gla", SCAN], branch_norm=True).model.layers[0].mixer
+    expected = sum(norm(branch(x)) for norm, branch in zip(normed.norms, normed.branches, strict=True))
+    torch.testing.assert_close(normed(x), expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", MIXTURES)
+def test_padding_documents_chunks_and_steps_change_nothing(name: str) -> None:
+    model, tokens = model_of(MIXTURES[name]), ids(18)
+    whole = model(tokens).logits
+    padded = torch.cat([torch.zeros(2, 4, dtype=torch.long), tokens], 1)
+    mask = (torch.arange(22) >= 4).long().expand(2, -1)
+    torch.testing.assert_close(model(padded, attention_mask=mask).logits[:, 4:], whole, rtol=0, atol=1e-4)
+    output = model(padded[:, :11], attention_mask=mask[:, :11], use_cache=True)
+    logits = [output.logits]
+    for start, end in ((11, 15), *((index, index + 1) for index in range(15, 22))):
+        output = model(
+            padded[:, start:end], attention_mask=mask[:, :end], past_key_values=output.past_key_values, use_cache=True
+        )
+        logits.append(output.logits)
+    torch.testing.assert_close(torch.cat(logits, 1)[:, 4:], whole, rtol=0, atol=1e-4)
+    packed = torch.cat([tokens[:1], tokens[1:]], 1)
+    positions = torch.arange(18).repeat(2)[None]
+    separate = model(packed, position_ids=positions).logits.view(2, 18, -1)
+    torch.testing.assert_close(separate, whole, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_beams_and_a_static_cache_generate_the_same() -> None:
+    model, tokens = model_of(["gla", SCAN, "attention"]), ids(7)
+    plain = model.generate(tokens, max_new_tokens=6, do_sample=False)
+    uncached = model.generate(tokens, max_new_tokens=6, do_sample=False, use_cache=False)
+    static = model.generate(tokens, max_new_tokens=6, do_sample=False, cache_implementation="static")
+    assert torch.equal(plain, uncached) and torch.equal(plain, static)
+    beams = [model.generate(tokens, max_new_tokens=6, num_beams=3, do_sample=False, use_cache=c) for c in (True, False)]
+    assert torch.equal(*beams)
+
+
+def test_saved_config_says_every_option_and_costs_are_those_of_the_branches(tmp_path: Any) -> None:
+    model = model_of(["attention", SCAN])
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert again.config.mixer == model.config.mixer
+    assert again.config.mixer["branches"][1]["expand"] == 2
+    assert torch.equal(again(ids(9)).logits, model(ids(9)).logits)
+    both, alone = (
+        model.config,
+        [hf_arch.tiny_config("mixed", num_hidden_layers=2, mixer=one, qk_norm=False) for one in ("attention", SCAN)],
+    )
+    count = model_cost(both, 16)
+    assert count.state_bytes(16) == sum(model_cost(one, 16).state_bytes(16) for one in alone)
+    assert count.params_total == sum(parameter.numel() for parameter in model.parameters())
+    assert "Attn|Mamba2-RoPE" in describe(both)[0]
+    assert both.layer_types == ["hybrid", "hybrid"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"branches": ["gla"]}, "branches: 1 of them is not allowed; use at least two"),
+        ({"branches": ["gla", "attention", "mla"]}, "Attention and .* each keep keys and values"),
+        ({"branches": ["gla", "mambda"]}, "branches: 'mambda' .*nearest.*'mamba"),
+        ({"branches": ["gla", {"type": "mamba2", "heads": 2}]}, "branches mamba2: unknown key 'heads'"),
+        ({"branches": ["gla", {"expand_k": 1}]}, "is neither a name nor a dict with a `type`"),
+        ({"branches": ["gla", "rwkv7"]}, "hands .* from layer to layer, which a branch cannot"),
+        ({"branches": ["gla", {"type": "attention", "kv": "shared"}]}, "kv: 'shared'|from layer to layer"),
+        ({"branches": ["gla", "parallel"]}, "'parallel' is not allowed as a branch"),
+        ({"branches": ["gla", "retnet"], "output_scales": [1.0]}, "output_scales: .* for each of 2 branches"),
+        ({"branches": ["gla", "retnet"], "input_scales": [1.0, 0.0]}, "input_scales: .* other than 0"),
+    ],
+)
+def test_what_cannot_stand_side_by_side_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        hf_arch.tiny_config("mixed", num_hidden_layers=2, mixer={"type": "parallel", **given}, qk_norm=False)
+
+
+def test_a_position_bias_is_refused_in_branches() -> None:
+    with pytest.raises(ConfigError, match="position: 'alibi' is not supported in branches"):
+        hf_arch.tiny_config("mixed", num_hidden_layers=2, mixer=parallel(["gla", "attention"]), position="alibi")
