@@ -59,6 +59,14 @@ class LayerContext:
     sites: dict[str, Any] = field(default_factory=dict)
     attention_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
+    def changed(self, **values: Any) -> LayerContext:
+        """A copy with other values; as `dataclasses.replace`, which takes four times as long."""
+        if torch.compiler.is_compiling():
+            return replace(self, **values)
+        copied = object.__new__(LayerContext)
+        copied.__dict__.update(self.__dict__, **values)
+        return copied
+
     def at(self, place: str, source: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         """`tensors`, each [B, T, C], after the modules that stand at this place; they see them side by side.
 

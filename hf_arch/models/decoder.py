@@ -7,7 +7,7 @@ out once per call and handed down; layers are found in the registry, so this fil
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -100,6 +100,8 @@ class ArchModel(ArchPreTrainedModel):
         ]
         self._takes_bands = [layer.mixer.takes_bands() for layer in blocks]
         self.asks_keys = [mixer.needs_key_positions(config, options) for mixer, options in config.mixer_specs]
+        parametrization, its_options = config.parametrization_spec
+        self._input_factor = parametrization.input(config, its_options)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -150,8 +152,7 @@ class ArchModel(ArchPreTrainedModel):
         rotary = [embedding(inputs_embeds, position_ids) for embedding in self.rotary_embs]
         biases = self._position_biases(inputs_embeds, attention_mask, past_key_values, masks)
 
-        parametrization, its_options = self.config.parametrization_spec
-        multiplier = self.config.embedding_multiplier * parametrization.input(self.config, its_options)
+        multiplier = self.config.embedding_multiplier * self._input_factor
         hidden_states = inputs_embeds if multiplier == 1 else inputs_embeds * multiplier
         embedded_positions = self.position.embed(position_ids, hidden_states.dtype)
         if embedded_positions is not None:
@@ -161,15 +162,14 @@ class ArchModel(ArchPreTrainedModel):
             hidden_states = self.embedding_norm(hidden_states)
         batch = LayerContext(layout=layout, position_ids=position_ids, cache=past_key_values, attention_kwargs=given)
         hidden_states, published = self._beside_tokens(hidden_states, input_ids, batch)
-        state = self.depth("start", self.stream("start", hidden_states))
+        state = self.depth("start", self.stream.run("start", hidden_states))
         router_logits: list[Tensor] = []
         wants_router_logits = given.pop("output_router_logits", getattr(self.config, "output_router_logits", False))
         shared = [parameters() for parameters in self.shared]
         blocks: Any = self.layers
         for run, index in enumerate(self.plan):
             layer, rotary_index, shared_index = blocks[index], self._rotary_index[index], self._shared_index[index]
-            context = replace(
-                batch,
+            context = batch.changed(
                 attention_mask=self._mask_of(index, masks),
                 position_embeddings=None if rotary_index is None else rotary[rotary_index],
                 position_bias=biases[index],
@@ -185,7 +185,9 @@ class ArchModel(ArchPreTrainedModel):
             if run in self._normed_runs:
                 state = (self.norm(state[0]), *state[1:])
             if wanted is not None and run in self._exits:
-                wanted.exits.append(state[0] if run in self._normed_runs else self.norm(self.stream("finish", state)))
+                wanted.exits.append(
+                    state[0] if run in self._normed_runs else self.norm(self.stream.run("finish", state))
+                )
             state = self.depth("between", state, run)
             published.update(zip(layer.publishes, out.published, strict=True))
             if out.router_logits is not None:
@@ -194,7 +196,7 @@ class ArchModel(ArchPreTrainedModel):
             for cache_layer in past_key_values.layers:
                 if isinstance(cache_layer, RecurrentStateLayer):
                     cache_layer.advance(length)
-        fields = {"last_hidden_state": self.norm(self.stream("finish", state)), CACHE_ARGUMENT: past_key_values}
+        fields = {"last_hidden_state": self.norm(self.stream.run("finish", state)), CACHE_ARGUMENT: past_key_values}
         if wants_router_logits and router_logits:
             return MoeModelOutputWithPast(**fields, router_logits=tuple(router_logits))
         return BaseModelOutputWithPast(**fields)
@@ -213,7 +215,7 @@ class ArchModel(ArchPreTrainedModel):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """What enters the first layer, and what layers get of the embeddings beside the tokens'."""
         handed: dict[str, Tensor] = {}
-        context = replace(batch, execution=len(self.plan))  # their states lie behind those of all runs
+        context = batch.changed(execution=len(self.plan))  # their states lie behind those of all runs
         for number, part in enumerate(self.embeddings):
             out = EmbeddingOutput.of(part(hidden_states, ids, context))
             hidden_states = out.hidden_states

@@ -62,6 +62,13 @@ class StreamPart(Part):
         """What the method of that name gives."""
         return getattr(self, method)(*args)
 
+    def run(self, method: str, *args: Any) -> Any:
+        """The same as a call, without its cost where there is nothing to bring in place and nothing listens: a step of
+        decoding makes six of them a layer."""
+        if self._parameters or self._modules or self._buffers or self._forward_hooks or self._forward_pre_hooks:
+            return self(method, *args)
+        return getattr(self, method)(*args)
+
     def cost(self, seq_len: int) -> MixerCost:
         """What its own parts cost, added up."""
         parts = [child for child in self.children() if isinstance(child, Part)]
