@@ -91,6 +91,7 @@ class ArchModel(ArchPreTrainedModel):
         self._shared_index = [kinds.index(kind) if kind in kinds else None for kind in wanted]
         self._layer_types, self._windows = config.layer_types, config.windows
         self._kinds = config.layer_kinds
+        self._mask_keys = [self._mask_key(index) for index in range(config.num_hidden_layers)]
         self._mask_runs = self._runs_of_masks()
         blocks: Any = self.layers
         # Which layers bias their attention scores, and by the slopes of how many heads.
@@ -162,11 +163,12 @@ class ArchModel(ArchPreTrainedModel):
             hidden_states = self.embedding_norm(hidden_states)
         batch = LayerContext(layout=layout, position_ids=position_ids, cache=past_key_values, attention_kwargs=given)
         hidden_states, published = self._beside_tokens(hidden_states, input_ids, batch)
-        state = self.depth("start", self.stream.run("start", hidden_states))
+        state = self.depth.run("start", self.stream.run("start", hidden_states))
         router_logits: list[Tensor] = []
         wants_router_logits = given.pop("output_router_logits", getattr(self.config, "output_router_logits", False))
         shared = [parameters() for parameters in self.shared]
-        blocks: Any = self.layers
+        blocks: Any = [*self.layers]
+        between = self.depth.run
         for run, index in enumerate(self.plan):
             layer, rotary_index, shared_index = blocks[index], self._rotary_index[index], self._shared_index[index]
             context = batch.changed(
@@ -188,8 +190,9 @@ class ArchModel(ArchPreTrainedModel):
                 wanted.exits.append(
                     state[0] if run in self._normed_runs else self.norm(self.stream.run("finish", state))
                 )
-            state = self.depth("between", state, run)
-            published.update(zip(layer.publishes, out.published, strict=True))
+            state = between("between", state, run)
+            if out.published:
+                published.update(zip(layer.publishes, out.published, strict=True))
             if out.router_logits is not None:
                 router_logits.append(out.router_logits)
         if past_key_values is not None:
@@ -290,7 +293,7 @@ class ArchModel(ArchPreTrainedModel):
 
     def _mask_of(self, index: int, masks: dict[str, Any]) -> Any:
         """The mask of layer `index`, None for none."""
-        key = self._mask_key(index)
+        key = self._mask_keys[index]
         band = masks.get(f"band:{key}") if self._takes_bands[index] else None
         return masks.get(key) if band is None else band
 
