@@ -124,6 +124,8 @@ class AttentionProduct(nn.Module):
             options.get("softcap") is not None or forward_mode() or functorch_levels() > 1
         ):
             return "eager"
+        if implementation in ("sdpa", "eager"):
+            return implementation
         for name, told in (("position_bias", "a bias of the scores"), ("s_aux", "sinks")):
             if "flash" in str(implementation) and options.get(name) is not None:
                 raise ConfigError(

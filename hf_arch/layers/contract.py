@@ -61,6 +61,14 @@ class LayerContext:
     sites: dict[str, Any] = field(default_factory=dict)
     attention_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
+    def changed(self, **values: Any) -> LayerContext:
+        """A copy with other values; as `dataclasses.replace`, which takes four times as long."""
+        if torch.compiler.is_compiling():
+            return replace(self, **values)
+        copied = object.__new__(LayerContext)
+        copied.__dict__.update(self.__dict__, **values)
+        return copied
+
     def at(self, place: str, source: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         """`tensors`, each [B, T, C], after the modules that stand at this place; they see them side by side.
 
@@ -160,6 +168,26 @@ class Part(KeepsFp32):
     def cost(self, seq_len: int) -> MixerCost:
         """What it costs beyond its Linear layers, for one sequence of `seq_len` tokens."""
         return MixerCost()
+
+
+class CalledByMethod(Part):
+    """A part whose methods run inside a call of the module, `part("read", state, site)`, so that whatever hooks calls
+    (offloading, sharding) finds its parameters in place."""
+
+    def forward(self, method: str, *args: Any) -> Any:
+        """What the method of that name gives."""
+        return getattr(self, method)(*args)
+
+    def run(self, method: str, *args: Any) -> Any:
+        """The same as a call, without what that costs where there is nothing to bring in place and nobody listens: a
+        step of decoding makes six of them a layer."""
+        if self._parameters or self._modules or self._buffers or self._is_hooked():
+            return self(method, *args)
+        return getattr(self, method)(*args)
+
+    def _is_hooked(self) -> bool:
+        hooks = self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks
+        return bool(hooks) or "forward" in self.__dict__
 
 
 class ConfiguredPart(Part):

@@ -11,7 +11,6 @@ stream:    norm(x) + mixer(norm(x)),  then norm(x) + ffn(norm(x))      (MiniMax-
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -96,27 +95,30 @@ class DecoderLayer(GradientCheckpointingLayer):
             logits or None, its other tensors, the values of `publishes` in that order.
         """
         cut = len(tensors) - len(self.needs)
-        state = self.stream("enter", (hidden_states, *tensors[:cut]))
+        run, norm, ffn = self.stream.run, self.mixer_norm, self.ffn
+        state = run("enter", (hidden_states, *tensors[:cut]))
         sites = dict(self.sites.items())
-        own = replace(context, shared=shared, values=dict(zip(self.needs, tensors[cut:], strict=True)), sites=sites)
+        own = context.changed(shared=shared, values=dict(zip(self.needs, tensors[cut:], strict=True)), sites=sites)
         state = (*own.at("block_input", state[0], state[0]), *state[1:])
-        state = self._normed_stream(state, self.mixer_norm)
-        x = self._normed(self.stream("read", state, "mixer"), self.mixer_norm)
+        state = self._normed_stream(state, norm)
+        x = self._normed(run("read", state, "mixer"), norm)
         (x,) = own.at("mixer_input", x, x)
-        mixed = LayerOutput.of(self.mixer(x, context=own))
-        if self.mixer.writes:
-            state = self._write(state, mixed.hidden_states, "mixer", self.mixer_norm, self.mixer_post_norm)
+        mixer = self.mixer
+        mixed = LayerOutput.of(mixer(x, context=own))
+        if mixer.writes:
+            state = self._write(state, mixed.hidden_states, "mixer", norm, self.mixer_post_norm)
         router_logits = None
-        if self.ffn is not None:
+        if ffn is not None:
+            norm = self.ffn_norm
             if not self.shares_norm:
-                state = self._normed_stream(state, self.ffn_norm)
-                x = self._normed(self.stream("read", state, "ffn"), self.ffn_norm)
+                state = self._normed_stream(state, norm)
+                x = self._normed(run("read", state, "ffn"), norm)
             (x,) = own.at("ffn_input", x, x)
-            fed = LayerOutput.of(self.ffn(x, context=replace(own, shared=context.shared)))
+            fed = LayerOutput.of(ffn(x, context=own.changed(shared=context.shared)))
             router_logits = fed.router_logits
-            state = self._write(state, fed.hidden_states, "ffn", self.ffn_norm, self.ffn_post_norm)
-        assert not sites, f"layer of {type(self.mixer).__name__}: nothing was applied at {', '.join(sites)}"
-        state = self.stream("leave", state)
+            state = self._write(state, fed.hidden_states, "ffn", norm, self.ffn_post_norm)
+        assert not sites, f"layer of {type(mixer).__name__}: nothing was applied at {', '.join(sites)}"
+        state = run("leave", state)
         if router_logits is None and not self.publishes and len(state) == 1:
             return state[0]
         return (state[0], router_logits, *state[1:], *(mixed.published[name] for name in self.publishes))
@@ -132,12 +134,13 @@ class DecoderLayer(GradientCheckpointingLayer):
     ) -> State:
         if post_norm is not None:
             out = post_norm(out)
-        out = self.dropout(out)
+        if self.dropout.p:
+            out = self.dropout(out)
         if self.residual_multiplier != 1:
             out = out * self.residual_multiplier
         if self.branch_scales[site] != 1:
             out = out * self.branch_scales[site]
-        state = self.stream("write", state, out, site)
+        state = self.stream.run("write", state, out, site)
         if self.norm_position == "post" and norm is not None:
             state = (norm(state[0]), *state[1:])
         return state

@@ -54,6 +54,8 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.losses = nn.ModuleList([loss(config, options) for loss, options in config.loss_specs])
         self.loss_names = loss_names(config)
+        parametrization, given = config.parametrization_spec
+        self._output_factor = parametrization.output(config, given)
         self.auxiliary_losses: dict[str, Tensor] = {}
         """What the last forward in training added to the loss, by name; detached."""
         self.post_init()
@@ -189,8 +191,7 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
 
     def _head_input(self, hidden_states: Tensor) -> Tensor:
         """Divided by `logits_scaling`, as the logits then are, and times the parametrisation's factor."""
-        parametrization, given = self.config.parametrization_spec
-        scaling = self.config.logits_scaling / parametrization.output(self.config, given)
+        scaling = self.config.logits_scaling / self._output_factor
         return hidden_states if scaling == 1 else hidden_states / scaling
 
     def _routing_losses(

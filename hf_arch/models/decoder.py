@@ -7,7 +7,7 @@ out once per call and handed down; layers are found in the registry, so this fil
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -91,6 +91,7 @@ class ArchModel(ArchPreTrainedModel):
         self._shared_index = [kinds.index(kind) if kind in kinds else None for kind in wanted]
         self._layer_types, self._windows = config.layer_types, config.windows
         self._kinds = config.layer_kinds
+        self._mask_keys = [self._mask_key(index) for index in range(config.num_hidden_layers)]
         self._mask_runs = self._runs_of_masks()
         blocks: Any = self.layers
         # Which layers bias their attention scores, and by the slopes of how many heads.
@@ -100,6 +101,8 @@ class ArchModel(ArchPreTrainedModel):
         ]
         self._takes_bands = [layer.mixer.takes_bands() for layer in blocks]
         self.asks_keys = [mixer.needs_key_positions(config, options) for mixer, options in config.mixer_specs]
+        parametrization, its_options = config.parametrization_spec
+        self._input_factor = parametrization.input(config, its_options)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -151,11 +154,12 @@ class ArchModel(ArchPreTrainedModel):
         hidden_states = self._scaled_embeddings(inputs_embeds, position_ids)
         batch = LayerContext(layout=layout, position_ids=position_ids, cache=past_key_values, attention_kwargs=given)
         hidden_states, published = self._beside_tokens(hidden_states, input_ids, batch)
-        state = self.depth("start", self.stream("start", hidden_states))
+        state = self.depth.run("start", self.stream.run("start", hidden_states))
         router_logits: list[Tensor] = []
         wants_router_logits = given.pop("output_router_logits", getattr(self.config, "output_router_logits", False))
         shared = [parameters() for parameters in self.shared]
-        blocks: Any = self.layers
+        blocks: Any = [*self.layers]
+        between = self.depth.run
         for run, index in enumerate(self.plan):
             layer, shared_index = blocks[index], self._shared_index[index]
             context = self._context_of(run, batch, masks, rotary, biases)
@@ -168,13 +172,16 @@ class ArchModel(ArchPreTrainedModel):
             if run in self._normed_runs:
                 state = (self.norm(state[0]), *state[1:])
             if wanted is not None and run in self._exits:
-                wanted.exits.append(state[0] if run in self._normed_runs else self.norm(self.stream("finish", state)))
-            state = self.depth("between", state, run)
-            published.update(zip(layer.publishes, out.published, strict=True))
+                wanted.exits.append(
+                    state[0] if run in self._normed_runs else self.norm(self.stream.run("finish", state))
+                )
+            state = between("between", state, run)
+            if out.published:
+                published.update(zip(layer.publishes, out.published, strict=True))
             if out.router_logits is not None:
                 router_logits.append(out.router_logits)
         count_tokens(past_key_values, inputs_embeds.shape[1])
-        fields = {"last_hidden_state": self.norm(self.stream("finish", state)), CACHE_ARGUMENT: past_key_values}
+        fields = {"last_hidden_state": self.norm(self.stream.run("finish", state)), CACHE_ARGUMENT: past_key_values}
         if wants_router_logits and router_logits:
             return MoeModelOutputWithPast(**fields, router_logits=tuple(router_logits))
         return BaseModelOutputWithPast(**fields)
@@ -194,8 +201,7 @@ class ArchModel(ArchPreTrainedModel):
         """The context of one run of the plan: that of the batch, with what is made for the kind of its layer."""
         index = self.plan[run]
         rotary_index = self._rotary_index[index]
-        return replace(
-            batch,
+        return batch.changed(
             attention_mask=self._mask_of(index, masks),
             position_embeddings=None if rotary_index is None else rotary[rotary_index],
             position_bias=biases[index],
@@ -205,8 +211,7 @@ class ArchModel(ArchPreTrainedModel):
 
     def _scaled_embeddings(self, inputs_embeds: Tensor, position_ids: Tensor) -> Tensor:
         """The token embeddings [B, T, D] times the config's factors, with embedded positions, dropout and norm."""
-        parametrization, its_options = self.config.parametrization_spec
-        multiplier = self.config.embedding_multiplier * parametrization.input(self.config, its_options)
+        multiplier = self.config.embedding_multiplier * self._input_factor
         hidden_states = inputs_embeds if multiplier == 1 else inputs_embeds * multiplier
         embedded_positions = self.position.embed(position_ids, hidden_states.dtype)
         if embedded_positions is not None:
@@ -219,7 +224,7 @@ class ArchModel(ArchPreTrainedModel):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """What enters the first layer, and what layers get of the embeddings beside the tokens'."""
         handed: dict[str, Tensor] = {}
-        context = replace(batch, execution=len(self.plan))  # their states lie behind those of all runs
+        context = batch.changed(execution=len(self.plan))  # their states lie behind those of all runs
         for number, part in enumerate(self.embeddings):
             out = EmbeddingOutput.of(part(hidden_states, ids, context))
             hidden_states = out.hidden_states
@@ -294,7 +299,7 @@ class ArchModel(ArchPreTrainedModel):
 
     def _mask_of(self, index: int, masks: dict[str, Any]) -> Any:
         """The mask of layer `index`, None for none."""
-        key = self._mask_key(index)
+        key = self._mask_keys[index]
         band = masks.get(f"band:{key}") if self._takes_bands[index] else None
         return masks.get(key) if band is None else band
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from ...core.errors import ConfigError
 from ...core.registry import DEPTHS
-from ..contract import ConfiguredPart
+from ..contract import CalledByMethod, ConfiguredPart
 from ..streams.base import State, Stream
 
 
-class Depth(ConfiguredPart):
+class Depth(CalledByMethod, ConfiguredPart):
     """Base of every order of runs; built as `DepthClass(config, options)`."""
 
     @classmethod
@@ -44,12 +44,8 @@ class Depth(ConfiguredPart):
         return state
 
     def between(self, state: State, run: int) -> State:
-        """The state after run number `run` of the plan; called by modules' call, so that hooks see it."""
+        """The state after run number `run` of the plan."""
         return state
-
-    def forward(self, method: str, *args: Any) -> Any:
-        """What the method of that name gives."""
-        return getattr(self, method)(*args)
 
 
 @DEPTHS.register("plain")

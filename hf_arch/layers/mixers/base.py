@@ -14,7 +14,7 @@ Shape legend: B batch, T time, D width, H heads, K key dim, V value dim, N state
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
@@ -211,8 +211,7 @@ class RecurrentMixer(Mixer):
         layout = context.layout
         if layout.order is not None:
             rotary, values = context.position_embeddings, context.values
-            context = replace(
-                context,
+            context = context.changed(
                 position_embeddings=None if rotary is None else (layout.reorder(rotary[0]), layout.reorder(rotary[1])),
                 values={name: layout.reorder(value) for name, value in values.items()},
             )
@@ -222,7 +221,7 @@ class RecurrentMixer(Mixer):
                 "allowed: mixers of attention. For other programs see `hf-arch export --format gguf`"
             )
         # What sites get inside is in this order already.
-        context = replace(context, layout=layout._replace(order=None, inverse=None))
+        context = context.changed(layout=layout._replace(order=None, inverse=None))
         state = context.state(self.layer_idx)
         out = self.mix(layout.enter(hidden_states), layout, state, context=context)
         if isinstance(out, LayerOutput):

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ...core.errors import ConfigError
 from ...core.registry import STREAMS
-from ..contract import ConfiguredPart, Part
+from ..contract import CalledByMethod, ConfiguredPart, Part
 from ..cost import MixerCost
 from ..ffns.ffn import NoFeedForward
 
@@ -54,13 +54,8 @@ def check_finite(field: str, value: float | None, least: float = -math.inf) -> N
         raise ConfigError(f"{field}: {value!r} is not allowed; use {allowed}")
 
 
-class StreamPart(Part):
-    """A module whose methods run inside a call of the module, `part("read", state, site)`, so that whatever hooks calls
-    (offloading, sharding) finds its parameters in place."""
-
-    def forward(self, method: str, *args: Any) -> Any:
-        """What the method of that name gives."""
-        return getattr(self, method)(*args)
+class StreamPart(CalledByMethod):
+    """A part of the stream."""
 
     def cost(self, seq_len: int) -> MixerCost:
         """What its own parts cost, added up."""
