@@ -87,3 +87,19 @@ def test_one_list_at_a_time(capsys):
     with pytest.raises(SystemExit) as end:
         app(["list", "--recipes", "--tasks"])
     assert end.value.code == 2 and "one list at a time" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("run quickstart --seeds 0", "--seeds: '0' is not allowed; expected at least 1; nearest: 1"),
+        ("run quickstart --seeds two", "--seeds: 'two' is not allowed; expected a whole number"),
+        ("run quickstart --learning-rate fast", "--learning-rate: 'fast' is not allowed; expected a number"),
+        ("plan quickstart --count many", "--count: 'many' is not allowed; expected a whole number"),
+        ("watch results --port 99999", "--port: '99999' is not allowed; expected at most 65535; nearest: 65535"),
+    ],
+)
+def test_a_wrong_value_of_an_option_is_one_line_with_the_value(words, line, capsys):
+    with pytest.raises(SystemExit) as end:
+        app(words.split())
+    assert end.value.code == 2 and capsys.readouterr().err == f"error: {line}\n"
