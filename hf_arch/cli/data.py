@@ -24,21 +24,24 @@ def register(app: typer.Typer) -> None:
 def data_prepare(
     corpus: Annotated[str, typer.Argument(metavar="NAME|PATH", help="A known corpus, or txt, jsonl or parquet files.")],
     tokenizer: Annotated[str, typer.Option(help="`char`, `byte`, `bpe`, a path, or a Hub id.")] = "bpe",
-    vocab_size: Annotated[int, typer.Option(help="Entries of a `bpe` made from the text.")] = 4096,
+    vocab_size: Annotated[int, typer.Option(help="Vocabulary size of a `bpe` tokenizer trained on the text.")] = 4096,
     text_column: Annotated[str, typer.Option(help="The column of jsonl and parquet that holds the text.")] = "text",
-    out: Annotated[str | None, typer.Option(help="Folder of the shards; by default in the cache.")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", "--output", help="Folder for the shards; by default in the cache.")
+    ] = None,
     shards: Annotated[int | None, typer.Option(min=1, help="Number of files.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that tokenise.")] = 1,
     max_train_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Stop after so many; endless corpora need it.")
+        int | None, typer.Option(min=1, help="Stop after this many training tokens; required for streamed corpora.")
     ] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> int:
     """Read or download text, tokenise it and write shards that training maps into memory; again, it has nothing to do.
 
-    Examples: `hf-arch data prepare shakespeare`, `hf-arch data prepare texts/ --tokenizer char --out shards/`,
-    `hf-arch data prepare shakespeare --dry-run`.
+    - `hf-arch data prepare shakespeare`
+    - `hf-arch data prepare texts/ --tokenizer char --out shards/`
+    - `hf-arch data prepare shakespeare --dry-run`
     """
     with only_results_on_stdout():
         from hf_arch.data import DataOptions, prepare_shards

@@ -29,6 +29,12 @@ def test_every_command_has_an_example():
     assert {name for name, _ in EXAMPLES} >= {*COMMANDS, *DATA} - {"data"}
 
 
+def test_each_example_has_a_line_of_its_own_to_copy():
+    for name, command in {**COMMANDS, **DATA}.items():
+        lines = [line.strip() for line in (command.help or "").splitlines() if "`hf-arch " in line]
+        assert all(re.fullmatch(r"- `hf-arch [^`]+`", line) for line in lines), name
+
+
 @pytest.mark.parametrize(("name", "example"), EXAMPLES)
 def test_an_example_parses_as_written(name, example):
     words = shlex.split(example)[1:]
