@@ -81,6 +81,8 @@ def preview_data(options: DataOptions, out: str | None, shards: int | None, work
         return 0
     print(f"to write: {found.folder or 'shards, once the text is here'}")
     print(f"text: {byte_size(found.text_bytes)}, {quantity(found.tokens)} tokens")
-    print(f"time on this device (cpu, {workers} processes): {duration(found.seconds)}, {found.basis}")
+    processes = f"{workers} process{'es' if workers > 1 else ''}"
+    known = f"{duration(found.seconds)}, " if found.seconds is not None else ""
+    print(f"time on this device (cpu, {processes}): {known}{found.basis}")
     print(f"memory: {byte_size(found.memory_bytes)}; disk: {byte_size(found.disk_bytes)}; {NOTHING}")
     return 0

@@ -13,7 +13,9 @@ import pytest
 import typer
 
 from hf_arch.cli import app
+from hf_arch.core.errors import ConfigError
 from hf_arch.core.recipes import find_recipe
+from hf_arch.evaluation.model_scores import require_harness
 
 GROUP = typer.main.get_command(app)
 COMMANDS = dict(GROUP.commands.items())
@@ -109,3 +111,13 @@ def test_a_wrong_value_of_an_option_is_one_line_with_the_value(words, line, caps
     with pytest.raises(SystemExit) as end:
         app(words.split())
     assert end.value.code == 2 and capsys.readouterr().err == f"error: {line}\n"
+
+
+def test_a_misspelt_task_and_tokenizer_name_the_nearest(capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"'perplexitty' needs lm-evaluation-harness.* nearest .*: 'perplexity'"):
+        require_harness(["perplexitty"])
+    monkeypatch.undo()
+    with pytest.raises(SystemExit):
+        app(["data", "prepare", "python-docs", "--tokenizer", "bpee", "--dry-run"])
+    assert "'bpee' is not on this machine (nearest of those that need no download: 'bpe')" in capsys.readouterr().out
