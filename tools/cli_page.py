@@ -67,7 +67,14 @@ def _value(parameter: Any) -> str:
 
 
 def _help(text: str) -> list[str]:
-    return [f"{' '.join(paragraph.split())}\n" for paragraph in re.split(r"\n\s*\n", text.strip()) if paragraph]
+    return [_paragraph(paragraph) for paragraph in re.split(r"\n\s*\n", text.strip()) if paragraph]
+
+
+def _paragraph(text: str) -> str:
+    """On one line; the list of examples as a block to copy from."""
+    if text.lstrip().startswith("- `hf-arch "):
+        return "\n".join(["```bash", *re.findall(r"`(hf-arch [^`]+)`", " ".join(text.split())), "```\n"])
+    return f"{' '.join(text.split())}\n"
 
 
 def _default(option: Any) -> str:

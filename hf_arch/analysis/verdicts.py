@@ -31,7 +31,7 @@ from hf_arch.analysis.sequential import over_looks
 from hf_arch.analysis.stats import PairedDifference, holm_factors, paired_difference
 from hf_arch.core.errors import choice_error
 from hf_arch.runs.claims import CLAIM, claim_matches
-from hf_arch.runs.record import definitions
+from hf_arch.runs.record import definitions, group_name
 from hf_arch.runs.registration import UNREGISTERED, MadeClaim, Registration
 
 if TYPE_CHECKING:
@@ -231,16 +231,17 @@ def _other_metric(made: MadeClaim, comparison: Comparison) -> list[Finding]:
 
 def unjudged(hypothesis: str, names: Collection[str]) -> list[str]:
     """Why a hypothesis, or a claim in it, would get no verdict from runs (or architectures) of these names; one line
-    each."""
+    each. Runs at several learning rates or seeds are compared under one name, so claims name them without these."""
+    known = {group_name(name) for name in names}
     claims = claim_matches(hypothesis)
     if not claims:
-        return [f"hypothesis: no claim of the form 'A better than B' in {hypothesis!r}: left to the reader"]
+        return [f"hypothesis: no claim of the form 'A better than B' in {hypothesis!r}; nothing will be judged"]
     lines = []
     for claim in claims:
         sides = [claim["first"], *([] if _number(claim["second"]) is not None else [claim["second"]])]
         for side in sides:
-            if side not in names:
-                lines.append(f"hypothesis: {choice_error(claim[0], side, names)}: left to the reader")
+            if side not in known:
+                lines.append(f"hypothesis: {choice_error(claim[0], side, known)}; this claim will not be judged")
     return lines
 
 

@@ -21,7 +21,10 @@ Overrides = Annotated[
 ]
 Scale = Annotated[str | None, typer.Option(help="A size the recipe declares, e.g. `cpu`.")]
 RunName = Annotated[str | None, typer.Option("--run", help="Which run, of a recipe that declares several.")]
-Match = Annotated[str | None, typer.Option(metavar="parameters|flops|state", help="Make the models equal.")]
+Match = Annotated[
+    str | None,
+    typer.Option(metavar="parameters|flops|state", help="Solve the models' widths so that they are equal in this."),
+]
 Engine = Annotated[str, typer.Option(metavar="local|slurm", help="Processes here, or jobs of a Slurm cluster.")]
 Slurm = Annotated[
     list[str] | None,
@@ -35,10 +38,12 @@ Distributed = Annotated[
         "else did; `never` stops where several were launched.",
     ),
 ]
-SavedDtype = Annotated[str, typer.Option(help="Of the weights: `fp32`, `bf16`, `fp16`; `auto` is as saved.")]
+SavedDtype = Annotated[str, typer.Option(help="Precision of the weights: `fp32`, `bf16`, `fp16`; `auto`: as saved.")]
 Device = Annotated[str | None, typer.Option(help="`cpu`, `cuda`, ...; by default the GPU, if there is one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", help="Show what would be done, with hours on this device, memory and disk; do nothing."),
+    typer.Option(
+        "--dry-run", help="Show what would be done, with hours on this device, memory and disk; write nothing."
+    ),
 ]

@@ -24,21 +24,24 @@ def register(app: typer.Typer) -> None:
 def data_prepare(
     corpus: Annotated[str, typer.Argument(metavar="NAME|PATH", help="A known corpus, or txt, jsonl or parquet files.")],
     tokenizer: Annotated[str, typer.Option(help="`char`, `byte`, `bpe`, a path, or a Hub id.")] = "bpe",
-    vocab_size: Annotated[int, typer.Option(help="Entries of a `bpe` made from the text.")] = 4096,
+    vocab_size: Annotated[int, typer.Option(help="Vocabulary size of a `bpe` tokenizer trained on the text.")] = 4096,
     text_column: Annotated[str, typer.Option(help="The column of jsonl and parquet that holds the text.")] = "text",
-    out: Annotated[str | None, typer.Option(help="Folder of the shards; by default in the cache.")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", "--output", help="Folder for the shards; by default in the cache.")
+    ] = None,
     shards: Annotated[int | None, typer.Option(min=1, help="Number of files.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that tokenise.")] = 1,
     max_train_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Stop after so many; endless corpora need it.")
+        int | None, typer.Option(min=1, help="Stop after this many training tokens; required for streamed corpora.")
     ] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> int:
     """Read or download text, tokenise it and write shards that training maps into memory; again, it has nothing to do.
 
-    Examples: `hf-arch data prepare shakespeare`, `hf-arch data prepare texts/ --tokenizer char --out shards/`,
-    `hf-arch data prepare shakespeare --dry-run`.
+    - `hf-arch data prepare shakespeare`
+    - `hf-arch data prepare texts/ --tokenizer char --out shards/`
+    - `hf-arch data prepare shakespeare --dry-run`
     """
     with only_results_on_stdout():
         from hf_arch.data import DataOptions, prepare_shards
@@ -78,6 +81,8 @@ def preview_data(options: DataOptions, out: str | None, shards: int | None, work
         return 0
     print(f"to write: {found.folder or 'shards, once the text is here'}")
     print(f"text: {byte_size(found.text_bytes)}, {quantity(found.tokens)} tokens")
-    print(f"time on this device (cpu, {workers} processes): {duration(found.seconds)}, {found.basis}")
+    processes = f"{workers} process{'es' if workers > 1 else ''}"
+    known = f"{duration(found.seconds)}, " if found.seconds is not None else ""
+    print(f"time on this device (cpu, {processes}): {known}{found.basis}")
     print(f"memory: {byte_size(found.memory_bytes)}; disk: {byte_size(found.disk_bytes)}; {NOTHING}")
     return 0

@@ -17,6 +17,9 @@ from hf_arch.core.failures import Interrupted, TrainingError
 # All processes of a launch find the same mistake; once the first has told it, the launcher ends the others.
 RANK_ERROR_DELAY_SECONDS = 10.0
 
+LIMITS = {"ge": "expected at least", "le": "expected at most"}
+KINDS = {"int": "a whole number", "float": "a number"}
+
 
 class OneLineErrors(TyperGroup):
     """Turns every error into one line on stderr and the exit code that belongs to it."""
@@ -40,7 +43,7 @@ def _report_error(error: Exception) -> int:
         return _print_error(str(error), 2)
     if isinstance(error, USAGE_ERROR):
         if type(error).show is USAGE_ERROR.show:
-            return _print_error(error.format_message(), 2)
+            return _print_error(_wrong_value(error) or error.format_message(), 2)
         error.show()  # in its own way: the help of a command that was given no arguments
         return 2
     if isinstance(error, typer.Abort):
@@ -51,6 +54,21 @@ def _report_error(error: Exception) -> int:
     if not isinstance(error, OSError if torch is None else (OSError, torch.OutOfMemoryError)):
         traceback.print_exception(error)
     return _print_error(f"{type(error).__name__}: {error}", 1)
+
+
+def _wrong_value(error: Any) -> str | None:
+    """The line for an option's value that is not of its type or range, which newer releases of typer check by pydantic;
+    None where the message of the error itself has to do."""
+    cause, option = error.__cause__, getattr(error, "param", None)
+    if option is None or not hasattr(cause, "errors"):
+        return None
+    fault = cause.errors(include_url=False)[0]
+    limits = fault.get("ctx") or {}
+    for key, words in LIMITS.items():
+        if key in limits:
+            return f"{option.opts[0]}: {fault['input']!r} is not allowed; {words} {limits[key]}; nearest: {limits[key]}"
+    kind = KINDS.get(fault["type"].partition("_")[0])
+    return None if kind is None else f"{option.opts[0]}: {fault['input']!r} is not allowed; expected {kind}"
 
 
 def _print_error(message: str, code: int) -> int:

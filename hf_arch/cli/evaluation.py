@@ -28,19 +28,27 @@ def generate_command(
     ],
     prompt: Annotated[str | None, typer.Option(help="Text to continue.")] = None,
     prompt_file: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Instead a prompt a line, several at a time.")
+        str | None, typer.Option(metavar="FILE", help="File with one prompt per line, instead of `--prompt`.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens to write.")] = 128,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token, 1 samples as learned.")] = 0.8,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 128,
+    temperature: Annotated[
+        float, typer.Option(help="0 takes the likeliest token, 1 samples from the model's own distribution.")
+    ] = 0.8,
     top_k: Annotated[int, typer.Option(help="Sample from the K likeliest tokens; 0: from all.")] = 50,
-    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens that hold this probability.")] = 1.0,
-    min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest one.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1: avoid tokens that have been there.")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(help="Sample from the likeliest tokens whose probabilities add up to this; 1: from all.")
+    ] = 1.0,
+    min_p: Annotated[
+        float, typer.Option(help="Drop tokens below this share of the likeliest one's probability; 0: none.")
+    ] = 0.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1: penalise tokens that have already occurred.")
+    ] = 1.0,
     stop: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="End before this text; may be given several times.")
+        list[str] | None, typer.Option(metavar="TEXT", help="Stop before this text; may be repeated.")
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts of a file at a time.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts of `--prompt-file` generated together.")] = 8,
     dtype: SavedDtype = "auto",
     device: Device = None,
     plugin_code: PluginCode = "run",
@@ -48,8 +56,8 @@ def generate_command(
 ) -> int:
     """Continue a prompt with a trained model, printed as it is written; the speed goes to stderr.
 
-    Examples: `hf-arch generate results/quickstart/gla_1a2b3c4d5e --prompt "ROMEO: " --stop "JULIET:"`,
-    `hf-arch generate results/quickstart/gla_1a2b3c4d5e --prompt-file prompts.txt --temperature 0 --json`.
+    - `hf-arch generate results/quickstart/gla_1a2b3c4d5e --prompt "ROMEO: " --stop "JULIET:"`
+    - `hf-arch generate results/quickstart/gla_1a2b3c4d5e --prompt-file prompts.txt --temperature 0 --json`
     """
     with only_results_on_stdout():
         from hf_arch.core.quiet import quiet_libraries
@@ -93,31 +101,35 @@ def eval_command(
             autocompletion=completion.runs,
         ),
     ],
-    tasks: Annotated[
-        str, typer.Option(help="Names of lm_eval's tasks, `comprehensive`, `perplexity`; several with commas.")
-    ],
+    tasks: Annotated[str, typer.Option(help="Tasks of lm_eval, `comprehensive` or `perplexity`, separated by commas.")],
     batch_size: Annotated[int, typer.Option(help="Rows at a time; scores do not depend on it.")] = 8,
     dtype: SavedDtype = "auto",
     device: Device = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N rows of each task.")] = None,
     output_json: Annotated[
-        str | None, typer.Option("--output-json", "--output", metavar="FILE", help="Write the scores as JSON.")
+        str | None,
+        typer.Option("--output-json", "--output", metavar="FILE", help="Write the scores to this file as JSON."),
     ] = None,
     include_path: Annotated[str | None, typer.Option(metavar="DIR", help="A folder of your own task files.")] = None,
     rows: Annotated[
-        str, typer.Option(metavar="auto|hub|local", help="Where rows come from; `auto`: from here where they are here.")
+        str,
+        typer.Option(
+            metavar="auto|hub|local", help="Where rows come from; `auto`: this machine where it has them, else the Hub."
+        ),
     ] = "auto",
     num_fewshot: Annotated[
-        int | None, typer.Option(help="Solved examples before each row; by default as each task says.")
+        int | None, typer.Option(help="Solved examples before each row; default: the task's own number.")
     ] = None,
     average_last: Annotated[
-        int | None, typer.Option(help="Mean scores of a run's last N checkpoints, instead of its final weights.")
+        int | None,
+        typer.Option(help="Average the scores of a run's last N checkpoints instead of scoring its final weights."),
     ] = None,
     text: Annotated[
-        str | None, typer.Option(metavar="FILE", help="What `perplexity` scores; by default held-out text of the run.")
+        str | None,
+        typer.Option(metavar="FILE", help="Text that `perplexity` scores; default: the run's held-out text."),
     ] = None,
     stride: Annotated[
-        int | None, typer.Option(help="Tokens from window to window of `perplexity`; by default a whole window.")
+        int | None, typer.Option(help="Tokens between the windows of `perplexity`; default: a whole window.")
     ] = None,
     plugin_code: PluginCode = "run",
     dry_run: Annotated[
@@ -128,9 +140,9 @@ def eval_command(
 ) -> int:
     """Score a model on benchmarks, or every finished run in a folder.
 
-    Examples: `hf-arch eval results/quickstart/gla_1a2b3c4d5e --tasks perplexity,sentence_completion`,
-    `hf-arch eval results/quickstart --tasks comprehensive,hellaswag --limit 200 --output-json scores.json`,
-    `hf-arch eval results/quickstart --tasks hellaswag --dry-run`.
+    - `hf-arch eval results/quickstart/gla_1a2b3c4d5e --tasks perplexity,sentence_completion`
+    - `hf-arch eval results/quickstart --tasks comprehensive,hellaswag --limit 200 --output-json scores.json`
+    - `hf-arch eval results/quickstart --tasks hellaswag --dry-run`
     """
     with only_results_on_stdout():
         from hf_arch.core.files import to_jsonable, write_json
@@ -175,28 +187,32 @@ def bench_command(
             autocompletion=completion.targets,
         ),
     ] = None,
-    seq_len: Annotated[str, typer.Option(help="Lengths of context in tokens, with commas.")] = "256",
+    seq_len: Annotated[str, typer.Option(help="Context lengths in tokens, separated by commas.")] = "256",
     batch_size: Annotated[int, typer.Option(help="Sequences at a time.")] = 1,
     dtype: Annotated[str, typer.Option(help="`fp32`, `bf16` or `fp16`.")] = "fp32",
     device: Device = None,
     against: Annotated[
-        str | None, typer.Option(metavar="transformers", help="Add transformers' model of the same sizes and weights.")
+        str | None,
+        typer.Option(metavar="transformers", help="Also measure transformers' model of the same sizes and weights."),
     ] = None,
     repeats: Annotated[int, typer.Option(help="Rounds; medians are reported.")] = 5,
     roofline: Annotated[
-        bool, typer.Option("--roofline", help="Measure the machine too, and each row's share of its limits.")
+        bool, typer.Option("--roofline", help="Also measure the machine's limits, and each row's share of them.")
     ] = False,
     output_json: Annotated[
-        str | None, typer.Option("--output-json", "--output", metavar="FILE", help="Write all numbers as JSON.")
+        str | None,
+        typer.Option("--output-json", "--output", metavar="FILE", help="Write all numbers to this file as JSON."),
     ] = None,
-    plot: Annotated[str | None, typer.Option(metavar="FILE", help="Draw speed and memory: png, svg or pdf.")] = None,
+    plot: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Draw speed and memory into this png, svg or pdf.")
+    ] = None,
     plugin_code: PluginCode = "run",
     as_json: AsJson = False,
 ) -> int:
     """Measure training, prefill and decode speed, peak memory and cache, side by side in one run.
 
-    Examples: `hf-arch bench llama gla mamba --seq-len 256,1024`,
-    `hf-arch bench gpt2 llama hidden_size=256 num_attention_heads=8 --against transformers --json`.
+    - `hf-arch bench llama gla mamba --seq-len 256,1024`
+    - `hf-arch bench gpt2 llama hidden_size=256 num_attention_heads=8 --against transformers --json`
     """
     with only_results_on_stdout():
         from hf_arch.core.threads import prepare_threads

@@ -31,14 +31,16 @@ def push(
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="`user/name` on the Hub.")],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the files that would be pushed.")] = False,
-    checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Its checkpoints too, as branches.")] = False,
+    checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Also push the checkpoints, as branches.")] = False,
     no_code: Annotated[bool, typer.Option("--no-code", help="Leave out the code that loads it anywhere.")] = False,
     license: License = None,
     plugin_code: PluginCode = "run",
 ) -> int:
     """Share a model on the Hub: weights, tokenizer, code, and a card with what was measured.
 
-    Again, it sends what has changed. Example: `hf-arch push results/quickstart/gla_1a2b3c4d5e alice/gla --dry-run`.
+    A second push sends only what has changed.
+
+    - `hf-arch push results/quickstart/gla_1a2b3c4d5e alice/gla --dry-run`
     """
     with only_results_on_stdout():
         from hf_arch.cli.hub_commands import push_command
@@ -67,7 +69,8 @@ def export(
 ) -> int:
     """Write a model for others to load without this package.
 
-    Examples: `hf-arch export results/first --format hub`, `hf-arch export results/llama --format gguf --output l.gguf`.
+    - `hf-arch export results/first --format hub`
+    - `hf-arch export results/llama --format gguf --output l.gguf`
     """
     with only_results_on_stdout():
         from hf_arch.cli.hub_commands import export_command
@@ -78,12 +81,15 @@ def export(
 def convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A folder of config.json and safetensors, or a Hub id.")],
     destination: Annotated[str, typer.Argument(metavar="DST", help="A new or empty folder.")],
-    to: Annotated[str | None, typer.Option(metavar="TYPE", help="Type to convert to; by default to ours.")] = None,
+    to: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="Model type to convert to, e.g. `llama`; default: ours.")
+    ] = None,
     plugin_code: PluginCode = "run",
 ) -> int:
     """Convert a checkpoint of another library to one of our models, or back, and check the result against its source.
 
-    Examples: `hf-arch convert gpt2_folder ours`, `hf-arch convert results/first theirs --to llama`.
+    - `hf-arch convert gpt2_folder ours`
+    - `hf-arch convert results/first theirs --to llama`
     """
     with only_results_on_stdout():
         from hf_arch.cli.hub_commands import convert_command
@@ -94,13 +100,13 @@ def convert(
 def quantize(
     path: Path_,
     destination: Annotated[str, typer.Argument(metavar="DST", help="A new or empty folder.")],
-    method: Annotated[str, typer.Option(metavar="torchao-int8|torchao-int8-dynamic|gptq", help="How.")],
+    method: Annotated[str, typer.Option(metavar="torchao-int8|torchao-int8-dynamic|gptq", help="Quantisation method.")],
     text: Annotated[str | None, typer.Option(metavar="FILE", help="Text to measure the perplexity on.")] = None,
     plugin_code: PluginCode = "run",
 ) -> int:
-    """Quantise a model's matrices and print what became smaller and what it cost in perplexity.
+    """Quantise a model's matrices; print the sizes and the perplexity before and after.
 
-    Example: `hf-arch quantize results/first small --method torchao-int8 --text held_out.txt`.
+    - `hf-arch quantize results/first small --method torchao-int8 --text held_out.txt`
     """
     with only_results_on_stdout():
         from hf_arch.cli.hub_commands import quantize_command

@@ -40,13 +40,15 @@ def register(app: typer.Typer) -> None:
 
 
 def new_command(
-    kind: Annotated[str, typer.Argument(metavar="|".join(KINDS), help="What to invent.")],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name in configs, e.g. `leaky_average`.")],
+    kind: Annotated[str, typer.Argument(metavar="|".join(KINDS), help="Kind of part.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the part in configs, e.g. `leaky_average`.")],
     output: Annotated[str, typer.Option(metavar="DIR", help="Where the three files go.")] = ".",
 ) -> int:
     """Write a part of your own that works, with its test and a recipe: change the formula, and check it.
 
-    Examples: `hf-arch new mixer leaky_average`, `hf-arch new optimizer lion`, `hf-arch new probe echo --output ideas`.
+    - `hf-arch new mixer leaky_average`
+    - `hf-arch new optimizer lion`
+    - `hf-arch new probe echo --output ideas`
     """
     files = new_files(kind, name)
     folder = Path(output)

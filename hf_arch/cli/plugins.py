@@ -18,7 +18,7 @@ PluginCode = Annotated[
     str,
     typer.Option(
         metavar="run|current",
-        help="Of a run's plugins: the copy that the run keeps, or the file where it came from as it is now.",
+        help="Which code of a run's plugins: the copy in the run folder, or the original file as it is now.",
         callback=_choose,
     ),
 ]

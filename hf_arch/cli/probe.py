@@ -40,7 +40,7 @@ def probe_command(
         str,
         typer.Option(
             metavar="cpu|paper|SOURCE",
-            help="A twin for two cores, as published, or one by its source: `zoology`, `mad`, `gu-dao`.",
+            help="`cpu`: small enough for two cores; `paper`: as published; or a source: `zoology`, `mad`, `gu-dao`.",
         ),
     ] = "cpu",
     width: Annotated[int, typer.Option(min=1, help="Width of the models.")] = 64,
@@ -48,12 +48,14 @@ def probe_command(
     learning_rate: Annotated[
         list[float] | None,
         typer.Option(
-            help="A rate that every architecture tries; may be repeated. Default 3e-3, or the source's sweep."
+            help="Learning rate of every run; repeat the option to try several. Default 3e-3, or the source's sweep."
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 1,
     match: Match = None,
-    results_dir: Annotated[str, typer.Option(help="Where the runs go, a folder for each task.")] = "results/probes",
+    results_dir: Annotated[
+        str, typer.Option(help="Folder for the runs, with one folder a task in it.")
+    ] = "results/probes",
     workers: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
     engine: Engine = "local",
     slurm: Slurm = None,
@@ -65,7 +67,8 @@ def probe_command(
     """Train small models on synthetic tasks: what can an architecture recall, copy, compress, or keep track of?
 
     Models have one head and, except for the tasks of MAD, no FFN. Finished runs are kept.
-    Example: `hf-arch probe llama gla mamba delta_net --task mqar --learning-rate 1e-3 --learning-rate 3e-3`.
+
+    - `hf-arch probe llama gla mamba delta_net --task mqar --learning-rate 1e-3 --learning-rate 3e-3`
     """
     with only_results_on_stdout():
         from hf_arch.analysis.compare import undecided_claims

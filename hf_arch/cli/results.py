@@ -22,17 +22,18 @@ def compare(
         list[str] | None,
         typer.Argument(metavar="[RUN]...", help="Run folders or folders of runs.", autocompletion=completion.runs),
     ] = None,
-    latest: Annotated[int | None, typer.Option(min=1, help="The N newest runs instead.")] = None,
-    results_dir: Annotated[str | None, typer.Option(help="Where to look for runs.")] = None,
-    csv: Annotated[str | None, typer.Option(metavar="FILE", help="Write the table as CSV too.")] = None,
+    latest: Annotated[int | None, typer.Option(min=1, help="Compare the N newest runs instead.")] = None,
+    results_dir: Annotated[str | None, typer.Option(help="Where `--latest` looks for runs; default `results`.")] = None,
+    csv: Annotated[str | None, typer.Option(metavar="FILE", help="Also write the table as CSV.")] = None,
     metric: Annotated[
-        str | None, typer.Option(help="What runs are ranked and judged by; by default as their recipe says.")
+        str | None, typer.Option(help="Metric that ranks and judges the runs; default: the recipe's.")
     ] = None,
     as_json: AsJson = False,
 ) -> int:
     """Compare runs in one table, with a fairness audit and statistics over seeds.
 
-    Examples: `hf-arch compare results/quickstart`, `hf-arch compare --latest 4 --csv table.csv`.
+    - `hf-arch compare results/quickstart`
+    - `hf-arch compare --latest 4 --csv table.csv`
     """
     from hf_arch.cli.compare import compare_command
 
@@ -59,7 +60,8 @@ def report(
 ) -> int:
     """Write one HTML page about the runs in a folder, or what a paper needs of them.
 
-    Examples: `hf-arch report results/quickstart`, `hf-arch report results/quickstart --format latex`.
+    - `hf-arch report results/quickstart`
+    - `hf-arch report results/quickstart --format latex`
     """
     from hf_arch.cli.report import report_command
 

@@ -77,9 +77,11 @@ def list_command(
     tasks: Annotated[bool, typer.Option("--tasks", help="Tasks of `eval` whose rows are on this machine.")] = False,
     as_json: AsJson = False,
 ) -> int:
-    """List the architectures, or what else there is to choose from, by name.
+    """List the architectures, or the parts, recipes, corpora, probes or tasks.
 
-    Examples: `hf-arch list`, `hf-arch list --recipes`, `hf-arch list --components --json`.
+    - `hf-arch list`
+    - `hf-arch list --recipes`
+    - `hf-arch list --components --json`
     """
     given = {
         "--components": components,
@@ -118,15 +120,25 @@ def info(
         ),
     ],
     overrides: Overrides = None,
-    seq_len: Annotated[int | None, typer.Option(min=1, help="Context length that the costs are for.")] = None,
-    options: Annotated[bool, typer.Option("--options", help="Instead, every key that the config takes.")] = False,
+    seq_len: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Context length of the costs, in tokens; default: a recipe's rows, else the model's longest context.",
+        ),
+    ] = None,
+    options: Annotated[
+        bool, typer.Option("--options", help="List every key of the config with its default instead.")
+    ] = False,
     plugin_code: PluginCode = "run",
     as_json: AsJson = False,
 ) -> int:
     """Show what a model is made of and what it costs, without building it.
 
-    Examples: `hf-arch info llama num_hidden_layers=12`, `hf-arch info quickstart --json`, `hf-arch info gla --options`,
-    `hf-arch info results/quickstart/llama_1a2b3c4d5e`.
+    - `hf-arch info llama num_hidden_layers=12`
+    - `hf-arch info quickstart --json`
+    - `hf-arch info gla --options`
+    - `hf-arch info results/quickstart/llama_1a2b3c4d5e`
     """
     with only_results_on_stdout():
         if options:
@@ -171,17 +183,22 @@ def check(
     overrides: Overrides = None,
     as_json: AsJson = False,
     coordinates: Annotated[
-        bool, typer.Option("--coordinates", help="Whether training moves activations alike at every width (muP).")
+        bool,
+        typer.Option(
+            "--coordinates", help="Instead check that training moves activations equally at every width (muP)."
+        ),
     ] = False,
     device: Annotated[str, typer.Option(help="`cpu`, `cuda`, ...; on a GPU with the kernels that run there.")] = "cpu",
 ) -> int:
-    """Hold a part to what every sequence model must keep: causality, caches, padding, packing, gradients, cost, FLOPs.
+    """Test a part or an architecture: causality, caches, padding, packing, gradients, parameters, state, FLOPs.
 
     Takes any file that registers mixers, feed-forwards, norms, positions, streams, sites, embeddings, depths, losses,
     architectures or probes. `--coordinates` takes an architecture, with parametrization=mup unless another is given.
     Seconds, on models of a few thousand parameters; exit code 1 where an invariant fails.
-    Examples: `hf-arch check my_mixer.py num_attention_heads=2`, `hf-arch check gla use_short_conv=true --json`,
-    `hf-arch check llama --coordinates parametrization=completep`.
+
+    - `hf-arch check my_mixer.py num_attention_heads=2`
+    - `hf-arch check gla use_short_conv=true --json`
+    - `hf-arch check llama --coordinates parametrization=completep`
     """
     from transformers.utils.logging import disable_progress_bar
 
@@ -211,7 +228,7 @@ def train(
     ] = False,
     extend_to: Annotated[
         int | None,
-        typer.Option(metavar="STEPS", min=1, help="Continue it, finished or not, to so many steps in all."),
+        typer.Option(metavar="STEPS", min=1, help="Continue a run, finished or not, up to this many steps in total."),
     ] = None,
     distributed: Distributed = "auto",
     plugin_code: PluginCode = "run",
@@ -220,8 +237,9 @@ def train(
 ) -> int:
     """Train one model and write its run folder: results, metrics, checkpoints, and the model with its tokenizer.
 
-    Examples: `hf-arch train recipe.yaml training.max_steps=100 --output-dir runs/first`,
-    `hf-arch train recipes/quickstart/quickstart.yaml --run gla`, `hf-arch train pretrain/llama-124m --dry-run`.
+    - `hf-arch train recipe.yaml training.max_steps=100 --output-dir runs/first`
+    - `hf-arch train recipes/quickstart/quickstart.yaml --run gla`
+    - `hf-arch train pretrain/llama-124m --dry-run`
     """
     from hf_arch.core.threads import prepare_threads
 
@@ -251,10 +269,10 @@ def run_command(
     controls: Annotated[
         bool, typer.Option("--controls", help="Add the runs that remove what confounds the claims of the hypothesis.")
     ] = False,
-    seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds, instead of the recipe's.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds, instead of the recipe's.")] = None,
     match: Match = None,
     learning_rate: Annotated[
-        list[float] | None, typer.Option(help="A rate that every run tries; may be repeated.")
+        list[float] | None, typer.Option(help="Learning rate of every run; repeat the option to try several.")
     ] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
@@ -263,8 +281,9 @@ def run_command(
 
     Finished runs are kept, interrupted ones resume, failed ones are tried once more and harm no other. Started again,
     on this machine or another one with the same results folder, it shares the runs out.
-    Examples: `hf-arch run recipes/experiments/heads.yaml --scale cpu`,
-    `hf-arch run quickstart --seeds 3 --learning-rate 1e-3 --learning-rate 3e-3 --dry-run`.
+
+    - `hf-arch run recipes/experiments/heads.yaml --scale cpu`
+    - `hf-arch run quickstart --seeds 3 --learning-rate 1e-3 --learning-rate 3e-3 --dry-run`
     """
     with only_results_on_stdout():
         from hf_arch.cli.run import Changes, run_recipe
@@ -289,18 +308,19 @@ def plan(
     recipe: Recipe,
     overrides: Overrides = None,
     gpu: Annotated[str, typer.Option(help="Which GPU, e.g. `H100`.")] = "H100",
-    count: Annotated[int, typer.Option(help="How many in all.")] = 1,
-    nodes: Annotated[int, typer.Option(help="Machines that they are divided over.")] = 1,
+    count: Annotated[int, typer.Option(help="Number of GPUs in all.")] = 1,
+    nodes: Annotated[int, typer.Option(help="Machines that the GPUs are spread over.")] = 1,
     run: RunName = None,
     scale: Scale = None,
-    mfu: Annotated[float, typer.Option(help="Assumed model FLOPs utilisation, a share.")] = 0.4,
-    price: Annotated[float | None, typer.Option(help="Price of one GPU for an hour, for the cost.")] = None,
+    mfu: Annotated[float, typer.Option(help="Assumed model FLOPs utilisation, from 0 to 1.")] = 0.4,
+    price: Annotated[float | None, typer.Option(help="Price of one GPU-hour in any currency, for the cost.")] = None,
     as_json: AsJson = False,
 ) -> int:
-    """Show whether a recipe fits on GPUs that need not be here, by part and strategy, and how long it takes there.
+    """Plan a training on GPUs that need not be here: memory by part and strategy, time and cost.
 
     Strategies: DDP, ZeRO-1, FSDP2, tensor parallelism. Where one does not fit, the nearest setting that does is named.
-    Example: `hf-arch plan pretrain/llama-124m --gpu H100 --count 64 --nodes 8`.
+
+    - `hf-arch plan pretrain/llama-124m --gpu H100 --count 64 --nodes 8`
     """
     with only_results_on_stdout():
         from hf_arch.cli.plan import plan_capacity, print_plans, to_json

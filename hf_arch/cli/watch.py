@@ -24,10 +24,11 @@ def watch_command(
     ],
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on this machine; 0: any free one.")] = DEFAULT_PORT,
 ) -> int:
-    """Serve the report page of a folder, on this machine alone, anew as runs finish; Ctrl-C ends it.
+    """Serve the report of a folder on localhost, refreshed as runs finish; Ctrl-C stops it.
 
     It may be started before the first run has finished, and writes nothing.
-    Example: `hf-arch watch results/quickstart --port 8642`.
+
+    - `hf-arch watch results/quickstart --port 8642`
     """
     from hf_arch.report.watch import ReportServer
 

@@ -37,8 +37,8 @@ def with_command(
 ) -> NoReturn:
     """Run another library's command with our model types known to it: `trl`, `lm_eval`, `transformers`, `accelerate`.
 
-    Examples: `hf-arch with trl sft --model_name_or_path RUN/model --dataset_name ...`,
-    `hf-arch with lm_eval --model hf --model_args pretrained=RUN/model --tasks hellaswag`.
+    - `hf-arch with trl sft --model_name_or_path RUN/model --dataset_name ...`
+    - `hf-arch with lm_eval --model hf --model_args pretrained=RUN/model --tasks hellaswag`
     """
     program = find_program(command[0])
     sys.stdout.flush()

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from hf_arch.core.errors import ConfigError, choice_error
+from hf_arch.core.errors import ConfigError, choice_error, nearest
 from hf_arch.data.cache import data_cache, hash_text, user_path
 from hf_arch.data.corpus import Corpus
 from hf_arch.data.find import corpus_here
@@ -26,7 +26,7 @@ from hf_arch.data.options import DataOptions
 from hf_arch.data.prepare import TOKENIZER_CHARACTERS, shards_folder
 from hf_arch.data.shakespeare import Shakespeare
 from hf_arch.data.store import token_dtype
-from hf_arch.data.tokenizer import build_tokenizer, read_tokenizer, tokenizer_key
+from hf_arch.data.tokenizer import TRAINED, build_tokenizer, read_tokenizer, tokenizer_key
 
 SAMPLE_CHARACTERS = 1_000_000
 
@@ -64,7 +64,7 @@ class DataForecast:
         if self.ready:
             return "the shards that are there"
         if not self.sampled_bytes:
-            return "nothing: the text cannot be sampled here"
+            return "not known: the text or its tokenizer is not on this machine"
         return f"measured now on a sample of {self.sampled_bytes:,} bytes"
 
 
@@ -88,8 +88,12 @@ def forecast_data(
                 raise
     if corpus is None or key is None:
         what = "corpus" if corpus is None else "tokenizer"
+        near = nearest(options.tokenizer, TRAINED) if what == "tokenizer" else None
+        hint = "" if near is None else f" (nearest of those that need no download: {near!r})"
         return DataForecast(
-            None, False, warnings=(f"{what} {getattr(options, what)!r} is not on this machine: sizes are not known",)
+            None,
+            False,
+            warnings=(f"{what} {getattr(options, what)!r} is not on this machine{hint}: sizes are not known",),
         )
     folder, meta = shards_folder(options, out, corpus, key, cache, shards)
     if meta is not None:

@@ -53,7 +53,7 @@ def _tasks(options: EvalOptions) -> tuple[Any, list[str]]:
     """lm_eval's tasks whose rows are here, and what is said of the others."""
     if not options.harness_tasks:
         return None, []
-    require_harness()
+    require_harness(options.harness_tasks)
     from hf_arch.evaluation.harness import check_names, load_tasks
     from hf_arch.evaluation.offline import local_tasks
     from hf_arch.evaluation.suites import SUITES

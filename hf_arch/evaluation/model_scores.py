@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hf_arch.checkpoints.plugin_copies import load_plugins_of
-from hf_arch.core.errors import ConfigError
+from hf_arch.core.errors import ConfigError, nearest
 from hf_arch.core.files import read_json, write_json
 from hf_arch.core.formats import FILE_WIDTH
 from hf_arch.core.plugins import separate_plugins, used_plugins
@@ -97,7 +97,7 @@ def evaluate_path(path: str, options: EvalOptions) -> dict[str, Any]:
         load_plugins_of(folder)
     tasks = None
     if options.harness_tasks:
-        require_harness()
+        require_harness(options.harness_tasks)
         from hf_arch.evaluation.harness import load_tasks
 
         tasks = load_tasks(
@@ -269,10 +269,17 @@ def _harness_version(tasks: Any) -> dict[str, str]:
     return {"lm_eval": harness_version()}
 
 
-def require_harness() -> None:
-    """Raises `ConfigError` where lm_eval is not installed."""
+def require_harness(tasks: Sequence[str]) -> None:
+    """Raises `ConfigError`, which names the first of these tasks, where lm_eval is not installed."""
     if importlib.util.find_spec("lm_eval") is None:
-        raise ConfigError("--tasks: all but `perplexity` need lm-evaluation-harness: pip install 'hf-arch[eval]'")
+        near = next((task for task in tasks if nearest(task, [PERPLEXITY])), None)
+        hint = "" if near is None else f"; nearest without it to {near!r}: {PERPLEXITY!r}"
+        raise ConfigError(
+            f"--tasks: {tasks[0]!r} needs lm-evaluation-harness, as all but `{PERPLEXITY}` do: "
+            f"pip install 'hf-arch[eval]'{hint}",
+            field="--tasks",
+            value=tasks[0],
+        )
 
 
 def split_names(text: str | Sequence[str]) -> tuple[str, ...]:

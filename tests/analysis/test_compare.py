@@ -185,9 +185,13 @@ def test_hypotheses_get_the_verdict_of_the_table(tmp_path: Path, hypothesis: str
     ],
 )
 def test_what_of_a_hypothesis_will_not_be_judged_is_told_before(hypothesis: str, told: list[str]) -> None:
-    lines = unjudged(hypothesis, {"gla", "llama"})
-    assert len(lines) == len(told)
-    assert all(text in line for text, line in zip(told, lines, strict=True))
+    for names in (
+        ["gla", "llama"],
+        [f"{name}-learning_rate-{rate}" for name in ("gla", "llama") for rate in (0.001, 1e-5)],
+    ):
+        lines = unjudged(hypothesis, names)
+        assert len(lines) == len(told)
+        assert all(text in line for text, line in zip(told, lines, strict=True))
 
 
 def test_command_writes_csv_and_prints_the_table(

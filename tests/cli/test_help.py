@@ -13,7 +13,9 @@ import pytest
 import typer
 
 from hf_arch.cli import app
+from hf_arch.core.errors import ConfigError
 from hf_arch.core.recipes import find_recipe
+from hf_arch.evaluation.model_scores import require_harness
 
 GROUP = typer.main.get_command(app)
 COMMANDS = dict(GROUP.commands.items())
@@ -27,6 +29,12 @@ EXAMPLES = [
 
 def test_every_command_has_an_example():
     assert {name for name, _ in EXAMPLES} >= {*COMMANDS, *DATA} - {"data"}
+
+
+def test_each_example_has_a_line_of_its_own_to_copy():
+    for name, command in {**COMMANDS, **DATA}.items():
+        lines = [line.strip() for line in (command.help or "").splitlines() if "`hf-arch " in line]
+        assert all(re.fullmatch(r"- `hf-arch [^`]+`", line) for line in lines), name
 
 
 @pytest.mark.parametrize(("name", "example"), EXAMPLES)
@@ -87,3 +95,29 @@ def test_one_list_at_a_time(capsys):
     with pytest.raises(SystemExit) as end:
         app(["list", "--recipes", "--tasks"])
     assert end.value.code == 2 and "one list at a time" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("run quickstart --seeds 0", "--seeds: '0' is not allowed; expected at least 1; nearest: 1"),
+        ("run quickstart --seeds two", "--seeds: 'two' is not allowed; expected a whole number"),
+        ("run quickstart --learning-rate fast", "--learning-rate: 'fast' is not allowed; expected a number"),
+        ("plan quickstart --count many", "--count: 'many' is not allowed; expected a whole number"),
+        ("watch results --port 99999", "--port: '99999' is not allowed; expected at most 65535; nearest: 65535"),
+    ],
+)
+def test_a_wrong_value_of_an_option_is_one_line_with_the_value(words, line, capsys):
+    with pytest.raises(SystemExit) as end:
+        app(words.split())
+    assert end.value.code == 2 and capsys.readouterr().err == f"error: {line}\n"
+
+
+def test_a_misspelt_task_and_tokenizer_name_the_nearest(capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"'perplexitty' needs lm-evaluation-harness.* nearest .*: 'perplexity'"):
+        require_harness(["perplexitty"])
+    monkeypatch.undo()
+    with pytest.raises(SystemExit):
+        app(["data", "prepare", "python-docs", "--tokenizer", "bpee", "--dry-run"])
+    assert "'bpee' is not on this machine (nearest of those that need no download: 'bpe')" in capsys.readouterr().out

@@ -27,7 +27,6 @@ def test_links_of_the_front_page_lead_into_the_site(tmp_path: Path) -> None:
     lay_out(tmp_path)
     front = (tmp_path / "site-source/index.md").read_text()
     assert "](docs/" not in front and "](usage.md)" in front and "](contributing.md)" in front
-    assert "(report.png)" in front
 
 
 def test_a_list_of_a_docstring_becomes_a_list() -> None:
