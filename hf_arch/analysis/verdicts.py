@@ -12,7 +12,7 @@ gets no verdict from a program: the reader judges it, with the result beside it.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +29,8 @@ from hf_arch.analysis.counts import Counts
 from hf_arch.analysis.finding import Finding
 from hf_arch.analysis.sequential import over_looks
 from hf_arch.analysis.stats import PairedDifference, holm_factors, paired_difference
-from hf_arch.core.errors import choice_error
-from hf_arch.runs.claims import CLAIM, claim_matches
-from hf_arch.runs.record import definitions, group_name
+from hf_arch.runs.claims import CLAIM, number_in
+from hf_arch.runs.record import definitions
 from hf_arch.runs.registration import UNREGISTERED, MadeClaim, Registration
 
 if TYPE_CHECKING:
@@ -144,7 +143,7 @@ def _test_of(match: re.Match[str], view: _View) -> Found | None:
     comparison, relation = view.comparison, match["relation"]
     bound = None if match["bound"] is None else float(match["bound"])
     first, second = (_group_name(match[side], comparison) for side in ("first", "second"))
-    number = _number(match["second"]) if second is None else None
+    number = number_in(match["second"]) if second is None else None
     if first is None:
         return None
     if relation.startswith(("solves", "reaches")):
@@ -227,29 +226,6 @@ def _other_metric(made: MadeClaim, comparison: Comparison) -> list[Finding]:
     words = known[claimed].words if claimed in known else claimed
     sentence = f"The claim was made of the {words}, and is judged by the {comparison.metric_name}."
     return [Finding("metric", "violation", sentence, ())]
-
-
-def unjudged(hypothesis: str, names: Collection[str]) -> list[str]:
-    """Why a hypothesis, or a claim in it, would get no verdict from runs (or architectures) of these names; one line
-    each. Runs at several learning rates or seeds are compared under one name, so claims name them without these."""
-    known = {group_name(name) for name in names}
-    claims = claim_matches(hypothesis)
-    if not claims:
-        return [f"hypothesis: no claim of the form 'A better than B' in {hypothesis!r}; nothing will be judged"]
-    lines = []
-    for claim in claims:
-        sides = [claim["first"], *([] if _number(claim["second"]) is not None else [claim["second"]])]
-        for side in sides:
-            if side not in known:
-                lines.append(f"hypothesis: {choice_error(claim[0], side, known)}; this claim will not be judged")
-    return lines
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
 
 
 def _group_name(text: str, comparison: Comparison) -> str | None:

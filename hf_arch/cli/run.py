@@ -12,13 +12,12 @@ from typing import Any
 from hf_arch.analysis.compare import undecided_claims
 from hf_arch.analysis.comparison import Comparison
 from hf_arch.analysis.controls import claimed_pairs
-from hf_arch.analysis.verdicts import unjudged
 from hf_arch.cli.output import only_results_on_stdout, print_json
 from hf_arch.core.errors import ConfigError
 from hf_arch.evaluation.step_time import StepTimer
 from hf_arch.experiments.execution.runner import RunOptions, processes_per_run
 from hf_arch.experiments.execution.sets import TrainedSet, run_set
-from hf_arch.experiments.planning.controls import plan_controls
+from hf_arch.experiments.planning.controls import declared_architectures, plan_controls
 from hf_arch.experiments.planning.forecast import Forecast, document, step_timer
 from hf_arch.experiments.planning.plan import Planner
 from hf_arch.experiments.planning.prepare import set_folder
@@ -151,28 +150,8 @@ def _train_one(
         recipe, facts = _with_controls(recipe)
     for name in recipe.experiment.runs or [recipe.experiment.name]:
         facts[name] = {**facts.get(name, {}), "command": command}
-    _warn_unjudged(recipe)
     trained = run_set(recipe, results_dir, options, facts, undecided_claims)
     return trained, conclude(trained, results_dir, recipe.experiment.study)
-
-
-def _warn_unjudged(recipe: Recipe) -> None:
-    """Says which claims name no run, before anything is trained. A ladder, and a matrix of more than rates, make names
-    of their own, which `--dry-run` looks at."""
-    experiment = recipe.experiment
-    if experiment.hypothesis and experiment.ladder is None and not set(experiment.matrix) - {RATE}:
-        names = [*experiment.runs, *_architectures(recipe).values()]
-        names = names or [experiment.name, str(recipe.model.get("architecture"))]
-        for line in unjudged(experiment.hypothesis, names):
-            print(f"warning: {line}", file=sys.stderr, flush=True)
-
-
-def _architectures(recipe: Recipe) -> dict[str, str]:
-    """The architecture of each run that the recipe declares."""
-    return {
-        name: str({**recipe.model, **((changes or {}).get("model") or {})}.get("architecture"))
-        for name, changes in recipe.experiment.runs.items()
-    }
 
 
 def _with_controls(recipe: Recipe, dry: bool = False) -> tuple[Recipe, dict[str, dict[str, Any]]]:
@@ -182,7 +161,7 @@ def _with_controls(recipe: Recipe, dry: bool = False) -> tuple[Recipe, dict[str,
     """
     if recipe.experiment.ladder is not None:
         raise ConfigError("--controls: not together with experiment.ladder; name the controls as experiment.runs")
-    pairs = claimed_pairs(recipe.experiment.hypothesis, _architectures(recipe))
+    pairs = claimed_pairs(recipe.experiment.hypothesis, declared_architectures(recipe))
     if not pairs:
         raise ConfigError(
             "--controls: experiment.hypothesis has no claim of the form 'A better than B' between its runs"

@@ -13,7 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 from hf_arch.analysis.before import count_warning, power_note, seed_warnings
-from hf_arch.analysis.verdicts import unjudged
 from hf_arch.core.formats import FILE_WIDTH, NOTHING, byte_size, duration, quantity
 from hf_arch.evaluation.step_time import StepTimer
 from hf_arch.experiments.planning.forecast import Forecast, RunForecast, forecast, step_timer
@@ -24,6 +23,7 @@ from hf_arch.recipe.recipe import Recipe
 from hf_arch.recipe.seeds import AutoSeeds
 from hf_arch.report.names import explained, short_names
 from hf_arch.report.table import print_skipped
+from hf_arch.runs.claims import unjudged
 
 NUMBERS_WIDTH = 84  # of all columns but the names
 COLUMNS = ("run", "seeds", "done", "parameters", "matched", "state", "tokens", "FLOPs", "time", "memory")

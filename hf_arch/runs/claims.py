@@ -11,6 +11,10 @@ A and B are names of runs, or of architectures that one run has.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
+
+from hf_arch.core.errors import choice_error
+from hf_arch.runs.record import group_name
 
 _NUMBER = r"\d*\.?\d+"
 CLAIM = re.compile(
@@ -47,3 +51,27 @@ def claims_in(hypothesis: str) -> tuple[str, ...]:
     text = " ".join(hypothesis.split())
     found = dict.fromkeys(match[0] for match in claim_matches(text))
     return tuple(found) or ((text,) if text else ())
+
+
+def unjudged(hypothesis: str, names: Collection[str]) -> list[str]:
+    """Why a hypothesis, or a claim in it, would get no verdict from runs (or architectures) of these names; one line
+    each. Runs at several learning rates or seeds are compared under one name, so claims name them without these."""
+    known = {group_name(name) for name in names}
+    claims = claim_matches(hypothesis)
+    if not claims:
+        return [f"hypothesis: no claim of the form 'A better than B' in {hypothesis!r}; nothing will be judged"]
+    lines = []
+    for claim in claims:
+        sides = [claim["first"], *([] if number_in(claim["second"]) is not None else [claim["second"]])]
+        for side in sides:
+            if side not in known:
+                lines.append(f"hypothesis: {choice_error(claim[0], side, known)}; this claim will not be judged")
+    return lines
+
+
+def number_in(text: str) -> float | None:
+    """The number that a side of a claim is, None where it is a name."""
+    try:
+        return float(text)
+    except ValueError:
+        return None

@@ -18,12 +18,12 @@ import pytest
 from hf_arch.analysis.columns import interval_text
 from hf_arch.analysis.compare import compare_runs
 from hf_arch.analysis.stats import Interval
-from hf_arch.analysis.verdicts import unjudged
 from hf_arch.cli.compare import compare_command
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.formats import byte_size, duration, quantity
 from hf_arch.experiments import compare
 from hf_arch.report.page import render
+from hf_arch.runs.claims import unjudged
 from tests.experiments.synthetic import ARCHITECTURES, write_run, write_suite
 from tests.report.text import comparison_text
 

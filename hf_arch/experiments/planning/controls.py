@@ -277,3 +277,11 @@ class _Planning:
 
 def _kinds(config: PreTrainedConfig) -> list[str]:
     return [mixer.__name__ for mixer, _ in config.mixer_members]
+
+
+def declared_architectures(recipe: Recipe) -> dict[str, str]:
+    """The architecture of each run that the recipe declares."""
+    return {
+        name: str({**recipe.model, **((changes or {}).get("model") or {})}.get("architecture"))
+        for name, changes in recipe.experiment.runs.items()
+    }
