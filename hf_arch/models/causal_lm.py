@@ -52,6 +52,8 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
         self.model = self.model_class(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        parametrization, its_options = config.parametrization_spec
+        self._scaling = config.logits_scaling / parametrization.output(config, its_options)
         self.losses = nn.ModuleList([loss(config, options) for loss, options in config.loss_specs])
         self.loss_names = loss_names(config)
         self.auxiliary_losses: dict[str, Tensor] = {}
@@ -189,9 +191,7 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
 
     def _head_input(self, hidden_states: Tensor) -> Tensor:
         """Divided by `logits_scaling`, as the logits then are, and times the parametrisation's factor."""
-        parametrization, given = self.config.parametrization_spec
-        scaling = self.config.logits_scaling / parametrization.output(self.config, given)
-        return hidden_states if scaling == 1 else hidden_states / scaling
+        return hidden_states if self._scaling == 1 else hidden_states / self._scaling
 
     def _routing_losses(
         self, router_logits: tuple[Tensor, ...], attention_mask: Any, weights: Tensor | None, shape: torch.Size

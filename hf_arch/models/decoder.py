@@ -63,6 +63,8 @@ class ArchModel(ArchPreTrainedModel):
         super().__init__(config)
         padding = config.pad_token_id if config.frozen_pad_embedding else None
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, padding)
+        parametrization, its_options = config.parametrization_spec
+        self._multiplier = config.embedding_multiplier * parametrization.input(config, its_options)
         self.position = POSITIONS.get(config.position, "position")(config)
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.embedding_norm = self._norm() if config.embedding_norm else None
@@ -205,9 +207,7 @@ class ArchModel(ArchPreTrainedModel):
 
     def _scaled_embeddings(self, inputs_embeds: Tensor, position_ids: Tensor) -> Tensor:
         """The token embeddings [B, T, D] times the config's factors, with embedded positions, dropout and norm."""
-        parametrization, its_options = self.config.parametrization_spec
-        multiplier = self.config.embedding_multiplier * parametrization.input(self.config, its_options)
-        hidden_states = inputs_embeds if multiplier == 1 else inputs_embeds * multiplier
+        hidden_states = inputs_embeds if self._multiplier == 1 else inputs_embeds * self._multiplier
         embedded_positions = self.position.embed(position_ids, hidden_states.dtype)
         if embedded_positions is not None:
             hidden_states = hidden_states + embedded_positions

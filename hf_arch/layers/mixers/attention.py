@@ -83,6 +83,7 @@ class Attention(Windowed, AttentionHeads):
             del self.k_proj, self.v_proj
             self.k_norm = None
         self.attention_window = self.window(config, options)
+        self.published_names = self.publishes(config, options, layer_idx)
         self.softcap = config.attn_logit_softcapping if options.softcap is None else options.softcap
         if options.output_gate != "none":
             gates = self.num_heads * (self.head_dim if options.output_gate == "elementwise" else 1)
@@ -219,8 +220,7 @@ class Attention(Windowed, AttentionHeads):
 
     def published(self, keys: Tensor, values: Tensor, value: Tensor) -> dict[str, Tensor]:
         made = {FIRST_VALUE: value, **dict(zip(SHARED_KV, (keys, values, value), strict=True))}
-        names = self.publishes(self.config, self.options, self.layer_idx)
-        return {name: made[name].transpose(1, 2) for name in names}
+        return {name: made[name].transpose(1, 2) for name in self.published_names}
 
     def project(self, hidden_states: Tensor, context: LayerContext) -> tuple[Tensor, Tensor, Tensor]:
         """As AttentionHeads'; with a value residual v <- (v + v_first) / 2, or c_1 v_first + c_2 v."""
