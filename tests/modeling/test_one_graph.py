@@ -1,0 +1,18 @@
+"""A forward without a cache is one graph for torch.compile: no step of it parses the config again."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import hf_arch
+
+
+@pytest.mark.parametrize("name", ["llama", "gla"])
+def test_a_forward_is_one_graph(name: str) -> None:
+    model = AutoModelForCausalLM.from_config(hf_arch.tiny_config(name)).eval()
+    ids = torch.arange(3, 19)[None]
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.equal(compiled(ids, use_cache=False).logits, model(ids, use_cache=False).logits)
