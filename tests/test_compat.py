@@ -73,6 +73,7 @@ RESTS = {
 HOOKS = {
     (PreTrainedModel, "_init_weights"): "the initialisation of every model",
     (PreTrainedModel, "_initialize_weights"): "rescaled projections of bundled models",
+    (PreTrainedModel, "_set_gradient_checkpointing"): "runs without gradients, which are not checkpointed",
     (PreTrainedModel, "_can_set_experts_implementation"): "the choice of how experts are computed",
     (PreTrainedModel, "_is_stateful"): "refusing assisted generation with recurrent models",
     (PreTrainedModel, "_no_split_modules"): "device maps that keep blocks whole",
@@ -228,6 +229,7 @@ ALLOWED = {
     "_getframe",
     "_layer_types",
     "_no_weight_decay",
+    "_windows",
 }
 
 

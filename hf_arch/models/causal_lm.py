@@ -21,7 +21,7 @@ from ..layers.compat import (
     can_return_tuple,
     slice_logits_to_keep,
 )
-from ..layers.pair_masks import valid_tokens
+from ..layers.pair_masks import pairs_as_blocks, valid_tokens
 from .arguments import accept_either_name, cache_of
 from .common_names import aux_loss_coefficients
 from .configuration import ArchConfig
@@ -136,7 +136,7 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
                 wanted = shifted_targets(labels, kwargs.get("shift_labels")).to(logits.device).flatten()
                 of_logits = [each(logits.flatten(0, 1), wanted, weights) for each in further]
         if inputs is not None and labels is not None:
-            context = self._loss_context(out, inputs, input_ids, labels, chunk, kwargs)
+            context = self._loss_context(out, inputs, input_ids, labels, chunk, attention_mask, kwargs)
             loss = loss + self._auxiliary(context, of_logits).to(loss.device)
         fields = {
             "loss": loss,
@@ -163,13 +163,21 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def _loss_context(
-        self, out: Any, inputs: LossInputs, input_ids: Tensor | None, labels: Tensor, chunk: int, kwargs: Any
+        self,
+        out: Any,
+        inputs: LossInputs,
+        input_ids: Tensor | None,
+        labels: Tensor,
+        chunk: int,
+        attention_mask: Any,
+        kwargs: Any,
     ) -> LossContext:
         if any(loss.reads_ids for loss in self.losses) and input_ids is None:
             raise ValueError("inputs_embeds: losses that look tokens up need their ids; pass input_ids")
         if input_ids is not None and out.last_hidden_state.shape[1] < labels.shape[1]:
             raise ValueError("labels: they must be those of this call's tokens")
 
+        valid, documents = _valid_and_documents(inputs, attention_mask, labels.shape)
         return LossContext(
             hidden_states=out.last_hidden_state,
             embed=self.model.embed_tokens,
@@ -178,6 +186,8 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
             weights=target_weights(labels, **kwargs),
             logits=self._logits,
             layers=inputs.contexts,
+            valid=valid,
+            documents=documents,
             exits=inputs.exits,
             chunk_size=chunk,
         )
@@ -207,3 +217,15 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
         # Of the config, where TRL sets it after the model is built.
         coefficients = aux_loss_coefficients(self.config, [ffn.layer_idx for ffn in routed])
         return routed[0].routing_losses([ffn.options for ffn in routed], router_logits, mask, weights, coefficients)
+
+
+def _valid_and_documents(inputs: LossInputs, mask: Any, shape: torch.Size) -> tuple[Tensor | None, Tensor | None]:
+    """[B, T] each, from the layout of the layers; from a mask over pairs of tokens itself, which attention alone
+    follows without reading it."""
+    if isinstance(mask, Tensor) and mask.dim() > 2 and mask.shape[-1] == mask.shape[-2]:
+        pairs = mask if mask.dim() == 4 else mask.unsqueeze(1)
+        blocks = pairs_as_blocks(pairs if pairs.is_floating_point() else pairs.bool())
+        return blocks.valid.expand(shape), blocks.first_key.expand(shape)
+    layout = next(iter(inputs.contexts.values())).layout
+    valid, documents = (None if each is None else layout.leave(each) for each in (layout.mask, layout.segment_ids))
+    return valid, documents

@@ -14,7 +14,7 @@ from transformers import DynamicCache, StaticCache
 import hf_arch
 from hf_arch.core.registry import EMBEDDINGS
 from tests.suite.models import ARCHITECTURES, close, stirred_model, token_ids
-from tests.suite.test_documents import TOTAL, additive, rows_with_gaps
+from tests.suite.test_documents import LENGTHS, TOTAL, additive, rows_with_gaps, ways
 
 OUTSIDE = ("model.embed_tokens.weight", "lm_head.weight")
 POSITIONS: list[dict[str, Any]] = [{"position": name} for name in ("learned", "sinusoidal", "alibi", "none")]
@@ -213,3 +213,32 @@ def test_static_slots_fewer_than_the_window_are_refused_once_they_are_full() -> 
     close(model(ids[:, :10], past_key_values=cache).logits, model(ids[:, :10], use_cache=False).logits)
     with pytest.raises(ValueError, match="keeps the last 10 tokens"):
         model(ids[:, 10:11], past_key_values=cache)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mixer", ["attention", "gla", {"type": "attention", "window": 8}])
+def test_losses_of_later_tokens_are_those_of_the_documents_alone(mixer: Any) -> None:
+    losses = [{"type": "multi_token", "depth": 2}, "z_loss"]
+    model = stirred_model("mixed", mixer=[mixer], num_hidden_layers=2, losses=losses).train()
+    ids, labels = token_ids(2, TOTAL), token_ids(2, TOTAL)
+    labels[:, [0, *torch.tensor(LENGTHS[:-1]).cumsum(0)]] = -100
+
+    def added(ids: Tensor, labels: Tensor, **given: Any) -> Tensor:
+        count = (labels[:, 1:] != -100).sum() if "num_items_in_batch" not in given else given.pop("num_items_in_batch")
+        model(ids, labels=labels, use_cache=False, num_items_in_batch=count, **given)
+        return torch.stack(list(model.auxiliary_losses.values()))
+
+    count = (labels[:, 1:] != -100).sum()
+    pieces = [
+        added(part, its, num_items_in_batch=count)
+        for part, its in zip(ids.split(LENGTHS, 1), labels.split(LENGTHS, 1), strict=True)
+    ]
+    for given in ways().values():
+        close(added(ids, labels, **given), torch.stack(pieces).sum(0))
+    mask = (torch.arange(TOTAL) > 5).long().expand(2, -1)
+    labels[:, :7] = -100
+    alone = added(ids[:, 6:], labels[:, 6:])
+    pairs = torch.ones(TOTAL, TOTAL).tril().bool()[None, None] & mask.bool()[:, None, None]
+    for padding in (mask, mask.bool(), pairs, additive(pairs)):
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        close(added(ids, labels, attention_mask=padding, position_ids=positions), alone)

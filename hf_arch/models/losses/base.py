@@ -28,6 +28,8 @@ class LossContext:
         weights: [B, T] fp32, of each token in the loss: 1 / n at targets, 0 elsewhere.
         logits: hidden states [N, D] to logits [N, V], scaled and capped as the model's.
         layers: by layer index, the context of its last run: for a block of the loss's own.
+        valid: [B, T] bool, tokens that are not padding; None where none is. documents: [B, T] integers, equal within a
+            document; None where each row is one.
         exits: hidden states [B, T, D] after the final norm at each exit but the last, where `depth` has any.
         chunk_size: tokens whose logits are held at once, 0 for all.
     """
@@ -39,6 +41,8 @@ class LossContext:
     weights: Tensor
     logits: Callable[[Tensor], Tensor]
     layers: Mapping[int, LayerContext]
+    valid: Tensor | None = None
+    documents: Tensor | None = None
     exits: Sequence[Tensor] = ()
     chunk_size: int = 0
 

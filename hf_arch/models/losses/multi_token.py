@@ -3,8 +3,8 @@
     h^k_t = norm( Block_k( W_k [ norm(E[id_{t+k}]) | norm(h^{k-1}_t) ] ) ),   k = 1..depth,  h^0 the last hidden states
     logits of h^k_t predict id_{t+k+1};   loss = (coefficient / depth) sum_k CE_k
 
-W_k [D, 2D]; embedding and head are the model's own. CE_k is over the targets that lie in the same document, and weighs
-each as the next-token loss does. Inference does not run the modules.
+W_k [D, 2D]; embedding and head are the model's own. CE_k is over valid tokens' targets that lie in the same
+document, and weighs each as the next-token loss does. Inference does not run the modules.
 """
 
 from __future__ import annotations
@@ -80,9 +80,7 @@ class MultiTokenPrediction(AuxiliaryLoss):
         total = keys.total if isinstance(keys, Band) else keys.shape[-1] if isinstance(keys, Tensor) else None
         if total is not None and total != hidden.shape[1]:
             raise ValueError("past_key_values: multi_token needs whole sequences in training; pass no filled cache")
-        layout = layer.layout
-        documents = None if layout.segment_ids is None else layout.leave(layout.segment_ids)
-        ids, targets = context.input_ids, context.targets.to(hidden.device)
+        documents, ids, targets = context.documents, context.input_ids, context.targets.to(hidden.device)
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for ahead, step in enumerate(self.steps, 1):
             later = F.pad(ids[:, ahead:], (0, min(ahead, ids.shape[1])))
@@ -91,6 +89,8 @@ class MultiTokenPrediction(AuxiliaryLoss):
                 far = min(ahead + 1, ids.shape[1])
                 same = F.pad(documents[:, far:] == documents[:, : ids.shape[1] - far], (0, far), value=False)
                 wanted = torch.where(same, wanted, IGNORE_INDEX)
+            if context.valid is not None:
+                wanted = torch.where(context.valid.to(hidden.device), wanted, IGNORE_INDEX)
             hidden = step(context.embed(later), hidden, layer)
             loss = loss + self._cross_entropy(hidden, wanted, context)
         return self.options.coefficient / self.options.depth * loss
