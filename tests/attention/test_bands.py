@@ -193,6 +193,26 @@ def test_dropout_drops_and_keeps_the_mean() -> None:
         assert not torch.equal(model(ids, use_cache=False).logits, model(ids, use_cache=False).logits)
 
 
+def test_the_blocks_of_a_loss_take_them_too(without_bands, made) -> None:
+    losses = [{"type": "multi_token", "depth": 2}]
+    model = checks.stirred_model(hf_arch.tiny_config("llama", sliding_window=9, losses=losses)).train()
+    ids = token_ids(2, LENGTH)
+    loss = model(ids, labels=ids, use_cache=False).loss
+    assert made[0] is not None and model.auxiliary_losses
+    torch.testing.assert_close(loss, without_bands(model, ids, labels=ids, use_cache=False).loss, rtol=1e-5, atol=0)
+
+
+def test_gradient_checkpointing_changes_nothing(made) -> None:
+    model, ids = model_of("alibi").train(), token_ids(2, LENGTH)
+    model(ids, labels=ids, use_cache=False).loss.backward()
+    wanted = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    model.gradient_checkpointing_enable()
+    model(ids, labels=ids, use_cache=False).loss.backward()
+    assert all(band is not None for band in made)
+    assert all(torch.equal(p.grad, wanted[name]) for name, p in model.named_parameters())
+
+
 def test_recorded_weights_are_over_all_pairs() -> None:
     model = model_of("soft cap")
     out = model(token_ids(2, LENGTH), use_cache=False, output_attentions=True)
