@@ -81,7 +81,7 @@ SAYS = {
 
 # Types that are converted from configs of their own, in both directions, by tests/interchange and tests/golden.
 FROM_THEIR_SIDE = {
-    *("granitemoehybrid", "hrm_text", "jamba", "kimi_linear", "nemotron_h", "olmo_hybrid"),
+    *("falcon_h1", "granitemoehybrid", "hrm_text", "jamba", "kimi_linear", "nemotron_h", "olmo_hybrid"),
     *("minimax", "recurrent_gemma"),
     *("bamba", "cohere", "diffllama", "gpt_neox", "gpt_oss", "granite", "lfm2", "qwen3_5_moe_text", "qwen3_5_text"),
     *("log_linear_mamba2", "mesa_net", "momentum_deltanet", "qwen3_next", "smollm3", "yoco"),
