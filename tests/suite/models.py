@@ -13,6 +13,8 @@ from hf_arch import checks
 ARCHITECTURES = hf_arch.list_architectures()
 ONE_OF_EACH_KIND = ("llama", "gpt2", "mla", "moe", "gla", "mamba2", "gated_delta_net", "rwkv7", "hgrn", "mixed")
 """For the fast suite where all of them would take minutes."""
+FEW = ("llama", "gla", "mixed")
+"""For the fast suite where a case takes seconds, as under a compiler; CI runs the rest of `ONE_OF_EACH_KIND`."""
 # Grouping tokens by expert makes the rounding of earlier outputs depend on later tokens.
 ROUNDING_MOVES = {"moe"}
 

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 import hf_arch
-from tests.suite.models import ARCHITECTURES, ONE_OF_EACH_KIND, close, stirred_model, token_ids
+from tests.suite.models import ARCHITECTURES, FEW, close, stirred_model, token_ids
 
 LENGTHS = [8, 1, 12]
 TOTAL = sum(LENGTHS)
@@ -152,8 +152,9 @@ def run(model: Any, ids: Tensor, mask: Tensor, pieces: list[int], **options: Any
 
 
 # How many blocks or rows documents and padding need depends on the data, so that a compiler breaks the graph there.
-# Compiling takes ten seconds and more for each: the fast suite does it for one of each kind.
-COMPILED = [pytest.param(name, marks=() if name in ONE_OF_EACH_KIND else pytest.mark.slow) for name in ARCHITECTURES]
+# Compiling takes seconds for each: the fast suite does it for a few.
+COMPILED = [pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in ARCHITECTURES]
+STATEFUL = [name for name in ARCHITECTURES if stirred_model(name)._is_stateful]
 
 
 @torch.no_grad()
@@ -298,7 +299,7 @@ def test_a_compiled_model_refuses_too(name: str, case: str) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if stirred_model(name)._is_stateful])
+@pytest.mark.parametrize("name", STATEFUL)
 def test_recurrent_layers_refuse_other_masks_over_pairs(name: str) -> None:
     model, ids = stirred_model(name), token_ids(2, TOTAL)
     prefix = torch.ones(TOTAL, TOTAL).tril().bool()
@@ -312,9 +313,17 @@ def test_recurrent_layers_refuse_other_masks_over_pairs(name: str) -> None:
     for mask in (prefix.expand(2, 1, -1, -1), window.expand(2, -1, -1), by_head, biased, swapped):
         with pytest.raises(ValueError, match="position_ids"):
             model(ids, attention_mask=mask)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [case for case in COMPILED if case.values[0] in STATEFUL])
+def test_compiled_recurrent_layers_refuse_other_masks_over_pairs(name: str) -> None:
+    prefix = torch.ones(TOTAL, TOTAL).tril().bool()
+    prefix[:5, :5] = True
     torch._dynamo.reset()
+    compiled = torch.compile(stirred_model(name), backend="eager")
     with pytest.raises(RuntimeError, match="position_ids"):
-        torch.compile(model, backend="eager")(ids, attention_mask=prefix.expand(2, 1, -1, -1), use_cache=False)
+        compiled(token_ids(2, TOTAL), attention_mask=prefix.expand(2, 1, -1, -1), use_cache=False)
 
 
 @torch.no_grad()

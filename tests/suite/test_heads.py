@@ -16,7 +16,7 @@ from transformers import (
 
 import hf_arch
 
-from .models import ARCHITECTURES, ONE_OF_EACH_KIND
+from .models import ARCHITECTURES, FEW, ONE_OF_EACH_KIND
 
 ROWS, LENGTH = 16, 12
 
@@ -102,7 +102,9 @@ def assert_same(head, name, folder, **overrides):
 @pytest.mark.parametrize(
     ("name", "head"),
     [
-        pytest.param(name, head, marks=() if head == "causal" or name in ONE_OF_EACH_KIND else pytest.mark.slow)
+        pytest.param(
+            name, head, marks=() if name in (ONE_OF_EACH_KIND if head == "causal" else FEW) else pytest.mark.slow
+        )
         for name in ARCHITECTURES
         for head in HEADS
     ],
