@@ -51,6 +51,8 @@ def store(task: str, results: Path, records: Path = RECORDS) -> int:
         if not name.startswith(f"{_SELECTION}/"):
             lines[name]["config"] = read_json(folder / CONFIG_FILE)
     text = "".join(json.dumps(lines[name], separators=(",", ":"), sort_keys=True) + "\n" for name in sorted(lines))
+    for folder in (results.resolve(), ROOT):  # where they lie on this machine says nothing on another
+        text = text.replace(f"{folder}{os.sep}", "")
     records.mkdir(parents=True, exist_ok=True)
     write_atomic(records / f"{task}.jsonl", text)
     return len(lines)
@@ -129,6 +131,8 @@ Each architecture has about a million parameters, matched to llama's; its learni
 rows that the comparison does not use; each number is the mean over seeds with its 95 % interval. What a difference may
 come from beside the architecture is named: such a difference is *confounded* and decides nothing. At this size and
 budget an order says how fast small models learn, not what large ones come to.
+The intervals beside the means are each run's own. The comparison with llama is corrected for all architectures at once,
+which three seeds pass only where the difference is far above their spread.
 The runs: `python -m tools.atlas run TASK`, recipes in `recipes/atlas/`.
 """
 

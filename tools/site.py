@@ -46,7 +46,7 @@ NAVIGATION = {
         "environment.md",
         "glossary.md",
     ],
-    "Explanation": ["p_values.md", "limits.md", "architecture.md"],
+    "Explanation": ["p_values.md", "atlas.md", "limits.md", "architecture.md"],
     "Project": ["changelog.md", "contributing.md", "releasing.md", "security.md"],
 }
 

@@ -95,3 +95,12 @@ def test_torn_record_is_one_line(tmp_path: Path) -> None:
 def test_unknown_task_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert atlas.main(["run", "parit"]) == 2
     assert "parity" in capsys.readouterr().err
+
+
+def test_records_name_no_folder_of_this_machine(results: Path, tmp_path: Path) -> None:
+    file = next(results.rglob(RESULTS_FILE))
+    told = {**json.loads(file.read_text()), "command": f"hf-arch train {file.parent} {atlas.ROOT}/recipes/a.yaml"}
+    file.write_text(json.dumps(told))
+    text = (saved(results, tmp_path) / "text.jsonl").read_text()
+    assert str(tmp_path) not in text and str(atlas.ROOT) not in text
+    assert f"hf-arch train {file.parent.relative_to(results)} recipes/a.yaml" in text
