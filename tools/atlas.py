@@ -118,7 +118,7 @@ def page(records: Path = RECORDS) -> str:
     parts = [_HEAD, _overview(compared)]
     for task in TASKS:
         parts.append(f"## {task}\n\n" + (_section(compared[task]) if task in compared else "Not trained yet.\n"))
-    if (notes := records / "notes.md").is_file():
+    if (notes := records / "notes.txt").is_file():
         parts.append(notes.read_text(encoding="utf-8"))
     return "\n".join(parts)
 
