@@ -127,13 +127,16 @@ _HEAD = """# Atlas: every architecture at one small size
 
 <!-- made by `python -m tools.atlas page` from docs/atlas/*.jsonl; edits are lost -->
 
-Each architecture has about a million parameters, matched to llama's; its learning rate is chosen apart, with a seed and
-rows that the comparison does not use; each number is the mean over seeds with its 95 % interval. What a difference may
-come from beside the architecture is named: such a difference is *confounded* and decides nothing. At this size and
-budget an order says how fast small models learn, not what large ones come to.
+Each architecture has about a million parameters (fewer where a task has few tokens), matched to llama's; its
+learning rate is chosen apart, with a seed and rows that the comparison does not use; each number is the mean over
+seeds with its 95 % interval. What a difference may come from beside the architecture is named: such a difference is
+*confounded* and decides nothing. At this size and budget an order says how fast small models learn, not what large
+ones come to.
 The intervals beside the means are each run's own. The comparison with llama is corrected for all architectures at once,
 which three seeds pass only where the difference is far above their spread.
-The runs: `python -m tools.atlas run TASK`, recipes in `recipes/atlas/`.
+This page is made of the records in `docs/atlas/`: `python -m tools.atlas page`. A task is trained by
+`python -m tools.atlas run TASK` (recipes in `recipes/atlas/`), which goes on from its records at the commit that made
+them; move `docs/atlas/TASK.jsonl` away to train it anew.
 """
 
 

@@ -33,6 +33,7 @@ from .table import (
     under,
 )
 from .transformers_dense import BIAS, BLOCKS, HEADS, LlamaBlocks, attention_bias
+from .transformers_hybrids import SCAN_SIZES
 from .transformers_variants import without
 
 _ATTENTION, _MAMBA = 0, 1
@@ -121,11 +122,7 @@ _SCAN: tuple[Entry, ...] = (
     Option("mamba_n_heads", None, 128, write=lambda layer: _their_inner(layer) // branch(layer, _MAMBA).mixer.head_dim),
     Option("mamba_d_ssm", "expand", 1024, read=_expand, write=_their_inner),
     Unused("mamba_expand"),
-    Option("mamba_d_state", "state_size", 256),
-    Option("mamba_n_groups", "n_groups", 1),
-    Option("mamba_d_conv", "conv_size", 4),
-    Option("mamba_conv_bias", "conv_bias", True),
-    Option("mamba_proj_bias", "proj_bias", False),
+    *SCAN_SIZES,
     Option("mamba_rms_norm", "use_norm", False),
     Option("mamba_norm_before_gate", "norm_before_gate", True),
     Option(

@@ -165,6 +165,16 @@ def _mamba_heads(reader: ConfigReader) -> int:
     return reader.take("mamba_expand", 2) * reader.need("hidden_size") // reader.take("mamba_n_heads", 128)
 
 
+SCAN_SIZES: tuple[Entry, ...] = (
+    Option("mamba_d_state", "state_size", 256),
+    Option("mamba_n_groups", "n_groups", 1),
+    Option("mamba_d_conv", "conv_size", 4),
+    Option("mamba_conv_bias", "conv_bias", True),
+    Option("mamba_proj_bias", "proj_bias", False),
+)
+"""Of the Mamba-2 in hybrids, by the names that Bamba gave them."""
+
+
 @FOREIGN.register("bamba")
 class Bamba(TwoKinds):
     """`BambaForCausalLM`: Mamba-2 with attention, half of whose head is rotated."""
@@ -193,12 +203,8 @@ class Bamba(TwoKinds):
             128,
             write=lambda layer: int(layer.mixer.expand * layer.config.hidden_size) // layer.mixer.head_dim,
         ),
-        Option("mamba_d_state", "state_size", 256),
         Option("mamba_expand", "expand", 2),
-        Option("mamba_n_groups", "n_groups", 1),
-        Option("mamba_d_conv", "conv_size", 4),
-        Option("mamba_conv_bias", "conv_bias", True),
-        Option("mamba_proj_bias", "proj_bias", False),
+        *SCAN_SIZES,
         Option(
             "time_step_limit",
             ("dt_limit_min", "dt_limit_max"),

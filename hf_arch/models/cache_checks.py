@@ -74,9 +74,7 @@ def fitting_cache(cache: Any, config: Any, layer_types: list[str], batch: int, l
         if isinstance(layer, StaticLayer) and not isinstance(layer, StaticSlidingWindowLayer):
             _check_slots(layer, length)
         if isinstance(layer, LinearAttentionCacheLayerMixin) and isinstance(layer, DynamicLayer):
-            # transformers' own give, repeat and choose the rows of their keys alone.
-            layer.batch_repeat_interleave = partial(_repeat_rows, layer)  # type: ignore[method-assign]
-            layer.batch_select_indices = partial(_select_rows, layer)  # type: ignore[method-assign]
+            _choose_rows_of_states_too(layer)
     return cache
 
 
@@ -150,6 +148,13 @@ def _rows(layer: Any) -> int | None:
                 if state is not None:
                     return state.shape[0]
     return None
+
+
+def _choose_rows_of_states_too(layer: Any) -> None:
+    """transformers' own layers with keys and states repeat and choose the rows of their keys alone; mended once."""
+    if "batch_select_indices" not in layer.__dict__:
+        layer.batch_repeat_interleave = partial(_repeat_rows, layer)
+        layer.batch_select_indices = partial(_select_rows, layer)
 
 
 def _repeat_rows(layer: Any, repeats: int) -> None:

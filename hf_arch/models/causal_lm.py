@@ -209,8 +209,10 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
     ) -> tuple[Tensor, Tensor]:
         """(balance of the experts, what training adds to the loss)."""
         mask = attention_mask.get("padding") if isinstance(attention_mask, dict) else attention_mask
-        if mask is not None:
+        if isinstance(mask, Tensor):
             mask = valid_tokens(mask, shape[1]).expand(shape).to(router_logits[0].device)
+        else:
+            mask = None  # none, or flex attention's BlockMask, a function of pairs
         blocks: Any = self.model.layers
         ran = [blocks[index].ffn for index in self.model.plan]  # a layer that runs again routes again
         routed = [ffn for ffn in ran if ffn is not None and ffn.routed]

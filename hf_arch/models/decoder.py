@@ -286,7 +286,7 @@ class ArchModel(ArchPreTrainedModel):
             elif key.startswith("sliding_attention"):
                 window = self._windows[self.plan[run]]
                 assert window is not None
-                takers = [taken for index, taken in enumerate(self._takes_bands) if self._mask_key(index) == key]
+                takers = [taken for index, taken in enumerate(self._takes_bands) if self._mask_keys[index] == key]
                 band = window_band(window, self.config, run, common, segment_ids) if bands and any(takers) else None
                 if band is not None:
                     masks[f"band:{key}"] = band
@@ -360,11 +360,14 @@ class ArchModel(ArchPreTrainedModel):
                 continue
             band = self._mask_of(index, masks)
             if isinstance(band, Band):
-                slopes = alibi_slopes(heads, embeds.device)[None, :, None, None]
-                biases.append((slopes * band.distances()).to(embeds.dtype))
+                kind = (heads, self._mask_keys[index])
+                if kind not in made:
+                    slopes = alibi_slopes(heads, embeds.device)[None, :, None, None]
+                    made[kind] = (slopes * band.distances()).to(embeds.dtype)
+                biases.append(made[kind])
                 continue
             length = embeds.shape[1]
-            run = self._mask_runs[self._mask_key(index)]
+            run = self._mask_runs[self._mask_keys[index]]
             total, offset = cache.get_mask_sizes(length, run) if cache is not None else (length, 0)
             past = cache.get_query_offset(run) if cache is not None else 0
             key = (heads, total, str(offset))

@@ -11,7 +11,7 @@ A and B are names of runs, or of architectures that one run has.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from hf_arch.core.errors import choice_error
 from hf_arch.runs.record import group_name
@@ -54,8 +54,10 @@ def claims_in(hypothesis: str) -> tuple[str, ...]:
 
 
 def unjudged(hypothesis: str, names: Collection[str]) -> list[str]:
-    """Why a hypothesis, or a claim in it, would get no verdict from runs (or architectures) of these names; one line
-    each. Runs at several learning rates or seeds are compared under one name, so claims name them without these."""
+    """Why a hypothesis, or part of a claim in it, would get no verdict from runs (or architectures) of these names.
+
+    One line each. Runs at several learning rates or seeds are compared under one name: claims name them without these.
+    """
     known = {group_name(name) for name in names}
     claims = claim_matches(hypothesis)
     if not claims:
@@ -66,7 +68,20 @@ def unjudged(hypothesis: str, names: Collection[str]) -> list[str]:
         for side in sides:
             if side not in known:
                 lines.append(f"hypothesis: {choice_error(claim[0], side, known)}; this claim will not be judged")
+        for name in _joined(claim, claims):
+            if name in known:
+                lines.append(f"hypothesis: {claim[0]!r} is judged without {name!r}; write a claim for each run")
     return lines
+
+
+def _joined(claim: re.Match[str], claims: Sequence[re.Match[str]]) -> list[str]:
+    """Words that "and" joins to a side of a claim and that are no part of another: `A and B better than C` is judged of
+    B alone."""
+    before = re.search(r"([\w.+=/-]+),? and $", claim.string[: claim.start()])
+    after = re.match(r",? and ([\w.+=/-]*\w)", claim.string[claim.end() :])
+    ends, starts = {one.end() for one in claims}, {one.start() for one in claims}
+    found = [] if before is None or before.end(1) in ends else [before[1]]
+    return found if after is None or claim.end() + after.start(1) in starts else [*found, after[1]]
 
 
 def number_in(text: str) -> float | None:

@@ -182,6 +182,10 @@ def test_hypotheses_get_the_verdict_of_the_table(tmp_path: Path, hypothesis: str
         ("gla better than llama, llama at least 0.9", []),
         ("gal better than llama", ["'gal' is not known; nearest: 'gla'"]),
         ("gates help", ["no claim of the form"]),
+        ("llama and gla better than llama", ["'gla better than llama' is judged without 'llama'"]),
+        ("gla worse than llama and gla", ["'gla worse than llama' is judged without 'gla'"]),
+        ("gla better than llama and llama worse than gla", []),
+        ("with rates tuned and gla better than llama", []),
     ],
 )
 def test_what_of_a_hypothesis_will_not_be_judged_is_told_before(hypothesis: str, told: list[str]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
 from transformers import DynamicCache, StaticCache
 
 import hf_arch
@@ -75,6 +76,17 @@ def test_rows_of_a_cache_are_chosen_and_repeated_with_all_that_it_holds(name: st
         close(model(ids[rows, 9:], past_key_values=chosen).logits, whole[rows, 9:])
     cache.batch_repeat_interleave(2)
     close(model(ids[:, 9:].repeat_interleave(2, 0), past_key_values=cache).logits, whole[:, 9:].repeat_interleave(2, 0))
+
+
+def test_experts_under_a_block_mask_of_flex_attention() -> None:
+    model, ids = stirred_model("moe"), token_ids(2, 128)
+    mask = create_block_mask(lambda b, h, q, k: q >= k, 2, None, 128, 128, device="cpu")
+    with torch.no_grad():
+        expected = model(ids, output_router_logits=True, use_cache=False)
+        model.set_attn_implementation("flex_attention")
+        found = model(ids, attention_mask=mask, output_router_logits=True, use_cache=False)
+    close(found.logits, expected.logits)
+    close(found.aux_loss, expected.aux_loss)
 
 
 def test_a_vocabulary_is_not_resized_next_to_other_tables_by_token_id() -> None:

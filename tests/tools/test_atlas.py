@@ -43,6 +43,10 @@ def test_every_architecture_in_every_task(task: str) -> None:
     assert recipe.get("probe", {"task": "text"})["task"] == task
 
 
+def test_the_page_is_that_of_the_records() -> None:
+    assert atlas.PAGE.read_text(encoding="utf-8") == atlas.page(), "write it anew: python -m tools.atlas page"
+
+
 def test_records_stand_for_the_runs(results: Path, tmp_path: Path) -> None:
     records = saved(results, tmp_path)
     assert len((records / "text.jsonl").read_text().splitlines()) == 8  # what still runs is no record

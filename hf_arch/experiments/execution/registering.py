@@ -56,5 +56,6 @@ def _unjudged(recipe: Recipe, names: Sequence[str]) -> list[str]:
     experiment = recipe.experiment
     if experiment.ladder is not None or set(experiment.matrix) - {RATE}:
         return []
-    architectures = [*declared_architectures(recipe).values(), str(recipe.model.get("architecture"))]
+    own = recipe.model.get("architecture")
+    architectures = [*declared_architectures(recipe).values(), *([] if own is None else [str(own)])]
     return unjudged(experiment.hypothesis, [*names, *architectures])

@@ -12,9 +12,9 @@ One branch may keep keys and values, and any number of them states: each has a p
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable
 from math import isfinite
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
@@ -26,6 +26,7 @@ from ..rope_parameters import RotarySpec
 from ..state import FFN_STATE, RECURRENT
 from .base import CacheKind, Mixer, MixerCost, SharedSpec
 
+T = TypeVar("T")
 _WITH_KEYS = {
     "full_attention": "full_attention",
     "hybrid": "full_attention",
@@ -166,8 +167,7 @@ class ParallelMixers(Mixer):
 
     @classmethod
     def rotary(cls, config: Any, options: ParallelOptions) -> RotarySpec | None:
-        specs = (mixer.rotary(config, given) for mixer, given in cls.members(options))
-        return next((spec for spec in specs if spec is not None), None)
+        return _first(mixer.rotary(config, given) for mixer, given in cls.members(options))
 
     @classmethod
     def needs_key_positions(cls, config: Any, options: ParallelOptions) -> bool:
@@ -175,8 +175,7 @@ class ParallelMixers(Mixer):
 
     @classmethod
     def shared(cls, config: Any, options: ParallelOptions) -> SharedSpec | None:
-        specs = (mixer.shared(config, given) for mixer, given in cls.members(options))
-        return next((spec for spec in specs if spec is not None), None)
+        return _first(mixer.shared(config, given) for mixer, given in cls.members(options))
 
     @classmethod
     def further_states(cls, config: Any, options: ParallelOptions) -> int:
@@ -207,8 +206,7 @@ class ParallelMixers(Mixer):
         total: Tensor | None = None
         for index, branch in enumerate(self.branches):
             before, after = self.input_scales[index], self.output_scales[index]
-            own = replace(
-                context,
+            own = context.changed(
                 position_embeddings=context.position_embeddings if self.rotates[index] else None,
                 shared=context.shared if self.takes_shared[index] else None,
                 keys=context.keys if self.asks_keys[index] else None,
@@ -226,6 +224,11 @@ class ParallelMixers(Mixer):
         """That of the branches together."""
         branches: Any = self.branches
         return sum((branch.cost(seq_len) for branch in branches), MixerCost())
+
+
+def _first(specs: Iterable[T | None]) -> T | None:
+    """The first that is not None: branches that have one agree (`_check_single`)."""
+    return next((spec for spec in specs if spec is not None), None)
 
 
 def _keeps_states(kind: str) -> bool:
