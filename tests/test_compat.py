@@ -21,7 +21,7 @@ import hf_arch
 PACKAGE = Path(__file__).parents[1] / "hf_arch"
 COMPAT = (
     *("layers/compat.py", "training/compat.py", "evaluation/compat.py", "evaluation/fake_tensors.py", "deferred.py"),
-    "ops/transforms.py",
+    "ops/compat.py",
 )
 LIBRARIES = ("transformers", "accelerate", "torch", "lm_eval", "peft", "datasets", "huggingface_hub")
 RESTS = {
@@ -49,6 +49,7 @@ RESTS = {
     "LabelSmoother": "label smoothing over rows whose last position has a target",
     "LinearAttentionLayer": "the cache of recurrent mixers",
     "OutputRecorder": "`output_attentions`",
+    "PagedAttentionCache": "continuous batching",
     "PartialState": "FSDP on CPUs",
     "ROPE_INIT_FUNCTIONS": "RoPE types other than the default",
     "STATIC_LAYER_TYPE_MAPPING": "static caches with recurrent layers",
@@ -57,6 +58,7 @@ RESTS = {
     "and_masks": "windows over padding and documents",
     "can_return_tuple": "`return_dict=False`",
     "capture_outputs": "`output_hidden_states` and `output_attentions`",
+    "is_flash_attention_requested": "documents and padding under flash attention",
     "create_causal_mask": "the masks of full attention",
     "create_recurrent_attention_mask": "masks that `generate` prepares for recurrent layers",
     "create_sliding_window_causal_mask": "the masks of sliding-window attention",

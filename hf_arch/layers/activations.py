@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core.registry import ACTIVATIONS
+from ..ops.compat import transformed
 from ..ops.custom_op import manual_backward
-from ..ops.transforms import transformed
 
 
 @ACTIVATIONS.register("gelu_tanh")

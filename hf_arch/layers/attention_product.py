@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.errors import ConfigError
+from ..ops.compat import forward_mode, functorch_levels
 from ..ops.precision import state_dtype
-from ..ops.transforms import forward_mode, functorch_levels
 from .bands import Band
-from .compat import ALL_ATTENTION_FUNCTIONS, attention_implementation
+from .compat import ALL_ATTENTION_FUNCTIONS, attention_implementation, uses_flash_attention
 
 CONFIG_READERS = ("vllm",)
 """Implementations that read windows and soft caps from the config and know no biases, whatever a call says."""
@@ -127,7 +127,7 @@ class AttentionProduct(nn.Module):
         if implementation in ("sdpa", "eager"):
             return implementation
         for name, told in (("position_bias", "a bias of the scores"), ("s_aux", "sinks")):
-            if "flash" in str(implementation) and options.get(name) is not None:
+            if uses_flash_attention(self.config) and options.get(name) is not None:
                 raise ConfigError(
                     f"attn_implementation: {implementation!r} would not apply {told} of layer {self.layer_idx}; use "
                     "'sdpa' or 'eager'"

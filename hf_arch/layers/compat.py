@@ -1,7 +1,7 @@
 """Every private or version-dependent name of transformers that models touch, in one place.
 
-Other files of `components`, `mixers`, `modeling` and `architectures` import these names from here, so that a new
-version of transformers is looked through in one file. `tests/test_compat.py` says of each name what rests on it.
+Other files of `layers` and `models` import these names from here, so that a new version of transformers is checked in
+one file. `tests/test_compat.py` says of each name what rests on it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING as STATIC_LAYER_TYPE_MAPPING
 from transformers.cache_utils import CacheLayerMixin as CacheLayerMixin
 from transformers.cache_utils import LinearAttentionLayer as LinearAttentionLayer
+from transformers.generation.continuous_batching import PagedAttentionCache
 from transformers.integrations import use_experts_implementation as use_experts_implementation
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS as ALL_EXPERTS_FUNCTIONS
 from transformers.integrations.moe import ExpertsInterface as ExpertsInterface
@@ -34,6 +35,7 @@ from transformers.models.auto import modeling_auto as modeling_auto
 from transformers.processing_utils import Unpack as Unpack
 from transformers.utils import TransformersKwargs as TransformersKwargs
 from transformers.utils import can_return_tuple as can_return_tuple
+from transformers.utils.generic import is_flash_attention_requested
 from transformers.utils.generic import merge_with_config_defaults as merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder as OutputRecorder
 from transformers.utils.output_capturing import capture_outputs as capture_outputs
@@ -60,6 +62,16 @@ def name_table(kind: str) -> dict[str, str]:
 def attention_implementation(config: Any) -> str:
     """Which attention function the models of a config call: "eager", "sdpa", ..."""
     return config._attn_implementation
+
+
+def uses_flash_attention(config: Any) -> bool:
+    """Whether they call one of the flash attention functions, which take documents and padding by their lengths."""
+    return is_flash_attention_requested(config)
+
+
+def is_paged(cache: Any) -> bool:
+    """Whether it is the cache of continuous batching, which brings its own masks."""
+    return isinstance(cache, PagedAttentionCache)
 
 
 def experts_implementation(config: Any) -> str | None:

@@ -27,11 +27,6 @@ REMEDY = "use DynamicCache(config=model.config)"
 _DOCUMENTS = "hfa_holds_documents"
 
 
-def is_paged(cache: Any) -> bool:
-    """Whether it is the cache of continuous batching, which brings its own masks."""
-    return type(cache).__name__ == "PagedAttentionCache"
-
-
 def fitting_cache(cache: Any, config: Any, layer_types: list[str], batch: int, length: int) -> Any:
     """`cache`, once it is known to fit; an empty `DynamicCache()` gets the layers of this model.
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import (
-    CausalLMOutputWithPast,
-    MoeCausalLMOutputWithPast,
-    MoeModelOutputWithPast,
-)
+from transformers.modeling_outputs import CausalLMOutputWithPast, MoeCausalLMOutputWithPast, MoeModelOutputWithPast
 from transformers.utils import logging
 
 from ..layers.compat import (
@@ -26,8 +23,8 @@ from .arguments import accept_either_name, cache_of
 from .common_names import aux_loss_coefficients
 from .configuration import ArchConfig
 from .decoder import ArchModel, LossInputs
-from .late_logits import LateLogits, MoeTrainingOutput, TrainingOutput
-from .loss import chunked_cross_entropy, loss_chunk_size, penalise_max_logits, shifted_targets, target_weights
+from .late_logits import LateLogits, output_class
+from .loss import OfLogits, chunked_cross_entropy, loss_chunk_size, penalise_max_logits, shifted_targets, target_weights
 from .losses.base import LogitLoss, LossContext, loss_names
 from .pretrained import ArchPreTrainedModel
 from .serving import CheckedGenerationMixin
@@ -99,62 +96,74 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        chunk = loss_chunk_size(self.config.loss_chunk_size, self.vocab_size)
-        logits: Any = None
-        loss: Any = None
+        logits, loss, of_logits = self._logits_and_loss(out.last_hidden_state, labels, logits_to_keep, kwargs)
+        if inputs is not None and labels is not None:
+            context = self._loss_context(out, inputs, input_ids, labels, attention_mask, kwargs)
+            loss = loss + self._auxiliary(context, of_logits).to(loss.device)
+        routing: dict[str, Any] = {}
+        if isinstance(out, MoeModelOutputWithPast):
+            aux_loss, penalty = self._routing_losses(out, attention_mask, labels, kwargs)
+            if trains_routers and loss is not None:
+                loss = loss + penalty.to(loss.device)
+            routing = {"aux_loss": aux_loss, "router_logits": out.router_logits}
+        return output_class(late=isinstance(logits, LateLogits), routed=bool(routing))(
+            loss=loss,
+            logits=logits,
+            hidden_states=out.hidden_states,
+            attentions=out.attentions,
+            **{CACHE_ARGUMENT: cache_of(out)},
+            **routing,
+        )
+
+    def _logits_and_loss(
+        self, hidden: Tensor, labels: Tensor | None, logits_to_keep: int | Tensor, kwargs: Any
+    ) -> tuple[Any, Any, list[Tensor]]:
+        """The logits of [B, T, D] after the final norm, the next-token loss (None without labels) and, in training, the
+        auxiliary losses that read logits. In chunks the logits are computed when somebody reads them; never in a graph,
+        where they are None."""
 
         def head() -> Tensor:
-            return self._logits(slice_logits_to_keep(out.last_hidden_state, logits_to_keep))
+            return self._logits(slice_logits_to_keep(hidden, logits_to_keep))
 
-        further = [loss.of_logits for loss in self.losses if inputs is not None and isinstance(loss, LogitLoss)]
-        of_logits: list[Tensor] = []
-        if labels is not None and self.training and chunk > 0:
-            loss = chunked_cross_entropy(
-                self._head_input(out.last_hidden_state),
-                self.lm_head,
-                labels,
-                chunk_size=chunk,
-                softcap=self.config.final_logit_softcapping,
-                max_logit_penalty=self.config.max_logit_penalty,
-                num_items_in_batch=kwargs.get("num_items_in_batch"),
-                shift_labels=kwargs.get("shift_labels"),
-                further=further,
-            )
-            if further:
-                loss, *of_logits = loss
-            if not torch.compiler.is_compiling():
-                logits = LateLogits(head, self.lm_head, out.last_hidden_state.device.type)
-        else:
+        if labels is None:
+            return head(), None, []
+        further = [loss.of_logits for loss in self.losses if self.training and isinstance(loss, LogitLoss)]
+        if not (self.training and self._chunk_size > 0):
             logits = head()
-            if labels is not None:
-                loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
-                if self.config.max_logit_penalty:
-                    weights = target_weights(labels, **kwargs).to(logits.device)
-                    loss = penalise_max_logits(loss, logits, self.config.max_logit_penalty, weights)
-            if further and labels is not None:
-                weights = target_weights(labels, **kwargs).to(logits.device).flatten()
-                wanted = shifted_targets(labels, kwargs.get("shift_labels")).to(logits.device).flatten()
-                of_logits = [each(logits.flatten(0, 1), wanted, weights) for each in further]
-        if inputs is not None and labels is not None:
-            context = self._loss_context(out, inputs, input_ids, labels, chunk, attention_mask, kwargs)
-            loss = loss + self._auxiliary(context, of_logits).to(loss.device)
-        fields = {
-            "loss": loss,
-            "logits": logits,
-            CACHE_ARGUMENT: cache_of(out),
-            "hidden_states": out.hidden_states,
-            "attentions": out.attentions,
-        }
-        late = isinstance(logits, LateLogits)
-        if not isinstance(out, MoeModelOutputWithPast):
-            return (TrainingOutput if late else CausalLMOutputWithPast)(**fields)
-        targets = target_weights(labels, **kwargs) if labels is not None else None
-        shape = out.last_hidden_state.shape[:2]
-        aux_loss, penalty = self._routing_losses(out.router_logits, attention_mask, targets, shape)
-        if trains_routers and loss is not None:
-            fields["loss"] = loss + penalty.to(loss.device)
-        kind = MoeTrainingOutput if late else MoeCausalLMOutputWithPast
-        return kind(**fields, aux_loss=aux_loss, router_logits=out.router_logits)
+            return logits, *self._whole_loss(logits, labels, further, kwargs)
+        found = chunked_cross_entropy(
+            self._head_input(hidden),
+            self.lm_head,
+            labels,
+            chunk_size=self._chunk_size,
+            softcap=self.config.final_logit_softcapping,
+            max_logit_penalty=self.config.max_logit_penalty,
+            num_items_in_batch=kwargs.get("num_items_in_batch"),
+            shift_labels=kwargs.get("shift_labels"),
+            further=further,
+        )
+        loss, *of_logits = found if further else [found]
+        late = None if torch.compiler.is_compiling() else LateLogits(head, self.lm_head, hidden.device.type)
+        return late, loss, of_logits
+
+    @property
+    def _chunk_size(self) -> int:
+        """Tokens whose logits the training loss holds at once; 0: all."""
+        return loss_chunk_size(self.config.loss_chunk_size, self.vocab_size)
+
+    def _whole_loss(
+        self, logits: Tensor, labels: Tensor, further: Sequence[OfLogits], kwargs: Any
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The next-token loss of logits [B, T, V], and the losses `further` of the same logits."""
+        loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
+        if self.config.max_logit_penalty:
+            weights = target_weights(labels, **kwargs).to(logits.device)
+            loss = penalise_max_logits(loss, logits, self.config.max_logit_penalty, weights)
+        if not further:
+            return loss, []
+        weights = target_weights(labels, **kwargs).to(logits.device).flatten()
+        wanted = shifted_targets(labels, kwargs.get("shift_labels")).to(logits.device).flatten()
+        return loss, [each(logits.flatten(0, 1), wanted, weights) for each in further]
 
     def _logits(self, hidden_states: Tensor) -> Tensor:
         """[..., D] after the final norm -> [..., V], scaled and capped."""
@@ -168,7 +177,6 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
         inputs: LossInputs,
         input_ids: Tensor | None,
         labels: Tensor,
-        chunk: int,
         attention_mask: Any,
         kwargs: Any,
     ) -> LossContext:
@@ -189,7 +197,7 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
             valid=valid,
             documents=documents,
             exits=inputs.exits,
-            chunk_size=chunk,
+            chunk_size=self._chunk_size,
         )
 
     def _auxiliary(self, context: LossContext, of_logits: list[Tensor]) -> Tensor:
@@ -205,9 +213,12 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
         return hidden_states if scaling == 1 else hidden_states / scaling
 
     def _routing_losses(
-        self, router_logits: tuple[Tensor, ...], attention_mask: Any, weights: Tensor | None, shape: torch.Size
+        self, out: MoeModelOutputWithPast, attention_mask: Any, labels: Tensor | None, kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """(balance of the experts, what training adds to the loss)."""
+        router_logits: Any = out.router_logits
+        shape = out.last_hidden_state.shape[:2]  # type: ignore[union-attr]
+        weights = None if labels is None else target_weights(labels, **kwargs)
         mask = attention_mask.get("padding") if isinstance(attention_mask, dict) else attention_mask
         if isinstance(mask, Tensor):
             mask = valid_tokens(mask, shape[1]).expand(shape).to(router_logits[0].device)

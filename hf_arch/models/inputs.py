@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from ..layers.compat import attention_implementation
+from ..layers.compat import is_paged, uses_flash_attention
 from ..layers.documents import ARGUMENTS, Call, Documents, flash_arguments, read_documents
-from .cache_checks import check_windows, fitting_cache, is_paged, remember_documents
+from .cache_checks import check_windows, fitting_cache, remember_documents
 from .keywords import check_keywords
 from .serving import check_continuous_batching
 
@@ -55,7 +55,7 @@ def read_inputs(
     documents = read_documents(call, attention_mask, position_ids, told, has_states=has_states)
     segment_ids, mask = documents.segment_ids, documents.attention_mask
     remember_documents(cache, call.is_first, segment_ids, goes_on=position_ids is not None)
-    if segment_ids is not None and "flash" in str(attention_implementation(config)):
+    if segment_ids is not None and uses_flash_attention(config):
         kwargs |= flash_arguments(segment_ids, mask)
         documents = documents._replace(attention_mask=None)
     return Inputs(documents, cache, past, kwargs)

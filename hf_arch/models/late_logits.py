@@ -79,3 +79,10 @@ class TrainingOutput(_ReadsLateLogits, CausalLMOutputWithPast):
 
 class MoeTrainingOutput(_ReadsLateLogits, MoeCausalLMOutputWithPast):
     """MoeCausalLMOutputWithPast whose `logits` are computed when read."""
+
+
+def output_class(*, late: bool, routed: bool) -> type[CausalLMOutputWithPast | MoeCausalLMOutputWithPast]:
+    """What a language model returns: `late` where its logits are computed when read, `routed` with router logits."""
+    if routed:
+        return MoeTrainingOutput if late else MoeCausalLMOutputWithPast
+    return TrainingOutput if late else CausalLMOutputWithPast

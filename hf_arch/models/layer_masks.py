@@ -19,6 +19,7 @@ from ..layers.compat import (
     attention_implementation,
     create_causal_mask,
     create_sliding_window_causal_mask,
+    uses_flash_attention,
 )
 from ..layers.documents import require
 from ..layers.pair_masks import within_window
@@ -34,7 +35,7 @@ def sliding_mask(window_config: Any, config: Any, index: int, common: dict[str, 
     window, cache, mask = window_config.sliding_window, common[CACHE_ARGUMENT], common["attention_mask"]
     past = 0 if cache is None else cache.get_seq_length(index)
     over_gaps = window_over_gaps(mask, window, past, common["inputs_embeds"].shape[1])
-    if over_gaps is not None and "flash" not in str(attention_implementation(config)):  # flash attention unpads
+    if over_gaps is not None and not uses_flash_attention(config):  # flash attention unpads
         documents = common["and_mask_function"]
         both = over_gaps if documents is None else and_masks(over_gaps, documents)
         return create_causal_mask(config=config, layer_idx=index, **{**common, "and_mask_function": both})

@@ -21,8 +21,8 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor
 
+from .compat import transformed
 from .precision import without_autocast
-from .transforms import transformed
 
 # The module's own name: a copy of this file elsewhere (a model bundled with its code) registers operators of its own.
 NAMESPACE = re.sub(r"\W", "_", __name__)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .compat import transformed
 from .custom_op import manual_backward
 from .precision import state_dtype
-from .transforms import transformed
 
 BLOCK_ELEMENTS = 2**18  # of one block of rows: on a CPU it and its gradients stay in the cache
 

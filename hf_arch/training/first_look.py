@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_arch.core.plugins import plugin_of_module
+from hf_arch.layers.compat import attention_implementation, uses_flash_attention
 from hf_arch.models.branch_scales import SITES
 from hf_arch.ops.backend import use_fla
 from hf_arch.training.branches import model_layers, undisturbed, watched
@@ -118,8 +119,10 @@ def _is_depthwise(module: nn.Module) -> bool:
 
 def _kernels(model: Any, like: Tensor) -> str:
     """Where recurrences run, and attention where that is no plain product of torch."""
-    attention = str(getattr(model.config, "_attn_implementation", None) or "")
-    return "fla" * use_fla(like) + f" {attention}" * ("flash" in attention) or "torch"
+    used = ["fla"] if use_fla(like) else []
+    if uses_flash_attention(model.config):
+        used.append(attention_implementation(model.config))
+    return " ".join(used) or "torch"
 
 
 class _Convolutions(TorchDispatchMode):
@@ -130,7 +133,7 @@ class _Convolutions(TorchDispatchMode):
         self.inside, self.convolved = inside, convolved
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if "convolution" in str(func) and self.inside and len(args) > 8:
+        if func is torch.ops.aten.convolution.default and self.inside:
             weight, groups = args[1], args[8]
             if groups > 1 and weight.shape[1] == 1 and 1 < weight.shape[-1] <= LONGEST_KERNEL:
                 self.convolved.add(self.inside[-1])

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, set_seed
 
 import hf_arch
+from hf_arch.ops.compat import forward_mode, functorch_levels, transformed
 from hf_arch.ops.norm import l2_norm, rms_norm, silu_gated_rms_norm
-from hf_arch.ops.transforms import forward_mode, functorch_levels, transformed
 from tests.suite.models import token_ids
 
 ATTENTION = ("gpt2", "llama", "gqa", "mla", "moe")

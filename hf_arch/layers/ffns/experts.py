@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...core.registry import ACTIVATIONS
-from ...ops.transforms import transformed
+from ...ops.compat import transformed
 from ..compat import ALL_EXPERTS_FUNCTIONS, ExpertsInterface, use_experts_implementation
 
 ALIGNMENT = 16

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...core.errors import ConfigError, choice_error
 from ...core.options import Options
-from ...ops.transforms import exporting_to_onnx
+from ...ops.compat import exporting_to_onnx
 from ..contract import EMPTY_CONTEXT, LayerContext, LayerOutput, check_signature
 from ..cost import MixerCost as MixerCost
 from ..fp32 import KeepsFp32

@@ -22,7 +22,7 @@ from ...core.options import Options, options
 from ...core.registry import MIXERS
 from ...ops.precision import state_dtype
 from ..attention_product import AttentionProduct, cache_element_bytes
-from ..compat import attention_implementation
+from ..compat import uses_flash_attention
 from ..contract import EMPTY_CONTEXT, LayerContext
 from ..initial import FLA, TRANSFORMERS
 from ..norms import ArchRMSNorm
@@ -205,7 +205,7 @@ class LatentAttention(Windowed, Mixer):
         key_nope, value = keys_values.split([nope, value_dim], -1)
         key = torch.cat((key_nope, key_rope.expand(-1, self.num_heads, -1, -1)), -1)
         # Flash kernels want one size for all three; zeros add nothing.
-        missing = self.qk_head_dim - value_dim if "flash" in str(attention_implementation(self.config)) else 0
+        missing = self.qk_head_dim - value_dim if uses_flash_attention(self.config) else 0
         out, _ = self.product(
             query,
             key,

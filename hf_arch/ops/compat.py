@@ -1,4 +1,8 @@
-"""Whether torch.func or forward-mode differentiation is at work around a call."""
+"""Every private name of torch that ops and layers touch: whether torch.func, forward-mode differentiation or an
+exporter is at work around a call.
+
+`tests/test_compat.py` says of each name what rests on it.
+"""
 
 from __future__ import annotations
 
