@@ -35,6 +35,9 @@ DEFAULT_CHUNK = 1024
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
+    """The sum over targets, of hidden [N, D], weight [V, D] and labels [N]. Its gradients are taken in the forward pass,
+    chunk by chunk, while the logits are there; the backward pass scales them by the gradient of the sum."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -69,6 +72,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 total += ((log_z - logits.gather(1, targets)).squeeze(1) * kept).sum()
                 if not (needs_hidden or needs_weight):
                     continue
+                # dL/dlogits = (softmax - onehot) c', plus p z c' at the largest logit z
                 if penalty:
                     largest, index = logits.max(-1, keepdim=True)
                     largest = largest * (penalty * kept[:, None])
@@ -80,6 +84,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 if softcap is not None:
                     grad.mul_(1 - squashed.square())
                 grad_low = grad.to(low)
+                # dL/dh = dL/dlogits W, dL/dW = dL/dlogits^T h
                 if grad_hidden is not None:
                     grad_hidden[rows] = grad_low @ cast_weight
                 if grad_weight is not None:
@@ -173,6 +178,8 @@ def penalise_max_logits(loss: Tensor, logits: Tensor, penalty: float, weights: T
 
 
 class _MaxLogitPenalty(torch.autograd.Function):
+    """The loss unchanged; dL/dlogits is factor z at the largest logit z of each token."""
+
     @staticmethod
     def forward(ctx: Any, loss: Tensor, logits: Tensor, factor: Tensor | float) -> Tensor:
         largest, index = logits.max(-1, keepdim=True)

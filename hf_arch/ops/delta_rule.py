@@ -97,7 +97,6 @@ class DeltaRule(ChunkedCall[Tensor]):
 
 
 delta_rule = Recurrence(DeltaRule, "delta_rule")
-naive_delta_rule = delta_rule.naive
 
 
 @dataclass(eq=False, repr=False)
@@ -152,4 +151,3 @@ class DplrDeltaRule(ChunkedCall[Tensor]):
 
 
 dplr_delta_rule = Recurrence(DplrDeltaRule, "dplr_delta_rule")
-naive_dplr_delta_rule = dplr_delta_rule.naive

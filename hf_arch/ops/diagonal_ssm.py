@@ -278,4 +278,3 @@ def _documents(
 
 
 diagonal_ssm = Recurrence(DiagonalSsm, "diagonal_ssm")
-naive_diagonal_ssm = diagonal_ssm.naive

@@ -189,4 +189,3 @@ def _backward(ctx: Any, grad_h: Tensor) -> tuple[Tensor, Tensor, Tensor | None, 
 _scan.register_autograd(_backward, setup_context=_save)
 
 hgrn_scan = Recurrence(HgrnScan, "hgrn_scan")
-naive_hgrn_scan = hgrn_scan.naive

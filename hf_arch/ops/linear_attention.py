@@ -147,5 +147,3 @@ def _chunk_scalar_decay(
 
 
 linear_attention = Recurrence(LinearAttention, "linear_attention")
-naive_linear_attention = linear_attention.naive
-chunk_linear_attention = linear_attention.chunk

@@ -85,7 +85,15 @@ def _blockwise(*tensors: Tensor | None) -> bool:
 
 
 class _Norm(torch.autograd.Function):
-    """y = x w / sqrt(factor sum(x^2) + eps), after or before a product with silu(gate). Saves its inputs alone."""
+    """y = n w with n = u r and r = (f sum(u^2) + eps)^-1/2, after or before a product with s = silu(gate): u = x and
+    y = n w s, or, `gate_first`, u = x s and y = n w. Saves its inputs alone.
+
+    With G the gradient of n w (dL/dy, or s dL/dy where the gate comes after the norm),
+
+        dL/dw = sum over rows of G n        dL/du = r (w G - f n sum(w G n))
+        gate after the norm:   dL/dgate = silu'(gate) dL/dy n w      dL/dx = dL/du
+        gate first:            dL/dgate = silu'(gate) dL/du x        dL/dx = s dL/du
+    """
 
     @staticmethod
     def forward(
@@ -139,9 +147,11 @@ class _Norm(torch.autograd.Function):
             inverse = _inverse(block, ctx.factor, ctx.eps)
             normalised = block * inverse
             if gate is not None and not ctx.gate_first:
+                # dL/dgate = silu'(gate) dL/dy n w, G = s dL/dy
                 slope.mul_(grad).mul_(normalised)
                 grad_gate_rows.copy_(slope if scale is None else slope.mul_(scale))
                 grad = opening.mul_(grad)
+            # dL/dw = sum G n, dL/du = r (w G - f n sum(w G n))
             along = grad * normalised
             if scale is not None:
                 grad_scale += along.sum(0)
@@ -149,6 +159,7 @@ class _Norm(torch.autograd.Function):
             along = along.sum(-1, keepdim=True).mul_(-ctx.factor)
             grad = normalised.mul_(along).add_(grad).mul_(inverse)
             if ctx.gate_first:
+                # dL/dgate = silu'(gate) dL/du x, dL/dx = s dL/du
                 grad_gate_rows.copy_(slope.mul_(grad).mul_(inputs))
                 grad.mul_(opening)
             grad_x_rows.copy_(grad)

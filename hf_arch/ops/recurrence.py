@@ -29,8 +29,8 @@ Legend: B batch, T time, H heads, K key dim, V value dim, N state, M slots, D an
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import KW_ONLY, MISSING, dataclass, fields
-from inspect import cleandoc, signature
+from dataclasses import KW_ONLY, dataclass
+from inspect import signature
 from typing import Annotated, Any, ClassVar, Generic, ParamSpec, TypeVar
 
 import torch
@@ -287,27 +287,6 @@ class Recurrence(Generic[P, State]):
         if not call.covers():
             raise ValueError(f"{self.__name__}: flash-linear-attention has no kernel for these arguments")
         return _run(call, call.kernel)
-
-    def describe(self) -> str:
-        """The declaration in Markdown: the formula, arguments, state and forms."""
-        declared = self.declaration
-        rows = ["| argument | shape | default | meaning |", "|---|---|---|---|"]
-        parts, arguments = {part.name: part for part in fields(declared)}, declared_arguments(declared)
-        for name in self.__signature__.parameters:
-            default = parts[name].default
-            shape = self._state_text() if name == "initial_state" else written(arguments[name].shapes)
-            rows.append(f"| `{name}` | {shape} | {'' if default is MISSING else default} | {arguments[name].text} |")
-        kernel = "where it covers the arguments" if declared.has_kernel() else "none"
-        step = "the naive form" if declared.step is Call.step else "a form of its own"
-        forms = f"State: {self._state_text()}. One token: {step}. Kernel of flash-linear-attention: {kernel}."
-        first, *text = cleandoc(declared.__doc__).split("\n", 1)
-        formula, colon, meaning = first.partition(": ")
-        first = f"`{formula}`: {meaning}" if colon else first
-        title = f"## `{self.__name__}`\n\nIn `{self.__module__}`. {first}"
-        return "\n\n".join(["\n".join([title, *text]), "\n".join(rows), forms]) + "\n"
-
-    def _state_text(self) -> str:
-        return " with ".join(written(shapes) for shapes in self.declaration.state_shapes)
 
     def __reduce__(self) -> str:
         return self.__name__  # by name, as a function

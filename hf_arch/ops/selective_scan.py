@@ -232,4 +232,3 @@ def _backward(ctx: Any, grad_y: Tensor | None, grad_state: Tensor | None, _: Non
 _scan.register_autograd(_backward, setup_context=_save)
 
 selective_scan = Recurrence(SelectiveScan, "selective_scan")
-naive_selective_scan = selective_scan.naive

@@ -7,7 +7,6 @@ from typing import NamedTuple, get_args, get_type_hints
 
 Shape = tuple[str, ...]
 
-
 OPTION = ""  # the shape of what is no tensor
 
 

@@ -151,6 +151,4 @@ def _read_slots(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 
 gated_slot_attention = Recurrence(GatedSlotAttention, "gated_slot_attention")
-naive_gated_slot_attention = gated_slot_attention.naive
 abc_attention = Recurrence(AbcAttention, "abc_attention")
-naive_abc_attention = abc_attention.naive

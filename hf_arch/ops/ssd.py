@@ -160,4 +160,3 @@ def _chunks(
 
 
 ssd = Recurrence(Ssd, "ssd")
-naive_ssd = ssd.naive

@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_arch.ops.delta_rule import delta_rule, dplr_delta_rule, naive_delta_rule, naive_dplr_delta_rule
-from hf_arch.ops.diagonal_ssm import diagonal_ssm, naive_diagonal_ssm
-from hf_arch.ops.elementwise import hgrn_scan, naive_hgrn_scan
-from hf_arch.ops.linear_attention import linear_attention, naive_linear_attention
+from hf_arch.ops.delta_rule import delta_rule, dplr_delta_rule
+from hf_arch.ops.diagonal_ssm import diagonal_ssm
+from hf_arch.ops.elementwise import hgrn_scan
+from hf_arch.ops.linear_attention import linear_attention
 from hf_arch.ops.log_linear import log_linear_attention
 from hf_arch.ops.mesa import mesa
 from hf_arch.ops.momentum_delta import momentum_delta_rule
 from hf_arch.ops.rank_attention import rank_attention
-from hf_arch.ops.selective_scan import naive_selective_scan, selective_scan
-from hf_arch.ops.slots import abc_attention, gated_slot_attention, naive_abc_attention, naive_gated_slot_attention
+from hf_arch.ops.selective_scan import selective_scan
+from hf_arch.ops.slots import abc_attention, gated_slot_attention
 from hf_arch.ops.softmax_average import softmax_average
-from hf_arch.ops.ssd import naive_ssd, ssd
+from hf_arch.ops.ssd import ssd
 
 B, H, K, V, M, D = 2, 2, 4, 5, 6, 3
 START = torch.tensor([5, 27])  # tokens before, of each row
@@ -194,10 +194,10 @@ def s4d(length: int, gates: str, numbers: tuple[int, ...]) -> list:
 
 def _delta(decays: bool, beta: tuple[float, float], parallel: bool = False) -> Case:
     inputs = functools.partial(delta, decays=decays, beta=beta, parallel=parallel)
-    return Case(delta_rule, naive_delta_rule, inputs, ((H, K, V),), gated=decays)
+    return Case(delta_rule, delta_rule.naive, inputs, ((H, K, V),), gated=decays)
 
 
-LINEAR = (linear_attention, naive_linear_attention)
+LINEAR = (linear_attention, linear_attention.naive)
 STATE = ((H, K, V),)
 CASES = {
     "linear attention": Case(*LINEAR, undecayed, STATE, gated=False),
@@ -205,8 +205,8 @@ CASES = {
     "scalar decay": Case(*LINEAR, scalar_decay, STATE),
     "vector decay": Case(*LINEAR, vector_decay, STATE),
     "bonus": Case(*(functools.partial(with_bonus, op=op) for op in LINEAR), bonus, STATE),
-    "gated slots": Case(gated_slot_attention, naive_gated_slot_attention, gated_slots, ((H, K, M), (H, M, V))),
-    "slots by softmax": Case(abc_attention, naive_abc_attention, slots_by_softmax, ((H, M), (H, K, M), (H, M, V))),
+    "gated slots": Case(gated_slot_attention, gated_slot_attention.naive, gated_slots, ((H, K, M), (H, M, V))),
+    "slots by softmax": Case(abc_attention, abc_attention.naive, slots_by_softmax, ((H, M), (H, K, M), (H, M, V))),
     "softmax average": Case(softmax_average, softmax_average.naive, averages_by_softmax, ((H, K), (H, K, V))),
     "several a token": Case(rank_attention, rank_attention.naive, several_a_token, STATE),
     "momentum": Case(momentum_delta_rule, momentum_delta_rule.naive, momentum, ((H, K, V), (H, K, V))),
@@ -221,13 +221,13 @@ CASES = {
     "delta, parallel keys": _delta(False, (0.9, 1.0), parallel=True),
     "gated delta": _delta(True, (0.0, 1.0)),
     "gated delta, beta near 2": _delta(True, (1.9, 2.0)),
-    "dplr": Case(dplr_delta_rule, naive_dplr_delta_rule, dplr, STATE),
+    "dplr": Case(dplr_delta_rule, dplr_delta_rule.naive, dplr, STATE),
     "bounded dplr": Case(
-        functools.partial(dplr_delta_rule, min_log_decay=MIN_LOG_DECAY), naive_dplr_delta_rule, bounded_dplr, STATE
+        functools.partial(dplr_delta_rule, min_log_decay=MIN_LOG_DECAY), dplr_delta_rule.naive, bounded_dplr, STATE
     ),
-    "hgrn": Case(hgrn_scan, naive_hgrn_scan, hgrn, ((D,),), chunked=False),
-    "mamba": Case(selective_scan, naive_selective_scan, mamba, ((D, K),), chunked=False),
-    "mamba2": Case(ssd, naive_ssd, mamba2, ((H, V, K),)),
-    "s4d": Case(diagonal_ssm, naive_diagonal_ssm, functools.partial(s4d, numbers=(2,)), ((D, K, 2),)),
-    "s4d, real": Case(diagonal_ssm, naive_diagonal_ssm, functools.partial(s4d, numbers=()), ((D, K),)),
+    "hgrn": Case(hgrn_scan, hgrn_scan.naive, hgrn, ((D,),), chunked=False),
+    "mamba": Case(selective_scan, selective_scan.naive, mamba, ((D, K),), chunked=False),
+    "mamba2": Case(ssd, ssd.naive, mamba2, ((H, V, K),)),
+    "s4d": Case(diagonal_ssm, diagonal_ssm.naive, functools.partial(s4d, numbers=(2,)), ((D, K, 2),)),
+    "s4d, real": Case(diagonal_ssm, diagonal_ssm.naive, functools.partial(s4d, numbers=()), ((D, K),)),
 }

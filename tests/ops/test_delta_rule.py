@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_arch.ops.delta_rule import delta_rule, dplr_delta_rule, naive_delta_rule, naive_dplr_delta_rule
+from hf_arch.ops.delta_rule import delta_rule, dplr_delta_rule
 from tests.ops.recurrences import (
     assert_close,
     check_bit_causality,
@@ -56,7 +56,7 @@ def test_chunk_equals_naive(kind: str, length: int) -> None:
     inputs = make_inputs(length, kind)
     for segments in (None, random_segments(B, length)):
         common = {"initial_state": make_state(), "segment_ids": segments}
-        naive = with_gradients(naive_delta_rule, inputs, **common)
+        naive = with_gradients(delta_rule.naive, inputs, **common)
         assert_close(with_gradients(delta_rule, inputs, **common), naive, 1e-5)
         assert_close(with_gradients(delta_rule, inputs, chunk_size=16, **common), naive, 1e-5)
 
@@ -84,7 +84,7 @@ def test_states_stay_fp32_under_autocast() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             o, state = delta_rule(*pieces, initial_state=make_state(), output_final_state=True)
         exact = [x.float() for x in pieces]
-        expected = naive_delta_rule(*exact, initial_state=make_state(), output_final_state=True)
+        expected = delta_rule.naive(*exact, initial_state=make_state(), output_final_state=True)
         assert o.dtype == torch.bfloat16 and state.dtype == torch.float32
         assert_close(o, expected[0], 2**-8)  # one rounding of the output
         assert_close(state, expected[1], 1e-5)
@@ -122,7 +122,7 @@ def test_dplr_chunk_equals_naive(length: int, strong: bool) -> None:
     inputs = make_dplr_inputs(length, strong)
     for segments in (None, random_segments(B, length)):
         common = {"initial_state": make_state(), "segment_ids": segments}
-        naive = with_gradients(naive_dplr_delta_rule, inputs, **common)
+        naive = with_gradients(dplr_delta_rule.naive, inputs, **common)
         assert_close(with_gradients(dplr_delta_rule, inputs, **common), naive, 1e-5)
         assert_close(with_gradients(dplr_delta_rule, inputs, chunk_size=32, **common), naive, 1e-5)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_arch.ops.diagonal_ssm import diagonal_ssm, discretise, naive_diagonal_ssm
+from hf_arch.ops.diagonal_ssm import diagonal_ssm, discretise
 from tests.ops.recurrences import (
     assert_close,
     check_bit_causality,
@@ -52,10 +52,10 @@ def test_chunks_equal_naive(length, kind, strong) -> None:
     for segments in (None, random_segments(B, length)):
         options = {"initial_state": make_state(kind), "segment_ids": segments}
         fast = with_gradients(functools.partial(diagonal_ssm, chunk_size=8), inputs, **options)
-        assert_close(fast, with_gradients(naive_diagonal_ssm, inputs, **options), TOLERANCE)
+        assert_close(fast, with_gradients(diagonal_ssm.naive, inputs, **options), TOLERANCE)
     bare = (*inputs[:5], None, None)
     fast = diagonal_ssm(*bare, chunk_size=8, output_final_state=True)
-    assert_close(fast, naive_diagonal_ssm(*bare, output_final_state=True), TOLERANCE)
+    assert_close(fast, diagonal_ssm.naive(*bare, output_final_state=True), TOLERANCE)
 
 
 def test_equals_the_convolution_with_its_kernel() -> None:
@@ -90,7 +90,7 @@ def test_final_state_ends_at_the_last_valid_token(packed) -> None:
         "output_final_state": True,
     }
     y, state = diagonal_ssm(u, *parameters, chunk_size=8, **options)
-    y_naive, state_naive = naive_diagonal_ssm(u, *parameters, **options)
+    y_naive, state_naive = diagonal_ssm.naive(u, *parameters, **options)
     valid = torch.arange(21) < options["num_valid"][:, None]
     assert_close((y[valid], state), (y_naive[valid], state_naive), TOLERANCE)
 
@@ -118,7 +118,7 @@ def test_states_stay_fp32(length) -> None:
     u, state = u.bfloat16(), make_state()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y, final = diagonal_ssm(u, *parameters, initial_state=state, output_final_state=True)
-    _, expected = naive_diagonal_ssm(u.float(), *parameters, initial_state=state, output_final_state=True)
+    _, expected = diagonal_ssm.naive(u.float(), *parameters, initial_state=state, output_final_state=True)
     assert y.dtype == torch.bfloat16 and final.dtype == torch.float32
     assert_close(final, expected, TOLERANCE)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hf_arch.ops import elementwise
-from hf_arch.ops.elementwise import hgrn_scan, naive_hgrn_scan
+from hf_arch.ops.elementwise import hgrn_scan
 from tests.ops.recurrences import (
     assert_close,
     check_bit_causality,
@@ -47,7 +47,7 @@ def test_fast_equals_naive(form, length, strong) -> None:
             if length == 1 and state is None:
                 continue  # the only gate multiplies nothing
             assert_close(
-                with_gradients(hgrn_scan, inputs, **options), with_gradients(naive_hgrn_scan, inputs, **options), 1e-5
+                with_gradients(hgrn_scan, inputs, **options), with_gradients(hgrn_scan.naive, inputs, **options), 1e-5
             )
 
 
@@ -81,7 +81,7 @@ def test_states_stay_fp32() -> None:
     i, f = make_inputs(21)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         h, state = hgrn_scan(i.bfloat16(), f, output_final_state=True)
-    exact, _ = naive_hgrn_scan(i.bfloat16().float(), f)
+    exact, _ = hgrn_scan.naive(i.bfloat16().float(), f)
     assert h.dtype == torch.bfloat16 and state.dtype == torch.float32
     assert_close(state, exact[:, -1], 1e-6)
 

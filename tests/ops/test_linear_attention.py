@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_arch.ops.linear_attention import chunk_linear_attention, linear_attention, naive_linear_attention
+from hf_arch.ops.linear_attention import linear_attention
 from tests.ops.recurrences import (
     assert_close,
     check_bit_causality,
@@ -57,9 +57,9 @@ def test_chunk_equals_naive(decay: str, length: int, strong: bool) -> None:
     inputs, options = make_inputs(length, decay, strong=strong)
     for segments in (None, random_segments(B, length)):
         common = {"initial_state": make_state(), "segment_ids": segments, **options}
-        naive = with_gradients(naive_linear_attention, inputs, **common)
+        naive = with_gradients(linear_attention.naive, inputs, **common)
         assert_close(with_gradients(linear_attention, inputs, **common), naive, 1e-5)
-        assert_close(with_gradients(chunk_linear_attention, inputs, chunk_size=16, **common), naive, 1e-5)
+        assert_close(with_gradients(linear_attention.chunk, inputs, chunk_size=16, **common), naive, 1e-5)
 
 
 @pytest.mark.parametrize("decay", ("vector", "bonus"))
@@ -68,7 +68,7 @@ def test_groups_of_rows_do_not_matter(decay: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("hf_arch.ops.vector_decay.GROUP_VALUES", 1)
     inputs, options = make_inputs(20, decay)
     common = {"initial_state": make_state(), "segment_ids": random_segments(B, 20), **options}
-    naive = with_gradients(naive_linear_attention, inputs, **common)
+    naive = with_gradients(linear_attention.naive, inputs, **common)
     assert_close(with_gradients(linear_attention, inputs, **common), naive, 1e-5)
 
 
@@ -110,7 +110,7 @@ def test_states_stay_fp32_under_autocast(decay: str) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             o, state = linear_attention(*pieces, initial_state=make_state(), output_final_state=True, **options)
         exact = [x if x is None else x.float() for x in pieces]
-        expected = naive_linear_attention(*exact, initial_state=make_state(), output_final_state=True, **options)
+        expected = linear_attention.naive(*exact, initial_state=make_state(), output_final_state=True, **options)
         assert o.dtype == torch.bfloat16 and state.dtype == torch.float32
         assert_close(o, expected[0], 2**-8)  # one rounding of the output
         assert_close(state, expected[1], 1e-5)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hf_arch.ops import selective_scan as module
-from hf_arch.ops.selective_scan import naive_selective_scan, selective_scan
+from hf_arch.ops.selective_scan import selective_scan
 from tests.ops.recurrences import (
     assert_close,
     check_bit_causality,
@@ -46,14 +46,14 @@ def test_fast_equals_naive(length, strong) -> None:
             for segments in (None, random_segments(B, length)):
                 options = {"initial_state": state, "segment_ids": segments}
                 fast = with_gradients(selective_scan, tensors, **options)
-                assert_close(fast, with_gradients(naive_selective_scan, tensors, **options), 1e-5)
+                assert_close(fast, with_gradients(selective_scan.naive, tensors, **options), 1e-5)
 
 
 def test_one_token_equals_naive() -> None:
     inputs, state = make_inputs(1), torch.randn(B, E, N)
-    naive = with_gradients(naive_selective_scan, inputs, initial_state=state)
+    naive = with_gradients(selective_scan.naive, inputs, initial_state=state)
     assert_close(with_gradients(selective_scan, inputs, initial_state=state), naive, 1e-5)
-    assert_close(selective_scan(*inputs)[0], naive_selective_scan(*inputs)[0], 1e-5)
+    assert_close(selective_scan(*inputs)[0], selective_scan.naive(*inputs)[0], 1e-5)
 
 
 def test_properties_of_a_recurrence() -> None:
@@ -82,7 +82,7 @@ def test_states_stay_fp32(length) -> None:
         assert_close(with_gradients(selective_scan, inputs, initial_state=state), exact, 0.0)
     low = make_inputs(length, torch.bfloat16)
     y, final = selective_scan(*low, initial_state=state, output_final_state=True)
-    _, expected = naive_selective_scan(*(x.float() for x in low), initial_state=state, output_final_state=True)
+    _, expected = selective_scan.naive(*(x.float() for x in low), initial_state=state, output_final_state=True)
     assert y.dtype == torch.bfloat16 and final.dtype == torch.float32
     assert_close(final, expected, 1e-5)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_arch.ops.slots import abc_attention, gated_slot_attention, naive_abc_attention, naive_gated_slot_attention
+from hf_arch.ops.slots import abc_attention, gated_slot_attention
 from tests.ops.recurrences import (
     assert_close,
     check_bit_causality,
@@ -19,7 +19,7 @@ from tests.ops.recurrences import (
 
 B, H, K, V, M = 2, 3, 4, 5, 6
 OPS = {"gsa": gated_slot_attention, "abc": abc_attention}
-NAIVE = {"gsa": naive_gated_slot_attention, "abc": naive_abc_attention}
+NAIVE = {"gsa": gated_slot_attention.naive, "abc": abc_attention.naive}
 
 
 def make_inputs(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_arch.ops.ssd import naive_ssd, ssd
+from hf_arch.ops.ssd import ssd
 from tests.ops.recurrences import (
     assert_close,
     check_bit_causality,
@@ -42,14 +42,14 @@ def test_chunks_equal_naive(length, groups, strong) -> None:
     for state, segments in ((make_state(), None), (make_state(), random_segments(B, length))):
         options = {"initial_state": state, "segment_ids": segments}
         chunks = with_gradients(lambda *args, **kwargs: ssd(*args, chunk_size=8, **kwargs), inputs, **options)
-        assert_close(chunks, with_gradients(naive_ssd, inputs, **options), 1e-5)
-    assert_close(ssd(*inputs, output_final_state=True), naive_ssd(*inputs, output_final_state=True), 1e-5)
+        assert_close(chunks, with_gradients(ssd.naive, inputs, **options), 1e-5)
+    assert_close(ssd(*inputs, output_final_state=True), ssd.naive(*inputs, output_final_state=True), 1e-5)
 
 
 def test_skip_weights_per_channel_or_none() -> None:
     *inputs, _ = make_inputs(9)
     for skip in ((), (torch.randn(H, P),)):
-        assert_close(with_gradients(ssd, [*inputs, *skip]), with_gradients(naive_ssd, [*inputs, *skip]), 1e-5)
+        assert_close(with_gradients(ssd, [*inputs, *skip]), with_gradients(ssd.naive, [*inputs, *skip]), 1e-5)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -72,7 +72,7 @@ def test_states_stay_fp32(length) -> None:
     inputs, state = make_inputs(length, dtype=torch.bfloat16), make_state()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y, final = ssd(*inputs, initial_state=state, output_final_state=True)
-    _, expected = naive_ssd(*(x.float() for x in inputs), initial_state=state, output_final_state=True)
+    _, expected = ssd.naive(*(x.float() for x in inputs), initial_state=state, output_final_state=True)
     assert y.dtype == torch.bfloat16 and final.dtype == torch.float32
     assert_close(final, expected, 1e-5)
 
