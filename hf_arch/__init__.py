@@ -11,9 +11,9 @@ when one of them is looked up (`deferred.py`), so that a command line's `--help`
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .core.lazy import lazy_imports
 from .deferred import register_with_auto_classes
 from .environment import warn_unknown
 from .versions import require_supported_versions
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0.dev0"
 
-_HOMES = {
+_LAZY_IMPORTS = {
     "config_from_dict": ".api",
     "cost": ".api",
     "describe": ".api",
@@ -45,10 +45,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name], __name__), name)
+__getattr__ = lazy_imports(__name__, _LAZY_IMPORTS)
 
 
 def __dir__() -> list[str]:

@@ -7,12 +7,12 @@ docs/deprecations.md is made from this table.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from .core.errors import ConfigError
+from .core.warn import warn_once
 
 MINOR_VERSIONS = 2
 """For so many minor versions after `since` an old name keeps working."""
@@ -40,7 +40,6 @@ class Renamed:
 
 
 RENAMED: tuple[Renamed, ...] = ()
-_told: set[Renamed] = set()
 
 
 def current_names(where: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,17 +53,12 @@ def current_names(where: str, values: Mapping[str, Any]) -> dict[str, Any]:
         if old in values:
             if entry.new in values:
                 raise ConfigError(f"{where}.{old}: was renamed to {entry.new!r}, which is given too; leave {old!r} out")
-            _tell(entry)
+            warn_once(
+                entry,
+                "warning: %s.%s: renamed to %r in version %s; the old name works until version %s",
+                *(entry.where, entry.old, entry.new, entry.since, entry.until),
+            )
     return {renamed[key].new if key in renamed else key: value for key, value in values.items()}
-
-
-def _tell(entry: Renamed) -> None:
-    if entry not in _told:
-        _told.add(entry)
-        logging.getLogger("hf_arch").warning(
-            "warning: %s.%s: renamed to %r in version %s; the old name works until version %s",
-            *(entry.where, entry.old, entry.new, entry.since, entry.until),
-        )
 
 
 def overdue(version: str, renamed: Iterable[Renamed] | None = None) -> list[Renamed]:

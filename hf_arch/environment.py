@@ -6,13 +6,13 @@ checks; docs/environment.md is made from this table.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from .core.errors import choice_error, nearest
+from .core.warn import warn_once
 
 PREFIX = "HF_ARCH_"
 
@@ -130,7 +130,6 @@ VARIABLES: dict[str, Variable] = {
     "DISABLE_MULTIPROC": Variable("Keeps lm_eval's bootstraps in this process, whatever it was.", "1", _SET),
     "GPTQMODEL_CPU_WORKERS": Variable("Workers of gptqmodel.", "the number of cores", _SET, "a number above 0"),
 }
-_told: set[str] = set()
 
 
 def read(name: str) -> str | None:
@@ -188,9 +187,8 @@ def temporarily(values: Mapping[str, str], *, replace: bool = False) -> Iterator
 def warn_unknown() -> None:
     """One line, once, for each variable that is set, begins like ours and is none: it would have no effect."""
     for name in sorted(os.environ):
-        if name.startswith(PREFIX) and name not in VARIABLES and name not in _told:
-            _told.add(name)
+        if name.startswith(PREFIX) and name not in VARIABLES:
             near = nearest(name, [known for known in VARIABLES if known.startswith(PREFIX)])
             hint = f"; nearest: {near}" if near else ""
             if os.environ.get("RANK", "0") == "0":
-                logging.getLogger("hf_arch").warning("warning: %s: not a variable of hf_arch%s", name, hint)
+                warn_once(name, "warning: %s: not a variable of hf_arch%s", name, hint)

@@ -10,6 +10,7 @@ from transformers import AutoConfig
 
 import hf_arch
 from hf_arch import deprecations
+from hf_arch.core import warn
 from hf_arch.core.errors import ConfigError
 from hf_arch.deprecations import Renamed, overdue
 from hf_arch.recipe.recipe import Recipe
@@ -44,7 +45,7 @@ NEW = {
 @pytest.fixture(autouse=True)
 def renamed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deprecations, "RENAMED", ENTRIES)
-    monkeypatch.setattr(deprecations, "_told", set())
+    monkeypatch.setattr(warn, "_given", set())
 
 
 def test_a_recipe_with_old_names_is_the_one_with_new_names(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_arch import environment
+from hf_arch.core import warn
 from hf_arch.core.errors import ConfigError
 from hf_arch.environment import VARIABLES, known, read, set_variable, temporarily, warn_unknown
 from tools.environment_page import page
@@ -135,7 +135,7 @@ def test_settings_are_undone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_misspelt_variable_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(environment, "_told", set())
+    monkeypatch.setattr(warn, "_given", set())
     monkeypatch.setenv("HF_ARCH_CACHEDIR", "x")
     monkeypatch.setenv("HF_ARCH_CACHE", "x")
     with caplog.at_level(logging.WARNING, "hf_arch"):

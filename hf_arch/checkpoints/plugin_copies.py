@@ -11,7 +11,6 @@ A file that has changed at the place where it came from is told, and taken inste
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,13 +21,13 @@ from hf_arch.core.errors import ConfigError, choice_error
 from hf_arch.core.files import write_atomic
 from hf_arch.core.plugin_source import PluginSource, read_source
 from hf_arch.core.plugins import environment_plugins, load_source
+from hf_arch.core.warn import warn_once
 
 PLUGINS_DIR = "plugins"
 RUN_CONFIG = "experiment_config.json"
 RUN_FACTS = "run"
 CHOICES = ("run", "current")
 _choice = "run"
-_told: set[tuple[Path, str]] = set()
 
 
 @dataclass(frozen=True)
@@ -132,11 +131,8 @@ def _chosen(copy: PluginCopy, run: Path) -> PluginSource:
         assert kept is not None
         return kept
     used = "the file is used" if _choice == "current" else "the copy is used (--plugin-code current takes the file)"
-    if (now.path, used) not in _told:
-        _told.add((now.path, used))
-        logging.getLogger("hf_arch").warning(
-            "plugin %s: %s is not what %s was trained with; %s", *(copy.file.name, place, run.name, used)
-        )
+    message = "plugin %s: %s is not what %s was trained with; %s"
+    warn_once((now.path, used), message, copy.file.name, place, run.name, used)
     return now if _choice == "current" or kept is None else kept
 
 

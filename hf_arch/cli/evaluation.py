@@ -71,8 +71,8 @@ def generate_command(
     with quiet_libraries():
         model, tokenizer = load_model(path, dtype=parse_dtype(dtype), device=parse_device(device))
         if prompt is not None and not as_json:
-            _say(prompt)
-            done = [generate_text(model, tokenizer, prompt, options, write=_say)]
+            _write(prompt)
+            done = [generate_text(model, tokenizer, prompt, options, write=_write)]
             print()
         else:
             done = []
@@ -84,11 +84,11 @@ def generate_command(
         pairs = zip(prompts, done, strict=True)
         print_json([{"prompt": text, "text": one.text, "tokens": one.tokens} for text, one in pairs])
     tokens, seconds = sum(one.tokens for one in done), sum(one.seconds for one in done)
-    _tell(f"{tokens} tokens, {tokens / seconds:.1f} tokens/s")
+    _print_status(f"{tokens} tokens, {tokens / seconds:.1f} tokens/s")
     return 0
 
 
-def _say(text: str) -> None:
+def _write(text: str) -> None:
     print(text, end="", flush=True)
 
 
@@ -231,8 +231,8 @@ def bench_command(
             check_plot_path(plot)
         with quiet_libraries():
             load_override_plugins(text for text in architectures or [] if "=" in text)
-            found = find_candidates(architectures or [], tokens=options.longest, against=against, tell=_tell)
-            document = run_bench(found, options, _tell)
+            found = find_candidates(architectures or [], tokens=options.longest, against=against, report=_print_status)
+            document = run_bench(found, options, _print_status)
         if output_json is not None:
             write_json(output_json, document)
         if plot is not None:
@@ -251,5 +251,5 @@ def _length(text: str) -> int:
         raise ConfigError(f"--seq-len: {text!r} is not a whole number; e.g. --seq-len 256,1024") from None
 
 
-def _tell(line: str) -> None:
+def _print_status(line: str) -> None:
     print(line, file=sys.stderr)

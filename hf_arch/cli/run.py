@@ -15,8 +15,8 @@ from hf_arch.analysis.controls import claimed_pairs
 from hf_arch.cli.output import only_results_on_stdout, print_json
 from hf_arch.core.errors import ConfigError
 from hf_arch.evaluation.step_time import StepTimer
-from hf_arch.experiments.execution.runner import RunOptions, processes_per_run
-from hf_arch.experiments.execution.sets import TrainedSet, run_set
+from hf_arch.experiments.execution.runner import RunOptions, TrainedSet, processes_per_run
+from hf_arch.experiments.execution.sets import run_set
 from hf_arch.experiments.planning.controls import declared_architectures, plan_controls
 from hf_arch.experiments.planning.forecast import Forecast, document, step_timer
 from hf_arch.experiments.planning.plan import Planner

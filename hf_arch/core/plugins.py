@@ -7,7 +7,6 @@ process are an error: a model must not be built from one and described from the 
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import traceback
@@ -24,6 +23,7 @@ from .plugin_source import MOVED as MOVED
 from .plugin_source import PLUGIN_MODULE as PLUGIN_MODULE
 from .plugin_source import PluginSource, read_source
 from .plugin_source import current_module as current_module
+from .warn import warn_once
 
 if TYPE_CHECKING:
     from .registry import Registry
@@ -82,7 +82,6 @@ class Plugin:
 _plugins: dict[str, Plugin] = {}
 """Everything that was loaded, by the names of the modules."""
 _loading: list[Plugin] = []
-_told: set[str] = set()
 _environment: dict[str, tuple[tuple[int, int], Plugin | None]] = {}
 """What came of each file of `HF_ARCH_PLUGINS`, with its time and size then; None where another version was there."""
 _loads_environment = False
@@ -115,13 +114,12 @@ def load_plugin(path: str | os.PathLike, *, reload: bool = False) -> Plugin:
     if not reload and source.module not in _plugins:
         for plugin in before:
             if plugin.used and plugin.is_current:
-                if source.digest not in _told:
-                    _told.add(source.digest)
-                    logging.getLogger("hf_arch").warning(
-                        "plugin %s: the file was changed after this process loaded it; the version that was loaded "
-                        "stays in use (start a new process, or load_plugin(path, reload=True))",
-                        *(source.name,),
-                    )
+                warn_once(
+                    source.digest,
+                    "plugin %s: the file was changed after this process loaded it; the version that was loaded "
+                    "stays in use (start a new process, or load_plugin(path, reload=True))",
+                    source.name,
+                )
                 return plugin
     if reload:
         for plugin in before:

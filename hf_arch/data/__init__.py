@@ -9,9 +9,9 @@ Importing the package loads neither torch nor datasets: the names below are look
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from hf_arch.core.lazy import lazy_imports
 from hf_arch.data.options import DataOptions
 
 if TYPE_CHECKING:
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from hf_arch.data.prepare import PreparedData, PreparedShards, prepare_data, prepare_shards
     from hf_arch.data.tokenizer import build_tokenizer
 
-_HOME = {
-    "TokenDataset": "dataset",
-    "MixtureOrder": "order",
-    "SeededBatchSampler": "order",
-    "SeededOrder": "order",
-    "SeededSampler": "order",
-    "PreparedData": "prepare",
-    "PreparedShards": "prepare",
-    "prepare_data": "prepare",
-    "prepare_shards": "prepare",
-    "build_tokenizer": "tokenizer",
+_LAZY_IMPORTS = {
+    "TokenDataset": ".dataset",
+    "MixtureOrder": ".order",
+    "SeededBatchSampler": ".order",
+    "SeededOrder": ".order",
+    "SeededSampler": ".order",
+    "PreparedData": ".prepare",
+    "PreparedShards": ".prepare",
+    "prepare_data": ".prepare",
+    "prepare_shards": ".prepare",
+    "build_tokenizer": ".tokenizer",
 }
 
 __all__ = [
@@ -47,10 +47,4 @@ __all__ = [
     "prepare_shards",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_imports(__name__, _LAZY_IMPORTS)

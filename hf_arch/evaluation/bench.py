@@ -144,7 +144,7 @@ class Subject:
 
 
 def run_bench(
-    candidates: Sequence[Candidate], options: BenchOptions, tell: Callable[[str], None] = lambda line: None
+    candidates: Sequence[Candidate], options: BenchOptions, report: Callable[[str], None] = lambda line: None
 ) -> dict[str, Any]:
     """Measures all candidates in turn and returns one document: `settings`, `provenance`, and a row in `results` for
     each model and length, with tokens per second, bytes, and the ratios to its baseline (`Candidate.baseline`).
@@ -152,7 +152,7 @@ def run_bench(
     subjects = [Subject(candidate, options) for candidate in candidates]
     results: list[dict[str, Any]] = []
     for length in options.seq_len:
-        tell(f"{length} tokens: {', '.join(subject.candidate.label for subject in subjects)}")
+        report(f"{length} tokens: {', '.join(subject.candidate.label for subject in subjects)}")
         results += _measure(subjects, length, options)
     document = {
         "settings": asdict(options),
@@ -160,7 +160,7 @@ def run_bench(
         "results": results,
     }
     if options.roofline:
-        tell("the machine's product rate and bandwidth")
+        report("the machine's product rate and bandwidth")
         limits = measure_roofline(parse_device(options.device), ("fp32", "bf16", options.dtype))
         ours = [subject for subject in subjects if subject.candidate.implementation == "hf_arch"]
         configs = {subject.candidate.name: subject.model.config for subject in ours}

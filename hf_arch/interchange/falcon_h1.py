@@ -19,7 +19,7 @@ from ..layers.mixers.mamba2 import StateSpaceDual
 from ..models.configuration import ArchConfig
 from .base import FOREIGN
 from .directions import need_layer, options_to_ours, options_to_theirs
-from .mamba2 import MIXER_TENSORS, limits, their_limits
+from .mamba2 import MIXER_TENSORS, step_limits, their_limits
 from .reader import POSITIVE, ConfigReader
 from .table import (
     Entry,
@@ -125,14 +125,7 @@ _SCAN: tuple[Entry, ...] = (
     *SCAN_SIZES,
     Option("mamba_rms_norm", "use_norm", False),
     Option("mamba_norm_before_gate", "norm_before_gate", True),
-    Option(
-        "time_step_limit",
-        ("dt_limit_min", "dt_limit_max"),
-        (0.0, math.inf),
-        null=True,
-        read=limits,
-        write=lambda layer: their_limits(branch(layer, _MAMBA)),
-    ),
+    step_limits(write=lambda layer: their_limits(branch(layer, _MAMBA))),
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..models.configuration import ArchConfig
@@ -37,7 +37,7 @@ def _of_fla(theirs: str, ours: str, known: bool) -> Option:
     return Option(theirs, ours, known, read=lambda value, reader: known if _native(reader) else value)
 
 
-def limits(limits: Sequence[Any], _: ConfigReader) -> tuple[float, float | None]:
+def _limits(limits: Sequence[Any], _: ConfigReader) -> tuple[float, float | None]:
     """Bounds of a config, whose infinities transformers writes as {"__float__": "Infinity"}."""
     low, high = (float(bound["__float__"] if isinstance(bound, dict) else bound) for bound in limits)
     return low, None if math.isinf(high) else high
@@ -47,6 +47,13 @@ def their_limits(layer: Layer) -> list[float]:
     """The bounds, the other way."""
     low, high = layer.mixer.dt_limit_min, layer.mixer.dt_limit_max
     return [float(low), math.inf if high is None else float(high)]
+
+
+def step_limits(
+    theirs: str | tuple[str, ...] = "time_step_limit", write: Callable[[Layer], list[float]] = their_limits
+) -> Option:
+    """The bounds of a step, one pair there and two options of ours."""
+    return Option(theirs, ("dt_limit_min", "dt_limit_max"), (0.0, math.inf), null=True, read=_limits, write=write)
 
 
 def without_native_names(theirs: dict[str, Any]) -> dict[str, Any]:
@@ -63,7 +70,7 @@ MIXER: tuple[Option, ...] = (
     Option("n_groups", default=lambda reader: 8 if _native(reader) else 1),
     Option("conv_kernel", "conv_size", 4),
     *(_of_fla(theirs, *ours) for theirs, ours in _OF_FLA.items()),
-    Option(_LIMITS, ("dt_limit_min", "dt_limit_max"), (0.0, math.inf), null=True, read=limits, write=their_limits),
+    step_limits(_LIMITS),
     Option("A_init_range", ("A_min", "A_max"), (1, 16), null=True),
     Option("conv_init"),
     Option("rescale_prenorm_residual", "rescale_out_proj", lambda reader: not _native(reader)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 from ..core.errors import ConfigError
@@ -11,7 +10,7 @@ from ..layers.mixers.mamba2 import StateSpaceDual
 from ..models.configuration import ArchConfig
 from .base import FOREIGN
 from .directions import layers_of, options_to_ours, options_to_theirs
-from .mamba2 import MIXER_TENSORS, limits, their_limits
+from .mamba2 import MIXER_TENSORS, step_limits
 from .reader import ConfigReader
 from .table import Always, Entry, Layer, Modules, Option, Unused, only, under, when
 from .transformers_dense import BIAS, BLOCKS, HEADS, LlamaBlocks, attention_bias
@@ -205,14 +204,7 @@ class Bamba(TwoKinds):
         ),
         Option("mamba_expand", "expand", 2),
         *SCAN_SIZES,
-        Option(
-            "time_step_limit",
-            ("dt_limit_min", "dt_limit_max"),
-            (0.0, math.inf),
-            null=True,
-            read=limits,
-            write=their_limits,
-        ),
+        step_limits(),
     )
     model_tensors = (
         Modules("model.embed_tokens model.norm lm_head", "model.embed_tokens model.final_layernorm lm_head"),

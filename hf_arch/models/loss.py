@@ -35,8 +35,10 @@ DEFAULT_CHUNK = 1024
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """The sum over targets, of hidden [N, D], weight [V, D] and labels [N]. Its gradients are taken in the forward pass,
-    chunk by chunk, while the logits are there; the backward pass scales them by the gradient of the sum."""
+    """The sum over targets, of hidden [N, D], weight [V, D] and labels [N].
+
+    Its gradients are taken in the forward pass, chunk by chunk, while the logits are there; the backward pass scales
+    them by the gradient of the sum."""
 
     @staticmethod
     def forward(

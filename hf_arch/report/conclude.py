@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hf_arch.analysis.compare import compare_runs
 from hf_arch.analysis.comparison import Comparison
-from hf_arch.experiments.execution.sets import TrainedSet
+from hf_arch.experiments.execution.runner import TrainedSet
 from hf_arch.experiments.planning.prepare import ReadyRun
 from hf_arch.report.page import write_report
 from hf_arch.report.search import print_study, write_study

@@ -176,7 +176,7 @@ class MetricsLog(TrainerCallback):
         self._write({"step": state.global_step, **losses, **own, **groups, **measured})
         self.clock.restart()
 
-    def tell(self, row: dict[str, Any]) -> None:
+    def record_event(self, row: dict[str, Any]) -> None:
         """Writes an event of `StepWatch` and counts it."""
         self.skipped_steps += row["event"] == "skipped step"
         self.loss_spikes += row["event"] == "loss spike"
@@ -231,7 +231,7 @@ class ProgressLine(TrainerCallback):
                 if "eval_perplexity" in metrics
                 else f"accuracy {metrics['eval_accuracy']:.3f}"
             )
-            self._say(state, f"val loss {metrics['eval_loss']:.4f}, {score}")
+            self._print(state, f"val loss {metrics['eval_loss']:.4f}, {score}")
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
@@ -243,7 +243,7 @@ class ProgressLine(TrainerCallback):
             self.bar.update(self.task, numbers=f"loss {logs['loss']:.3f}{self.val_loss}  {speed:,.0f} tok/s")
         left = timedelta(seconds=round((state.max_steps - state.global_step) * self.log.tokens_per_step / speed))
         rate = f"lr {logs['learning_rate']:.2e}, {speed:,.0f} tokens/s"
-        self._say(state, f"loss {logs['loss']:.4f}, {rate}, {left} left")
+        self._print(state, f"loss {logs['loss']:.4f}, {rate}, {left} left")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -256,6 +256,6 @@ class ProgressLine(TrainerCallback):
             self.bar.stop()
             self.bar = None
 
-    def _say(self, state: TrainerState, text: str) -> None:
+    def _print(self, state: TrainerState, text: str) -> None:
         if state.is_world_process_zero and not self.console.is_terminal:
             print(f"{self.label}: step {state.global_step}/{state.max_steps}: {text}", file=sys.stderr, flush=True)

@@ -36,7 +36,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.received: int | None = None
         self.agreed: int | None = None
-        self._heard_at = 0.0
+        self._received_at = 0.0
         self._waits_for_step = False
         self._before: dict[int, Any] = {}
 
@@ -44,7 +44,7 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._hear)
+                    self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -62,21 +62,21 @@ class StopRequest:
         if (number := self.received or self.agreed) is not None:
             raise Interrupted(number)
 
-    def _hear(self, number: int, _frame: FrameType | None) -> None:
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
         if not self._waits_for_step:
             raise Interrupted(number)
         if self.received is not None:
-            if time.monotonic() - self._heard_at < ECHO_SECONDS:
+            if time.monotonic() - self._received_at < ECHO_SECONDS:
                 return
             raise Interrupted(number)
-        self.received, self._heard_at = number, time.monotonic()
+        self.received, self._received_at = number, time.monotonic()
         # Not by print: the signal may have come in the middle of one.
         name = signal.Signals(number).name
         os.write(2, f"{name}: saving a checkpoint after this step; once more stops at once\n".encode())
 
 
 class StopAfterStep(TrainerCallback):
-    """Lets Trainer save and stop after the step in which the request was heard, or agreed upon by all processes."""
+    """Lets Trainer save and stop after the step in which the request was received, or agreed upon by all processes."""
 
     def __init__(self, request: StopRequest) -> None:
         self.request = request

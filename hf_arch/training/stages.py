@@ -150,7 +150,7 @@ class Stages:
         self._write_config()
         for callback in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(callback)
-        trainer.watch.tell = log.tell
+        trainer.watch.on_event = log.record_event
         trainer.callback_handler.callbacks.insert(0, log)  # before the trackers, which get the numbers that it adds
         trainer.add_callback(SlowdownWatch(log))
         trainer.add_callback(BranchPoints(self.folder))

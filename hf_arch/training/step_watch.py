@@ -18,15 +18,15 @@ SPIKE_DEVIATIONS = 6.0
 SPIKE_SHARE = 0.05
 _REMEMBERED = ("skipped_in_a_row", "_seen", "_mean", "_variance", "_in_spike")
 
-Tell = Callable[[dict[str, Any]], None]
+OnEvent = Callable[[dict[str, Any]], None]
 
 
 class StepWatch:
-    """State over the steps of one process; `tell` gets each event as a row of metrics: `step`, `event`, numbers."""
+    """State over the steps of one process; `on_event` gets each event as a row of metrics: `step`, `event`, numbers."""
 
-    def __init__(self, max_skipped_steps: int = DEFAULT_MAX_SKIPPED_STEPS, tell: Tell | None = None) -> None:
+    def __init__(self, max_skipped_steps: int = DEFAULT_MAX_SKIPPED_STEPS, on_event: OnEvent | None = None) -> None:
         self.max_skipped_steps = max_skipped_steps
-        self.tell: Tell = tell or (lambda _row: None)
+        self.on_event: OnEvent = on_event or (lambda _row: None)
         self.skipped_in_a_row = 0
         self._seen = 0
         self._mean = self._variance = 0.0
@@ -39,7 +39,7 @@ class StepWatch:
             self._look_for_spike(step, loss)
             return True
         self.skipped_in_a_row += 1
-        self.tell({"step": step, "event": "skipped step", "step_loss": str(loss), "step_grad_norm": str(grad_norm)})
+        self.on_event({"step": step, "event": "skipped step", "step_loss": str(loss), "step_grad_norm": str(grad_norm)})
         return False
 
     @property
@@ -60,7 +60,7 @@ class StepWatch:
         limit = self._mean + max(SPIKE_DEVIATIONS * math.sqrt(self._variance), SPIKE_SHARE * self._mean)
         spike = self._seen >= WARM_UP_STEPS and loss > limit
         if spike and not self._in_spike:
-            self.tell({"step": step, "event": "loss spike", "step_loss": loss, "usual_loss": self._mean})
+            self.on_event({"step": step, "event": "loss spike", "step_loss": loss, "usual_loss": self._mean})
         self._in_spike = spike
         self._seen += 1
         weight = max(1 - DECAY, 1 / self._seen)  # a plain mean at first

@@ -103,7 +103,9 @@ def test_another_function_is_not_measured_as_a_counterpart() -> None:
 
 def test_all_are_measured_at_all_lengths() -> None:
     said: list[str] = []
-    found = find_candidates(["llama", "gla", *SMALL], tokens=OPTIONS.longest, against="transformers", tell=said.append)
+    found = find_candidates(
+        ["llama", "gla", *SMALL], tokens=OPTIONS.longest, against="transformers", report=said.append
+    )
     assert [candidate.label for candidate in found] == ["llama", "llama (transformers)", "gla"]
     assert said == ["gla: transformers has no counterpart of these options; measured alone"]
     rows = run_bench(found, OPTIONS)["results"]

@@ -77,7 +77,8 @@ def test_no_step_is_trained_twice_and_a_branch_is_the_run_from_step_0(
     tmp_path: Path, text: Path, steps: list[int]
 ) -> None:
     asked, results = recipe(text), tmp_path / "results"
-    prepared, failed = train_ladder(asked, results, runner.RunOptions())
+    trained = train_ladder(asked, results, runner.RunOptions())
+    prepared, failed = trained.prepared, trained.failed
     assert not failed and len(prepared.runs) == 4
     by_name = {run.name: run for run in prepared.runs}
     trunk, branch = by_name["ladder-20k-0.25x"], by_name["ladder-20k-0.1x"]
@@ -118,7 +119,7 @@ def test_a_trunk_that_is_another_run_is_refused_and_one_without_a_checkpoint_is_
     tmp_path: Path, text: Path, steps: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     ladder = {"sizes": [6000], "tokens_per_parameter": [0.1, 0.25]}
-    prepared, _failed = train_ladder(recipe(text, ladder=ladder), tmp_path / "results", runner.RunOptions())
+    prepared = train_ladder(recipe(text, ladder=ladder), tmp_path / "results", runner.RunOptions()).prepared
     branch = next(run for run in prepared.runs if "branch" in run.config["run"])
     for change, words in (({"training": {"seed": 2}}, "training.seed"), ({"training": {"warmup_steps": 0}}, "warmup")):
         other = tmp_path / "results" / words

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from hf_arch.experiments.execution.leases import Claims
+from hf_arch.experiments.execution.leases import Leases
 
 HOLD = """
 import sys, time, pathlib
-from hf_arch.experiments.execution.leases import Claims
-assert Claims(pathlib.Path(sys.argv[1])).take("run") is not None
+from hf_arch.experiments.execution.leases import Leases
+assert Leases(pathlib.Path(sys.argv[1])).take("run") is not None
 print("held", flush=True)
 time.sleep(60)
 """
@@ -27,7 +27,7 @@ time.sleep(60)
 
 def take_each(folder: Path, names: list[str]) -> list[str]:
     """The names that this process got."""
-    claims = Claims(folder)
+    claims = Leases(folder)
     return [name for name in names if claims.take(name) is not None]
 
 
@@ -37,7 +37,7 @@ def age(path: Path, seconds: float) -> None:
 
 
 def test_a_run_is_had_by_one_until_it_is_given_back(tmp_path: Path) -> None:
-    claims = Claims(tmp_path / "claims")
+    claims = Leases(tmp_path / "claims")
     first = claims.take("run")
     assert first is not None and claims.held("run")
     assert claims.take("run") is None
@@ -48,7 +48,7 @@ def test_a_run_is_had_by_one_until_it_is_given_back(tmp_path: Path) -> None:
 
 
 def test_a_silent_owner_on_another_machine_loses_its_run_after_the_lease(tmp_path: Path) -> None:
-    claims = Claims(tmp_path)
+    claims = Leases(tmp_path)
     path = claims.path("run", 1)
     path.write_text(json.dumps({"machine": "elsewhere", "pid": 1, "started": 0.0}))
     age(path, 50)
@@ -59,7 +59,7 @@ def test_a_silent_owner_on_another_machine_loses_its_run_after_the_lease(tmp_pat
 
 
 def test_a_claim_is_kept_alive_and_knows_when_it_is_lost(tmp_path: Path) -> None:
-    claims = Claims(tmp_path, lease=2.0)
+    claims = Leases(tmp_path, seconds=2.0)
     claim = claims.take("run")
     assert claim is not None
     lapsed = claims.path("run", 1).stat().st_mtime - 50
@@ -76,10 +76,10 @@ def test_a_claim_is_kept_alive_and_knows_when_it_is_lost(tmp_path: Path) -> None
 def test_a_killed_owner_on_this_machine_loses_its_run_at_once(tmp_path: Path) -> None:
     owner = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None and owner.stdout.readline() == "held\n"
-    assert Claims(tmp_path).take("run") is None
+    assert Leases(tmp_path).take("run") is None
     owner.send_signal(signal.SIGKILL)
     owner.wait()
-    assert Claims(tmp_path).take("run") is not None
+    assert Leases(tmp_path).take("run") is not None
 
 
 @pytest.mark.parametrize("lapsed", [False, True])
@@ -87,8 +87,8 @@ def test_of_many_workers_one_gets_each_run(tmp_path: Path, lapsed: bool) -> None
     names = [f"run-{number}" for number in range(20)]
     if lapsed:
         for name in names:
-            Claims(tmp_path).path(name, 1).touch()
-            os.utime(Claims(tmp_path).path(name, 1), (0, 0))
+            Leases(tmp_path).path(name, 1).touch()
+            os.utime(Leases(tmp_path).path(name, 1), (0, 0))
     with ThreadPoolExecutor(8) as pool:
         got = [name for taken in pool.map(lambda _: take_each(tmp_path, names), range(8)) for name in taken]
     assert sorted(got) == sorted(names)

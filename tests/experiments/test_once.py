@@ -14,7 +14,7 @@ import hf_arch
 from hf_arch.analysis import compare
 from hf_arch.experiments.execution import child
 from hf_arch.experiments.execution.process import train_command
-from hf_arch.experiments.execution.sets import TrainedSet
+from hf_arch.experiments.execution.runner import TrainedSet
 from hf_arch.experiments.planning import prepare
 from hf_arch.experiments.planning.plan import Planner
 from hf_arch.experiments.planning.prepare import prepare_set

@@ -68,7 +68,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_every_run_has_the_same_budget_and_the_best_rate_counts(tmp_path: Path, trained: list[str]) -> None:
-    prepared, failed = train_tuned(recipe(trials=14), tmp_path, runner.RunOptions())
+    trained = train_tuned(recipe(trials=14), tmp_path, runner.RunOptions())
+    prepared, failed = trained.prepared, trained.failed
     assert len(prepared.runs) == 14 * 2 * 2 == len(set(trained)) == len(trained)
     assert len(failed) == sum(run.status == "failed" for run in prepared.runs)
     comparison = compare_runs(tmp_path)

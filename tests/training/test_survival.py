@@ -141,7 +141,7 @@ def test_skipped_steps_are_remembered_over_a_resumption(
 
 def test_spikes_are_told_once_and_noise_is_not() -> None:
     events: list[dict[str, Any]] = []
-    watch = StepWatch(tell=events.append)
+    watch = StepWatch(on_event=events.append)
     noise = torch.Generator().manual_seed(0)
     for step in range(1, 301):
         loss = 3.0 + 0.05 * torch.randn(1, generator=noise).item() + (2.0 if 200 <= step < 205 else 0.0)
@@ -152,7 +152,7 @@ def test_spikes_are_told_once_and_noise_is_not() -> None:
 
 def test_a_falling_loss_is_no_spike() -> None:
     events: list[dict[str, Any]] = []
-    watch = StepWatch(tell=events.append)
+    watch = StepWatch(on_event=events.append)
     for step in range(1, 500):
         watch.allows(step, 2.0 + 6.0 * 0.98**step, 1.0)
     assert events == []
@@ -369,7 +369,7 @@ def test_a_run_of_a_set_that_is_told_to_stop_is_resumed(text: Path, tmp_path: Pa
     import threading
 
     os.environ["PYTHONPATH"] = str(ROOT)
-    suite = Suite([run], tmp_path, tell=tell)
+    suite = Suite([run], tmp_path, report=tell)
     thread = threading.Thread(target=suite.work)
     thread.start()
     end = time.monotonic() + 120

@@ -83,13 +83,13 @@ class ForkServer:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
         number = theirs.fileno()
         self._process = subprocess.Popen(
             [sys.executable, "-m", CHILD, "serve", str(number), " " * TITLE_BYTES],
             stdin=subprocess.DEVNULL,
-            stdout=self._said,
-            stderr=self._said,
+            stdout=self._output,
+            stderr=self._output,
             env=environment,
             pass_fds=[number],
             start_new_session=True,
@@ -107,13 +107,14 @@ class ForkServer:
             request = {"arguments": command[3:], "shown": command[1:], "folder": os.getcwd()}
             try:
                 socket.send_fds(self._channel, [json.dumps(request).encode()], [theirs, output.fileno()])
-                answer = self._hear(time.monotonic() + START_SECONDS)
+                answer = self._receive(time.monotonic() + START_SECONDS)
                 if "pid" not in answer:
                     raise NotForked(answer["error"])
-            except BaseException as error:
+            except OSError:
                 os.close(ours)
-                if isinstance(error, OSError):
-                    raise NotForked(self._end()) from None
+                raise NotForked(self._describe_end()) from None
+            except BaseException:  # a refusal, or an interrupt
+                os.close(ours)
                 raise
             finally:
                 os.close(theirs)
@@ -127,17 +128,17 @@ class ForkServer:
         except subprocess.TimeoutExpired:  # in the midst of its imports
             self._process.kill()
             self._process.wait()
-        self._said.close()
+        self._output.close()
 
     def _wait_until_ready(self, stopping: threading.Event) -> None:
         if self._ready:
             return
-        lost = self._hear(time.monotonic() + START_SECONDS, stopping)["lost"]
+        lost = self._receive(time.monotonic() + START_SECONDS, stopping)["lost"]
         if lost:
             raise NotForked(f"a fork would lose the threads {', '.join(lost)}")
         self._ready = True
 
-    def _hear(self, end: float, stopping: threading.Event | None = None) -> dict[str, Any]:
+    def _receive(self, end: float, stopping: threading.Event | None = None) -> dict[str, Any]:
         while time.monotonic() < end and not (stopping is not None and stopping.is_set()):
             try:
                 message = self._channel.recv(MESSAGE_BYTES)
@@ -146,13 +147,13 @@ class ForkServer:
             except OSError:
                 message = b""
             if not message:
-                raise NotForked(self._end())
+                raise NotForked(self._describe_end())
             return json.loads(message)
         raise NotForked("the set is being stopped" if stopping is not None and stopping.is_set() else "no answer")
 
-    def _end(self) -> str:
-        self._said.seek(0)
-        lines = self._said.read().decode("utf-8", errors="replace").splitlines()
+    def _describe_end(self) -> str:
+        self._output.seek(0)
+        lines = self._output.read().decode("utf-8", errors="replace").splitlines()
         return f"the server has ended{': ' + lines[-1] if lines else ''}"
 
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from hf_arch.experiments.execution.registering import register_claims
-from hf_arch.experiments.execution.runner import RunOptions, processes_per_run, train_set
+from hf_arch.experiments.execution.runner import RunOptions, TrainedSet, processes_per_run, train_set
 from hf_arch.experiments.planning.ladder import BRANCH
-from hf_arch.experiments.planning.prepare import PreparedSet, ReadyRun, prepare_set
+from hf_arch.experiments.planning.prepare import prepare_set
 from hf_arch.recipe.recipe import RUN_FACTS, Recipe
 
 
 def train_ladder(
     recipe: Recipe, results_dir: Path, options: RunOptions, own: Mapping[str, Mapping[str, Any]] | None = None
-) -> tuple[PreparedSet, list[ReadyRun]]:
+) -> TrainedSet:
     """Trains every rung; returns the set with its runs that did not complete. A branch whose trunk did not complete is
     not begun."""
     prepared = prepare_set(recipe, results_dir, processes_per_run(options), own)
@@ -27,4 +27,4 @@ def train_ladder(
     without = {run.folder.name for run in failed}
     ready = [run for run in branches if Path(run.config[RUN_FACTS][BRANCH]["folder"]).name not in without]
     failed += train_set(replace(prepared, runs=ready), results_dir, options)
-    return prepared, failed
+    return TrainedSet(prepared, failed)

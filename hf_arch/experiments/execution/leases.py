@@ -1,13 +1,13 @@
-"""Claims: which worker has which run, told by files in a folder that all workers share.
+"""Leases: which worker trains which run, written as files in a folder that all workers share.
 
-A claim on `name` is the file `<name>.<generation>`, made by an exclusive create, which one worker alone can win, on
-network file systems too. Its owner touches it while it lives; a claim not touched for `lease` seconds has lapsed, and
+A lease on `name` is the file `<name>.<generation>`, made by an exclusive create, which one worker alone can win, on
+network file systems too. Its owner touches it while it lives; a lease not touched for `seconds` seconds has lapsed, and
 the next generation may be made. Nothing is ever deleted or renamed, so no worker can take away what another has just
 made. An owner that was cut off finds the next generation there and gives up its run.
 
-    claim = Claims(folder).take("gla_1a2b3c4d5e")
-    if claim is not None:
-        with claim: ...                            # claim.lost is set where another worker took over
+    lease = Leases(folder).take("gla_1a2b3c4d5e")
+    if lease is not None:
+        with lease: ...                            # lease.lost is set where another worker took over
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ LEASE_SECONDS = 60.0
 BEATS_PER_LEASE = 5
 
 
-class Claims:
-    """The claims in one folder, which is made when the first is taken."""
+class Leases:
+    """The leases in one folder, which is made when the first is taken."""
 
-    def __init__(self, folder: Path, lease: float = LEASE_SECONDS) -> None:
+    def __init__(self, folder: Path, seconds: float = LEASE_SECONDS) -> None:
         self.folder = folder
-        self.lease = lease
+        self.seconds = seconds
 
-    def take(self, name: str) -> Claim | None:
-        """A claim on `name`, or None where another worker has it."""
+    def take(self, name: str) -> Lease | None:
+        """A lease on `name`, or None where another worker has it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         newest = self._newest(name)
         if newest and not self._lapsed(self.path(name, newest)):
@@ -48,7 +48,7 @@ class Claims:
             return None
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             json.dump(_this_process(), file)
-        return Claim(path, self.path(name, newest + 2), self.lease)
+        return Lease(path, self.path(name, newest + 2), self.seconds)
 
     def held(self, name: str) -> bool:
         """Whether a living worker has `name`."""
@@ -56,7 +56,7 @@ class Claims:
         return bool(newest) and not self._lapsed(self.path(name, newest))
 
     def path(self, name: str, generation: int) -> Path:
-        """The file of a claim."""
+        """The file of a lease."""
         return self.folder / f"{name}.{generation}"
 
     def now(self) -> float:
@@ -80,18 +80,18 @@ class Claims:
         touched = path.stat().st_mtime
         if touched == 0:  # given back
             return True
-        return self.now() - touched > self.lease or _has_ended(path)
+        return self.now() - touched > self.seconds or _has_ended(path)
 
 
-class Claim:
-    """A claim that this process holds, kept alive by a thread until it is released."""
+class Lease:
+    """A lease that this process holds, kept alive by a thread until it is released."""
 
-    def __init__(self, path: Path, successor: Path, lease: float) -> None:
+    def __init__(self, path: Path, successor: Path, seconds: float) -> None:
         self.path = path
         self.lost = threading.Event()
-        self._successor, self._lease = successor, lease
+        self._successor, self._seconds = successor, seconds
         self._released = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name=f"claim {path.name}", daemon=True)
+        self._thread = threading.Thread(target=self._beat, name=f"lease {path.name}", daemon=True)
         self._thread.start()
 
     def release(self) -> None:
@@ -101,10 +101,10 @@ class Claim:
         if not self.lost.is_set():
             try:
                 os.utime(self.path, (0, 0))
-            except OSError:  # the folder is gone or cut off; the claim lapses by itself
+            except OSError:  # the folder is gone or cut off; the lease lapses by itself
                 return
 
-    def __enter__(self) -> Claim:
+    def __enter__(self) -> Lease:
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -112,7 +112,7 @@ class Claim:
 
     def _beat(self) -> None:
         touched = time.monotonic()
-        while not self._released.wait(self._lease / BEATS_PER_LEASE):
+        while not self._released.wait(self._seconds / BEATS_PER_LEASE):
             try:
                 if self._successor.exists():
                     self.lost.set()
@@ -121,7 +121,7 @@ class Claim:
                 touched = time.monotonic()
             except OSError:
                 # A moment's trouble of a network file system must not end a run; a lease without a touch does.
-                if time.monotonic() - touched > self._lease:
+                if time.monotonic() - touched > self._seconds:
                     self.lost.set()
                     return
 

@@ -1,4 +1,4 @@
-"""What a set tells while it runs, on stderr: a live table on a terminal, plain lines where stderr is a file.
+"""What a set prints while it runs, on stderr: a live table on a terminal, plain lines where stderr is a file.
 
 Each run has its state, its last numbers, and its validation loss less that of the baseline's run of the same seed at
 equal tokens; the title says about how long the whole set still takes. The numbers are read from each run's own
@@ -31,7 +31,7 @@ MAX_ROWS = 40  # a live table must fit the screen; rows that are done make room 
 
 
 class Progress:
-    """A context: inside it `tell` reports events, and the table follows the runs."""
+    """A context: inside it `report` prints events, and the table follows the runs."""
 
     def __init__(
         self, runs: Sequence[ReadyRun], skipped: Sequence[Skipped] = (), console: Console | None = None
@@ -62,7 +62,7 @@ class Progress:
         else:
             self._lines.join()
 
-    def tell(self, run: ReadyRun, what: str) -> None:
+    def report(self, run: ReadyRun, what: str) -> None:
         """Prints one event; the start of a run is in the table already where there is one."""
         if not self.console.is_terminal or what not in ("starts", "completed"):
             left = self.seconds_left() if what == "completed" else None
@@ -104,7 +104,7 @@ class Progress:
         return "" if found is None else f"{found[0]:+.4f} at {quantity(found[1])}"
 
     def table(self, all_rows: bool = False) -> Table:
-        """Every run with its status and its last numbers, then what the matrix could not have."""
+        """Every run with its status and its last numbers, then the skipped points of the matrix."""
         rows = [
             (self._labels[run.folder], *row_of(run, self._curves[run.folder]), self.against_baseline(run))
             for run in self.runs
@@ -181,7 +181,7 @@ def _loss(value: Any) -> str:
 
 
 def _labels(runs: Sequence[ReadyRun]) -> dict[Path, str]:
-    """The names of the runs; where several share one, the seed or the folder tells them apart."""
+    """The names of the runs; where several share one, with the seed."""
     names = [run.name for run in runs]
     labels = {}
     for run in runs:

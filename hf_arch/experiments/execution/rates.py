@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from hf_arch.experiments.execution.registering import register_claims
-from hf_arch.experiments.execution.runner import RunOptions, processes_per_run, train_set
-from hf_arch.experiments.planning.prepare import PreparedSet, ReadyRun
+from hf_arch.experiments.execution.runner import RunOptions, TrainedSet, processes_per_run, train_set
 from hf_arch.experiments.planning.rates import RateSweep
 from hf_arch.recipe.recipe import Recipe
 
 
 def train_rates(
     recipe: Recipe, results_dir: Path, options: RunOptions, own: Mapping[str, Mapping[str, Any]] | None = None
-) -> tuple[Recipe, dict[str, dict[str, Any]]] | tuple[PreparedSet, list[ReadyRun]]:
+) -> tuple[Recipe, dict[str, dict[str, Any]]] | TrainedSet:
     """Trains the sweep, and extends it once where a best rate lies at its end; the set at the best rates, and what its
     runs record.
 
@@ -42,7 +41,7 @@ def train_rates(
         choices = sweep.choices(prepared)
     if missing := [name for name in sweep.names if name not in choices]:
         print(f"learning rates: no rate of {', '.join(missing)} completed", file=sys.stderr, flush=True)
-        return prepared, failed
+        return TrainedSet(prepared, failed)
     for name, choice in choices.items():
         edge = ", at the end of the grid: the best may lie beyond it" if choice.at_edge else ""
         tried = ", ".join(f"{rate:g}: {score:.4f}" for rate, score in choice.scores.items())

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_arch.core.errors import ConfigError
-from hf_arch.experiments.execution.leases import Claims
-from hf_arch.experiments.execution.worker import CLAIMS_DIR
+from hf_arch.experiments.execution.leases import Leases
+from hf_arch.experiments.execution.worker import LEASES_DIR
 from hf_arch.experiments.planning.controls import declared_architectures
 from hf_arch.experiments.planning.rates import RATE
 from hf_arch.recipe.recipe import Recipe
@@ -29,7 +29,7 @@ def register_claims(recipe: Recipe, names: Sequence[str], results_dir: Path) -> 
     experiment = recipe.experiment
     if not experiment.hypothesis.strip() and not (results_dir / CLAIMS_FILE).exists():
         return
-    leases = Claims(results_dir / CLAIMS_DIR)
+    leases = Leases(results_dir / LEASES_DIR)
     until = time.monotonic() + WAIT_SECONDS
     while (lease := leases.take("claims")) is None:
         if time.monotonic() > until:

@@ -48,15 +48,22 @@ class RunOptions:
             raise choice_error("--distributed", self.distributed, ["auto", "always", "never"])
 
 
+@dataclass(frozen=True)
+class TrainedSet:
+    """A prepared set whose runs have been tried, and those of them that did not complete."""
+
+    prepared: PreparedSet
+    failed: list[ReadyRun]
+
+
 def train_set(prepared: PreparedSet, results_dir: Path, options: RunOptions) -> list[ReadyRun]:
     """Trains what is not finished by the engine of the options; returns the runs that did not complete."""
-    tell = partial(print, file=sys.stderr, flush=True)
     for name, matched in {run.name: run.matched for run in prepared.plan.runs if run.matched is not None}.items():
-        tell(f"{name}: {matched.describe()}")
+        print(f"{name}: {matched.describe()}", file=sys.stderr, flush=True)
     with _stop_in_order(), Progress(prepared.runs, prepared.plan.skipped) as progress:
         for run in prepared.runs:
             if run.status == "completed":
-                progress.tell(run, "finished already")
+                progress.report(run, "finished already")
         if options.engine == "slurm":
             from hf_arch.experiments.execution.slurm import run_on_slurm, slurm_parameters
 
@@ -66,11 +73,11 @@ def train_set(prepared: PreparedSet, results_dir: Path, options: RunOptions) -> 
                 results_dir,
                 slurm_parameters(options.slurm),
                 at_once,
-                progress.tell,
+                progress.report,
                 job_options(options),
             )
         else:
-            failed = Suite(prepared.runs, results_dir, worker_options(options), progress.tell).work()
+            failed = Suite(prepared.runs, results_dir, worker_options(options), progress.report).work()
     return failed
 
 

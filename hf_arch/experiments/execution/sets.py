@@ -4,28 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hf_arch.experiments.execution.ladder import train_ladder
 from hf_arch.experiments.execution.rates import train_rates
 from hf_arch.experiments.execution.registering import register_claims
-from hf_arch.experiments.execution.runner import RunOptions, processes_per_run, train_set
+from hf_arch.experiments.execution.runner import RunOptions, TrainedSet, processes_per_run, train_set
 from hf_arch.experiments.execution.tune import train_tuned
-from hf_arch.experiments.planning.prepare import PreparedSet, ReadyRun, prepare_set
+from hf_arch.experiments.planning.prepare import prepare_set
 from hf_arch.experiments.planning.seeds import check_auto_seeds, with_seed_plan
 from hf_arch.recipe.recipe import Recipe
 from hf_arch.recipe.seeds import AutoSeeds
-
-
-@dataclass(frozen=True)
-class TrainedSet:
-    """A prepared set whose runs have been tried, and those of them that did not complete."""
-
-    prepared: PreparedSet
-    failed: list[ReadyRun]
-
 
 Undecided = Callable[[Sequence[Path]], list[str]]
 """Given the folders of runs, the claims about them that their numbers do not decide."""
@@ -49,17 +40,17 @@ def run_set(
         check_auto_seeds(recipe)
         facts = with_seed_plan(recipe, facts)
     if recipe.experiment.tune is not None:
-        return TrainedSet(*train_tuned(recipe, results_dir, options))
+        return train_tuned(recipe, results_dir, options)
     if recipe.experiment.learning_rates is not None:
         found = train_rates(recipe, results_dir, options, facts)
-        if isinstance(found[0], PreparedSet):
-            return TrainedSet(*found)  # type: ignore[arg-type]
-        recipe, facts = found  # type: ignore[assignment]
+        if isinstance(found, TrainedSet):
+            return found
+        recipe, facts = found
     if isinstance(recipe.experiment.seeds, AutoSeeds):
         assert undecided is not None
         return _train_in_turn(recipe, recipe.experiment.seeds, results_dir, options, facts, undecided)
     if recipe.experiment.ladder is not None:
-        return TrainedSet(*train_ladder(recipe, results_dir, options, facts))
+        return train_ladder(recipe, results_dir, options, facts)
     prepared = prepare_set(recipe, results_dir, processes_per_run(options), facts)
     register_claims(recipe, prepared.plan.names, results_dir)
     return TrainedSet(prepared, train_set(prepared, results_dir, options))

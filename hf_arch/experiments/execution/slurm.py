@@ -1,9 +1,9 @@
 """`hf-arch run --engine slurm`: one job a run, through submitit; the results folder must be shared with the nodes.
 
-A job is a worker of one run (`hf_arch.experiments.execution.worker`): it claims the run, trains it in a process of its
-own, and tries once more where that fails. A job that is preempted or runs out of time saves a checkpoint and is queued
-again; the run resumes from there. A job that is cancelled or lost with its node fails its run and no other; one that
-was not cancelled is submitted once more.
+A job is a worker of one run (`hf_arch.experiments.execution.worker`): it takes a lease on the run, trains it in a
+process of its own, and tries once more where that fails. A job that is preempted or runs out of time saves a checkpoint
+and is queued again; the run resumes from there. A job that is cancelled or lost with its node fails its run and no
+other; one that was not cancelled is submitted once more.
 
     hf-arch run RECIPE --engine slurm --slurm slurm_partition=gpu --slurm gpus_per_node=1 --slurm timeout_min=240
 
@@ -32,11 +32,11 @@ DEFAULTS: dict[str, Any] = {"timeout_min": 240, "cpus_per_task": 4}
 POLL_SECONDS = 1.0
 ASK_SECONDS = 10.0  # how often the queue is asked about a job that has left no result
 SUBMISSIONS = 2
-PUT_AWAY_SECONDS = 45.0
+CHECKPOINT_SECONDS = 45.0
 
 
 class RunJob:
-    """What a job calls: trains one run, and puts it away when the cluster wants its node back."""
+    """What a job calls: trains one run, and saves a checkpoint when the cluster takes its node back."""
 
     def __init__(self, run: ReadyRun, results_dir: Path, options: WorkerOptions) -> None:
         self.run, self.results_dir, self.options = run, results_dir, options
@@ -53,9 +53,9 @@ class RunJob:
         from submitit.helpers import DelayedSubmission
 
         if self.suite is not None:
-            # The handler runs in the thread that waits for the suite; a worker thread puts the run away meanwhile.
+            # The handler runs in the thread that waits for the suite; a worker thread saves the checkpoint meanwhile.
             self.suite.stopping.set()
-            end = time.monotonic() + PUT_AWAY_SECONDS
+            end = time.monotonic() + CHECKPOINT_SECONDS
             while self.run.status == "running" and time.monotonic() < end:
                 time.sleep(0.1)
         return DelayedSubmission(RunJob(self.run, self.results_dir, self.options))
@@ -83,7 +83,7 @@ def run_on_slurm(
     results_dir: Path,
     parameters: dict[str, Any],
     at_once: int | None = None,
-    tell: Event = lambda _run, _what: None,
+    report: Event = lambda _run, _what: None,
     options: WorkerOptions | None = None,
 ) -> list[ReadyRun]:
     """Submits what is not finished, `at_once` jobs at a time (None: as many as the cluster gives), waits for all of it,
@@ -91,7 +91,7 @@ def run_on_slurm(
 
     Raises `ConfigError` where submitit is missing or refuses a parameter.
     """
-    engine = _Engine(results_dir.resolve(), parameters, at_once, tell, options or WorkerOptions())
+    engine = _Engine(results_dir.resolve(), parameters, at_once, report, options or WorkerOptions())
     engine.submit([run for run in runs if run.status != "completed"])
     try:
         while engine.jobs:
@@ -107,9 +107,9 @@ class _Engine:
     """The jobs that are under way."""
 
     def __init__(
-        self, results_dir: Path, parameters: dict[str, Any], at_once: int | None, tell: Event, options: WorkerOptions
+        self, results_dir: Path, parameters: dict[str, Any], at_once: int | None, report: Event, options: WorkerOptions
     ) -> None:
-        self.results_dir, self.tell, self.options = results_dir, tell, options
+        self.results_dir, self.report, self.options = results_dir, report, options
         self.cluster = parameters["cluster"]
         self.executor = _executor(results_dir, parameters, at_once)
         self.jobs: dict[Path, tuple[ReadyRun, _Submitted]] = {}
@@ -122,7 +122,7 @@ class _Engine:
             jobs = [self.executor.submit(RunJob(_absolute(run), self.results_dir, self.options)) for run in runs]
         for run, job in zip(runs, jobs, strict=True):
             self.jobs[run.folder] = (run, _Submitted(job, times))
-            self.tell(run, f"submitted as job {job.job_id}")
+            self.report(run, f"submitted as job {job.job_id}")
 
     def look(self) -> None:
         """Takes out what has ended; submits again what was lost."""
@@ -137,7 +137,7 @@ class _Engine:
                 if submitted.times < SUBMISSIONS and not state.startswith("CANCELLED"):
                     lost.append(run)
                     continue
-            self.tell(run, "completed" if run.status == "completed" else f"failed: {run.reason}")
+            self.report(run, "completed" if run.status == "completed" else f"failed: {run.reason}")
         self.submit(lost, times=SUBMISSIONS)
 
     def _ended(self, submitted: _Submitted) -> bool:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hf_arch.core.errors import ConfigError
-from hf_arch.experiments.execution.leases import Claims
+from hf_arch.experiments.execution.leases import Leases
 from hf_arch.experiments.execution.registering import register_claims
-from hf_arch.experiments.execution.runner import RunOptions, processes_per_run, train_set
-from hf_arch.experiments.execution.worker import CLAIMS_DIR
+from hf_arch.experiments.execution.runner import RunOptions, TrainedSet, processes_per_run, train_set
+from hf_arch.experiments.execution.worker import LEASES_DIR
 from hf_arch.experiments.planning.prepare import PreparedSet, ReadyRun, prepare_set
 from hf_arch.recipe.recipe import Recipe
 from hf_arch.recipe.tune import TuneOptions
@@ -27,32 +27,32 @@ STUDIES_FILE = "tune.db"
 RATE = "learning_rate"
 
 
-def train_tuned(recipe: Recipe, results_dir: Path, options: RunOptions) -> tuple[PreparedSet, list[ReadyRun]]:
+def train_tuned(recipe: Recipe, results_dir: Path, options: RunOptions) -> TrainedSet:
     """Trains every trial; returns the runs of all trials with the last plan, and those that did not complete.
 
     Raises:
-        ConfigError: Optuna is not installed, the rate is overridden, or another runner tunes in this folder.
+        ConfigError: Optuna is not installed, the rate is overridden, or another process tunes in this folder.
     """
     tune = recipe.experiment.tune
     assert tune is not None
     if any(key == f"training.{RATE}" for key, _value in recipe.overrides):
         raise ConfigError(f"override training.{RATE}: the recipe samples it by experiment.tune; override that instead")
     studies = _Studies(list(recipe.experiment.runs) or [recipe.experiment.name], tune, results_dir, recipe)
-    claim = Claims(results_dir / CLAIMS_DIR).take("tune")
-    if claim is None:
+    lease = Leases(results_dir / LEASES_DIR).take("tune")
+    if lease is None:
         raise ConfigError(
             f"experiment.tune: another process is already tuning in {results_dir}; --workers trains several runs"
         )
     runs: list[ReadyRun] = []
     failed: list[ReadyRun] = []
-    with claim:
+    with lease:
         for trial in range(tune.trials):
             prepared = prepare_set(_with_rates(recipe, studies.rates(trial)), results_dir, processes_per_run(options))
             register_claims(recipe, prepared.plan.names, results_dir)
             failed += train_set(prepared, results_dir, options)
-            studies.tell(trial, prepared)
+            studies.record(trial, prepared)
             runs += prepared.runs
-    return PreparedSet(runs, prepared.plan, prepared.tokenizers), failed
+    return TrainedSet(PreparedSet(runs, prepared.plan, prepared.tokenizers), failed)
 
 
 def _with_rates(recipe: Recipe, rates: dict[str, float]) -> Recipe:
@@ -98,7 +98,7 @@ class _Studies:
         spread = self.optuna.distributions.FloatDistribution(self.tune.low, self.tune.high, log=True)
         return float(f"{study.ask({RATE: spread}).params[RATE]:.3g}")
 
-    def tell(self, trial: int, prepared: PreparedSet) -> None:
+    def record(self, trial: int, prepared: PreparedSet) -> None:
         """Gives each study the mean of its runs; a trial without a completed run has failed."""
         for name, study in self.studies.items():
             runs = [run for run, plan in zip(prepared.runs, prepared.plan.runs, strict=True) if plan.declared == name]

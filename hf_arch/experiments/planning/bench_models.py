@@ -25,7 +25,7 @@ AGAINST = ("transformers",)
 
 
 def find_candidates(
-    targets: Sequence[str], *, tokens: int, against: str | None, tell: Callable[[str], None] = lambda line: None
+    targets: Sequence[str], *, tokens: int, against: str | None, report: Callable[[str], None] = lambda line: None
 ) -> list[Candidate]:
     """The models that `targets` name.
 
@@ -56,7 +56,7 @@ def find_candidates(
     for candidate in ours:
         theirs = counterpart(candidate)
         if theirs is None:
-            tell(f"{candidate.name}: transformers has no counterpart of these options; measured alone")
+            report(f"{candidate.name}: transformers has no counterpart of these options; measured alone")
             pairs.append(candidate)
         else:
             pairs += [replace(candidate, baseline=theirs.label), theirs]
