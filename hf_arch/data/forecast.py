@@ -103,10 +103,22 @@ def forecast_data(
     if not sample:
         size = "5 MB that are downloaded first" if isinstance(corpus, Shakespeare) else "not known before it is read"
         return DataForecast(str(folder), False, warnings=(f"text of {corpus.name!r}: {size}",))
+    return _measure(options, str(folder), cache / "tokenizers" / key, sample, text_bytes, workers)
+
+
+def _measure(
+    options: DataOptions, folder: str, made: Path, sample: str, text_bytes: float | None, workers: int
+) -> DataForecast:
+    """What tokenising takes, by the time that a sample takes now.
+
+    Args:
+        folder: of the shards. made: where the tokenizer is, if it was trained before.
+        text_bytes: of the whole text; None where the sample is all.
+        workers: that share the tokenising.
+    """
     sampled = len(sample.encode())
     text_bytes = sampled if text_bytes is None else text_bytes
     started = time.perf_counter()
-    made = cache / "tokenizers" / key
     tokenizer = (
         read_tokenizer(made)
         if made.is_dir()
@@ -122,7 +134,7 @@ def forecast_data(
     learned = min(whole, max(1.0, TOKENIZER_CHARACTERS / len(sample)))
     tokens = round(tokens_of_sample * whole)
     return DataForecast(
-        folder=str(folder),
+        folder=folder,
         ready=False,
         text_bytes=round(text_bytes),
         tokens=tokens,

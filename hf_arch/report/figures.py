@@ -6,7 +6,8 @@ Each function returns the figures that the measured numbers allow; `hf_arch.repo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
@@ -53,22 +54,31 @@ def figures(comparison: Comparison) -> dict[str, list[Figure]]:
     return {section: found for section, found in sections.items() if found}
 
 
+class _Curve(NamedTuple):
+    """The curve of a group: (tokens, mean, lowest, highest) loss in `points` [4, N], and (tokens, loss) at its end."""
+
+    series: Series
+    group: Group
+    points: np.ndarray
+    final: tuple[float, float]
+
+
 def _curves(comparison: Comparison) -> list[Figure]:
     """Validation loss (training loss where there is none) against tokens, training FLOPs and training time."""
-    drawn = [
+    shown = [
         (series, group) for series, group in zip(series_of(comparison), comparison.groups, strict=True) if group.counted
     ][:MAX_CURVES]
-    key = (
-        "val_loss" if any("val_loss" in row for _s, g in drawn for run in g.counted for row in run.metrics) else "loss"
-    )
-    curves = [(series, group, mean_curve(group, key)) for series, group in drawn]
-    curves = [(series, group, curve) for series, group, curve in curves if curve.shape[1] > 1]
+    rows = (row for _series, group in shown for run in group.counted for row in run.metrics)
+    key = "val_loss" if any("val_loss" in row for row in rows) else "loss"
+    means = [(series, group, mean_curve(group, key)) for series, group in shown]
+    curves = [
+        _Curve(series, group, curve, _final(group, curve, key)) for series, group, curve in means if curve.shape[1] > 1
+    ]
     if not curves:
         return []
     loss = "validation loss" if key == "val_loss" else "training loss"
-    finals = {series: _final(group, curve, key) for series, group, curve in curves}
-    ends = ", ".join(f"{series.name} {finals[series][1]:.3f}" for series, _group, _curve in curves)
-    told = _final_words([(group, curve, finals[series]) for series, group, curve in curves])
+    ends = ", ".join(f"{curve.series.name} {curve.final[1]:.3f}" for curve in curves)
+    told = _final_words([(curve.group, curve.points, curve.final) for curve in curves])
     axes_kinds: tuple[tuple[str, str, Callable[[Group], float | None], Units], ...] = (
         ("tokens", "tokens", lambda _group: 1.0, ()),
         ("flops", "training FLOPs", lambda group: group.mean("flops_per_token"), ()),
@@ -76,50 +86,45 @@ def _curves(comparison: Comparison) -> list[Figure]:
     )
     found = []
     for kind, label, per_token, units in axes_kinds:
-        scaled = [(series, per_token(group), curve) for series, group, curve in curves]
-        lines = [(series, factor, curve) for series, factor, curve in scaled if factor is not None]
-        note = "Time: tokens over the speed in training, without evaluations. " if kind == "time" else ""
+        lines = [(curve, factor) for curve in curves if (factor := per_token(curve.group)) is not None]
         if not lines:
             continue
-
-        def draw(axes: Axes, lines: Any = tuple(lines), label: str = label, units: Units = units) -> None:
-            size, unit = axis_unit(max(factor * curve[0].max() for _series, factor, curve in lines), units)
-            for series, factor, (tokens, mean, low, high) in lines:
-                x = tokens * factor / size
-                axes.fill_between(x, low, high, color=series.color, alpha=0.18, linewidth=0)
-                axes.plot(
-                    x,
-                    mean,
-                    color=series.color,
-                    linestyle=series.dash,
-                    marker=series.marker,
-                    markevery=max(1, len(x) // 6),
-                    markersize=4,
-                    label=series.name,
-                    gid=series.gid(),
-                )
-                if told:
-                    axes.plot(
-                        [finals[series][0] * factor / size], [finals[series][1]], linestyle="none", zorder=5,
-                        marker=series.marker, markersize=6, markerfacecolor="none", color=series.color,
-                    )  # fmt: skip
-            bottom = min(min(curve[2].min(), finals[series][1]) for series, _factor, curve in lines)
-            top = max(np.interp(0.12 * curve[0][-1], curve[0], curve[3]) for _series, _factor, curve in lines)
-            top = max(top, bottom + 1e-3)
-            axes.set_ylim(bottom - 0.04 * (top - bottom), top)  # the first fall would flatten all that follows
-            axes.set(xlabel=f"{label} ({unit})" if unit else label, ylabel=f"{loss} (nats)")
-            plain_ticks(axes.xaxis, units)
-
+        note = "Time: tokens over the speed in training, without evaluations. " if kind == "time" else ""
         found.append(
             Figure(
                 f"curve-{kind}",
                 f"{loss.capitalize()} against {label}",
                 f"Lines: mean over seeds; bands: lowest to highest seed. {note}{told}".strip(),
                 f"Groups at the end of training: {ends}.",
-                draw,
+                partial(_draw_curves, lines=lines, label=label, units=units, loss=loss, mark_ends=bool(told)),
             )
         )
     return found
+
+
+def _draw_curves(
+    axes: Axes, lines: Sequence[tuple[_Curve, float]], label: str, units: Units, loss: str, mark_ends: bool
+) -> None:
+    """Curves with their tokens times a factor along x."""
+    size, unit = axis_unit(max(factor * curve.points[0].max() for curve, factor in lines), units)
+    for (series, _group, (tokens, mean, low, high), final), factor in lines:
+        x = tokens * factor / size
+        axes.fill_between(x, low, high, color=series.color, alpha=0.18, linewidth=0)
+        axes.plot(
+            x, mean, color=series.color, linestyle=series.dash, label=series.name, gid=series.gid(),
+            marker=series.marker, markevery=max(1, len(x) // 6), markersize=4,
+        )  # fmt: skip
+        if mark_ends:
+            axes.plot(
+                [final[0] * factor / size], [final[1]], linestyle="none", zorder=5,
+                marker=series.marker, markersize=6, markerfacecolor="none", color=series.color,
+            )  # fmt: skip
+    bottom = min(min(curve.points[2].min(), curve.final[1]) for curve, _factor in lines)
+    top = max(np.interp(0.12 * curve.points[0][-1], curve.points[0], curve.points[3]) for curve, _factor in lines)
+    top = max(top, bottom + 1e-3)
+    axes.set_ylim(bottom - 0.04 * (top - bottom), top)  # the first fall would flatten all that follows
+    axes.set(xlabel=f"{label} ({unit})" if unit else label, ylabel=f"{loss} (nats)")
+    plain_ticks(axes.xaxis, units)
 
 
 def _final(group: Group, curve: np.ndarray, key: str) -> tuple[float, float]:
