@@ -389,7 +389,7 @@ INVARIANTS: dict[str, Invariant] = {
     "right padding": (_right_padding, "padding reaches earlier tokens or the state; see `layout.zero_padding`"),
     "packed documents": (_packing, "a state runs on into the next document; pass `layout.segment_ids` to the op"),
     "packed gradients": (_packed_gradients, "a gradient crosses the border of documents"),
-    "every parameter learns": (_every_parameter_learns, "a parameter that is not used, or detached on the way"),
+    "every parameter learns": (_every_parameter_learns, "a parameter that is not used, or detached"),
     "gradient checkpointing": (_checkpointing, "recomputing the forward gives another result; look for hidden state"),
     "beam search": (_beams, "a part of the state is kept outside `state`, where beams are not reordered"),
     "save and load": (_saving, "a tensor is neither a parameter nor a persistent buffer, or initialised on loading"),

@@ -1,4 +1,4 @@
-"""The coordinate check of muP: whether training moves activations and logits alike as a model gets wider.
+"""The coordinate check of muP: whether training moves activations and logits equally as a model gets wider.
 
 Small models of several widths take a few steps of AdamW with the groups of their parametrisation, at one learning rate.
 The mean size of what training has added to each layer's output and to the logits is fitted as width^slope. Under muP

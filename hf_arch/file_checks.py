@@ -92,7 +92,7 @@ def check_probe(name: str) -> list[CheckResult]:
         "answers": (_answers, "a row without an answer teaches nothing; labels are -100 except at answers"),
         "same seed, same rows": (_repeats, "draw everything from the `rng` that the generator is given"),
         "other seed, other rows": (_differs, "draw the rows from the `rng` that the generator is given"),
-        "chance is not enough": (_varied, "answers that are all alike are right without looking at the row"),
+        "chance is not enough": (_varied, "answers that are all the same are right without looking at the row"),
     }
     results = []
     for title, (check, hint) in checks.items():

@@ -1,4 +1,4 @@
-"""`hf-arch check FILE` for what a plugin registers beside parts and probes: optimisers, initialisation policies,
+"""`hf-arch check FILE` for what a plugin registers besides parts and probes: optimisers, initialisation policies,
 metrics and columns, each tried on small models or runs."""
 
 from __future__ import annotations

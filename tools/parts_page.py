@@ -23,7 +23,7 @@ POINTS: dict[str, tuple[Registry[Any], str, str]] = {
         "sites",
         "a small module at `block_input`, `mixer_input`, `qkv`, `ffn_input` or `ffn_hidden`",
     ),
-    "Embeddings": (registry.EMBEDDINGS, "embeddings", "what token ids give beside the token embedding"),
+    "Embeddings": (registry.EMBEDDINGS, "embeddings", "what token ids give besides the token embedding"),
     "Depth": (registry.DEPTHS, "depth", "which layers run how often"),
     "Losses": (registry.LOSSES, "losses", "what training adds to the next-token loss"),
     "muP and CompleteP": (registry.PARAMETRIZATIONS, "parametrization", "what changes with width and depth"),

@@ -52,7 +52,7 @@ def benchmark_table(results_dir: str) -> str:
         raise ConfigError(f"results folder: {results_dir}: no such folder")
     runs = [run for run in find_runs(results_dir) if run.completed]
     if not runs:
-        raise ConfigError(f"results folder: {results_dir}: holds no finished run")
+        raise ConfigError(f"results folder: {results_dir}: contains no finished run")
     for run in runs:
         _require_measured(run)
     groups: dict[str, list[RunRecord]] = {}

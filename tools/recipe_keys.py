@@ -24,7 +24,7 @@ MODEL: dict[str, Entry] = {
     "ffn": ("feed-forward, or a pattern over the layers", "", "{type: mlp}"),
     "stream": ("how sublayers read from and write to the residual stream", "", "add"),
     "depth": ("which layers run how often", "", "plain"),
-    "embeddings": ("embeddings beside that of the token", "", "[]"),
+    "embeddings": ("embeddings besides the token embedding", "", "[]"),
     "sites": ("modules at named places of the block", "", "[]"),
     "losses": ("auxiliary losses, added in training alone", "", "[]"),
     "norm": ("normalisation", "", "layernorm"),
@@ -111,7 +111,7 @@ EXPERIMENT: dict[str, Entry] = {
     "runs": ("names, and what each run changes", "", "{a: {model.norm: rmsnorm}, b: {model.norm: layernorm}}"),
     "scale": ("names of sizes for `--scale`, and what each changes", "", "{cpu: {training: {max_steps: 60}}}"),
     "sets": ("other recipes that are run instead, by paths from this one", "", "[heads.yaml, depth.yaml]"),
-    "study": ("what is made of the results beside the comparison: search recommends a smallest model", "", "search"),
+    "study": ("what is made of the results besides the comparison: search recommends a smallest model", "", "search"),
     "tune": ("learning rates sampled by Optuna, the keys below", "", "{low: 1.0e-4, high: 1.0e-2, trials: 8}"),
     "learning_rates": ("rates chosen apart from the comparison: a list, or the keys below", "", "[1.0e-3, 3.0e-3]"),
     "ladder": ("each run at several sizes and budgets, the keys below", "", "{sizes: [1.0e+6, 2.0e+6]}"),
@@ -147,7 +147,7 @@ LEARNING_RATES: dict[str, Entry] = {
 LADDER: dict[str, Entry] = {
     "sizes": ("parameters without embeddings and head", "parameters", "[1.0e+6, 2.0e+6]"),
     "tokens_per_parameter": ("budgets of each size", "tokens", "[0.5, 1.0, 2.0]"),
-    "rule": ("what changes with the size beside the model: fixed, fitted, mup or completep", "", "mup"),
+    "rule": ("what changes with the size besides the model: fixed, fitted, mup or completep", "", "mup"),
     "trunk": ("how budgets of one size share their training", "", "wsd"),
     "decay": ("share of each budget in which the rate falls to 0", "share", "0.2"),
 }

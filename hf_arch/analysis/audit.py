@@ -1,7 +1,7 @@
 """The fairness audit: what stands at the head of every table, in words.
 
 Published rankings of architectures contradict each other because tokens, learning rates, initialisation, short
-convolutions or parameter counts differ in silence. Each check (`audits/`) looks at one of these and returns one
+convolutions or parameter counts differ silently. Each check (`audits/`) looks at one of these and returns one
 `Finding`:
 
     ok         looked at, and the same for every run
@@ -72,7 +72,7 @@ def audit(runs: Sequence[RunRecord], checks: Sequence[Check] = CHECKS) -> list[F
 
 
 def confounds_of(runs: Sequence[RunRecord], metric: str) -> list[Finding]:
-    """What beside the claim may explain a difference in `metric` between these runs: the violations of an audit of
+    """What besides the claim may explain a difference in `metric` between these runs: the violations of an audit of
     them alone."""
     found = audit(runs, OF_CLAIMS)
     return [finding for finding in found if finding.severity == "violation" and confounds(finding.check, metric)]

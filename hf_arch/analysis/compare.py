@@ -47,7 +47,7 @@ def compare_runs(
     nothing then). `baseline` is a group's name; by default the
     run that the recipe names or lists first. ConfigError for a name that does not exist.
     """
-    runs = _told_apart(load_runs(source))
+    runs = _with_distinct_names(load_runs(source))
     asked = list(dict.fromkeys(named for run in runs if (named := run.experiment.get("metric"))))
     claimed = str(asked[0]) if len(asked) == 1 else _default_metric(runs)
     metric = metric or claimed
@@ -94,7 +94,7 @@ def undecided_claims(folders: Sequence[Path]) -> list[str]:
     return [v.claim for v in verdicts if v.statistics == "undecided" and v.registration.removed is None]
 
 
-def _told_apart(runs: list[RunRecord]) -> list[RunRecord]:
+def _with_distinct_names(runs: list[RunRecord]) -> list[RunRecord]:
     """The runs, those of a name that means different things in several folders renamed to `folder/name`."""
     meanings: dict[str, set[str]] = {}
     folders: dict[str, set[Path]] = {}
@@ -105,11 +105,11 @@ def _told_apart(runs: list[RunRecord]) -> list[RunRecord]:
     named = {folder.name for name in ambiguous for folder in folders[name]}
     told_by_name = len(named) == len({folder for name in ambiguous for folder in folders[name]})
 
-    def told_apart(run: RunRecord) -> RunRecord:
+    def renamed(run: RunRecord) -> RunRecord:
         folder = run.path.resolve().parent
         return run.renamed(f"{folder.name if told_by_name else folder}/{run.name}")
 
-    return [told_apart(run) if run.name in ambiguous else run for run in runs]
+    return [renamed(run) if run.name in ambiguous else run for run in runs]
 
 
 def _meaning(run: RunRecord) -> str:
@@ -153,9 +153,9 @@ def _default_baseline(runs: list[RunRecord], groups: list[Group]) -> str | None:
         wanted = [run.experiment.get("baseline"), match.get("reference") if isinstance(match, dict) else None]
         wanted += list(declared) if isinstance(declared, dict) else []
         for name in wanted:
-            for told_apart in (name, f"{run.name.rpartition('/')[0]}/{name}"):
-                if told_apart in names:
-                    return str(told_apart)
+            for distinct in (name, f"{run.name.rpartition('/')[0]}/{name}"):
+                if distinct in names:
+                    return str(distinct)
     for architecture in BASELINE_ARCHITECTURES:
         for group in groups:
             if group.name in names and group.reference.architecture == architecture:

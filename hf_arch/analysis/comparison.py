@@ -170,7 +170,7 @@ class Comparison:
         return f"Holm's correction runs over {', and separately over '.join(parts)}; {intervals}."
 
     def confounds(self, *names: str) -> list[Finding]:
-        """What beside a claim may explain how these groups differ: violations of the audit of their runs alone."""
+        """What besides a claim may explain how these groups differ: violations of the audit of their runs alone."""
         if names not in self._audited:
             runs = [run for name in names for run in self.group(name).runs]
             self._audited[names] = confounds_of(runs, self.metric)

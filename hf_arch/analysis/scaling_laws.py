@@ -75,7 +75,7 @@ def scaling_laws(groups: Sequence[Group], metric: str, lower_is_better: bool) ->
 
 
 def _not_one_law(groups: Sequence[Group]) -> str:
-    """What beside the size differs between the groups, in words; empty where nothing does."""
+    """What besides the size differs between the groups, in words; empty where nothing does."""
     tokens = [value for group in groups if (value := group.mean("tokens_seen"))]
     if tokens and max(tokens) > SAME_TOKENS * min(tokens):
         return (

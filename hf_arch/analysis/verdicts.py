@@ -3,10 +3,10 @@
 A hypothesis is free text. Where it holds claims (`hf_arch.runs.claims`), each is judged by its own test
 (`hf_arch.analysis.claim_tests`). The claims of a comparison, those that were removed later included, are one family:
 Holm's correction runs over their tests, and not over pairs that nobody made a claim about. 'not distinguishable' has no
-margin, so that finding nothing leaves it undecided; beside an undecided claim stands what the seeds could have shown.
+margin, so that finding nothing leaves it undecided; next to an undecided claim stands what the seeds could have shown.
 One seed has no interval, and decides nothing. Where the audit of the runs that a claim is about finds another reason
 for a difference, a claim that the numbers would decide is `confounded`, with the reasons. Text without such a claim
-gets no verdict from a program: the reader judges it, with the result beside it.
+gets no verdict from a program: the reader judges it, with the result next to it.
 """
 
 from __future__ import annotations

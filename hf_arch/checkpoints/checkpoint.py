@@ -67,7 +67,7 @@ def read_json_file(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        ConfigError: there is no such file, or it holds no JSON object.
+        ConfigError: there is no such file, or it does not contain a JSON object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -76,7 +76,7 @@ def read_json_file(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(value, dict):
-        raise ConfigError(f"{path}: holds no JSON object")
+        raise ConfigError(f"{path}: does not contain a JSON object")
     return value
 
 
@@ -107,7 +107,7 @@ def require_ours(folder: Path) -> ArchConfig:
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
-    """The config of a checkpoint of ours or of transformers; code that lies beside it is not run.
+    """The config of a checkpoint of ours or of transformers; code that lies next to it is not run.
 
     Raises:
         ConfigError: it is of no known type, or inconsistent.

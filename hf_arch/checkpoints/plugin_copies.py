@@ -1,6 +1,6 @@
 """The copies of plugins in a run folder, which are what the run was trained with and what loading it uses.
 
-<run>/plugins/mine.py            the file as it was executed, and whatever it imports beside it
+<run>/plugins/mine.py            the file as it was executed, and whatever it imports next to it
      /experiment_config.json     `model.plugins: [plugins/mine.py]`, and under `run.plugins` the sha256 of each file,
                                  and where it came from
 

@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Iterable
 from typing import Self
 
-NEAR_ONES = 5  # shown beside an unknown key
+NEAR_ONES = 5  # shown next to an unknown key
 
 
 class ConfigError(ValueError):

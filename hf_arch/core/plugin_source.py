@@ -1,4 +1,4 @@
-"""The text of a user's file and of the files beside it that it imports, read once: what is hashed, run and archived.
+"""The text of a user's file and of the files next to it that it imports, read once: what is hashed, run and archived.
 
 A plugin may import other files of its folder, by `from helper import f` or `from .helper import f`. Such a file becomes
 a module of its own, whose name ends in a hash of its text, and the import is made to point there: two versions of one
@@ -56,7 +56,7 @@ def current_module(name: str) -> str:
 class PluginSource:
     """A plugin file as it was read.
 
-    path: where it lay. files: the bytes of the file and of every file beside it that it imports, directly or through
+    path: where it lay. files: the bytes of the file and of every file next to it that it imports, directly or through
     another, by name; the file itself first.
     """
 
@@ -94,7 +94,7 @@ class PluginSource:
 
     @cached_property
     def neighbours(self) -> dict[str, PluginSource]:
-        """The files beside it that it imports itself, by the names that it imports them by."""
+        """The files next to it that it imports itself, by the names that it imports them by."""
         found = {}
         for stem in _imported(ast.parse(self.text, filename=str(self.path))):
             name = f"{stem}.py"
@@ -118,7 +118,7 @@ class PluginSource:
 
 
 def read_source(path: str | os.PathLike) -> PluginSource:
-    """Reads a plugin file and what it imports beside it.
+    """Reads a plugin file and what it imports next to it.
 
     Raises:
         ConfigError: there is no such file, it is not Python by its name, it cannot be parsed, or it imports a folder.
@@ -156,7 +156,7 @@ def _closure(name: str, files: Mapping[str, bytes]) -> dict[str, bytes]:
 
 
 def _imported(tree: ast.AST) -> Iterator[str]:
-    """First parts of the names of modules that could be files beside this one."""
+    """First parts of the names of modules that could be files next to this one."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)
@@ -174,7 +174,7 @@ def _is_beside(folder: Path, stem: str, importer: str) -> bool:
     if not (folder / f"{stem}.py").is_file():
         if (folder / stem).is_dir() and any((folder / stem).glob("*.py")) and not _is_installed(stem, folder):
             raise ConfigError(
-                f"plugin: {folder / importer}: imports the folder {stem}/ beside it, of which runs keep no copy; "
+                f"plugin: {folder / importer}: imports the folder {stem}/ next to it, of which runs keep no copy; "
                 f"import single files, or install {stem} as a package"
             )
         return False

@@ -48,7 +48,7 @@ class Plugin:
 
     @property
     def parts(self) -> set[Plugin]:
-        """It and every file beside it that it imports, directly or through another."""
+        """It and every file next to it that it imports, directly or through another."""
         found, waiting = {self}, [self]
         while waiting:
             added = [plugin for plugin in waiting.pop().neighbours if plugin not in found]
@@ -254,7 +254,7 @@ def plugin_of_module(module: str) -> Plugin | None:
 
 
 def plugin_line(error: BaseException) -> str:
-    """`line 12: ` for the last line of a user's file on the way to `error`; empty where there is none."""
+    """`line 12: ` for the last line of a user's file in the traceback of `error`; empty where there is none."""
     lines = [
         line
         for frame, line in traceback.walk_tb(error.__traceback__)

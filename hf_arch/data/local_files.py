@@ -98,7 +98,7 @@ def _find(name: str) -> tuple[str, ...]:
         found = sorted(Path(file) for file in glob(str(path), recursive=True) if Path(file).is_file())
     allowed = f"allowed: {', '.join(READERS)}"
     if not found:
-        raise ConfigError(f"data.corpus: {name!r} holds no file that can be read; {allowed}")
+        raise ConfigError(f"data.corpus: {name!r} contains no readable file; {allowed}")
     for file in found:
         if not _reader(file):
             near = nearest(file.suffix, READERS)

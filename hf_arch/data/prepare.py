@@ -159,7 +159,7 @@ def shards_folder(
                 "or delete it"
             )
     elif folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise ConfigError(f"out: {str(folder)!r} is not empty and holds no shards; name another folder")
+        raise ConfigError(f"out: {str(folder)!r} is not empty and contains no shards; name another folder")
     return folder, meta
 
 
@@ -289,7 +289,7 @@ def _dataset(options: DataOptions, folder: Path, meta: StoreMeta, split: str) ->
 
 @dataclass(frozen=True)
 class _Job:
-    """The making of one store, in a folder beside its place that is renamed once it is whole."""
+    """The making of one store, in a folder next to its place that is renamed once it is whole."""
 
     options: DataOptions
     corpus: Corpus
@@ -324,7 +324,7 @@ class _Job:
                 splits={"train": records[1:], "validation": records[:1]},
             )
             if not meta.total("train", "tokens"):
-                raise ConfigError(f"data.corpus: {self.corpus.name!r} holds no text; allowed: a corpus with text")
+                raise ConfigError(f"data.corpus: {self.corpus.name!r} contains no text; allowed: a corpus with text")
             meta.write(partial)
             for left_over in (*(task.record_path for task in tasks), *partial.glob(".*")):
                 left_over.unlink()

@@ -1,6 +1,6 @@
 """Text to token shards, in this process or several.
 
-A shard is written to a temporary file, hashed on the way, and renamed with its record beside it, so an interrupted
+A shard is written to a temporary file, hashed during writing, and renamed with its record next to it, so an interrupted
 preparation goes on with the shards that it has. Workers load `tokenizers` and numpy, neither torch nor transformers.
 """
 
@@ -54,7 +54,7 @@ class ShardTask:
 
     @property
     def record_path(self) -> Path:
-        """The record of a finished shard, beside it until the store is whole."""
+        """The record of a finished shard, next to it until the store is whole."""
         return self.folder / f"{self.name}.json"
 
 

@@ -26,7 +26,7 @@ _VERSION = 1
 
 
 def tokenizer_key(kind: str, vocab_size: int, corpus_fingerprint: str, offline: bool = False) -> str:
-    """Hash that tells tokenizers apart before they are built; of a loaded one it covers the tokenizer itself."""
+    """Hash that distinguishes tokenizers before they are built; of a loaded one it covers the tokenizer itself."""
     if kind == "byte":
         return hash_text(_VERSION, kind)
     if kind == "char":

@@ -133,7 +133,7 @@ def score(
 ) -> dict[str, Any]:
     """{task: {metric: value, `<metric>_stderr`, `samples`, `version`, `num_fewshot`, `rows`}} on tasks of `load_tasks`.
 
-    Where answers are scored by likelihood, beside lm_eval's metrics `bits_per_byte` of the gold answer and, of choices,
+    Where answers are scored by likelihood, also `bits_per_byte` of the gold answer and, of choices,
     `margin`: its log-likelihood less the best wrong one's, in nats. `items`, where given, gets {task: a table of items}
     (`evaluation/items.py`). Progress goes to stderr. Values that are not defined (a standard error of one row) are left
     out.

@@ -50,7 +50,7 @@ def parse_device(name: str | None) -> torch.device:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer that lies beside a model. Raises `ConfigError` where none does, or it cannot be read."""
+    """The tokenizer that is saved with a model. Raises `ConfigError` where none does, or it cannot be read."""
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # whatever a tokenizer's class or its reader makes of files that it does not expect

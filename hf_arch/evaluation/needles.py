@@ -6,7 +6,7 @@
   hold? The wrong answers are the numbers of the other chains.
 
 Answers are chosen among four by likelihood, so that bits per byte and margins say something of models that never answer
-right. The rows are a function of this file alone; facts lie at all depths alike. Lengths are characters: a model whose
+right. The rows are a function of this file alone; facts lie at all depths. Lengths are characters: a model whose
 context is shorter than the text in its own tokens loses the beginning, and shows it.
 """
 

@@ -36,7 +36,7 @@ class WheelTask:
 
     Attributes:
         folder: below `hf_datasets`, with a folder for each split. definition: below lm_eval's `tasks`.
-        columns: what the definition reads; rows without them would be scored as wrong in silence.
+        columns: what the definition reads; rows without them would be silently scored as wrong.
         rename: column -> column of the definition. splits: what to score on, by lm_eval's names for it.
     """
 

@@ -1,4 +1,4 @@
-"""Held-out text of other corpora beside the trained one: `evaluation.corpora: [python-docs, my_notes.txt]`.
+"""Held-out text of other corpora besides the trained one: `evaluation.corpora: [python-docs, my_notes.txt]`.
 
 Each is read by name or path as `data.corpus` is, its validation documents are tokenised by the run's own tokenizer, and
 scored document by document. Bits per byte compare it with the trained corpus; a loss per token would not, since the

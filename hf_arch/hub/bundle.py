@@ -144,7 +144,7 @@ class _Source:
                 yield from self._imports(node)
 
     def _module(self, name: str) -> str:
-        """The module that an absolute import means: of ours, of a file beside a plugin, or of another library."""
+        """The module that an absolute import means: of ours, of a file next to a plugin, or of another library."""
         beside = {} if self.plugin is None else self.plugin.source.neighbours
         return beside[name].module if name in beside else current_module(name)
 

@@ -128,7 +128,7 @@ def _check(folder: Path, config: dict[str, Any], model: PreTrainedModel, written
         tokens = _tokens(model)
         difference, scale = compare_logits(before, after, tokens)
         return Conversion(*names, f"logits of {tokens.numel()} tokens", difference, max(1.0, scale))
-    # A library that is not at hand: through our model and back, every tensor must be the same.
+    # A library that is not installed: through our model and back, every tensor must be the same.
     if is_ours(result):
         restored = load_ours(written)
         vars(restored).update(source_layout=vars(model)["source_layout"])  # which tensors' names may depend on

@@ -33,7 +33,7 @@ from hf_arch.hub.run_facts import find_run
 from hf_arch.runs.files import CHECKPOINTS_DIR
 from hf_arch.runs.record import RunRecord
 
-# A model that shrank to fewer files must not leave old weights beside the new ones: they would be loaded instead.
+# A model that shrank to fewer files must not leave old weights next to the new ones: they would be loaded instead.
 _REPLACED = ["*.safetensors", "*.safetensors.index.json"]
 
 
@@ -115,7 +115,7 @@ def _checkpoints(run: RunRecord | None) -> list[tuple[int, Path]]:
     folders = [] if run is None else (run.path / CHECKPOINTS_DIR).glob("checkpoint-*")
     found = [(int(match[1]), folder) for folder in folders if (match := re.fullmatch(r"checkpoint-(\d+)", folder.name))]
     if not found:
-        raise ConfigError("--checkpoints: this model has no run folder with checkpoints beside it")
+        raise ConfigError("--checkpoints: this model has no run folder with checkpoints next to it")
     return sorted(found)
 
 

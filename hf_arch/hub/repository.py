@@ -55,7 +55,7 @@ def stage_model(source: Path, folder: Path, *, code: bool = True) -> None:
     """Copy a saved model's files into `folder`, with the code that loads it anywhere unless `code` is off.
 
     Raises:
-        ConfigError: `source` holds no whole model of ours.
+        ConfigError: `source` does not contain a complete model of ours.
     """
     config = require_ours(source)
     for file in weight_files(source):

@@ -163,7 +163,7 @@ class FLAConverter(Converter):
         return options_to_theirs(self._block, layers_of(config)[0], config)
 
     def block_rules(self, config: ArchConfig, layer: str) -> list[Rule]:
-        """The tensors of one layer besides its mixer; both sides number the layers alike."""
+        """The tensors of one layer besides its mixer; both sides number the layers in the same way."""
         return tensor_rules(under(layer, layer, *self.layer_tensors), layers_of(config)[int(layer.split(".")[-1])])
 
     def model_rules(self, config: ArchConfig) -> list[Rule]:

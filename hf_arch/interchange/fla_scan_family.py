@@ -74,7 +74,7 @@ class FLALightNet(FLATable):
     def config_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
         heads, ratio = reader.take("num_heads"), reader.take("expand_ratio", 128)
         if heads is None and ratio is None:
-            raise ConfigError("config.num_heads: null beside expand_ratio null is not allowed; use an integer >= 1")
+            raise ConfigError("config.num_heads: null and expand_ratio null is not allowed; use an integer >= 1")
         values = super().config_to_ours(reader)
         if heads is None:
             heads = divide(values["hidden_size"], ratio, "config.expand_ratio", "hidden_size")

@@ -1,5 +1,5 @@
 """transformers' `GraniteMoeHybridForCausalLM`: Mamba-2 and attention with Granite's multipliers, dense or with experts
-beside a shared feed-forward."""
+together with a shared feed-forward."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ class ConfigReader:
         self.seen.update(keys)
 
     def finish(self) -> None:
-        """Raise a ConfigError for keys that were never read, since an option must not be ignored in silence."""
+        """Raise a ConfigError for keys that were never read, since an option must not be ignored silently."""
         unread = sorted(set(self.config) - self.seen)
         if unread:
             near = nearest(unread[0], self.seen - _GENERIC)

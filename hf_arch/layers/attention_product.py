@@ -153,7 +153,7 @@ class AttentionProduct(nn.Module):
                 told = {"position_bias": bias, "s_aux": "sinks"}.get(name, repr(given))
                 raise ConfigError(
                     f"attn_implementation: {implementation!r} would not apply {name} {told} of layer {self.layer_idx}, "
-                    "which the config does not say for all layers alike; use 'sdpa' or 'eager'"
+                    "which the config does not say for all layers; use 'sdpa' or 'eager'"
                 )
 
 

@@ -1,6 +1,6 @@
 """Keys in blocks of equal size, counted from the start of each document: what block-sparse attention chooses from.
 
-Legend: B batch (1 where rows are alike), T tokens of this call, S keys, N blocks, H heads, K key dim.
+Legend: B batch (1 where rows are the same), T tokens of this call, S keys, N blocks, H heads, K key dim.
 """
 
 from __future__ import annotations

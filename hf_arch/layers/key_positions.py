@@ -4,7 +4,7 @@ The decoder works this out once per model call and kind of layer, and only where
 (`Mixer.needs_key_positions`). Positions count the valid tokens of a document from 0, so that a bias or a block made
 from them is the same under padding, in packed rows and from a cache of any kind.
 
-Legend: B batch (1 where all rows are alike), T tokens of this call, S keys of the layer.
+Legend: B batch (1 where all rows are the same), T tokens of this call, S keys of the layer.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class RecurrentStateLayer(LinearAttentionLayer, CacheLayerMixin):
         elif not torch.compiler.is_compiling() and new.untyped_storage().nbytes() == new.nbytes:
             states[state_idx] = new.detach()  # a compiler knows no storages
         elif current is None or current.shape != new.shape or current.requires_grad:
-            states[state_idx] = new.detach().clone()  # a view would keep all the activations beside it
+            states[state_idx] = new.detach().clone()  # a view would keep all the activations next to it
         else:
             current.copy_(new)
         initialized[state_idx] = True

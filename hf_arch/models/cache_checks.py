@@ -168,7 +168,7 @@ def _map_states(layer: Any, change: Callable[[Tensor], Tensor]) -> None:
 
 
 def _check_slots(layer: Any, length: int) -> None:
-    # A layer with states beside its keys answers -1 to `get_max_length`, as if it had no slots.
+    # A layer with states next to its keys answers -1 to `get_max_length`, as if it had no slots.
     slots, past = layer.max_cache_len, layer.get_seq_length()
     if isinstance(past, Tensor):
         # Read on a CPU alone, or once in a longer chunk: elsewhere it would wait for the device at every step.

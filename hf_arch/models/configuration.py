@@ -54,7 +54,7 @@ class ArchConfig(ConfigParts, PreTrainedConfig):
         `intermediate_multiple_of`). mixer, ffn: a component, or a pattern over the layers.
         stream: how sublayers read from and write to the residual stream, a `STREAMS` name or dict.
         depth: which layers run how often, a `DEPTHS` name or dict. embeddings, sites, losses: lists of parts of
-        `EMBEDDINGS` (beside the token embedding), `SITES` (at places of the block) and `LOSSES` (added in training).
+        `EMBEDDINGS` (besides the token embedding), `SITES` (at places of the block) and `LOSSES` (added in training).
         norm, norm_eps: `NORMS` name; epsilon.
         norm_position: "pre", "post", "sandwich", "output" (of each sublayer's output alone) or "stream" (what a
             sublayer finds is normed and stays so), or a pattern of these over the layers.

@@ -222,7 +222,7 @@ class ArchModel(ArchPreTrainedModel):
     def _beside_tokens(
         self, hidden_states: Tensor, ids: Tensor | None, batch: LayerContext
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What enters the first layer, and what layers get of the embeddings beside the tokens'."""
+        """What enters the first layer, and what layers get of the embeddings besides the tokens'."""
         handed: dict[str, Tensor] = {}
         context = batch.changed(execution=len(self.plan))  # their states lie behind those of all runs
         for number, part in enumerate(self.embeddings):
@@ -348,7 +348,7 @@ class ArchModel(ArchPreTrainedModel):
     def _position_biases(
         self, embeds: Tensor, attention_mask: Any, cache: Cache | None, masks: dict[str, Any]
     ) -> list[Tensor | None]:
-        """ALiBi's bias [B, H, T, S] of each layer (shared by layers alike), [1, H, C, W] for one with a `Band`, None
+        """ALiBi's bias [B, H, T, S] of each layer (shared by equal layers), [1, H, C, W] for one with a `Band`, None
         where it does not apply."""
         if not self.position.bias:
             return [None] * len(self.layers)

@@ -1,4 +1,4 @@
-"""The keyword arguments that a model's forward knows beside its own: what transformers, its Trainer and `generate`, and
+"""The further keyword arguments that a model's forward knows: what transformers, its Trainer and `generate`, and
 the libraries around them pass. Any other would be lost in `**kwargs`, so it is refused by name.
 """
 
@@ -46,7 +46,7 @@ def check_keywords(model: str, given: dict[str, Any], call: tuple[Any, int, torc
 
     Args:
         model: name of the model's class, for the error.
-        given: keyword arguments beside those that the forward names.
+        given: keyword arguments besides those that the forward names.
         call: (tokens in the cache, tokens of this call, device).
 
     Raises:

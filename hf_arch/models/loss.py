@@ -155,7 +155,7 @@ def chunked_cross_entropy(
         chunk_size: tokens whose logits are held at once. max_logit_penalty: see above.
         num_items_in_batch: divide the sum by this instead of by the number of targets (gradient accumulation).
         shift_labels: [B, T] already shifted labels, instead of `labels`.
-        further: other losses of the same logits, divided alike.
+        further: other losses of the same logits, divided by the same number.
     """
     targets = shifted_targets(labels, shift_labels).reshape(-1).to(hidden.device)
     rows = hidden.reshape(-1, hidden.shape[-1])

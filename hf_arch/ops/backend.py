@@ -2,7 +2,7 @@
 
 FLA's kernels are taken where they can run, that is for tensors on a CUDA device with `fla` and `triton` installed; the
 device of the tensors decides at every call, and nothing is imported before the first one. `HF_ARCH_BACKEND=torch`
-forces plain torch. Each recurrence says beside its other forms which kernel it has and what that covers.
+forces plain torch. Each recurrence says next to its other forms which kernel it has and what that covers.
 
 What FLA's kernels do not cover stays with plain torch: fp64, single tokens (a step is a handful of products), a bonus
 without a vector decay, a constant decay that is learned, the selective scan of Mamba (FLA has none; that of Mamba-2 is

@@ -37,7 +37,7 @@ def set_dotted(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any
     inner = result.get(head)
     if rest:
         if inner is not None and not isinstance(inner, Mapping):
-            raise ConfigError(f"{key}: {head!r} is {type(inner).__name__} {inner!r} and holds no keys")
+            raise ConfigError(f"{key}: {head!r} is {type(inner).__name__} {inner!r} and has no keys")
         result[head] = set_dotted(inner or {}, rest, value)
     elif isinstance(inner, Mapping) and isinstance(value, Mapping):
         for inner_key, inner_value in value.items():

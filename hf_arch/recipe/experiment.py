@@ -25,10 +25,10 @@ class ExperimentOptions:
 
     A value of the matrix names its runs after its key (`-hidden_size-64`), or is `{name: short, value: ...}`
     (`-short`). `sets` names other recipes, by paths from this one, that are run instead, each in a folder of its own.
-    `study` says what is made of the results beside the comparison: `search` recommends the smallest good model. `vary`
+    `study` says what is made of the results besides the comparison: `search` recommends the smallest good model. `vary`
     names the dotted keys that the question is about, where `runs` change others too; the audit then names those.
     `metric` is the measured number that claims and the ranking are about (by default the validation loss, or the
-    accuracy of probes). `columns` are registered by plugins, and shown beside the others.
+    accuracy of probes). `columns` are registered by plugins, and shown next to the others.
     """
 
     name: str = ""

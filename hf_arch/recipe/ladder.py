@@ -17,7 +17,7 @@ class LadderOptions:
     """Each run of the set at each of the `sizes` (parameters without embeddings and head), trained on
     `tokens_per_parameter` times as many tokens. The recipe's own model gives the shape: width and depth grow together.
 
-    rule: what changes with the size beside the model. `fixed`: nothing. `fitted`: batch and rate of OLMo's ladder.
+    rule: what changes with the size besides the model. `fixed`: nothing. `fitted`: batch and rate of OLMo's ladder.
         `mup`: muP from the recipe's own width, at its depth. `completep`: CompleteP from its width and depth.
     trunk: `wsd`: warm-up, a constant rate, and a decay that ends each budget. The largest budget of a size is trained
         in one go; the others are branches, which begin from its checkpoints where their decay begins.

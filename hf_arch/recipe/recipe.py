@@ -34,7 +34,7 @@ from hf_arch.recipe.training_section import parse_training, training_fields
 from hf_arch.recipe.yaml_text import parse_override, read_yaml
 
 SECTIONS = ("model", "data", "probe", "training", "evaluation", "experiment")
-# A run folder's experiment_config.json is a recipe too; what this section holds beside it is not read back.
+# A run folder's experiment_config.json is a recipe too; what this section holds besides it is not read back.
 RUN_FACTS = "run"
 
 

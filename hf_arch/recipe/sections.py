@@ -97,7 +97,7 @@ def describe_type(hint: Any) -> str:
 
 
 def _union_members(hint: Any) -> tuple[Any, ...]:
-    """The alternatives of a union; enumerations replace the bare `str` that often stands beside them."""
+    """The alternatives of a union; enumerations replace the bare `str` that often stands next to them."""
     members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     if any(isinstance(member, type) and issubclass(member, enum.Enum) for member in members):
         members = tuple(member for member in members if member is not str)

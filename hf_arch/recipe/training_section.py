@@ -12,7 +12,7 @@ from hf_arch.core.errors import ConfigError, unknown_key_error
 from hf_arch.deprecations import current_names
 from hf_arch.recipe.sections import coerce, require_mapping
 
-# Ours beside the names of TrainingArguments: `precision`, what the run computes in; `zero_redundancy`, whether its
+# Ours besides the names of TrainingArguments: `precision`, what the run computes in; `zero_redundancy`, whether its
 # processes share the optimizer states out; `max_skipped_steps`, how many steps in a row may have a loss that is no
 # number; and the optimisers that plugins register.
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -26,7 +26,7 @@ RESERVED_TRAINING = {
     "fsdp": "launch by `accelerate launch --config_file recipes/accelerate/fsdp2.yaml`",
     "fsdp_config": "launch by `accelerate launch --config_file recipes/accelerate/fsdp2.yaml`",
     "deepspeed": "launch by `accelerate launch --config_file recipes/accelerate/zero1.yaml`",
-    "hub_token": "a recipe is kept beside the results; set HF_TOKEN in the environment or in .env",
+    "hub_token": "a recipe is kept next to the results; set HF_TOKEN in the environment or in .env",
 }
 AT_LEAST_ONE = (
     *("max_steps", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),

@@ -32,7 +32,7 @@ class _RecipeLoader(yaml.SafeLoader):
                 continue  # no plain key; the parent class refuses what cannot be one
             key = key_node.value
             if key_node.tag != "tag:yaml.org,2002:merge" and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 

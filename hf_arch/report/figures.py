@@ -175,9 +175,7 @@ def _means(comparison: Comparison) -> list[Figure]:
 
     alt = "; ".join(f"{series.name} {interval_text(interval)}" for series, interval in rows)
     title = comparison.metric_name.capitalize()
-    note = (
-        "Mean over seeds with its 95 % interval. A seed moves all groups alike, which the paired differences take out."
-    )
+    note = "Mean over seeds with its 95 % interval. A seed moves all groups; the paired differences take that out."
     return [
         Figure("means", title, note, f"{alt}.", draw, height=rows_height([row[0].name for row in rows]), legend=False)
     ]

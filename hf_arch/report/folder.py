@@ -14,7 +14,7 @@ from hf_arch.core.files import read_json, temporary_name
 
 MANIFEST = "manifest.json"
 BYPRODUCTS = (".aux", ".log", ".out", ".toc", ".bbl", ".blg", ".pdf", ".fls", ".fdb_latexmk", ".synctex.gz")
-"""What compiling paper.tex leaves beside it: no reason to keep a folder."""
+"""What compiling paper.tex leaves next to it: no reason to keep a folder."""
 
 
 def write_folder(path: Path, write: Callable[[Path], None]) -> Path:

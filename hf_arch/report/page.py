@@ -1,6 +1,6 @@
 """The report: one HTML page that holds everything about a suite and refers to nothing outside itself.
 
-    write_report("results/quickstart")               # results/quickstart/report.html, and figures/*.png beside it
+    write_report("results/quickstart")               # results/quickstart/report.html, and figures/*.png next to it
 
 Text from recipes and runs is escaped by Jinja2; the figures are inline SVG in the reader's light or dark theme.
 """
@@ -43,7 +43,7 @@ def write_report(
     runs: Sequence[str | Path | RunRecord] | None = None,
     comparison: Comparison | None = None,
 ) -> Path:
-    """Writes the page (by default `<results_dir>/report.html`), and PNG figures in `figures/` beside it.
+    """Writes the page (by default `<results_dir>/report.html`), and PNG figures in `figures/` next to it.
 
     It is about all runs in the folder, or about `runs` alone, or shows a `comparison` that was made already.
 
@@ -117,7 +117,7 @@ class Card:
 
 
 def _opening(sections: dict[str, list[tuple[Figure, str]]]) -> tuple[Figure, str] | None:
-    """The figure beside the answer, taken out of its section: the differences, else the means, else the first one."""
+    """The figure next to the answer, taken out of its section: the differences, else the means, else the first one."""
     places = [(section, entry) for section, found in sections.items() for entry in found]
     for key in ("differences", "means", *(entry[0].key for _section, entry in places[:1])):
         for section, entry in places:

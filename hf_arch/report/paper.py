@@ -36,7 +36,7 @@ PREAMBLE = r"""\documentclass[11pt]{article}
 \setlength{\emergencystretch}{3em}
 \setlength{\belowcaptionskip}{6pt}
 """
-LINE = 76  # characters of all columns but the names, beside each other
+LINE = 76  # characters of all columns but the names, side by side
 NAME_WIDTH = 24
 MAX_PAIRS = 200
 WORDS = r">{\raggedright\arraybackslash}p{%.1fcm}"
@@ -132,7 +132,7 @@ def _tables(comparison: Comparison) -> dict[str, str]:
 
 
 def _blocks(comparison: Comparison) -> list[list[Column]]:
-    """The columns in order, as many beside each other as the width of a page takes."""
+    """The columns in order, as many side by side as the width of a page takes."""
     blocks: list[list[Column]] = [[]]
     used = 0
     for column in filled_columns(comparison):

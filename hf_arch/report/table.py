@@ -1,6 +1,6 @@
 """A comparison on the terminal: audit, table and statements by rich, at any width without cutting a number.
 
-Where the columns do not fit beside one another, they are laid out in several blocks, each headed by the names.
+Where the columns do not fit side by side, they are laid out in several blocks, each headed by the names.
 """
 
 from __future__ import annotations

@@ -173,4 +173,4 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """The terminal belongs to whoever trains beside this."""
+        """The terminal belongs to whoever trains in this process."""

@@ -35,7 +35,7 @@ class Reader(Flag):
 class Number:
     """What one number is.
 
-    words: its name in sentences. unit: of the value; said beside the name, or after the value by `with_unit`.
+    words: its name in sentences. unit: of the value; said next to the name, or after the value by `with_unit`.
     show: how the value is written. column, help: the head of its column, and what stands behind it.
     decimals: set for numbers reported as mean ± half-width of the 95 % t interval; the least decimals.
     higher_is_better: the direction in which runs are ranked by it.
@@ -88,7 +88,7 @@ def plugin_number(
     *,
     higher_is_better: bool = False,
 ) -> dict[str, Any]:
-    """What a run writes of a number that a plugin measured, beside its value. Raises `ConfigError` for a format that
+    """What a run writes of a number that a plugin measured, besides its value. Raises `ConfigError` for a format that
     does not write a number."""
     _shaped(show)(0.0)
     facts = {"words": words, "unit": unit, "show": show, "column": column or words, "help": help or words}

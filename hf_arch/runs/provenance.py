@@ -66,7 +66,7 @@ def provenance(device: torch.device, plugins: Iterable[Plugin] = ()) -> dict[str
 
 
 def plugin_hashes(plugins: Iterable[Plugin]) -> dict[str, str]:
-    """{file name: sha256} of these plugins and of the files beside them that they import."""
+    """{file name: sha256} of these plugins and of the files next to them that they import."""
     found: dict[str, str] = {}
     for plugin in plugins:
         for name, digest in plugin.source.hashes.items():
@@ -93,7 +93,7 @@ def cpu_name() -> str:
 
 
 def source_digest() -> str:
-    """Hash over the package's own Python files: tells two states of a checkout apart that carry one version."""
+    """Hash over the package's own Python files: distinguishes two states of a checkout with the same version."""
     root = Path(hf_arch.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):

@@ -14,7 +14,7 @@ STATE_FILE = "trainer_state.json"
 
 def newest_checkpoint(checkpoints: Path) -> Path | None:
     """The checkpoint of the highest step that is whole, or None. Trainer writes the state file last, so one that can
-    be read and stands beside weights and optimiser closes a checkpoint; a half-written one is passed over.
+    be read and stands next to weights and optimiser closes a checkpoint; a half-written one is passed over.
     """
     found = []
     for folder in checkpoints.glob("checkpoint-*"):

@@ -49,7 +49,7 @@ def first_look(model: nn.Module, input_ids: Tensor) -> dict[str, Any]:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Hash over a part of every parameter: equal for two models that begin alike."""
+    """Hash over a part of every parameter: equal for two models with the same initial weights."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         flat = parameter.detach().flatten()

@@ -110,7 +110,7 @@ def check_launch(request: LaunchRequest, mode: str = "auto") -> None:
             f"recipes/accelerate/cpu_ddp.yaml, or use `{_COMMAND}`"
         )
     if request.deepspeed and (request.cpu or not torch.cuda.is_available()):
-        raise ConfigError("DeepSpeed was asked for, but accelerate uses it on GPUs only; use cpu_ddp.yaml beside it")
+        raise ConfigError("DeepSpeed was asked for, but accelerate uses it on GPUs only; take cpu_ddp.yaml")
     if mode == "never" and request.processes > 1:
         raise ConfigError(
             f"--distributed: 'never' but {request.processes} processes were launched; start `hf-arch train` by itself"

@@ -1,6 +1,6 @@
 """Peak memory of a run: of tensors on a GPU; on a CPU what the process grew by.
 
-What Python and its libraries take in every run alike is left out: it would hide the difference between models. So are
+What Python and its libraries take in every run is left out: it would hide the difference between models. So are
 pages of files (code of the libraries, mapped data), of which a forked process has none at first and the system takes
 back what it likes.
 """

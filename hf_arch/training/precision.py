@@ -1,7 +1,7 @@
 """What a run computes in: the faster of bf16 and fp32 on this device; a recipe may ask for either.
 
 `training.precision: auto` is decided once and then stays: on a CPU by a measurement (`precision_speed.py`), on a GPU by
-what its tensor cores multiply, and within a set by its first run, so that all runs of a comparison compute alike.
+what its tensor cores multiply, and within a set by its first run, so that all runs of a comparison have one precision.
 `HF_ARCH_PRECISION` replaces the measurement.
 """
 

@@ -1,4 +1,4 @@
-"""Where a run is told of beside its own files: W&B, trackio, TensorBoard and the rest of `training.report_to`.
+"""Where a run is reported besides its own files: W&B, trackio, TensorBoard and the rest of `training.report_to`.
 
 They get every number of `metrics.jsonl`, by transformers' own callbacks. Keys come from the environment (or the file
 `.env` in the working folder) and are read by the trackers alone; W&B runs offline where there is none.

@@ -37,7 +37,7 @@ def message(cache: Path, **options) -> str:
         ({"corpus": "shakespear"}, ["data.corpus: 'shakespear'", "nearest: 'shakespeare'", "python-docs"]),
         ({"corpus": "no/such/file.txt"}, ["data.corpus: no file or folder 'no/such/file.txt'"]),
         ({"corpus": "~nobody/x.txt"}, ["data.corpus: no file or folder '~nobody/x.txt'"]),
-        ({"corpus": "no/such/*.txt"}, ["data.corpus: 'no/such/*.txt' holds no file"]),
+        ({"corpus": "no/such/*.txt"}, ["data.corpus: 'no/such/*.txt' contains no readable file"]),
         ({"corpus": "c4"}, ["data.max_train_tokens", "'c4' is streamed"]),
     ],
 )
@@ -66,12 +66,12 @@ def test_an_empty_file(tmp_path: Path, cache: Path, tokenizer: str):
 
 def test_rows_without_text(tmp_path: Path, cache: Path):
     (tmp_path / "blank.jsonl").write_text('{"text": ""}\n{"text": ""}\n')
-    assert "holds no text" in message(cache, corpus=str(tmp_path / "blank.jsonl"))
+    assert "contains no text" in message(cache, corpus=str(tmp_path / "blank.jsonl"))
 
 
 def test_an_empty_folder(tmp_path: Path, cache: Path):
     (tmp_path / "nothing").mkdir()
-    assert "holds no file that can be read" in message(cache, corpus=str(tmp_path / "nothing"))
+    assert "contains no readable file" in message(cache, corpus=str(tmp_path / "nothing"))
 
 
 def test_too_little_text_says_how_little(tmp_path: Path, cache: Path):

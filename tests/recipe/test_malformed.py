@@ -143,9 +143,9 @@ TEXTS = {
     "two documents": ("model: {}\n---\nmodel: {}", "document"),
     "a byte that is no text": (b"model: {architecture: \xff}", "utf-8"),
     "a control character": ("model: {architecture: \x07}", "#x0007"),
-    "a key twice": ("model: {architecture: llama, architecture: gla}", "'architecture' stands twice"),
-    "a section twice": ("model: {architecture: llama}\nmodel: {}", "'model' stands twice"),
-    "a run twice": ("experiment: {runs: {a: {}, a: {}}}", "'a' stands twice"),
+    "a key twice": ("model: {architecture: llama, architecture: gla}", "'architecture' is given twice"),
+    "a section twice": ("model: {architecture: llama}\nmodel: {}", "'model' is given twice"),
+    "a run twice": ("experiment: {runs: {a: {}, a: {}}}", "'a' is given twice"),
 }  # fmt: skip
 
 

@@ -61,7 +61,7 @@ MISTAKES = [
     ("- 1", "expected a section"),
     ("", "is empty"),
     ("# only a comment", "is empty"),
-    ("model: {a: 1, a: 2}", "key 'a' stands twice"),
+    ("model: {a: 1, a: 2}", "key 'a' is given twice"),
     ("model: {architecture: llama", "line 1"),
     ("model: {architecture: llama}\ntraining: {max_step: 3}", "training: unknown key 'max_step'; nearest: 'max_steps'"),
     ("model: {architecture: llama}\ntraining: {max_steps: many}", "training.max_steps: expected an integer, got str"),
@@ -101,7 +101,7 @@ def test_a_mistake_is_one_line(tmp_path: Path, text: str, expected: str) -> None
         ("training.max_steps", "expected key=value"),
         ("training..max_steps=3", "expected key=value"),
         ("training.max_steps=[", "training.max_steps"),
-        ("training.max_steps.more=1", "holds no keys"),
+        ("training.max_steps.more=1", "has no keys"),
     ],
 )
 def test_a_wrong_override_is_one_line(tmp_path: Path, override: str, expected: str) -> None:

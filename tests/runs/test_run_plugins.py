@@ -218,7 +218,7 @@ def test_a_folder_beside_a_plugin_is_refused(tmp_path: Path) -> None:
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts" / "one.py").write_text("x = 1\n")
     (tmp_path / "mine.py").write_text("from parts.one import x\n")
-    with pytest.raises(ConfigError, match=r"imports the folder parts/ beside it"):
+    with pytest.raises(ConfigError, match=r"imports the folder parts/ next to it"):
         load_plugin(tmp_path / "mine.py")
 
 

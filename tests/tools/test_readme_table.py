@@ -110,7 +110,7 @@ def test_the_table_says_by_which_numerics_its_runs_were_trained(tmp_path: Path) 
 
 def test_failed_runs_are_left_out_and_none_at_all_is_refused(tmp_path: Path) -> None:
     run(tmp_path / "runs", "gla", status="failed")
-    with pytest.raises(ConfigError, match="holds no finished run"):
+    with pytest.raises(ConfigError, match="contains no finished run"):
         benchmark_table(str(tmp_path / "runs"))
     run(tmp_path / "runs", "llama")
     assert "gla" not in benchmark_table(str(tmp_path / "runs"))

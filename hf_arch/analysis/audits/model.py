@@ -1,4 +1,4 @@
-"""What models differ in beside the mixer: initial scale, convolutions, initialisation, dropout, tying, kernels."""
+"""What models differ in besides the mixer: initial scale, convolutions, initialisation, dropout, tying, kernels."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def check_changes(runs: Sequence[RunRecord]) -> Finding | None:
 
 
 def check_finite(runs: Sequence[RunRecord]) -> Finding | None:
-    """Losses or gradients that were NaN or infinite somewhere on the way (such steps are skipped), whatever the end."""
+    """Losses or gradients that were NaN or infinite during training (such steps are skipped), whatever the end."""
     spoiled = {
         run: f"first at step {step}"
         for run in runs
@@ -202,7 +202,7 @@ def _own_version(run: RunRecord) -> dict[str, Any]:
 
 
 def _code_state(run: RunRecord) -> Any:
-    """What tells two states of the code apart: the digest of the sources, or the commit."""
+    """What distinguishes two states of the code: the digest of the sources, or the commit."""
     return run.provenance.get("source_sha256") or run.provenance.get("git_commit")
 
 

@@ -163,7 +163,7 @@ def check_precision(runs: Sequence[RunRecord]) -> Finding | None:
 
 
 def check_losses(runs: Sequence[RunRecord]) -> Finding | None:
-    """The same losses beside the next token's: one on one side only is what is compared."""
+    """The same losses besides the next token's: one on one side only is what is compared."""
     if found := differing(settings_of("losses", runs)):
         severity: Severity = "note" if is_asked("losses", runs) else "violation"
         return Finding("losses", severity, f"Auxiliary losses differ: {found}.", run_labels(runs))
@@ -178,11 +178,11 @@ def check_settings(runs: Sequence[RunRecord]) -> Finding:
         run: {key: value for key, value in shared_settings(run).items() if not own.fullmatch(key)} for run in configured
     }
     if found := differing(theirs):
-        sentence = f"Settings differ beside the model: {found}."
+        sentence = f"Settings differ besides the model: {found}."
         severity: Severity = "note" if is_asked("settings", runs) else "violation"
         return Finding("settings", severity, sentence, run_labels(runs))
     if len(configured) < len(runs):
-        return Finding("settings", "note", "Settings beside the model: not recorded for every run.", run_labels(runs))
+        return Finding("settings", "note", "Settings besides the model: not recorded for every run.", run_labels(runs))
     return Finding("settings", "ok", "Same settings: data, training and evaluation sections agree.", run_labels(runs))
 
 
@@ -204,7 +204,7 @@ def check_one_change(runs: Sequence[RunRecord]) -> Finding | None:
     beside = [key for key in changed if not covers(key, asked)]
     if beside:
         what = "what `experiment.vary` names" if varied(configured) else "what the runs of the recipe change"
-        sentence = f"Beside {what} ({listed(list(asked)) or 'nothing'}), these differ: {listed(beside)}."
+        sentence = f"Besides {what} ({listed(list(asked)) or 'nothing'}), these differ: {listed(beside)}."
         return Finding("one change", "violation", sentence, run_labels(configured), values)
     return Finding(
         "one change", "ok", f"The question is {listed(changed) or 'the runs'}.", run_labels(configured), values

@@ -1,6 +1,6 @@
 """One precision for all runs of a set: what `training.precision: auto` became for the first of them.
 
-The first worker that starts a run decides and writes it beside the claims; every other worker, on this machine or
+The first worker that starts a run decides and writes it next to the claims; every other worker, on this machine or
 another one, reads it there, and each run finds it in the `run` section of its config. Without that, a busy moment or a
 second machine would give two runs of one comparison different arithmetic. On a GPU nothing is measured: each run asks
 its device.

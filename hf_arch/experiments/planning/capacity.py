@@ -5,7 +5,7 @@ allocates. Kernels of flash-linear-attention keep less than that for most mixers
 devices:
 
     ddp      nothing; the buckets of the gradients' exchange come on top
-    zero1    the optimizer's states by n, beside DDP's buckets
+    zero1    the optimizer's states by n, next to DDP's buckets
     fsdp2    weights, gradients and optimizer states by n; two gathered blocks in the precision of the products on top
     tp       weights, gradients, optimizer states, and what mixers, FFNs and logits keep, by the t devices of a group
              inside one machine (t divides the heads); the groups among each other are DDP

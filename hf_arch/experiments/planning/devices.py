@@ -1,4 +1,4 @@
-"""GPUs that `hf-arch plan` knows: their memory, beside the peak FLOP/s of `training/peak_flops.py`."""
+"""GPUs that `hf-arch plan` knows: their memory; the peak FLOP/s of `training/peak_flops.py`."""
 
 from __future__ import annotations
 

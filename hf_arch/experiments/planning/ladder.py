@@ -220,7 +220,7 @@ def _budgets(single: Recipe, options: LadderOptions, size: float, tokens_per_ste
         if budget.branch_step < 1 or (found and budget.branch_step <= found[-1].branch_step):
             raise ConfigError(
                 f"experiment.ladder: {times:g} tokens a parameter at {size:g} parameters are {steps} steps of "
-                f"{tokens_per_step:,} tokens, too few to tell budgets apart; take smaller batches or larger budgets"
+                f"{tokens_per_step:,} tokens, too few to distinguish budgets; take smaller batches or larger budgets"
             )
         found.append(budget)
     return found

@@ -4,7 +4,7 @@
 
 Every run is trained at every rate, with seeds that the comparison does not use, and scored on the even validation rows
 (of a probe: on rows of those seeds). The comparison has all seeds at the best rate, scored on the odd rows. Where the
-best rate of a run is the lowest or the highest, the grid is extended once on that side, for all runs alike. The runs of
+best rate of a run is the lowest or the highest, the grid is extended once on that side, for all runs. The runs of
 the sweep lie in `learning_rates/` of the results folder and enter no comparison; what they came to is recorded in every
 run that uses it, under `run.learning_rates` of its experiment_config.json.
 """

@@ -1,1 +1,1 @@
-"""What is added to the token embedding or handed to layers beside it; one idea a file."""
+"""What is added to the token embedding or handed to layers next to it; one idea a file."""

@@ -217,7 +217,7 @@ class MixtureOfExperts(FeedForward):
 
     @torch.no_grad()
     def count(self, chosen: Tensor, layout: SequenceLayout) -> None:
-        """Add the valid tokens that chose each expert to its load; a recomputed forward doubles all loads alike."""
+        """Add the valid tokens that chose each expert to its load; a recomputed forward doubles all loads."""
         valid = torch.ones(chosen.shape[0], device=chosen.device)
         if layout.mask is not None:
             valid = layout.leave(layout.mask).flatten().to(valid)
@@ -309,7 +309,7 @@ def router_scores(logits: Tensor, options: MoEOptions) -> Tensor:
 
 
 def load_balancing_loss(logits: Tensor, options: MoEOptions, weights: Tensor) -> Tensor:
-    """E sum_e f_e P_e over tokens weighted by `weights` [N]; k where all experts are used alike.
+    """E sum_e f_e P_e over tokens weighted by `weights` [N]; k where all experts are used equally.
 
     The choice is by score alone: a bias must not hide an imbalance from this loss.
     """

@@ -1,7 +1,7 @@
 """What every attention over keys shares, in four stages, each of which a subclass may override alone:
 
     project   hidden states -> queries, keys, values [B, H, T, K] (QK-norm and rotation included)
-    kept      what else of each token is cached beside its key, or None
+    kept      what else of each token is cached next to its key, or None
     attend    queries over all keys, the cached ones included -> [B, T, H, V]
     read_out  [B, T, H, V] -> [B, T, D] (gates, norms, the output projection)
 

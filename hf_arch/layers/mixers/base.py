@@ -4,7 +4,7 @@ A mixer is a module registered in `MIXERS` with
 - `Options`: a typed dataclass (`@options`), read from the config's nested dict;
 - `cache_kind`: what it keeps between tokens; it decides the layer's native transformers cache;
 - `forward`: the whole sequence, a later chunk (a filled cache and T > 1), and single steps;
-- `cost`: FLOPs of the mixing itself and bytes of state, beside its Linear layers (those are counted from the module);
+- `cost`: FLOPs of the mixing itself and bytes of state, besides its Linear layers (those are counted from the module);
 - `keep_fp32`: parameters of its own that no cast may round (decays, step sizes);
 - `init_weights`: its own special parameters, through `transformers.initialization`, so that loading never
   re-initialises them; `inits` and `init_policy` where several sources initialise them differently.
@@ -74,7 +74,7 @@ class Mixer(InitPolicies, KeepsFp32):
     label: ClassVar[str] = ""
     """Short name in architecture names such as `12L-12H-768D-GLA`; attention has none."""
     no_weight_decay: ClassVar[tuple[str, ...]] = ()
-    """Names of parameters that weight decay must leave alone, beside norms and biases."""
+    """Names of parameters that weight decay must leave alone, besides norms and biases."""
     config_features: ClassVar[tuple[str, ...]] = ()
     """Features of the config (`modeling.configuration.FEATURES`) that it honours; one that no layer does is refused."""
     writes: ClassVar[bool] = True
@@ -140,7 +140,7 @@ class Mixer(InitPolicies, KeepsFp32):
 
     @classmethod
     def effective(cls, config: ArchConfig, options: Any) -> dict[str, Any]:
-        """Everything that decides the outputs, options left to the config resolved; two layers alike give equal
+        """Everything that decides the outputs, options left to the config resolved; equal layers give equal
         dicts."""
         values = {"class": cls.__name__, **asdict(options)}
         if values.get("num_heads", 0) is None:

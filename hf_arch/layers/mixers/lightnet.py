@@ -4,7 +4,7 @@
     o_t = (silu(q_t) / sqrt(K))^T S_t,   y_t = W_o [ RMSNorm(o_t) * silu(W_2 W_1 x_t) ]
 
 A row of the state is the average of all values so far, weighted with the softmax over time of one key channel: decay
-and key are one, and no gate is learned beside the key. The norm runs over all heads together.
+and key are one, and no gate is learned besides the key. The norm runs over all heads together.
 """
 
 from __future__ import annotations

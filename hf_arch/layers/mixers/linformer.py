@@ -189,7 +189,7 @@ class CausalLinformer(RecurrentMixer):
     def even(
         self, q: Tensor, k: Tensor, v: Tensor, past: Past, to_key: Tensor, to_value: Tensor
     ) -> tuple[Tensor, Past | tuple[()]]:
-        """All rows alike: blocks are slices. q [B, H, T, K] -> [B, H, T, K], and what to keep."""
+        """All rows the same: blocks are slices. q [B, H, T, K] -> [B, H, T, K], and what to keep."""
         size, waiting, length, count = self.options.block_size, past.keys.shape[2], q.shape[2], past.slot_keys.shape[2]
         keys, values = torch.cat((past.keys, k), 2), torch.cat((past.values, v), 2)
         full, missing = keys.shape[2] // size, -keys.shape[2] % size

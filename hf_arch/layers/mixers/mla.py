@@ -191,7 +191,7 @@ class LatentAttention(Windowed, Mixer):
         return self.q_proj(x) if self.options.q_lora_rank is None else self.q_b_proj(self.q_norm(self.q_a_proj(x)))
 
     def rotate(self, x: Tensor, position_embeddings: tuple[Tensor, Tensor] | None) -> Tensor:
-        """RoPE on [B, H, T, R]. Interleaved pairs are first brought into halves, for queries and keys alike."""
+        """RoPE on [B, H, T, R]. Interleaved pairs are first brought into halves, for both queries and keys."""
         if position_embeddings is None:
             return x
         if self.options.rope_interleave:

@@ -133,7 +133,7 @@ def block_layer(config: Any) -> int:
 
 
 def block_config(config: Any) -> Any:
-    """The config of a prediction block: a layer's parts on a plain stream, without what lies beside a block."""
+    """The config of a prediction block: a layer's parts on a plain stream, without what lies besides a block."""
     view = config.with_window(config.sliding_window)
     view.__dict__.update(stream={"type": "add"}, sites=[], embeddings=[], losses=[], depth={"type": "plain"})
     return view

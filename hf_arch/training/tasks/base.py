@@ -83,7 +83,7 @@ class Task(ABC):
         yield
 
     def save_beside(self, folder: Path) -> None:  # noqa: B027
-        """Writes what lies beside the weights in `model/`."""
+        """Writes what is saved with the weights in `model/`."""
 
     def measure(self, trainer: ArchTrainer) -> dict[str, Any]:
         """Further numbers of the record, measured by the first process alone."""

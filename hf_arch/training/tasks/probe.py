@@ -1,6 +1,6 @@
 """A synthetic probe: a small model, generated rows, and the share of answers that it gets right.
 
-`results.json` has, beside the numbers of every run, `accuracy`, the share of right answers of the final weights on the
+`results.json` has, besides the numbers of every run, `accuracy`, the share of right answers of the final weights on the
 test rows, `accuracy_macro`, its mean over the classes, and as extras `best_accuracy` and `best_accuracy_macro`, the
 best evaluation of the run (chosen on the test rows, so optimistic). Losses are nats per answer.
 
