@@ -32,7 +32,7 @@ class SequenceLayout(NamedTuple):
     inverse: Tensor | None = None
     num_valid: Tensor | None = None
 
-    def enter(self, x: Tensor) -> Tensor:
+    def compact(self, x: Tensor) -> Tensor:
         """Reorder [B, T, ...] where the layout asks for it and set padding to zero."""
         return self.zero_padding(self.reorder(x))
 
@@ -42,15 +42,17 @@ class SequenceLayout(NamedTuple):
             return x
         return _gather(x.expand(self.order.shape[0], *x.shape[1:]), self.order)
 
-    def leave(self, x: Tensor) -> Tensor:
+    def restore(self, x: Tensor) -> Tensor:
         """Put [B, T, ...] back into the order in which the tokens came."""
         return x if self.inverse is None else _gather(x, self.inverse)
 
     def zero_padding(self, x: Tensor) -> Tensor:
-        """Set [B, T, ...] to zero at padding (for what a bias made nonzero after `enter`)."""
+        """Set [B, T, ...] to zero at padding (for what a bias made nonzero after `compact`)."""
         if self.mask is None:
             return x
         return x * self.mask.view(*self.mask.shape, *([1] * (x.dim() - 2))).to(x.dtype)
+
+    enter, leave = compact, restore  # their names in user files that are older than 0.1
 
 
 PLAIN_LAYOUT = SequenceLayout()

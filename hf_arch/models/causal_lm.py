@@ -240,5 +240,5 @@ def _valid_and_documents(inputs: LossInputs, mask: Any, shape: torch.Size) -> tu
         blocks = pairs_as_blocks(pairs if pairs.is_floating_point() else pairs.bool())
         return blocks.valid.expand(shape), blocks.first_key.expand(shape)
     layout = next(iter(inputs.contexts.values())).layout
-    valid, documents = (None if each is None else layout.leave(each) for each in (layout.mask, layout.segment_ids))
+    valid, documents = (None if each is None else layout.restore(each) for each in (layout.mask, layout.segment_ids))
     return valid, documents

@@ -18,7 +18,7 @@ def test_a_full_batch_has_a_plain_layout():
 def test_left_padding_without_a_state_only_masks():
     layout = build_layout(_mask("0011", "1111"), None, has_state=False)
     assert layout.order is None
-    assert torch.equal(layout.enter(torch.ones(2, 4, 3))[0, :, 0], torch.tensor([0.0, 0, 1, 1]))
+    assert torch.equal(layout.compact(torch.ones(2, 4, 3))[0, :, 0], torch.tensor([0.0, 0, 1, 1]))
 
 
 def test_other_padding_is_moved_behind_the_valid_tokens_and_back():
@@ -29,12 +29,12 @@ def test_other_padding_is_moved_behind_the_valid_tokens_and_back():
     ):
         layout = build_layout(mask, None, has_state)
         x = torch.arange(8.0).view(2, 4, 1) + 1
-        entered = layout.enter(x)
+        entered = layout.compact(x)
         assert torch.equal(layout.num_valid, mask.sum(1))
         for row, count in zip(range(2), mask.sum(1).tolist(), strict=True):
             assert torch.equal(entered[row, :count], x[row][mask[row].bool()])
             assert entered[row, count:].eq(0).all()
-        assert torch.equal(layout.leave(layout.reorder(x)), x)
+        assert torch.equal(layout.restore(layout.reorder(x)), x)
 
 
 def test_positions_count_valid_tokens():

@@ -119,7 +119,7 @@ def recent_ids(ids: Tensor, count: int, context: LayerContext, slot: int) -> Ten
             torch.where(documents[:, count - lag : count - lag + length] == layout.segment_ids, each, -1)
             for lag, each in enumerate(found)
         ]
-    return layout.leave(torch.stack(found, -1))
+    return layout.restore(torch.stack(found, -1))
 
 
 def _last_of_document(window: Tensor, count: int, layout: SequenceLayout) -> Tensor:

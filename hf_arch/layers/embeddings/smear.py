@@ -51,7 +51,7 @@ class Smear(Embedding):
 
     def forward(self, x: Tensor, ids: Tensor | None, context: LayerContext) -> Tensor:
         layout, state = context.layout, context.state(0)
-        ordered = layout.enter(x)
+        ordered = layout.compact(x)
         before, last = token_shift(
             ordered,
             initial_state=state.recurrent(self.slot),
@@ -61,7 +61,7 @@ class Smear(Embedding):
         )
         state.write_recurrent(last, self.slot)
         gate = torch.sigmoid(ordered[..., : self.channels] @ self.gate.t().to(x.dtype))
-        return x + layout.leave(self.amount.to(x.dtype) * gate * before)
+        return x + layout.restore(self.amount.to(x.dtype) * gate * before)
 
     def cost(self, seq_len: int) -> MixerCost:
         flops = 2 * self.channels

@@ -60,13 +60,13 @@ class ChannelMix(FeedForward):
 
     def forward(self, hidden_states: Tensor, context: LayerContext = EMPTY_CONTEXT) -> Tensor:
         layout, state = context.layout, context.state(self.layer_idx)
-        x = layout.enter(hidden_states)
+        x = layout.compact(hidden_states)
         before = previous_token(x, layout, state, FFN_STATE)
         delta = before - x
         out = self.down_proj(self.act_fn(self.key_proj(torch.addcmul(x, delta, self.key_mix))))
         if self.options.use_receptance:
             out = self.receptance_proj(torch.addcmul(x, delta, self.receptance_mix)).sigmoid() * out
-        return layout.leave(out)
+        return layout.restore(out)
 
     def cost(self, seq_len: int) -> MixerCost:
         return MixerCost(state_bytes=self.config.hidden_size * cache_element_bytes(self.config))

@@ -220,7 +220,7 @@ class MixtureOfExperts(FeedForward):
         """Add the valid tokens that chose each expert to its load; a recomputed forward doubles all loads."""
         valid = torch.ones(chosen.shape[0], device=chosen.device)
         if layout.mask is not None:
-            valid = layout.leave(layout.mask).flatten().to(valid)
+            valid = layout.restore(layout.mask).flatten().to(valid)
         load = torch.zeros(self.options.num_experts, device=chosen.device)
         load = load.scatter_add_(0, chosen.flatten(), valid.repeat_interleave(chosen.shape[1]))
         self.load = load if self.load is None else self.load + load

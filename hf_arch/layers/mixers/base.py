@@ -223,11 +223,11 @@ class RecurrentMixer(Mixer):
         # What sites get inside is in this order already.
         context = context.changed(layout=layout._replace(order=None, inverse=None))
         state = context.state(self.layer_idx)
-        out = self.mix(layout.enter(hidden_states), layout, state, context=context)
+        out = self.mix(layout.compact(hidden_states), layout, state, context=context)
         if isinstance(out, LayerOutput):
-            published = {name: layout.leave(value) for name, value in out.published.items()}
-            return LayerOutput(layout.leave(out.hidden_states), published)
-        return layout.leave(out)
+            published = {name: layout.restore(value) for name, value in out.published.items()}
+            return LayerOutput(layout.restore(out.hidden_states), published)
+        return layout.restore(out)
 
     def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor | LayerOutput:
         """The mixing itself: [B, T, D] -> [B, T, D], alone or in a LayerOutput."""

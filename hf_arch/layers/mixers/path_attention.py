@@ -75,7 +75,7 @@ class PathAttention(PairwiseAttention):
         w = self.w_proj(hidden_states)
         if self.w_conv is not None:
             layout = context.layout
-            w = layout.leave(self.w_conv(layout.enter(w), layout, context.state(self.layer_idx)))
+            w = layout.restore(self.w_conv(layout.compact(w), layout, context.state(self.layer_idx)))
         w = w.unflatten(-1, (self.num_kv_heads, self.head_dim)).transpose(1, 2)
         w = w.to(state_dtype(w))
         strength = self.b_proj(hidden_states)

@@ -73,8 +73,8 @@ class Site(ConfiguredPart):
 
         Args:
             source: [B, T, D], what the sublayer was given.
-            context: of the layer. A site with a state reads tokens without gaps: `context.layout.enter(x)`, and
-                `leave` at its end.
+            context: of the layer. A site with a state reads tokens without gaps: `context.layout.compact(x)`, and
+                `restore` at its end.
         """
         raise NotImplementedError(f"{type(self).__name__} defines no `forward`")
 

@@ -61,7 +61,7 @@ class Canon(Site):
 
     def forward(self, x: Tensor, *, source: Tensor, context: LayerContext) -> Tensor:
         layout = context.layout
-        mixed = layout.leave(self.conv(layout.enter(x), layout, self.state(context)))
+        mixed = layout.restore(self.conv(layout.compact(x), layout, self.state(context)))
         return x + mixed if self.options.residual else mixed
 
     def cost(self, seq_len: int) -> MixerCost:

@@ -18,7 +18,7 @@ class Convolution(Site):
 
     def forward(self, x, *, source, context):
         layout = context.layout
-        return x + layout.leave(self.conv(layout.enter(x), layout, self.state(context)))
+        return x + layout.restore(self.conv(layout.compact(x), layout, self.state(context)))
 
     def cost(self, seq_len):
         flops = self.conv.flops(1)
