@@ -18,11 +18,12 @@ from transformers import TrainingArguments
 
 from hf_arch.data import DataOptions
 from hf_arch.models.configuration import ArchConfig
+from hf_arch.recipe.evaluation import EvaluationOptions
 from hf_arch.recipe.experiment import ExperimentOptions
 from hf_arch.recipe.ladder import LadderOptions
 from hf_arch.recipe.learning_rates import LearningRateOptions
 from hf_arch.recipe.match import MatchOptions
-from hf_arch.recipe.recipe import EvaluationOptions, ProbeOptions
+from hf_arch.recipe.probe import ProbeOptions
 from hf_arch.recipe.training_section import RESERVED_TRAINING, training_fields
 from hf_arch.recipe.tune import TuneOptions
 from hf_arch.training.arguments import DEFAULTS

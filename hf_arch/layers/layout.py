@@ -52,7 +52,13 @@ class SequenceLayout(NamedTuple):
             return x
         return x * self.mask.view(*self.mask.shape, *([1] * (x.dim() - 2))).to(x.dtype)
 
-    enter, leave = compact, restore  # their names in user files that are older than 0.1
+    def enter(self, x: Tensor) -> Tensor:
+        """`compact`, in users' files that are older than 0.1."""
+        return self.compact(x)
+
+    def leave(self, x: Tensor) -> Tensor:
+        """`restore`, in users' files that are older than 0.1."""
+        return self.restore(x)
 
 
 PLAIN_LAYOUT = SequenceLayout()

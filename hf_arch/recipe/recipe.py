@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from hf_arch.checkpoints.plugin_copies import chosen_sources
 from hf_arch.core.errors import ConfigError, choice_error, unknown_key_error
@@ -24,54 +24,18 @@ from hf_arch.core.recipes import find_recipe
 from hf_arch.data import DataOptions
 from hf_arch.deprecations import current_names
 from hf_arch.recipe.dotted import set_dotted
+from hf_arch.recipe.evaluation import EvaluationOptions
 from hf_arch.recipe.experiment import ExperimentOptions, experiment_section
 from hf_arch.recipe.identity import column_plugins, recipe_plugins, run_hash
-from hf_arch.recipe.metrics import metric_entries
 from hf_arch.recipe.overrides import key_advice
 from hf_arch.recipe.probe import ProbeOptions
-from hf_arch.recipe.sections import coerce, parse_section, require_mapping
+from hf_arch.recipe.sections import coerce, parse_section, plain_values, require_mapping, set_values
 from hf_arch.recipe.training_section import parse_training, training_fields
 from hf_arch.recipe.yaml_text import parse_override, read_yaml
 
 SECTIONS = ("model", "data", "probe", "training", "evaluation", "experiment")
 # A run folder's experiment_config.json is a recipe too; what this section holds besides it is not read back.
 RUN_FACTS = "run"
-
-
-@dataclass(frozen=True)
-class EvaluationOptions:
-    """What is measured on the held-out text and on the trained model.
-
-    `sequences` validation sequences are scored during training, `final_sequences` after it (null: all of them).
-    `prompt` is continued by `new_tokens` tokens as the sample of the run; an empty prompt takes the first tokens of
-    the validation text. `speed` measures prefill of `speed_tokens` tokens and decoding of as many. `lengths`: the loss
-    by position at these lengths of context, also beyond the trained one, and `corpora`: the loss on held-out text of
-    other corpora, both on as much text as `sequences` rows hold. `metrics` are registered by plugins: a name, or a
-    section of a `type` and its options. `rows` are the
-    validation sequences that count: all, or one of two parts, the even ones (`selection`) and the odd ones (`claim`).
-    """
-
-    sequences: int | None = 256
-    final_sequences: int | None = None
-    prompt: str = ""
-    new_tokens: int = 64
-    temperature: float = 0.8
-    top_k: int = 50
-    speed: bool = True
-    speed_tokens: int = 64
-    lengths: tuple[int, ...] = ()
-    corpora: tuple[str, ...] = ()
-    metrics: tuple[str | dict[str, Any], ...] = ()
-    rows: Literal["all", "selection", "claim"] = "all"
-
-    def __post_init__(self) -> None:
-        least = {"sequences": 1, "final_sequences": 1, "new_tokens": 1, "speed_tokens": 1, "temperature": 0, "top_k": 0}
-        for name, allowed in least.items():
-            if (value := getattr(self, name)) is not None and value < allowed:
-                raise ConfigError(f"evaluation.{name}: expected at least {allowed}, got {value}")
-        metric_entries(self.metrics)
-        if any(length < 2 for length in self.lengths) or len(set(self.lengths)) < len(self.lengths):
-            raise ConfigError(f"evaluation.lengths: expected lengths from 2, each once, got {list(self.lengths)}")
 
 
 @dataclass(frozen=True)
@@ -126,15 +90,15 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Plain values that YAML and JSON can hold; `Recipe.from_dict` reads them back to an equal recipe."""
         if self.probe is None:
-            rows = {"data": _plain(self.data), "evaluation": _plain(self.evaluation)}
+            rows = {"data": plain_values(self.data), "evaluation": plain_values(self.evaluation)}
         else:
-            metrics = _plain(self.evaluation.metrics)
-            rows = {"probe": _plain(self.probe), **({"evaluation": {"metrics": metrics}} if metrics else {})}
+            metrics = plain_values(self.evaluation.metrics)
+            rows = {"probe": plain_values(self.probe), **({"evaluation": {"metrics": metrics}} if metrics else {})}
         return {
             "model": dict(self.model),
             **rows,
             "training": dict(self.training),
-            "experiment": _plain(self.experiment),
+            "experiment": plain_values(self.experiment),
         }
 
     def single(self, name: str, changes: Mapping[str, Any]) -> Recipe:
@@ -168,7 +132,7 @@ class Recipe:
     @property
     def data_key(self) -> str:
         """Equal for recipes with equal rows."""
-        return json.dumps(_plain(self.probe or self.data), sort_keys=True, default=str)
+        return json.dumps(plain_values(self.probe or self.data), sort_keys=True, default=str)
 
     @property
     def sequence_length(self) -> int:
@@ -205,7 +169,7 @@ class Recipe:
         values = self.to_dict()
         for section in ("data", "evaluation", "probe"):
             if section in values:
-                values[section] = _set_values(getattr(self, section))
+                values[section] = set_values(getattr(self, section))
         return run_hash(values, *facts)
 
 
@@ -300,23 +264,3 @@ def _check_beside_probe(values: Mapping[str, Any]) -> None:
                 f"evaluation.{key}: is about text, and a recipe with a `probe` section is scored on all its test rows; "
                 "allowed: metrics"
             )
-
-
-def _set_values(options: Any) -> dict[str, Any]:
-    """The fields of a dataclass, as plain values, that have no default or another value than it."""
-    unset = {entry.name: _plain(entry.default) for entry in dataclasses.fields(options)}
-    unset |= {
-        entry.name: _plain(entry.default_factory())
-        for entry in dataclasses.fields(options)
-        if entry.default_factory is not dataclasses.MISSING
-    }
-    return {name: value for name, value in _plain(options).items() if value != unset[name]}
-
-
-def _plain(options: Any) -> Any:
-    """A dataclass as nested dicts and lists."""
-    if dataclasses.is_dataclass(options) and not isinstance(options, type):
-        return {entry.name: _plain(getattr(options, entry.name)) for entry in dataclasses.fields(options)}
-    if isinstance(options, Mapping):
-        return {key: _plain(value) for key, value in options.items()}
-    return [_plain(item) for item in options] if isinstance(options, (list, tuple)) else options

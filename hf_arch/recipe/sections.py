@@ -40,6 +40,26 @@ def parse_section(cls: type[Options], values: object, where: str) -> Options:
         raise ConfigError(f"{where}: {error}") from error
 
 
+def plain_values(options: Any) -> Any:
+    """A dataclass as nested dicts and lists, which `parse_section` reads back."""
+    if dataclasses.is_dataclass(options) and not isinstance(options, type):
+        return {entry.name: plain_values(getattr(options, entry.name)) for entry in dataclasses.fields(options)}
+    if isinstance(options, Mapping):
+        return {key: plain_values(value) for key, value in options.items()}
+    return [plain_values(item) for item in options] if isinstance(options, (list, tuple)) else options
+
+
+def set_values(options: Any) -> dict[str, Any]:
+    """The fields of a dataclass, as plain values, that have no default or another value than it."""
+    unset = {entry.name: plain_values(entry.default) for entry in dataclasses.fields(options)}
+    unset |= {
+        entry.name: plain_values(entry.default_factory())
+        for entry in dataclasses.fields(options)
+        if entry.default_factory is not dataclasses.MISSING
+    }
+    return {name: value for name, value in plain_values(options).items() if value != unset[name]}
+
+
 def require_mapping(values: object, where: str) -> Mapping[str, Any]:
     """`values` itself where it is a mapping with text keys (None counts as empty); `ConfigError` otherwise."""
     if values is None:

@@ -18,7 +18,8 @@ from hf_arch.data import DataOptions
 from hf_arch.experiments.planning.folders import run_folder
 from hf_arch.numerics import NUMERICS_VERSION, numerics_version
 from hf_arch.recipe import identity, recipe
-from hf_arch.recipe.recipe import RUN_FACTS, EvaluationOptions, ProbeOptions, Recipe
+from hf_arch.recipe.evaluation import EvaluationOptions
+from hf_arch.recipe.recipe import RUN_FACTS, ProbeOptions, Recipe
 from hf_arch.runs.files import CONFIG_FILE
 from hf_arch.training.arguments import DEFAULTS
 

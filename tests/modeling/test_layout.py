@@ -29,11 +29,12 @@ def test_other_padding_is_moved_behind_the_valid_tokens_and_back():
     ):
         layout = build_layout(mask, None, has_state)
         x = torch.arange(8.0).view(2, 4, 1) + 1
-        entered = layout.compact(x)
+        compact = layout.compact(x)
+        assert torch.equal(layout.enter(x), compact) and torch.equal(layout.leave(compact), layout.restore(compact))
         assert torch.equal(layout.num_valid, mask.sum(1))
         for row, count in zip(range(2), mask.sum(1).tolist(), strict=True):
-            assert torch.equal(entered[row, :count], x[row][mask[row].bool()])
-            assert entered[row, count:].eq(0).all()
+            assert torch.equal(compact[row, :count], x[row][mask[row].bool()])
+            assert compact[row, count:].eq(0).all()
         assert torch.equal(layout.restore(layout.reorder(x)), x)
 
 

@@ -23,7 +23,8 @@ from hf_arch.core.plugins import separate_plugins
 from hf_arch.data import DataOptions
 from hf_arch.experiments.execution.worker import Suite
 from hf_arch.experiments.planning.prepare import ReadyRun
-from hf_arch.recipe.recipe import EvaluationOptions, Recipe
+from hf_arch.recipe.evaluation import EvaluationOptions
+from hf_arch.recipe.recipe import Recipe
 from hf_arch.recipe.training_section import RESERVED_TRAINING
 from hf_arch.runs.files import read_metrics
 from hf_arch.training import run as run_module
