@@ -49,43 +49,41 @@ class ExperimentOptions:
     columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("tune", "matrix", "match", "learning_rates", "sets", "vary"):
-            if self.ladder is not None and getattr(self, name):
-                raise ConfigError(f"experiment.ladder: not together with experiment.{name}")
+        self._check_together("ladder", ("tune", "matrix", "match", "learning_rates", "sets", "vary"))
+        self._check_together("learning_rates", ("tune", "matrix"), "; write its points as runs")
+        self._check_together("tune", ("matrix",), "; write its points as experiment.runs")
         if self.learning_rates is not None:
-            for name in ("tune", "matrix"):
-                if getattr(self, name):
-                    raise ConfigError(
-                        f"experiment.learning_rates: not together with experiment.{name}; write its points as runs"
-                    )
             for run in self.learning_rates.runs:
                 if run not in self.runs:
                     raise choice_error("experiment.learning_rates.runs", run, self.runs)
-        if self.tune is not None and self.matrix:
-            raise ConfigError(
-                "experiment.tune: not together with experiment.matrix; write its points as experiment.runs"
-            )
         for column in self.columns:
             COLUMNS.get(column, "experiment.columns")
         if "/" in self.name or "\\" in self.name or self.name in (".", ".."):
             raise ConfigError(
                 f"experiment.name: {self.name!r} is not allowed; it names a folder, so write it without /"
             )
-        if isinstance(self.seeds, AutoSeeds):
-            if self.ladder is not None:
-                raise ConfigError(
-                    "experiment.seeds: auto does not go together with experiment.ladder; give their number"
-                )
-            if self.tune is not None or any("learning_rate" in key for key in self.matrix):
-                home = "tune" if self.tune is not None else "matrix over learning rates"
-                raise ConfigError(
-                    f"experiment.seeds: auto does not go together with experiment.{home}; use experiment.learning_rates"
-                )
-            return
-        if any(seed < 0 for seed in self.seeds):
-            raise ConfigError(f"experiment.seeds: expected whole numbers from 0, got {min(self.seeds)}")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ConfigError(f"experiment.seeds: expected each once, got {list(self.seeds)}")
+        self._check_seeds()
+
+    def _check_together(self, name: str, others: tuple[str, ...], advice: str = "") -> None:
+        """Raises `ConfigError` where `name` is given with one of the others."""
+        if getattr(self, name) is not None:
+            for other in others:
+                if getattr(self, other):
+                    raise ConfigError(f"experiment.{name}: not together with experiment.{other}{advice}")
+
+    def _check_seeds(self) -> None:
+        if not isinstance(self.seeds, AutoSeeds):
+            if any(seed < 0 for seed in self.seeds):
+                raise ConfigError(f"experiment.seeds: expected whole numbers from 0, got {min(self.seeds)}")
+            if len(set(self.seeds)) < len(self.seeds):
+                raise ConfigError(f"experiment.seeds: expected each once, got {list(self.seeds)}")
+        elif self.ladder is not None:
+            raise ConfigError("experiment.seeds: auto does not go together with experiment.ladder; give their number")
+        elif self.tune is not None or any("learning_rate" in key for key in self.matrix):
+            home = "tune" if self.tune is not None else "matrix over learning rates"
+            raise ConfigError(
+                f"experiment.seeds: auto does not go together with experiment.{home}; use experiment.learning_rates"
+            )
 
     @property
     def first_seeds(self) -> tuple[int, ...]:

@@ -139,7 +139,7 @@ def _rungs(base: str, single: Recipe, options: LadderOptions, processes: int, dr
             )
         known[model.parameters] = size
         batch, rate = _batch_and_rate(single, options, size, processes)
-        budgets = _budgets(single, options, size, batch.total * length)
+        budgets = _budgets(options, size, batch.total * length)
         warmup = _warmup(single, budgets)
         trunk = _name(base, size, budgets[-1])
         passes = None if data is None else budgets[-1].steps * batch.total / len(data.train)
@@ -212,7 +212,7 @@ def _batch_and_rate(single: Recipe, options: LadderOptions, size: float, process
     return nearest, float(f"{FITTED_RATE * ratio ** (-1 / 3):.4g}")
 
 
-def _budgets(single: Recipe, options: LadderOptions, size: float, tokens_per_step: int) -> list[Budget]:
+def _budgets(options: LadderOptions, size: float, tokens_per_step: int) -> list[Budget]:
     found: list[Budget] = []
     for times in sorted(options.tokens_per_parameter):
         steps = round(times * size / tokens_per_step)
