@@ -107,11 +107,13 @@ class AttentionProduct(nn.Module):
         if implementation == "sdpa" and kwargs.get("s_aux") is not None:
             bias, sinks = kwargs.pop("position_bias", None), kwargs.pop("s_aux")
             key, value, attention_mask = with_sink(query, key, value, attention_mask, bias, sinks)
-        if implementation == "sdpa" and query.device.type == "cuda" and not torch.compiler.is_compiling():
-            query, key, value = (_aligned(x) for x in (query, key, value))
         width = value.shape[-1]
-        if implementation == "sdpa" and query.device.type == "cpu" and query.shape[2] > 1:
-            query, key, value = _equally_wide(query, key, value)
+        if implementation == "sdpa":
+            device = query.device.type
+            if device == "cuda" and not torch.compiler.is_compiling():
+                query, key, value = (_aligned(x) for x in (query, key, value))
+            elif device == "cpu" and query.shape[2] > 1:
+                query, key, value = _equally_wide(query, key, value)
         out, weights = attention_interface(self, query, key, value, attention_mask, scaling=self.scaling, **kwargs)
         out = out[..., :width] if value.shape[-1] > width else out
         return (out, weights) if band is None else (band.unfold(out), None)

@@ -181,11 +181,12 @@ class CalledByMethod(Part):
     def run(self, method: str, *args: Any) -> Any:
         """The same as a call, without what that costs where there is nothing to bring in place and nobody listens: a
         step of decoding makes six of them a layer."""
-        if self._parameters or self._modules or self._buffers or self._is_hooked():
+        if self._parameters or self._modules or self._buffers or self.is_hooked():
             return self(method, *args)
         return getattr(self, method)(*args)
 
-    def _is_hooked(self) -> bool:
+    def is_hooked(self) -> bool:
+        """Whether somebody listens to its calls."""
         hooks = self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks
         return bool(hooks) or "forward" in self.__dict__
 

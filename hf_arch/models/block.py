@@ -21,7 +21,7 @@ from ..layers.contract import EMPTY_CONTEXT, LayerContext, LayerOutput
 from ..layers.embeddings.base import layer_value_names
 from ..layers.ffns.ffn import NoFeedForward
 from ..layers.sites.base import build_sites
-from ..layers.streams.base import State, Sublayer
+from ..layers.streams.base import LayerStream, State, Sublayer
 from .branch_scales import SITES
 from .configuration import ArchConfig
 
@@ -69,6 +69,14 @@ class DecoderLayer(GradientCheckpointingLayer):
         self.residual_multiplier = config.residual_multiplier * parametrization.residual(config, given)
         scales = (1.0, 1.0) if config.branch_scales is None else config.branch_scales[layer_idx]
         self.branch_scales = dict(zip(SITES, scales, strict=True))
+        self._adds_alone = (
+            stream_class.Layer is LayerStream
+            and self.norm_position == "pre"
+            and self.residual_multiplier == 1
+            and set(self.branch_scales.values()) == {1}
+            and self.mixer.writes
+            and not (self.shares_norm or self.sites or self.needs or self.publishes)
+        )
 
     def run(self, state: State, shared: Any, values: Mapping[str, Tensor], context: LayerContext) -> LayerResult:
         """One run of the block over the stream.
@@ -94,6 +102,8 @@ class DecoderLayer(GradientCheckpointingLayer):
             The stream's only tensor; or, flat, since gradient checkpointing looks no deeper: its first tensor, router
             logits or None, its other tensors, the values of `publishes` in that order.
         """
+        if self._adds_alone and shared is None and not self.stream.is_hooked():
+            return self._added(hidden_states, context)
         cut = len(tensors) - len(self.needs)
         run, norm, ffn = self.stream.run, self.mixer_norm, self.ffn
         state = run("enter", (hidden_states, *tensors[:cut]))
@@ -122,6 +132,21 @@ class DecoderLayer(GradientCheckpointingLayer):
         if router_logits is None and not self.publishes and len(state) == 1:
             return state[0]
         return (state[0], router_logits, *state[1:], *(mixed.published[name] for name in self.publishes))
+
+    def _added(self, x: Tensor, context: LayerContext) -> Any:
+        """`forward` of the most common block, x + mixer(norm(x)) and x + ffn(norm(x)), where nothing else is to be
+        done: in a decoding step of a small model, Python takes as long as the products."""
+        dropout = self.dropout if self.dropout.p else None
+        router_logits = None
+        for norm, part in ((self.mixer_norm, self.mixer), (self.ffn_norm, self.ffn)):
+            if part is None:
+                continue
+            assert norm is not None
+            out: Any = part(norm(x), context=context)
+            if isinstance(out, LayerOutput):
+                out, router_logits = out.hidden_states, out.router_logits
+            x = x + (out if dropout is None else dropout(out))
+        return x if router_logits is None else (x, router_logits)
 
     def _normed(self, x: Tensor, norm: nn.Module | None) -> Tensor:
         return x if self.norm_position in ("post", "stream") or norm is None else norm(x)

@@ -25,6 +25,7 @@ from ..layers.state import RECURRENT, RecurrentStateLayer
 
 REMEDY = "use DynamicCache(config=model.config)"
 _DOCUMENTS = "hfa_holds_documents"
+_KEYS_ALONE = frozenset({"full_attention", "sliding_attention"})
 
 
 def fitting_cache(cache: Any, config: Any, layer_types: list[str], batch: int, length: int) -> Any:
@@ -51,7 +52,8 @@ def fitting_cache(cache: Any, config: Any, layer_types: list[str], batch: int, l
     if len(cache.layers) != len(layer_types) and not grows:
         raise ValueError(f"past_key_values: {len(cache.layers)} layers, but the model has {len(layer_types)}; {REMEDY}")
     for index, (layer, kind) in enumerate(zip(cache.layers, layer_types, strict=False)):
-        if not _fits(layer, kind):
+        plain = type(layer) is DynamicLayer and kind in _KEYS_ALONE  # the most common, of which a step sees one a layer
+        if not plain and not _fits(layer, kind):
             wanted = "keys and values" if kind in ("full_attention", "sliding_attention") else "a recurrent state"
             raise ValueError(
                 f"past_key_values: layer {index} is a {type(layer).__name__}, but the model needs one for {wanted}; "
@@ -60,6 +62,8 @@ def fitting_cache(cache: Any, config: Any, layer_types: list[str], batch: int, l
         rows = _rows(layer)
         if rows is not None and rows != batch:
             raise ValueError(f"past_key_values: it holds {rows} rows, but this call has {batch}; use a new cache")
+        if plain:
+            continue
         if isinstance(layer, StaticLayer) and attention_implementation(config) == "flex_attention":
             # Single steps see the wrong slots there, in transformers' own models too.
             raise ValueError(
@@ -85,7 +89,7 @@ def check_windows(cache: Any, windows: list[int | None], length: int) -> None:
             static slots that are fewer than the window and the tokens.
     """
     for index, (layer, window) in enumerate(zip(cache.layers, windows, strict=False)):
-        if not isinstance(layer, (DynamicSlidingWindowLayer, StaticSlidingWindowLayer)):
+        if type(layer) is DynamicLayer or not isinstance(layer, (DynamicSlidingWindowLayer, StaticSlidingWindowLayer)):
             continue
         kept = getattr(layer, "sliding_window", None) or layer.max_cache_len
         if window is not None and kept >= window:
@@ -122,14 +126,14 @@ def remember_documents(cache: Any, is_first: bool, starts: Tensor | None, *, goe
 
 
 def _all_attention(layer_types: list[str]) -> bool:
-    return {"full_attention", "sliding_attention"}.issuperset(layer_types)
+    return _KEYS_ALONE.issuperset(layer_types)
 
 
 def _fits(layer: Any, kind: str) -> bool:
     if kind == RECURRENT:
         return isinstance(layer, RecurrentStateLayer)
     has_states, has_keys = isinstance(layer, LinearAttentionCacheLayerMixin), hasattr(layer, "keys")
-    return has_keys and has_states == (kind not in ("full_attention", "sliding_attention"))
+    return has_keys and has_states == (kind not in _KEYS_ALONE)
 
 
 def _rows(layer: Any) -> int | None:

@@ -38,6 +38,18 @@ def forward_mode() -> bool:
     return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
 
 
+def watched() -> bool:
+    """Whether a compiler, a tracer, a transformation or a mode sees the operations of this call, so that none may
+    depend on a value; every exporter is one of these."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.get_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
 def exporting_to_onnx() -> bool:
     """Whether torch.onnx traces this call."""
     # The public question alone is answered no, unasked, where the exporter's last try goes through a compiler.

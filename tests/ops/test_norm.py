@@ -78,3 +78,34 @@ def test_a_row_is_normed_the_same_whatever_stands_beside_it() -> None:
     x = torch.randn(7, 33).requires_grad_()
     assert torch.equal(rms_norm(x, None, EPS)[:3], rms_norm(x[:3], None, EPS))
     assert torch.equal(F.normalize(x, dim=-1).argmax(-1), l2_norm(x).argmax(-1))
+
+
+@pytest.mark.parametrize("weight", [(384,), (1, 384)])
+def test_one_row_is_the_formula_whoever_looks_on(weight: tuple[int, ...]) -> None:
+    """A step of decoding has one row, whose square is read as a number where nobody records the operations."""
+    scale, x = torch.randn(*weight), torch.randn(1, 1, 384) * 3
+    expected = formula(x.double(), scale.double(), None, False).float()
+    assert_close(rms_norm(x, scale, EPS), expected, 1e-6)
+    rows = torch.cat((x, 100 * x))
+    if len(weight) == 1:
+        with torch.no_grad():
+            assert_close(torch.func.vmap(lambda row: rms_norm(row, scale, EPS))(rows), rms_norm(rows, scale, EPS), 1e-6)
+    _, slope = torch.func.jvp(lambda x: rms_norm(x, scale, EPS), (x,), (x,))
+    assert_close(
+        slope, formula(x.double(), scale.double(), None, False).float() * EPS / (x.square().mean() + EPS), 1e-5
+    )
+    traced = torch.jit.trace(lambda x: rms_norm(x, scale, EPS), x)
+    exported = torch.export.export(_Norm(scale), (x,)).module()
+    compiled = torch.compile(_Norm(scale), backend="eager", fullgraph=True)
+    for other in (x, 5 * x + 1):
+        for function in (traced, exported, compiled):
+            assert_close(function(other), formula(other.double(), scale.double(), None, False).float(), 1e-6)
+
+
+class _Norm(torch.nn.Module):
+    def __init__(self, scale: Tensor):
+        super().__init__()
+        self.scale = torch.nn.Buffer(scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.scale, EPS)

@@ -80,6 +80,8 @@ class AttentionHeads(Mixer):
         eps = self.norm_eps(config, options)
         self.q_norm = None if eps is None else self.head_norm(self.num_heads, eps)
         self.k_norm = None if eps is None else self.head_norm(self.num_kv_heads, eps)
+        # Of a single token, queries and keys are turned in one pass: the operations are few but all have a fixed cost.
+        self._turns_together = type(self).placed is AttentionHeads.placed
 
     def head_norm(self, num_heads: int, eps: float) -> nn.Module:
         """The norm of queries or keys [B, T, num_heads, K]: RMSNorm, with the offset of the config's if any."""
@@ -180,13 +182,18 @@ class AttentionHeads(Mixer):
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         projected = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
         query, key, value = context.at("qkv", hidden_states, *projected)
-        query = self.placed(query.view(shape), self.q_norm, context)
-        key = self.placed(key.view(shape), self.k_norm, context)
+        query, key = query.view(shape), key.view(shape)
+        if self._turns_together and shape[1] == 1 and context.position_embeddings is not None:
+            both = torch.cat((_normed(query, self.q_norm), _normed(key, self.k_norm)), 2).transpose(1, 2)
+            query, key = apply_rotary(both, *context.position_embeddings).split((query.shape[2], key.shape[2]), 1)
+            return query, key, self.split_value(value)
+        query = self.placed(query, self.q_norm, context)
+        key = self.placed(key, self.k_norm, context)
         return query, key, self.split_value(value)
 
     def placed(self, heads: Tensor, norm: nn.Module | None, context: LayerContext) -> Tensor:
         """Queries or keys [B, T, H, K], normed and rotated -> [B, H, T, K]."""
-        heads = (heads if norm is None else norm(heads)).transpose(1, 2)
+        heads = _normed(heads, norm).transpose(1, 2)
         rotary = context.position_embeddings
         return heads if rotary is None else apply_rotary(heads, *rotary)
 
@@ -226,6 +233,10 @@ class AttentionHeads(Mixer):
     def cache_bytes(self, tokens: int) -> int:
         """Of the keys and values of `tokens` tokens."""
         return tokens * 2 * self.num_kv_heads * self.head_dim * cache_element_bytes(self.config)
+
+
+def _normed(heads: Tensor, norm: nn.Module | None) -> Tensor:
+    return heads if norm is None else norm(heads)
 
 
 def config_rotates(config: Any, choice: str | None) -> bool:
