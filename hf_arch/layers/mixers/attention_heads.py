@@ -23,7 +23,7 @@ from ..attention_product import cache_element_bytes
 from ..contract import EMPTY_CONTEXT, LayerContext, LayerOutput
 from ..initial import TRANSFORMERS
 from ..key_positions import KeyPositions, key_positions
-from ..norms import ArchRMSNorm, OffsetRMSNorm
+from ..norms import AllHeadsRMSNorm, ArchRMSNorm, OffsetRMSNorm
 from ..positions import apply_rotary
 from ..rope_parameters import RotarySpec
 from .base import CacheKind, Mixer, divide
@@ -178,10 +178,14 @@ class AttentionHeads(Mixer):
     def project(self, hidden_states: Tensor, context: LayerContext) -> tuple[Tensor, Tensor, Tensor]:
         """[B, T, D] -> queries [B, H, T, K], keys [B, Hkv, T, K], values [B, Hkv, T, V] of this call's tokens."""
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        projected = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
-        query, key, value = context.at("qkv", hidden_states, *projected)
-        query = self.placed(query.view(shape), self.q_norm, context)
-        key = self.placed(key.view(shape), self.k_norm, context)
+        query, key, value = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
+        q_norm, k_norm = self.q_norm, self.k_norm
+        if isinstance(q_norm, AllHeadsRMSNorm) and isinstance(k_norm, AllHeadsRMSNorm):  # whole, before sites
+            query, key = q_norm(query.view(shape)).flatten(-2), k_norm(key.view(shape)).flatten(-2)
+            q_norm = k_norm = None
+        query, key, value = context.at("qkv", hidden_states, query, key, value)
+        query = self.placed(query.view(shape), q_norm, context)
+        key = self.placed(key.view(shape), k_norm, context)
         return query, key, self.split_value(value)
 
     def placed(self, heads: Tensor, norm: nn.Module | None, context: LayerContext) -> Tensor:
