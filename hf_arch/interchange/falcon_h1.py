@@ -133,7 +133,7 @@ _SCAN: tuple[Entry, ...] = (
 class FalconH1(LlamaBlocks):
     """See above."""
 
-    architecture = "mixed"
+    architecture = "parallel"
     defaults: ClassVar[dict[str, Any]] = {
         "num_key_value_heads": 8,
         "max_position_embeddings": 8192,

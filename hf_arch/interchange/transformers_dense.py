@@ -186,6 +186,14 @@ class Mistral(Llama):
 KINDS = ("full_attention", "sliding_attention")
 
 
+def check_window(kinds: list[str], window: int | None) -> None:
+    """Raise a ConfigError where layers have a window and the config says none."""
+    if not window and "sliding_attention" in kinds:
+        raise ConfigError(
+            f"config.layer_types: 'sliding_attention' needs use_sliding_window and a sliding_window >= 1, not {window}"
+        )
+
+
 def _layer_kinds(kinds: Any, reader: ConfigReader) -> Any:
     """The mixers: windows on the layers that `layer_types` calls sliding."""
     window, layers = reader.take("sliding_window"), reader.need("num_hidden_layers")
@@ -197,6 +205,7 @@ def _layer_kinds(kinds: Any, reader: ConfigReader) -> Any:
         raise ConfigError(
             f"config.layer_types: {kinds!r} is not allowed; use {' or '.join(KINDS)} for each of {layers} layers"
         )
+    check_window(kinds, window)
     windows = [window or 0 if kind == "sliding_attention" else 0 for kind in kinds]
     return [{"type": "attention", "window": size} for size in windows] if any(windows) else "attention"
 

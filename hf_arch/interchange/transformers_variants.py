@@ -15,7 +15,18 @@ from .names import ACTIVATIONS, COMMON, SIZES
 from .reader import ConfigReader
 from .rules import Rule, half_split
 from .table import Always, Entry, Layer, Modules, Option, Tensors, Unused, only, under
-from .transformers_dense import ATTENTION, BIAS, BLOCKS, HEADS, KINDS, NORMS, Llama, LlamaBlocks, attention_bias
+from .transformers_dense import (
+    ATTENTION,
+    BIAS,
+    BLOCKS,
+    HEADS,
+    KINDS,
+    NORMS,
+    Llama,
+    LlamaBlocks,
+    attention_bias,
+    check_window,
+)
 
 
 def without(table: tuple[Entry, ...], *names: str) -> tuple[Entry, ...]:
@@ -56,8 +67,7 @@ def _smollm3_mixers(given: Any, reader: ConfigReader) -> list[dict[str, Any]]:
         raise ConfigError(
             f"config.layer_types: {kinds!r} is not allowed; use {' or '.join(KINDS)} for each of {count} layers"
         )
-    if window is None and KINDS[1] in kinds:
-        raise ConfigError("config.layer_types: 'sliding_attention' needs use_sliding_window and a sliding_window")
+    check_window(kinds, window)
     return [
         {
             "type": "attention",

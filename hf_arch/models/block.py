@@ -51,7 +51,8 @@ class DecoderLayer(GradientCheckpointingLayer):
         self.needs = (*mixer_class.needs(config, mixer_options, layer_idx), *layer_value_names(config, layer_idx))
         self.publishes = mixer_class.publishes(config, mixer_options, layer_idx)
         self.norm_position = config.norm_positions[layer_idx]
-        first, behind = self.norm_position != "output", self.norm_position in ("sandwich", "output")
+        first = self.norm_position != "output" and not stream_class.norms_what_it_gives
+        behind = self.norm_position in ("sandwich", "output")
         self.stream = stream_class.Layer(config, stream_options, layer_idx)
         self.mixer = mixer_class(config, mixer_options, layer_idx)
         self.mixer_norm = _norm(config) if first else None

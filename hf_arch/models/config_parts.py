@@ -111,7 +111,9 @@ class ConfigParts:
     @property
     def has_final_norm(self) -> bool:
         """Whether a norm stands behind the last layer: where nothing else is said, unless that layer ends in one."""
-        return self.norm_positions[-1] != "post" if self.final_norm is None else self.final_norm
+        if self.final_norm is not None:
+            return self.final_norm
+        return self.norm_positions[-1] != "post" and not self.stream_spec[0].norms_what_it_gives
 
     def _layers(self, value: Any, registry: Registry[Any], field: str) -> list[tuple[Any, Any]]:
         pattern = [parse(spec, registry, field) for spec in as_list(value)]
@@ -160,10 +162,17 @@ class ConfigParts:
         plan: dict[str, str] = {}
         for part, specs in parts.items():
             plans = [getattr(component, kind)(self, component_options) for component, component_options in specs]
-            of_one_class = len({component for component, _ in specs}) == 1
+            of_one_class = len({_classes(spec) for spec in specs}) == 1
             if of_one_class or all(other == plans[0] for other in plans):
                 plan |= {f"layers.*.{part}.{module}": style for one in plans for module, style in one.items()}
         return plan or None
+
+
+def _classes(spec: tuple[Any, Any]) -> tuple[Any, ...]:
+    """The component of a layer, and what it holds side by side."""
+    component, given = spec
+    members = component.members(given) if hasattr(component, "members") else ()
+    return (component, *(member for member, _ in members))
 
 
 def _leaves(feature: str, given: Options) -> bool:

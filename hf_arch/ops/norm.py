@@ -90,8 +90,8 @@ def _blockwise(*tensors: Tensor | None) -> bool:
 
 def _is_plain_row(x: Tensor, weight: Tensor) -> bool:
     """Whether x is one row [1, ..., D], as in a step of decoding, whose square may be read as a number: three
-    operations for the six of a norm. It is a fp32 tensor on the CPU, nobody records, transforms or casts the operations, and no
-    gradient is needed."""
+    operations for the six of a norm. It is a fp32 tensor on the CPU, nobody records, transforms or casts the
+    operations, and no gradient is needed."""
     return (
         x.dtype == weight.dtype == torch.float32
         and not watched()

@@ -11,6 +11,10 @@ from tests.hub.test_bundle import STRANGER, check, repository
 SHARED = {"type": "attention", "kv": "shared"}
 MODELS = {
     "cycles": {"depth": {"type": "cycles", "trained": [1]}, "norm": "rmsnorm_weightless", "mixer": "attention"},
+    "parallel": {
+        "mixer": {"type": "parallel", "branches": ["gla", {"type": "attention", "window": 6}], "branch_norm": True},
+        "stream": {"type": "gated_streams", "streams": 2},
+    },
     "exits": {"depth": {"type": "loop", "norm": "final"}, "losses": ["exits"], "mixer": ["attention", SHARED]},
     "normed": {
         "mixer": ["rg_lru", "lightning"],

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 import hf_arch
 from hf_arch import checks
 from hf_arch.core.errors import ConfigError
+from hf_arch.models import layer_masks
 from hf_arch.models.cost import model_cost
 from hf_arch.models.describe import describe
 
@@ -81,6 +82,59 @@ def test_beams_and_a_static_cache_generate_the_same() -> None:
     assert torch.equal(plain, uncached) and torch.equal(plain, static)
     beams = [model.generate(tokens, max_new_tokens=6, num_beams=3, do_sample=False, use_cache=c) for c in (True, False)]
     assert torch.equal(*beams)
+
+
+@pytest.mark.parametrize("name", ["three, a window, two states", "states of more than one kind"])
+def test_compiled_and_in_bfloat16_it_is_the_same(name: str) -> None:
+    model, tokens = model_of(MIXTURES[name], branch_norm=True), ids(14)
+    mask = torch.ones_like(tokens)
+    mask[1, :3] = 0
+    labels = tokens.clone()
+    labels[1, :4] = -100  # what padding predicts is undefined
+    compiled = torch.compile(model, backend="aot_eager", dynamic=False)
+
+    def gradients(run: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        model.zero_grad()
+        out = run(tokens, attention_mask=mask, labels=labels, use_cache=False)
+        out.loss.backward()
+        return out.logits[mask.bool()].float(), [parameter.grad.clone() for parameter in model.parameters()]
+
+    (logits, grads), (again, its) = gradients(model), gradients(compiled)
+    torch.testing.assert_close(again, logits, rtol=0, atol=1e-5)
+    for grad, other in zip(grads, its, strict=True):
+        torch.testing.assert_close(other, grad, rtol=0, atol=1e-4 * float(grad.abs().max()) + 1e-8)
+    with torch.autocast("cpu", torch.bfloat16):
+        near, _ = gradients(model)
+    assert torch.nn.functional.cosine_similarity(near, logits, dim=-1).min() > 0.99
+
+
+@torch.no_grad()
+def test_a_branch_attends_to_a_window_in_blocks_where_that_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens = model_of(["gla", {"type": "attention", "window": 16}]), ids(600)
+    made: list[Any] = []
+    real = layer_masks.build_band
+    monkeypatch.setattr(layer_masks, "build_band", lambda *given: made.append(real(*given)) or made[-1])
+    banded = model(tokens, use_cache=False).logits
+    assert made
+    model.model._takes_bands = [False] * len(model.model.layers)
+    torch.testing.assert_close(banded, model(tokens, use_cache=False).logits, rtol=0, atol=1e-5)
+
+
+def test_tensor_parallelism_splits_what_each_branch_does() -> None:
+    scan, attention = {"type": "mamba2", "head_dim": 16, "state_size": 8}, {"type": "attention", "qk_norm": False}
+    config = hf_arch.tiny_config("parallel", mixer=parallel([scan, attention]), qk_norm=False, ffn="none")
+    modules = ("q_proj", "k_proj", "v_proj")
+    expected = {f"layers.*.mixer.branches.1.{name}": "colwise" for name in modules}
+    assert config.base_model_tp_plan == {**expected, "layers.*.mixer.branches.1.o_proj": "rowwise"}
+    # transformers names a module in all layers at once: where one name is another branch elsewhere, nothing is split.
+    both = [parallel([scan, attention]), parallel(["gla", scan])]
+    assert hf_arch.tiny_config("parallel", mixer=both, qk_norm=False, ffn="none").base_model_tp_plan is None
+
+
+def test_the_architecture_has_its_own_name() -> None:
+    config = hf_arch.tiny_config("parallel")
+    assert config.model_type == "hfa_parallel"
+    assert describe(config)[0].startswith("2L-4H-32D-Attn|Mamba2|GLA-")
 
 
 def test_saved_config_says_every_option_and_costs_are_those_of_the_branches(tmp_path: Any) -> None:

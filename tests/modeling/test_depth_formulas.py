@@ -59,7 +59,11 @@ def test_chances_of_exits_add_up_to_one_far_out():
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"H_cycles": 3, "L_cycles": 2, "L_bp_cycles": [1, 2], "num_hidden_layers": 2}, {"L_bp_cycles": [9, 9]}],
+    [
+        {},
+        {"H_cycles": 3, "L_cycles": 2, "L_bp_cycles": [1, 2], "num_hidden_layers": 2},
+        {"L_bp_cycles": [9, 9], "prefix_lm": True},
+    ],
     ids=str,
 )
 def test_cycles_are_those_of_transformers(changes: dict[str, Any]):
@@ -78,7 +82,9 @@ def test_cycles_are_those_of_transformers(changes: dict[str, Any]):
     ours.loss.backward()
     values, state = hf_arch.to_foreign(model, "hrm_text")
     assert all(torch.equal(tensor, source.state_dict()[key]) for key, tensor in state.items())
-    assert values["num_hidden_layers"] == config.num_hidden_layers
+    assert values["num_hidden_layers"] == config.num_hidden_layers and values["prefix_lm"] is config.prefix_lm
+    with pytest.raises(ValueError, match="token_type_ids: only zeros are allowed; attention is causal everywhere"):
+        model(IDS, token_type_ids=torch.ones_like(IDS))
     for parameter in model.parameters():
         parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     _, grads = hf_arch.to_foreign(model, "hrm_text")
@@ -91,7 +97,6 @@ def test_cycles_are_those_of_transformers(changes: dict[str, Any]):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"prefix_lm": True}, "config.prefix_lm: True is not supported by hrm_text"),
         ({"attention_bias": True}, "config.attention_bias: True is not supported by hrm_text"),
         ({"L_bp_cycles": [0]}, r"trained: \[0\] is not allowed"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -117,6 +118,40 @@ def test_value_embedding_is_its_formula(mix: str):
     x = x + mixer.o_proj(heads.transpose(1, 2).flatten(-2))
     x = x + layer.ffn(layer.ffn_norm(x), context=CONTEXT)
     torch.testing.assert_close(model(IDS).logits, logits_of(model, x))
+
+
+@pytest.mark.parametrize(
+    ("mixer", "heads"),
+    [
+        ({"type": "attention", "num_heads": 4, "num_kv_heads": 1}, 1),
+        ({"type": "attention", "num_heads": 8}, 8),
+        ({"type": "shared_key", "num_heads": 2}, 2),
+        ({"type": "gated_delta_net", "num_heads": 2, "num_v_heads": 6, "head_dim": 8}, 6),
+    ],
+    ids=str,
+)
+def test_value_embedding_has_a_gate_for_each_value_head_of_its_layer(mixer: dict[str, Any], heads: int):
+    model = model_of("add", "mixed", mixer=[mixer, "attention"], embeddings={"type": "value", "layers": [0]})
+    assert model.model.layers[0].sites["qkv"][0].gate.shape == (heads, 12)
+
+
+@torch.no_grad()
+def test_canon_b_stands_behind_a_norm_of_all_heads():
+    """Before the heads are split, after what norms queries and keys as a whole."""
+    sites = {"type": "canon", "at": ["qkv"]}
+    attention = {"type": "attention", "qk_norm": True, "qk_norm_over": "all"}
+    mixer = model_of("add", "llama", mixer=attention, sites=sites, position="none", qk_norm=False).model.layers[0].mixer
+    x, seen = torch.randn(2, 7, mixer.config.hidden_size), []
+
+    def at(place: str, source: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        seen.extend(tensors)
+        return tensors
+
+    mixer.project(x, SimpleNamespace(at=at, position_embeddings=None, values={}))
+    for tensor, proj, norm in zip(seen, (mixer.q_proj, mixer.k_proj), (mixer.q_norm, mixer.k_norm), strict=False):
+        flat = proj(x)
+        expected = flat * torch.rsqrt(flat.square().mean(-1, keepdim=True) + norm.eps)
+        torch.testing.assert_close(tensor, expected * norm.weight.flatten())
 
 
 def test_canon_is_its_formula_at_every_place():

@@ -94,7 +94,7 @@ def random_parts(seed: int) -> dict[str, Any]:
         **lists,
         "mixer": [draw.choice(mixers) for _ in range(4)],
         "ffn": [draw.choice(["glu", "mlp", "rwkv6"]) if seed % 2 else "glu" for _ in range(2)],
-        "stream": draw.choice(["add", "parallel", "scaled", "gated", "hyper", "mhc"]),
+        "stream": draw.choice(["add", "parallel", "scaled", "gated", "gated_streams", "hyper", "mhc"]),
         "position": draw.choice(["rope", "none", "alibi", "learned"]),
         "norm_position": draw.choice(["pre", "sandwich"]),
         "tie_word_embeddings": draw.random() < 0.5,

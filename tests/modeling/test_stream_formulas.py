@@ -4,6 +4,7 @@ what torch counts, starts as its paper says, and is described."""
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
+from transformers.models.qwen4_exp.modeling_qwen4_exp import Qwen4ExpTextGatedResidual
 
 import hf_arch
 from hf_arch.core.errors import ConfigError
@@ -73,6 +75,30 @@ def test_gated():
             beta = torch.sigmoid(gate / 0.5)
             x = torch.sqrt(1 - beta**2) * x + beta * post(run(part, norm(x)))
     check(model, x)
+
+
+def test_gated_streams_are_those_of_transformers():
+    """Each sublayer's gate is transformers' module, and the last one stands in place of the final norm."""
+    model = model_of({"type": "gated_streams", "streams": 3, "rank": 5}, **LAYERS)
+    sizes = {"hc_count": 3, "hc_lowrank": 5, "hidden_size": model.config.hidden_size}
+    config = SimpleNamespace(**sizes, rms_norm_eps=model.config.norm_eps)
+
+    def theirs(gate: Any) -> Any:
+        module = Qwen4ExpTextGatedResidual(config, use_combine=gate.inject is not None)
+        names = {"down": "input_mix_weight_down", "up": "input_mix_weight_up", "inject": "block_inject_weight"}
+        state = {f"{names[name]}.weight": part.weight for name, part in gate.named_children()}
+        module.load_state_dict({**state, "hc_norm.weight": gate.weight.flatten()})
+        return module
+
+    x = start_of(model).repeat(1, 1, 3)
+    for layer in model.model.layers:
+        assert layer.mixer_norm is None and layer.ffn_norm is None
+        for site in ("mixer", "ffn"):
+            read, before, factors = theirs(getattr(layer.stream, site))(x)
+            out = run(getattr(layer, site), read)
+            x = before + (factors.unsqueeze(-1) * out.unsqueeze(-2)).flatten(-2)
+    last = theirs(model.model.stream.head)(x)
+    torch.testing.assert_close(model(IDS).logits, model.lm_head(last), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

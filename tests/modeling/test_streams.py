@@ -25,6 +25,7 @@ STREAMS: dict[str, Any] = {
     "gated": "gated",
     "hyper": {"type": "hyper", "streams": 2},
     "static hyper": {"type": "hyper", "streams": 3, "dynamic": False},
+    "gated streams": {"type": "gated_streams", "streams": 2, "rank": 5},
     "mhc": {"type": "mhc", "streams": 2, "iterations": 3},
     "attention residual": "attention_residual",
     "weighted": {"type": "weighted", "keep": [[1.3, 0.8], [0.9, 1.1]], "add": [[0.7, 1.2]]},

@@ -35,7 +35,8 @@ def saved(results: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("task", atlas.TASKS)
 def test_every_architecture_in_every_task(task: str) -> None:
     recipe = yaml.safe_load((atlas.RECIPES / f"atlas_{task}.yaml").read_text())
-    assert list(recipe["experiment"]["runs"]) == sorted(hf_arch.list_architectures())
+    # `parallel` came when the atlas was being trained; its branches are all there alone.
+    assert list(recipe["experiment"]["runs"]) == sorted({*hf_arch.list_architectures()} - {"parallel"})
     for name, changes in recipe["experiment"]["runs"].items():
         assert name in (changes.get("model.architecture"), changes.get("model", {}).get("architecture"))
     assert recipe["experiment"]["seeds"] == 3

@@ -23,7 +23,7 @@ from ..attention_product import cache_element_bytes
 from ..contract import EMPTY_CONTEXT, LayerContext, LayerOutput
 from ..initial import TRANSFORMERS
 from ..key_positions import KeyPositions, key_positions
-from ..norms import ArchRMSNorm, OffsetRMSNorm
+from ..norms import AllHeadsRMSNorm, ArchRMSNorm, OffsetRMSNorm
 from ..positions import apply_rotary
 from ..rope_parameters import RotarySpec
 from .base import CacheKind, Mixer, divide
@@ -180,15 +180,19 @@ class AttentionHeads(Mixer):
     def project(self, hidden_states: Tensor, context: LayerContext) -> tuple[Tensor, Tensor, Tensor]:
         """[B, T, D] -> queries [B, H, T, K], keys [B, Hkv, T, K], values [B, Hkv, T, V] of this call's tokens."""
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        projected = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
-        query, key, value = context.at("qkv", hidden_states, *projected)
+        query, key, value = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
+        q_norm, k_norm = self.q_norm, self.k_norm
+        if isinstance(q_norm, AllHeadsRMSNorm) and isinstance(k_norm, AllHeadsRMSNorm):  # whole, before sites
+            query, key = q_norm(query.view(shape)).flatten(-2), k_norm(key.view(shape)).flatten(-2)
+            q_norm = k_norm = None
+        query, key, value = context.at("qkv", hidden_states, query, key, value)
         query, key = query.view(shape), key.view(shape)
         if self._turns_together and shape[1] == 1 and context.position_embeddings is not None:
-            both = torch.cat((_normed(query, self.q_norm), _normed(key, self.k_norm)), 2).transpose(1, 2)
+            both = torch.cat((_normed(query, q_norm), _normed(key, k_norm)), 2).transpose(1, 2)
             query, key = apply_rotary(both, *context.position_embeddings).split((query.shape[2], key.shape[2]), 1)
             return query, key, self.split_value(value)
-        query = self.placed(query, self.q_norm, context)
-        key = self.placed(key, self.k_norm, context)
+        query = self.placed(query, q_norm, context)
+        key = self.placed(key, k_norm, context)
         return query, key, self.split_value(value)
 
     def placed(self, heads: Tensor, norm: nn.Module | None, context: LayerContext) -> Tensor:

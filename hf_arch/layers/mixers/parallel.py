@@ -165,6 +165,20 @@ class ParallelMixers(Mixer):
         keyed = [spec for spec in cls.members(options) if spec[0].layer_type(config, spec[1]) in _WITH_KEYS]
         return keyed[0][0].window(config, keyed[0][1]) if keyed else None
 
+    def takes_bands(self) -> bool:
+        """Whether the branch with keys does: no other reads the mask."""
+        branches: Any = self.branches
+        keyed = [branch for branch in branches if branch.layer_type(self.config, branch.options) in _WITH_KEYS]
+        return bool(keyed) and all(branch.takes_bands() for branch in keyed)
+
+    @classmethod
+    def tensor_parallel(cls, config: Any, options: ParallelOptions) -> dict[str, str]:
+        return {
+            f"branches.{index}.{module}": style
+            for index, (mixer, given) in enumerate(cls.members(options))
+            for module, style in mixer.tensor_parallel(config, given).items()
+        }
+
     @classmethod
     def rotary(cls, config: Any, options: ParallelOptions) -> RotarySpec | None:
         return _first(mixer.rotary(config, given) for mixer, given in cls.members(options))

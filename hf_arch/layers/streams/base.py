@@ -94,6 +94,8 @@ class Stream(StreamPart, ConfiguredPart):
     Layer: ClassVar[type[LayerStream]] = LayerStream
     norm_positions: ClassVar[tuple[str, ...]] = ("pre", "sandwich")
     """Norm positions that make sense with it."""
+    norms_what_it_gives: ClassVar[bool] = False
+    """Whether `read` and `finish` give what is normed: layers and the end then have no norms of their own."""
 
     @classmethod
     def repeats(cls, options: Any) -> bool:
