@@ -34,7 +34,7 @@ def tiny_config(name: str, **overrides: Any) -> ArchConfig:
     """A config of a few thousand parameters with every feature of the architecture on; `overrides` are config fields.
 
     Raises:
-        ConfigError: `name` is not registered, or a key of `overrides` is none that the config has.
+        ConfigError: `name` is not registered, or `overrides` has a key that the config does not have.
     """
     entry = ARCHITECTURES.get(name)
     overrides = current_names("model", overrides)

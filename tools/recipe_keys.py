@@ -113,7 +113,7 @@ EXPERIMENT: dict[str, Entry] = {
     "sets": ("other recipes that are run instead, by paths from this one", "", "[heads.yaml, depth.yaml]"),
     "study": ("what is made of the results besides the comparison: search recommends a smallest model", "", "search"),
     "tune": ("learning rates sampled by Optuna, the keys below", "", "{low: 1.0e-4, high: 1.0e-2, trials: 8}"),
-    "learning_rates": ("rates chosen apart from the comparison: a list, or the keys below", "", "[1.0e-3, 3.0e-3]"),
+    "learning_rates": ("rates chosen in a sweep of their own: a list, or the keys below", "", "[1.0e-3, 3.0e-3]"),
     "ladder": ("each run at several sizes and budgets, the keys below", "", "{sizes: [1.0e+6, 2.0e+6]}"),
     "metric": (
         "the measured number that is compared; null: the loss, or the accuracy of a probe",

@@ -25,7 +25,7 @@ def data_prepare(
     corpus: Annotated[str, typer.Argument(metavar="NAME|PATH", help="A known corpus, or txt, jsonl or parquet files.")],
     tokenizer: Annotated[str, typer.Option(help="`char`, `byte`, `bpe`, a path, or a Hub id.")] = "bpe",
     vocab_size: Annotated[int, typer.Option(help="Vocabulary size of a `bpe` tokenizer trained on the text.")] = 4096,
-    text_column: Annotated[str, typer.Option(help="The column of jsonl and parquet that holds the text.")] = "text",
+    text_column: Annotated[str, typer.Option(help="The column of jsonl and parquet files with the text.")] = "text",
     out: Annotated[
         str | None, typer.Option("--out", "--output", help="Folder for the shards; by default in the cache.")
     ] = None,

@@ -224,7 +224,7 @@ def train(
     run: RunName = None,
     scale: Scale = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in the folder, with the recipe that it was begun with.")
+        bool, typer.Option("--resume", help="Continue the run in the folder, with the recipe it was started with.")
     ] = False,
     extend_to: Annotated[
         int | None,

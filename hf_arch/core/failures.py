@@ -17,4 +17,4 @@ class Interrupted(BaseException):
     def __init__(self, number: int) -> None:
         self.signal = signal.Signals(number)
         self.exit_code = 128 + number
-        super().__init__(f"interrupted by {self.signal.name}; --resume goes on from the last checkpoint")
+        super().__init__(f"interrupted by {self.signal.name}; --resume continues from the last checkpoint")

@@ -95,7 +95,7 @@ class MixtureOrder(SeededOrder):
         by_remainder = np.argsort(counts - shares, kind="stable")
         counts[by_remainder[: block - counts.sum()]] += 1
         if counts.min() == 0:
-            raise ValueError(f"weights: {list(weights)} hold a share below 1/{block}, which would never be drawn")
+            raise ValueError(f"weights: {list(weights)} contain a share below 1/{block}, which would never be drawn")
         self._slots = np.repeat(np.arange(len(sizes)), counts)
         self._counts = counts
         self._offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]])

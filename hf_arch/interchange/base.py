@@ -210,7 +210,7 @@ def _plain_names(state_dict: dict[str, Tensor], rules: list[Rule]) -> dict[str, 
     for key, tensor in state_dict.items():
         if not isinstance(tensor, Tensor):
             kind = type(tensor).__name__
-            raise ConfigError(f"state_dict: {key!r} is of type {kind}; give the dict that holds the tensors")
+            raise ConfigError(f"state_dict: {key!r} is of type {kind}; give the dict of tensors itself")
     plain = {_WRAPPERS.sub("", key): tensor for key, tensor in state_dict.items()}
     if plain and all(key.startswith("module.") for key in plain):  # DistributedDataParallel
         plain = {key.removeprefix("module."): tensor for key, tensor in plain.items()}

@@ -130,7 +130,7 @@ def apply_policy(
         if before is not None and not torch.equal(before, parameter):
             parameter.mul_(factor)
         if not bool(torch.isfinite(parameter).all()):
-            raise ConfigError(f"{where}: holds numbers that are not finite")
+            raise ConfigError(f"{where}: contains numbers that are not finite")
 
 
 def _projections(model: nn.Module) -> Iterator[Tensor]:

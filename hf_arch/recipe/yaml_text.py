@@ -81,7 +81,7 @@ def parse_yaml(text: str, where: str) -> Any:
         raise ConfigError(f"{where}: is nested too deep") from None
     except (ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
         # PyYAML builds dates, tagged numbers and the like without looking: 2020-13-45, `!!int x`.
-        raise ConfigError(f"{where}: holds a value that is not what it looks like: {error}") from error
+        raise ConfigError(f"{where}: contains a value that cannot be read: {error}") from error
 
 
 def _check_tree(value: Any, where: str) -> None:
@@ -92,9 +92,9 @@ def _check_tree(value: Any, where: str) -> None:
         nonlocal room
         room -= 1
         if id(node) in above:
-            raise ConfigError(f"{where}: an anchor (&) holds an alias (*) of itself")
+            raise ConfigError(f"{where}: an anchor (&) contains an alias (*) of itself")
         if room < 0:
-            raise ConfigError(f"{where}: holds more than {MAX_VALUES:,} values; look for aliases (*) of aliases")
+            raise ConfigError(f"{where}: contains more than {MAX_VALUES:,} values; look for aliases (*) of aliases")
         if isinstance(node, (dict, list)):
             for child in node.values() if isinstance(node, dict) else node:
                 visit(child, (*above, id(node)))

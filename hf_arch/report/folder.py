@@ -52,7 +52,7 @@ def check_replaceable(path: Path) -> None:
     if not path.is_dir() or not any(path.iterdir()):
         return
     if not (path / MANIFEST).is_file():
-        raise ConfigError(f"output: {path} holds other files; give the name of a new folder")
+        raise ConfigError(f"output: {path} contains other files; give the name of a new folder")
     hashes = read_json(path / MANIFEST).get("sha256") or {}
     for file in _files(path):
         name = str(file.relative_to(path))

@@ -80,7 +80,7 @@ class CheckpointRecord:
             raise unusable(checkpoint, f"has a {RECORD_FILE} that cannot be read") from None
         try:
             if values.pop("format") > FORMAT:
-                raise unusable(checkpoint, "was written by a newer hf_arch, which alone can go on from it")
+                raise unusable(checkpoint, "was written by a newer hf_arch, which is needed to continue from it")
             values["identity"] = RunIdentity.from_dict(values["identity"])
             values["changes"] = tuple(Change(**change) for change in values["changes"])
             return cls(**values)
@@ -117,7 +117,7 @@ def find_checkpoint(checkpoints: Path) -> tuple[Path, CheckpointRecord] | None:
 def unusable(checkpoint: Path, why: str) -> ConfigError:
     """The error of a checkpoint that a run cannot go on from exactly."""
     return ConfigError(
-        f"--resume: {checkpoint} {why}; to go on from an older checkpoint remove that folder, else begin a new run"
+        f"--resume: {checkpoint} {why}; to continue from an older checkpoint remove that folder, else begin a new run"
     )
 
 

@@ -81,7 +81,7 @@ def plan_continuation(
     if found is None:
         if extend_to is not None:
             raise ConfigError(
-                f"--extend-to: {extend_to} steps, but {checkpoints.parent} has no checkpoint to go on from"
+                f"--extend-to: {extend_to} steps, but {checkpoints.parent} has no checkpoint to continue from"
             )
         return Continuation(identity)
     checkpoint, record = found

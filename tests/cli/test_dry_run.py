@@ -213,7 +213,7 @@ def test_a_run_that_goes_on_takes_what_is_left(work: Path, capsys: pytest.Captur
     recipe = write_recipe(work, write_text(work))
     assert call(capsys, "train", recipe, "--output-dir", "run")[0] == 0
     code, _, err = call(capsys, "train", recipe, "--output-dir", "run", "--dry-run")
-    assert code == 2 and "holds a run already" in err
+    assert code == 2 and "contains a run already" in err
     words = ["train", recipe, "--output-dir", "run", "--extend-to", 12, "--dry-run", "--json"]
     (run,) = json.loads(call(capsys, *words)[1])["sets"][0]["runs"]
     assert run["tokens"] == 6 * 4 * 32  # 6 of 12 steps are done

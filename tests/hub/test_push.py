@@ -210,7 +210,7 @@ def test_secrets_and_the_home_folder_stop_a_push(tmp_path, monkeypatch):
     check_nothing_private(tmp_path)
     for text in ("token hf_" + "a1B2" * 8, "correct-horse-battery"):
         (tmp_path / "b.json").write_text(text)
-        with pytest.raises(ConfigError, match=r"b\.json: holds a token or secret"):
+        with pytest.raises(ConfigError, match=r"b\.json: contains a token or secret"):
             check_nothing_private(tmp_path)
     (tmp_path / "b.json").write_text(f'{{"path": "{Path.home() / "data"}"}}')
     with pytest.raises(ConfigError, match=r"b\.json: names your home folder"):

@@ -101,7 +101,7 @@ def test_what_is_no_dict_of_tensors(llama: Any) -> None:
     with pytest.raises(ConfigError, match=r"^state_dict: Linear is not a dict; give its state_dict\(\)$"):
         hf_arch.from_foreign(config, nn.Linear(1, 1))
     with pytest.raises(
-        ConfigError, match="state_dict: 'model' is of type OrderedDict; give the dict that holds the tensors"
+        ConfigError, match="state_dict: 'model' is of type OrderedDict; give the dict of tensors itself"
     ):
         hf_arch.from_foreign(config, {"model": state})
 

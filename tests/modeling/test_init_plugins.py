@@ -99,7 +99,7 @@ def test_what_was_loaded_stays(tmp_path: Path) -> None:
     ("body", "expected"),
     [
         ("return torch.randn(parameter.shape)", "init_parameter returned Tensor; change the parameter in place"),
-        ("parameter.fill_(float('nan'))", "holds numbers that are not finite"),
+        ("parameter.fill_(float('nan'))", "contains numbers that are not finite"),
         ("parameter.data = torch.ones(3)", "has the shape [3] now; expected"),
         ("torch.nn.init.orthogonal_(parameter)", "line 10: ValueError: Only tensors with 2 or more dimensions"),
         ("parameter.fill_(1 / 0)", "line 10: ZeroDivisionError: division by zero"),

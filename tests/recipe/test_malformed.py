@@ -136,7 +136,7 @@ TEXTS = {
         for a, b in zip("abcdefg", "bcdefgh", strict=True)), "aliases"),
     "nested too deep": ("model: " + "[" * 20_000, "deep"),  # torch raises the limit of recursion, after some imports
     "a date that is none": ("model: 2020-13-45", "month"),
-    "a tag that does not fit": ("model: !!int x", "not what it looks like"),
+    "a tag that does not fit": ("model: !!int x", "a value that cannot be read"),
     "an object": ("model: !!python/object:os.system {}", "tag"),
     "a key that is a list": ("[1, 2]: model", "unhashable"),
     "tabs": ("model:\n\tarchitecture: llama", "line 2"),

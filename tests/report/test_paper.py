@@ -217,7 +217,7 @@ def test_a_folder_is_replaced_only_where_nothing_is_lost(hostile: Path, tmp_path
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="holds other files"):
+    with pytest.raises(ConfigError, match="contains other files"):
         report_command(str(hostile), str(mine), "latex")
     with pytest.raises(ConfigError, match="is a file"):
         report_command(str(hostile), str(mine / "notes.txt"), "latex")

@@ -270,7 +270,7 @@ def test_a_finished_probe_is_not_given_out_as_another(tmp_path: Path) -> None:
     assert resume(asked, tmp_path)["accuracy"] == 1.0
     with pytest.raises(ConfigError, match=r"training\.learning_rate is 0\.5, was 0\.01"):
         resume(changed(asked, "training.learning_rate", 0.5), tmp_path)
-    with pytest.raises(ConfigError, match=r"^--extend-to: .* no checkpoint to go on from"):
+    with pytest.raises(ConfigError, match=r"^--extend-to: .* no checkpoint to continue from"):
         resume(asked, tmp_path, extend_to=9)
     assert contents(tmp_path) == before
 

@@ -382,7 +382,7 @@ def test_a_run_of_a_set_that_is_told_to_stop_is_resumed(text: Path, tmp_path: Pa
     thread.join(120)
     assert said == [
         "starts",
-        "interrupted by SIGTERM; --resume goes on from the last checkpoint",
+        "interrupted by SIGTERM; --resume continues from the last checkpoint",
         "resumes",
         "completed",
     ]

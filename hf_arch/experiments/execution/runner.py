@@ -123,7 +123,7 @@ def visible_gpus() -> list[str]:
 
 @contextmanager
 def _stop_in_order() -> Iterator[None]:
-    """A polite end (SIGTERM, as a cluster or `kill` sends it) stops like Ctrl-C; either says how to go on."""
+    """A polite end (SIGTERM, as a cluster or `kill` sends it) stops like Ctrl-C; either says how to continue."""
 
     def interrupt(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
@@ -133,7 +133,7 @@ def _stop_in_order() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the last checkpoints", file=sys.stderr, flush=True)
+        print("interrupted: run the same command to continue from the last checkpoints", file=sys.stderr, flush=True)
         raise
     finally:
         if in_main:
