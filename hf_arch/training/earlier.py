@@ -21,7 +21,7 @@ def check_folder(folder: Path, resume: bool) -> None:
         raise ConfigError(f"--output-dir: {folder} is a file")
     if not resume and (folder / CONFIG_FILE).exists():
         state = "finished" if is_finished(folder) else "unfinished"
-        raise ConfigError(f"--output-dir: {folder} contains a run already ({state}); add --resume or name another folder")
+        raise ConfigError(f"--output-dir: {folder} contains a run already ({state}); use --resume or another folder")
 
 
 def is_finished(folder: Path) -> bool:

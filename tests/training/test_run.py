@@ -213,7 +213,7 @@ def test_a_finished_run_is_not_trained_again(finished: Path, text: Path) -> None
     before = (finished / "results.json").read_bytes()
     train(recipe(text), finished, resume=True)
     assert (finished / "results.json").read_bytes() == before
-    with pytest.raises(ConfigError, match=r"contains a run already \(finished\); add --resume"):
+    with pytest.raises(ConfigError, match=r"contains a run already \(finished\); use --resume"):
         train(recipe(text), finished)
 
 
