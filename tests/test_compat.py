@@ -49,7 +49,6 @@ RESTS = {
     "LabelSmoother": "label smoothing over rows whose last position has a target",
     "LinearAttentionLayer": "the cache of recurrent mixers",
     "OutputRecorder": "`output_attentions`",
-    "PagedAttentionCache": "continuous batching",
     "PartialState": "FSDP on CPUs",
     "ROPE_INIT_FUNCTIONS": "RoPE types other than the default",
     "STATIC_LAYER_TYPE_MAPPING": "static caches with recurrent layers",

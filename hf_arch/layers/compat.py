@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING as STATIC_LAYER_TYPE_MAPPING
 from transformers.cache_utils import CacheLayerMixin as CacheLayerMixin
 from transformers.cache_utils import LinearAttentionLayer as LinearAttentionLayer
-from transformers.generation.continuous_batching import PagedAttentionCache
 from transformers.integrations import use_experts_implementation as use_experts_implementation
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS as ALL_EXPERTS_FUNCTIONS
 from transformers.integrations.moe import ExpertsInterface as ExpertsInterface
@@ -67,11 +66,6 @@ def attention_implementation(config: Any) -> str:
 def uses_flash_attention(config: Any) -> bool:
     """Whether they call one of the flash attention functions, which take documents and padding by their lengths."""
     return is_flash_attention_requested(config)
-
-
-def is_paged(cache: Any) -> bool:
-    """Whether it is the cache of continuous batching, which brings its own masks."""
-    return isinstance(cache, PagedAttentionCache)
 
 
 def experts_implementation(config: Any) -> str | None:

@@ -18,6 +18,7 @@ from transformers.cache_utils import (
     StaticLayer,
     StaticSlidingWindowLayer,
 )
+from transformers.generation.continuous_batching import PagedAttentionCache
 
 from ..layers.compat import attention_implementation
 from ..layers.documents import require
@@ -26,6 +27,11 @@ from ..layers.state import RECURRENT, RecurrentStateLayer
 REMEDY = "use DynamicCache(config=model.config)"
 _DOCUMENTS = "hfa_holds_documents"
 _KEYS_ALONE = frozenset({"full_attention", "sliding_attention"})
+
+
+def is_paged(cache: Any) -> bool:
+    """Whether it is the cache of continuous batching, which brings its own masks."""
+    return isinstance(cache, PagedAttentionCache)
 
 
 def fitting_cache(cache: Any, config: Any, layer_types: list[str], batch: int, length: int) -> Any:

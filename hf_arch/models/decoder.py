@@ -27,7 +27,6 @@ from ..layers.compat import (
     Unpack,
     capture_outputs,
     create_causal_mask,
-    is_paged,
     merge_with_config_defaults,
 )
 from ..layers.contract import LayerContext
@@ -39,6 +38,7 @@ from ..layers.positions import ArchRotaryEmbedding, alibi_slopes
 from ..layers.state import count_tokens
 from .arguments import one_cache
 from .block import DecoderLayer
+from .cache_checks import is_paged
 from .configuration import ArchConfig
 from .inputs import read_inputs
 from .layer_masks import same_document, sliding_mask, window_band

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from ..layers.compat import is_paged, uses_flash_attention
+from ..layers.compat import uses_flash_attention
 from ..layers.documents import ARGUMENTS, Call, Documents, flash_arguments, read_documents
-from .cache_checks import check_windows, fitting_cache, remember_documents
+from .cache_checks import check_windows, fitting_cache, is_paged, remember_documents
 from .keywords import check_keywords
 from .serving import check_continuous_batching
 

@@ -183,7 +183,7 @@ def test_a_range_of_sizes_has_equal_ratios(text: Path) -> None:
         ({"sizes": [1e4], "rule": "chinchilla"}, {}, r"experiment\.ladder\.rule: 'chinchilla' is not known"),
         ({"sizes": [1e4], "decay": 1.5}, {}, r"experiment\.ladder\.decay: expected a share"),
         ({"sizes": [6000, 6001]}, {}, "come to the same model"),
-        ({"sizes": [6000], "tokens_per_parameter": [0.1, 0.1001]}, {}, "too few to tell budgets apart"),
+        ({"sizes": [6000], "tokens_per_parameter": [0.1, 0.1001]}, {}, "too few to distinguish budgets"),
         (
             {"sizes": [6000], "tokens_per_parameter": [0.25]},
             {"warmup_steps": 500},
