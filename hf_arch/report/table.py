@@ -38,16 +38,20 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
         console.print(Text(line))
     console.print(Text(comparison.headline, style="bold"))
     _print_pairs(comparison, console)
-    for words in filter(None, (comparison.families_words, comparison.seeds_words)):
-        console.print(Text(words))
-    for line in item_lines(comparison):
+    lines = [
+        *filter(None, (comparison.families_words, comparison.seeds_words)),
+        *item_lines(comparison),
+        *ladder_lines(comparison),
+        *budget_lines(comparison),
+        *(f"Scaling of {law.architecture}: {law.words}" for law in comparison.scaling),
+    ]
+    for line in lines:
         console.print(Text(line))
-    for line in ladder_lines(comparison):
-        console.print(Text(line))
-    for line in budget_lines(comparison):
-        console.print(Text(line))
-    for law in comparison.scaling:
-        console.print(Text(f"Scaling of {law.architecture}: {law.words}"))
+    _print_verdicts(comparison, console)
+
+
+def _print_verdicts(comparison: Comparison, console: Console) -> None:
+    """Each claim with its outcome and what its controls say, and the command that adds controls."""
     for verdict in comparison.verdicts:
         mark = f" ({verdict.mark})" if verdict.mark else ""
         console.print(Text.assemble((f"Hypothesis{mark}: ", "bold"), verdict.claim))
