@@ -95,4 +95,4 @@ def one_line(error: Exception) -> str:
 
 def compact(values: Options) -> dict[str, Any]:
     """The options as a dict without the Nones (which mean: as the config says)."""
-    return {key: value for key, value in asdict(values).items() if value is not None}  # type: ignore[call-overload]
+    return {key: value for key, value in asdict(values).items() if value is not None}

@@ -57,8 +57,10 @@ def run(
     from hf_arch.recipe.recipe import load_recipe, read_recipe
     from hf_arch.report.conclude import conclude
 
-    read = read_recipe if isinstance(recipe, Mapping) else load_recipe
-    loaded = read(recipe, overrides, scale)  # type: ignore[arg-type]
+    if isinstance(recipe, Mapping):
+        loaded = read_recipe(recipe, overrides, scale)
+    else:
+        loaded = load_recipe(recipe, overrides, scale)
     folder = Path(results_dir) if results_dir is not None else set_folder(loaded)
     trained = run_set(loaded, folder, RunOptions(workers=workers), undecided=undecided_claims)
     return conclude(trained, folder, loaded.experiment.study) or load(folder)

@@ -105,7 +105,7 @@ def _add_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, vocab_size: 
     """Tokens in the order of their numbers, merges, and the special tokens; unused numbers get placeholders."""
     import gguf
 
-    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]  # type: ignore[attr-defined]
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     by_id = {number: token for token, number in tokenizer.get_vocab().items()}
     special = set(tokenizer.all_special_ids)
     numbers = range(max(vocab_size, len(by_id)))

@@ -85,7 +85,7 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
             kwargs["output_router_logits"] = True
         inputs = LossInputs() if self.losses and self.training and labels is not None else None
         if inputs is not None:
-            kwargs["loss_inputs"] = inputs  # type: ignore[typeddict-unknown-key]
+            kwargs["loss_inputs"] = inputs
         out = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -217,7 +217,7 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
     ) -> tuple[Tensor, Tensor]:
         """(balance of the experts, what training adds to the loss)."""
         router_logits: Any = out.router_logits
-        shape = out.last_hidden_state.shape[:2]  # type: ignore[union-attr]
+        shape = out.last_hidden_state.shape[:2]
         weights = None if labels is None else target_weights(labels, **kwargs)
         mask = attention_mask.get("padding") if isinstance(attention_mask, dict) else attention_mask
         if isinstance(mask, Tensor):

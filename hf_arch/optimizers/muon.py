@@ -48,7 +48,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         super().__init__([*self._muon.param_groups, *self._adamw.param_groups], {"lr": lr})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Both parts take their step; the loss of `closure`, where there is one."""
         loss = None
         if closure is not None:

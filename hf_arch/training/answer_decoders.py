@@ -65,7 +65,7 @@ def read_from_last_state(model: PreTrainedModel, decoder: nn.Module) -> None:
     if head.weight is not model.get_input_embeddings().weight:
         head.requires_grad_(False)  # nothing is read by it, and DDP waits for the gradient of every parameter
     model.add_module(DECODER, decoder)
-    model.forward = MethodType(_answers, model)  # type: ignore[method-assign]
+    model.forward = MethodType(_answers, model)
 
 
 @contextmanager

@@ -70,7 +70,7 @@ def largest_gap(first: Ratios, second: Ratios) -> float:
 
 def model_layers(model: nn.Module) -> Any:
     """The blocks of a causal LM of ours."""
-    return model.get_submodule(getattr(model, "base_model_prefix", "model")).layers  # type: ignore[union-attr]
+    return model.get_submodule(getattr(model, "base_model_prefix", "model")).layers
 
 
 @contextmanager

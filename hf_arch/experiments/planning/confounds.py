@@ -38,7 +38,7 @@ class ModelFacts:
 def examine(config: PreTrainedConfig, ids: Tensor, seed: int) -> ModelFacts:
     """Builds the model of a config as a run with this seed would, and looks at it on the token rows ids [B, T]."""
     model = initial_model(config, seed)
-    flops = hf_arch.cost(config, ids.shape[1]).flops_per_token_train  # type: ignore[arg-type]
+    flops = hf_arch.cost(config, ids.shape[1]).flops_per_token_train
     convolved = bool(first_look(model, ids)["short_convolution"]["layers"])
     return ModelFacts(convolved, float(flops), measure_branches(model, ids))
 

@@ -64,7 +64,7 @@ class ProbeTask(Task):
         assert recipe.probe is not None
         self.options: ProbeOptions = recipe.probe
         self.seed = recipe.training.get("data_seed", recipe.training.get("seed", 0))
-        train, self.test = (self.options.data(split, self.seed) for split in ("train", "test"))  # type: ignore[arg-type]
+        train, self.test = (self.options.data(split, self.seed) for split in ("train", "test"))
         self.config = build_config(recipe)
         _check_model(self.config)
         self.metrics = parse_metrics(recipe.evaluation.metrics)
