@@ -42,7 +42,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
     ],
     "abc": [
         {"num_heads": 2, "num_slots": 5, "use_rope": False, "expand_k": 1.0, "clamp_min": -1, "clamp_max": 1},
-        {"num_heads": 4, "num_slots": 7, "elementwise_affine": False, "use_short_conv": True, "expand_v": 0.5},
+        {"num_heads": 2, "num_slots": 7, "elementwise_affine": False, "use_short_conv": True, "expand_v": 0.5},
     ],
     "kda": [
         {"use_short_conv": False, "expand_v": 2.0, "num_v_heads": 6},
