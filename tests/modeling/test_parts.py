@@ -23,6 +23,9 @@ PARTS: dict[str, dict[str, Any]] = {
     "bigram without signs before two layers": {"embeddings": {"type": "bigram", "signs": False, "layers": [0, -1]}},
     "ngram": {"embeddings": {"type": "ngram", "order": 3, "heads": 2}},
     "wide ngram": {"embeddings": {"type": "ngram", "order": 2, "heads": 1, "width": 6, "table_size": 50}},
+    "injected ngram": {
+        "embeddings": {"type": "injected_ngram", "order": 3, "heads": 1, "width": 8, "kernel_size": 3, "layers": [0, -1]}
+    },
     "value": {"embeddings": "value"},
     "scalar value": {"embeddings": {"type": "value", "mix": "scalar", "layers": [0, -1]}},
     "canon": {"sites": "canon"},
