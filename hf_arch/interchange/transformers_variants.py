@@ -12,7 +12,7 @@ from ..core.errors import ConfigError
 from ..models.configuration import ArchConfig
 from .base import FOREIGN, Converter
 from .names import ACTIVATIONS, COMMON, SIZES
-from .reader import ConfigReader
+from .reader import POSITIVE, ConfigReader
 from .rules import Rule, half_split
 from .table import Always, Entry, Layer, Modules, Option, Tensors, Unused, only, under
 from .transformers_dense import (
@@ -143,6 +143,7 @@ class Cohere(LlamaBlocks):
             "logit_scale",
             "logits_scaling",
             0.0625,
+            kind=POSITIVE,
             read=lambda scale, _: 1 / scale,
             write=lambda layer: 1 / layer.config.logits_scaling,
         ),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.golden import fla_formulas
+from tests.golden import fla_formulas, fla_linear_formulas
 from tests.golden.fla_formulas import (
     Part,
     attend,
@@ -278,7 +278,11 @@ def logits(config: dict[str, Any], state: dict[str, Tensor], input_ids: Tensor) 
     table = model[f"{embedding}.weight"]
     bodies = {"mamba3": mamba3, "log_linear_mamba2": log_linear_mamba2, "rodimus": rodimus, "yoco": yoco}
     x = table[input_ids]
-    x = bodies[kind](model, x) if kind in bodies else standard(model, x, getattr(fla_formulas, kind))
+    x = (
+        bodies[kind](model, x)
+        if kind in bodies
+        else standard(model, x, getattr(fla_formulas, kind, None) or getattr(fla_linear_formulas, kind))
+    )
     tied = config.get("tie_word_embeddings", kind == "rodimus")
     out = x @ (table if tied else model["lm_head.weight"]).T
     assert used == set(state), f"unread: {sorted(set(state) - used)[:5]}"

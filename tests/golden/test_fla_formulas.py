@@ -18,6 +18,32 @@ from tests.golden.fla_models import logits
 BODY = {"hidden_size": 24, "num_hidden_layers": 2, "intermediate_size": 40, "vocab_size": 61}
 HEADS = {"num_heads": 2, "head_dim": 6}
 CASES: dict[str, list[dict[str, Any]]] = {
+    "gated_deltanet": [
+        {"use_short_conv": False, "num_v_heads": 6, "use_gate": False, "attnres_block_size": 2},
+        {"allow_neg_eigval": True, "expand_v": 0.5, "conv_size": 3, "tie_word_embeddings": True, "norm_eps": 1e-4},
+    ],
+    "gla": [
+        {"num_heads": 4, "num_kv_heads": 2, "use_short_conv": True, "expand_k": 1.0, "clamp_min": -0.05},
+        {"num_heads": 2, "use_output_gate": False, "feature_map": "relu", "expand_v": 2.0, "norm_eps": 1e-3},
+        {"num_heads": 2, "elementwise_affine": False, "fuse_norm": False, "tie_word_embeddings": True},
+    ],
+    "retnet": [
+        {"num_heads": 4, "num_kv_heads": 2, "feature_map": "relu", "attnres_block_size": 1},
+        {"num_heads": 2, "use_output_gate": False, "expand_v": 1.0, "elementwise_affine": False},
+    ],
+    "delta_net": [
+        {"num_heads": 2, "use_short_conv": False, "allow_neg_eigval": True, "expand_k": 0.5, "expand_v": 2.0},
+        {"num_heads": 3, "use_gate": True, "qk_activation": "elu", "qk_norm": "sum", "conv_size": 2},
+        {"num_heads": 2, "use_beta": False, "qk_activation": "relu", "norm_eps": 1e-3},
+    ],
+    "hgrn": [
+        {"use_lower_bound": False, "expand_ratio": 2, "num_hidden_layers": 3},
+        {"use_short_conv": True, "conv_size": 3, "num_hidden_layers": 3, "elementwise_affine": False},
+    ],
+    "abc": [
+        {"num_heads": 2, "num_slots": 5, "use_rope": False, "expand_k": 1.0, "clamp_min": -1, "clamp_max": 1},
+        {"num_heads": 2, "num_slots": 7, "elementwise_affine": False, "use_short_conv": True, "expand_v": 0.5},
+    ],
     "kda": [
         {"use_short_conv": False, "expand_v": 2.0, "num_v_heads": 6},
         {"safe_gate": True, "lower_bound": -5.0, "conv_size": 3, "tie_word_embeddings": True},
@@ -135,7 +161,16 @@ CASES: dict[str, list[dict[str, Any]]] = {
         },
     ],
 }
-OWN_HEADS = ("kda", "gated_deltaproduct", "comba", "gdn2", "momentum_deltanet", "precond_gated_deltanet", "precond_kda")
+OWN_HEADS = (
+    "gated_deltanet",
+    "kda",
+    "gated_deltaproduct",
+    "comba",
+    "gdn2",
+    "momentum_deltanet",
+    "precond_gated_deltanet",
+    "precond_kda",
+)
 
 
 def _config(family: str, options: dict[str, Any]) -> dict[str, Any]:

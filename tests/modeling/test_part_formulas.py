@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers.models.qwen4_exp.modeling_qwen4_exp import Qwen4ExpTextPLELayer
 
 from hf_arch.layers.contract import LayerContext, LayerOutput
 from hf_arch.layers.embeddings.bigram import pair_signs
@@ -95,6 +96,50 @@ def test_ngram_is_its_formula():
                     gathered.append(part.table.weight[key % part.sizes[number] + offsets[number]])
             added[row, t] = part.proj(torch.cat(gathered))
     torch.testing.assert_close(model(ids).logits, logits_of(model, layers_of(model, x + added)))
+
+
+@torch.no_grad()
+def test_injected_ngrams_are_those_of_transformers():
+    """Rows, gate and dilated convolution of its layer, for one stream."""
+    given = {
+        "type": "injected_ngram",
+        "order": 3,
+        "heads": 2,
+        "width": 8,
+        "seed": 7,
+        "layers": [0, -1],
+        "table_size": 50,
+    }
+    model = model_of("add", "llama", embeddings=given, num_hidden_layers=3, eos_token_id=5)
+    config = SimpleNamespace(
+        hidden_size=model.config.hidden_size,
+        hc_count=1,
+        ple_embed_dim=8,
+        ple_conv_kernel_size=4,
+        ngram_size=3,
+        heads_per_ngram=2,
+        vocab_size=model.config.vocab_size,
+        eos_token_id=5,
+        ngram_vocab_size_base=50,
+        make_ngram_vocab_size_divisible_by=1,
+        seed=7,
+        rms_norm_eps=model.config.norm_eps,
+    )
+    ids = IDS.clone()
+    ids[0, 4] = 5
+    given_to = model.model.embeddings[0](model.model.embed_tokens(ids), ids, CONTEXT).layers
+    for number, layer in enumerate((0, 2)):
+        [site] = model.model.layers[layer].sites["block_input"]
+        theirs = Qwen4ExpTextPLELayer(config, layer, number)
+        theirs.ple_embedding.ngram_embedding.weight.copy_(model.model.embeddings[0].tables[str(layer)].weight)
+        for ours, name in ((site.key_proj, "key_proj"), (site.value_proj, "value_proj")):
+            getattr(theirs, name).weight.copy_(ours.weight)
+        for ours, name in ((site.key_norm, "norm_key"), (site.query_norm, "norm_query"), (site.conv_norm, "norm_conv")):
+            getattr(theirs, name).weight.copy_(ours.weight - 1)  # theirs is the offset from 1
+        theirs.conv1d.weight.copy_(site.taps.unsqueeze(1))
+        x = torch.randn(*ids.shape, model.config.hidden_size)
+        context = CONTEXT.changed(values={site.name: given_to[layer]})
+        torch.testing.assert_close(site(x, source=x, context=context), x + theirs(x, ids, None), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("mix", ["gate", "scalar"])

@@ -47,6 +47,8 @@ class NgramEmbedding(Embedding):
     Options = NgramOptions
     label = "Ngram"
     keeps_state: ClassVar[bool] = True
+    field: ClassVar[str] = "ngram"
+    """Its name, in errors."""
 
     def __init__(self, config: Any, options: NgramOptions, slot: int):
         super().__init__(config, options, slot)
@@ -63,38 +65,46 @@ class NgramEmbedding(Embedding):
 
     @classmethod
     def validate(cls, config: Any, options: NgramOptions) -> None:
-        check_whole("embeddings ngram order", options.order, 2)
+        field = f"embeddings {cls.field}"
+        check_whole(f"{field} order", options.order, 2)
         for name in ("heads", "width", "table_size"):
             if getattr(options, name) is not None:
-                check_whole(f"embeddings ngram {name}", getattr(options, name))
+                check_whole(f"{field} {name}", getattr(options, name))
         heads = options.heads * (options.order - 1)
         width = cls.width(config, options)
         if width % heads:
             near = max(1, round(width / heads)) * heads
-            raise ConfigError(
-                f"embeddings ngram width: {width} is no multiple of the {heads} heads; nearest valid: {near}"
-            )
+            raise ConfigError(f"{field} width: {width} is no multiple of the {heads} heads; nearest valid: {near}")
 
     def init_weights(self) -> None:
         init.zeros_(self.proj.weight)
 
     def forward(self, x: Tensor, ids: Tensor | None, context: LayerContext) -> Tensor:
         assert ids is not None
-        recent = self.within_sequence(recent_ids(ids, self.options.order - 1, context, self.slot))
-        keys = ngram_keys(recent, self.factors)[..., 1:]
-        keys = keys.repeat_interleave(self.options.heads, dim=-1)
-        sizes = torch.tensor(self.sizes, device=ids.device)
-        rows = keys.remainder(sizes) + sizes.cumsum(0) - sizes
+        recent = within_sequence(recent_ids(ids, self.options.order - 1, context, self.slot), self.config)
+        rows = hashed_rows(recent, self.factors, self.options.heads, self.sizes)
         return x + self.proj(self.table(rows).flatten(-2))
-
-    def within_sequence(self, recent: Tensor) -> Tensor:
-        """[B, T, N] with the end-of-sequence id for what is of an earlier sequence, or missing."""
-        eos = self.config.eos_token_id
-        ends = [0] if eos is None else eos if isinstance(eos, list) else [eos]
-        is_end = torch.stack([recent[..., 1:] == end for end in ends]).any(0) | (recent[..., 1:] < 0)
-        ended = is_end.cumsum(-1) > 0
-        own = recent[..., :1].clamp(min=0)
-        return torch.cat([own, torch.where(ended, ends[0], recent[..., 1:])], -1)
 
     def cost(self, seq_len: int) -> MixerCost:
         return MixerCost(state_bytes=8 * (self.options.order - 1))
+
+
+def hashed_rows(recent: Tensor, factors: list[int], heads: int, sizes: list[int]) -> Tensor:
+    """[B, T, heads (N - 1)] rows of a table that holds the heads one after the other.
+
+    Args:
+        recent: [B, T, N] ids. factors: N multipliers. sizes: rows of each head.
+    """
+    keys = ngram_keys(recent, factors)[..., 1:].repeat_interleave(heads, dim=-1)
+    rows = torch.tensor(sizes, device=recent.device)
+    return keys.remainder(rows) + rows.cumsum(0) - rows
+
+
+def within_sequence(recent: Tensor, config: Any) -> Tensor:
+    """[B, T, N] with the end-of-sequence id for what is of an earlier sequence, or missing."""
+    eos = config.eos_token_id
+    ends = [0] if eos is None else eos if isinstance(eos, list) else [eos]
+    is_end = torch.stack([recent[..., 1:] == end for end in ends]).any(0) | (recent[..., 1:] < 0)
+    ended = is_end.cumsum(-1) > 0
+    own = recent[..., :1].clamp(min=0)
+    return torch.cat([own, torch.where(ended, ends[0], recent[..., 1:])], -1)
