@@ -112,7 +112,7 @@ class PairedDifference:
 
     @property
     def verdict(self) -> str:
-        """'better' or 'worse' (of `first`), 'same', 'not distinguishable', 'one seed' or 'no shared seed'."""
+        """'better' or 'worse' (of `first`), 'same', 'undecided', 'one seed' or 'no shared seed'."""
         if self.difference is None:
             return "no shared seed"
         if self.difference.n == 1:
@@ -121,7 +121,7 @@ class PairedDifference:
             return "same" if self.difference.mean == 0 else "one seed"
         p = self.p_value if self.p_adjusted is None else self.p_adjusted
         if p > 1 - LEVEL:
-            return "not distinguishable"
+            return "undecided"
         if self.counts is not None:
             return "better" if self.counts.gap > 0 else "worse"
         return "better" if (self.difference.mean < 0) == self.lower_is_better else "worse"
@@ -145,8 +145,8 @@ class PairedDifference:
         # Two digits of the half-width, but no more than four decimals where these show the mean.
         decimals = max(0, 1 - math.floor(math.log10((high - low) / 2)))
         decimals = min(decimals, 4) if abs(mean) >= 1e-3 else decimals
-        if self.verdict == "not distinguishable":
-            return f"not distinguishable ({mean:+.{decimals}f} [{low:+.{decimals}f}, {high:+.{decimals}f}])"
+        if self.verdict == "undecided":
+            return f"undecided ({mean:+.{decimals}f} [{low:+.{decimals}f}, {high:+.{decimals}f}])"
         if mean < 0:
             mean, low, high = -mean, -high, -low
         return f"{self.verdict} by {mean:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
