@@ -5,14 +5,14 @@
     A solves more often than B                   A reaches 0.9 less often than B     (counts of seeds)
     A solves in at least 0.8 of its seeds        A reaches 1.9 in at most 0.5 of its seeds
 
-A and B are names of runs, or of architectures that one run has. `A and B better than C` is two claims, and so is `A better
-than B and C`.
+A and B are names of runs, or of architectures that one run has. `A and B better than C` is two claims, and so is `A
+better than B and C`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 from hf_arch.core.errors import ConfigError, choice_error
 from hf_arch.runs.record import group_name

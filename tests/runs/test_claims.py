@@ -14,19 +14,28 @@ NAMES = ("gla", "kda", "mamba", "llama")
     ("hypothesis", "claims"),
     [
         ("gla and kda better than llama", ("gla better than llama", "kda better than llama")),
-        ("gla, kda, and mamba worse than llama.", ("gla worse than llama", "kda worse than llama", "mamba worse than llama")),
+        (
+            "gla, kda, and mamba worse than llama.",
+            ("gla worse than llama", "kda worse than llama", "mamba worse than llama"),
+        ),
         ("gla better than llama and kda", ("gla better than llama", "gla better than kda")),
         ("gla is better than llama, kda and mamba; it is fast", tuple(f"gla better than {n}" for n in NAMES[3:0:-1])),
         ("Both gla and kda are within 0.1 of llama", ("gla within 0.1 of llama", "kda within 0.1 of llama")),
         ("gla and kda at least 0.9", ("gla at least 0.9", "kda at least 0.9")),
         ("We expect gla and kda better than llama", ("gla better than llama", "kda better than llama")),
-        ("gla and kda better than llama and mamba", tuple(f"{a} better than {b}" for a in NAMES[:2] for b in ("llama", "mamba"))),
+        (
+            "gla and kda better than llama and mamba",
+            tuple(f"{a} better than {b}" for a in NAMES[:2] for b in ("llama", "mamba")),
+        ),
         ("gla better than llama and kda better than mamba", ("gla better than llama", "kda better than mamba")),
         ("gla better than llama and gates help", ("gla better than llama",)),
         ("with rates tuned and gla better than llama", ("gla better than llama",)),
-        ("gla and kda solves in at least 0.8 of its seeds", tuple(f"{n} solves in at least 0.8 of its seeds" for n in NAMES[:2])),
+        (
+            "gla and kda solves in at least 0.8 of its seeds",
+            tuple(f"{n} solves in at least 0.8 of its seeds" for n in NAMES[:2]),
+        ),
     ],
-)  # fmt: skip
+)
 def test_every_run_that_and_joins_has_a_claim(hypothesis: str, claims: tuple[str, ...]) -> None:
     found = claims_in(hypothesis)
     assert sorted(found) == sorted(claims)
