@@ -13,7 +13,7 @@ with one degree of freedom (12.7 standard errors wide to each side: honest, rare
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -242,19 +242,28 @@ def _above(t: np.ndarray, n: int) -> np.ndarray:
 
 
 def all_pairs(
-    groups: Mapping[str, Mapping[int, float]], lower_is_better: bool = True, solved_at: float | None = None
+    groups: Mapping[str, Mapping[int, float]],
+    lower_is_better: bool = True,
+    solved_at: float | None = None,
+    apart: Collection[str] = (),
 ) -> list[PairedDifference]:
-    """Every pair of groups ({name: {seed: value}}), with p values Holm-corrected over the pairs that have one."""
+    """Every pair of groups ({name: {seed: value}}), with p values Holm-corrected over the pairs that have one. Pairs
+    with a group that is named in `apart` are a family of their own."""
     names = list(groups)
     pairs = [
         paired_difference(a, b, groups[a], groups[b], lower_is_better, solved_at)
         for i, a in enumerate(names)
         for b in names[i + 1 :]
     ]
-    tested = [i for i, pair in enumerate(pairs) if pair.p_value is not None]
-    factors = holm_factors([pairs[i].p_value or 0.0 for i in tested])
-    for i, factor in zip(tested, factors.tolist(), strict=True):
-        pairs[i] = corrected(pairs[i], factor, len(tested))
+    for own in (True, False):
+        tested = [
+            i
+            for i, pair in enumerate(pairs)
+            if pair.p_value is not None and own == (pair.first not in apart and pair.second not in apart)
+        ]
+        factors = holm_factors([pairs[i].p_value or 0.0 for i in tested])
+        for i, factor in zip(tested, factors.tolist(), strict=True):
+            pairs[i] = corrected(pairs[i], factor, len(tested))
     return pairs
 
 
