@@ -237,8 +237,8 @@ def _missing_seeds(made: MadeClaim, names: Sequence[str], comparison: Comparison
         return []
     have = "has" if len(missing) == 1 else "have"
     sentence = (
-        f"Of the seeds that were registered with the claim, {', '.join(missing)} {have} no result on either side: those "
-        "that are here may have been chosen."
+        f"Of the seeds that were registered with the claim, {', '.join(missing)} {have} no result on either side: "
+        "those that are here may have been chosen."
     )
     return [Finding("dropped runs", "violation", sentence, ())]
 
