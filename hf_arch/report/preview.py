@@ -18,12 +18,14 @@ from hf_arch.evaluation.step_time import StepTimer
 from hf_arch.experiments.planning.forecast import Forecast, RunForecast, forecast, step_timer
 from hf_arch.experiments.planning.prepare import PreparedSet, prepare_set
 from hf_arch.experiments.planning.rates import RateSweep
+from hf_arch.experiments.planning.sampling import Sampling
 from hf_arch.experiments.planning.seeds import check_auto_seeds, with_seed_plan
 from hf_arch.recipe.recipe import Recipe
 from hf_arch.recipe.seeds import AutoSeeds
 from hf_arch.report.names import explained, short_names
 from hf_arch.report.table import print_skipped
 from hf_arch.runs.claims import unjudged
+from hf_arch.training.arguments import DEFAULTS
 
 NUMBERS_WIDTH = 84  # of all columns but the names
 COLUMNS = ("run", "seeds", "done", "parameters", "matched", "state", "tokens", "FLOPs", "time", "memory")
@@ -55,6 +57,14 @@ def preview(
         unnamed = replace(recipe, experiment=replace(recipe.experiment, hypothesis="", name="learning rates"))
         found.append(preview_set(unnamed, prepared, workers, processes, timer, more))
         recipe, facts = sweep.compared(choices, facts)
+    elif recipe.experiment.tune is not None:
+        sampling = Sampling(recipe, results_dir, processes)
+        rate = float(recipe.training.get("learning_rate", DEFAULTS["learning_rate"]))
+        trial = sampling.prepare(dict.fromkeys(sampling.names, rate), dry=True)
+        unnamed = replace(recipe, experiment=replace(recipe.experiment, hypothesis="", name="learning rates"))
+        more = ["a best rate at the end of those that were tried adds one trial to every run"]
+        found.append(preview_set(unnamed, trial, workers, processes, timer, more))
+        recipe, facts = sampling.compared({}, facts)
     prepared = prepare_set(recipe, results_dir, processes, facts, dry=True)
     return [*found, preview_set(recipe, prepared, workers, processes, timer)]
 
