@@ -74,8 +74,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def tuned(asked: Recipe, folder: Path) -> tuple[Recipe, dict[str, dict[str, Any]]]:
     """The set at the rates that its trials chose, and what its runs record."""
     found = train_tuned(asked, folder, runner.RunOptions())
-    assert isinstance(found[0], Recipe) and isinstance(found[1], dict)
-    return found  # type: ignore[return-value]
+    assert isinstance(found, tuple)
+    return found
 
 
 def test_every_run_has_the_same_budget_and_the_best_rate_is_compared(tmp_path: Path, trained: list[str]) -> None:
