@@ -43,6 +43,7 @@ CHECKS: tuple[Check, ...] = (
     sizes.check_speed,
     model.check_short_convolution,
     model.check_branch_scale,
+    model.check_branch_gain,
     model.check_init,
     model.check_tying,
     model.check_dropout,
@@ -69,6 +70,16 @@ def audit(runs: Sequence[RunRecord], checks: Sequence[Check] = CHECKS) -> list[F
     """Every check over these runs; violations first, then notes, then what was found in order."""
     findings = [finding for check in checks if (finding := check(runs)) is not None]
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+def audit_set(runs: Sequence[RunRecord]) -> list[Finding]:
+    """The audit of a set. Controls differ from its runs on purpose, and each is audited with the run that it is
+    compared to (`analysis.controls`): of them only whether they completed is said here."""
+    own = [run for run in runs if not run.experiment.get("control")]
+    if not own or len(own) == len(runs):
+        return audit(runs)
+    findings = [finding for finding in audit(own) if finding.check != "finished"]
+    return sorted([results.check_finished(runs), *findings], key=lambda found: SEVERITIES.index(found.severity))
 
 
 def confounds_of(runs: Sequence[RunRecord], metric: str) -> list[Finding]:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from hf_arch.analysis.controls import claimed_pairs
 from hf_arch.analysis.counts import barnard, least_seeds
 from hf_arch.analysis.power import smallest_difference
 from hf_arch.analysis.stats import LEVEL
 from hf_arch.runs.claims import claim_matches
+
+if TYPE_CHECKING:
+    from hf_arch.analysis.comparison import Comparison
 
 LEAST_SEEDS = 3
 """Below this a difference has to be more than ten times its own spread over seeds to be found."""
@@ -37,6 +42,25 @@ def power_note(hypothesis: str, seeds: int) -> str:
         f"power: {seeds} seeds and {_family(claims)} find a difference of {least:.2g} times its spread over seeds (the "
         "standard deviation of the paired differences) with 80 % power"
     )
+
+
+def earlier_spread(hypothesis: str, seeds: int, earlier: Comparison) -> list[str]:
+    """What `seeds` seeds can show of each claim at the spread of `earlier` runs of the same names, in sentences; none
+    for a claim whose two runs have fewer than two seeds in common there."""
+    claims, lines = _claims(hypothesis), []
+    architectures = {group.name: group.reference.architecture for group in earlier.groups}
+    for first, second in claimed_pairs(hypothesis, architectures) if seeds > 1 else ():
+        pair = earlier.pair(first, second)
+        found = None if pair is None else pair.difference
+        if found is None or not found.std or found.n < 2:
+            continue
+        least = smallest_difference(found.std, seeds, len(claims))
+        lines.append(
+            f"power: at the spread of the {found.n} seeds that are there already ({found.std:.2g}), {seeds} seeds and "
+            f"{_family(claims)} find a difference of {least:.2g} in {earlier.metric_name} between {first} and {second} "
+            "with 80 % power"
+        )
+    return lines
 
 
 def count_warning(hypothesis: str, seeds: int) -> str:

@@ -19,6 +19,7 @@ CONFOUNDING = (
     "state",
     "short convolution",
     "branch scale",
+    "branch gain",
     "initialisation",
     "tying",
     "dropout",

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hf_arch.analysis.audit import audit
+from hf_arch.analysis.audit import audit_set
 from hf_arch.analysis.budgets import pair_budgets
 from hf_arch.analysis.comparison import Comparison, Group, solved_at
 from hf_arch.analysis.controls import controlled_claims, controls_command
@@ -62,7 +62,9 @@ def compare_runs(
         baseline = _default_baseline(runs, groups)
     elif baseline not in names:
         raise choice_error("baseline", baseline, names)
-    pairs = all_pairs({group.name: group.by_seed(metric) for group in groups}, sign == 1, solved_at(runs, metric))
+    controls = {run.name for run in runs if run.experiment.get("control")}
+    values = {group.name: group.by_seed(metric) for group in groups}
+    pairs = all_pairs(values, sign == 1, solved_at(runs, metric), apart=controls)
     ladder = ladder_of(groups, metric, baseline, sign == 1)
     if ladder is not None:
         baseline = ladder.named(ladder.rungs[0].base) or baseline
@@ -72,7 +74,7 @@ def compare_runs(
         claimed_metric=claimed,
         baseline=baseline,
         pairs=tuple(pairs if ladder is None else rung_pairs(ladder)),
-        findings=tuple(audit(runs) if ladder is None else audit_by_rung(runs)),
+        findings=tuple(audit_set(runs) if ladder is None else audit_by_rung(runs)),
         ladder=ladder,
         claims=tuple(claims_made(runs)),
         item_tests=tuple(item_tests(groups)),

@@ -149,25 +149,35 @@ class Comparison:
 
     @property
     def families(self) -> dict[str, int]:
-        """How many tests each family has that Holm's correction runs over: the claims, and all pairs of the table."""
-        return {
-            "claims": max((verdict.family for verdict in self.verdicts), default=0),
-            "pairs": max((pair.family for pair in self.pairs if pair.p_value is not None), default=0),
-        }
+        """How many tests each family has that Holm's correction runs over: the claims, all pairs of the table, and,
+        where there are any, its pairs with a control."""
+        controls = self.control_names
+        families = {"claims": max((verdict.family for verdict in self.verdicts), default=0), "pairs": 0}
+        for pair in self.pairs:
+            if pair.p_value is not None:
+                key = "controls" if pair.first in controls or pair.second in controls else "pairs"
+                families[key] = max(families.get(key, 0), pair.family)
+        return families
 
     @property
     def families_words(self) -> str:
         """The same in a sentence; empty without either."""
         claims, pairs = self.families["claims"], self.families["pairs"]
         where = "of the table" if self.ladder is None else "of a rung"
-        counts = ((claims, "claim", ""), (pairs, "pair", f" {where}"))
+        with_controls = self.families.get("controls", 0)
+        counts = ((claims, "claim", ""), (pairs, "pair", f" {where}"), (with_controls, "pair", " with a control"))
         parts = [f"{count} {what}{'' if count == 1 else 's'}{of}" for count, what, of in counts if count]
         if not parts:
             return ""
-        if max(claims, pairs) == 1:
+        if max(claims, pairs, with_controls) == 1:
             return f"Families of tests: {' and '.join(parts)}, each alone: nothing is corrected for."
         intervals = "intervals are at the level at which the correction tests them"
         return f"Holm's correction runs over {', and separately over '.join(parts)}; {intervals}."
+
+    @property
+    def control_names(self) -> set[str]:
+        """The groups that are controls for a claim about others."""
+        return {group.name for group in self.groups if any(run.experiment.get("control") for run in group.runs)}
 
     def confounds(self, *names: str) -> list[Finding]:
         """What besides a claim may explain how these groups differ: violations of the audit of their runs alone."""
@@ -197,7 +207,7 @@ class Comparison:
     @property
     def headline(self) -> str:
         """The result in one or two sentences; of a ladder, at its largest size and budget."""
-        own = [group for group in self.groups if not group.reference.experiment.get("control")]
+        own = [group for group in self.groups if group.name not in self.control_names]
         if self.ladder is not None:
             own = [group for group in own if group.name in self.ladder.top]
         ranked = [group for group in own or self.groups if group.counted]
@@ -223,8 +233,18 @@ class Comparison:
         fairly = f" It is significantly better than {', '.join(fair)}." if fair else ""
         return (
             f"{sentence}{fairly} Its lead over {against} is confounded ({', '.join(checks)}): the audit gives other "
-            f"reasons for it.{rest}"
+            f"reasons for it.{self._with_controls(best.name, list(reasons))}{rest}"
         )
+
+    def _with_controls(self, best: str, others: Sequence[str]) -> str:
+        """What the fairest control of each of these leads leaves of it, in sentences; empty without one."""
+        sentences = ""
+        for name in others:
+            found = [c for c in self.controls if {c.before.first, c.before.second} == {best, name} and c.after.values]
+            if found:
+                fairest = min(found, key=lambda control: (len(control.confounds), -len(control.removes)))
+                sentences += f" With controls: {fairest.sentence}."
+        return sentences
 
     def frame(self) -> pd.DataFrame:
         """One row a group, best first: means of every number, intervals of the losses, and the baseline difference."""

@@ -63,7 +63,8 @@ def controlled_claims(comparison: Comparison) -> list[Controlled]:
     """Every claim of the comparison at every stage of its controls that was trained, in the order of the stages."""
     groups = {group.name: group.reference.architecture for group in comparison.groups}
     stages = sorted(_stages(comparison), key=lambda stage: len(stage["removes"]))
-    originals = {name: architecture for name, architecture in groups.items() if name not in _controls(comparison)}
+    controls = comparison.control_names
+    originals = {name: architecture for name, architecture in groups.items() if name not in controls}
     found = []
     for made in comparison.claims:
         for match in claim_matches(made.claim):
@@ -89,7 +90,7 @@ def controlled_claims(comparison: Comparison) -> list[Controlled]:
 def controls_command(comparison: Comparison) -> str | None:
     """The command that trains the controls, where a claim was decided over a violation of the audit and no control was
     trained, or not to its end; None otherwise."""
-    controls = _controls(comparison)
+    controls = comparison.control_names
     if comparison.ladder is not None or (controls and all(comparison.group(name).counted for name in controls)):
         return None
     if not any(verdict.confounds for verdict in comparison.verdicts):
@@ -97,10 +98,6 @@ def controls_command(comparison: Comparison) -> str | None:
     commands = {run.experiment.get("command") for run in comparison.runs}
     (command,) = commands if len(commands) == 1 else (None,)
     return f"{command or 'hf-arch run RECIPE'} --controls"
-
-
-def _controls(comparison: Comparison) -> set[str]:
-    return {group.name for group in comparison.groups for run in group.runs if run.experiment.get("control")}
 
 
 def _stages(comparison: Comparison) -> list[dict[str, Any]]:
@@ -131,9 +128,14 @@ def _sentence(
         return (
             f"{apart}; what of it remains once {words} is not known: {after.first} or {after.second} did not complete"
         )
-    interval = ""
+    rest = f"; still apart in {', '.join(still)}" if still else ""
+    mean, interval, sure = sign * left.mean, "", False
     if left.low is not None and left.high is not None:
         low, high = sorted((sign * left.low, sign * left.high))
-        interval = f" [{low:.2f}, {high:.2f}]"
-    rest = f"; still apart in {', '.join(still)}" if still else ""
-    return f"{apart}; {sign * left.mean:.2f}{interval} of it remains once {words}{rest}"
+        interval, sure = f" [{low:.2f}, {high:.2f}]", low > 0 or high < 0
+    remains = f"{mean:.2f}{interval} of it remains"
+    if sure and mean > abs(before.difference.mean):
+        remains = f"it grows to {mean:.2f}{interval}"
+    elif sure and mean < 0:
+        remains = f"it is reversed, {mean:.2f}{interval},"
+    return f"{apart}; {remains} once {words}{rest}"

@@ -188,12 +188,16 @@ class Ladder:
         together: dict[tuple[float, str, str], list[ExchangeRate]] = {}
         for size, rate in self.rates:
             together.setdefault((size, rate.first, rate.second), []).append(rate)
+        refused: dict[tuple[str, str, str], list[float]] = {}
         for (size, first, second), rates in together.items():
-            what = f"at {quantity(size)} parameters {first}"
             if shares := [rate.share for rate in rates if rate.ratio is not None]:
+                what = f"at {quantity(size)} parameters {first}"
                 found.append(f"{what} reaches the loss of {second} with {', '.join(shares)}")
             else:
-                found.append(f"{what} against {second}: no exchange rate: {rates[0].reason}")
+                refused.setdefault((first, second, rates[0].reason), []).append(size)
+        for (first, second, reason), sizes in refused.items():
+            where = ", ".join(quantity(size) for size in sizes)
+            found.append(f"at {where} parameters {first} against {second}: no exchange rate: {reason}")
         return [*found, *(entry.words for entry in self.multipliers)]
 
     def to_dict(self) -> dict[str, Any]:

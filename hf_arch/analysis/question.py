@@ -28,7 +28,7 @@ ABOUT = {
     "schedule": r"training\.(lr_scheduler.*|warmup.*)",
     "optimiser": r"training\.(optim.*|weight_decay|adam_.*|max_grad_norm)",
     "precision": r"training\.(precision|tf32|bf16.*|fp16.*)|model\.dtype",
-    "initialisation": r"model\.(.*\.)?\w*(init|rescale)\w*(\..*)?",
+    "initialisation": r"model\.(.*\.)?\w*(init|rescale)\w*(\..*)?|model\.parametrization(\..*)?",
     "branch scale": r"model\.(.*\.)?\w*(init|rescale|scale|multiplier)\w*|model\.(stream|norm_)\S*",
     "short convolution": r"model\.(.*\.)?\w*conv\w*",
     "dropout": r"model\.(.*\.)?\w*dropout",
@@ -47,6 +47,7 @@ ARCHITECTURE = r"model\.(architecture|mixer)(\..*)?"
 _COMPARED = ("model", "data", "probe", "training", "evaluation")
 _OF_A_RUN = (
     r"training\.(seed|data_seed|run_name|report_to|logging_.*|save_.*|dataloader_.*|disable_tqdm)|model\.plugins.*"
+    r"|evaluation\.(prompt|new_tokens|temperature|top_k|speed)"
 )
 _MATCHED = r"model\.(.*\.)?(hidden_size|intermediate_size)"
 

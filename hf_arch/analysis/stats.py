@@ -13,7 +13,7 @@ with one degree of freedom (12.7 standard errors wide to each side: honest, rare
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -112,7 +112,7 @@ class PairedDifference:
 
     @property
     def verdict(self) -> str:
-        """'better' or 'worse' (of `first`), 'same', 'not distinguishable', 'one seed' or 'no shared seed'."""
+        """'better' or 'worse' (of `first`), 'same', 'undecided', 'one seed' or 'no shared seed'."""
         if self.difference is None:
             return "no shared seed"
         if self.difference.n == 1:
@@ -121,7 +121,7 @@ class PairedDifference:
             return "same" if self.difference.mean == 0 else "one seed"
         p = self.p_value if self.p_adjusted is None else self.p_adjusted
         if p > 1 - LEVEL:
-            return "not distinguishable"
+            return "undecided"
         if self.counts is not None:
             return "better" if self.counts.gap > 0 else "worse"
         return "better" if (self.difference.mean < 0) == self.lower_is_better else "worse"
@@ -145,8 +145,8 @@ class PairedDifference:
         # Two digits of the half-width, but no more than four decimals where these show the mean.
         decimals = max(0, 1 - math.floor(math.log10((high - low) / 2)))
         decimals = min(decimals, 4) if abs(mean) >= 1e-3 else decimals
-        if self.verdict == "not distinguishable":
-            return f"not distinguishable ({mean:+.{decimals}f} [{low:+.{decimals}f}, {high:+.{decimals}f}])"
+        if self.verdict == "undecided":
+            return f"undecided ({mean:+.{decimals}f} [{low:+.{decimals}f}, {high:+.{decimals}f}])"
         if mean < 0:
             mean, low, high = -mean, -high, -low
         return f"{self.verdict} by {mean:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
@@ -242,19 +242,28 @@ def _above(t: np.ndarray, n: int) -> np.ndarray:
 
 
 def all_pairs(
-    groups: Mapping[str, Mapping[int, float]], lower_is_better: bool = True, solved_at: float | None = None
+    groups: Mapping[str, Mapping[int, float]],
+    lower_is_better: bool = True,
+    solved_at: float | None = None,
+    apart: Collection[str] = (),
 ) -> list[PairedDifference]:
-    """Every pair of groups ({name: {seed: value}}), with p values Holm-corrected over the pairs that have one."""
+    """Every pair of groups ({name: {seed: value}}), with p values Holm-corrected over the pairs that have one. Pairs
+    with a group that is named in `apart` are a family of their own."""
     names = list(groups)
     pairs = [
         paired_difference(a, b, groups[a], groups[b], lower_is_better, solved_at)
         for i, a in enumerate(names)
         for b in names[i + 1 :]
     ]
-    tested = [i for i, pair in enumerate(pairs) if pair.p_value is not None]
-    factors = holm_factors([pairs[i].p_value or 0.0 for i in tested])
-    for i, factor in zip(tested, factors.tolist(), strict=True):
-        pairs[i] = corrected(pairs[i], factor, len(tested))
+    for own in (True, False):
+        tested = [
+            i
+            for i, pair in enumerate(pairs)
+            if pair.p_value is not None and own == (pair.first not in apart and pair.second not in apart)
+        ]
+        factors = holm_factors([pairs[i].p_value or 0.0 for i in tested])
+        for i, factor in zip(tested, factors.tolist(), strict=True):
+            pairs[i] = corrected(pairs[i], factor, len(tested))
     return pairs
 
 

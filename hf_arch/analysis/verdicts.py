@@ -191,7 +191,7 @@ def _verdict(
     made: MadeClaim, test: ClaimTest, factor: float, family: int, names: tuple[str, ...], comparison: Comparison
 ) -> Verdict:
     """The verdict on a claim about the groups of these names, after an audit of their runs alone."""
-    found = [*comparison.confounds(*names), *_other_metric(made, comparison)]
+    found = [*comparison.confounds(*names), *_other_metric(made, comparison), *_missing_seeds(made, names, comparison)]
     if len(names) == 1:  # against a number: only what spoils the number itself
         found = [finding for finding in found if finding.check not in OF_TWO_RUNS]
     statistics = test.outcome(factor)
@@ -226,6 +226,21 @@ def _other_metric(made: MadeClaim, comparison: Comparison) -> list[Finding]:
     words = known[claimed].words if claimed in known else claimed
     sentence = f"The claim was made of the {words}, and is judged by the {comparison.metric_name}."
     return [Finding("metric", "violation", sentence, ())]
+
+
+def _missing_seeds(made: MadeClaim, names: Sequence[str], comparison: Comparison) -> list[Finding]:
+    """A finding where a seed that was to be looked at has no result on any side: what is judged was then chosen, or the
+    set has not ended."""
+    there = {seed for name in names for seed in comparison.group(name).by_seed(comparison.metric)}
+    missing = [str(seed) for seed in made.registration.seeds if seed not in there]
+    if not missing or not there:
+        return []
+    have = "has" if len(missing) == 1 else "have"
+    sentence = (
+        f"Of the seeds that were registered with the claim, {', '.join(missing)} {have} no result on either side: "
+        "those that are here may have been chosen."
+    )
+    return [Finding("dropped runs", "violation", sentence, ())]
 
 
 def _group_name(text: str, comparison: Comparison) -> str | None:

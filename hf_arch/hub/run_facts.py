@@ -12,6 +12,8 @@ import yaml
 
 from hf_arch.analysis.columns import filled_columns
 from hf_arch.analysis.compare import compare_runs
+from hf_arch.analysis.comparison import Comparison
+from hf_arch.analysis.verdicts import Verdict
 from hf_arch.core.files import finite, read_json
 from hf_arch.runs.files import EVALUATION_FILE, MODEL_DIR, SUITE_FILE, is_run
 from hf_arch.runs.numbers import Reader
@@ -140,11 +142,22 @@ def comparison_of(run: RunRecord) -> dict[str, Any] | None:
     violations = sum(finding.severity == "violation" for finding in told)
     return {
         "headline": comparison.headline,
+        "claims": [line for verdict in comparison.verdicts for line in _claim_lines(comparison, verdict)],
         "titles": ["", *(column.title for column in shown)],
         "rows": rows,
         "findings": told,
         "verdict": f"{violations} violation{'s' * (violations > 1)}." if violations else "no violation.",
     }
+
+
+def _claim_lines(comparison: Comparison, verdict: Verdict) -> list[str]:
+    """A claim with its outcome, when it was made, and what controls leave of it."""
+    when = f" ({verdict.registration.sentence})" if verdict.registration.sentence else ""
+    controls = [c.sentence for c in comparison.controls if c.claim == verdict.claim]
+    return [
+        f"{verdict.claim}: **{verdict.outcome}**{when}. {verdict.evidence}",
+        *(f"With controls, of {verdict.claim}: {sentence}" for sentence in controls),
+    ]
 
 
 def sample_of(run: RunRecord) -> dict[str, str] | None:

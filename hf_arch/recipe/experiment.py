@@ -79,10 +79,10 @@ class ExperimentOptions:
                 raise ConfigError(f"experiment.seeds: expected each once, got {list(self.seeds)}")
         elif self.ladder is not None:
             raise ConfigError("experiment.seeds: auto does not go together with experiment.ladder; give their number")
-        elif self.tune is not None or any("learning_rate" in key for key in self.matrix):
-            home = "tune" if self.tune is not None else "matrix over learning rates"
+        elif any("learning_rate" in key for key in self.matrix):
             raise ConfigError(
-                f"experiment.seeds: auto does not go together with experiment.{home}; use experiment.learning_rates"
+                "experiment.seeds: auto does not go together with experiment.matrix over learning rates; use "
+                "experiment.learning_rates"
             )
 
     @property

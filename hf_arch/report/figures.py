@@ -217,9 +217,11 @@ def _forest(comparison: Comparison) -> list[Figure]:
 
     alt = "; ".join(f"{series.name} {words}" for series, _difference, words in rows)
     title = f"Difference to {comparison.baseline}, seed by seed"
+    families = comparison.families
+    controls = f" (over {families['controls']} where one is a control)" if families.get("controls") else ""
     note = (
         f"Mean paired difference in {comparison.metric_name}, each interval at the level at which Holm's correction "
-        f"over all {comparison.families['pairs']} pairs tests it: "
+        f"over all {families['pairs']} pairs{controls} tests it: "
         "it leaves out zero where the table says better or worse."
     )
     return [

@@ -12,18 +12,24 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hf_arch.analysis.before import count_warning, power_note, seed_warnings
+from hf_arch.analysis.before import count_warning, earlier_spread, power_note, seed_warnings
+from hf_arch.analysis.compare import compare_runs
+from hf_arch.core.errors import ConfigError
 from hf_arch.core.formats import FILE_WIDTH, NOTHING, byte_size, duration, quantity
 from hf_arch.evaluation.step_time import StepTimer
 from hf_arch.experiments.planning.forecast import Forecast, RunForecast, forecast, step_timer
 from hf_arch.experiments.planning.prepare import PreparedSet, prepare_set
 from hf_arch.experiments.planning.rates import RateSweep
+from hf_arch.experiments.planning.sampling import Sampling
 from hf_arch.experiments.planning.seeds import check_auto_seeds, with_seed_plan
 from hf_arch.recipe.recipe import Recipe
 from hf_arch.recipe.seeds import AutoSeeds
 from hf_arch.report.names import explained, short_names
 from hf_arch.report.table import print_skipped
 from hf_arch.runs.claims import unjudged
+from hf_arch.runs.files import run_folders
+from hf_arch.runs.record import group_name
+from hf_arch.training.arguments import DEFAULTS
 
 NUMBERS_WIDTH = 84  # of all columns but the names
 COLUMNS = ("run", "seeds", "done", "parameters", "matched", "state", "tokens", "FLOPs", "time", "memory")
@@ -55,8 +61,33 @@ def preview(
         unnamed = replace(recipe, experiment=replace(recipe.experiment, hypothesis="", name="learning rates"))
         found.append(preview_set(unnamed, prepared, workers, processes, timer, more))
         recipe, facts = sweep.compared(choices, facts)
+    elif recipe.experiment.tune is not None:
+        sampling = Sampling(recipe, results_dir, processes)
+        rate = float(recipe.training.get("learning_rate", DEFAULTS["learning_rate"]))
+        trial = sampling.prepare(dict.fromkeys(sampling.names, rate), dry=True)
+        unnamed = replace(recipe, experiment=replace(recipe.experiment, hypothesis="", name="learning rates"))
+        more = ["a best rate at the end of those that were tried adds one trial to every run"]
+        found.append(preview_set(unnamed, trial, workers, processes, timer, more))
+        recipe, facts = sampling.compared({}, facts)
     prepared = prepare_set(recipe, results_dir, processes, facts, dry=True)
-    return [*found, preview_set(recipe, prepared, workers, processes, timer)]
+    more = _earlier(recipe, results_dir, prepared)
+    return [*found, preview_set(recipe, prepared, workers, processes, timer, more)]
+
+
+def _earlier(recipe: Recipe, results_dir: Path, prepared: PreparedSet) -> list[str]:
+    """What the seeds can show at the spread of runs of the set that the results folder has already, of fewer seeds or
+    of other settings: a pilot."""
+    names = {group_name(name) for name in prepared.plan.names}
+    here = [folder for folder in run_folders(results_dir) if folder.parent == results_dir]  # not those of a sweep
+    folders = [folder for folder in here if group_name(folder.name.rpartition("_")[0]) in names]
+    given = recipe.experiment.seeds
+    seeds = given.most if isinstance(given, AutoSeeds) else len(given)
+    if not folders or not recipe.experiment.hypothesis:
+        return []
+    try:
+        return earlier_spread(recipe.experiment.hypothesis, seeds, compare_runs(folders))
+    except ConfigError:  # of what is there, which `compare` and `report` name
+        return []
 
 
 def auto_seeds_words(seeds: AutoSeeds, found: Forecast) -> str:

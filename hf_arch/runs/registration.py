@@ -70,9 +70,10 @@ class Registration:
     """How a claim stands to the results: `before results`, `added later`, or `not registered` (there is no file).
 
     time: of the entry that first held it. removed: when it was taken out after results existed, None where it was not.
-    metric: what the claim was first made of, where that was named. more_seeds: when seeds were added, or the limits of
-    `seeds: auto` changed, after results existed, which no correction of the claim's test covers. sentence: the same in
-    words.
+    metric: what the claim was first made of, where that was named. seeds: those that were said to be looked at, of the
+    last entry before there were results and of every one since; () for `seeds: auto`. more_seeds: when seeds were
+    added, or the limits of `seeds: auto` changed, after results existed, which no correction of the claim's test
+    covers. sentence: the same in words.
     """
 
     status: Status
@@ -81,6 +82,7 @@ class Registration:
     more_seeds: str | None = None
     hash: str | None = None
     metric: str | None = None
+    seeds: tuple[int, ...] = ()
     sentence: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -276,14 +278,26 @@ def claims_made_by(about: Sequence[Entry]) -> list[MadeClaim]:
             else:  # taken back before anything was known
                 del first[claim]
         before = entry.claims
+    seeds = _seeds_said(about)
     return [
         MadeClaim(
             text[claim],
             claim,
-            _registration(entry, later.get(claim), removed.get(claim), claim in before, more_seeds.get(claim)),
+            replace(
+                _registration(entry, later.get(claim), removed.get(claim), claim in before, more_seeds.get(claim)),
+                seeds=seeds,
+            ),
         )
         for claim, entry in first.items()
     ]
+
+
+def _seeds_said(about: Sequence[Entry]) -> tuple[int, ...]:
+    """The seeds that a set said it would look at: of its last entry before there were results, and of all since."""
+    if any(entry.most_seeds is not None for entry in about):
+        return ()
+    blind = max((index for index, entry in enumerate(about) if not entry.results), default=0)
+    return tuple(sorted({seed for entry in about[blind:] for seed in entry.seeds}))
 
 
 def _has_more_seeds(before: Entry, after: Entry) -> bool:

@@ -61,9 +61,9 @@ def test_a_solved_probe_is_judged_by_counts_and_another_by_means() -> None:
     assert pair.verdict == "better" and "3 of 3 seeds [0.29, 1.00] against 0 of 3 [0.00, 0.71]" in pair.words
     assert pair.reversed().verdict == "worse"
     both = paired_difference("a", "b", solved, {1: 0.999, 2: 1.0, 3: 0.998}, False, solved_at=0.99)
-    assert both.p_value == 1.0 and both.verdict == "not distinguishable"
+    assert both.p_value == 1.0 and both.verdict == "undecided"
     mixed = {1: 0.995, 2: 0.6, 3: 0.992}
-    assert paired_difference("a", "b", mixed, unsolved, False, solved_at=0.99).verdict == "not distinguishable"
+    assert paired_difference("a", "b", mixed, unsolved, False, solved_at=0.99).verdict == "undecided"
     middle = paired_difference("a", "b", {1: 0.70, 2: 0.71, 3: 0.72}, unsolved, False, solved_at=0.99)
     assert middle.counts is None and middle.verdict == "better"
 

@@ -66,7 +66,7 @@ def test_words_of_one_and_of_two_seeds() -> None:
     assert one.words == "0.02 lower (one seed: no interval)"
     two = paired_difference("a", "b", {1: 1.50, 2: 1.60}, {1: 1.53, 2: 1.62})
     assert two.difference is not None and two.difference.low is not None
-    assert two.verdict == "not distinguishable"  # one degree of freedom: 12.7 standard errors
+    assert two.verdict == "undecided"  # one degree of freedom: 12.7 standard errors
 
 
 def test_words_say_who_is_better_whichever_way_round() -> None:
@@ -149,7 +149,7 @@ def test_interval_and_verdict_are_of_one_family() -> None:
     third = {seed: value + gap for (seed, value), gap in zip(first.items(), (0.02, -0.03, 0.01), strict=True)}
     assert paired_difference("a", "b", first, second).words == "better by 0.037 [0.008, 0.065]"
     pair = next(pair for pair in all_pairs({"a": first, "b": second, "c": third}) if pair.second == "b")
-    assert pair.words == "not distinguishable (-0.037 [-0.088, +0.014])"
+    assert pair.words == "undecided (-0.037 [-0.088, +0.014])"
     assert pair.difference is not None and pair.difference.high < 0  # of this pair alone
 
 

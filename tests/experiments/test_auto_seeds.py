@@ -103,7 +103,7 @@ def test_wrong_seeds_are_one_line(written: Any, words: str) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("more", [{"tune": {"low": 1e-4, "high": 1e-2}}, {"matrix": {"training.learning_rate": [0.1]}}])
+@pytest.mark.parametrize("more", [{"matrix": {"training.learning_rate": [0.1]}}])
 def test_rates_that_choose_themselves_are_refused(more: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"auto does not go together .* use experiment.learning_rates"):
         read_recipe(values("auto", **more))

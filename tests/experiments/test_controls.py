@@ -17,6 +17,7 @@ from hf_arch.experiments.execution import runner
 from hf_arch.experiments.planning.confounds import BRANCHES, CONVOLUTION, FLOPS, RATE, confounds
 from hf_arch.experiments.planning.controls import _Planning, plan_controls
 from hf_arch.recipe.recipe import Recipe, read_recipe
+from hf_arch.runs.limits import LARGEST_GAIN
 from tests.report.text import comparison_text
 from tests.training.tiny import recipe_values, write_text
 
@@ -52,11 +53,24 @@ def test_the_confounds_of_each_claim_are_removed_one_after_the_other(text: Path)
     planning = _Planning(planned.recipe)
     last = planned.stages[-1].runs
     facts = [planning._look(name)[1] for name in last]
-    assert confounds(*facts) == [] and not planned.notes
+    assert confounds(*facts) == []
     before = [planning._look(name)[1] for name in ("gla", "gdn")]
-    assert set(planned.stages[-1].removes) >= set(confounds(*before)) >= {CONVOLUTION}
+    assert CONVOLUTION in confounds(*before) and CONVOLUTION in planned.stages[-1].removes
     assert planned.facts["gla+short_convolution"]["control"]["of"] == "gla"
     assert plan_controls(asked, [("gdn", "gla")]).recipe == planned.recipe  # the same runs again, so they resume
+
+
+def test_no_control_multiplies_a_branch_by_thousands(text: Path) -> None:
+    """GLA's branch writes almost nothing behind a new convolution: the pair goes without one instead."""
+    asked = recipe(text, "gdn better than gla", match=None)
+    planned = plan_controls(asked, [("gdn", "gla")])
+    assert any("would have to be multiplied by a factor of" in note for note in planned.notes)
+    scales = [run["model"].get("branch_scales") or [] for run in planned.recipe.experiment.runs.values() if run]
+    factors = [factor for layers in scales for layer in layers for factor in layer]
+    assert all(1 / LARGEST_GAIN <= factor <= LARGEST_GAIN for factor in factors)
+    neither = next(stage for stage in planned.stages if "on neither side" in stage.words)
+    assert neither.runs == ("gla", "gdn+no_short_convolution")
+    assert planned.stages[-1].removes[-1] == RATE and planned.stages[-1].runs[1].startswith(neither.runs[1])
 
 
 def test_the_scale_of_branches_is_a_control_of_its_own(text: Path) -> None:

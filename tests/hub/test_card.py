@@ -12,8 +12,9 @@ from huggingface_hub import ModelCard
 import hf_arch
 from hf_arch.core.files import write_json
 from hf_arch.hub.card import write_card
-from hf_arch.hub.run_facts import find_run, without_paths
+from hf_arch.hub.run_facts import comparison_of, find_run, without_paths
 from hf_arch.runs.suite import write_suite_results
+from tests.traps.test_controls import study
 
 
 @pytest.fixture
@@ -105,6 +106,18 @@ def test_evaluations_and_the_comparison_are_told(copied_run: Path, tmp_path: Pat
     }
     assert "## Comparison" in card.text and "| other |" in card.text and "| tiny |" in card.text
     assert "other has the best validation loss" in card.text and "Fairness audit:" in card.text
+
+
+def test_the_card_says_of_a_claim_what_the_comparison_says(tmp_path: Path):
+    """A claim with its outcome, the reasons against it, and what controls leave: not a hypothesis alone."""
+    comparison = study(tmp_path)
+    write_suite_results(tmp_path)
+    facts = comparison_of(comparison.group("gla").reference)
+    assert facts is not None and facts["headline"] == comparison.headline
+    [verdict], [control] = comparison.verdicts, comparison.controls
+    claim, with_controls = facts["claims"]
+    assert verdict.outcome == "confounded" and claim == f"{verdict.claim}: **confounded**. {verdict.evidence}"
+    assert with_controls.endswith(control.sentence)
 
 
 def test_paths_are_cut_to_names():

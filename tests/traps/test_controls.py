@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from hf_arch.analysis.compare import compare_runs
 from hf_arch.analysis.comparison import Comparison
 from tests.experiments.synthetic import write_run
 from tests.traps.test_planted import scaled
 
+RUN_OF_A_CONTROL = {"question": ["model.architecture", "model.branch_scales"]}
 CLAIM = "gla better than llama"
 STAGE = {
     "pair": ["gla", "llama"],
@@ -17,6 +21,14 @@ STAGE = {
     "runs": ["gla+branch_scale", "llama"],
     "words": "scaled",
 }
+
+
+def edit_config(folder: Path, **sections: dict[str, Any]) -> None:
+    file = folder / "experiment_config.json"
+    config = json.loads(file.read_text())
+    for name, values in sections.items():
+        config[name] = {**config.get(name, {}), **values}
+    file.write_text(json.dumps(config))
 
 
 def study(root: Path, seeds: tuple[int, ...] = (1, 2, 3, 4), **control: Any) -> Comparison:
@@ -62,3 +74,39 @@ def test_controls_that_failed_are_named_with_the_command(tmp_path: Path) -> None
 def test_a_control_without_some_seeds_says_so(tmp_path: Path) -> None:
     [control] = study(tmp_path, seeds=(1, 2, 3)).controls
     assert control.confounds == ("seeds",)
+
+
+def test_a_control_that_multiplies_a_branch_for_good_says_so(tmp_path: Path) -> None:
+    """Equal at the start, and then each step of the optimiser changes a thousand times as much on one side."""
+    for factor, still in ((1000.0, ("branch gain",)), (0.002, ("branch gain",)), (3.0, ())):
+        root = tmp_path / f"{factor:g}"
+        study(root)
+        for folder in root.glob("gla+*"):
+            edit_config(folder, model={"branch_scales": [[factor, 1.0]] * 4}, run=RUN_OF_A_CONTROL)
+        [control] = compare_runs(root).controls
+        assert control.confounds == still
+        assert ("still apart in branch gain" in control.sentence) == bool(still)
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"), [(1.59, "of it remains"), (1.3, "it grows to"), (1.75, "it is reversed, -0.15 [")]
+)
+def test_what_controls_leave_is_said_as_it_is(loss: float, said: str, tmp_path: Path) -> None:
+    study(tmp_path)
+    for folder in tmp_path.glob("gla+*"):
+        results = json.loads((folder / "results.json").read_text())
+        results["final_val_loss"] += loss - 1.59
+        (folder / "results.json").write_text(json.dumps(results))
+    comparison = compare_runs(tmp_path)
+    [control] = comparison.controls
+    assert said in control.sentence
+    assert control.sentence in comparison.headline
+
+
+def test_controls_are_a_family_of_their_own_and_no_part_of_the_audit_of_the_set(tmp_path: Path) -> None:
+    comparison = study(tmp_path, tokens_seen=2_000_000)
+    assert comparison.families == {"claims": 1, "pairs": 1, "controls": 1}
+    pair = comparison.pair("gla", "llama")
+    assert pair is not None and pair.family == 1
+    assert not any(finding.check == "tokens" and finding.severity == "violation" for finding in comparison.findings)
+    assert any("12 runs" in finding.sentence for finding in comparison.findings if finding.check == "finished")

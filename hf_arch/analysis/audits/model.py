@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations, zip_longest
 from statistics import fmean
 
 from hf_arch.analysis.audits.keys import differing, settings_of
 from hf_arch.analysis.finding import Finding, Severity, not_recorded
 from hf_arch.analysis.question import is_asked
 from hf_arch.analysis.run_names import by_name, by_value, run_labels, run_names
-from hf_arch.runs.limits import BRANCH_RATIO
+from hf_arch.runs.limits import BRANCH_GAIN, BRANCH_RATIO
 from hf_arch.runs.record import RunRecord
 from hf_arch.runs.run_settings import has_short_convolution
 
@@ -46,6 +47,35 @@ def check_branch_scale(runs: Sequence[RunRecord]) -> Finding | None:
     )
     severity: Severity = "note" if is_asked("branch scale", runs) else "violation"
     return Finding("branch scale", severity, sentence, run_labels(runs), {"ratio": ratio, "site": site, **scales})
+
+
+def check_branch_gain(runs: Sequence[RunRecord]) -> Finding | None:
+    """A factor that stays on a branch (`model.branch_scales`, of a control too) multiplies also what each step of the
+    optimiser changes in what it writes."""
+    gains = {run.name: factors for run in runs if (factors := _gains(run))}
+    others = [run.name for run in runs if run.config and run.name not in gains]
+    pairs = list(combinations(gains, 2)) + [(name, other) for name in gains for other in dict.fromkeys(others)]
+    found = [(_largest_gain(gains[a], gains.get(b, [])), a, b) for a, b in pairs]
+    gain, one, other = max(found, default=(1.0, "", ""))
+    if gain <= BRANCH_GAIN:
+        return None
+    sentence = (
+        f"A branch of {one} is multiplied by {gain:.3g} times what it is in {other}, or divided by it, throughout "
+        "training, and so is what a step of the optimiser changes in it."
+    )
+    severity: Severity = "note" if is_asked("branch scale", runs) else "violation"
+    return Finding("branch gain", severity, sentence, run_labels(runs), {"gain": gain, **gains})
+
+
+def _gains(run: RunRecord) -> list[float]:
+    """The factors of all branches in order; [] where they have none."""
+    scales = (run.config.get("model") or {}).get("branch_scales")
+    return [float(factor) for layer in scales for factor in layer] if isinstance(scales, list) else []
+
+
+def _largest_gain(first: Sequence[float], second: Sequence[float]) -> float:
+    pairs = zip_longest(first, second, fillvalue=1.0)
+    return max((max(a / b, b / a) for a, b in pairs if a > 0 and b > 0), default=1.0)
 
 
 def _scale(group: Sequence[RunRecord], site: str) -> float:

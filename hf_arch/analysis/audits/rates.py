@@ -75,13 +75,14 @@ def _chosen_rates(runs: Sequence[RunRecord], swept: dict[str, Any]) -> Finding:
     if without := [name for name, sweep in swept.items() if not sweep]:
         sentence = f"Learning rates were chosen by a sweep for {listed(list(values))}, and not for {listed(without)}."
         return Finding("learning rate", "violation", sentence, run_labels(runs), values)
-    grids = by_value(values, lambda name: tuple(values[name].get("grid") or ()))
-    if len(grids) > 1:
-        text = "; ".join(f"{listed(names)}: {rates_text(grid)}" for grid, names in grids.items())
+    budgets = by_value(values, lambda name: _budget_text(values[name]))
+    budget = next(iter(budgets))
+    if len(budgets) > 1:
+        text = "; ".join(f"{listed(names)}: {tried}" for tried, names in budgets.items())
         return Finding("learning rate", "violation", f"Learning-rate budget differs: {text}.", run_labels(runs), values)
     if at_edge := [name for name, sweep in values.items() if _at_edge(sweep)]:
         text = "; ".join(f"{name}: {values[name].get('chosen'):.3g}" for name in at_edge)
-        sentence = f"The chosen learning rate lies at the end of the grid ({rates_text(next(iter(grids)))}): {text}."
+        sentence = f"The chosen learning rate lies at the end of those that were tried ({budget}): {text}."
         edge_runs = [run for run in runs if run.name in at_edge]
         return Finding("learning rate", "violation", sentence, run_labels(edge_runs), values)
     if elsewhere := [run for run in runs if not _is_chosen(run.learning_rate, values[run.name])]:
@@ -93,8 +94,16 @@ def _chosen_rates(runs: Sequence[RunRecord], swept: dict[str, Any]) -> Finding:
         )
         return Finding("learning rate", "violation", sentence, run_labels(runs), values)
     text = "; ".join(f"{name} {sweep.get('chosen'):.3g}" for name, sweep in values.items())
-    sentence = f"Same learning-rate budget: each chose among {rates_text(next(iter(grids)))} on other rows ({text})."
+    sentence = f"Same learning-rate budget: each chose among {budget} on other rows ({text})."
     return Finding("learning rate", "ok", sentence, run_labels(runs), values)
+
+
+def _budget_text(sweep: Mapping[str, Any]) -> str:
+    """The rates that were tried: a grid, or how many were sampled from where."""
+    sampled = sweep.get("sampled")
+    if not isinstance(sampled, Mapping):
+        return rates_text(tuple(sweep.get("grid") or ()))
+    return f"{sampled['trials']} rates sampled from {sampled['low']:g} to {sampled['high']:g}"
 
 
 def _is_chosen(rate: float | None, sweep: Mapping[str, Any]) -> bool:

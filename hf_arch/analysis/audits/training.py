@@ -224,9 +224,19 @@ def _clipped(run: RunRecord) -> float | None:
 
 
 def _end_of_rate(run: RunRecord) -> float | None:
-    """The last learning rate over the highest, by the metrics; None where these do not say, or a probe ended early."""
-    rates = [row["learning_rate"] for row in run.metrics if isinstance(row.get("learning_rate"), (int, float))]
-    return rates[-1] / max(rates) if len(rates) > 2 and max(rates) > 0 and not run.stopped_early else None
+    """The last learning rate over the highest, by the metrics; None where these do not say, or a probe ended early. A
+    decay after the last logged step shows in the recipe alone."""
+    rows = [row for row in run.metrics if isinstance(row.get("learning_rate"), (int, float))]
+    rates = [row["learning_rate"] for row in rows]
+    if len(rates) < 3 or max(rates) <= 0 or run.stopped_early:
+        return None
+    training = run.config.get("training") or {}
+    schedule = str(training.get("lr_scheduler_type") or "constant")
+    unlogged = (run.numbers.get("steps") or training.get("max_steps") or 0) - rows[-1].get("step", 0)
+    decays = (training.get("lr_scheduler_kwargs") or {}).get("num_decay_steps", 1)
+    if unlogged > 0 and decays and not schedule.startswith("constant"):
+        return None
+    return rates[-1] / max(rates)
 
 
 def _groups(run: RunRecord) -> list[Any]:

@@ -43,7 +43,5 @@ def train_rates(
         print(f"learning rates: no rate of {', '.join(missing)} completed", file=sys.stderr, flush=True)
         return TrainedSet(prepared, failed)
     for name, choice in choices.items():
-        edge = ", at the end of the grid: the best may lie beyond it" if choice.at_edge else ""
-        tried = ", ".join(f"{rate:g}: {score:.4f}" for rate, score in choice.scores.items())
-        print(f"learning rates: {name}: {choice.rate:g}{edge} ({tried})", file=sys.stderr, flush=True)
+        print(f"learning rates: {name}: {choice.words}", file=sys.stderr, flush=True)
     return sweep.compared(choices, own)

@@ -39,10 +39,9 @@ def run_set(
     if isinstance(recipe.experiment.seeds, AutoSeeds):
         check_auto_seeds(recipe)
         facts = with_seed_plan(recipe, facts)
-    if recipe.experiment.tune is not None:
-        return train_tuned(recipe, results_dir, options)
-    if recipe.experiment.learning_rates is not None:
-        found = train_rates(recipe, results_dir, options, facts)
+    if recipe.experiment.tune is not None or recipe.experiment.learning_rates is not None:
+        choose = train_rates if recipe.experiment.tune is None else train_tuned
+        found = choose(recipe, results_dir, options, facts)
         if isinstance(found, TrainedSet):
             return found
         recipe, facts = found

@@ -2,15 +2,17 @@
 
     experiment: {runs: {llama: ..., gla: ...}, tune: {low: 1.0e-4, high: 3.0e-2, trials: 8}}
 
-Trial after trial, each run of the set gets its next rate, and the set is trained with these; the score of a trial is
-the mean over its seeds. All trials of a run have one name in the comparison: the best rate counts, the others are its
-curve. The studies lie in the results folder (`tune.db`): started again, finished trials are kept, an unfinished one
-is trained on at the same rate.
+Trial after trial, each run of the set gets its next rate; as with a grid (`hf_arch.experiments.planning.rates`), the
+trials have a seed and rows that the comparison does not use, and the comparison has all seeds at the best rate. Where
+the best rate of a run is the lowest or the highest that was tried, every run gets one trial more, these beyond that
+end. The studies lie in the results folder (`tune.db`): started again, finished trials are kept, an unfinished one is
+trained on at the same rate.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +21,8 @@ from hf_arch.experiments.execution.leases import Leases
 from hf_arch.experiments.execution.registering import register_claims
 from hf_arch.experiments.execution.runner import RunOptions, TrainedSet, processes_per_run, train_set
 from hf_arch.experiments.execution.worker import LEASES_DIR
-from hf_arch.experiments.planning.prepare import PreparedSet, ReadyRun, prepare_set
+from hf_arch.experiments.planning.prepare import PreparedSet, ReadyRun
+from hf_arch.experiments.planning.sampling import Sampling
 from hf_arch.recipe.recipe import Recipe
 from hf_arch.recipe.tune import TuneOptions
 
@@ -27,43 +30,45 @@ STUDIES_FILE = "tune.db"
 RATE = "learning_rate"
 
 
-def train_tuned(recipe: Recipe, results_dir: Path, options: RunOptions) -> TrainedSet:
-    """Trains every trial; returns the runs of all trials with the last plan, and those that did not complete.
+def train_tuned(
+    recipe: Recipe, results_dir: Path, options: RunOptions, own: Mapping[str, Mapping[str, Any]] | None = None
+) -> tuple[Recipe, dict[str, dict[str, Any]]] | TrainedSet:
+    """Trains every trial; the set at the best rates, and what its runs record, as `train_rates` has it; or the last
+    trial with what failed in it, where a run has no rate that completed.
 
     Raises:
         ConfigError: Optuna is not installed, the rate is overridden, or another process tunes in this folder.
     """
     tune = recipe.experiment.tune
     assert tune is not None
-    if any(key == f"training.{RATE}" for key, _value in recipe.overrides):
-        raise ConfigError(f"override training.{RATE}: the recipe samples it by experiment.tune; override that instead")
-    studies = _Studies(list(recipe.experiment.runs) or [recipe.experiment.name], tune, results_dir, recipe)
+    for key, _value in recipe.overrides:
+        if key in (f"training.{RATE}", "evaluation.rows"):
+            raise ConfigError(f"override {key}: the recipe samples it by experiment.tune; override that instead")
+    sampling = Sampling(recipe, results_dir, processes_per_run(options))
+    studies = _Studies(sampling.names, tune, results_dir, recipe)
     lease = Leases(results_dir / LEASES_DIR).take("tune")
     if lease is None:
         raise ConfigError(
             f"experiment.tune: another process is already tuning in {results_dir}; --workers trains several runs"
         )
-    runs: list[ReadyRun] = []
-    failed: list[ReadyRun] = []
+    trained = []
     with lease:
+        register_claims(recipe, sampling.names, results_dir)
         for trial in range(tune.trials):
-            prepared = prepare_set(_with_rates(recipe, studies.rates(trial)), results_dir, processes_per_run(options))
-            register_claims(recipe, prepared.plan.names, results_dir)
-            failed += train_set(prepared, results_dir, options)
-            studies.record(trial, prepared)
-            runs += prepared.runs
-    return TrainedSet(PreparedSet(runs, prepared.plan, prepared.tokenizers), failed)
-
-
-def _with_rates(recipe: Recipe, rates: dict[str, float]) -> Recipe:
-    """The set with a learning rate a run."""
-    experiment = recipe.experiment
-    changes = experiment.runs or {experiment.name: {}}
-    runs: dict[str, dict[str, Any] | None] = {
-        name: {**(given or {}), "training": {**((given or {}).get("training") or {}), RATE: rates[name]}}
-        for name, given in changes.items()
-    }
-    return replace(recipe, experiment=replace(experiment, runs=runs))
+            trained.append(sampling.prepare(studies.rates(trial)))
+            failed = train_set(trained[-1], sampling.folder, options)
+            studies.record(trial, trained[-1])
+        choices = sampling.choices(trained)
+        if set(choices) == set(sampling.names) and any(choice.at_edge for choice in choices.values()):
+            trained.append(sampling.prepare({name: sampling.further(choice) for name, choice in choices.items()}))
+            failed = train_set(trained[-1], sampling.folder, options)
+            choices = sampling.choices(trained)
+    if set(choices) != set(sampling.names):
+        print(f"learning rates: {', '.join(set(sampling.names) - set(choices))}: no rate completed", file=sys.stderr)
+        return TrainedSet(trained[-1], failed)
+    for name, choice in choices.items():
+        print(f"learning rates: {name}: {choice.words}", file=sys.stderr, flush=True)
+    return sampling.compared(choices, own)
 
 
 class _Studies:

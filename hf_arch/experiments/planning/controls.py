@@ -1,10 +1,12 @@
 """The runs that take the confounds out of the claims of a set, before or after it was trained.
 
 For each pair of runs that a claim compares, one thing after the other is made equal: the short convolution (given to
-the side without it, where its mixer has one, else taken from the other), the training FLOPs (by width), what each
-branch writes at initialisation (one factor a sublayer, `model.branch_scales`), and, where no rate was tried, the same
-sweep of learning rates. Each stage is at most one further run, `gla+short_convolution` or
-`gla+short_convolution+branch_scale`, compared to the same other side; the last stage has all confounds removed.
+the side without it, where its mixer has one, else taken from the other; also taken from the other where it leaves a
+branch with almost nothing to write), the training FLOPs (by width), what each
+branch writes at initialisation (one factor a sublayer, `model.branch_scales`, unless it is so large that a branch would
+learn at another rate), and, where no rate was tried, the same sweep of learning rates. Each stage is at most one
+further run, `gla+short_convolution` or `gla+short_convolution+branch_scale`, compared to the same other side; the last
+stage has all confounds removed.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from hf_arch.recipe.dotted import set_dotted
 from hf_arch.recipe.learning_rates import LearningRateOptions
 from hf_arch.recipe.match import MatchOptions
 from hf_arch.recipe.recipe import Recipe
+from hf_arch.runs.limits import LARGEST_GAIN
 from hf_arch.training.branches import solve_branches
 
 ROWS = 4
@@ -109,22 +112,35 @@ class _Planning:
         """The stages of the claim that compares these two runs."""
         fixed = first if first == self.baseline else second
         changed = second if fixed is first else first
-        pair, sides, removes, words = (changed, fixed), [changed, fixed], [], []
-        for remove in (self._convolve, self._equal_flops, self._equal_branches):
-            try:
-                done = remove(sides)
-            except ConfigError as error:
-                self.notes.append(f"{changed} against {fixed}: {error}")
-                continue
-            if done is not None:
-                removes.append(done[0])
-                words.append(done[1])
-                self.stages.append(Stage(pair, tuple(removes), (sides[0], sides[1]), " and ".join(words)))
+        pair = (changed, fixed)
+        sides, removes, words, done = self._equalise(pair, convolved=True)
+        if not done and CONVOLUTION in removes:  # a convolution may be what makes branches so small
+            found = self._equalise(pair, convolved=False)
+            sides, removes, words, _ = found if found[3] else (sides, removes, words, done)
         if self._untuned(changed, fixed):
             sides = [self._new(side, RATE, self.runs[side]) for side in sides]
             self.swept += sides
             text = " and ".join([*words, "each at the best of the same learning rates"])
             self.stages.append(Stage(pair, (*removes, RATE), (sides[0], sides[1]), text))
+
+    def _equalise(self, pair: tuple[str, str], convolved: bool) -> tuple[list[str], list[str], list[str], bool]:
+        """The runs that stand for the two sides once all but the rate is equal, what that removes, in words as well,
+        and whether all of it was possible. The short convolution goes to both sides, or to neither."""
+        sides, removes, words, possible = list(pair), [], [], True
+        for remove in (lambda sides: self._convolve(sides, convolved), self._equal_flops, self._equal_branches):
+            try:
+                done = remove(sides)
+            except ConfigError as error:
+                self.notes.append(f"{pair[0]} against {pair[1]}: {error}")
+                possible = False
+                continue
+            if done is not None:
+                removes.append(done[0])
+                words.append(done[1])
+                stage = Stage(pair, tuple(removes), (sides[0], sides[1]), " and ".join(words))
+                if stage not in self.stages:
+                    self.stages.append(stage)
+        return sides, removes, words, possible
 
     def result(self) -> Controls:
         """The set with what was added."""
@@ -140,15 +156,15 @@ class _Planning:
         facts = {name: {"control": {"of": of, "stages": stages}} for name, of in self.added.items()}
         return Controls(replace(self.recipe, experiment=changed), facts, self.stages, self.notes)
 
-    def _convolve(self, sides: list[str]) -> tuple[str, str] | None:
+    def _convolve(self, sides: list[str], both: bool) -> tuple[str, str] | None:
         facts = [self._look(side)[1] for side in sides]
         if facts[0].convolved == facts[1].convolved:
             return None
         without = 0 if facts[1].convolved else 1
-        for place, wanted in ((without, True), (1 - without, False)):
+        for place, wanted in ((without, True), (1 - without, False))[0 if both else 1 :]:
             changes = self._switched(sides[place], wanted)
             if changes is not None:
-                sides[place] = self._new(sides[place], CONVOLUTION, changes)
+                sides[place] = self._new(sides[place], CONVOLUTION if wanted else f"no {CONVOLUTION}", changes)
                 return CONVOLUTION, f"the short convolution is on {'both sides' if wanted else 'neither side'}"
         raise ConfigError(
             f"{CONVOLUTION}: neither {sides[without]} can be given one nor {sides[1 - without]} lose its own"
@@ -202,6 +218,12 @@ class _Planning:
             return None
         seed = int(run.recipe.training.get("seed", 0))
         scales = solve_branches(initial_model(run.config, seed), self._rows(run), other.branches)
+        gain = max(max(factor, 1 / factor) for layer in scales for factor in layer)
+        if gain > LARGEST_GAIN:
+            raise ConfigError(
+                f"{BRANCHES}: a branch of {sides[0]} would have to be multiplied by a factor of {gain:.3g}, throughout "
+                f"training; above {LARGEST_GAIN:g} its learning rate would be what is compared"
+            )
         sides[0] = self._new(sides[0], BRANCHES, set_dotted(dict(self.runs[sides[0]]), "model.branch_scales", scales))
         return BRANCHES, "their branches begin with the same scale"
 

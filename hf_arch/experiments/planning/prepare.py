@@ -152,8 +152,6 @@ def _set_facts(recipe: Recipe, plan: Plan) -> dict[str, Any]:
     if len(plan.names) > 1:
         baseline = next(run.name for run in plan.runs if reference in (run.declared, run.name))
         facts["baseline"] = group_name(baseline)
-    if (tune := recipe.experiment.tune) is not None:
-        facts["tune"] = {"low": tune.low, "high": tune.high, "trials": tune.trials}
     if match is not None:
         facts["match"] = {"by": match.by, "tolerance": match.tolerance, "reference": reference}
     return facts
