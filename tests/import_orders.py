@@ -1,11 +1,13 @@
-"""Runs each statement of standard input (JSON) as the first import of a process of its own, and tells what it raised.
+"""Runs statements, each as the first import of a process of its own, and tells what they raised.
 
-Started by `tests/test_import_order.py`. Fresh interpreters would take seconds each to import torch: the processes are
-forked from this one, which has imported torch and, where asked, hf_arch, and nothing of transformers.
+Started by `tests/test_import_order.py`: a task is a line of JSON on standard input, its answer a line on standard
+output. Fresh interpreters would take seconds each to import torch: the processes are forked from this one, which has
+imported what transformers imports of other libraries, and nothing of transformers or hf_arch.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import sys
@@ -14,7 +16,8 @@ from importlib.abc import MetaPathFinder
 from multiprocessing.connection import Connection
 from typing import Any
 
-import torch  # noqa: F401
+for name in ("torch._dynamo", "torch.distributed.tensor", "scipy.optimize", "huggingface_hub.hf_api", "accelerate"):
+    importlib.import_module(name)
 
 CHECK = """
 import sys
@@ -40,8 +43,10 @@ class Intruder(MetaPathFinder):
             exec(self.statement, {"__name__": "intruder"})
 
 
-def attempt(statement: str, connection: Connection, loads_models: bool) -> None:
+def attempt(statement: str, connection: Connection, hf_arch_first: bool, loads_models: bool) -> None:
     try:
+        if hf_arch_first:
+            import hf_arch  # noqa: F401
         exec(statement, {"__name__": "__main__", "Intruder": Intruder})
         exec(CHECK.replace("LOADED_ALREADY", str(loads_models)), {"__name__": "__main__"})
         connection.send("")
@@ -49,16 +54,13 @@ def attempt(statement: str, connection: Connection, loads_models: bool) -> None:
         connection.send(traceback.format_exc())
 
 
-def main() -> None:
-    task = json.load(sys.stdin)
-    if task["hf_arch_first"]:
-        import hf_arch  # noqa: F401
-    assert "transformers" not in sys.modules
+def failures(statements: list[str], hf_arch_first: bool, loads_models: bool) -> dict[str, str]:
+    """What those that failed raised."""
+    found = {}
     forked = multiprocessing.get_context("fork")
-    failures = {}
-    for statement in task["statements"]:
+    for statement in statements:
         receiver, sender = forked.Pipe(duplex=False)
-        process = forked.Process(target=attempt, args=(statement, sender, task["loads_models"]))
+        process = forked.Process(target=attempt, args=(statement, sender, hf_arch_first, loads_models))
         process.start()
         sender.close()
         try:
@@ -67,8 +69,14 @@ def main() -> None:
             message = "the process ended without a word"
         process.join()
         if message:
-            failures[statement] = message
-    print(json.dumps(failures))
+            found[statement] = message
+    return found
+
+
+def main() -> None:
+    assert not {"transformers", "hf_arch"} & sys.modules.keys()
+    for task in sys.stdin:
+        print(json.dumps(failures(**json.loads(task))), flush=True)
 
 
 if __name__ == "__main__":

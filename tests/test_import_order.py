@@ -10,6 +10,7 @@ import os
 import pkgutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -40,29 +41,47 @@ CONFIG_MAPPING.values(), CONFIG_MAPPING.items(), list(CONFIG_MAPPING)
 """
 
 
-def failures(statements: list[str], hf_arch_first: bool = True, loads_models: bool = False) -> dict[str, str]:
+class Failures:
+    """What statements raise, each as the first import of a process."""
+
+    def __init__(self, server: subprocess.Popen[str]):
+        self.server = server
+
+    def __call__(self, statements: list[str], hf_arch_first: bool = True, loads_models: bool = False) -> dict[str, str]:
+        assert self.server.stdin is not None and self.server.stdout is not None
+        task = {"statements": statements, "hf_arch_first": hf_arch_first, "loads_models": loads_models}
+        self.server.stdin.write(json.dumps(task) + "\n")
+        self.server.stdin.flush()
+        answer = self.server.stdout.readline()
+        while answer and not answer.startswith("{"):  # what an import prints
+            answer = self.server.stdout.readline()
+        assert answer, "the process that forks has ended"
+        return json.loads(answer)
+
+
+@pytest.fixture(scope="module")
+def failures() -> Iterator[Failures]:
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    task = {"statements": statements, "hf_arch_first": hf_arch_first, "loads_models": loads_models}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "import_orders.py")],
-        input=json.dumps(task), env=env, capture_output=True, text=True, timeout=1500,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    command = [sys.executable, str(ROOT / "tests" / "import_orders.py")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True) as server:
+        yield Failures(server)
+        assert server.stdin is not None
+        server.stdin.close()
+        assert server.wait(60) == 0
 
 
 @pytest.mark.parametrize("hf_arch_first", [True, False])
-def test_imports_work_in_every_order(hf_arch_first: bool):
+def test_imports_work_in_every_order(failures: Failures, hf_arch_first: bool) -> None:
     assert failures(STATEMENTS if hf_arch_first else STATEMENTS[:2], hf_arch_first) == {}
 
 
-def test_hf_arch_may_be_imported_by_a_half_imported_transformers():
+def test_hf_arch_may_be_imported_by_a_half_imported_transformers(failures: Failures) -> None:
     intruders = [f"import sys; sys.meta_path.insert(0, Intruder({name!r}, 'import hf_arch'))" for name in PASSED]
     orders = [f"{intruder}\nfrom transformers import AutoModelForCausalLM" for intruder in intruders]
     assert failures(orders, hf_arch_first=False) == {}
 
 
-def test_listing_the_tables_inside_an_import_of_transformers_imports_no_model():
+def test_listing_the_tables_inside_an_import_of_transformers_imports_no_model(failures: Failures) -> None:
     name = "transformers.modeling_layers"
     statement = (
         f"import sys; sys.meta_path.insert(0, Intruder({name!r}, {LIST!r}))\nfrom transformers import LlamaModel"
@@ -70,12 +89,12 @@ def test_listing_the_tables_inside_an_import_of_transformers_imports_no_model():
     assert failures([statement]) == {}
 
 
-def test_our_modules_may_be_the_first_import():
+def test_our_modules_may_be_the_first_import(failures: Failures) -> None:
     modules = ["models.decoder", "layers.ffns.moe", "models.architectures.llama", "checks"]
     assert failures([f"import hf_arch.{module}" for module in modules], loads_models=True) == {}
 
 
-def test_a_config_finds_every_component_whatever_was_imported_first():
+def test_a_config_finds_every_component_whatever_was_imported_first(failures: Failures) -> None:
     statement = """
 from hf_arch.models.configuration import ArchConfig
 assert ArchConfig(mixer=["gla", "attention"], num_hidden_layers=2, ffn="moe").layer_types[1] == "full_attention"
@@ -86,7 +105,7 @@ assert "llama" in ARCHITECTURES and "rmsnorm" in list(NORMS)
     assert failures([statement, registries], loads_models=True) == {}
 
 
-def test_the_tables_stay_right_when_listed_copied_found_and_reloaded():
+def test_the_tables_stay_right_when_listed_copied_found_and_reloaded(failures: Failures) -> None:
     statement = """
 import copy, importlib, importlib.util, pickle, threading
 from transformers.models.auto import configuration_auto
@@ -121,7 +140,7 @@ assert configuration_auto.AutoConfig.for_model("hfa_gla").model_type == "hfa_gla
     assert failures([statement], loads_models=True) == {}
 
 
-def test_listing_a_table_of_models_shows_ours():
+def test_listing_a_table_of_models_shows_ours(failures: Failures) -> None:
     statement = """
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -136,7 +155,7 @@ assert len(names) == len(promised) == len(AutoModelForCausalLM._model_mapping._e
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_every_model_folder_of_transformers_may_be_imported_first():
+def test_every_model_folder_of_transformers_may_be_imported_first(failures: Failures) -> None:
     folder = Path(str(find_spec("transformers").origin)).parent / "models"
     modules = [
         f"transformers.models.{model.name}.modeling_{model.name}"

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from inspect import get_annotations
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from weakref import WeakKeyDictionary
 
 from huggingface_hub.dataclasses import strict, type_validator
 from huggingface_hub.errors import StrictDataclassError
@@ -23,6 +24,11 @@ from .errors import ConfigError, unknown_key_error
 class Options:
     """Base of every component's options; subclasses are decorated with `@options`."""
 
+
+_SCALARS = frozenset({NoneType, bool, int, float, str})
+_PARSED: WeakKeyDictionary[type, dict[tuple[tuple[str, str], ...], dict[str, Any]]] = WeakKeyDictionary()
+"""The attributes of options that were read before, by their class and what was given: a config reads those of each
+layer again whenever it is asked for them, and checking types is most of what that takes."""
 
 OptionsT = TypeVar("OptionsT", bound=Options)
 
@@ -53,17 +59,27 @@ def parse_options(cls: type[OptionsT], values: dict[str, Any], field: str) -> Op
         `field`.
     """
     values = current_names(field, values)
+    scalar = all(type(value) in _SCALARS for value in values.values())
+    parsed = _PARSED.setdefault(cls, {}) if scalar else {}
+    key = tuple((name, repr(value)) for name, value in values.items()) if scalar else ()
+    if key in parsed:
+        again = object.__new__(cls)
+        again.__dict__.update(parsed[key])
+        return again
     known = [f.name for f in fields(cls)]
-    for key in values:
-        if key not in known:
-            raise unknown_key_error(field, key, known)
+    for name in values:
+        if name not in known:
+            raise unknown_key_error(field, name, known)
     try:
-        return cls(**values)
+        made = cls(**values)
     except StrictDataclassError as error:
         wrong = mistyped(cls, values)
         raise (
             wrong.within(field, ": ") if wrong else ConfigError(f"{field}: {one_line(error)}", field=field)
         ) from None
+    if all(type(value) in _SCALARS for value in vars(made).values()):
+        parsed[key] = dict(vars(made))
+    return made
 
 
 def mistyped(cls: type, values: Mapping[str, Any]) -> ConfigError | None:

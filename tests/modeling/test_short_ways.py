@@ -40,6 +40,20 @@ def test_any_other_block_takes_the_general_way(options: dict) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("high_cycles", [1, 2])
+def test_what_flows_beside_the_hidden_states_is_kept(high_cycles: int) -> None:
+    depth = {"type": "cycles", "low": 1, "low_cycles": 2, "high_cycles": high_cycles}
+    model, ids = stirred_model("llama", depth=depth), token_ids(1)
+    outputs = []
+    for plain in (True, False):
+        for layer in model.model.layers:
+            assert layer._adds_alone or not plain
+            layer._adds_alone = plain
+        outputs.append(model(ids, use_cache=False).logits)
+    assert torch.equal(*outputs)
+
+
+@torch.no_grad()
 def test_a_hook_on_the_stream_is_called() -> None:
     model, ids, calls = stirred_model("llama"), token_ids(1), []
     model.model.layers[0].stream.register_forward_hook(lambda *given: calls.append(given[1][0]))

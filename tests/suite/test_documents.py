@@ -20,7 +20,7 @@ from transformers import (
 )
 
 import hf_arch
-from tests.suite.models import ARCHITECTURES, FEW, close, stirred_model, token_ids
+from tests.suite.models import ARCHITECTURES, close, stirred_model, token_ids
 
 LENGTHS = [8, 1, 12]
 TOTAL = sum(LENGTHS)
@@ -152,8 +152,9 @@ def run(model: Any, ids: Tensor, mask: Tensor, pieces: list[int], **options: Any
 
 
 # How many blocks or rows documents and padding need depends on the data, so that a compiler breaks the graph there.
-# Compiling takes seconds for each: the fast suite does it for a few.
-COMPILED = [pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in ARCHITECTURES]
+# Compiling takes ten seconds for each: the fast suite does it for one of attention and recurrences, CI for one of each
+# kind.
+COMPILED = [pytest.param(name, marks=() if name == "mixed" else pytest.mark.slow) for name in ARCHITECTURES]
 STATEFUL = [name for name in ARCHITECTURES if stirred_model(name)._is_stateful]
 
 
