@@ -128,12 +128,10 @@ def _sentence(
     apart = f"{sign * before.difference.mean:.2f}{unit} between {before.first} and {before.second}"
     left = after.difference
     if left is None:
-        return (
-            f"{apart}; what of it remains once {words} is not known: {after.first} or {after.second} did not complete"
-        )
+        return f"{apart}; how much once {words} is not known: {after.first} or {after.second} did not complete"
     interval = ""
     if left.low is not None and left.high is not None:
         low, high = sorted((sign * left.low, sign * left.high))
         interval = f" [{low:.2f}, {high:.2f}]"
     rest = f"; still apart in {', '.join(still)}" if still else ""
-    return f"{apart}; {sign * left.mean:.2f}{interval} of it remains once {words}{rest}"
+    return f"{apart}; {sign * left.mean:.2f}{interval} once {words}{rest}"

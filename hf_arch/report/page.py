@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from hf_arch.analysis.budgets import rate_lines
+from hf_arch.analysis.budgets import pair_lines, rate_lines
 from hf_arch.analysis.columns import filled_columns
 from hf_arch.analysis.compare import compare_runs
 from hf_arch.analysis.comparison import Comparison, Group
@@ -92,6 +92,7 @@ def render(comparison: Comparison, title: str, figures_dir: Path | None = None) 
         opening=_opening(sections),
         sections=sections,
         pairs=_ranked_pairs(comparison),
+        pair_lines=pair_lines(comparison.budgets[:MAX_PAIRS]),
         rate_lines=rate_lines(comparison.budgets),
         max_pairs=MAX_PAIRS,
         cards=[_card(comparison, group, same) for group in carded],
@@ -185,7 +186,7 @@ def _plain(value: Any) -> str:
 
 def _name(text: str) -> Markup:
     """A name that may be wrapped after - _ . / = : and, unless it must, nowhere else."""
-    return Markup("<wbr>").join(re.findall(r"[^-_./=:]*[-_./=:]?", text)[:-1])
+    return Markup("<wbr>").join(re.findall(r"[^-_./=:+]*[-_./=:+]?", text)[:-1])
 
 
 def _unbroken(text: str) -> str:

@@ -134,7 +134,7 @@ def test_the_command_shows_trains_and_reports_them(
     assert comparison.controls_command is None and comparison.verdicts[0].outcome == "confounded"
     (control,) = comparison.to_dict()["controls"]
     assert control["removes"] == ["branch scale"] and control["claim"] == "kda_silu better than kda"
-    said = "0.66 nats between kda_silu and kda; 0.04 [0.02, 0.05] of it remains once their branches begin with the same"
+    said = "0.66 nats between kda_silu and kda; 0.04 [0.02, 0.05] once their branches begin with the same"
     assert control["sentence"].startswith(said)
     assert "with controls: 0.66 nats" in " ".join(comparison_text(comparison, 200).split())
     assert said in (tmp_path / "results" / "report.html").read_text().replace("\xa0", " ")
