@@ -11,9 +11,9 @@ from transformers import TrainingArguments
 
 from hf_arch.core.errors import MOST_LISTED
 from hf_arch.data import DataOptions
+from hf_arch.recipe.evaluation import EvaluationOptions
 from hf_arch.recipe.experiment import ExperimentOptions
 from hf_arch.recipe.probe import ProbeOptions
-from hf_arch.recipe.evaluation import EvaluationOptions
 from hf_arch.recipe.sections import describe_type
 from hf_arch.recipe.training_section import training_fields
 from hf_arch.training.arguments import DEFAULTS
