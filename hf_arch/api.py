@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
-from .core.errors import ConfigError, unknown_key_error
+from .core.errors import ConfigError, describe_choices, unknown_key_error
 from .core.options import mistyped, one_line
 from .core.plugins import load_plugins
 from .core.registry import ARCHITECTURES, FFNS, MIXERS
@@ -90,16 +90,15 @@ def config_from_dict(model: dict[str, Any]) -> ArchConfig:
     values = current_names("model", model)
     load_plugins(values.pop("plugins", None) or [])
     if "architecture" not in values:
-        raise ConfigError(
-            f"model: no `architecture`; allowed: {', '.join(ARCHITECTURES)}", field="model", allowed=ARCHITECTURES
-        )
+        choices = describe_choices("", ARCHITECTURES, ARCHITECTURES.listing)
+        raise ConfigError(f"model: no `architecture`; {choices}", field="model", allowed=ARCHITECTURES)
     name = values.pop("architecture")
     config_class = ARCHITECTURES.get(str(name), "model.architecture").config
     known = [f.name for f in fields(config_class) if f.name not in _NOT_FOR_RECIPES]
     for key in values:
         if key not in known and key not in _flat_options(values, config_class):
-            error = unknown_key_error("model", key, {*known, *_flat_options(values, config_class)})
-            raise error.advised(f"all: hf-arch info {name} --options")
+            allowed = {*known, *_flat_options(values, config_class)}
+            raise unknown_key_error("model", key, allowed, f"hf-arch info {name} --options")
     try:
         return config_class(**values)
     except ConfigError as error:

@@ -8,6 +8,9 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,7 +107,8 @@ def imported(file: str) -> dict[str, str]:
     tree = ast.parse((PACKAGE / file).read_text())
     return {
         alias.name: node.module
-        for node in tree.body
+        for statement in tree.body
+        for node in (statement.body if isinstance(statement, ast.With) else [statement])
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in LIBRARIES
         for alias in node.names
         if alias.name not in ("Tensor", "Trainer", "TrainingArguments")
@@ -112,6 +116,14 @@ def imported(file: str) -> dict[str, str]:
 
 
 NAMES = sorted({(name, module) for file in COMPAT for name, module in imported(file).items()})
+
+
+def test_importing_the_trainer_prints_nothing():
+    """transformers prints a line about W&B, which a run that does not use it need not hear of."""
+    env = {**os.environ, "WANDB_MODE": "offline", "PYTHONPATH": str(PACKAGE.parent)}
+    program = "import hf_arch.training.stages, hf_arch.experiments.planning.prepare"
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_every_name_says_what_rests_on_it():

@@ -7,7 +7,7 @@ under a schedule that decays the curves are described and not judged. The winner
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -44,14 +44,20 @@ class AtBudget:
     @property
     def words(self) -> str:
         """`on equal tokens (819k) better by 0.021 [0.012, 0.030]`."""
-        place = f"on equal {AXES[self.axis]}{self._amount}"
-        return f"{place} {self.difference.words}" if self.difference is not None else f"{place} {self.reason}"
+        return f"on equal {self.place} {self.outcome}"
 
     @property
-    def _amount(self) -> str:
+    def outcome(self) -> str:
+        """What came out there, or why nothing did."""
+        return self.reason if self.difference is None else self.difference.words
+
+    @property
+    def place(self) -> str:
+        """The axis and the budget: `tokens (819k)`."""
         if self.budget is None:
-            return ""
-        return f" ({duration(self.budget) if self.axis == 'seconds' else quantity(self.budget)})"
+            return AXES[self.axis]
+        amount = duration(self.budget) if self.axis == "seconds" else quantity(self.budget)
+        return f"{AXES[self.axis]} ({amount})"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -97,9 +103,20 @@ class PairBudgets:
     @property
     def words(self) -> str:
         """The axes, and whether the winner flips."""
+        return self.words_but()
+
+    def words_but(self, reasons: Collection[str] = ()) -> str:
+        """The same without the axes that were not compared for one of `reasons`; empty where none is left. A reason of
+        several axes is said once."""
+        places: dict[str, list[str]] = {}
+        for entry in self.axes:
+            if entry.outcome not in reasons:
+                places.setdefault(entry.outcome, []).append(entry.place)
+        if not places:
+            return ""
+        text = "; ".join(f"on equal {_listed(on)} {outcome}" for outcome, on in places.items())
         confounded = f" Confounded ({', '.join(self.confounds)})." if self.confounds else ""
-        text = f"{self.first} against {self.second}: {'; '.join(entry.words for entry in self.axes)}."
-        return f"{text}{' ' + self.flip if self.flip else ''}{confounded}"
+        return f"{self.first} against {self.second}: {text}.{' ' + self.flip if self.flip else ''}{confounded}"
 
     @property
     def refusal(self) -> str:
@@ -146,6 +163,27 @@ class PairBudgets:
             "words": self.words,
             "rate_words": self.rate_words,
         }
+
+
+def pair_lines(pairs: Sequence[PairBudgets]) -> list[str]:
+    """These pairs on all axes, a line each; a reason why several were not compared on an axis comes once, at the end,
+    with all of them."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for pair in pairs:
+        for entry in pair.axes:
+            if entry.difference is None:
+                found.setdefault((entry.reason, AXES[entry.axis]), []).append(f"{pair.first} and {pair.second}")
+    shared = {key: names for key, names in found.items() if len(names) > 1}
+    reasons = {reason for reason, _axis in shared}
+    lines = [line for pair in pairs if (line := pair.words_but(reasons))]
+    axes: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (reason, axis), names in found.items():
+        if reason in reasons:
+            axes.setdefault((reason, tuple(names)), []).append(axis)
+    return lines + [
+        f"On equal {_listed(on)} {reason.replace('not compared', 'not compared (' + '; '.join(names) + ')', 1)}."
+        for (reason, names), on in axes.items()
+    ]
 
 
 def rate_lines(pairs: Sequence[PairBudgets]) -> list[str]:
@@ -240,7 +278,7 @@ def _at_budget(
             gap=gap,
             reason=(
                 f"not compared: the curve of {leader} is lower by {abs(gap):.3g}, but the rate of "
-                f"{groups[costly].name} had not decayed there ({decays}), and a run that ends there would be lower"
+                f"{groups[costly].name} had not decayed there ({decays})"
             ),
         )
     seeds = [run.seed or 0 for run in runs[0]]

@@ -214,7 +214,8 @@ class Comparison:
         if not ranked:
             return "No run completed: there is nothing to compare."
         best = ranked[0]
-        sentence = f"{best.name} has the best {self.metric_name}, {interval_text(best.interval(self.metric))}."
+        apart = " apart from controls" if best is not next(group for group in self.groups if group.counted) else ""
+        sentence = f"{best.name} has the best {self.metric_name}{apart}, {interval_text(best.interval(self.metric))}."
         if len(ranked) == 1:
             return sentence
         others = [group.name for group in ranked[1:]]

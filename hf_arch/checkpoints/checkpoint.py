@@ -148,7 +148,7 @@ def unknown_type(folder: Path, config: dict[str, Any]) -> ConfigError:
     if model_type in FOREIGN:
         return ConfigError(f"{folder}: a {model_type} checkpoint of another library; first: hf-arch convert SRC DST")
     allowed = {*(f"hfa_{name}" for name in hf_arch.list_architectures()), *FOREIGN}
-    error = choice_error("model_type", model_type, allowed)
+    error = choice_error("model_type", model_type, allowed, "hf-arch list")
     if "auto_map" in config:
         return ConfigError(f"{folder}: brings its own code, which is not run; {error}")
     return error

@@ -11,7 +11,7 @@ from typing import Any
 import hf_arch
 from hf_arch.api import config_options
 from hf_arch.core import registry
-from hf_arch.core.errors import ConfigError, nearest
+from hf_arch.core.errors import ConfigError, describe_choices
 from hf_arch.core.recipes import is_recipe_name
 from hf_arch.recipe.overrides import config_overrides
 from hf_arch.recipe.recipe import SECTIONS
@@ -64,6 +64,13 @@ def probe_rows() -> list[dict[str, str]]:
     return [{"name": name, "question": probe.question} for name, probe in PROBES.items()]
 
 
+def key_rows() -> list[dict[str, Any]]:
+    """Name, type and default of everything that a recipe may say but for its model."""
+    from hf_arch.cli import recipe_keys
+
+    return recipe_keys.key_rows()
+
+
 def task_rows() -> list[dict[str, str]]:
     """Name of every task of `hf-arch eval` whose rows are on this machine, and where they are from."""
     from hf_arch.evaluation import offline
@@ -104,10 +111,7 @@ def require_architecture(target: str, what: str) -> None:
     """Raises `ConfigError` that says `what` a word of the command line is, where it is no architecture."""
     names = hf_arch.list_architectures()
     if target not in names:
-        near = nearest(target, names)
-        raise ConfigError(
-            f"{target}: {what}" + (f"; nearest: {near!r}" if near else "") + f"; allowed: {', '.join(names)}"
-        )
+        raise ConfigError(f"{target}: {what}; {describe_choices(target, names, registry.ARCHITECTURES.listing)}")
 
 
 def _recipe_reports(target: str, overrides: Sequence[str], seq_len: int | None) -> list[dict[str, Any]]:
@@ -155,6 +159,7 @@ def _first_line(entry: Any) -> str:
 LISTS = {
     "--components": component_rows,
     "--corpora": corpus_rows,
+    "--keys": key_rows,
     "--probes": probe_rows,
     "--tasks": task_rows,
 }

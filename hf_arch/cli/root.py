@@ -72,12 +72,13 @@ def _root(
 def list_command(
     components: Annotated[bool, typer.Option("--components", help="Every part that a config can name.")] = False,
     recipes: Annotated[bool, typer.Option("--recipes", help="The recipes that come with the package.")] = False,
+    keys: Annotated[bool, typer.Option("--keys", help="Every key of a recipe but those of the model.")] = False,
     corpora: Annotated[bool, typer.Option("--corpora", help="Texts to train on.")] = False,
     probes: Annotated[bool, typer.Option("--probes", help="Synthetic tasks.")] = False,
     tasks: Annotated[bool, typer.Option("--tasks", help="Tasks of `eval` whose rows are on this machine.")] = False,
     as_json: AsJson = False,
 ) -> int:
-    """List the architectures, or the parts, recipes, corpora, probes or tasks.
+    """List the architectures, or the parts, recipes, recipe keys, corpora, probes or tasks.
 
     - `hf-arch list`
     - `hf-arch list --recipes`
@@ -86,6 +87,7 @@ def list_command(
     given = {
         "--components": components,
         "--recipes": recipes,
+        "--keys": keys,
         "--corpora": corpora,
         "--probes": probes,
         "--tasks": tasks,

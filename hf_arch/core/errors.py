@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Self
 
 NEAR_ONES = 5  # shown next to an unknown key
+MOST_LISTED = 16  # longer lists are left to the command that shows them
 
 
 class ConfigError(ValueError):
@@ -66,20 +67,35 @@ def near_ones(name: str, allowed: Iterable[str], most: int = NEAR_ONES) -> list[
     return list(dict.fromkeys([*matches, *inside]))[:most]
 
 
-def choice_error(field: str, value: object, allowed: Iterable[str]) -> UnknownChoiceError:
+def describe_choices(value: object, allowed: Iterable[str], listing: str | None = None, most: int = 1) -> str:
+    """What may stand in place of `value`, as the end of an error: `nearest: 'rmsnorm'; allowed: layernorm, rmsnorm`,
+    with up to `most` near ones.
+
+    Of more than `MOST_LISTED` names that the command `listing` shows, the near ones alone and the command:
+    `nearest: 'gla', 'gsa'; all 47: hf-arch list`.
+    """
+    options = sorted(str(option) for option in allowed)
+    near = near_ones(str(value), options)
+    if listing is not None and len(options) > MOST_LISTED:
+        end = f"all {len(options)}: {listing}"
+    else:
+        near, end = near[:most], f"allowed: {', '.join(options)}"
+    return f"nearest: {', '.join(map(repr, near))}; {end}" if near else end
+
+
+def choice_error(
+    field: str, value: object, allowed: Iterable[str], listing: str | None = None, what: str = "not known"
+) -> UnknownChoiceError:
     """Error for a value outside a closed list, e.g. `model.norm: 'rmsnrm' is not known; nearest: 'rmsnorm';
-    allowed: ...`."""
+    allowed: ...`. `listing` is the command that shows a long list, `what` says what the value is not."""
     options = sorted(str(option) for option in allowed)
-    near = nearest(str(value), options)
-    hint = f"; nearest: {near!r}" if near else ""
-    message = f"{field}: {value!r} is not known{hint}; allowed: {', '.join(options)}"
-    return UnknownChoiceError(message, field=field, value=value, allowed=options, nearest=near)
+    message = f"{field}: {value!r} is {what}; {describe_choices(value, options, listing)}"
+    return UnknownChoiceError(message, field=field, value=value, allowed=options, nearest=nearest(str(value), options))
 
 
-def unknown_key_error(where: str, key: str, allowed: Iterable[str]) -> UnknownKeyError:
-    """Error for an option name that does not exist, e.g. `training: unknown key 'max_step'; nearest: 'max_steps'`."""
+def unknown_key_error(where: str, key: str, allowed: Iterable[str], listing: str | None = None) -> UnknownKeyError:
+    """Error for an option name that does not exist, e.g. `training: unknown key 'max_step'; nearest: 'max_steps'; ...`.
+    `listing` is the command that shows a long list."""
     options = sorted(str(option) for option in allowed)
-    near = near_ones(key, options)
-    hint = f"nearest: {', '.join(map(repr, near))}" if near else f"allowed: {', '.join(options)}"
-    message = f"{where}: unknown key {key!r}; {hint}"
-    return UnknownKeyError(message, field=where, value=key, allowed=options, nearest=next(iter(near), None))
+    message = f"{where}: unknown key {key!r}; {describe_choices(key, options, listing, NEAR_ONES)}"
+    return UnknownKeyError(message, field=where, value=key, allowed=options, nearest=nearest(key, options))

@@ -21,6 +21,11 @@ def quantity(value: float | None) -> str:
     return _three_digits(value)
 
 
+def factor(value: float) -> str:
+    """How many times: three significant digits at most, with commas: 1.12, 2, 6,870."""
+    return f"{float(f'{value:.3g}'):,.12g}"
+
+
 def byte_size(value: float | None) -> str:
     """Three significant digits with a binary prefix: 512 KiB, 1.21 GiB."""
     if value is None:

@@ -7,6 +7,7 @@ process are an error: a model must not be built from one and described from the 
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import traceback
@@ -132,6 +133,8 @@ def load_plugins(paths: Iterable[str | os.PathLike]) -> list[Plugin]:
     each other."""
     loaded = [load_plugin(path) for path in paths]
     for plugin in loaded:
+        _warn_of_nothing(plugin)
+    for plugin in loaded:
         for registry, name, _entry in plugin.entries:
             if registry.owner(name) is not plugin:
                 raise ConfigError(
@@ -139,6 +142,20 @@ def load_plugins(paths: Iterable[str | os.PathLike]) -> list[Plugin]:
                     f"{registry.kind} {name!r}; choose another name"
                 )
     return loaded
+
+
+def _warn_of_nothing(plugin: Plugin) -> None:
+    """Says once of a file that registers nothing that it does not: it may be imported for something else."""
+    if plugin.registers_nothing:
+        if not registries:
+            importlib.import_module("hf_arch.core.registry")  # by name, so that no bundle takes that module along
+        warn_once(
+            f"{plugin.source.module} registers nothing",
+            "plugin %s: registers nothing, so no name of a config can mean anything in it; allowed: "
+            "@REGISTRY.register(NAME) with a registry of hf_arch.core.registry (%s)",
+            plugin.name,
+            ", ".join(sorted(registry.kind for registry in registries)),
+        )
 
 
 def load_source(source: PluginSource) -> Plugin:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .errors import ConfigError, nearest
+from .errors import NEAR_ONES, ConfigError, near_ones
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -43,9 +43,11 @@ def find_recipe(recipe: str | Path) -> Path:
     if fits:
         raise ConfigError(f"recipe: {name!r} is the name of several; allowed: {', '.join(fits)}")
     last = {entry.rpartition("/")[2]: entry for entry in names}
-    near = nearest(name, names) or last.get(nearest(name, last) or "")
-    hint = f"; nearest: {near!r}" if near else ""
-    raise ConfigError(f"recipe: {name!r} is neither a file nor a recipe of hf_arch{hint}; allowed: {', '.join(names)}")
+    near = list(dict.fromkeys([*near_ones(name, names), *(last[entry] for entry in near_ones(name, last))]))
+    hint = f"nearest: {', '.join(map(repr, near[:NEAR_ONES]))}; " if near else ""
+    raise ConfigError(
+        f"recipe: {name!r} is neither a file nor a recipe of hf_arch; {hint}all {len(names)}: hf-arch list --recipes"
+    )
 
 
 def is_recipe_name(text: str) -> bool:

@@ -29,9 +29,11 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Named entries of one kind. `register` refuses a second entry under a name that is taken by another class."""
 
-    def __init__(self, kind: str, doc: str, base: str | None = None):
-        """`base`: the class, by its path, that what a plugin registers has to be a subclass of."""
+    def __init__(self, kind: str, doc: str, base: str | None = None, listing: str | None = "hf-arch list --components"):
+        """`base`: the class, by its path, that what a plugin registers has to be a subclass of. `listing`: the command
+        that lists the entries, None where there is none."""
         self.kind, self.base = kind, base
+        self.listing = None if BUNDLED else listing
         self.__doc__ = doc
         self._entries: dict[str, T] = {}
         self._owners: dict[str, Plugin] = {}
@@ -104,7 +106,7 @@ class Registry(Generic[T]):
     def get(self, name: str, field: str | None = None) -> T:
         """The entry called `name`; a ConfigError that names `field`, the nearest and all allowed names otherwise."""
         if name not in self:
-            raise choice_error(field or self.kind, name, self._entries)
+            raise choice_error(field or self.kind, name, self._entries, self.listing)
         if (owner := self.owner(name)) is not None:
             owner.used = True
         return self._entries[name]
@@ -179,8 +181,12 @@ COLUMNS: Registry[Any] = Registry(
     base="hf_arch.runs.columns.ReportColumn",
 )
 ACTIVATIONS: Registry[Callable] = Registry("activation", "Elementwise functions of one tensor.")
-CORPORA: Registry[Any] = Registry("corpus", "Corpora: functions as `hf_arch.data.corpus.OpenCorpus`.")
-PROBES: Registry[Any] = Registry("probe", "Synthetic probes: `hf_arch.data.probes.probe.Probe` values.")
+CORPORA: Registry[Any] = Registry(
+    "corpus", "Corpora: functions as `hf_arch.data.corpus.OpenCorpus`.", listing="hf-arch list --corpora"
+)
+PROBES: Registry[Any] = Registry(
+    "probe", "Synthetic probes: `hf_arch.data.probes.probe.Probe` values.", listing="hf-arch list --probes"
+)
 ARCHITECTURES: Registry[Any] = Registry(
-    "architecture", "Architectures: `hf_arch.models.architectures.base.Architecture` entries."
+    "architecture", "Architectures: `hf_arch.models.architectures.base.Architecture` entries.", listing="hf-arch list"
 )

@@ -24,7 +24,9 @@ from .rules import shared as shared
 from .rules import transposed as transposed
 from .table import Entry, Tensors, under
 
-FOREIGN: Registry[Any] = Registry("model_type", "Foreign checkpoints: subclasses of `Converter`, by their model_type.")
+FOREIGN: Registry[Any] = Registry(
+    "model_type", "Foreign checkpoints: subclasses of `Converter`, by their model_type.", listing=None
+)
 
 # Fields of ours that change neither a model's outputs nor its parameters.
 _NO_EFFECT = {

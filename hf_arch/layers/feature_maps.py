@@ -18,7 +18,9 @@ from transformers import initialization as init
 from ..core.registry import Registry
 from ..ops.precision import state_dtype, without_autocast
 
-FEATURE_MAPS: Registry[type] = Registry("feature_map", "Feature maps: subclasses of `FeatureMap`, built as `map(dim)`.")
+FEATURE_MAPS: Registry[type] = Registry(
+    "feature_map", "Feature maps: subclasses of `FeatureMap`, built as `map(dim)`.", listing=None
+)
 
 
 class FeatureMap(nn.Module):

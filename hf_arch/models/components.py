@@ -4,7 +4,7 @@ import re
 from dataclasses import fields
 from typing import Any
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, describe_choices
 from ..core.options import Options, compact, parse_options
 from ..core.registry import Registry
 
@@ -49,12 +49,12 @@ def with_type(value: Any, registry: Registry[Any], field: str, default: Any) -> 
     if isinstance(value, str):
         value = {"type": value}
     if not isinstance(value, dict):
-        raise ConfigError(
-            f"{field}: {value!r} is neither a name nor a dict with a `type`; allowed: {', '.join(registry)}"
-        )
+        choices = describe_choices("", registry, registry.listing)
+        raise ConfigError(f"{field}: {value!r} is neither a name nor a dict with a `type`; {choices}")
     if "type" not in value:
         if not isinstance(default, str):
-            raise ConfigError(f"{field}: the dict has no `type`; allowed: {', '.join(registry)}")
+            choices = describe_choices("", registry, registry.listing)
+            raise ConfigError(f"{field}: the dict has no `type`; {choices}")
         value = {"type": default, **value}
     registry.get(value["type"], field)
     return dict(value)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, choice_error
 from ..core.registry import ARCHITECTURES
 from ..layers.mixers.base import MixerCost
 from .configuration import ArchConfig
@@ -131,7 +131,9 @@ def _meta_model(model_type: str, config_json: str) -> Any:
             config = architecture.config(**{key: values[key] for key in values if key not in _NOT_ARGUMENTS})
             with torch.device("meta"):
                 return architecture.causal_lm(config)
-    raise ConfigError(f"model: {model_type!r} is no registered architecture; allowed: {', '.join(ARCHITECTURES)}")
+    raise choice_error(
+        "model", model_type.removeprefix("hfa_"), ARCHITECTURES, ARCHITECTURES.listing, "not a registered architecture"
+    )
 
 
 _NOT_ARGUMENTS = ("model_type", "architectures")

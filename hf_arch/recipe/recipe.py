@@ -29,7 +29,7 @@ from hf_arch.recipe.experiment import ExperimentOptions, experiment_section
 from hf_arch.recipe.identity import column_plugins, recipe_plugins, run_hash
 from hf_arch.recipe.overrides import key_advice
 from hf_arch.recipe.probe import ProbeOptions
-from hf_arch.recipe.sections import coerce, parse_section, plain_values, require_mapping, set_values
+from hf_arch.recipe.sections import LIST_KEYS, coerce, parse_section, plain_values, require_mapping, set_values
 from hf_arch.recipe.training_section import parse_training, training_fields
 from hf_arch.recipe.yaml_text import parse_override, read_yaml
 
@@ -62,7 +62,7 @@ class Recipe:
             merged = set_dotted(merged, key, value)
         for key in merged:
             if key not in SECTIONS:
-                raise unknown_key_error("recipe", key, SECTIONS)
+                raise unknown_key_error("recipe", key, SECTIONS, LIST_KEYS)
         model = current_names("model", require_mapping(merged.get("model"), "model"))
         _check_model(model)
         load_plugins(model.get("plugins") or ())  # every section may name what they register

@@ -19,6 +19,10 @@ from hf_arch.core.errors import ConfigError, choice_error, unknown_key_error
 from hf_arch.deprecations import current_names
 
 Options = TypeVar("Options")
+LIST_KEYS = "hf-arch list --keys"
+"""The command that lists every key of a recipe."""
+LISTINGS = {"training.optim": "hf-arch list --components"}
+"""Fields with long lists of values -> the command that shows them."""
 
 
 def parse_section(cls: type[Options], values: object, where: str) -> Options:
@@ -30,7 +34,7 @@ def parse_section(cls: type[Options], values: object, where: str) -> Options:
     names = [field.name for field in dataclasses.fields(typing.cast(Any, cls)) if field.init]
     for key in mapping:
         if key not in names:
-            raise unknown_key_error(where, str(key), names)
+            raise unknown_key_error(where, str(key), names, LIST_KEYS)
     parsed = {key: coerce(value, hints[key], f"{where}.{key}") for key, value in mapping.items()}
     try:
         return cls(**parsed)
@@ -87,7 +91,7 @@ def coerce(value: Any, hint: Any, field: str) -> Any:
             return result
     choices = [choice for option in options for choice in _choices(option)]
     if choices and isinstance(value, str):
-        raise choice_error(field, value, choices)
+        raise choice_error(field, value, choices, LISTINGS.get(field))
     raise ConfigError(f"{field}: expected {describe_type(hint)}, got {type(value).__name__} {value!r}")
 
 

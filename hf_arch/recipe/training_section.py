@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from hf_arch.core.errors import ConfigError, unknown_key_error
 from hf_arch.deprecations import current_names
-from hf_arch.recipe.sections import coerce, require_mapping
+from hf_arch.recipe.sections import LIST_KEYS, coerce, require_mapping
 
 # Ours besides the names of TrainingArguments: `precision`, what the run computes in; `zero_redundancy`, whether its
 # processes share the optimizer states out; `max_skipped_steps`, how many steps in a row may have a loss that is no
@@ -64,7 +64,7 @@ def parse_training(values: object) -> dict[str, Any]:
         if key in RESERVED_TRAINING:
             raise ConfigError(f"training.{key}: not a key of a recipe; {RESERVED_TRAINING[key]}")
         if key not in fields:
-            raise unknown_key_error("training", key, fields)
+            raise unknown_key_error("training", key, fields, LIST_KEYS)
         parsed[key] = coerce(value, fields[key], f"training.{key}")
     if "optim" in parsed or "optim_args" in parsed:
         from hf_arch.optimizers.choose import choose_optimizer

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -207,8 +208,12 @@ def _forest(comparison: Comparison) -> list[Figure]:
     if not rows:
         return []
 
+    reach = _reach([interval for _series, interval, _words in rows])
+
     def draw(axes: Axes) -> None:
         axes.axvline(0.0, color=INK, linewidth=1.0)
+        if reach is not None:
+            axes.set_xlim(-reach, reach)
         for y, (series, difference, words) in enumerate(rows):
             _dot(axes, series, y, difference, f"{series.name}: {words}")
         name_axis(axes, [series.name for series, _difference, _words in rows])
@@ -224,6 +229,8 @@ def _forest(comparison: Comparison) -> list[Figure]:
         f"over all {families['pairs']} pairs{controls} tests it: "
         "it leaves out zero where the table says better or worse."
     )
+    if reach is not None:
+        note += " Intervals that end at the edge are longer; the table has them whole."
     return [
         Figure(
             "differences",
@@ -235,6 +242,16 @@ def _forest(comparison: Comparison) -> list[Figure]:
             legend=False,
         )
     ]
+
+
+def _reach(intervals: Sequence[Interval]) -> float | None:
+    """How far from zero the axis of differences goes where some intervals would hide all the rest; else None."""
+    bounds = [(one.low, one.high) for one in intervals if one.low is not None and one.high is not None]
+    if not bounds:
+        return None
+    widths = [(high - low) / 2 for low, high in bounds]
+    reach = max(4 * max(abs(interval.mean) for interval in intervals), 2 * median(widths))
+    return reach if max(max(-low, high) for low, high in bounds) > 1.5 * reach else None
 
 
 def _bars(comparison: Comparison) -> list[Figure]:

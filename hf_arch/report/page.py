@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from hf_arch.analysis.budgets import rate_lines
+from hf_arch.analysis.budgets import pair_lines, rate_lines
 from hf_arch.analysis.columns import filled_columns
 from hf_arch.analysis.compare import compare_runs
 from hf_arch.analysis.comparison import Comparison, Group
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 REPORT_FILE = "report.html"
 FIGURES_DIR = "figures"
 MAX_PAIRS = 60
+MOST_ROWS_BESIDE = 16
 
 
 def write_report(
@@ -89,9 +90,10 @@ def render(comparison: Comparison, title: str, figures_dir: Path | None = None) 
         columns=filled_columns(comparison),
         symbols=[swatch(series) for series in series_of(comparison)],
         index={series.name: series.index for series in series_of(comparison)},
-        opening=_opening(sections),
+        opening=_opening(sections, len(comparison.groups)),
         sections=sections,
         pairs=_ranked_pairs(comparison),
+        pair_lines=pair_lines(comparison.budgets[:MAX_PAIRS]),
         rate_lines=rate_lines(comparison.budgets),
         max_pairs=MAX_PAIRS,
         cards=[_card(comparison, group, same) for group in carded],
@@ -116,8 +118,11 @@ class Card:
     sample: str
 
 
-def _opening(sections: dict[str, list[tuple[Figure, str]]]) -> tuple[Figure, str] | None:
-    """The figure next to the answer, taken out of its section: the differences, else the means, else the first one."""
+def _opening(sections: dict[str, list[tuple[Figure, str]]], rows: int) -> tuple[Figure, str] | None:
+    """The figure next to the answer, taken out of its section: the differences, else the means, else the first one.
+    None where all are in their sections: a row for each of `rows` runs would be taller than a screen."""
+    if rows > MOST_ROWS_BESIDE:
+        return None
     places = [(section, entry) for section, found in sections.items() for entry in found]
     for key in ("differences", "means", *(entry[0].key for _section, entry in places[:1])):
         for section, entry in places:
@@ -185,7 +190,7 @@ def _plain(value: Any) -> str:
 
 def _name(text: str) -> Markup:
     """A name that may be wrapped after - _ . / = : and, unless it must, nowhere else."""
-    return Markup("<wbr>").join(re.findall(r"[^-_./=:]*[-_./=:]?", text)[:-1])
+    return Markup("<wbr>").join(re.findall(r"[^-_./=:+]*[-_./=:+]?", text)[:-1])
 
 
 def _unbroken(text: str) -> str:

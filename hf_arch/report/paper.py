@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_arch.analysis.budgets import rate_lines
+from hf_arch.analysis.budgets import pair_lines, rate_lines
 from hf_arch.analysis.columns import Column, filled_columns
 from hf_arch.analysis.comparison import Comparison, Group
 from hf_arch.analysis.stats import Interval
@@ -55,7 +55,7 @@ def write_csv(comparison: Comparison, path: Path) -> Path:
 def _write(comparison: Comparison, title: str, folder: Path) -> None:
     cited = references(group.reference.architecture for group in comparison.groups)
     tables = _tables(comparison)
-    budgets = [*(entry.words for entry in comparison.budgets[:MAX_PAIRS]), *rate_lines(comparison.budgets)[:MAX_PAIRS]]
+    budgets = [*pair_lines(comparison.budgets[:MAX_PAIRS]), *rate_lines(comparison.budgets)[:MAX_PAIRS]]
     for name, text in tables.items():
         write_text(folder / "tables" / f"{name}.tex", text)
     body = [

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hf_arch.analysis.budgets import rate_lines
+from hf_arch.analysis.budgets import pair_lines, rate_lines
 from hf_arch.analysis.columns import Column, filled_columns
 from hf_arch.report.names import LEAST_WIDTH, explained, short_names
 
@@ -92,7 +92,7 @@ def budget_lines(comparison: Comparison) -> list[str]:
     left = len(comparison.budgets) - len(shown)
     return [
         "Equal tokens, training FLOPs and seconds:",
-        *(f"  {entry.words}" for entry in shown),
+        *(f"  {line}" for line in pair_lines(shown)),
         *(f"  {line}" for line in rate_lines(shown)),
         *([f"  ... {left} more pairs in --json"] if left else []),
     ]

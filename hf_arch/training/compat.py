@@ -5,15 +5,21 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stdout
 from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
-from transformers import Trainer, TrainingArguments
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK as INTEGRATION_TO_CALLBACK
+from transformers import TrainingArguments
 from transformers.trainer_pt_utils import LabelSmoother
+
+# With WANDB_MODE=offline, transformers prints that at import, also where W&B is not used. `describe_trackers` says it.
+with redirect_stdout(io.StringIO()):
+    from transformers import Trainer
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK as INTEGRATION_TO_CALLBACK
 
 
 class AlignedLabelSmoother(LabelSmoother):

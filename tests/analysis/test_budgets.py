@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hf_arch.analysis.budgets import AtBudget, PairBudgets, pair_lines
 from hf_arch.analysis.compare import compare_runs
 from hf_arch.analysis.comparison import Comparison
 from hf_arch.analysis.exchange import SeedCurves, exchange_rates
@@ -148,6 +149,20 @@ def test_a_schedule_that_decays_gives_no_exchange_rate_and_no_verdict_in_its_mid
     assert flops.difference is None
     assert "not compared: the curve of llama is lower" in flops.words and "had not decayed there" in flops.words
     assert "The order changes on equal training FLOPs" in entry.flip
+
+
+def test_a_reason_of_several_pairs_or_axes_is_said_once() -> None:
+    reason = "not compared: no curve of validation losses was recorded"
+    axes = (AtBudget("tokens", 8e5, gap=-0.1, reason="not compared: alone"), AtBudget("flops", 2e9, reason=reason))
+    pairs = [PairBudgets(name, "llama", (*axes, AtBudget("seconds", 3.0, reason=reason)), ()) for name in "abcd"]
+    pairs[3] = PairBudgets("d", "llama", (AtBudget("tokens", 1.0, reason="another"), *axes[1:]), ())
+    lines = pair_lines(pairs)
+    text = "\n".join(lines)
+    assert text.count("no curve of validation losses") == 2  # d lacks one of the axes
+    assert "On equal training FLOPs not compared (a and llama; b and llama; c and llama; d and llama): no curve" in text
+    assert "On equal training FLOPs and seconds" in "\n".join(pair_lines(pairs[:3]))
+    assert "d against llama: on equal tokens (1.00) another." in lines
+    assert pairs[0].words.count("no curve of validation losses") == 1
 
 
 @pytest.mark.parametrize(

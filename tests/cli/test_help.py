@@ -83,7 +83,7 @@ def test_completion_answers_without_importing_torch(words, expected, tmp_path):
         assert expected in done.stdout.split()
 
 
-@pytest.mark.parametrize("flag", ["--recipes", "--corpora", "--probes", "--tasks", "--components"])
+@pytest.mark.parametrize("flag", ["--recipes", "--keys", "--corpora", "--probes", "--tasks", "--components"])
 def test_lists(flag, capsys):
     with pytest.raises(SystemExit) as end:
         app(["list", flag, "--json"])

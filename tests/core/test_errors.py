@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import hf_arch
+from hf_arch.cli.listing import LISTS
+from hf_arch.cli.root import app
 from hf_arch.core.errors import ConfigError, UnknownChoiceError, UnknownKeyError
 from hf_arch.experiments.planning.plan import plan_runs
 from hf_arch.recipe.recipe import read_recipe
@@ -35,6 +37,41 @@ def test_an_unknown_choice_says_the_field_and_what_is_allowed() -> None:
     assert isinstance(error, UnknownChoiceError)
     assert (error.field, error.value, error.nearest) == ("model.norm", "rmsnrm", "rmsnorm")
     assert "layernorm" in error.allowed
+
+
+def test_of_many_names_the_near_ones_are_shown_and_the_command_that_lists_all(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    many = hf_arch.list_architectures()
+    error = refused({"architecture": "glla"})
+    assert "nearest: 'gla', " in str(error) and str(error).endswith(f"all {len(many)}: hf-arch list")
+    assert set(error.allowed) == set(many) and not set(re.findall(r"\w+", str(error))) >= set(many)
+    assert str(refused({"hiden_size": 3})).endswith(": hf-arch info llama --options")
+    for command in (["info", "glla"], ["check", "glla"], ["bench", "glla"]):
+        with pytest.raises(SystemExit):
+            app(command)
+        said = capsys.readouterr().err
+        assert re.search(rf"nearest: 'gla', .*; all {len(many)}: hf-arch list$", said.strip()), command
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "listing"),
+    [
+        ("training", {"max_step": 3}, "hf-arch list --keys"),
+        ("evaluation", {"sequence": 3}, None),
+        ("training", {"optim": "adanw"}, "hf-arch list --components"),
+    ],
+)
+def test_a_long_list_of_keys_or_values_is_one_command_away(section: str, key: dict, listing: str | None) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_recipe({"model": {"architecture": "gla"}, section: key})
+    assert "nearest: " in str(caught.value) and 1 < len(re.findall(r"'(\w+)'", str(caught.value))) <= 7
+    if listing is None:
+        assert "; allowed: " in str(caught.value)
+    else:
+        assert str(caught.value).endswith(listing)
+        shown = {row["name"].rpartition(".")[2] for row in LISTS[listing.split()[-1]]()}
+        assert shown >= set(caught.value.allowed)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 import hf_arch
 from hf_arch.core.errors import ConfigError
-from hf_arch.core.plugins import MOVED, current_module
+from hf_arch.core.plugins import MOVED, current_module, load_plugins
 from hf_arch.core.registry import load_plugin
 from hf_arch.hub.bundle import bundle
 
@@ -63,6 +63,16 @@ def test_what_moved_is_where_the_table_says(old: str):
     importlib.import_module(current_module(old))
     with pytest.raises(ModuleNotFoundError):
         importlib.util.find_spec(f"{old}.nothing_here") if old.count(".") > 1 else importlib.import_module(f"{old}_")
+
+
+def test_a_file_that_registers_nothing_is_named_with_what_it_could_register(tmp_path, caplog):
+    (tmp_path / "undecorated.py").write_text("class Idea: pass\n")
+    (tmp_path / "decorated.py").write_text(OLD.replace("echo_of_0_1", "echo_decorated"))
+    with caplog.at_level(logging.WARNING, "hf_arch"):
+        for _ in range(2):
+            load_plugins([tmp_path / "undecorated.py", tmp_path / "decorated.py"])
+    told = [record.getMessage() for record in caplog.records if "registers nothing" in record.getMessage()]
+    assert len(told) == 1 and "plugin undecorated.py" in told[0] and "mixer" in told[0] and "probe" in told[0]
 
 
 def test_a_file_that_is_no_python_is_refused(tmp_path):

@@ -18,7 +18,7 @@ from hf_arch.cli.report import report_command
 from hf_arch.core.errors import ConfigError
 from hf_arch.report.diagram import diagram
 from hf_arch.report.figures import figures
-from hf_arch.report.page import write_report
+from hf_arch.report.page import MOST_ROWS_BESIDE, render, write_report
 from tests.experiments.synthetic import ARCHITECTURES, write_run, write_suite
 
 CHROMIUM = next(
@@ -237,6 +237,18 @@ def test_a_curve_ends_at_the_number_of_the_table_or_says_why_not(tmp_path: Path)
         axes = Canvas().add_subplot()
         figure.draw(axes)
         assert any(np.isclose(line.get_ydata()[-1], 1.6, atol=1e-9) for line in axes.lines)
+
+
+def test_a_page_of_many_runs_opens_with_its_words_and_one_long_interval_hides_no_other(tmp_path: Path) -> None:
+    for index in range(MOST_ROWS_BESIDE + 1):
+        for seed in range(3):
+            loss = 3.0 + 0.1 * index + (0.01 if index else 0.0) * seed + (2.0 * seed**2 if index == 3 else 0.0)
+            write_run(tmp_path, f"run{index:02d}", seed=seed, loss=loss)
+    comparison = compare_runs(tmp_path)
+    drawn = {figure.key: figure for found in figures(comparison).values() for figure in found}
+    assert "Intervals that end at the edge are longer" in drawn["differences"].note
+    page = render(comparison, "many")
+    assert page.index('id="audit"') < page.index('id="table"') < page.index("<figure")
 
 
 def test_pareto_front_holds_what_nothing_beats() -> None:

@@ -10,6 +10,7 @@ from hf_arch.analysis.audits.keys import differing, settings_of
 from hf_arch.analysis.finding import Finding, Severity, not_recorded
 from hf_arch.analysis.question import is_asked
 from hf_arch.analysis.run_names import by_name, by_value, run_labels, run_names
+from hf_arch.core.formats import factor
 from hf_arch.runs.limits import BRANCH_GAIN, BRANCH_RATIO
 from hf_arch.runs.record import RunRecord
 from hf_arch.runs.run_settings import has_short_convolution
@@ -42,7 +43,7 @@ def check_branch_scale(runs: Sequence[RunRecord]) -> Finding | None:
     scales = {name: _scale(measured[name], site) for name in measured}
     where = "mixers" if site == "mixer" else "feed-forwards"
     sentence = (
-        f"Branch scale at initialisation differs by a factor of {ratio:.3g}: {where} write {scales[small]:.2g} "
+        f"Branch scale at initialisation differs by a factor of {factor(ratio)}: {where} write {scales[small]:.2g} "
         f"of the residual stream in {small}, {scales[large]:.2g} in {large}.{unseen}"
     )
     severity: Severity = "note" if is_asked("branch scale", runs) else "violation"

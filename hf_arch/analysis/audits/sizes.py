@@ -10,6 +10,7 @@ from hf_arch.analysis.finding import Finding, Severity, not_recorded
 from hf_arch.analysis.question import is_asked
 from hf_arch.analysis.run_names import run_labels
 from hf_arch.core.files import finite
+from hf_arch.core.formats import factor
 from hf_arch.runs.limits import FLOPS_RATIO
 from hf_arch.runs.record import NUMBERS, RunRecord
 
@@ -111,7 +112,7 @@ def _ratio(runs: Sequence[RunRecord], key: str) -> Finding | None:
     show = NUMBERS["params_total" if key == "params_body" else key].show
     if ratio <= worth_a_note:
         return Finding(check, "ok", f"{what} within a factor of {ratio:.3g}.", run_labels(runs), values)
-    sentence = f"{what} differ by a factor of {ratio:.3g}: {small} has {show(least)}, {large} {show(most)}"
+    sentence = f"{what} differ by a factor of {factor(ratio)}: {small} has {show(least)}, {large} {show(most)}"
     if ratio >= another_reason and not is_asked(check, runs):
         return Finding(check, "violation", f"{sentence}.", run_labels(runs), values)
     why = f"; the recipe matches {by}" if (by := _match(runs[0]).get("by")) else ""

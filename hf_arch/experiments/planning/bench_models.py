@@ -13,7 +13,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import hf_arch
 from hf_arch.checkpoints.checkpoint import load_config, model_folder
-from hf_arch.core.errors import ConfigError, choice_error, nearest
+from hf_arch.core.errors import ConfigError, choice_error, describe_choices
+from hf_arch.core.registry import ARCHITECTURES
 from hf_arch.evaluation.bench import Candidate
 from hf_arch.experiments.planning.plan import plan_runs
 from hf_arch.interchange import FOREIGN, to_foreign
@@ -44,9 +45,7 @@ def find_candidates(
     overrides = [target for target in targets if "=" in target]
     named = {name: config for target in targets if "=" not in target for name, config in _configs(target, overrides)}
     if not named:
-        raise ConfigError(
-            f"ARCH: name at least one; allowed: a recipe, a path, {', '.join(hf_arch.list_architectures())}"
-        )
+        raise ConfigError("ARCH: name at least one; allowed: a recipe, a path, an architecture (hf-arch list)")
     for config in named.values():
         config.max_position_embeddings = max(config.max_position_embeddings, tokens)
     ours = [Candidate(name, "hf_arch", _builder(config)) for name, config in named.items()]
@@ -128,9 +127,6 @@ def _configs(target: str, overrides: Sequence[str]) -> list[tuple[str, PreTraine
         return [(path.name, load_config(model_folder(path)))]
     names = hf_arch.list_architectures()
     if target not in names:
-        near = nearest(target, names)
-        hint = f"; nearest: {near!r}" if near else ""
-        raise ConfigError(
-            f"{target}: neither a recipe, nor a folder, nor an architecture{hint}; allowed: {', '.join(names)}"
-        )
+        choices = describe_choices(target, names, ARCHITECTURES.listing)
+        raise ConfigError(f"{target}: neither a recipe, nor a folder, nor an architecture; {choices}")
     return [(target, hf_arch.config_from_dict({"architecture": target, **config_overrides(overrides, SECTIONS)}))]

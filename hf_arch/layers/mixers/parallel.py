@@ -18,7 +18,7 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
-from ...core.errors import ConfigError
+from ...core.errors import ConfigError, describe_choices
 from ...core.options import Options, compact, options, parse_options
 from ...core.registry import MIXERS, NORMS, POSITIONS
 from ..contract import EMPTY_CONTEXT, LayerContext, LayerOutput
@@ -58,7 +58,8 @@ def _with_every_option(branch: Any) -> dict[str, Any]:
     given = {"type": branch} if isinstance(branch, str) else branch
     if not isinstance(given, dict) or "type" not in given:
         raise ConfigError(
-            f"branches: {branch!r} is neither a name nor a dict with a `type`; allowed: {', '.join(MIXERS)}"
+            f"branches: {branch!r} is neither a name nor a dict with a `type`; "
+            f"{describe_choices('', MIXERS, MIXERS.listing)}"
         )
     return {"type": given["type"], **compact(_parsed(given)[1])}
 
