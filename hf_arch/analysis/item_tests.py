@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_arch.analysis.stats import LEVEL, holm
-from hf_arch.runs.items import item_tasks, read_items
+from hf_arch.runs.items import read_items
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -140,12 +140,14 @@ def item_test(
 
 def item_tests(groups: Sequence[Group]) -> list[ItemTest]:
     """Every pair of groups on every task whose items both kept; Holm over the tests of one score."""
-    tasks = sorted({task for group in groups for run in group.counted for task in item_tasks(run.path)})
+    tasks = sorted({task for group in groups for run in group.counted for task in run.item_tasks})
     found: list[ItemTest] = []
     for task in tasks:
         kept = {
             group.name: {
-                run.seed or 0: table for run in group.counted if (table := read_items(run.path, task)) is not None
+                run.seed or 0: table
+                for run in group.counted
+                if task in run.item_tasks and (table := read_items(run.path, task)) is not None
             }
             for group in groups
         }

@@ -107,6 +107,13 @@ class TokenDataset(Dataset[dict[str, torch.Tensor]]):
             row["position_ids"] = positions
         return row
 
+    def spans(self) -> list[tuple[int, int]]:
+        """What the model is to see by itself, as [start, stop) of the stream: each document where they are isolated,
+        else all of it."""
+        if not self.isolate_documents:
+            return [(0, self.num_tokens)]
+        return document_spans(self.stream.read(0, self.num_tokens), self.eos_token_id)
+
     def bits_per_byte(self, loss: float) -> float:
         """Bits per byte of text, of a mean loss in nats per token."""
         return loss / math.log(2) * self.num_tokens / self.num_bytes
@@ -125,6 +132,12 @@ class MixedDataset(ConcatDataset[dict[str, torch.Tensor]]):
         self.isolate_documents = datasets[0].isolate_documents
 
     bits_per_byte = TokenDataset.bits_per_byte
+
+
+def document_spans(tokens: np.ndarray, eos_token_id: int) -> list[tuple[int, int]]:
+    """[start, stop) of each document in tokens [N], its end-of-text token included."""
+    stops = [*(np.flatnonzero(tokens == eos_token_id) + 1).tolist(), tokens.size]
+    return [(start, stop) for start, stop in zip([0, *stops], stops, strict=False) if start < stop]
 
 
 def document_positions(tokens: np.ndarray, eos_token_id: int) -> np.ndarray:

@@ -26,7 +26,7 @@ from hf_arch.data.options import DataOptions
 from hf_arch.data.prepare import TOKENIZER_CHARACTERS, shards_folder
 from hf_arch.data.shakespeare import Shakespeare
 from hf_arch.data.store import token_dtype
-from hf_arch.data.tokenizer import TRAINED, build_tokenizer, read_tokenizer, tokenizer_key
+from hf_arch.data.tokenizer import TRAINED, build_tokenizer, read_tokenizer, tokenizer_key, vocabulary_size
 
 SAMPLE_CHARACTERS = 1_000_000
 
@@ -140,7 +140,7 @@ def _measure(
         tokens=tokens,
         seconds=training * learned + encoding * whole / workers,
         memory_bytes=workers * int(psutil.Process().memory_info().rss),
-        disk_bytes=tokens * int(token_dtype(len(tokenizer))[-1]),
+        disk_bytes=tokens * int(token_dtype(vocabulary_size(tokenizer))[-1]),
         sampled_bytes=sampled,
     )
 

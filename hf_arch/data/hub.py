@@ -125,9 +125,11 @@ class HubCorpus:
 
     def fingerprint(self) -> str:
         source = self.source
-        return hash_text(
-            self.path, source.config, source.revision, source.text_column, source.validation, self.streaming
-        )
+        # In the hash where it is not the usual number alone: the fingerprints of earlier releases stay.
+        usual = source.validation is not None or source.held_out_documents == HubSource.held_out_documents
+        held_out = () if usual else (source.held_out_documents,)
+        facts = (source.config, source.revision, source.text_column, source.validation, self.streaming, *held_out)
+        return hash_text(self.path, *facts)
 
     def documents(self, split: str, part: int = 0, parts: int = 1) -> Iterator[str]:
         rows, first, last = self._rows(split)
@@ -181,11 +183,16 @@ def _streamed(rows: IterableDataset, column: str, first: int, last: int | None, 
         check_column(rows, column, "stream")
     if parts > 1:
         rows = rows.shard(num_shards=parts, index=part, contiguous=True)
-    if part == 0:
-        # What is held out lies at the start of the first file, as it has far more documents than that.
-        rows = rows.skip(first)
+    skipped = 0
     for number, row in enumerate(rows):
         if last is not None and number >= last:
             return
-        if row[column]:
+        if part == 0 and number < first:  # held out: the start of the first part
+            skipped += 1
+        elif row[column]:
             yield row[column]
+    if part == 0 and skipped < first and parts > 1:
+        raise ConfigError(
+            f"shards: {parts} parts of the stream hold {skipped} documents in the first, and {first} are held out: "
+            "the others would be trained on; nearest: 1"
+        )

@@ -51,22 +51,25 @@ class LocalFiles:
 
     @classmethod
     def open(cls, name: str, options: DataOptions, cache: Path, *, progress: bool) -> LocalFiles:
-        """Finds the files; reads none of them.
+        """Finds the files; reads none of them, but for files of the same size on both sides of the split.
 
         Raises:
-            ConfigError: nothing readable there.
+            ConfigError: nothing readable there, or the same file to train on and held out.
         """
         train = files = _find(name)
         held_out = tuple(file for file in files if _HELD_OUT_NAME.match(Path(file).name))
         if held_out and len(held_out) < len(files):
             train = tuple(file for file in files if file not in held_out and not _TEST_NAME.match(Path(file).name))
+            _refuse_copies(train, held_out)
         else:
             held_out = ()
         return cls(name, train, held_out, options.text_column, options.validation_fraction, cache, progress)
 
     def fingerprint(self) -> str:
-        files = [_hash(file, Path(file).stat().st_mtime_ns) for file in (*self.train_files, *self.validation_files)]
-        return hash_text(*files, len(self.train_files), self.text_column, self.validation_fraction)
+        train, held_out = (
+            [_stamped_hash(file) for file in files] for files in (self.train_files, self.validation_files)
+        )
+        return hash_text(*train, *held_out, len(train), self.text_column, self.validation_fraction)
 
     def documents(self, split: str, part: int = 0, parts: int = 1) -> Iterator[str]:
         if split == "validation" and self.validation_files:
@@ -110,6 +113,24 @@ def _find(name: str) -> tuple[str, ...]:
 def _reader(file: Path) -> str | None:
     suffix = Path(file.stem).suffix if file.suffix in _COMPRESSED else file.suffix
     return READERS.get(suffix.lower())
+
+
+def _refuse_copies(train: tuple[str, ...], held_out: tuple[str, ...]) -> None:
+    """Raises ConfigError where a file that is held out holds the bytes of one to train on."""
+    sizes = {Path(file).stat().st_size for file in train} & {Path(file).stat().st_size for file in held_out}
+    alike = {_stamped_hash(file): file for file in train if Path(file).stat().st_size in sizes - {0}}
+    for file in held_out if alike else ():
+        if (same := alike.get(_stamped_hash(file))) is not None:
+            raise ConfigError(
+                f"data.corpus: {file!r} is held out and holds the same bytes as {same!r}, which is trained on; remove "
+                "one of them, or give other text for validation"
+            )
+
+
+def _stamped_hash(file: str) -> str:
+    """A hash of what is read of a file: of its bytes, and of how they are read where they may be read as text too."""
+    content = _hash(file, Path(file).stat().st_mtime_ns)
+    return hash_text("json", content) if _reader(Path(file)) == "json" else content
 
 
 @lru_cache(maxsize=4096)

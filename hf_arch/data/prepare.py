@@ -27,7 +27,7 @@ from hf_arch.data.options import DataOptions
 from hf_arch.data.order import MixtureOrder, SeededOrder
 from hf_arch.data.sharding import ShardTask, write_shards
 from hf_arch.data.store import FORMAT, StoreMeta, check_shards, read_meta, token_dtype
-from hf_arch.data.tokenizer import build_tokenizer, read_tokenizer, save_tokenizer, tokenizer_key
+from hf_arch.data.tokenizer import build_tokenizer, read_tokenizer, save_tokenizer, tokenizer_key, vocabulary_size
 
 logger = logging.getLogger(__name__)
 
@@ -342,7 +342,7 @@ class _Job:
                 part=part,
                 parts=parts,
                 folder=partial,
-                dtype=token_dtype(len(tokenizer)),
+                dtype=token_dtype(vocabulary_size(tokenizer)),
                 eos_token_id=tokenizer.eos_token_id,
                 unk_token_id=tokenizer.unk_token_id,
                 limit=limit,

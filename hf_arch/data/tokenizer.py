@@ -18,7 +18,7 @@ from hf_arch.data.options import SPECIAL_TOKENS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 UNKNOWN = "<|unk|>"
 TRAINED = ("char", "byte", "bpe")
@@ -54,7 +54,7 @@ def build_tokenizer(kind: str, vocab_size: int, texts: Callable[[], Iterable[str
 
 def load_tokenizer(name: str, offline: bool = False) -> PreTrainedTokenizerFast:
     """A fast tokenizer from a folder, a `tokenizer.json`, or the Hub (`offline`: its cache), padding on the left."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     tokenizer: PreTrainedTokenizerBase
     path = user_path(name)
@@ -86,6 +86,12 @@ def load_tokenizer(name: str, offline: bool = False) -> PreTrainedTokenizerFast:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     return tokenizer
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Rows that an embedding needs: one more than the largest id, which is not the number of entries where ids are
+    left out between them."""
+    return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

@@ -131,7 +131,8 @@ def score(
     rows: str = "auto",
     items: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """{task: {metric: value, `<metric>_stderr`, `samples`, `version`, `num_fewshot`, `rows`}} on tasks of `load_tasks`.
+    """{task: {metric: value, `<metric>_stderr`, `samples`, `version`, `num_fewshot`, `rows`}} on tasks of `load_tasks`,
+    and `truncated` where prompts are longer than the model takes, of how many rows: said on stderr too.
 
     Where answers are scored by likelihood, also `bits_per_byte` of the gold answer and, of choices,
     `margin`: its log-likelihood less the best wrong one's, in nats. `items`, where given, gets {task: a table of items}
@@ -150,13 +151,22 @@ def score(
     scores = {}
     for name, values in found["results"].items():
         task = tasks["tasks"].get(name)
-        table = None if task is None else item_rows(task, found.get("samples", {}).get(name, ()))
+        samples = found.get("samples", {}).get(name, ())
+        table = None if task is None else item_rows(task, samples)
+        cut = sum(any(map(lm.is_cut, sample["arguments"])) for sample in samples)
+        if cut:
+            print(
+                f"{name}: {cut} of {len(samples)} prompts are longer than the {lm.max_length} tokens that the model "
+                "takes; their beginnings were left out",
+                file=sys.stderr,
+            )
         if items is not None and table is not None:
             items[name] = table
         scores[name] = {
             **_metrics(values),
             **({} if table is None else item_scores(table)),
             "samples": found.get("n-samples", {}).get(name, {}).get("effective"),
+            **({"truncated": cut} if cut else {}),
             "version": found.get("versions", {}).get(name),
             "num_fewshot": found.get("n-shot", {}).get(name),
             "rows": _origin(name, task, local) if task is not None else "see its tasks",

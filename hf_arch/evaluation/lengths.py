@@ -1,8 +1,8 @@
 """Loss by the length of the context, also beyond the trained one: `evaluation.lengths: [128, 256, 512, 1024]`.
 
 For each length L the held-out text is cut into rows of L + 1 tokens, so that every position has a target, and each row
-is shown from its first token. The loss by position then says where a model stops profiting from context, and whether it
-breaks past the length that it was trained at.
+is shown from its first token; where documents are isolated, a row is of one document. The loss by position then says
+where a model stops profiting from context, and whether it breaks past the length that it was trained at.
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ def check_lengths(lengths: tuple[int, ...], config: PreTrainedConfig, validation
     """Raises `ConfigError` where a length cannot be measured: no text for two rows, or no positions."""
     tokens = max((len(part.stream) for part in _parts(validation)), default=0)
     for length in lengths:
-        if LEAST_ROWS * (length + 1) > tokens:
+        rows = sum(len(_starts(span, length)) for part in _parts(validation) for span in part.spans())
+        if rows < LEAST_ROWS and validation.isolate_documents:
+            raise ConfigError(
+                f"evaluation.lengths: {length} needs {LEAST_ROWS} rows of {length + 1} tokens within documents, which "
+                f"data.isolate_documents keeps apart, and the held-out text has {rows}; use shorter lengths"
+            )
+        if rows < LEAST_ROWS:
             raise ConfigError(
                 f"evaluation.lengths: {length} needs {LEAST_ROWS * (length + 1)} tokens of held-out text and there are "
                 f"{tokens}; nearest: {max(tokens // LEAST_ROWS - 1, 1)}"
@@ -56,11 +62,14 @@ def _rows(validation: TokenDataset | MixedDataset, length: int, tokens: int) -> 
     wanted = max(LEAST_ROWS, tokens // (length + 1))
     rows: list[Tensor] = []
     for part in _parts(validation):
-        stream = part.stream
-        count = min(wanted - len(rows), len(stream) // (length + 1))
-        starts = range(0, count * (length + 1), length + 1)
-        rows += [torch.from_numpy(stream.read(start, start + length + 1)) for start in starts]
+        starts = [start for span in part.spans() for start in _starts(span, length)][: wanted - len(rows)]
+        rows += [torch.from_numpy(part.stream.read(start, start + length + 1)) for start in starts]
     return rows
+
+
+def _starts(span: tuple[int, int], length: int) -> range:
+    """Where the rows of `length` + 1 tokens begin that fit into a span."""
+    return range(span[0], span[1] - length, length + 1)
 
 
 def _numbers(curve: PositionLoss) -> dict[str, Any]:

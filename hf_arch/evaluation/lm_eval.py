@@ -37,6 +37,9 @@ class ArchLM(HookedLM):
         device: None takes the GPU where there is one.
         tokenizer, dtype and all others: as lm_eval's HFLM has them.
 
+    Attributes:
+        cut: the texts of the requests whose contexts were longer than the model takes, so far.
+
     Raises:
         ConfigError: nothing there, or nothing that can be loaded.
     """
@@ -61,6 +64,7 @@ class ArchLM(HookedLM):
             else:
                 weight_files(folder)  # whole, and no pickles
                 pretrained = str(folder)
+        self.cut: set[tuple[Any, ...]] = set()
         super().__init__(pretrained=pretrained, tokenizer=tokenizer, dtype=dtype, device=target, **kwargs)
 
     def tok_encode(
@@ -86,6 +90,9 @@ class ArchLM(HookedLM):
         rows = [self.tok_encode(string) for string in strings]
         if truncation:
             rows = [row[: self.max_length] for row in rows]
+        if left_truncate_len:
+            pairs = zip(strings, rows, strict=True)
+            self.cut.update((string,) for string, row in pairs if len(row) > left_truncate_len)
         batch = self.tokenizer.pad({"input_ids": rows}, padding_side=padding_side, return_tensors="pt")
         keep = slice(-left_truncate_len if left_truncate_len else None, None)
         return batch["input_ids"][:, keep], batch["attention_mask"][:, keep]
@@ -102,7 +109,17 @@ class ArchLM(HookedLM):
                 f"max_position_embeddings: {self.max_length} is too short for an answer of {longest} tokens; "
                 "leave that task out, or train with a longer context"
             )
+        self.cut.update(
+            tuple(texts)
+            for texts, context, continuation in requests
+            if texts is not None and len(context) + len(continuation) > self.max_length + 1
+        )
         return super().score_tokens(requests, *args, **kwargs)
+
+    def is_cut(self, arguments: Any) -> bool:
+        """Whether a request had the beginning of its context left out, which was too long for the model. `arguments`:
+        (context, continuation), or (context, how to generate)."""
+        return tuple(arguments) in self.cut if isinstance(arguments[1], str) else tuple(arguments[:1]) in self.cut
 
 
 def _known(model_type: str) -> bool:

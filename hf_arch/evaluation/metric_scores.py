@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_arch.core.errors import ConfigError
+from hf_arch.data.dataset import document_positions
 from hf_arch.evaluation.metric import Measurement, parse_metrics
-from hf_arch.evaluation.text_loss import TextOptions, text_rows
+from hf_arch.evaluation.text_loss import TextOptions, isolates_documents, text_rows
 
 
 def score_metrics(
@@ -27,11 +28,17 @@ def score_metrics(
     if not len(whole):
         raise ConfigError(f"--text: {rows} has {len(tokens)} tokens; metrics need {window}")
     measurement = Measurement(parse_metrics(names))
-    measurement.add(model, _batches(whole, options.batch_size), model.device)
+    border = tokenizer.eos_token_id if isolates_documents(path, options) else None
+    measurement.add(model, _batches(whole, options.batch_size, border), model.device)
     facts = {"rows": rows, "tokens": whole.numel(), "window": window}
     return {name: {name: value, **facts} for name, value in measurement.values().items()}
 
 
-def _batches(rows: Tensor, size: int) -> Iterator[dict[str, Tensor]]:
+def _batches(rows: Tensor, size: int, border: int | None) -> Iterator[dict[str, Tensor]]:
+    """`border`: the token that ends a document, where documents are isolated."""
     for part in torch.split(rows, size):
-        yield {"input_ids": part, "labels": part}
+        if border is None:
+            yield {"input_ids": part, "labels": part}
+            continue
+        positions = torch.stack([torch.from_numpy(document_positions(row.numpy(), border)) for row in part])
+        yield {"input_ids": part, "labels": part.masked_fill(positions == 0, -100), "position_ids": positions}

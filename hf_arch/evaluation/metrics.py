@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import EvalPrediction, PreTrainedTokenizerFast
 
+from hf_arch.data.tokenizer import vocabulary_size
+
 _ABOUT = "Sums over all tokens, divided once."
 
 
@@ -104,9 +106,9 @@ class LanguageModelMetrics:
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerFast) -> Tensor:
-    """UTF-8 bytes of text that each token stands for, int64 [len(tokenizer)]; 0 for special tokens."""
+    """UTF-8 bytes of text that each token stands for, int64 [`vocabulary_size`]; 0 for special tokens."""
     kinds = _decoder_kinds(json.loads(tokenizer.backend_tokenizer.to_str()).get("decoder"))
-    lengths = torch.zeros(len(tokenizer), dtype=torch.int64)
+    lengths = torch.zeros(vocabulary_size(tokenizer), dtype=torch.int64)
     special = set(tokenizer.all_special_ids)
     for piece, index in tokenizer.get_vocab().items():
         if index in special:

@@ -18,10 +18,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from hf_arch.checkpoints.checkpoint import model_folder
 from hf_arch.checkpoints.plugin_copies import load_plugins_of
 from hf_arch.core.errors import ConfigError, nearest
-from hf_arch.core.files import read_json, write_json
+from hf_arch.core.files import write_json
 from hf_arch.core.formats import FILE_WIDTH
+from hf_arch.core.one_writer import only_writer
 from hf_arch.core.plugins import separate_plugins, used_plugins
 from hf_arch.core.registry import METRICS
 from hf_arch.evaluation.loading import load_model, parse_device, parse_dtype
@@ -30,6 +32,7 @@ from hf_arch.evaluation.text_loss import TextOptions, score_text
 from hf_arch.runs.files import CHECKPOINTS_DIR, EVALUATION_FILE, is_run
 from hf_arch.runs.items import write_items
 from hf_arch.runs.provenance import provenance
+from hf_arch.runs.record import SCORED_WEIGHTS, RunRecord
 from hf_arch.runs.suite import find_runs, write_suite_results
 
 PERPLEXITY = "perplexity"
@@ -217,11 +220,16 @@ def last_checkpoints(run: Path, count: int) -> list[Path]:
 
 
 def _keep(run: Path, document: dict[str, Any]) -> None:
-    """Adds the scores to the run's own, each with the settings it was made under."""
-    file = run / EVALUATION_FILE
-    kept = read_json(file)["results"] if file.is_file() else {}
-    scores = {task: {**values, "settings": document["settings"]} for task, values in document["results"].items()}
-    write_json(file, {**document, "model": run.name, "results": {**kept, **scores}})
+    """Adds the scores to the run's own, each with the settings it was made under and the steps of the weights."""
+    with only_writer(model_folder(run), wait=True):  # of two evaluations at once each keeps what the other has added
+        _add(run, document)
+
+
+def _add(run: Path, document: dict[str, Any]) -> None:
+    record = RunRecord.load(run)
+    made = {"settings": document["settings"], SCORED_WEIGHTS: {"steps": record.steps}}
+    scores = {task: {**values, **made} for task, values in document["results"].items()}
+    write_json(run / EVALUATION_FILE, {**document, "model": run.name, "results": {**record.benchmarks, **scores}})
 
 
 def print_scores(document: dict[str, Any]) -> None:
@@ -249,7 +257,7 @@ def print_scores(document: dict[str, Any]) -> None:
     Console(width=None if sys.stdout.isatty() else FILE_WIDTH).print(table)
 
 
-_NOT_METRICS = {"samples", "version", "num_fewshot", "tokens", "window", "stride", "documents"}
+_NOT_METRICS = {"samples", "truncated", "version", "num_fewshot", "tokens", "window", "stride", "documents"}
 
 
 def metrics_of(values: dict[str, Any]) -> dict[str, float]:

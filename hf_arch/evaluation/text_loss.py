@@ -19,6 +19,7 @@ from hf_arch.core.errors import ConfigError
 from hf_arch.data import DataOptions, PreparedData, prepare_data
 from hf_arch.data.cache import data_cache
 from hf_arch.data.corpora import open_corpus
+from hf_arch.data.dataset import document_spans
 from hf_arch.data.find import find_data
 from hf_arch.data.shakespeare import Shakespeare
 from hf_arch.evaluation.perplexity import TextLoss
@@ -112,12 +113,23 @@ def _score_run(model: PreTrainedModel, data: DataOptions, options: TextOptions, 
     prepared = prepare_data(data, progress=False)
     validation = prepared.validation
     tokens = _tokens(prepared, options)
-    nats = token_nats(model, tokens, window=window, stride=options.stride, batch_size=options.batch_size)
+    parts = [tokens]
+    if data.isolate_documents:  # as in training: each by itself, without a target for its first token
+        spans = document_spans(tokens.numpy(), prepared.tokenizer.eos_token_id)
+        parts = [tokens[start:stop] for start, stop in spans if stop - start > 1]
+    each = [token_nats(model, x, window=window, stride=options.stride, batch_size=options.batch_size) for x in parts]
+    nats = torch.cat(each)
     loss = TextLoss(nats.double().sum().item(), nats.numel(), validation.num_bytes / validation.num_tokens)
     return {
         **_numbers(loss, _name(prepared), window, options),
-        **_by_position([nats], window, options),
+        **_by_position(each, window, options),
     }
+
+
+def isolates_documents(path: str, options: TextOptions) -> bool:
+    """Whether the text of `text_rows` is of a run that keeps documents apart."""
+    run = _run_data(path) if options.file is None else None
+    return run is not None and run.isolate_documents
 
 
 def _numbers(loss: TextLoss, name: str, window: int, options: TextOptions) -> dict[str, Any]:

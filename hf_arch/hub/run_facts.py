@@ -14,8 +14,8 @@ from hf_arch.analysis.columns import filled_columns
 from hf_arch.analysis.compare import compare_runs
 from hf_arch.analysis.comparison import Comparison
 from hf_arch.analysis.verdicts import Verdict
-from hf_arch.core.files import finite, read_json
-from hf_arch.runs.files import EVALUATION_FILE, MODEL_DIR, SUITE_FILE, is_run
+from hf_arch.core.files import finite
+from hf_arch.runs.files import MODEL_DIR, SUITE_FILE, is_run
 from hf_arch.runs.numbers import Reader
 from hf_arch.runs.record import RunRecord, numbers_for
 
@@ -47,10 +47,8 @@ def read_benchmarks(run: RunRecord) -> list[Benchmark]:
     """The numbers in the run's `evaluation.json` (`hf-arch eval`); [] where it was not evaluated."""
     from hf_arch.evaluation.model_scores import metrics_of
 
-    if not (run.path / EVALUATION_FILE).is_file():
-        return []
     found = []
-    for task, values in read_json(run.path / EVALUATION_FILE).get("results", {}).items():
+    for task, values in run.benchmarks.items():
         for metric, value in metrics_of(values).items():
             error = finite(values.get(f"{metric}_stderr"))
             text = f"{value:.4g}" + (f" ± {error:.2g}" if error else "")

@@ -39,7 +39,8 @@ class LayerContext:
         keys: where the keys of this layer are, the cached ones included; None unless it `needs_key_positions`.
         cache: transformers' cache of the whole model, or None; `state` and `update_kv` reach this layer's entry.
         execution: the cache entry of this run of the layer, where layers run several times; None = its own index.
-        first_state: the index at which the mixer's states begin in its cache entry, for mixers side by side.
+        first_state: the index at which the mixer's states begin in its cache entry, for mixers side by side; None: 0,
+            and no other mixer's follow.
         shared: this layer's entry of parameters shared among layers (`Mixer.shared`), or None.
         values: what earlier layers published, by the names that this layer `needs`; each [B, T, ...].
         sites: the modules at each named place of this block (`sites/base.py`); `at` applies them and takes them out, so
@@ -55,7 +56,7 @@ class LayerContext:
     keys: KeyPositions | None = None
     cache: Any = None
     execution: int | None = None
-    first_state: int = 0
+    first_state: int | None = None
     shared: Any = None
     values: Mapping[str, Tensor] = field(default_factory=dict)
     sites: dict[str, Any] = field(default_factory=dict)

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 FFN_STATE = 3
 """The convolution state of a layer that is its FFN's; those before it are the mixer's, which may have three windows."""
 
+MIXER_STATES = 8
+"""States of either kind that a mixer beside others has places for."""
+
 RECURRENT = f"hfa_recurrent:{__name__}" if BUNDLED else "hfa_recurrent"
 
 
@@ -148,7 +151,8 @@ class LayerState:
 
     def __init__(self, cache: Cache | None, layer_idx: int, context: Any = None):
         self.cache, self.layer_idx, self.context = cache, layer_idx, context
-        self.first = 0 if context is None else context.first_state
+        self.first = 0 if context is None or context.first_state is None else context.first_state
+        self.places = None if context is None or context.first_state is None else MIXER_STATES
 
     def __bool__(self) -> bool:
         return self.cache is not None
@@ -181,8 +185,16 @@ class LayerState:
         filled = layer.has_previous_state.get(index) and getattr(layer, f"is_{kind}_initialized").get(index)
         return getattr(layer, kind).get(index) if filled else None
 
+    def _check_place(self, index: int) -> None:
+        if self.places is not None and index >= self.places:
+            raise ValueError(
+                f"branches: a mixer keeps its state {index} where the next one's begin; mixers side by side may have "
+                f"{self.places} states of a kind each"
+            )
+
     def write_recurrent(self, state: Tensor | None, index: int = 0) -> None:
         if self.cache is not None and state is not None:
+            self._check_place(index)
             self.cache.update_recurrent_state(state, self.layer_idx, state_idx=index + self.first)
             # transformers' layers for keys and states note it with a convolution's state alone.
             self.cache.layers[self.layer_idx].has_previous_state[index + self.first] = True
@@ -221,4 +233,5 @@ class LayerState:
 
     def write_conv(self, state: Tensor | None, index: int = 0) -> None:
         if self.cache is not None and state is not None:
+            self._check_place(index)
             self.cache.update_conv_state(state, self.layer_idx, state_idx=index + self.first)

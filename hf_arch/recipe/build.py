@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import hf_arch
 from hf_arch.core.errors import ConfigError
+from hf_arch.data.tokenizer import vocabulary_size
 from hf_arch.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def build_config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None = Non
     if recipe.probe is not None:
         size = recipe.probe.data("train", 0, examples=1).vocab_size
     else:
-        size = len(tokenizer) if tokenizer is not None else recipe.data.vocab_size
+        size = vocabulary_size(tokenizer) if tokenizer is not None else recipe.data.vocab_size
     values.setdefault("vocab_size", size)
     values.setdefault("max_position_embeddings", recipe.longest_row)
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):

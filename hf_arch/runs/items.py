@@ -27,7 +27,12 @@ COLUMNS = ("item", "right", "nats", "bytes", "bits_per_byte", "margin")
 
 def items_file(run: Path, task: str) -> Path:
     """Where the items of a task lie in a run folder."""
-    return run / ITEMS_DIR / re.sub(r"[^\w.-]", "_", task) / ITEMS_FILE
+    return run / ITEMS_DIR / item_name(task) / ITEMS_FILE
+
+
+def item_name(task: str) -> str:
+    """The name of a task's folder."""
+    return re.sub(r"[^\w.-]", "_", task)
 
 
 def write_items(run: Path, task: str, items: pd.DataFrame) -> Path:

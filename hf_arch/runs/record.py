@@ -11,6 +11,7 @@ version 1, which differs from them by that key alone.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -23,9 +24,15 @@ from hf_arch.core.files import finite, read_json, write_json
 from hf_arch.core.formats import byte_size, duration, quantity
 from hf_arch.recipe.recipe import RUN_FACTS, Recipe
 from hf_arch.runs.files import CONFIG_FILE, EVALUATION_FILE, METRICS_FILE, RESULTS_FILE, is_run, read_metrics
+from hf_arch.runs.items import item_name, item_tasks
 from hf_arch.runs.numbers import Number, Reader, measured, numbers_of, read_number
 
+logger = logging.getLogger(__name__)
+
 SCHEMA_VERSION = 1
+CONFIG_SECTIONS = ("model", "data", "probe", "training", "evaluation", "experiment", RUN_FACTS)
+SCORED_WEIGHTS = "weights"
+"""In evaluation.json, of each task: after how many steps the weights were that it scored."""
 STATUSES = ("completed", "failed", "interrupted", "running")
 
 LOSS = Reader.ROWS | Reader.TABLE | Reader.SUMMARY | Reader.CARD
@@ -177,6 +184,9 @@ class RunRecord:
             value = values.get(key)
             if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
                 raise ConfigError(f"{file}: {key}: expected a number or null, found {value!r}")
+        _check_objects(file, results, OBJECTS)
+        _check_objects(folder / CONFIG_FILE, config, CONFIG_SECTIONS)
+        config = {key: value for key, value in config.items() if value is not None or key not in CONFIG_SECTIONS}
         status = str(results.get("status", "running"))
         if status not in STATUSES:
             raise ConfigError(f"{file}: status: {status!r} is not known; allowed: {', '.join(STATUSES)}")
@@ -256,9 +266,34 @@ class RunRecord:
 
     @cached_property
     def benchmarks(self) -> dict[str, dict[str, Any]]:
-        """{task: {metric: value}} of evaluation.json, read on first use; empty where nothing was evaluated."""
+        """{task: {metric: value}} of evaluation.json, read on first use; empty where nothing was evaluated. Scores of
+        weights that the run had before it was extended are left out, and that is said."""
+        found, outdated = self._scores, self.outdated_tasks
+        if outdated:
+            logger.warning(
+                "%s: the scores of %s are of weights before step %s and left out; run `hf-arch eval` again",
+                *(self.path, ", ".join(sorted(outdated)), self.steps),
+            )
+        return {task: values for task, values in found.items() if task not in outdated}
+
+    @cached_property
+    def outdated_tasks(self) -> frozenset[str]:
+        """The tasks whose scores are of weights after another number of steps than the run has by now."""
+        made = {task: _section(values, SCORED_WEIGHTS).get("steps") for task, values in self._scores.items()}
+        return frozenset(
+            task for task, steps in made.items() if None not in (steps, self.steps) and steps != self.steps
+        )
+
+    @property
+    def item_tasks(self) -> list[str]:
+        """The tasks whose items the folder holds, but for outdated ones."""
+        return [task for task in item_tasks(self.path) if task not in {item_name(task) for task in self.outdated_tasks}]
+
+    @cached_property
+    def _scores(self) -> dict[str, Any]:
         file = self.path / EVALUATION_FILE
-        return dict(_section(read_json(file), "results")) if file.is_file() else {}
+        scores = _section(read_json(file), "results") if file.is_file() else {}
+        return {task: values for task, values in scores.items() if isinstance(values, Mapping)}
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
@@ -268,7 +303,10 @@ class RunRecord:
 
 NUMBERS: dict[str, Number] = numbers_of(RunRecord)
 """{key: definition} of every measured number."""
-RESULT_KEYS = tuple(entry.name for entry in fields(RunRecord) if entry.name not in ("path", "config", "others"))
+_RESULTS = [entry for entry in fields(RunRecord) if entry.name not in ("path", "config", "others")]
+RESULT_KEYS = tuple(entry.name for entry in _RESULTS)
+OBJECTS = tuple(entry.name for entry in _RESULTS if str(entry.type).startswith("Mapping"))
+"""Keys of results.json that hold an object."""
 
 
 def definitions(runs: Iterable[RunRecord] = ()) -> dict[str, Number]:
@@ -338,6 +376,13 @@ def _check_version(file: Path, version: object) -> None:
             f"{file}: schema_version: {version} was written by a newer hf_arch; this one reads up to {SCHEMA_VERSION}"
         )
     raise ConfigError(f"{file}: schema_version: expected a whole number from 1, found {version!r}")
+
+
+def _check_objects(file: Path, values: Mapping[str, Any], names: Iterable[str]) -> None:
+    for name in names:
+        value = values.get(name)
+        if value is not None and not isinstance(value, Mapping):
+            raise ConfigError(f"{file}: {name}: expected an object or null, found {str(value)[:80]!r}")
 
 
 def _section(mapping: Mapping[str, Any], key: str) -> Mapping[str, Any]:

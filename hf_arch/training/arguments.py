@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, TrainingArguments
+from transformers import AutoModelForCausalLM, PreTrainedConfig, Trainer, TrainingArguments
 
 from hf_arch.core.errors import ConfigError
 from hf_arch.optimizers.base import OptimizerSettings
@@ -67,6 +67,7 @@ def build_arguments(
         values["lr_scheduler_type"] = "constant_with_warmup"  # the other leaves the warm-up out without a word
     if values["lr_scheduler_type"] in ("cosine_with_min_lr", "warmup_stable_decay"):
         _require_scheduler_kwargs(values)
+    _require_best_is_kept(values)
     batch = values.get("per_device_train_batch_size", 8) * values.get("gradient_accumulation_steps", 1) * world_size
     epoch_steps = max(1, math.ceil(num_rows / batch))
     if values.get("max_steps", -1) < 1:
@@ -116,10 +117,35 @@ def check_optimizer(config: PreTrainedConfig, args: TrainingArguments, training:
     something that would not train the model as it should."""
     builder = choose_optimizer(training)
     check_parametrization(builder, config, zero_redundancy=bool(training.get("zero_redundancy")))
-    if not isinstance(builder, TrainerOptimizer):
+    if isinstance(builder, TrainerOptimizer):
+        _require_package(args)
+    else:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
         try_optimizer(builder, model, optimizer_settings(args))
+
+
+def _require_package(args: TrainingArguments) -> None:
+    """Raises `ConfigError` where Trainer's optimiser is of a package that is not installed."""
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(args)
+    except ImportError as error:
+        name = getattr(args.optim, "value", args.optim)
+        raise ConfigError(f"training.optim: {name!r}: {' '.join(str(error).split())}") from error
+    except ValueError:  # it wants to see the model
+        return
+
+
+def _require_best_is_kept(values: Mapping[str, Any]) -> None:
+    """The best of the evaluations can be loaded at the end only where each has a checkpoint; Trainer says nothing where
+    it has none, and what it then loads depends on where the run was interrupted."""
+    every, saved = (values[f"{kind}_steps"] for kind in ("eval", "save"))
+    plain = values["eval_strategy"] == values["save_strategy"] == "steps"
+    if values.get("load_best_model_at_end") and plain and every != saved:
+        raise ConfigError(
+            f"training.save_steps: {saved:g} leaves evaluations (training.eval_steps: {every:g}) without checkpoints, "
+            f"so the best could not be loaded at the end; nearest: {every:g}"
+        )
 
 
 def _require_scheduler_kwargs(values: Mapping[str, Any]) -> None:

@@ -75,7 +75,9 @@ class TrainingClock:
 
 
 class MetricsLog(TrainerCallback):
-    """Appends to `metrics.jsonl`, and keeps what the results need: the last loss and the median speed."""
+    """Appends to `metrics.jsonl`, and keeps what the results need: the last loss and the median speed.
+
+    `evaluates_again`: the step that the run goes on from will be evaluated, whatever an earlier try wrote of it."""
 
     def __init__(
         self,
@@ -86,8 +88,10 @@ class MetricsLog(TrainerCallback):
         peak_flops: float | None,
         peak_memory: Callable[[], int | None],
         wall_seconds: Callable[[], float],
+        evaluates_again: bool = False,
     ) -> None:
         self.path = path
+        self.evaluates_again = evaluates_again
         self.tokens_per_step = tokens_per_step
         self.flops_per_token = flops_per_token
         self.peak_flops = peak_flops
@@ -117,11 +121,12 @@ class MetricsLog(TrainerCallback):
         """Drops what a broken run logged past the checkpoint it now resumes from, and starts the clock."""
         self.is_main = state.is_world_process_zero
         if self.is_main:
-            kept = (
-                [row for row in read_metrics(self.path) if row["step"] <= state.global_step]
-                if state.global_step
-                else []
-            )
+            step, again = state.global_step, self.evaluates_again
+            kept = [
+                row
+                for row in (read_metrics(self.path) if step else [])
+                if row["step"] <= step and not (again and row["step"] == step and "val_loss" in row)
+            ]
             write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
             self.final_loss = next((row["loss"] for row in reversed(kept) if "loss" in row), None)
             events = [row["event"] for row in kept if "event" in row]

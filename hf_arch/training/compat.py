@@ -52,6 +52,11 @@ class HookedTrainer(Trainer):
         """The norm before clipping, asked for after the last backward pass of a step and before the optimiser."""
         return super()._get_grad_norm(model, grad_norm)
 
+    def evaluate_step(self) -> bool:
+        """Evaluate as after a step, for schedules that follow the loss and the choice of the best checkpoint too;
+        whether it is the best so far."""
+        return self._determine_best_metric(metrics=self._evaluate(None, None), trial=None)
+
     @property
     def running_loss(self) -> torch.Tensor:
         """What has been added up for the next log: a tensor that Trainer changes in place."""

@@ -30,12 +30,14 @@ class StopRequest:
     """A context that hears both signals (in the main thread alone, the only one that Python lets hear them); what a
     parent has told this process to ignore stays ignored.
 
-    `received` is the signal that this process has heard, `agreed` the one that all processes of the run know of.
+    `received` is the signal that this process has heard, `agreed` the one that all processes of the run know of;
+    `leaves_evaluation`: the step that the run stops after was to be evaluated, which whoever goes on makes up for.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
         self.agreed: int | None = None
+        self.leaves_evaluation = False
         self._received_at = 0.0
         self._waits_for_step = False
         self._before: dict[int, Any] = {}
@@ -84,4 +86,5 @@ class StopAfterStep(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if (self.request.received if args.world_size == 1 else self.request.agreed) is not None:
             control.should_save = control.should_training_stop = True
+            self.request.leaves_evaluation = control.should_evaluate
             control.should_evaluate = False

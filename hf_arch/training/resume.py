@@ -62,6 +62,11 @@ class Continuation:
     extended: bool = False
     said: tuple[str, ...] = ()
 
+    @property
+    def evaluation_due(self) -> bool:
+        """Whether the step of the checkpoint was to be evaluated, and the run was told to stop before."""
+        return bool(self.progress.get("evaluation_due"))
+
 
 def plan_continuation(
     checkpoints: Path,
@@ -198,11 +203,26 @@ class CheckpointKeeper(TrainerCallback):
         if checkpoint is None:
             return
         self.trainer.restore_progress(self.continuation.progress)
+        args.eval_on_start = False  # which it did when it was begun
         state.save_steps = int(args.save_steps)  # Trainer takes that of the checkpoint without a word
         # A path in the folder that the run was begun in, which may have been copied or moved.
         best = json.loads((checkpoint / STATE_FILE).read_text()).get("best_model_checkpoint")
         if best is not None and (here := checkpoint.parent / Path(best).name).is_dir():
             state.best_model_checkpoint = str(here)
+
+
+class LateEvaluation(TrainerCallback):
+    """Makes the evaluation that an interruption left out. It has to be the last callback: those before it have begun by
+    then, and a run whose last step is done calls no other."""
+
+    def __init__(self, trainer: ArchTrainer, checkpoint: Path | None) -> None:
+        self.trainer, self.checkpoint = trainer, checkpoint
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.trainer.evaluate_step() and self.checkpoint is not None:  # else known once the next one is saved
+            state.best_model_checkpoint = str(self.checkpoint)
 
 
 def _with_steps_of_an_extension(

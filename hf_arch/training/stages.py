@@ -33,6 +33,7 @@ from transformers import (
 import hf_arch
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.failures import Interrupted, TrainingError
+from hf_arch.core.one_writer import only_writer
 from hf_arch.numerics import NUMERICS_VERSION
 from hf_arch.optimizers.choose import choose_optimizer
 from hf_arch.recipe.build import changed_initialisation
@@ -51,7 +52,7 @@ from hf_arch.training.launch import LaunchRequest, Running, check_running, is_ma
 from hf_arch.training.memory import PeakMemory
 from hf_arch.training.peak_flops import peak_flops
 from hf_arch.training.precision import Precision
-from hf_arch.training.resume import CheckpointKeeper
+from hf_arch.training.resume import CheckpointKeeper, LateEvaluation
 from hf_arch.training.slowdown import SlowdownWatch
 from hf_arch.training.startup import training_rows
 from hf_arch.training.step_watch import DEFAULT_MAX_SKIPPED_STEPS, StepWatch
@@ -93,14 +94,34 @@ class Stages:
         self.order_fingerprint = self.continuation.identity.data["order"]
 
     def execute(self) -> dict[str, Any]:
-        """Runs every stage; whatever ends it, the results file says so."""
+        """Runs every stage; whatever ends it, the results file says so.
+
+        Raises ConfigError where another process is training in the folder: both would write its files.
+        """
+        if not self.is_main:
+            return self._execute()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        with only_writer(self.folder, wait=False) as alone:
+            if not alone:
+                raise ConfigError(
+                    f"--output-dir: another process is training in {self.folder}; wait for it, or name another folder"
+                )
+            return self._execute()
+
+    def _unwritable(self, error: OSError) -> ConfigError:
+        return ConfigError(f"--output-dir: {self.folder} cannot be written to: {error.strerror}")
+
+    def _execute(self) -> dict[str, Any]:
         try:
             if self.is_main:
                 self.recipe, self.plugin_copies = keep_plugins(self.recipe, self.folder)
             self._write_config()
             self._write_results({"status": "running"}, "running")
         except OSError as error:
-            raise ConfigError(f"--output-dir: {self.folder} cannot be written to: {error.strerror}") from error
+            raise self._unwritable(error) from error
         try:
             with self.stop, tracked(self.args, self.folder, self.name):
                 numbers = self._train_and_measure()
@@ -158,6 +179,8 @@ class Stages:
             self._print_continuation()
             trainer.add_callback(progress)
             self._print_report(trainer, self.continuation.step)
+        if self.continuation.evaluation_due:
+            trainer.add_callback(LateEvaluation(trainer, self.continuation.checkpoint))
 
     def _trainer(self, model: PreTrainedModel) -> ArchTrainer:
         training = self.task.training
@@ -185,6 +208,7 @@ class Stages:
             peak_flops=None if peak is None else peak * self.args.world_size,
             peak_memory=memory.read,
             wall_seconds=self._wall_seconds,
+            evaluates_again=self.continuation.evaluation_due,
         )
 
     def _print_continuation(self) -> None:

@@ -295,6 +295,7 @@ class ArchTrainer(HookedTrainer):
             "logged_step": self.last_logged_step,
             "skipped_since_log": self._skipped_since_log,
             "auxiliary": self._auxiliary.state(),
+            "evaluation_due": self.stop.leaves_evaluation,
         }
 
     def restore_progress(self, progress: Mapping[str, Any]) -> None:

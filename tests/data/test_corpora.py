@@ -167,6 +167,15 @@ class TestHubLayouts:
         assert list(corpus.documents("train")) == texts[4:]
         assert [text for part in range(2) for text in corpus.documents("train", part, 2)] == texts[4:]
 
+        if limit is not None:  # the second part begins before the held-out documents have ended
+            more = dataclasses.replace(few, held_out_documents=12)
+            monkeypatch.setitem(HUB_CORPORA, "fineweb-edu-10b", more)
+            other = self.open("fineweb-edu-10b", tmp_path / "hub", cache, max_train_tokens=limit)
+            assert list(other.documents("train")) == texts[12:]
+            assert other.fingerprint() != corpus.fingerprint()
+            with pytest.raises(ConfigError, match=r"shards: 2 parts .* 12 are held out"):
+                list(other.documents("train", 0, 2))
+
     def test_c4_is_streamed_file_by_file(self, tmp_path: Path, cache: Path):
         texts = [make_text(seed, 10) for seed in range(24)]
         for number in range(3):

@@ -64,6 +64,17 @@ def test_an_empty_file(tmp_path: Path, cache: Path, tokenizer: str):
     assert "is empty" in message(cache, corpus=str(tmp_path / "empty.txt"), tokenizer=tokenizer)
 
 
+def test_a_file_that_is_trained_on_and_held_out(tmp_path: Path, cache: Path):
+    folder = tmp_path / "split"
+    folder.mkdir()
+    for name in ("train-0.txt", "validation.txt"):
+        (folder / name).write_text(make_text(0, 300), encoding="utf-8")
+    (folder / "train-1.txt").write_text(make_text(1, 300), encoding="utf-8")
+    said = message(cache, corpus=str(folder))
+    assert "validation.txt" in said and "train-0.txt" in said and "same bytes" in said
+    assert not cache.exists()
+
+
 def test_rows_without_text(tmp_path: Path, cache: Path):
     (tmp_path / "blank.jsonl").write_text('{"text": ""}\n{"text": ""}\n')
     assert "contains no text" in message(cache, corpus=str(tmp_path / "blank.jsonl"))

@@ -14,6 +14,8 @@ import pytest
 
 from hf_arch.data import DataOptions, MixtureOrder, prepare, prepare_data, prepare_shards, sharding
 from hf_arch.data.dataset import MixedDataset, TokenDataset
+from hf_arch.recipe.build import build_config
+from hf_arch.recipe.recipe import Recipe
 from tests.data.texts import make_text
 
 
@@ -193,6 +195,36 @@ def test_large_vocabularies_take_wider_tokens(tmp_path: Path, text_file: Path, c
     data = prepare_data(options, cache_dir=cache, progress=False)
     assert max(tokens_of(data.train)) > 70_000
     assert data.train.stream.dtype == np.dtype("<u4")
+
+
+def test_ids_with_gaps_are_stored_and_embedded_as_they_are(tmp_path: Path, text_file: Path, cache: Path):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(set(make_text(0, 3000)))
+    entries = {"<eos>": 0, **{letter: 69_900 + 3 * number for number, letter in enumerate(letters)}}
+    backend = Tokenizer(models.BPE(entries, []))
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>").save_pretrained(tmp_path / "gaps")
+    options = DataOptions(corpus=str(text_file), tokenizer=str(tmp_path / "gaps"), sequence_length=16)
+    data = prepare_data(options, cache_dir=cache, progress=False)
+    assert set(tokens_of(data.train)) <= set(entries.values())
+    recipe = Recipe.from_dict({"model": {"architecture": "llama"}, "data": {"corpus": str(text_file)}})
+    assert build_config(recipe, data.tokenizer).vocab_size == max(entries.values()) + 1
+
+
+def test_the_same_bytes_read_as_text_and_as_rows_are_other_data(tmp_path: Path, cache: Path):
+    rows = write_rows(tmp_path / "rows.jsonl", [make_text(n, 30) for n in range(20)])
+    text = tmp_path / "rows.txt"
+    text.write_bytes(rows.read_bytes())
+    read = [
+        prepare_data(
+            DataOptions(corpus=str(path), tokenizer="byte", sequence_length=16), cache_dir=cache, progress=False
+        )
+        for path in (rows, text)
+    ]
+    assert read[0].fingerprint != read[1].fingerprint
+    assert '{"text"' not in read[0].tokenizer.decode(tokens_of(read[0].train))
+    assert read[1].tokenizer.decode(tokens_of(read[1].train)).startswith('{"id"')
 
 
 def test_a_mixture_shares_one_tokenizer(tmp_path: Path, cache: Path):

@@ -62,6 +62,23 @@ def test_an_answer_longer_than_the_context_is_one_line() -> None:
         responses(lm, "loglikelihood", [("a", " an answer that does not fit")])
 
 
+def test_prompts_that_are_cut_are_counted_and_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    lm = ArchLM(tiny_model("gla", max_position_embeddings=16), tokenizer=byte_tokenizer())
+    texts = ("0123456789", "0123456789a")
+    responses(lm, "generate_until", [(text, {"until": [], "max_gen_toks": 6}) for text in texts])
+    assert [lm.is_cut((text, {})) for text in texts] == [False, True]
+    responses(lm, "loglikelihood", [(text, " answer") for text in texts])  # the last token is asked for, never shown
+    assert [lm.is_cut((text, " answer")) for text in texts] == [False, True]
+
+    short, enough = (str(saved_model(tmp_path / str(n), "gla", max_position_embeddings=n)) for n in (24, 2000))
+    options = EvalOptions(("sentence_completion",), limit=6)
+    cut = evaluate_path(short, options)["results"]["sentence_completion"]["truncated"]
+    assert 0 < cut <= 6
+    assert f"sentence_completion: {cut} of 6 prompts are longer than the 24 tokens" in capfd.readouterr().err
+    assert "truncated" not in evaluate_path(enough, options)["results"]["sentence_completion"]
+    assert "prompts are longer" not in capfd.readouterr().err
+
+
 def test_scores_do_not_depend_on_the_batch_size(tmp_path: Path) -> None:
     path = str(saved_model(tmp_path, "mamba"))
     results = [evaluate_path(path, EvalOptions(TASKS, batch_size=size, limit=12))["results"] for size in (1, 8)]

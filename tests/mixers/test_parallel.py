@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 
 import hf_arch
 from hf_arch import checks
 from hf_arch.core.errors import ConfigError
+from hf_arch.layers.contract import EMPTY_CONTEXT
+from hf_arch.layers.state import MIXER_STATES, LayerState
 from hf_arch.models import layer_masks
 from hf_arch.models.cost import model_cost
 from hf_arch.models.describe import describe
@@ -23,6 +25,8 @@ MIXTURES: dict[str, list[Any]] = {
     "states alone": ["gated_delta_net", "retnet", "hgrn2"],
     "latent keys": ["mla", "gla"],
     "states of more than one kind": ["path_attention", "rwkv6"],
+    "four states, then another's": ["gla", "mamba3", "retnet"],
+    "four states behind keys": ["attention", "gated_conv", "linformer"],
 }
 
 
@@ -49,6 +53,12 @@ def test_the_layer_is_the_sum_of_its_branches() -> None:
     normed = model_of(["gla", SCAN], branch_norm=True).model.layers[0].mixer
     expected = sum(norm(branch(x)) for norm, branch in zip(normed.norms, normed.branches, strict=True))
     torch.testing.assert_close(normed(x), expected, rtol=0, atol=1e-5)
+
+
+def test_a_mixer_with_more_states_than_places_is_refused_side_by_side() -> None:
+    state = LayerState(DynamicCache(), 0, EMPTY_CONTEXT.changed(first_state=0))
+    with pytest.raises(ValueError, match="branches: a mixer keeps its state 8 where the next one's begin"):
+        state.write_recurrent(torch.zeros(1), MIXER_STATES)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from hf_arch.recipe.recipe import read_recipe
 from hf_arch.runs.numbers import Reader
 from hf_arch.runs.record import (
     NUMBERS,
+    OBJECTS,
     SCHEMA_VERSION,
     RunRecord,
     numbers_for,
@@ -58,6 +59,17 @@ def test_a_number_of_another_type_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="tokens_seen: expected a number"):
         write_results(tmp_path / "run", {"status": "completed", "tokens_seen": "many"})
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("key", ["optimizer", "plugin_metrics", "components", "provenance", "model", "training", "run"])
+def test_what_should_be_an_object_and_is_none_is_one_line(tmp_path: Path, key: str) -> None:
+    file = "results.json" if key in OBJECTS else "experiment_config.json"
+    (tmp_path / "results.json").write_text(json.dumps({"status": "completed"}))
+    (tmp_path / file).write_text(json.dumps({key: [1]}))
+    with pytest.raises(ConfigError, match=rf"{file}: {key}: expected an object or null, found"):
+        RunRecord.load(tmp_path)
+    (tmp_path / file).write_text(json.dumps({key: None}))
+    assert RunRecord.load(tmp_path).config.get(key, {}) == {}
 
 
 def test_keys_that_no_field_names_are_kept(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.failures import Interrupted, TrainingError
+from hf_arch.core.one_writer import only_writer
 from hf_arch.core.quiet import prepare_process
 from hf_arch.core.threads import prepare_threads
 from hf_arch.experiments.execution.fork_server import serve
@@ -50,6 +51,8 @@ def train_folder(folder: Path) -> int:
     from hf_arch.training.run import print_results, run_training
 
     try:
+        with only_writer(folder, wait=True):  # the process of a worker that was cut off may be saving its checkpoint
+            pass
         recipe = load_recipe(folder / CONFIG_FILE)
         results = run_training(recipe, folder, resume=True)
         leave()

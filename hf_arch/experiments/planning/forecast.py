@@ -18,6 +18,7 @@ import torch
 import hf_arch
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.threads import usable_cores
+from hf_arch.data.tokenizer import vocabulary_size
 from hf_arch.environment import read
 from hf_arch.evaluation.step_memory import step_memory
 from hf_arch.evaluation.step_time import MEASURED, MODELLED, StepTimer
@@ -313,7 +314,7 @@ def _missing_data(prepared: PreparedSet) -> list[str]:
         if options is None or getattr(found, "prepared", found) is not None:
             continue
         name = " + ".join(options.mixture) if options.mixture is not None else options.corpus
-        size = options.vocab_size if found.tokenizer is None else len(found.tokenizer)
+        size = options.vocab_size if found.tokenizer is None else vocabulary_size(found.tokenizer)
         unknown = "" if found.fingerprint is not None else ", and which runs are done is not known"
         lines.append(f"data {name!r} is not prepared: sizes are for a vocabulary of {size}{unknown}")
     return lines

@@ -23,7 +23,7 @@ from ...core.options import Options, compact, options, parse_options
 from ...core.registry import MIXERS, NORMS, POSITIONS
 from ..contract import EMPTY_CONTEXT, LayerContext, LayerOutput
 from ..rope_parameters import RotarySpec
-from ..state import FFN_STATE, RECURRENT
+from ..state import MIXER_STATES, RECURRENT
 from .base import CacheKind, Mixer, MixerCost, SharedSpec
 
 T = TypeVar("T")
@@ -195,7 +195,7 @@ class ParallelMixers(Mixer):
     @classmethod
     def further_states(cls, config: Any, options: ParallelOptions) -> int:
         kinds = [mixer.layer_type(config, given) for mixer, given in cls.members(options)]
-        return FFN_STATE * max(0, sum(map(_keeps_states, kinds)) - 1)
+        return MIXER_STATES * max(0, sum(map(_keeps_states, kinds)) - 1)
 
     @classmethod
     def _first_states(cls, config: Any, options: ParallelOptions) -> list[int]:
@@ -203,7 +203,7 @@ class ParallelMixers(Mixer):
         others behind those of the feed-forward and the sites."""
         firsts, count = [], 0
         for mixer, given in cls.members(options):
-            firsts.append(0 if count == 0 else config.first_further_state + FFN_STATE * (count - 1))
+            firsts.append(0 if count == 0 else config.first_further_state + MIXER_STATES * (count - 1))
             count += _keeps_states(mixer.layer_type(config, given))
         return firsts
 
