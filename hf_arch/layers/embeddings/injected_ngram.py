@@ -71,7 +71,7 @@ class InjectionSite(EmbeddingSite):
         layout, state = context.layout, self.state(context)
         spread = F.pad(self.taps.unsqueeze(-1), (self.options.order - 1, 0)).flatten(1)[:, self.options.order - 1 :]
         out, window = causal_conv1d(
-            layout.zero_padding(layout.enter(value)),
+            layout.zero_padding(layout.compact(value)),
             spread,
             None,
             activation="silu",
@@ -81,7 +81,7 @@ class InjectionSite(EmbeddingSite):
             num_valid=layout.num_valid,
         )
         state.write_conv(window, self.spot.slot)
-        return layout.leave(out)
+        return layout.restore(out)
 
     def cost(self, seq_len: int) -> MixerCost:
         width, taps = self.taps.shape
