@@ -24,7 +24,9 @@ _MIXERS = {"linear_attention": KimiDeltaAttention, "full_attention": LatentAtten
 _FFNS = ("dense", "sparse")
 
 _MODEL: tuple[Entry, ...] = (
-    *without(BLOCKS, "rope_parameters", "hidden_act", "max_position_embeddings", "rms_norm_eps"),
+    *without(BLOCKS, "rope_parameters", "hidden_act", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings"),
+    Unused("tie_word_embeddings"),  # their model has a head of its own, whatever it says
+    Always("tie_word_embeddings", False),
     Option("hidden_act", default="silu", allowed={"silu": "silu"}),  # the convolutions have it too
     Option("rms_norm_eps", "norm_eps", 1e-5),
     Option(("model_max_length", "max_position_embeddings"), "max_position_embeddings", 1048576),

@@ -55,11 +55,12 @@ _MODEL: tuple[Entry, ...] = (
     Option("mlp_bias", default=False),
     Option("attention_dropout", default=0.0),
     Option("max_position_embeddings", default=4096),
-    Option("tie_word_embeddings", default=False),
+    Always("tie_word_embeddings", False),
     only("mamba_hidden_act", "silu", "swish"),
     only("moe_latent_size", None),
     only("num_nextn_predict_layers", 0),
     Always("position", "none"),
+    Unused("tie_word_embeddings"),  # their model has a head of its own, whatever it says
     Unused("attention_bias sliding_window num_logits_to_keep use_mamba_kernels chunk_size mamba_ssm_cache_dtype"),
     Unused(
         "mamba_proj_bias moe_shared_expert_overlap mtp_layers_block_type hidden_dropout rescale_prenorm_residual expand"

@@ -239,6 +239,25 @@ def test_there_and_back_is_bit_equal(name: str) -> None:
     assert torch.equal(again(ids, use_cache=False).logits, source(ids, use_cache=False).logits)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_tied_head_is_tied_there_or_refused(name: str) -> None:
+    config = CONFIGS[name]
+    ours = hf_arch.from_foreign(config.to_dict(), random_model(config).state_dict()).config
+    ours.tie_word_embeddings = True
+    tied = AutoModelForCausalLM.from_config(ours).eval()
+    try:
+        values, state = hf_arch.to_foreign(tied, config.model_type)
+    except ConfigError as error:
+        assert "tie_word_embeddings: True cannot be said" in str(error)
+        return
+    values.pop("model_type")
+    again = AutoModelForCausalLM.from_config(type(config)(**values)).eval()
+    again.load_state_dict(state, strict=False)
+    ids = torch.randint(3, 97, (2, 20), generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(tied(ids, use_cache=False).logits, again(ids, use_cache=False).logits)
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [

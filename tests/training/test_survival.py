@@ -246,7 +246,7 @@ def test_an_interrupt_that_the_parent_ignores_stays_ignored() -> None:
         with StopRequest() as stop, stop.waiting_for_steps():
             os.kill(os.getpid(), signal.SIGINT)
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-            assert stop.received is None and signal.getsignal(signal.SIGTERM) == stop._hear
+            assert stop.received is None and signal.getsignal(signal.SIGTERM) == stop._handle
     finally:
         signal.signal(signal.SIGINT, before)
 
