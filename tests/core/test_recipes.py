@@ -9,6 +9,7 @@ import pytest
 from hf_arch.core import recipes
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.recipes import find_recipe, recipe_names, recipes_folder
+from hf_arch.recipe.recipe import load_recipe
 
 
 def test_every_recipe_has_a_name_that_finds_it():
@@ -16,6 +17,13 @@ def test_every_recipe_has_a_name_that_finds_it():
     for name in recipe_names():
         assert find_recipe(name) == recipes_folder() / f"{name}.yaml"
     assert find_recipe("quickstart") == find_recipe("quickstart/quickstart")
+
+
+@pytest.mark.parametrize("name", ["quickstart", "tutorial/first_comparison"])
+def test_what_a_newcomer_runs_takes_the_scale_of_a_cpu(name: str):
+    asked, plain = load_recipe(name, scale="cpu"), load_recipe(name)
+    for section in ("model", "data", "training", "evaluation", "probe"):
+        assert getattr(asked, section) == getattr(plain, section)
 
 
 def test_a_path_stays_what_it_is(tmp_path: Path):
