@@ -121,7 +121,7 @@ NAMES = sorted({(name, module) for file in COMPAT for name, module in imported(f
 def test_importing_the_trainer_prints_nothing():
     """transformers prints a line about W&B, which a run that does not use it need not hear of."""
     env = {**os.environ, "WANDB_MODE": "offline", "PYTHONPATH": str(PACKAGE.parent)}
-    program = "import hf_arch.training.stages, hf_arch.experiments.planning.prepare"
+    program = "import hf_arch.training.run, hf_arch.training.stages, hf_arch.experiments.planning.prepare"
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

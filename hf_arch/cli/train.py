@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_arch.cli.output import only_results_on_stdout, print_json
+from hf_arch.core.collector import without_collection
 from hf_arch.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,12 +48,13 @@ class TrainOptions:
 def train_recipe(options: TrainOptions, as_json: bool = False) -> int:
     """Trains the run and prints its numbers, or its `results.json`; the exit code."""
     loaded = options.load()
-    from hf_arch.core.files import to_jsonable
-    from hf_arch.experiments.execution.process import launcher
-    from hf_arch.experiments.execution.runner import visible_gpus
-    from hf_arch.experiments.planning.prepare import select_run
-    from hf_arch.training.launch import check_launch, is_main_process, leave, read_request
-    from hf_arch.training.run import print_results, run_training
+    with without_collection():
+        from hf_arch.core.files import to_jsonable
+        from hf_arch.experiments.execution.process import launcher
+        from hf_arch.experiments.execution.runner import visible_gpus
+        from hf_arch.experiments.planning.prepare import select_run
+        from hf_arch.training.launch import check_launch, is_main_process, leave, read_request
+        from hf_arch.training.run import print_results, run_training
 
     request = read_request()
     check_launch(request, options.distributed)

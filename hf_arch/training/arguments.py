@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, PreTrainedConfig, TrainingArguments
 
 from hf_arch.core.errors import ConfigError
 from hf_arch.optimizers.base import OptimizerSettings
 from hf_arch.optimizers.choose import check_parametrization, choose_optimizer, trainer_arguments, try_optimizer
 from hf_arch.optimizers.trainer_names import TrainerOptimizer
-from hf_arch.training.compat import use_one_gpu
+from hf_arch.training.compat import Trainer, use_one_gpu
 from hf_arch.training.precision import Precision
 from hf_arch.training.tracking import check_trackers
 

@@ -18,7 +18,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 # With WANDB_MODE=offline, transformers prints that at import, also where W&B is not used. `describe_trackers` says it.
 with redirect_stdout(io.StringIO()):
-    from transformers import Trainer
+    from transformers import Trainer as Trainer
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK as INTEGRATION_TO_CALLBACK
 
 

@@ -19,6 +19,7 @@ import threading
 import traceback
 from pathlib import Path
 
+from hf_arch.core.collector import without_collection
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.failures import Interrupted, TrainingError
 from hf_arch.core.one_writer import only_writer
@@ -46,9 +47,10 @@ def restore_sigint() -> None:
 
 def train_folder(folder: Path) -> int:
     """Trains the run in `folder` and returns the exit code."""
-    from hf_arch.recipe.recipe import load_recipe
-    from hf_arch.training.launch import is_main_process, leave
-    from hf_arch.training.run import print_results, run_training
+    with without_collection():
+        from hf_arch.recipe.recipe import load_recipe
+        from hf_arch.training.launch import is_main_process, leave
+        from hf_arch.training.run import print_results, run_training
 
     try:
         with only_writer(folder, wait=True):  # the process of a worker that was cut off may be saving its checkpoint

@@ -23,6 +23,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from hf_arch.core.collector import without_collection
+
 MODULES = (
     *("hf_arch.api", "hf_arch.training.run"),
     *("transformers.models.auto.tokenization_auto", "transformers.models.encoder_decoder", "rich._emoji_codes"),
@@ -40,8 +42,9 @@ def serve(control: int) -> list[str]:
     """Forks runs until the runner closes its end of the socket `control`, then ends this process. It returns in each
     run alone, with the arguments that the runner has sent for it."""
     channel = socket.socket(fileno=control)
-    for module in MODULES:
-        import_module(module)
+    with without_collection():
+        for module in MODULES:
+            import_module(module)
     threads = lost_threads()
     _send(channel, {"lost": threads})
     if threads:
