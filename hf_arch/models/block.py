@@ -103,7 +103,7 @@ class DecoderLayer(GradientCheckpointingLayer):
             The stream's only tensor; or, flat, since gradient checkpointing looks no deeper: its first tensor, router
             logits or None, its other tensors, the values of `publishes` in that order.
         """
-        if self._adds_alone and shared is None and not self.stream.is_hooked():
+        if self._adds_alone and shared is None and not tensors and not self.stream.is_hooked():
             return self._added(hidden_states, context)
         cut = len(tensors) - len(self.needs)
         run, norm, ffn = self.stream.run, self.mixer_norm, self.ffn
