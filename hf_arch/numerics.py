@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-NUMERICS_VERSION = 5
+NUMERICS_VERSION = 6
 """Raised by one when the same recipe and seed give other numbers than before, which gives every run a new name.
 CONTRIBUTING.md says when; a test compares the defaults with those recorded for this number."""
 
