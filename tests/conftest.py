@@ -11,6 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 
+import gc
 import signal
 from collections.abc import Iterator
 
@@ -18,6 +19,13 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+gc.disable()  # while the tests are collected, which only adds to the heap
+
+
+def pytest_collection_finish() -> None:
+    """What is there when the tests begin lives to their end: no search for cycles looks through it again."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

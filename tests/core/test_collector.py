@@ -14,8 +14,10 @@ from hf_arch.core.collector import without_collection
 
 @pytest.fixture(autouse=True)
 def thawed():
-    yield
+    """Nothing counts as living for ever at the start, as in a new process; in the end all that the tests share does."""
     gc.unfreeze()
+    yield
+    gc.freeze()
 
 
 def test_the_collector_is_as_it_was_whatever_the_imports_raise() -> None:
