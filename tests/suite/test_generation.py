@@ -94,7 +94,7 @@ def test_assisted_generation_gives_the_same_tokens_or_is_refused(name, drafts_by
         model.generate(ids, **draft, **options)
     cache = model(ids, use_cache=True).past_key_values
     # Where keys of a window stand beside the states, transformers refuses before ours does: they are gone as well.
-    with pytest.raises(RuntimeError, match="take 2 tokens back|does not track past states"):
+    with pytest.raises(RuntimeError, match=r"take 2 tokens back|does not track past states"):
         cache.crop(-2)
 
 
