@@ -152,12 +152,20 @@ def test_runs_are_spawned_after_the_server_has_gone(tmp_path: Path, caplog: pyte
     assert len(caplog.records) == 1 and "spawned, not forked: the server has ended" in caplog.text
 
 
+def command_line(pid: int) -> list[str]:
+    """The arguments of a process, which it does not have yet in the first moment of its program."""
+    end = time.monotonic() + 30
+    while not (arguments := psutil.Process(pid).cmdline()) and time.monotonic() < end:
+        time.sleep(0.001)
+    return arguments
+
+
 def test_a_set_that_is_stopped_while_the_server_imports_does_not_wait_for_it(tmp_path: Path) -> None:
     stopping = threading.Event()
     stopping.set()
     with run_starter(2, stopping) as starter:
         process = started(write_run(tmp_path, "wrong", learning_rate="fast"), starter)
-        assert psutil.Process(process._process.pid).cmdline()[-1] == str(tmp_path / "wrong")
+        assert command_line(process._process.pid)[-1] == str(tmp_path / "wrong")
         process.stop()
 
 

@@ -38,6 +38,9 @@ class Data:
         def __len__(self) -> int:
             return 512
 
+        def get_vocab(self) -> dict[str, int]:
+            return {str(token): token for token in range(512)}
+
     def __init__(self) -> None:
         self.tokenizer = self.tokenizer()
 
@@ -90,7 +93,7 @@ def test_a_finished_set_is_read_compared_and_drawn_once(tmp_path: Path, monkeypa
     loads: collections.Counter[str] = collections.Counter()
     drawn: collections.Counter[str] = collections.Counter()
     audits: list[int] = []
-    load, canvas, audit = RunRecord.load.__func__, plots._canvas, compare.audit  # type: ignore[attr-defined]
+    load, canvas, audit = RunRecord.load.__func__, plots._canvas, compare.audit_set  # type: ignore[attr-defined]
 
     def count_load(cls: type[RunRecord], folder: Path) -> RunRecord:
         loads[str(folder)] += 1
@@ -102,7 +105,7 @@ def test_a_finished_set_is_read_compared_and_drawn_once(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(RunRecord, "load", classmethod(count_load))
     monkeypatch.setattr(plots, "_canvas", count_canvas)
-    monkeypatch.setattr(compare, "audit", lambda runs: audits.append(len(runs)) or audit(runs))
+    monkeypatch.setattr(compare, "audit_set", lambda runs: audits.append(len(runs)) or audit(runs))
     runs = [
         prepare.ReadyRun(folder.name, folder, {})
         for folder in sorted(suite.iterdir())

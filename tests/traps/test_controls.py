@@ -48,7 +48,7 @@ def study(root: Path, seeds: tuple[int, ...] = (1, 2, 3, 4), **control: Any) -> 
 
 def test_a_fair_control_says_what_remains(tmp_path: Path) -> None:
     [control] = study(tmp_path).controls
-    assert control.confounds == () and "] once scaled" in control.sentence
+    assert control.confounds == () and "] of it remains once scaled" in control.sentence
     assert "still" not in control.sentence
 
 
