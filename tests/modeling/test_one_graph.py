@@ -13,6 +13,7 @@ import hf_arch
 def test_a_forward_is_one_graph(name: str) -> None:
     model = AutoModelForCausalLM.from_config(hf_arch.tiny_config(name)).eval()
     ids = torch.arange(3, 19)[None]
+    torch.compiler.reset()  # each code is compiled for so many models a process, whichever tests came before
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     with torch.no_grad():
         assert torch.equal(compiled(ids, use_cache=False).logits, model(ids, use_cache=False).logits)
