@@ -39,7 +39,7 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 
 
 def _plain_rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    if weight is not None and _is_plain_row(x, weight):
+    if weight is not None and eps > 0 and _is_plain_row(x, weight):
         row = x.reshape(-1)
         inverse = (float(torch.dot(row, row)) / row.shape[0] + eps) ** -0.5
         return (x * weight).mul_(inverse)

@@ -80,6 +80,13 @@ def test_a_row_is_normed_the_same_whatever_stands_beside_it() -> None:
     assert torch.equal(F.normalize(x, dim=-1).argmax(-1), l2_norm(x).argmax(-1))
 
 
+def test_a_row_of_zeros_without_an_epsilon_is_as_many_rows_are() -> None:
+    row, weight = torch.zeros(1, 8), torch.ones(8)
+    with torch.no_grad():
+        one, two = rms_norm(row, weight, 0.0), rms_norm(row.expand(2, 8), weight, 0.0)
+    assert torch.equal(one.isnan(), two[:1].isnan()) and one.isnan().all()
+
+
 @pytest.mark.parametrize("weight", [(384,), (1, 384)])
 def test_one_row_is_the_formula_whoever_looks_on(weight: tuple[int, ...]) -> None:
     """A step of decoding has one row, whose square is read as a number where nobody records the operations."""
