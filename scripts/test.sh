@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What a change must pass: format, lint, types and the fast test suite (at most fifteen minutes on two cores).
+# What a change must pass: format, lint, types and the fast test suite (twelve minutes on two cores).
 # Usage: bash scripts/test.sh [pytest arguments ...]     e.g. tests/mixers -x
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
