@@ -9,7 +9,7 @@ from typing import Any
 
 from hf_arch.experiments.execution.registering import register_claims
 from hf_arch.experiments.execution.runner import RunOptions, TrainedSet, processes_per_run, train_set
-from hf_arch.experiments.planning.rates import RateSweep
+from hf_arch.experiments.planning.rates import Choice, RateSweep, Selection
 from hf_arch.recipe.recipe import Recipe
 
 
@@ -39,9 +39,19 @@ def train_rates(
         prepared = sweep.prepare()
         failed = train_set(prepared, sweep.folder, options)
         choices = sweep.choices(prepared)
-    if missing := [name for name in sweep.names if name not in choices]:
+    return after_selection(sweep, choices, TrainedSet(prepared, failed), own)
+
+
+def after_selection(
+    selection: Selection,
+    choices: Mapping[str, Choice],
+    trained: TrainedSet,
+    own: Mapping[str, Mapping[str, Any]] | None,
+) -> tuple[Recipe, dict[str, dict[str, Any]]] | TrainedSet:
+    """Says which rate each run has; the set that is compared, or what was `trained` last, where a run has none."""
+    if missing := [name for name in selection.names if name not in choices]:
         print(f"learning rates: no rate of {', '.join(missing)} completed", file=sys.stderr, flush=True)
-        return TrainedSet(prepared, failed)
+        return trained
     for name, choice in choices.items():
         print(f"learning rates: {name}: {choice.words}", file=sys.stderr, flush=True)
-    return sweep.compared(choices, own)
+    return selection.compared(choices, own)

@@ -11,23 +11,21 @@ trained on at the same rate.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from hf_arch.core.errors import ConfigError
 from hf_arch.experiments.execution.leases import Leases
+from hf_arch.experiments.execution.rates import after_selection
 from hf_arch.experiments.execution.registering import register_claims
 from hf_arch.experiments.execution.runner import RunOptions, TrainedSet, processes_per_run, train_set
 from hf_arch.experiments.execution.worker import LEASES_DIR
-from hf_arch.experiments.planning.prepare import PreparedSet, ReadyRun
-from hf_arch.experiments.planning.sampling import Sampling
+from hf_arch.experiments.planning.sampling import RATE, Sampling
 from hf_arch.recipe.recipe import Recipe
 from hf_arch.recipe.tune import TuneOptions
 
 STUDIES_FILE = "tune.db"
-RATE = "learning_rate"
 
 
 def train_tuned(
@@ -57,18 +55,13 @@ def train_tuned(
         for trial in range(tune.trials):
             trained.append(sampling.prepare(studies.rates(trial)))
             failed = train_set(trained[-1], sampling.folder, options)
-            studies.record(trial, trained[-1])
+            studies.record(trial, sampling.scores(trained[-1]))
         choices = sampling.choices(trained)
         if set(choices) == set(sampling.names) and any(choice.at_edge for choice in choices.values()):
             trained.append(sampling.prepare({name: sampling.further(choice) for name, choice in choices.items()}))
             failed = train_set(trained[-1], sampling.folder, options)
             choices = sampling.choices(trained)
-    if set(choices) != set(sampling.names):
-        print(f"learning rates: {', '.join(set(sampling.names) - set(choices))}: no rate completed", file=sys.stderr)
-        return TrainedSet(trained[-1], failed)
-    for name, choice in choices.items():
-        print(f"learning rates: {name}: {choice.words}", file=sys.stderr, flush=True)
-    return sampling.compared(choices, own)
+    return after_selection(sampling, choices, TrainedSet(trained[-1], failed), own)
 
 
 class _Studies:
@@ -81,7 +74,6 @@ class _Studies:
             raise ConfigError("experiment.tune: needs Optuna; install it by: pip install 'hf-arch[optuna]'") from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.optuna, self.tune = optuna, tune
-        self.metric = "final_val_loss" if recipe.probe is None else "accuracy"
         direction: Literal["minimize", "maximize"] = "minimize" if recipe.probe is None else "maximize"
         results_dir.mkdir(parents=True, exist_ok=True)
         storage = f"sqlite:///{(results_dir / STUDIES_FILE).resolve()}"
@@ -103,16 +95,10 @@ class _Studies:
         spread = self.optuna.distributions.FloatDistribution(self.tune.low, self.tune.high, log=True)
         return float(f"{study.ask({RATE: spread}).params[RATE]:.3g}")
 
-    def record(self, trial: int, prepared: PreparedSet) -> None:
-        """Gives each study the mean of its runs; a trial without a completed run has failed."""
+    def record(self, trial: int, scores: Mapping[str, Mapping[float, float]]) -> None:
+        """Gives each study the score of its run in this trial; a trial without one has failed."""
         for name, study in self.studies.items():
-            runs = [run for run, plan in zip(prepared.runs, prepared.plan.runs, strict=True) if plan.declared == name]
-            scores = [score for run in runs if (score := self._score(run)) is not None]
-            if scores:
-                study.tell(trial, sum(scores) / len(scores), skip_if_finished=True)
+            if found := list(scores.get(name, {}).values()):
+                study.tell(trial, found[0], skip_if_finished=True)
             else:
                 study.tell(trial, state=self.optuna.trial.TrialState.FAIL, skip_if_finished=True)
-
-    def _score(self, run: ReadyRun) -> float | None:
-        record = run.record
-        return record.numbers.get(self.metric) if record is not None and record.status == "completed" else None

@@ -44,7 +44,7 @@ class ValueSite(EmbeddingSite):
     def __init__(self, config: Any, options: tuple[Any, int], spot: Spot):
         super().__init__(config, options, spot)
         mixer, given = config.mixer_specs[spot.layer_idx]
-        self.value_width, self.groups = mixer.qkv_widths(config, given)[2], value_heads(config, mixer, given)
+        self.value_width, self.groups = mixer.qkv_widths(config, given)[2], mixer.value_heads(config, given)
         self.channels = min(GATE_CHANNELS, config.hidden_size)
         if self.options.mix == "gate":
             self.gate = nn.Parameter(torch.empty(self.groups, self.channels))
@@ -69,16 +69,6 @@ class ValueSite(EmbeddingSite):
 
     def cost(self, seq_len: int) -> MixerCost:
         return per_token(2 * self.groups * self.channels if self.options.mix == "gate" else 0, seq_len)
-
-
-def value_heads(config: Any, mixer: Any, given: Any) -> int:
-    """How many heads the values of a layer have: of its own where its mixer has a number of them."""
-    width = mixer.qkv_widths(config, given)[2]
-    if hasattr(mixer, "head_sizes"):
-        return width // mixer.head_sizes(config, given).head_v_dim
-    if hasattr(mixer, "sizes"):
-        return width // mixer.sizes(config, given)[2]
-    return config.num_key_value_heads if width % config.num_key_value_heads == 0 else 1
 
 
 @EMBEDDINGS.register("value")

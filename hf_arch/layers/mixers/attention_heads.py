@@ -104,6 +104,10 @@ class AttentionHeads(Mixer):
         return heads * head_dim, kv_heads * head_dim, kv_heads * head_dim
 
     @classmethod
+    def value_heads(cls, config: Any, options: Any) -> int:
+        return cls.sizes(config, options)[1]
+
+    @classmethod
     def norm_eps(cls, config: Any, options: Any) -> float | None:
         """The epsilon of QK-norm, None without."""
         if not (config.qk_norm if options.qk_norm is None else options.qk_norm):

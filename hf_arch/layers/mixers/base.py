@@ -163,6 +163,13 @@ class Mixer(InitPolicies, KeepsFp32):
         return None
 
     @classmethod
+    def value_heads(cls, config: ArchConfig, options: Any) -> int:
+        """How many heads the values of `qkv_widths` have."""
+        widths = cls.qkv_widths(config, options)
+        heads = config.num_key_value_heads or 1
+        return heads if widths is not None and widths[2] % heads == 0 else 1
+
+    @classmethod
     def tensor_parallel(cls, config: ArchConfig, options: Any) -> dict[str, str]:
         """How tensor parallelism splits its modules, in transformers' words (`{"q_proj": "colwise"}`); what is not
         named is whole on every rank."""

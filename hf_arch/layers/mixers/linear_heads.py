@@ -127,6 +127,11 @@ class LinearHeadsMixer(RecurrentMixer):
         return sizes.key_dim, sizes.kv_key_dim, sizes.kv_value_dim
 
     @classmethod
+    def value_heads(cls, config: Any, options: Any) -> int:
+        sizes = cls.head_sizes(config, options)
+        return sizes.kv_value_dim // sizes.head_v_dim
+
+    @classmethod
     def validate(cls, config: Any, options: Any) -> None:
         cls.head_sizes(config, options)
 

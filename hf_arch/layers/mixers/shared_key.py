@@ -64,6 +64,10 @@ class SharedKeyAttention(Windowed, AttentionHeads):
         return heads * head_dim, head_dim, heads * head_dim
 
     @classmethod
+    def value_heads(cls, config: Any, options: SharedKeyOptions) -> int:
+        return cls.sizes(config, options)[0]
+
+    @classmethod
     def rotates(cls, config: Any, options: SharedKeyOptions) -> bool:
         return True
 
