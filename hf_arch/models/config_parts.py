@@ -4,7 +4,7 @@ from typing import Any
 
 from ..core.options import Options
 from ..core.registry import DEPTHS, EMBEDDINGS, FFNS, INITS, LOSSES, MIXERS, PARAMETRIZATIONS, SITES, STREAMS, Registry
-from ..layers.sites.base import has_site_state
+from ..layers.sites.base import has_site_state, layer_sites
 from ..layers.state import RECURRENT
 from .components import as_list, parse
 
@@ -21,6 +21,8 @@ FEATURES = {
 }
 """Fields that act through a component, which may have an option instead: without one that takes them they would be
 ignored. Sizes are no features: one recipe gives them to architectures of every kind."""
+_PROJECTIONS = {"mixer": "qkv", "ffn": "ffn_hidden"}
+"""The place of sites among each part's projections."""
 
 
 class ConfigParts:
@@ -157,13 +159,17 @@ class ConfigParts:
         return self._parallel_plan("expert_parallel", ffn=self.ffn_specs)
 
     def _parallel_plan(self, kind: str, **parts: list[tuple[Any, Any]]) -> dict[str, str] | None:
-        """transformers names layers by `*` only, and two classes may mean different things by one name: what layers of
-        several classes do not agree on stays whole."""
+        """transformers names layers by `*` only, so a part is split in all layers or stays whole: where classes do not
+        agree on the meaning of a name, where the options of one layer cannot be split, and where a site among the
+        projections expects the channels of all heads."""
+        inside = {place for layer in range(self.num_hidden_layers) for _, _, place in layer_sites(self, layer)}
         plan: dict[str, str] = {}
         for part, specs in parts.items():
+            if _PROJECTIONS[part] in inside:
+                continue
             plans = [getattr(component, kind)(self, component_options) for component, component_options in specs]
             of_one_class = len({_classes(spec) for spec in specs}) == 1
-            if of_one_class or all(other == plans[0] for other in plans):
+            if (of_one_class and all(plans)) or all(other == plans[0] for other in plans):
                 plan |= {f"layers.*.{part}.{module}": style for one in plans for module, style in one.items()}
         return plan or None
 

@@ -132,13 +132,18 @@ def test_a_branch_attends_to_a_window_in_blocks_where_that_pays(monkeypatch: pyt
 
 def test_tensor_parallelism_splits_what_each_branch_does() -> None:
     scan, attention = {"type": "mamba2", "head_dim": 16, "state_size": 8}, {"type": "attention", "qk_norm": False}
-    config = hf_arch.tiny_config("parallel", mixer=parallel([scan, attention]), qk_norm=False, ffn="none")
-    modules = ("q_proj", "k_proj", "v_proj")
-    expected = {f"layers.*.mixer.branches.1.{name}": "colwise" for name in modules}
-    assert config.base_model_tp_plan == {**expected, "layers.*.mixer.branches.1.o_proj": "rowwise"}
-    # transformers names a module in all layers at once: where one name is another branch elsewhere, nothing is split.
-    both = [parallel([scan, attention]), parallel(["gla", scan])]
-    assert hf_arch.tiny_config("parallel", mixer=both, qk_norm=False, ffn="none").base_model_tp_plan is None
+
+    def plan_of(*branches: list[Any]) -> dict[str, str] | None:
+        mixers = [parallel(one) for one in branches]
+        return hf_arch.tiny_config("parallel", mixer=mixers, qk_norm=False, ffn="none").base_model_tp_plan
+
+    styles = {"q_proj": "colwise", "k_proj": "colwise", "v_proj": "colwise", "o_proj": "rowwise"}
+    expected = {f"layers.*.mixer.branches.*.{name}": style for name, style in styles.items()}
+    assert plan_of([scan, attention], [scan, attention]) == expected
+    # transformers names a module in all layers and branches at once: where one name is another thing elsewhere, nothing
+    # is split.
+    assert plan_of([scan, attention], ["gla", scan]) is None
+    assert plan_of(["gla", attention], ["gla", attention]) is None
 
 
 def test_the_architecture_has_its_own_name() -> None:

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from math import isfinite
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from ...core.errors import ConfigError, describe_choices
@@ -174,11 +175,20 @@ class ParallelMixers(Mixer):
 
     @classmethod
     def tensor_parallel(cls, config: Any, options: ParallelOptions) -> dict[str, str]:
-        return {
-            f"branches.{index}.{module}": style
-            for index, (mixer, given) in enumerate(cls.members(options))
-            for module, style in mixer.tensor_parallel(config, given).items()
-        }
+        """transformers names the branches by `*` only: one is split where no other has other modules of these names."""
+        members = cls.members(options)
+        plans = [mixer.tensor_parallel(config, given) for mixer, given in members]
+        if not any(plans):
+            return {}
+        with torch.device("meta"):
+            built = [mixer(config, given, 0) for mixer, given in members]
+        names = [{*dict(branch.named_modules()), *dict(branch.named_parameters())} for branch in built]
+        split: dict[str, str] = {}
+        for plan in plans:
+            others = list(zip(plans, names, strict=True))
+            if all(plan[name] == other.get(name) for name in plan for other, has in others if name in has):
+                split |= {f"branches.*.{name}": style for name, style in plan.items()}
+        return split
 
     @classmethod
     def rotary(cls, config: Any, options: ParallelOptions) -> RotarySpec | None:
