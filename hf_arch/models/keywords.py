@@ -36,7 +36,10 @@ HINTS = {
     "documents": "describe packed documents by position_ids that restart at 0, cu_seq_lens_q and cu_seq_lens_k, "
     "cu_seqlens, seq_idx, or an attention_mask with a number for each document",
     "cache": "the cache is past_key_values",
+    "pipeline": "pipeline parallelism (pp_size) is not supported; take tp_size or fsdp_size",
 }
+_OF_PIPELINES = "kwargs"
+"""What transformers' pipeline stages pass, as an argument of that name."""
 _DOCUMENT_LIKE = re.compile(r"seq|doc|segment|pack|indices|lens|length|batch|sample|block|boundar|offset|split")
 _CACHE_LIKE = re.compile(r"cache|past|state|memory")
 
@@ -79,6 +82,8 @@ def _require_equal(name: str, value: Any, expected: Any, reason: str) -> None:
 
 
 def _hint(name: str) -> str:
+    if name == _OF_PIPELINES:
+        return HINTS["pipeline"]
     typo = difflib.get_close_matches(name, KNOWN - set(ARGUMENTS), n=1, cutoff=0.85)
     if not typo and _CACHE_LIKE.search(name):
         return HINTS["cache"]

@@ -39,3 +39,16 @@ def test_every_entry_of_a_plan_names_a_module(name: str) -> None:
 def test_what_one_layer_cannot_split_stays_whole_in_all(given: dict[str, object], whole: str) -> None:
     plan = hf_arch.tiny_config("llama", **given).base_model_tp_plan
     assert plan and whole not in {name.split(".")[2] for name in plan}
+
+
+def test_stages_of_a_pipeline_are_refused_by_what_transformers_passes_them() -> None:
+    model = AutoModelForCausalLM.from_config(hf_arch.tiny_config("llama"))
+    with pytest.raises(ValueError, match=r"pipeline parallelism .* is not supported; take tp_size or fsdp_size"):
+        model(torch.tensor([[1, 2]]), kwargs={})
+
+
+def test_no_parameter_of_a_part_is_a_scalar_which_fsdp2_cannot_shard() -> None:
+    embeddings = ["bigram", "smear", "ngram", "injected_ngram", {"type": "value", "mix": "scalar"}]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(hf_arch.tiny_config("llama", embeddings=embeddings))
+    assert not [name for name, parameter in model.named_parameters() if parameter.ndim == 0]

@@ -44,7 +44,7 @@ class BigramSite(EmbeddingSite):
 
     def __init__(self, config: Any, options: tuple[Any, int], spot: Spot):
         super().__init__(config, options, spot)
-        self.amount = nn.Parameter(torch.empty(()))
+        self.amount = nn.Parameter(torch.empty(1))
 
     def init_weights(self) -> None:
         init.constant_(self.amount, 0.05)

@@ -43,7 +43,7 @@ class Smear(Embedding):
         super().__init__(config, options, slot)
         self.channels = min(GATE_CHANNELS, config.hidden_size)
         self.gate = nn.Parameter(torch.empty(1, self.channels))
-        self.amount = nn.Parameter(torch.empty(()))
+        self.amount = nn.Parameter(torch.empty(1))
 
     def init_weights(self) -> None:
         init.uniform_(self.gate, 0.0, 0.02)

@@ -49,7 +49,7 @@ class ValueSite(EmbeddingSite):
         if self.options.mix == "gate":
             self.gate = nn.Parameter(torch.empty(self.groups, self.channels))
         else:
-            self.amount = nn.Parameter(torch.empty(()))
+            self.amount = nn.Parameter(torch.empty(1))
 
     def init_weights(self) -> None:
         if self.options.mix == "gate":

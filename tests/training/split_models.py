@@ -1,4 +1,4 @@
-"""Two processes: logits, gradients and tokens of models that transformers splits by their plan, against whole ones."""
+"""Two processes: logits, gradients and tokens of models that transformers splits, against those of whole ones."""
 
 from __future__ import annotations
 
@@ -15,15 +15,23 @@ from transformers.distributed import DistributedConfig
 
 import hf_arch
 
-CASES: list[tuple[str, dict[str, Any]]] = [
-    ("llama", {"qk_norm": True}),
-    ("gpt2", {}),
-    ("moe", {"ffn": {"type": "moe", "num_shared_experts": 1}}),
-    ("differential", {}),
-    ("parallel", {"mixer": {"type": "parallel", "branches": [{"type": "attention", "qk_norm": False}, "mamba2"]}}),
-    ("llama", {"embeddings": [{"type": "value"}], "sites": [{"type": "canon"}]}),
-    ("llama", {"mixer": [{"type": "attention", "sinks": True}, {"type": "attention"}]}),
-    ("llama", {"mixer": [{"type": "attention"}, {"type": "attention", "kv": "shared"}]}),
+TENSORS, SHARDS, EXPERTS = {"tp_plan": "auto"}, {"fsdp_size": 2}, {"fsdp_size": 2, "ep_size": 2}
+CASES: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
+    (TENSORS, "llama", {"qk_norm": True}),
+    (TENSORS, "gpt2", {}),
+    (TENSORS, "moe", {"ffn": {"type": "moe", "num_shared_experts": 1}}),
+    (TENSORS, "differential", {}),
+    (
+        TENSORS,
+        "parallel",
+        {"mixer": {"type": "parallel", "branches": ["mamba2", {"type": "attention", "qk_norm": False}]}},
+    ),
+    (TENSORS, "llama", {"embeddings": [{"type": "value"}], "sites": [{"type": "canon"}]}),
+    (TENSORS, "llama", {"mixer": [{"type": "attention", "sinks": True}, {"type": "attention"}]}),
+    (TENSORS, "llama", {"mixer": [{"type": "attention"}, {"type": "attention", "kv": "shared"}]}),
+    (SHARDS, "llama", {"embeddings": ["bigram", "smear", {"type": "value", "mix": "scalar"}]}),
+    (SHARDS, "gated_delta_net", {"stream": "mhc"}),
+    (EXPERTS, "moe", {}),
 ]
 
 
@@ -40,8 +48,8 @@ def spread(model: PreTrainedModel) -> None:
 
 def main(folder: str) -> None:
     dist.init_process_group("gloo")
-    for number, (name, given) in enumerate(CASES):
-        case = f"{name} {given}"
+    for number, (how, name, given) in enumerate(CASES):
+        case = f"{how} {name} {given}"
         torch.manual_seed(0)
         reference = AutoModelForCausalLM.from_config(hf_arch.tiny_config(name, **given)).train()
         spread(reference)
@@ -49,7 +57,7 @@ def main(folder: str) -> None:
         if dist.get_rank() == 0:
             reference.save_pretrained(place)
         dist.barrier()
-        config = DistributedConfig(tp_plan="auto")
+        config = DistributedConfig(**how)
         split = AutoModelForCausalLM.from_pretrained(place, distributed_config=config).train()
         assert any(isinstance(parameter, DTensor) for parameter in split.parameters()), case
 
