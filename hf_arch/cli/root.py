@@ -38,6 +38,7 @@ from hf_arch.cli.probe import register as register_probe
 from hf_arch.cli.results import register as register_results
 from hf_arch.cli.watch import register as register_watch
 from hf_arch.cli.with_command import register as register_with
+from hf_arch.core.collector import without_collection
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.quiet import prepare_process
 
@@ -95,7 +96,7 @@ def list_command(
     asked = [name for name, wanted in given.items() if wanted]
     if len(asked) > 1:
         raise ConfigError(f"{asked[1]}: not together with {asked[0]}; ask for one list at a time")
-    with only_results_on_stdout():
+    with only_results_on_stdout(), without_collection():
         from hf_arch.cli.names import architecture_rows, print_rows, recipe_rows
 
         if not asked:
@@ -142,7 +143,7 @@ def info(
     - `hf-arch info gla --options`
     - `hf-arch info results/quickstart/llama_1a2b3c4d5e`
     """
-    with only_results_on_stdout():
+    with only_results_on_stdout(), without_collection():
         if options:
             from hf_arch.cli.listing import option_rows
             from hf_arch.cli.names import print_rows
