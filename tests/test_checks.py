@@ -72,6 +72,21 @@ def test_a_fault_is_found_under_its_name(name: str, tmp_path: Path) -> None:
     assert all(result.hint for result in results if not result.passed)
 
 
+def test_a_hook_that_speaks_of_its_own_model_is_no_fault(tmp_path: Path) -> None:
+    """The invariants run on copies, which such a hook would take to the parameters of the original."""
+    path = tmp_path / "hooked.py"
+    source = MIXER.read_text().replace('register("moving_average")', 'register("hooked")')
+    source = source.replace(
+        "        self.decay = nn.Parameter(torch.empty(self.inner))\n",
+        "        self.decay = nn.Parameter(torch.empty(self.inner))\n"
+        "        self.gain = nn.Parameter(torch.empty(self.inner))\n"
+        "        self.in_proj.register_forward_hook(lambda module, given, out: out * self.gain)\n",
+    )
+    path.write_text(source.replace("        init.copy_", "        init.constant_(self.gain, 1.0)\n        init.copy_"))
+    [results] = check_file(path).values()
+    assert [result for result in results if not result.passed] == []
+
+
 def test_the_command_says_where_to_look(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["check", str(broken(tmp_path, "runs_on", "mine"))])
     assert done.exit_code == 1
