@@ -41,6 +41,7 @@ from hf_arch.cli.with_command import register as register_with
 from hf_arch.core.collector import without_collection
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.quiet import prepare_process
+from hf_arch.core.waiting import LOADING, announced, importing
 
 app = typer.Typer(
     cls=OneLineErrors,
@@ -348,4 +349,5 @@ register_with(app)
 def main() -> None:
     """Entry point of the console script."""
     prepare_process()
-    app()
+    with announced(LOADING, when=importing):
+        app()

@@ -62,8 +62,10 @@ def quantize(path: str | Path, destination: str | Path, method: str, text: str |
     if text is not None and not Path(text).is_file():
         raise ConfigError(f"--text: no file at {str(text)!r}")
     if importlib.util.find_spec(package) is None:
-        hint = "hf-arch[quant]" if package == "torchao" else "gptqmodel` in an environment of its own, with `hf-arch"
-        raise ConfigError(f"--method: {method} needs the package {package}: `pip install '{hint}'`")
+        hint = "`pip install 'hf-arch[quant]'`"
+        if package == "gptqmodel":
+            hint = "`pip install gptqmodel hf-arch` in an environment of its own"
+        raise ConfigError(f"--method: {method} needs the package {package}: {hint}")
     if method == "gptq" and text is None:
         raise ConfigError("--text: gptq needs text to calibrate on; name a file")
     source = checkpoint_folder(path)

@@ -34,6 +34,8 @@ from .components import as_list, has_option, normalise, option_names, part_list,
 from .config_init import check_init, resolved_init
 from .config_parts import FEATURES, ConfigParts
 
+MAX_LAYERS, MAX_SIZE = 10_000, 2**31 - 1
+"""Of one model; a typo above them would be planned for minutes before it fails."""
 NORM_POSITIONS = ("pre", "post", "sandwich", "output", "stream")
 Component = str | dict[str, Any] | list[Any]
 """A component's name, a dict of its `type` and options, or a pattern of these that repeats over the layers."""
@@ -383,3 +385,6 @@ def _positive(name: str, value: Any) -> None:
         raise ConfigError(f"{name}: {value!r} is not a whole number; use an integer >= 1")
     if value < 1:
         raise ConfigError(f"{name}: {value} is not allowed; use an integer >= 1")
+    largest = MAX_LAYERS if name == "num_hidden_layers" else MAX_SIZE
+    if value > largest:
+        raise ConfigError(f"{name}: {value} is too large; use an integer from 1 to {largest}")

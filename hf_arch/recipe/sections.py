@@ -19,6 +19,8 @@ from hf_arch.core.errors import ConfigError, choice_error, unknown_key_error
 from hf_arch.deprecations import current_names
 
 Options = TypeVar("Options")
+LARGEST = 2**53
+"""Of whole numbers; above it a float, which JSON's readers make of a number, does not know all of them."""
 LIST_KEYS = "hf-arch list --keys"
 """The command that lists every key of a recipe."""
 LISTINGS = {"training.optim": "hf-arch list --components"}
@@ -148,7 +150,10 @@ def _convert(value: Any, option: Any, field: str) -> tuple[bool, Any]:
     if option is bool:
         return isinstance(value, bool), value
     if option in (int, float):
-        return _number(value, option)
+        done, number = _number(value, option)
+        if done and option is int and abs(number) > LARGEST:
+            raise ConfigError(f"{field}: {value!r} is too large; allowed: up to {LARGEST:,}")
+        return done, number
     if option is str:
         return isinstance(value, str), value
     if option in (list, tuple) or origin in (list, tuple):

@@ -64,11 +64,11 @@ def _minima(comparison: Comparison, series: Series, entry: Rungs) -> Figure:
             sizes, losses = entry.frontier.at(minimum["flops"])
             axes.plot(sizes, losses, color=series.color, linewidth=1.2)
             axes.plot([minimum["parameters"]], [minimum["loss"]], color=INK, marker="o", markersize=5)
-            axes.annotate(f"{quantity(minimum['flops'])}FLOPs", (sizes[-1], losses[-1]), fontsize=7, ha="right")
+            axes.annotate(f"{quantity(minimum['flops'])} FLOPs", (sizes[-1], losses[-1]), fontsize=7, ha="right")
         axes.set(xlabel="parameters without embeddings", ylabel=comparison.metric_name)
         log_ticks(axes.xaxis, EngFormatter(sep=""))
 
-    alt = "; ".join(f"{quantity(m['flops'])}FLOPs: {quantity(m['parameters'])} parameters" for m in entry.minima)
+    alt = "; ".join(f"{quantity(m['flops'])} FLOPs: {quantity(m['parameters'])} parameters" for m in entry.minima)
     title = f"Best size of {entry.base} by compute"
     note = f"By the law. {alt}."
     return Figure(f"ladder-minima-{series.index}", title, note, f"{alt}.", draw, legend=False)

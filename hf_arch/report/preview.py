@@ -95,7 +95,7 @@ def auto_seeds_words(seeds: AutoSeeds, found: Forecast) -> str:
     ends = (seeds.least, seeds.most)
     runs = " to ".join(str(count * len(found.runs)) for count in ends)
     flops = sum(run.flops or 0.0 for run in found.runs)
-    total = " to ".join(f"{quantity(count * flops)}FLOPs" for count in ends)
+    total = " to ".join(f"{quantity(count * flops)} FLOPs" for count in ends)
     seconds = [run.seconds_each for run in found.runs]
     hours = "hours are not known"
     if None not in seconds:
@@ -152,7 +152,7 @@ def print_forecast(found: Forecast, console: Console | None = None) -> None:
     for line in found.warnings:
         console.print(line, soft_wrap=True, markup=False)
     total = sum(run.seeds for run in found.runs)
-    console.print(f"{found.to_train} of {total} runs to train, {quantity(found.flops)}FLOPs in all; {NOTHING}")
+    console.print(f"{found.to_train} of {total} runs to train, {quantity(found.flops)} FLOPs in all; {NOTHING}")
     hours = "not known: a run counts epochs of data that is not prepared" if found.hours is None else _hours(found)
     console.print(f"time on this device ({found.device}): {hours}", soft_wrap=True, markup=False)
     console.print(

@@ -18,6 +18,7 @@ import torch
 import hf_arch
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.threads import usable_cores
+from hf_arch.core.waiting import announced
 from hf_arch.data.tokenizer import vocabulary_size
 from hf_arch.environment import read
 from hf_arch.evaluation.step_memory import step_memory
@@ -143,12 +144,13 @@ def forecast(
     timer = timer or step_timer(workers * processes)
     memory = _Memory()
     runs, waiting = [], 0
-    for planned, ready in _grouped(prepared):
-        done = sum(run.status == "completed" for run in ready)
-        waiting += len(ready) * repeats - done
-        run = _run(planned, len(ready) * repeats, done, prepared, processes, timer, memory)
-        share = share_trained(ready[0])
-        runs.append(replace(run, share=share, seconds=None if run.seconds is None else run.seconds * share))
+    with announced(f"{name}: measuring a few steps of each model on this device"):
+        for planned, ready in _grouped(prepared):
+            done = sum(run.status == "completed" for run in ready)
+            waiting += len(ready) * repeats - done
+            run = _run(planned, len(ready) * repeats, done, prepared, processes, timer, memory)
+            share = share_trained(ready[0])
+            runs.append(replace(run, share=share, seconds=None if run.seconds is None else run.seconds * share))
     return Forecast(
         name=name,
         device=str(device),

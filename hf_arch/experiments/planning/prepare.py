@@ -16,6 +16,7 @@ from hf_arch.checkpoints.plugin_copies import copy_facts, write_copies
 from hf_arch.core.errors import ConfigError, choice_error
 from hf_arch.core.files import write_json
 from hf_arch.core.plugin_source import PluginSource
+from hf_arch.core.waiting import announced
 from hf_arch.data import PreparedData, prepare_data
 from hf_arch.data.find import FoundData, find_data
 from hf_arch.experiments.planning.folders import run_folder
@@ -119,7 +120,8 @@ def _prepared(
     options = {run.recipe.data_key: run.recipe.data for run in declared if run.recipe.probe is None}
     prepared = {key: find_data(entry) if dry else prepare_data(entry) for key, entry in options.items()}
     tokenizers = {key: entry.tokenizer for key, entry in prepared.items() if entry.tokenizer is not None}
-    plan = planner.plan(tokenizers)
+    with announced(f"{recipe.experiment.name}: planning the runs and matching their sizes"):
+        plan = planner.plan(tokenizers)
     facts = _set_facts(recipe, plan)
     runs = []
     for run in plan.runs:
