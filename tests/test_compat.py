@@ -98,6 +98,7 @@ HOOKS = {
     (Trainer, "_save_optimizer_and_scheduler"): "checkpoints of shared optimiser states",
     (Trainer, "_load_optimizer_and_scheduler"): "runs that are extended",
     (Trainer, "_get_train_sampler"): "the order of the training rows",
+    (Trainer, "_load_best_model"): "the scores of probes whose best checkpoint is kept",
     (Trainer, "_get_grad_norm"): "skipping steps whose loss or gradient is not finite",
 }
 

@@ -87,8 +87,7 @@ class LocalFiles:
                 yield text
 
     def _rows(self, files: tuple[str, ...]) -> Dataset:
-        stamps = tuple(Path(file).stat().st_mtime_ns for file in files)
-        return _read(files, stamps, self.text_column, self.cache, self.progress)
+        return _read(files, tuple(map(_stamp, files)), self.text_column, self.cache, self.progress)
 
 
 def _find(name: str) -> tuple[str, ...]:
@@ -129,20 +128,35 @@ def _refuse_copies(train: tuple[str, ...], held_out: tuple[str, ...]) -> None:
 
 def _stamped_hash(file: str) -> str:
     """A hash of what is read of a file: of its bytes, and of how they are read where they may be read as text too."""
-    content = _hash(file, Path(file).stat().st_mtime_ns)
+    content = _hash(file, _stamp(file))
     return hash_text("json", content) if _reader(Path(file)) == "json" else content
 
 
+Stamp = tuple[int, int, int, int]
+
+
+def _stamp(file: str) -> Stamp:
+    """What differs once a file has changed. Its time of writing alone does not: archives and copies set it to what they
+    like, and nothing but writing sets the time of change."""
+    status = Path(file).stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
 @lru_cache(maxsize=4096)
-def _hash(file: str, stamp: int) -> str:
-    """The hash of a file's bytes, worked out once a process as long as `stamp`, its time of change, stays."""
+def _hash(file: str, stamp: Stamp) -> str:
+    """The hash of a file's bytes, worked out once a process as long as its stamp stays."""
     return hash_file(Path(file))
 
 
 @lru_cache(maxsize=8)
-def _read(files: tuple[str, ...], stamps: tuple[int, ...], column: str, cache: Path, progress: bool) -> Dataset:
-    """All documents as one memory-mapped dataset with the one column `text`; `stamps` tell that files have changed."""
+def _read(files: tuple[str, ...], stamps: tuple[Stamp, ...], column: str, cache: Path, progress: bool) -> Dataset:
+    """All documents as one memory-mapped dataset with the one column `text`.
+
+    `datasets` takes what it read earlier of files that have the same names and times of writing, so that each state of
+    the files gets a cache of its own."""
     import datasets
+
+    folder = cache / "datasets" / hash_text(*stamps)[:32]
 
     tables = []
     for reader in dict.fromkeys(READERS.values()):
@@ -152,9 +166,7 @@ def _read(files: tuple[str, ...], stamps: tuple[int, ...], column: str, cache: P
         more = {"sample_by": "document"} if reader == "text" else {}
         with quiet_bars(progress):
             try:
-                table = datasets.load_dataset(
-                    reader, data_files=mine, split="train", cache_dir=str(cache / "datasets"), **more
-                )
+                table = datasets.load_dataset(reader, data_files=mine, split="train", cache_dir=str(folder), **more)
             except Exception as error:  # every reader has exceptions of its own for what it cannot parse
                 reason = next(iter(str(error.__cause__ or error).splitlines()), type(error).__name__)
                 raise ConfigError(f"data.corpus: {mine[0]!r} cannot be read as {reader} ({reason[:160]})") from error

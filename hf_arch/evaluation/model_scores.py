@@ -30,7 +30,7 @@ from hf_arch.evaluation.loading import load_model, parse_device, parse_dtype
 from hf_arch.evaluation.metric_scores import score_metrics
 from hf_arch.evaluation.text_loss import TextOptions, score_text
 from hf_arch.runs.files import CHECKPOINTS_DIR, EVALUATION_FILE, is_run
-from hf_arch.runs.items import write_items
+from hf_arch.runs.items import drop_items, write_items
 from hf_arch.runs.provenance import provenance
 from hf_arch.runs.record import SCORED_WEIGHTS, RunRecord
 from hf_arch.runs.suite import find_runs, write_suite_results
@@ -182,7 +182,8 @@ def _evaluate_model(path: str, options: EvalOptions, tasks: Any, run: str | None
 
 
 def _evaluate_checkpoints(path: str, options: EvalOptions, tasks: Any) -> dict[str, Any]:
-    """The document of a run whose scores are means over its last checkpoints; no items, which are of one model."""
+    """The document of a run whose scores are means over its last checkpoints. Items are of one model: earlier ones are
+    removed with the score that they were of."""
     folders = last_checkpoints(Path(path), options.average_last or 1)
     one = replace(options, average_last=None)
     documents = [_evaluate_model(str(folder), one, tasks, run=path) for folder in folders]
@@ -202,6 +203,8 @@ def _evaluate_checkpoints(path: str, options: EvalOptions, tasks: Any) -> dict[s
     document = {**documents[-1], "model": path, "results": results}
     document["settings"] = {**document["settings"], "average_of_checkpoints": steps}
     _keep(Path(path), document)
+    for task in results:
+        drop_items(Path(path), task)
     return document
 
 

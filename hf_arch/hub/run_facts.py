@@ -54,7 +54,9 @@ def read_benchmarks(run: RunRecord) -> list[Benchmark]:
             text = f"{value:.4g}" + (f" ± {error:.2g}" if error else "")
             count = values.get("samples") or values.get("tokens")
             first = "first " if values.get("settings", {}).get("limit") else ""
-            rows = table_cell(str(values.get("rows", "")))
+            averaged = values.get("settings", {}).get("average_of_checkpoints")
+            of = f", mean over the checkpoints of steps {', '.join(map(str, averaged))}" if averaged else ""
+            rows = table_cell(f"{values.get('rows', '')}{of}")
             found.append(Benchmark(task, metric, value, text, f"{first}{count:,}" if count else "", rows))
     return found
 

@@ -16,7 +16,8 @@ from hf_arch.recipe.sections import LIST_KEYS, coerce, require_mapping
 # processes share the optimizer states out; `max_skipped_steps`, how many steps in a row may have a loss that is no
 # number; and the optimisers that plugins register.
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-# Set by the run folder, the command line or the launcher: never by a recipe.
+# Set by the run folder, the command line or the launcher, never by a recipe; or of parts of Trainer that have no place
+# here, so that the key would be ignored, or undo what takes that place.
 RESERVED_TRAINING = {
     "output_dir": "the folder is given by --output-dir",
     "resume_from_checkpoint": "resuming is asked for by --resume",
@@ -26,6 +27,14 @@ RESERVED_TRAINING = {
     "fsdp": "launch by `accelerate launch --config_file recipes/accelerate/fsdp2.yaml`",
     "fsdp_config": "launch by `accelerate launch --config_file recipes/accelerate/fsdp2.yaml`",
     "deepspeed": "launch by `accelerate launch --config_file recipes/accelerate/zero1.yaml`",
+    "ignore_data_skip": "a resumed run seeks to its rows by itself, and would skip them twice",
+    "train_sampling_strategy": "the order of the rows is a function of `training.data_seed` and the step",
+    "length_column_name": "all rows have one length",
+    "dataloader_drop_last": "batches run on from one pass over the rows into the next, so none is cut short",
+    "remove_unused_columns": "it would drop the target of each row's last token",
+    "auto_find_batch_size": "steps and tokens are counted by the batch of the recipe",
+    "bf16_full_eval": "evaluations are in `training.precision`",
+    "fp16_full_eval": "evaluations are in `training.precision`",
     "hub_token": "a recipe is kept next to the results; set HF_TOKEN in the environment or in .env",
 }
 AT_LEAST_ONE = (

@@ -42,6 +42,11 @@ def write_items(run: Path, task: str, items: pd.DataFrame) -> Path:
     return write_atomic(items_file(run, task), buffer.getvalue())
 
 
+def drop_items(run: Path, task: str) -> None:
+    """Removes the items of a task, whose score is no longer that of one model."""
+    items_file(run, task).unlink(missing_ok=True)
+
+
 def read_items(run: Path, task: str) -> pd.DataFrame | None:
     """The items of a task, or None where there are none. ConfigError for a file that is damaged."""
     import pandas as pd

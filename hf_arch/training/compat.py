@@ -52,6 +52,10 @@ class HookedTrainer(Trainer):
         """The norm before clipping, asked for after the last backward pass of a step and before the optimiser."""
         return super()._get_grad_norm(model, grad_norm)
 
+    def load_best(self) -> None:
+        """Take the weights of the best checkpoint, at the end of training."""
+        super()._load_best_model()
+
     def evaluate_step(self) -> bool:
         """Evaluate as after a step, for schedules that follow the loss and the choice of the best checkpoint too;
         whether it is the best so far."""
@@ -73,6 +77,9 @@ class HookedTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         self.read_optimizer(checkpoint)
+
+    def _load_best_model(self) -> None:
+        self.load_best()
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self.write_checkpoint(model, trial)

@@ -97,6 +97,10 @@ class ProbeTrainer(ArchTrainer):
         losses, self._taken = torch.tensor(self._taken), []
         return losses.mean().item()
 
+    def load_best(self) -> None:
+        super().load_best()
+        self.last_score = None  # of the weights of the last step, which is still the present one
+
     def progress(self) -> dict[str, Any]:
         return {**super().progress(), "taken": self._taken}
 

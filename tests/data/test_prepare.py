@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hf_arch.data import DataOptions, MixtureOrder, prepare, prepare_data, prepare_shards, sharding
+from hf_arch.data import DataOptions, MixtureOrder, local_files, prepare, prepare_data, prepare_shards, sharding
 from hf_arch.data.dataset import MixedDataset, TokenDataset
 from hf_arch.recipe.build import build_config
 from hf_arch.recipe.recipe import Recipe
@@ -225,6 +226,25 @@ def test_the_same_bytes_read_as_text_and_as_rows_are_other_data(tmp_path: Path, 
     assert read[0].fingerprint != read[1].fingerprint
     assert '{"text"' not in read[0].tokenizer.decode(tokens_of(read[0].train))
     assert read[1].tokenizer.decode(tokens_of(read[1].train)).startswith('{"id"')
+
+
+@pytest.mark.parametrize("fresh", [False, True], ids=["this process", "another"])
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+def test_other_text_under_the_same_name_and_time_is_read(tmp_path: Path, cache: Path, suffix: str, fresh: bool):
+    """Archives and copies set times; `datasets`, which goes by them, gave the earlier text."""
+    found = []
+    for letter in "ab":
+        file, text = tmp_path / f"text{suffix}", letter * 200
+        file.write_text(text if suffix == ".txt" else json.dumps({"text": text}), encoding="utf-8")
+        os.utime(file, (1000, 1000))
+        if fresh:
+            local_files._read.cache_clear()
+            local_files._hash.cache_clear()
+        options = DataOptions(corpus=str(file), tokenizer="byte", sequence_length=16)
+        data = prepare_data(options, cache_dir=cache, progress=False)
+        found.append(data.fingerprint)
+        assert data.tokenizer.decode(data.train[0]["input_ids"]) == letter * 16
+    assert found[0] != found[1]
 
 
 def test_a_mixture_shares_one_tokenizer(tmp_path: Path, cache: Path):

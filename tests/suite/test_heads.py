@@ -142,3 +142,47 @@ def test_columns_and_labels_are_found_by_the_signature(head, tmp_path):
     assert trainer.label_names == (["start_positions", "end_positions"] if head == "question" else ["labels"])
     out = model(torch.randint(3, 97, (2, LENGTH)), return_dict=False)
     assert isinstance(out, tuple)
+
+
+LENGTHS = (11, 6, 8)
+
+
+def labelled_rows(name, **overrides):
+    """(classifier, ids [3, 11], the logits [3, L] of each row's first tokens alone)."""
+    set_seed(0)
+    config = hf_arch.tiny_config(name, pad_token_id=0, num_labels=3, **overrides)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    ids = torch.randint(3, 97, (3, max(LENGTHS)))
+    ids[range(3), [length - 1 for length in LENGTHS]] = 0  # an end of text that pads too
+    one = torch.ones(1, 1)
+    alone = [model(row[None, :n], attention_mask=one.expand(1, n)).logits for row, n in zip(ids, LENGTHS, strict=True)]
+    return model, ids, torch.cat(alone)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
+def test_a_label_is_read_at_the_last_valid_token_whatever_its_id(name, side):
+    model, ids, alone = labelled_rows(name)
+    rows, mask = torch.zeros_like(ids), torch.zeros_like(ids)
+    for row, length in enumerate(LENGTHS):
+        place = slice(0, length) if side == "right" else slice(max(LENGTHS) - length, None)
+        rows[row, place], mask[row, place] = ids[row, :length], 1
+    last = model.score(model.model(ids[:1], use_cache=False).last_hidden_state[:, -1])
+    torch.testing.assert_close(alone[:1], last, rtol=0, atol=1e-6)
+    pairs = torch.ones(max(LENGTHS), max(LENGTHS)).tril().bool() & mask.bool()[:, None, :] & mask.bool()[:, :, None]
+    embeds = model.get_input_embeddings()(rows)
+    for given in ({"input_ids": rows}, {"inputs_embeds": embeds}):
+        for each in (mask, pairs[:, None]):
+            torch.testing.assert_close(model(**given, attention_mask=each).logits, alone, rtol=0, atol=2e-5)
+
+
+@torch.no_grad()
+def test_rows_whose_ends_nothing_says_are_refused():
+    model, ids, _ = labelled_rows("llama")
+    model.config.pad_token_id = None
+    with pytest.raises(ValueError, match="attention_mask: nothing says where these 3 sequences end"):
+        model(ids)
+    whole = model(ids, attention_mask=torch.ones_like(ids)).logits
+    torch.testing.assert_close(model(inputs_embeds=model.get_input_embeddings()(ids)).logits, whole)
+    torch.testing.assert_close(model(ids[:1]).logits, whole[:1])

@@ -51,6 +51,19 @@ def test_a_probe_goes_on_past_its_end(tmp_path: Path) -> None:
     assert rates[6] < rates[8] and results["changes"][0]["note"].endswith(f"instead of {0:.4g}")
 
 
+def test_the_scores_are_of_the_weights_that_are_kept(tmp_path: Path) -> None:
+    """Those of the best checkpoint, where it is loaded at the end; a rate that spoils the weights makes it an early
+    one."""
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "save_total_limit": None}
+    wild = {"learning_rate": 0.8, "lr_scheduler_type": "constant", "warmup_steps": 0}
+    results = probe(tmp_path / "run", **{**best, **wild, "max_steps": 8, "eval_steps": 2, "save_steps": 2})
+    rows = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "val_accuracy" in row]
+    chosen = min(rows, key=lambda row: row["val_loss"])
+    assert chosen is not rows[-1]
+    names = {"final_val_loss": "val_loss", "accuracy": "val_accuracy", "accuracy_macro": "val_accuracy_macro"}
+    assert {name: results[name] for name in names} == {name: chosen[row] for name, row in names.items()}
+
+
 def test_accumulated_batches_are_one(tmp_path: Path) -> None:
     """The loss is the mean over the answers of the step, however many rows each micro-batch has. By SGD: AdamW's first
     steps are the signs of gradients, also where these are rounding alone."""
