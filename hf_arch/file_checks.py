@@ -1,8 +1,8 @@
 """`hf-arch check FILE`: every part that a user's file registers, each held to its contract in a small model of it.
 
 A part of the model (mixer, feed-forward, norm, position, stream, activation) or a whole architecture is checked by
-`checks.check_model`; a probe by what a fair synthetic task has to be; optimisers, initialisation policies, metrics and
-columns by `plugin_checks`.
+`checks.check_model`; a probe by what a fair synthetic task has to be; optimisers, schedules, initialisation policies,
+metrics and columns by `plugin_checks`.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """`hf-arch check FILE` for what a plugin registers besides parts and probes: optimisers, initialisation policies,
-metrics and columns, each tried on small models or runs."""
+schedules, metrics and columns, each tried on small models or runs."""
 
 from __future__ import annotations
 
 import copy
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM
 import hf_arch
 from hf_arch.checks import CheckResult
 from hf_arch.core import registry
+from hf_arch.core.options import parse_options
 from hf_arch.core.plugins import plugin_error
 from hf_arch.core.registry import Registry
 from hf_arch.evaluation.metric import Measurement, parse_metrics
@@ -24,9 +26,12 @@ from hf_arch.optimizers.choose import build_optimizer, choose_optimizer
 from hf_arch.optimizers.parameters import trained_parameters
 from hf_arch.runs.columns import filled_column
 from hf_arch.runs.record import RunRecord
+from hf_arch.schedules.base import Schedule, ScheduledRun, check_rates
 
 Check = Callable[[str], str | None]
 STEPS, RATE = 4, 1e-3
+LENGTHS = (1, 20, 200)
+"""Steps of the runs whose rates are looked at."""
 CPU = torch.device("cpu")
 
 
@@ -111,6 +116,56 @@ def _resumes(name: str) -> str | None:
     pairs = zip(model.named_parameters(), second.parameters(), strict=True)
     apart = [key for (key, value), loaded in pairs if not torch.equal(value, loaded)]
     return f"{apart[0]} goes another way from a saved state" if apart else None
+
+
+def _schedules(name: str) -> Iterator[tuple[Schedule, ScheduledRun]]:
+    """Of runs of several lengths, with and without a warm-up."""
+    kind = registry.SCHEDULES[name]
+    for steps in LENGTHS:
+        for warmup in (0, steps // 4) if kind.warms_up else (0,):
+            yield kind(kind.Options()), ScheduledRun(steps, warmup, RATE)
+
+
+def _has_rates(name: str) -> str | None:
+    for schedule, run in _schedules(name):
+        check_rates(schedule, run)
+        if not any(schedule.rate(step, run) for step in range(run.steps)):
+            return f"the learning rate is 0 in all of {run.steps} steps"
+    return None
+
+
+def _of_the_step(name: str) -> str | None:
+    for schedule, run in _schedules(name):
+        forth = [schedule.rate(step, run) for step in range(run.steps)]
+        other = type(schedule)(schedule.options)
+        back = [other.rate(step, run) for step in reversed(range(run.steps))][::-1]
+        apart = [step for step in range(run.steps) if forth[step] != back[step]]
+        if apart:
+            return f"step {apart[0]} of {run.steps} has the rate {forth[apart[0]]:g}, then {back[apart[0]]:g}"
+    return None
+
+
+def _warms_up(name: str) -> str | None:
+    for schedule, run in _schedules(name):
+        plain = replace(run, warmup=0)
+        if run.warmup and all(schedule.rate(step, run) == schedule.rate(step, plain) for step in range(run.steps)):
+            return f"{run.warmup} warm-up steps change no rate of {run.steps} steps"
+    return None
+
+
+def _branches(name: str) -> str | None:
+    kind = registry.SCHEDULES[name]
+    for length in LENGTHS[1:]:
+        decay = max(1, length // 5)
+        given = kind.branch_options(decay)
+        if given is None:
+            return None
+        schedule = kind(parse_options(kind.Options, dict(given), "branch_options"))
+        short, long = ScheduledRun(length, length // 10, RATE), ScheduledRun(3 * length, length // 10, RATE)
+        for step in range(length - decay + 1):
+            if schedule.rate(step, short) != schedule.rate(step, long):
+                return f"step {step} of {length}, before the last {decay}, has another rate in {3 * length} steps"
+    return None
 
 
 def _fills(name: str) -> str | None:
@@ -210,6 +265,18 @@ KINDS: dict[str, tuple[Registry[Any], dict[str, tuple[Check, str]]]] = {
                 _resumes,
                 "keep all that lasts from step to step in `self.state[weight]`, as tensors or numbers",
             ),
+        },
+    ),
+    "schedule": (
+        registry.SCHEDULES,
+        {
+            "rates": (_has_rates, "`factor` returns a number of at least 0 for every step from 0 to `run.steps`"),
+            "same step, same rate": (_of_the_step, "compute `factor` from its arguments, and keep nothing in `self`"),
+            "warm-up": (
+                _warms_up,
+                "use `run.warmup`, or say `warms_up = False`, which refuses `training.warmup_steps`",
+            ),
+            "branches": (_branches, "`branch_options` gives options under which only the decay knows `run.steps`"),
         },
     ),
     "init": (

@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("interchange",),
     ("checkpoints",),
     ("data",),
-    ("optimizers",),
+    ("optimizers", "schedules"),
     ("recipe",),
     ("runs",),
     ("evaluation",),

@@ -26,6 +26,7 @@ BASES = {
     "depth": "hf_arch.layers.depths.base.Depth",
     "loss": "hf_arch.models.losses.base.LogitLoss",
     "optimizer": "hf_arch.optimizers.base.OptimizerBuilder",
+    "schedule": "hf_arch.schedules.base.Schedule",
     "init": "hf_arch.models.init_policy.InitPolicy",
     "metric": "hf_arch.evaluation.metric.Metric",
     "column": "hf_arch.runs.columns.ReportColumn",
@@ -34,6 +35,7 @@ BASES = {
 """Kind -> the class that a plugin subclasses, or makes a value of; None for a plain `nn.Module`."""
 ARGUMENTS = {
     "optimizer": "hf_arch.optimizers.base.TrainedParameter",
+    "schedule": "hf_arch.schedules.base.ScheduledRun",
     "column": "hf_arch.runs.record.RunRecord",
 }
 """Kind -> a class whose values its methods are given."""

@@ -148,7 +148,7 @@ LADDER: dict[str, Entry] = {
     "sizes": ("parameters without embeddings and head", "parameters", "[1.0e+6, 2.0e+6]"),
     "tokens_per_parameter": ("budgets of each size", "tokens", "[0.5, 1.0, 2.0]"),
     "rule": ("what changes with the size besides the model: fixed, fitted, mup or completep", "", "mup"),
-    "trunk": ("how budgets of one size share their training", "", "wsd"),
+    "trunk": ("the schedule: wsd, or another one that branches, with options as a section", "", "wsd"),
     "decay": ("share of each budget in which the rate falls to 0", "share", "0.2"),
 }
 

@@ -10,13 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import finite
 from hf_arch.runs.record import RunRecord
-
-CONSTANT = 0.99
-"""Of the highest rate: a schedule that never goes below it after its warm-up has not decayed."""
-CONSTANT_SCHEDULES = ("constant", "constant_with_warmup")
-DEFAULT_SCHEDULE = "cosine"
+from hf_arch.schedules.base import CONSTANT, Schedule, ScheduledRun
+from hf_arch.schedules.choose import DEFAULT, choose_schedule, scheduled_run
 
 
 def points_by_step(run: RunRecord, key: str) -> dict[int, tuple[float, float]]:
@@ -37,13 +35,28 @@ def shared_curve(runs: Sequence[RunRecord], key: str) -> tuple[np.ndarray, np.nd
     return values[..., 0].mean(axis=0), values[..., 1]
 
 
+def recorded_schedule(run: RunRecord) -> tuple[Schedule, ScheduledRun] | None:
+    """The schedule of a run by its recipe; None where that does not say it, or its plugin is not loaded."""
+    training = run.config.get("training") or {}
+    last = max((row["step"] for row in run.metrics if finite(row.get("step")) is not None), default=0)
+    steps = int(run.numbers.get("steps") or training.get("max_steps") or last)
+    rate = run.numbers.get("learning_rate")
+    try:
+        schedule = choose_schedule(training)
+        scheduled = scheduled_run(training if rate is None else {**training, "learning_rate": rate}, steps)
+        schedule.validate(scheduled)
+    except ConfigError:
+        return None
+    return (schedule, scheduled) if schedule.follows_steps and steps > 0 else None
+
+
 def decaying_schedule(run: RunRecord) -> str | None:
     """The name of the run's schedule where its rate decays; None where the rate is constant after its warm-up."""
-    training = run.config.get("training") or {}
-    name = str(training.get("lr_scheduler_type") or DEFAULT_SCHEDULE)
+    name = str((run.config.get("training") or {}).get("lr_scheduler_type") or DEFAULT)
     rates = [rate for row in run.metrics if (rate := finite(row.get("learning_rate"))) is not None]
     if not rates:
-        return None if name in CONSTANT_SCHEDULES else name
+        found = recorded_schedule(run)
+        return name if found is None or found[0].decays(found[1]) else None
     after = rates[int(np.argmax(rates)) :]
     return name if min(after) < CONSTANT * max(rates) else None
 

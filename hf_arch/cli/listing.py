@@ -29,6 +29,7 @@ KINDS = (
     registry.POSITIONS,
     registry.ACTIVATIONS,
     registry.OPTIMIZERS,
+    registry.SCHEDULES,
     registry.INITS,
     registry.METRICS,
     registry.COLUMNS,
@@ -38,6 +39,7 @@ KINDS = (
 def component_rows() -> list[dict[str, Any]]:
     """Kind, name, first line of the docstring, and options with their defaults, of every registered component."""
     import hf_arch.optimizers.choose
+    import hf_arch.schedules.choose
 
     hf_arch.list_architectures()  # loads what registers itself
     registry.load_environment_plugins()

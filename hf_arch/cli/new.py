@@ -24,6 +24,7 @@ CHANGES = {
     "depth": "model.depth: example",
     "loss": "model.losses: [example]",
     "optimizer": "training.optim: example",
+    "schedule": "training.lr_scheduler_type: example",
     "init": "model.init: example",
     "metric": "metric: example",
     "column": "columns: [example]",

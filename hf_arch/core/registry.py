@@ -165,6 +165,11 @@ OPTIMIZERS: Registry[Any] = Registry(
     "What `training.optim` names: subclasses of `hf_arch.optimizers.base.OptimizerBuilder`.",
     base="hf_arch.optimizers.base.OptimizerBuilder",
 )
+SCHEDULES: Registry[Any] = Registry(
+    "schedule",
+    "What `training.lr_scheduler_type` names: subclasses of `hf_arch.schedules.base.Schedule`.",
+    base="hf_arch.schedules.base.Schedule",
+)
 INITS: Registry[Any] = Registry(
     "init",
     "Initialisation policies that `model.init` names: subclasses of `hf_arch.models.init_policy.InitPolicy`.",

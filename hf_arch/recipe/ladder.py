@@ -19,15 +19,16 @@ class LadderOptions:
 
     rule: what changes with the size besides the model. `fixed`: nothing. `fitted`: batch and rate of OLMo's ladder.
         `mup`: muP from the recipe's own width, at its depth. `completep`: CompleteP from its width and depth.
-    trunk: `wsd`: warm-up, a constant rate, and a decay that ends each budget. The largest budget of a size is trained
-        in one go; the others are branches, which begin from its checkpoints where their decay begins.
+    trunk: the schedule: `wsd`, which is warm-up, a constant rate, and a linear decay that ends each budget; or the name
+        of another one from which runs can branch, alone or as a section with its options. The largest budget of a size
+        is trained in one go; the others are branches, which begin from its checkpoints where their decay begins.
     decay: the share of each budget in which the rate falls to 0.
     """
 
     sizes: tuple[float, ...]
     tokens_per_parameter: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0)
     rule: Literal["fixed", "fitted", "mup", "completep"] = "fixed"
-    trunk: Literal["wsd"] = "wsd"
+    trunk: str | dict[str, Any] = "wsd"
     decay: float = 0.2
 
     def __post_init__(self) -> None:

@@ -55,12 +55,14 @@ def training_fields() -> dict[str, Any]:
     from transformers import TrainingArguments
 
     from hf_arch.optimizers.choose import optimizer_names
+    from hf_arch.schedules.choose import schedule_names
 
     fields = {field.name: field.type for field in dataclasses.fields(TrainingArguments) if field.init}
     fields = {name: hint for name, hint in fields.items() if name not in RESERVED_TRAINING}
     fields |= {"precision": Literal[PRECISIONS], "zero_redundancy": bool, "max_skipped_steps": int}
     fields["optim"] = Literal[tuple(optimizer_names())]
     fields["optim_args"] = str | dict[str, Any] | None
+    fields["lr_scheduler_type"] = Literal[tuple(schedule_names())]
     fields["lr_scheduler_kwargs"] = dict[str, Any] | None  # text would be a JSON file's name
     return fields
 
@@ -79,6 +81,10 @@ def parse_training(values: object) -> dict[str, Any]:
         from hf_arch.optimizers.choose import choose_optimizer
 
         choose_optimizer(parsed)  # its options
+    if "lr_scheduler_type" in parsed:
+        from hf_arch.schedules.choose import choose_schedule
+
+        choose_schedule(parsed)
     for keys, allowed, within in (
         (AT_LEAST_ONE, "at least 1", lambda value: value >= 1),
         (AT_LEAST_ZERO, "at least 0", lambda value: value >= 0),

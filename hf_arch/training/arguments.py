@@ -18,6 +18,10 @@ from hf_arch.core.errors import ConfigError
 from hf_arch.optimizers.base import OptimizerSettings
 from hf_arch.optimizers.choose import check_parametrization, choose_optimizer, trainer_arguments, try_optimizer
 from hf_arch.optimizers.trainer_names import TrainerOptimizer
+from hf_arch.schedules.base import check_rates
+from hf_arch.schedules.choose import DEFAULT as DEFAULT_SCHEDULE
+from hf_arch.schedules.choose import choose_schedule, schedule_settings, scheduled_run
+from hf_arch.schedules.trainer_names import TrainerSchedule
 from hf_arch.training.compat import Trainer, use_one_gpu
 from hf_arch.training.precision import Precision
 from hf_arch.training.tracking import check_trackers
@@ -28,7 +32,7 @@ OWN_KEYS = ("precision", "max_skipped_steps", "zero_redundancy")
 # Where transformers' default would be wrong or noisy for pre-training; anything a recipe says wins.
 DEFAULTS: dict[str, Any] = {
     "learning_rate": 1e-3,
-    "lr_scheduler_type": "cosine",
+    "lr_scheduler_type": DEFAULT_SCHEDULE,
     "weight_decay": 0.1,
     "adam_beta2": 0.95,
     "logging_steps": 10,
@@ -63,15 +67,18 @@ def build_arguments(
     if (world_size > 1 and not torch.cuda.is_available()) or not torch.accelerator.is_available():
         # Without it accelerate leaves each of several processes by itself, and transformers refuses bf16 on a CPU.
         values.setdefault("use_cpu", True)
-    if values["lr_scheduler_type"] == "constant" and values.get("warmup_steps"):
-        values["lr_scheduler_type"] = "constant_with_warmup"  # the other leaves the warm-up out without a word
-    if values["lr_scheduler_type"] in ("cosine_with_min_lr", "warmup_stable_decay"):
-        _require_scheduler_kwargs(values)
+    schedule = choose_schedule(values)
+    settings = schedule_settings(schedule)
+    if isinstance(schedule, TrainerSchedule):
+        values |= settings
+    else:  # Trainer does not know it, and is given its rates
+        values = {**values, "lr_scheduler_type": "constant", "lr_scheduler_kwargs": None}
     _require_best_is_kept(values)
     batch = values.get("per_device_train_batch_size", 8) * values.get("gradient_accumulation_steps", 1) * world_size
     epoch_steps = max(1, math.ceil(num_rows / batch))
     if values.get("max_steps", -1) < 1:
         values["max_steps"] = max(1, math.ceil(values.get("num_train_epochs", 1.0) * num_rows / batch))
+    check_rates(schedule, scheduled_run(values))
     for kind in ("logging", "eval", "save"):
         if values.get(f"{kind}_strategy") == "epoch":
             values[f"{kind}_strategy"], values[f"{kind}_steps"] = "steps", epoch_steps
@@ -84,6 +91,9 @@ def build_arguments(
         )
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"training: {' '.join(str(error).split())}") from error
+    for name, value in settings.items():
+        if not isinstance(schedule, TrainerSchedule):
+            setattr(args, name, value)
     use_one_gpu(args)
     return args
 
@@ -145,18 +155,4 @@ def _require_best_is_kept(values: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"training.save_steps: {saved:g} leaves evaluations (training.eval_steps: {every:g}) without checkpoints, "
             f"so the best could not be loaded at the end; nearest: {every:g}"
-        )
-
-
-def _require_scheduler_kwargs(values: Mapping[str, Any]) -> None:
-    """Both schedules have a parameter without default, which transformers only misses once the run is under way."""
-    needed = {
-        "cosine_with_min_lr": ("min_lr", "min_lr_rate"),
-        "warmup_stable_decay": ("num_decay_steps",),
-    }[values["lr_scheduler_type"]]
-    given = values.get("lr_scheduler_kwargs") or {}
-    if not isinstance(given, Mapping) or not any(key in given for key in needed):
-        raise ConfigError(
-            f"training.lr_scheduler_kwargs: {values['lr_scheduler_type']!r} needs {' or '.join(needed)}, "
-            f"e.g. `lr_scheduler_kwargs: {{{needed[0]}: ...}}`; got {given!r}"
         )

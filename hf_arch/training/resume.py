@@ -14,22 +14,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch.optim.lr_scheduler import LambdaLR
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, get_scheduler
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import read_json
 from hf_arch.runs.files import CONFIG_FILE
+from hf_arch.schedules.base import Schedule
+from hf_arch.schedules.choose import choose_schedule, scheduled_run
 from hf_arch.training.checkpoint_record import Change, CheckpointRecord, find_checkpoint, step_of, unusable
 from hf_arch.training.checkpoints import STATE_FILE
 from hf_arch.training.identity import Difference, RunIdentity, compare, recipe_differences, resolved_steps
-from hf_arch.training.schedule import Rates
 
 if TYPE_CHECKING:
     from hf_arch.recipe.recipe import Recipe
@@ -37,11 +36,6 @@ if TYPE_CHECKING:
 
 NAMED_DIFFERENCES = 3
 STEPS = "training.max_steps"
-OwnRates = Callable[[TrainingArguments, int], Rates | None]
-
-
-def _no_rates(args: TrainingArguments, steps: int) -> None:
-    """The schedule is transformers'."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +68,12 @@ def plan_continuation(
     environment: Mapping[str, Any],
     args: TrainingArguments,
     extend_to: int | None = None,
-    own_rates: OwnRates = _no_rates,
+    schedule: Schedule | None = None,
 ) -> Continuation:
     """Where the run with this `identity` goes on, after comparing it with the newest checkpoint in `checkpoints`.
 
-    `own_rates` gives the task's learning rates for arguments and a number of steps, or None for transformers'. `args`
-    are set to the steps of an extended run. Raises `ConfigError` of one line for everything that differs, and for a
+    `schedule` is the task's, by default the one that the run was begun with. `args` are set to the steps of an extended
+    run. Raises `ConfigError` of one line for everything that differs, and for a
     checkpoint from which it cannot go on exactly. Writes nothing.
     """
     found = find_checkpoint(checkpoints)
@@ -106,7 +100,7 @@ def plan_continuation(
     steps = begun.max_steps
     if extend_to is not None:
         steps = _checked_extension(extend_to, begun, record.step)
-        note = _schedule_note(args, begun, steps, record.step, own_rates)
+        note = _schedule_note(schedule or choose_schedule(begun.training), begun, steps, record.step)
         changes.append(Change(record.step, STEPS, begun.max_steps, steps, note))
         said.append(f"extended from {begun.max_steps} to {steps} steps; {note}")
     for key in ("warmup_steps", "logging_steps", "eval_steps"):
@@ -250,30 +244,15 @@ def _checked_extension(steps: int, begun: RunIdentity, done: int) -> int:
     return steps
 
 
-def _schedule_note(args: TrainingArguments, begun: RunIdentity, steps: int, done: int, own_rates: OwnRates) -> str:
+def _schedule_note(schedule: Schedule, begun: RunIdentity, steps: int, done: int) -> str:
     """What becomes of the learning rate, in one line."""
-    name = str(begun.training["lr_scheduler_type"])
-    own = [(length, own_rates(args, length)) for length in (begun.max_steps, steps)]
-    old, new = (_rate(args, begun, length, done) if rates is None else rates(done) for length, rates in own)
-    if old is None or new is None:
-        return f"schedule {name} does not know the length of a run and goes on as it was"
+    old, new = (scheduled_run(begun.training, length) for length in (begun.max_steps, steps))
+    if not schedule.follows_steps or not schedule.depends_on_length(old, steps, after=done):
+        return f"schedule {schedule.name} does not know the length of a run and goes on as it was"
     return (
-        f"from step {done + 1} on the schedule ({name}) is that of a run of {steps} steps: a learning rate of "
-        f"{new:.4g} there instead of {old:.4g}"
+        f"from step {done + 1} on the schedule ({schedule.name}) is that of a run of {steps} steps: a learning rate of "
+        f"{schedule.rate(done, new):.4g} there instead of {schedule.rate(done, old):.4g}"
     )
-
-
-def _rate(args: TrainingArguments, begun: RunIdentity, steps: int, done: int) -> float | None:
-    """The learning rate of step `done` + 1 in a run of `steps` steps; None where it does not follow from these."""
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)
-    scheduler = get_scheduler(
-        args.lr_scheduler_type,
-        optimizer=optimizer,
-        num_warmup_steps=int(begun.training["warmup_steps"]),
-        num_training_steps=steps,
-        scheduler_specific_kwargs=dict(args.lr_scheduler_kwargs or {}),
-    )
-    return args.learning_rate * scheduler.lr_lambdas[0](done) if isinstance(scheduler, LambdaLR) else None
 
 
 def _environment_changes(record: CheckpointRecord, environment: Mapping[str, Any]) -> list[Change]:

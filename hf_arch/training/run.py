@@ -96,7 +96,7 @@ def run_training(
         if resume:
             begin_from_trunk(folder, identity, args)
             continuation = plan_continuation(
-                folder / CHECKPOINTS_DIR, identity, surroundings, args, extend_to, task.rates
+                folder / CHECKPOINTS_DIR, identity, surroundings, args, extend_to, task.schedule()
             )
             recipe = extended_recipe(recipe, args, continuation)
         check_arguments(args, request, task.training)

@@ -8,11 +8,22 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainingArguments
 
+from hf_arch.schedules.base import Schedule, ScheduledRun, checked_rate
+from hf_arch.schedules.trainer_names import TrainerSchedule
 from hf_arch.training.compat import set_last_rates
 
 Rates = Callable[[int], float]
 """The learning rate of a step, counted from 0."""
+
+
+def rates_of(schedule: Schedule, args: TrainingArguments) -> Rates | None:
+    """The rates of a run with these arguments; None for one of transformers' own, which Trainer makes."""
+    if isinstance(schedule, TrainerSchedule):
+        return None
+    run = ScheduledRun(args.max_steps, int(args.get_warmup_steps(args.max_steps)), args.learning_rate)
+    return lambda step: checked_rate(schedule, step, run)
 
 
 class RateSchedule(LambdaLR):

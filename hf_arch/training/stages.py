@@ -53,6 +53,7 @@ from hf_arch.training.memory import PeakMemory
 from hf_arch.training.peak_flops import peak_flops
 from hf_arch.training.precision import Precision
 from hf_arch.training.resume import CheckpointKeeper, LateEvaluation
+from hf_arch.training.schedule import rates_of
 from hf_arch.training.slowdown import SlowdownWatch
 from hf_arch.training.startup import training_rows
 from hf_arch.training.step_watch import DEFAULT_MAX_SKIPPED_STEPS, StepWatch
@@ -195,7 +196,7 @@ class Stages:
             stop=self.stop,
             builder=self.builder,
             flops_per_token=self.report["flops_per_token_train"],
-            rates=self.task.rates(self.args, self.args.max_steps),
+            rates=rates_of(self.task.schedule(), self.args),
             **self.task.trainer_options(self.args),
         )
 

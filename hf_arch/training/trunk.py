@@ -18,15 +18,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.optim.lr_scheduler import LambdaLR
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, get_scheduler
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import read_json, write_atomic
 from hf_arch.recipe.recipe import RUN_FACTS
 from hf_arch.runs.files import CHECKPOINTS_DIR, CONFIG_FILE, METRICS_FILE, RESULTS_FILE, read_metrics
 from hf_arch.runs.record import write_results
+from hf_arch.schedules.choose import choose_schedule, scheduled_run
 from hf_arch.training.checkpoint_record import RECORD_FILE, CheckpointRecord, find_checkpoint
 from hf_arch.training.first_look import FIRST_LOOK
 from hf_arch.training.identity import RunIdentity, compare
@@ -85,7 +84,7 @@ def _take_over(trunk: Path, step: int, folder: Path, identity: RunIdentity) -> N
         raise ConfigError(
             f"branch: {trunk.name} is another run than this one until step {step}: {', '.join(differing)}"
         )
-    rates = [learning_rate_factors(side.training, step + 1) for side in (record.identity, identity)]
+    rates = [learning_rates(side.training, step + 1) for side in (record.identity, identity)]
     if rates[0] != rates[1]:
         first = next(i for i, pair in enumerate(zip(*rates, strict=True)) if pair[0] != pair[1])
         raise ConfigError(f"branch: the learning rate of {trunk.name} differs from this run's at step {first + 1}")
@@ -101,18 +100,12 @@ def _take_over(trunk: Path, step: int, folder: Path, identity: RunIdentity) -> N
     write_results(folder, {"status": "running", **before, **looked})
 
 
-def learning_rate_factors(training: Mapping[str, Any], steps: int) -> list[float]:
-    """What the schedule of these resolved arguments multiplies the rate with, for each of the first steps."""
-    scheduler = get_scheduler(
-        training["lr_scheduler_type"],
-        optimizer=torch.optim.SGD([torch.zeros(1)], lr=1.0),
-        num_warmup_steps=int(training["warmup_steps"]),
-        num_training_steps=int(training["max_steps"]),
-        scheduler_specific_kwargs=dict(training.get("lr_scheduler_kwargs") or {}),
-    )
-    if not isinstance(scheduler, LambdaLR):
-        raise ConfigError(f"branch: the schedule {training['lr_scheduler_type']} does not follow from the step alone")
-    return [scheduler.lr_lambdas[0](step) for step in range(steps)]
+def learning_rates(training: Mapping[str, Any], steps: int) -> list[float]:
+    """The learning rate of each of the first steps of a run with these resolved arguments."""
+    schedule, run = choose_schedule(training), scheduled_run(training)
+    if not schedule.follows_steps:
+        raise ConfigError(f"branch: the schedule {schedule.name} does not follow from the step alone")
+    return [schedule.rate(step, run) for step in range(steps)]
 
 
 def _facts(folder: Path) -> Mapping[str, Any]:

@@ -82,6 +82,16 @@ PLANTED = {
         ("self.groups(parameters, settings)", "self.groups(parameters[:-1], settings)", "groups"),
         ("alpha=-group", "alpha=group", "loss falls"),
     ],
+    "schedule": [
+        ("math.sqrt(into / last)", "math.sqrt(into / (last - 1))", "rates"),
+        ("return step / run.warmup", "return 1.0", "warm-up"),
+        (
+            "last = self",
+            "run = self.__dict__.setdefault('run', run)\n        self.run = None if step else run\n        last = self",
+            "same step, same rate",
+        ),
+        ('return {"decay": decay_steps}', 'return {"decay": 2 * decay_steps}', "branches"),
+    ],
     "init": [
         ("nn.init.normal_(parameter, std=", "nn.init.normal_(parameter, mean=float('nan'), std=", "fills"),
         (

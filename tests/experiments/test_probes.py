@@ -26,7 +26,9 @@ from hf_arch.runs.files import read_metrics
 from hf_arch.training.arguments import DEFAULTS, build_arguments
 from hf_arch.training.precision import Precision
 from hf_arch.training.run import run_training
-from hf_arch.training.tasks.probe import ProbeTask, probe_rates, probe_training, stop_accuracy
+from hf_arch.training.schedule import rates_of
+from hf_arch.training.tasks.probe import ProbeTask, probe_training, stop_accuracy
+from hf_arch.training.tasks.probe_schedules import probe_schedule
 
 
 def recipe(architecture: str, task: str, *overrides: str, **probe: Any) -> Recipe:
@@ -131,8 +133,9 @@ def test_a_setting_named_after_its_source_is_learned_as_there() -> None:
 
 def rate(recipe: Recipe, rows: int, step: int) -> float:
     """The learning rate of a step."""
-    args = build_arguments(probe_training(recipe, rows), Precision("fp32", "asked for"), Path("checkpoints"), rows)
-    return probe_rates(args, args.max_steps)(step)
+    training = probe_training(recipe, rows)
+    args = build_arguments(training, Precision("fp32", "asked for"), Path("checkpoints"), rows)
+    return rates_of(probe_schedule(training), args)(step)
 
 
 @pytest.mark.parametrize(("given", "warm"), [({}, 10), ({"warmup_steps": 30}, 30), ({"warmup_steps": 0.5}, 50)])

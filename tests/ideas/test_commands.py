@@ -1,4 +1,4 @@
-"""Four ideas that no part of a model holds, each one plugin file of less than 60 lines: every command takes them."""
+"""Five ideas that no part of a model holds, each one plugin file of less than 60 lines: every command takes them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hf_arch.runs.suite import find_runs
 from tests.training.tiny import recipe_values, write_text
 
 IDEAS = Path(__file__).parent
-NAMES = ("lion", "orthogonal", "repetition", "tokens_per_parameter")
+NAMES = ("lion", "one_minus_sqrt", "orthogonal", "repetition", "tokens_per_parameter")
 
 
 def words_of(capsys: Any, *words: str) -> str:
@@ -42,7 +42,12 @@ def test_every_command_takes_them_together(tmp_path: Path, capsys: Any, monkeypa
     values = recipe_values(
         write_text(tmp_path),
         model={"init": "idea_orthogonal", "plugins": [str(IDEAS / f"{name}.py") for name in NAMES]},
-        training={"optim": "idea_lion", "learning_rate": 0.002, "max_steps": 3},
+        training={
+            "optim": "idea_lion",
+            "lr_scheduler_type": "idea_one_minus_sqrt",
+            "learning_rate": 0.002,
+            "max_steps": 3,
+        },
         evaluation={"metrics": ["idea_repetition"], "speed": False, "new_tokens": 1},
         experiment={
             "name": "ideas",

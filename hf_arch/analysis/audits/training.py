@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from hf_arch.analysis.audits.keys import differing, settings_of
+from hf_arch.analysis.curves import recorded_schedule
 from hf_arch.analysis.finding import Finding, Severity
 from hf_arch.analysis.question import (
     ABOUT,
@@ -231,11 +232,10 @@ def _end_of_rate(run: RunRecord) -> float | None:
     if len(rates) < 3 or max(rates) <= 0 or run.stopped_early:
         return None
     training = run.config.get("training") or {}
-    schedule = str(training.get("lr_scheduler_type") or "constant")
     unlogged = (run.numbers.get("steps") or training.get("max_steps") or 0) - rows[-1].get("step", 0)
-    decays = (training.get("lr_scheduler_kwargs") or {}).get("num_decay_steps", 1)
-    if unlogged > 0 and decays and not schedule.startswith("constant"):
-        return None
+    if unlogged > 0 and training.get("lr_scheduler_type"):
+        found = recorded_schedule(run)
+        return None if found is None else found[0].end(found[1])
     return rates[-1] / max(rates)
 
 

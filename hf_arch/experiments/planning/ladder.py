@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from hf_arch.core.errors import ConfigError
+from hf_arch.core.errors import ConfigError, choice_error
+from hf_arch.core.registry import SCHEDULES
 from hf_arch.data import prepare_data
 from hf_arch.data.find import find_data
 from hf_arch.experiments.planning.sizing import sized_model
@@ -24,12 +25,15 @@ from hf_arch.recipe.build import build_config
 from hf_arch.recipe.dotted import set_dotted
 from hf_arch.recipe.ladder import LadderOptions
 from hf_arch.recipe.recipe import RUN_FACTS, Recipe
+from hf_arch.schedules.base import Schedule, ScheduledRun, check_rates, sampled_steps
+from hf_arch.schedules.choose import choose_schedule, schedule_names
 from hf_arch.training.arguments import DEFAULTS
 
 if TYPE_CHECKING:
     from hf_arch.experiments.planning.prepare import ReadyRun
 
-SCHEDULE = "warmup_stable_decay"
+ALIASES = {"wsd": "warmup_stable_decay"}
+"""Short names of trunks."""
 DEFAULT_WARMUP = 0.1
 """Of the smallest budget."""
 DEFAULT_ROWS = 8
@@ -76,6 +80,7 @@ def lay_out_ladder(
     """
     experiment, options = recipe.experiment, recipe.experiment.ladder
     assert options is not None
+    trunk_schedule(options)
     runs: dict[str, dict[str, Any] | None] = {}
     facts: dict[str, dict[str, Any]] = {}
     for base, given in (experiment.runs or {experiment.name: {}}).items():
@@ -141,6 +146,7 @@ def _rungs(base: str, single: Recipe, options: LadderOptions, processes: int, dr
         batch, rate = _batch_and_rate(single, options, size, processes)
         budgets = _budgets(options, size, batch.total * length)
         warmup = _warmup(single, budgets)
+        schedules = _schedules(options, budgets, warmup, rate)
         trunk = _name(base, size, budgets[-1])
         passes = None if data is None else budgets[-1].steps * batch.total / len(data.train)
         if passes is not None and passes > 1:
@@ -151,8 +157,7 @@ def _rungs(base: str, single: Recipe, options: LadderOptions, processes: int, dr
                 **_parametrization(single, options, tokenizer),
                 "training.max_steps": budget.steps,
                 "training.warmup_steps": warmup,
-                "training.lr_scheduler_type": SCHEDULE,
-                "training.lr_scheduler_kwargs": {"num_decay_steps": budget.decay, "decay_type": "linear"},
+                **{f"training.{key}": value for key, value in schedules[budget].items()},
                 "training.per_device_train_batch_size": batch.rows,
                 "training.gradient_accumulation_steps": batch.accumulation,
                 "training.learning_rate": rate,
@@ -174,6 +179,44 @@ def _rungs(base: str, single: Recipe, options: LadderOptions, processes: int, dr
             )
 
 
+def trunk_schedule(options: LadderOptions) -> tuple[type[Schedule], str, dict[str, Any]]:
+    """The schedule of the trunks, its name, and the options that the recipe gives it.
+
+    Raises `ConfigError` for one from which runs cannot branch.
+    """
+    field = "experiment.ladder.trunk"
+    given = dict(options.trunk) if isinstance(options.trunk, Mapping) else {"type": options.trunk}
+    name = str(given.pop("type", ""))
+    able = [entry for entry in schedule_names() if SCHEDULES[entry].branch_options(1) is not None]
+    known = ALIASES.get(name, name)
+    if known not in able:
+        raise choice_error(field, name, sorted([*ALIASES, *able]))
+    return SCHEDULES[known], known, given
+
+
+def _schedules(options: LadderOptions, budgets: list[Budget], warmup: int, rate: float) -> dict[Budget, dict[str, Any]]:
+    """The keys of `training` that make each budget's schedule. Raises `ConfigError` where a branch would not have the
+    rates of the trunk until it begins."""
+    kind, name, given = trunk_schedule(options)
+    found: dict[Budget, dict[str, Any]] = {}
+    rates: dict[Budget, tuple[Schedule, ScheduledRun]] = {}
+    for budget in budgets:
+        values = {**given, **(kind.branch_options(budget.decay) or {})}
+        found[budget] = {"lr_scheduler_type": name, "lr_scheduler_kwargs": values}
+        schedule, run = choose_schedule(found[budget]), ScheduledRun(budget.steps, warmup, rate)
+        check_rates(schedule, run)
+        rates[budget] = schedule, run
+    trunk, longest = rates[budgets[-1]]
+    for budget, (schedule, run) in rates.items():
+        for step in [*(at for at in sampled_steps(run) if at < budget.branch_step), budget.branch_step]:
+            if schedule.rate(step, run) != trunk.rate(step, longest):
+                raise ConfigError(
+                    f"experiment.ladder.trunk: {name!r} has another rate in step {step + 1} of {longest.steps} than "
+                    f"of {run.steps}, whose decay begins after step {budget.branch_step}: no run can branch from it"
+                )
+    return found
+
+
 def _laid_over(changes: Mapping[str, Any], rung: Mapping[str, Any]) -> dict[str, Any]:
     laid = dict(changes)
     for key, value in rung.items():
@@ -185,7 +228,7 @@ def _check_training(single: Recipe, options: LadderOptions) -> None:
     """Raises `ConfigError` for settings that the ladder makes itself."""
     made = dict.fromkeys(("max_steps", "num_train_epochs"), "the budgets make it")
     made |= {
-        "lr_scheduler_type": f"the trunk is {options.trunk!r}",
+        "lr_scheduler_type": f"the trunk is {options.trunk!r}, which `experiment.ladder.trunk` chooses",
         "lr_scheduler_kwargs": "`decay` of the ladder makes it",
     }
     if options.rule == "fitted":

@@ -20,8 +20,9 @@ from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments
 
 from hf_arch.data import SeededOrder
 from hf_arch.recipe.recipe import Recipe
+from hf_arch.schedules.base import Schedule
+from hf_arch.schedules.choose import choose_schedule
 from hf_arch.training.callbacks import MetricsLog
-from hf_arch.training.schedule import Rates
 from hf_arch.training.trainer import ArchTrainer
 
 
@@ -70,9 +71,9 @@ class Task(ABC):
     def score(self, trainer: ArchTrainer, log: MetricsLog) -> dict[str, Any]:
         """Numbers of the record about the final weights, `final_val_loss` among them; every process takes part."""
 
-    def rates(self, args: TrainingArguments, steps: int) -> Rates | None:
-        """The task's own learning rates in a run of `steps` steps; None: by transformers' `lr_scheduler_type`."""
-        return None
+    def schedule(self) -> Schedule:
+        """The learning-rate schedule that `training` names."""
+        return choose_schedule(self.training)
 
     def prepare(self, model: PreTrainedModel) -> None:  # noqa: B027 (most tasks add nothing)
         """Adds to the model what answers are read by."""

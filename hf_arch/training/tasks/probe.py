@@ -4,22 +4,20 @@
 test rows, `accuracy_macro`, its mean over the classes, and as extras `best_accuracy` and `best_accuracy_macro`, the
 best evaluation of the run (chosen on the test rows, so optimistic). Losses are nats per answer.
 
-Its cosine and constant schedules are its own: of w warm-up steps the first takes 1 / w of the learning rate, the last
-all of it.
+Its cosine and constant schedules are its own (`hf_arch.training.tasks.probe_schedules`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 
-from hf_arch.core.errors import ConfigError, unknown_key_error
+from hf_arch.core.errors import ConfigError
 from hf_arch.data import SeededOrder
 from hf_arch.evaluation.metric import metric_results, parse_metrics, try_metrics
 from hf_arch.optimizers.parameters import scales_groups
@@ -28,18 +26,18 @@ from hf_arch.recipe.probe import ProbeOptions
 from hf_arch.recipe.recipe import Recipe
 from hf_arch.runs.files import read_metrics
 from hf_arch.runs.provenance import order_fingerprint
+from hf_arch.schedules.base import Schedule
 from hf_arch.training.answer_decoders import LastStateDecoder, MadDecoder, read_from_last_state, without_decoder
 from hf_arch.training.callbacks import MetricsLog
 from hf_arch.training.identity import in_steps
 from hf_arch.training.probe_trainer import ProbeRows, ProbeTrainer, collate_rows
-from hf_arch.training.schedule import Rates
 from hf_arch.training.tasks.base import Task
+from hf_arch.training.tasks.probe_schedules import probe_schedule
 from hf_arch.training.trainer import ArchTrainer
 
 EPOCHS = 16
 MOST_WARM_UP = 0.1  # of all steps, where a recipe does not say how many
 STOP_ACCURACY = 0.99
-OWN_SCHEDULES = ("cosine", "cosine_with_min_lr", "constant", "constant_with_warmup")
 DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 64,
     "per_device_eval_batch_size": 256,
@@ -99,8 +97,8 @@ class ProbeTask(Task):
             "stop_accuracy": stop_accuracy(self.recipe),
         }
 
-    def rates(self, args: TrainingArguments, steps: int) -> Rates | None:
-        return probe_rates(args, steps)
+    def schedule(self) -> Schedule:
+        return probe_schedule(self.training)
 
     def prepare(self, model: PreTrainedModel) -> None:
         if not self.from_last_state:
@@ -156,7 +154,7 @@ def probe_training(recipe: Recipe, rows: int, processes: int = 1) -> dict[str, A
         values["warmup_steps"] = min(values["warmup_steps"], max(1, int(steps * MOST_WARM_UP)))
     every = values.setdefault("eval_steps", max(1, rows // batch))
     values.setdefault("logging_steps", in_steps(every, steps))
-    _check_schedule(values)
+    probe_schedule(values)
     return values
 
 
@@ -167,42 +165,6 @@ def stop_accuracy(recipe: Recipe) -> float | None:
     if recipe.probe.stop_accuracy is not None or source is None:
         return recipe.probe.stop_accuracy or STOP_ACCURACY
     return source.stop_accuracy
-
-
-def probe_rates(args: TrainingArguments, steps: int) -> Rates | None:
-    """The learning rate of each step of a run of `steps` steps; None for a schedule that is transformers' alone."""
-    name = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
-    if name not in OWN_SCHEDULES:
-        return None
-    highest, lowest = args.learning_rate, float((args.lr_scheduler_kwargs or {}).get("min_lr", 0.0))
-    warm = int(args.get_warmup_steps(steps))
-
-    def rate(step: int) -> float:
-        if step < warm:
-            return highest * (step + 1) / warm
-        if name.startswith("constant"):
-            return highest
-        share = 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-        return lowest + (highest - lowest) * share
-
-    return rate
-
-
-def _check_schedule(values: Mapping[str, Any]) -> None:
-    """Raises `ConfigError` for parameters that the schedule does not have, or a lowest rate above the highest."""
-    name, given, rate = values["lr_scheduler_type"], values.get("lr_scheduler_kwargs") or {}, values["learning_rate"]
-    if name not in OWN_SCHEDULES:
-        return
-    known = ("min_lr",) if name == "cosine_with_min_lr" else ()
-    for key in given:
-        if key not in known:
-            raise unknown_key_error("training.lr_scheduler_kwargs", key, known)
-    lowest = given.get("min_lr", 0.0)
-    if isinstance(lowest, bool) or not isinstance(lowest, (int, float)) or not 0 <= lowest <= rate:
-        raise ConfigError(
-            f"training.lr_scheduler_kwargs: min_lr {lowest!r} is not allowed; allowed: 0 to the learning rate "
-            f"({rate:g})"
-        )
 
 
 def _check_model(config: Any) -> None:
