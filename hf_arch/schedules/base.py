@@ -61,7 +61,7 @@ class Schedule:
 
     def factor(self, step: int, run: ScheduledRun) -> float:
         """What the learning rate is multiplied by in step `step`, counted from 0; from these arguments alone. It is
-        asked for step `run.steps` too, whose rate is logged after the last one."""
+        asked for `run.steps` too, after the last step."""
         raise NotImplementedError(f"{type(self).__name__}.factor")
 
     def rate(self, step: int, run: ScheduledRun) -> float:
@@ -79,24 +79,27 @@ class Schedule:
 
     def lowest_after_warmup(self, run: ScheduledRun) -> float:
         """The lowest rate after the warm-up, as a share of the highest; 1 for a constant rate."""
-        rates = [self.rate(step, run) for step in sampled_steps(run)]
+        rates = self._rates(run)
         top = max(range(len(rates)), key=rates.__getitem__)
         return min(rates[top:]) / rates[top] if rates[top] else 1.0
 
     def end(self, run: ScheduledRun) -> float:
-        """The rate that a run ends at, as a share of the highest."""
-        rates = [self.rate(step, run) for step in sampled_steps(run)]
+        """The rate of the last step, as a share of the highest."""
+        rates = self._rates(run)
         return rates[-1] / max(rates) if max(rates) else 1.0
+
+    def _rates(self, run: ScheduledRun) -> list[float]:
+        return [self.rate(step, run) for step in sampled_steps(run) if step < run.steps]
 
     def decays(self, run: ScheduledRun) -> bool:
         """Whether the rate falls after its warm-up, so that a loss in the middle is that of no run of that length."""
         return self.lowest_after_warmup(run) < CONSTANT
 
-    def depends_on_length(self, run: ScheduledRun, steps: int, after: int = 0) -> bool:
-        """Whether a run of another number of `steps` has another rate in a step that both have, from step `after`."""
+    def depends_on_length(self, run: ScheduledRun, steps: int) -> bool:
+        """Whether a run of another number of `steps` has another rate in a step that both have."""
         other = replace(run, steps=steps)
         shared = min((run, other), key=lambda entry: entry.steps)
-        steps_of_both = [step for step in sampled_steps(shared) if after <= step < shared.steps]
+        steps_of_both = [step for step in sampled_steps(shared) if step < shared.steps]
         return any(self.rate(step, run) != self.rate(step, other) for step in steps_of_both)
 
 

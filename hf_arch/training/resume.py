@@ -247,7 +247,7 @@ def _checked_extension(steps: int, begun: RunIdentity, done: int) -> int:
 def _schedule_note(schedule: Schedule, begun: RunIdentity, steps: int, done: int) -> str:
     """What becomes of the learning rate, in one line."""
     old, new = (scheduled_run(begun.training, length) for length in (begun.max_steps, steps))
-    if not schedule.follows_steps or not schedule.depends_on_length(old, steps, after=done):
+    if not schedule.follows_steps or not schedule.depends_on_length(old, steps):
         return f"schedule {schedule.name} does not know the length of a run and goes on as it was"
     return (
         f"from step {done + 1} on the schedule ({schedule.name}) is that of a run of {steps} steps: a learning rate of "

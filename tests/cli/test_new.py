@@ -86,8 +86,8 @@ PLANTED = {
         ("math.sqrt(into / last)", "math.sqrt(into / (last - 1))", "rates"),
         ("return step / run.warmup", "return 1.0", "warm-up"),
         (
-            "last = self",
-            "run = self.__dict__.setdefault('run', run)\n        self.run = None if step else run\n        last = self",
+            "return 1.0 if",
+            "self.asked = 1 + getattr(self, 'asked', 0)\n        return 1 / self.asked if",
             "same step, same rate",
         ),
         ('return {"decay": decay_steps}', 'return {"decay": 2 * decay_steps}', "branches"),
