@@ -21,6 +21,7 @@ CONFOUNDING = (
     "branch scale",
     "branch gain",
     "initialisation",
+    "embedding scale",
     "tying",
     "dropout",
     "learning rate",
@@ -40,9 +41,10 @@ CONFOUNDING = (
     "finite",
     "losses",
     "resumed",
+    "recorded",
     "metric",
 )
-OTHERS = ("finished", "device", "utilisation", "speed", "spread")
+OTHERS = ("finished", "device", "utilisation", "speed", "spread", "brought along")
 ON_SPEED = ("device",)
 """Which of the others confound a claim about a speed or about memory."""
 SPEEDS = (

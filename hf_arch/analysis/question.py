@@ -8,10 +8,10 @@ the difference. Runs that differ in that and in the architecture ask about neith
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from itertools import combinations
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hf_arch.analysis.resolved import configuration, given, of_a_part, setting
 from hf_arch.runs.record import RunRecord
 from hf_arch.runs.run_settings import flatten_section
 
@@ -32,7 +32,8 @@ ABOUT = {
     "branch scale": r"model\.(.*\.)?\w*(init|rescale|scale|multiplier)\w*|model\.(stream|norm_)\S*",
     "short convolution": r"model\.(.*\.)?\w*conv\w*",
     "dropout": r"model\.(.*\.)?\w*dropout",
-    "losses": r"model\.losses(\..*)?",
+    "losses": r"model\.(losses(\..*)?|max_logit_penalty)",
+    "embedding scale": r"model\.(embedding_multiplier|logits_scaling)",
     "tying": r"model\.tie_word_embeddings",
     "parameters": SIZES,
     "non-embedding parameters": SIZES + r"|model\.tie_word_embeddings",
@@ -44,6 +45,8 @@ ABOUT = {
 """Check -> the keys of a recipe that it is about."""
 ARCHITECTURE = r"model\.(architecture|mixer)(\..*)?"
 """Keys that make the question one across architectures."""
+_OWN_CHECKS = ("initialisation", "short convolution", "dropout", "losses", "tying", "precision", "embedding scale")
+"""Checks of settings of the model."""
 _COMPARED = ("model", "data", "probe", "training", "evaluation")
 _OF_A_RUN = (
     r"training\.(seed|data_seed|run_name|report_to|logging_.*|save_.*|dataloader_.*|disable_tqdm)|model\.plugins.*"
@@ -65,17 +68,55 @@ def flat_config(run: RunRecord) -> dict[str, Any]:
 
 
 def changed_keys(runs: Sequence[RunRecord]) -> set[str]:
-    """The keys in which runs of different names differ."""
-    by_name = {run.name: flat_config(run) for run in runs if run.config}
-    changed: set[str] = set()
-    for first, second in combinations(by_name.values(), 2):
-        changed |= {key for key in {*first, *second} if repr(first.get(key)) != repr(second.get(key))}
+    """The keys of their recipes in which runs differ, where what they came to differs too."""
+    recipes = {run: flat_config(run) for run in runs if run.config}
+    changed = {key for key in {key for flat in recipes.values() for key in flat} if differs(recipes, key)}
     tried = {run.name: set() for run in runs}  # type: dict[str, set[float | None]]
     for run in runs:
         tried[run.name].add(run.learning_rate)
     if any(len(rates) > 1 for rates in tried.values()) or any(run.experiment.get("learning_rates") for run in runs):
         changed.discard("training.learning_rate")  # tuned, which has a check of its own
     return changed
+
+
+def differs(recipes: Mapping[RunRecord, Mapping[str, Any]], key: str) -> bool:
+    """Whether runs differ in a key: by what their recipes say, and by what it came to."""
+    if len({repr(flat.get(key)) for flat in recipes.values()}) < 2:
+        return False
+    return key.partition(".")[0] not in _COMPARED or len({repr(setting(run, key)) for run in recipes}) > 1
+
+
+def beside_the_architecture(runs: Sequence[RunRecord]) -> list[str]:
+    """Of runs of several architectures: what of the model their recipes change besides, and neither `vary` names nor a
+    check of its own looks at. Options of a mixer and sizes are part of the architecture."""
+    changed = changed_keys(runs)
+    if not is_across_architectures(runs):
+        return []
+    own = "|".join([ARCHITECTURE, SIZES, r"model\.branch_scales", *(ABOUT[check] for check in _OWN_CHECKS)])
+    named = varied(runs)
+    return sorted(
+        key
+        for key in changed
+        if key.startswith("model.")
+        and not re.fullmatch(own, key)
+        and not covers(key, named)
+        and not any(of_a_part(run, key) for run in runs)
+    )
+
+
+def brought_along(runs: Sequence[RunRecord]) -> list[str]:
+    """What of the model no recipe sets and differs all the same: what an architecture, or a part, has by default."""
+    known = [run for run in runs if configuration(run)]
+    keys = {key for run in known for key in configuration(run)}
+    said = tuple(key for run in known for key in given(run) if key != "model.architecture")
+    own = "|".join([r"model\.mixer(\..*)?", SIZES])
+    return sorted(
+        key
+        for key in keys
+        if len({repr(configuration(run).get(key)) for run in known}) > 1
+        and not covers(key, said)
+        and not re.fullmatch(own, key)
+    )
 
 
 def varied(runs: Sequence[RunRecord]) -> tuple[str, ...]:

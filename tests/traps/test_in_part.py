@@ -57,7 +57,7 @@ TRAPS: dict[str, tuple[str, tuple[dict[str, Any], dict[str, Any]]]] = {
     "tokenizer": ("tokenizer", ({}, results(tokenizer_fingerprint="z"))),
     "precision in one seed": ("precision", ({"results": lambda s: {"precision": "bf16" if s == 2 else "fp32"}}, {})),
     "max_grad_norm": ("optimiser", (training(max_grad_norm=0.1), {})),
-    "betas": ("optimiser", (training(adam_beta2=0.95), {})),
+    "betas": ("optimiser", (training(adam_beta2=0.99), {})),
     "cooldown": ("schedule", (training(lr_scheduler_type="constant"), {})),
     "label smoothing": ("settings", (training(label_smoothing_factor=0.1), {})),
     "neftune": ("settings", (training(neftune_noise_alpha=5), {})),

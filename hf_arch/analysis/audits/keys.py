@@ -6,14 +6,19 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_arch.analysis.question import ABOUT, flat_config
+from hf_arch.analysis.question import ABOUT, differs, flat_config
+from hf_arch.analysis.resolved import configuration, setting
 from hf_arch.analysis.run_names import by_value, run_names
 from hf_arch.runs.record import RunRecord
+
+WHATEVER_SETS_THEM = ("losses", "dropout", "precision", "embedding scale")
+"""Checks that look also at what an architecture has by default, where its recipe says nothing."""
 
 
 def about(check: str, run: RunRecord) -> dict[str, Any]:
     """{dotted key: value} of what the recipe of a run gives of the keys that `check` is about."""
-    return {key: value for key, value in flat_config(run).items() if re.fullmatch(ABOUT[check], key)}
+    whole = configuration(run) if check in WHATEVER_SETS_THEM else {}
+    return {key: value for key, value in {**whole, **flat_config(run)}.items() if re.fullmatch(ABOUT[check], key)}
 
 
 def settings_of(check: str, runs: Sequence[RunRecord]) -> dict[RunRecord, dict[str, Any]]:
@@ -25,7 +30,12 @@ def differing(settings: Mapping[RunRecord, Mapping[str, Any]]) -> str:
     """The keys in which runs differ with their values, in words; empty where there are none."""
     found = []
     for key in sorted({key for flat in settings.values() for key in flat}):
-        values = by_value(settings, lambda run, key=key: repr(settings[run].get(key)))  # type: ignore[misc]
-        if len(values) > 1:
+        if differs(settings, key):
+            values = by_value(settings, lambda run, key=key: repr(_value(run, settings[run], key)))  # type: ignore[misc]
             found.append(f"{key} ({'; '.join(f'{value}: {run_names(group)}' for value, group in values.items())})")
     return ", ".join(found)
+
+
+def _value(run: RunRecord, said: Mapping[str, Any], key: str) -> Any:
+    """A key as the recipe writes it, else what it came to."""
+    return said[key] if key in said else setting(run, key)

@@ -15,6 +15,25 @@ from hf_arch.runs.record import RunRecord
 SPEED_ONLY = r"environment\.(threads|processes|per_device_\w+|gradient_accumulation_steps|platform|python)"
 """Changes of a resumed run that move the last digits of its loss alone."""
 
+RESTS_ON = (
+    "data_fingerprint",
+    "tokenizer_fingerprint",
+    "order_fingerprint",
+    "init_fingerprint",
+    "init_overridden",
+    "branch_scale",
+    "short_convolution",
+    "optimizer",
+    "kernels",
+    "precision",
+    "learning_rate",
+    "tokens_seen",
+    "params_total",
+    "provenance.versions",
+    "run.config",
+)
+"""What checks look at, which a run of now always records."""
+
 
 def check_finished(runs: Sequence[RunRecord]) -> Finding:
     """Crashed, interrupted, unfinished and NaN runs: none of them enters a number of the table."""
@@ -49,6 +68,8 @@ def check_dropped(runs: Sequence[RunRecord]) -> Finding | None:
 def check_changes(runs: Sequence[RunRecord]) -> Finding | None:
     """What was changed when a run was resumed or extended: the same for every run, or a reason for a difference."""
     changed = {run: _changes(run) for run in runs if run.completed}
+    if len(by_value(changed, _begun)) > 1:
+        changed = {run: (*what, f"begun {_begun(run)}") for run, what in changed.items()}
     kinds = by_value(changed, lambda run: changed[run])
     if not any(kinds):
         return None
@@ -76,6 +97,18 @@ def check_finite(runs: Sequence[RunRecord]) -> Finding | None:
         f"The loss or its gradient was not a finite number in training: {where}.",
         run_labels(spoiled),
     )
+
+
+def check_recorded(runs: Sequence[RunRecord]) -> Finding | None:
+    """What the audit rests on, recorded for some runs and not for others: there it cannot rule a difference out."""
+    completed = [run for run in runs if run.completed]
+    missing = {key: [run for run in completed if not _has(run, key)] for key in RESTS_ON}
+    partly = {key: found for key, found in missing.items() if 0 < len(found) < len(completed)}
+    if not partly:
+        return None
+    text = "; ".join(f"{key}: not of {run_names(found)}" for key, found in partly.items())
+    sentence = f"Recorded for some runs alone, so that a difference in it cannot be ruled out: {text}."
+    return Finding("recorded", "violation", sentence, run_labels(runs), {"keys": list(partly)})
 
 
 def check_duplicates(runs: Sequence[RunRecord]) -> Finding | None:
@@ -167,6 +200,12 @@ def check_utilisation(runs: Sequence[RunRecord]) -> Finding | None:
     return Finding("utilisation", "violation", f"MFU above 100 % cannot be: {text}.", run_labels(impossible))
 
 
+def _has(run: RunRecord, key: str) -> bool:
+    section, _, name = key.rpartition(".")
+    holder = {"provenance": run.provenance, "run": run.experiment}.get(section)
+    return (getattr(run, key) if holder is None else holder.get(name)) is not None
+
+
 def _reason(run: RunRecord) -> str:
     if run.status == "completed":
         return "completed without a finite validation loss"
@@ -193,6 +232,12 @@ def _changes(run: RunRecord) -> tuple[str, ...]:
         for change in changes
         if not re.fullmatch(SPEED_ONLY, str(change.get("key")))
     )
+
+
+def _begun(run: RunRecord) -> str:
+    """From which weights a run began: its own, or those of another run (`hf_arch.training.trunk`)."""
+    branch = run.experiment.get("branch")
+    return f"at step {branch.get('step')} of another run" if isinstance(branch, Mapping) else "at step 0"
 
 
 def _own_version(run: RunRecord) -> dict[str, Any]:

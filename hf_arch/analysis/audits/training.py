@@ -15,12 +15,16 @@ from hf_arch.analysis.curves import recorded_schedule
 from hf_arch.analysis.finding import Finding, Severity
 from hf_arch.analysis.question import (
     ABOUT,
+    beside_the_architecture,
+    brought_along,
     changed_keys,
     covers,
     declared,
+    is_across_architectures,
     is_asked,
     varied,
 )
+from hf_arch.analysis.resolved import setting
 from hf_arch.analysis.run_names import by_name, by_value, listed, run_labels, run_names
 from hf_arch.runs.record import RunRecord
 from hf_arch.runs.run_settings import shared_settings
@@ -171,12 +175,23 @@ def check_losses(runs: Sequence[RunRecord]) -> Finding | None:
     return None
 
 
+def check_embedding_scale(runs: Sequence[RunRecord]) -> Finding | None:
+    """The same factor on embeddings and logits: it moves the share that every branch has of the stream, and the rate at
+    which embeddings and head learn."""
+    if found := differing(settings_of("embedding scale", runs)):
+        severity: Severity = "note" if is_asked("embedding scale", runs) else "violation"
+        sentence = f"Scale of embeddings or logits differs: {found}."
+        return Finding("embedding scale", severity, sentence, run_labels(runs))
+    return None
+
+
 def check_settings(runs: Sequence[RunRecord]) -> Finding:
     """Any other recipe setting in which the architectures differ: schedule, batch, weight decay, evaluation."""
     configured = [run for run in runs if run.config]
     own = re.compile("|".join(["precision", *(ABOUT[check] for check in OWN_CHECKS)]))
     theirs = {
-        run: {key: value for key, value in shared_settings(run).items() if not own.fullmatch(key)} for run in configured
+        run: {key: value for key, value in shared_settings(run).items() if not own.fullmatch(key)} | _seen_in(run)
+        for run in configured
     }
     if found := differing(theirs):
         sentence = f"Settings differ besides the model: {found}."
@@ -207,9 +222,48 @@ def check_one_change(runs: Sequence[RunRecord]) -> Finding | None:
         what = "what `experiment.vary` names" if varied(configured) else "what the runs of the recipe change"
         sentence = f"Besides {what} ({listed(list(asked)) or 'nothing'}), these differ: {listed(beside)}."
         return Finding("one change", "violation", sentence, run_labels(configured), values)
+    if more := beside_the_architecture(configured):
+        sentence = (
+            f"The architecture is not all that changes: so do {listed(_with_values(configured, more))}. A claim about "
+            "the architecture needs these equal, or `experiment.vary` to name them as part of the question."
+        )
+        return Finding("one change", "violation", sentence, run_labels(configured), {**values, "beside": more})
+    parts = {key.removeprefix("model.").partition(".")[0] for key in changed}
+    if len(parts) > 1 and not varied(configured) and not is_across_architectures(configured):
+        sentence = f"Several things change at once ({listed(changed)}): a claim is about all of them together."
+        return Finding("one change", "note", sentence, run_labels(configured), values)
     return Finding(
         "one change", "ok", f"The question is {listed(changed) or 'the runs'}.", run_labels(configured), values
     )
+
+
+def check_brought_along(runs: Sequence[RunRecord]) -> Finding | None:
+    """What no recipe sets and models differ in all the same. It comes with an architecture, and is named; models of one
+    architecture by recipes that are alike have no reason to differ."""
+    if not (keys := brought_along(runs)):
+        return None
+    text = listed(_with_values(runs, keys), limit=12)
+    changed = {key for key in changed_keys(runs) if key.startswith("model.")}
+    if changed or is_across_architectures(runs):
+        sentence = f"With what the recipes change come other values of {text}."
+        return Finding("brought along", "note", sentence, run_labels(runs), {"keys": keys})
+    sentence = f"Models differ in what no recipe sets: {text}."
+    return Finding("one change", "violation", sentence, run_labels(runs), {"keys": keys})
+
+
+def _with_values(runs: Sequence[RunRecord], keys: Sequence[str]) -> list[str]:
+    """Each key with its values, and who has them."""
+    found = []
+    for key in keys:
+        values = by_value(runs, lambda run, key=key: repr(setting(run, key)))  # type: ignore[misc]
+        found.append(f"{key} ({'; '.join(f'{value}: {run_names(group)}' for value, group in values.items())})")
+    return found
+
+
+def _seen_in(run: RunRecord) -> dict[str, Any]:
+    """What a run recorded of its steps, whatever its recipe says: rows in one, and tokens in a row."""
+    found = {"rows in a step": run.experiment.get("global_batch_size"), "tokens in a row": run.sequence_length}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _tuned(runs: Sequence[RunRecord]) -> bool:
