@@ -256,7 +256,7 @@ def _schedule_note(args: TrainingArguments, begun: RunIdentity, steps: int, done
     own = [(length, own_rates(args, length)) for length in (begun.max_steps, steps)]
     old, new = (_rate(args, begun, length, done) if rates is None else rates(done) for length, rates in own)
     if old is None or new is None:
-        return f"schedule {name} does not know the length of a run and goes on as it was"
+        return f"schedule {name} does not know the length of a run and continues unchanged"
     return (
         f"from step {done + 1} on the schedule ({name}) is that of a run of {steps} steps: a learning rate of "
         f"{new:.4g} there instead of {old:.4g}"
