@@ -88,7 +88,7 @@ VARIABLES: dict[str, Variable] = {
         "Where processes meet; under accelerate, that several were asked for.", "one process", _LAUNCH, "an address"
     ),
     "ACCELERATE_MIXED_PRECISION": Variable(
-        "What accelerate was told to compute in.", "no", _LAUNCH, "no, bf16 or fp16"
+        "The precision that accelerate computes in.", "no", _LAUNCH, "no, bf16 or fp16"
     ),
     "ACCELERATE_USE_FSDP": Variable("Whether accelerate shards by FSDP.", "false", _LAUNCH, "true or false"),
     "ACCELERATE_USE_DEEPSPEED": Variable("Whether accelerate uses DeepSpeed.", "false", _LAUNCH, "true or false"),

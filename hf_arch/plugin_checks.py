@@ -294,7 +294,7 @@ KINDS: dict[str, tuple[Registry[Any], dict[str, tuple[Check, str]]]] = {
             "a number": (_is_a_number, "`measure` gives sums, which `value` makes a finite number of"),
             "batches": (_in_batches, "return sums over rows, never means: batches are added up"),
             "same rows, same number": (_same_again, "keep nothing in `self` between calls"),
-            "leaves the model": (_leaves_the_model, "a metric looks at the model and changes nothing in it"),
+            "leaves the model": (_leaves_the_model, "a metric reads the model and must not change it"),
         },
     ),
     "column": (

@@ -3,10 +3,10 @@
     python -m tools.atlas run text [--workers 2] [--hours 2]   # restores the records, trains what is missing, stores
     python -m tools.atlas page                                 # docs/atlas.md from the records, and nothing else
 
-The recipes lie in `recipes/atlas/`, one a task. `docs/atlas/TASK.jsonl` has one line a finished run: its folder, its
-results.json and its experiment_config.json (of a run that only chose a learning rate, its results alone). A line is
+The recipes are in `recipes/atlas/`, one per task. `docs/atlas/TASK.jsonl` has one line per finished run: its folder,
+its results.json and its experiment_config.json (of a run that only chose a learning rate, its results alone). A line is
 written when its run ends, so that a run that was trained once is never trained again, on this machine or another;
-records of other code than the package has now are refused, since an audit would call the two a confound.
+records made by a different version of the code are refused, since the audit would call that a confound.
 """
 
 from __future__ import annotations
@@ -74,21 +74,21 @@ def restore(task: str, results: Path, records: Path = RECORDS, *, sweep: bool = 
 
 
 def check_source(task: str, records: Path = RECORDS) -> None:
-    """Raises ConfigError where a record of the task was made by other code than the package has now."""
+    """Raises ConfigError where a record of the task was made by different code than the package has now."""
     for line in _lines(records / f"{task}.jsonl"):
         made = line["results"].get("provenance", {})
         if made.get("source_sha256") != source_digest():
             raise ConfigError(
-                f"{records / f'{task}.jsonl'}: {line['folder']} is of other code than this: to go on, check out commit "
-                f"{made.get('git_commit')}; to begin again, move the file away"
+                f"{records / f'{task}.jsonl'}: {line['folder']} was made by different code: to resume, check out "
+                f"commit {made.get('git_commit')}; to start over, move the file away"
             )
 
 
 def train(task: str, results: Path, workers: int, hours: float | None) -> int:
     """Trains what is missing of a task and stores each run as it ends; returns the exit code of `hf-arch run`.
 
-    After `hours` the set is asked to stop, with the signal that is heard in a shell's background too, and goes on from
-    there the next time.
+    After `hours` the set is asked to stop, by SIGTERM, which processes in a shell's background receive too; the next
+    call resumes it.
     """
     check_source(task)
     restore(task, results)
@@ -127,16 +127,16 @@ _HEAD = """# Atlas: every architecture at one small size
 
 <!-- made by `python -m tools.atlas page` from docs/atlas/*.jsonl; edits are lost -->
 
-Each architecture has about a million parameters (fewer where a task has few tokens), matched to llama's; its
-learning rate is chosen apart, with a seed and rows that the comparison does not use; each number is the mean over
-seeds with its 95 % interval. What a difference may come from beside the architecture is named: such a difference is
-*confounded* and decides nothing. At this size and budget an order says how fast small models learn, not what large
-ones come to.
-The intervals beside the means are each run's own. The comparison with llama is corrected for all architectures at once,
-which three seeds pass only where the difference is far above their spread.
-This page is made of the records in `docs/atlas/`: `python -m tools.atlas page`. A task is trained by
-`python -m tools.atlas run TASK` (recipes in `recipes/atlas/`), which goes on from its records at the commit that made
-them; move `docs/atlas/TASK.jsonl` away to train it anew.
+Each architecture has about a million parameters (fewer where a task has few tokens), matched to llama's. Its learning
+rate is chosen in a separate sweep, with a seed and rows that the comparison does not use; each number is the mean over
+seeds with its 95 % interval. Where something other than the architecture may explain a difference, the page names it:
+such a difference is *confounded* and decides nothing. At this size and budget the ranking says how fast small models
+learn, not how good large ones become.
+Each interval is that of one architecture's own mean. The comparison with llama is corrected for all architectures at
+once: with three seeds, a difference is significant only if it is far larger than their spread.
+This page is generated from the records in `docs/atlas/` by `python -m tools.atlas page`.
+`python -m tools.atlas run TASK` (recipes in `recipes/atlas/`) trains a task and resumes from its records, at the commit
+that made them; move `docs/atlas/TASK.jsonl` away to start over.
 """
 
 
@@ -233,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run.add_argument("task", help=", ".join(TASKS))
     run.add_argument("--results-dir", type=Path, help="by default results/atlas/TASK")
     run.add_argument("--workers", type=int, default=2)
-    run.add_argument("--hours", type=float, help="stop after so long; the next call goes on")
+    run.add_argument("--hours", type=float, help="stop after this many hours; the next call resumes")
     keep = commands.add_parser("store", help="record the finished runs of a folder")
     keep.add_argument("task", help=", ".join(TASKS))
     keep.add_argument("results", type=Path)

@@ -37,14 +37,18 @@ def expected_wheel(tracked: Iterable[str], project: dict) -> set[str]:
 
 
 def expected_sdist(tracked: Iterable[str], project: dict) -> set[str]:
-    """The files of the sdist besides its metadata, by the `sdist` target of `pyproject.toml`, whose patterns all name
-    something in the root."""
-    included = project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    """The files of the sdist besides its metadata, by the `sdist` target of `pyproject.toml`, whose `include` names
+    things in the root and whose `exclude` names folders."""
+    target = project["tool"]["hatch"]["build"]["targets"]["sdist"]
+    excluded = tuple(f"{folder.removeprefix('/')}/" for folder in target.get("exclude", []))
     return {
         name
         for name in tracked
-        if any(fnmatch.fnmatch("/" + name.partition("/")[0], entry) for entry in included)
-        or name in ("pyproject.toml", "README.md", ".gitignore")
+        if name in ("pyproject.toml", "README.md", ".gitignore")
+        or (
+            any(fnmatch.fnmatch("/" + name.partition("/")[0], entry) for entry in target["include"])
+            and not name.startswith(excluded or ("\0",))
+        )
     }
 
 

@@ -58,11 +58,11 @@ def look_level(plan: AutoSeeds, look: int, alpha: float = ALPHA, exact: bool = T
     return max(low * float(weights(plan)[look]), 1e-300)
 
 
-def spent(plan: AutoSeeds, alpha: float = ALPHA) -> list[float]:
-    """How much of `alpha` is spent after each look."""
+def spent(plan: AutoSeeds) -> list[float]:
+    """How much of `ALPHA` is spent after each look."""
     draws = np.random.default_rng(1).standard_normal((PATHS, plan.most))
     p = np.stack([t_test(draws[:, :count]) for count in plan.looks], axis=1)
-    levels = np.array([look_level(plan, look, alpha) for look in range(len(plan.looks))])
+    levels = np.array([look_level(plan, look) for look in range(len(plan.looks))])
     return [float(share) for share in (np.cumsum(p <= levels, axis=1) > 0).mean(axis=0)]
 
 

@@ -34,9 +34,9 @@ def check_target(
     return {target: check_model(hf_arch.tiny_config(target, **changes), device=place)}
 
 
-def print_checks(title: str, results: list[CheckResult], console: Console | None = None) -> None:
+def print_checks(title: str, results: list[CheckResult]) -> None:
     """The results as a table; under it, where to look for each that failed."""
-    console = console or Console(highlight=False)
+    console = Console(highlight=False)
     table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)

@@ -283,8 +283,8 @@ def run_command(
 ) -> int:
     """Train every run of a set, each in its own process, then compare them and write `report.html`.
 
-    Finished runs are kept, interrupted ones resume, failed ones are tried once more and harm no other. Started again,
-    on this machine or another one with the same results folder, it shares the runs out.
+    Finished runs are kept, interrupted ones resume, failed ones are retried once and do not affect the others. Started
+    a second time, here or on another machine with the same results folder, it shares the runs between the two.
 
     - `hf-arch run recipes/experiments/heads.yaml --scale cpu`
     - `hf-arch run quickstart --seeds 3 --learning-rate 1e-3 --learning-rate 3e-3 --dry-run`
@@ -320,7 +320,7 @@ def plan(
     price: Annotated[float | None, typer.Option(help="Price of one GPU-hour in any currency, for the cost.")] = None,
     as_json: AsJson = False,
 ) -> int:
-    """Plan a training on GPUs that need not be here: memory by part and strategy, time and cost.
+    """Forecast training on GPUs that this machine need not have: memory by part and strategy, time and cost.
 
     Strategies: DDP, ZeRO-1, FSDP2, tensor parallelism. Where one does not fit, the nearest setting that does is named.
 

@@ -4,7 +4,6 @@ tokenised or written. For dry runs.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,14 +36,14 @@ class FoundData:
     tokenizer: PreTrainedTokenizerFast | None = None
 
 
-def find_data(options: DataOptions, *, cache_dir: str | os.PathLike[str] | None = None) -> FoundData:
+def find_data(options: DataOptions) -> FoundData:
     """What `hf_arch.data.prepare_data` would find in the cache for these options.
 
     Raises:
         ConfigError: a corpus or file that does not exist, options that do not fit a folder of shards, or a prepared
             corpus that is too short for a row.
     """
-    cache = data_cache(cache_dir)
+    cache = data_cache()
     folder = user_path(options.corpus)
     meta = read_meta(folder) if options.mixture is None else None
     if meta is not None:

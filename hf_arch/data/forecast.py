@@ -74,10 +74,9 @@ def forecast_data(
     *,
     shards: int | None = None,
     workers: int = 1,
-    cache_dir: str | os.PathLike[str] | None = None,
 ) -> DataForecast:
     """What `hf_arch.data.prepare_shards` would take with these arguments; raises `ConfigError` as it does."""
-    cache = data_cache(cache_dir)
+    cache = data_cache()
     corpus = corpus_here(options.corpus, options, cache)
     key = None
     if corpus is not None:

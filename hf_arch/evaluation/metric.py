@@ -157,9 +157,7 @@ def metric_results(metrics: Mapping[str, Metric], values: Mapping[str, float]) -
     """What `results.json` holds of them: each value (None where it is not finite, which is said) with what it is."""
     for name, value in values.items():
         if not math.isfinite(value):
-            logging.getLogger("hf_arch").warning(
-                "metric %s: became %s; results.json holds no number of it", name, value
-            )
+            logging.getLogger("hf_arch").warning("metric %s: is %s; results.json has no value for it", name, value)
     return {
         name: {
             "value": value if math.isfinite(value := values[name]) else None,

@@ -231,9 +231,9 @@ class FLAConverter(Converter):
         return rules
 
 
-def short_conv_rules(ours: str, theirs: str, names: str = "qkv") -> list[Rule]:
+def short_conv_rules(ours: str, theirs: str) -> list[Rule]:
     """`SHORT_CONVS` for families that are not tables yet."""
-    return [same(f"{ours}.{name}_conv.weight", f"{theirs}.{name}_conv1d.weight") for name in names]
+    return [same(f"{ours}.{name}_conv.weight", f"{theirs}.{name}_conv1d.weight") for name in "qkv"]
 
 
 HYBRID: tuple[Entry, ...] = (

@@ -51,10 +51,10 @@ def weights(*names: str) -> dict[str, str]:
     return alike(*(f"{name}.weight" for name in names))
 
 
-def short_convs(options: Any, names: str = "qkv") -> dict[str, str]:
+def short_convs(options: Any) -> dict[str, str]:
     """The short convolutions where there are any."""
     has_them = getattr(options, "use_short_conv", True)
-    return {f"{name}_conv.weight": f"{name}_conv1d.weight" for name in names} if has_them else {}
+    return {f"{name}_conv.weight": f"{name}_conv1d.weight" for name in "qkv"} if has_them else {}
 
 
 @FOREIGN.register("lightnet")

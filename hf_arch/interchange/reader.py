@@ -98,9 +98,9 @@ class ConfigReader:
             raise ConfigError(f"{self.name}: no {key!r}, which a {self.model_type} checkpoint has")
         return self.take(key)
 
-    def max_logit_penalty(self, default: bool = False) -> float:
+    def max_logit_penalty(self) -> float:
         """FLA's `use_l2warp` as the strength of that penalty, which is fixed there."""
-        return L2WARP_PENALTY if self.take("use_l2warp", default) else 0.0
+        return L2WARP_PENALTY if self.take("use_l2warp", False) else 0.0
 
     def only(self, key: str, allowed: Iterable[Any], default: Any) -> Any:
         """The value, which must be one of `allowed`: others have an effect that no component here has."""

@@ -109,14 +109,14 @@ class SmolLM3(Llama):
     )
 
 
-def _interleaved(name: str, heads: Callable[[ArchConfig], Any], when: Any = True) -> tuple[Tensors, ...]:
+def _interleaved(name: str, heads: Callable[[ArchConfig], Any]) -> tuple[Tensors, ...]:
     """Projections whose rotation turns neighbours there."""
 
     def layout(layer: Layer, ours: tuple[str, ...], theirs: tuple[str, ...]) -> Rule:
         return half_split(ours[0], theirs[0], heads(layer.config))
 
     return (
-        Tensors(f"{name}.weight", when=when, layout=layout),
+        Tensors(f"{name}.weight", layout=layout),
         Tensors(f"{name}.bias", when=attention_bias, layout=layout),
     )
 

@@ -64,7 +64,9 @@ def check_keywords(model: str, given: dict[str, Any], call: tuple[Any, int, torc
     if "cache_position" in given:
         past, length, device = call
         expected = torch.arange(length, device=device) + past
-        _require_equal("cache_position", given.pop("cache_position"), expected, "it must go on from the cache's length")
+        _require_equal(
+            "cache_position", given.pop("cache_position"), expected, "it must continue from the cache's length"
+        )
     if given.get("is_causal") is False:
         raise ValueError(f"is_causal: False is not supported, {model} is causal; leave it out")
     return given

@@ -95,7 +95,7 @@ class ArchPreTrainedModel(PreTrainedModel):
         if size != self.config.vocab_size and looked_up:
             raise ValueError(
                 f"resize_token_embeddings: {size} tokens are not supported, since tables and hashes of "
-                f"{', '.join(looked_up)} are made for vocab_size {self.config.vocab_size}; make the model anew"
+                f"{', '.join(looked_up)} are made for vocab_size {self.config.vocab_size}; create a new model"
             )
         return super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, **kwargs)
 

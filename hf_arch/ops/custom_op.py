@@ -83,37 +83,13 @@ def as_custom_op(
         with torch.no_grad():
             return function.forward(_Context(needs_input_grad=(False,) * len(args)), *args)
 
-    def differentiate(grads: Sequence[Tensor], wanted: Sequence[bool], *args: Any) -> list[Tensor]:
-        ctx = _Context(needs_input_grad=tuple(wanted))
-        with torch.no_grad():
-            function.forward(ctx, *args)
-            found = function.backward(ctx, *grads)
-        found = (found,) if isinstance(found, Tensor) else found
-        return [_like(empty(x), grad) for x, grad, wants in zip(args, found, wanted, strict=True) if wants]
-
-    arguments = schema.rpartition(" -> ")[0].removeprefix("(")
-    backward = torch.library.custom_op(
-        f"{name}_backward",
-        differentiate,
-        mutates_args=(),
-        schema=f"(Tensor[] grads, bool[] wanted, {arguments} -> Tensor[]",
-    )
     forward.register_fake(empty_outputs)
-
-    @backward.register_fake
-    def _(grads: Sequence[Tensor], wanted: Sequence[bool], *args: Any) -> list[Tensor]:
-        return [empty(x) for x, wants in zip(args, wanted, strict=True) if wants]
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in inputs))
         ctx.options = [None if isinstance(x, Tensor) else x for x in inputs]
 
-    def differentiate_node(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = [option if x is None else x for x, option in zip(ctx.saved_tensors, ctx.options, strict=True)]
-        found = iter(backward(list(grads), list(ctx.needs_input_grad), *inputs))
-        return tuple(next(found) if wants else None for wants in ctx.needs_input_grad)
-
-    forward.register_autograd(differentiate_node, setup_context=save)
+    forward.register_autograd(_gradient_of(function, name, schema, empty), setup_context=save)
 
     def apply(*args: Any) -> Any:
         # torch.export too (the second): inlined, the forward pass would have no gradient and refuse to run with one.
@@ -129,6 +105,40 @@ def as_custom_op(
 
     apply.__doc__ = function.__doc__
     return apply
+
+
+def _gradient_of(
+    function: type[torch.autograd.Function], name: str, schema: str, empty: Callable[[Tensor], Tensor]
+) -> Callable[..., tuple[Tensor | None, ...]]:
+    """The backward of the operator `name`, which is an operator itself: it runs `function` again for what its
+    `backward` needs. Arguments as in `as_custom_op`."""
+
+    def differentiate(grads: Sequence[Tensor], wanted: Sequence[bool], *args: Any) -> list[Tensor]:
+        ctx = _Context(needs_input_grad=tuple(wanted))
+        with torch.no_grad():
+            function.forward(ctx, *args)
+            found = function.backward(ctx, *grads)
+        found = (found,) if isinstance(found, Tensor) else found
+        return [_like(empty(x), grad) for x, grad, wants in zip(args, found, wanted, strict=True) if wants]
+
+    arguments = schema.rpartition(" -> ")[0].removeprefix("(")
+    backward = torch.library.custom_op(
+        f"{name}_backward",
+        differentiate,
+        mutates_args=(),
+        schema=f"(Tensor[] grads, bool[] wanted, {arguments} -> Tensor[]",
+    )
+
+    @backward.register_fake
+    def _(grads: Sequence[Tensor], wanted: Sequence[bool], *args: Any) -> list[Tensor]:
+        return [empty(x) for x, wants in zip(args, wanted, strict=True) if wants]
+
+    def differentiate_node(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = [option if x is None else x for x, option in zip(ctx.saved_tensors, ctx.options, strict=True)]
+        found = iter(backward(list(grads), list(ctx.needs_input_grad), *inputs))
+        return tuple(next(found) if wants else None for wants in ctx.needs_input_grad)
+
+    return differentiate_node
 
 
 def _schema_of(forward: Callable[..., Any]) -> tuple[str, list[str]]:

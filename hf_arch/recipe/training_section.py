@@ -20,7 +20,7 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 # here, so that the key would be ignored, or undo what takes that place.
 RESERVED_TRAINING = {
     "output_dir": "the folder is given by --output-dir",
-    "resume_from_checkpoint": "resuming is asked for by --resume",
+    "resume_from_checkpoint": "use --resume to resume",
     "local_rank": "the launcher gives it",
     "bf16": "write `training.precision: bf16`",
     "fp16": "write `training.precision: fp16`",

@@ -132,9 +132,9 @@ def preview_set(
     return replace(found, warnings=(*found.warnings, *lines))
 
 
-def print_forecast(found: Forecast, console: Console | None = None) -> None:
+def print_forecast(found: Forecast) -> None:
     """A row for each run of the set (its seeds together), then what all that is left takes."""
-    console = console or Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
     matched = any(run.matched is not None for run in found.runs)
     table = Table(title=found.name, title_justify="left", box=None, pad_edge=False)
     names = short_names([run.name for run in found.runs], console.width - NUMBERS_WIDTH)

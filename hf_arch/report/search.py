@@ -24,9 +24,9 @@ def write_study(comparison: Comparison, results_dir: Path) -> Study:
     return study
 
 
-def print_study(study: Study, console: Console | None = None) -> None:
+def print_study(study: Study) -> None:
     """The table, then the recommendation."""
-    console = console or Console(highlight=False)
+    console = Console(highlight=False)
     table = Table(title="search study", title_justify="left", box=None, pad_edge=False)
     names = short_names([entry.name for entry in study.candidates], console.width - NUMBERS_WIDTH)
     for title in ("run", "params", "ppl", "ppl / M params", "front"):

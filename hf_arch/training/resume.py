@@ -248,7 +248,7 @@ def _schedule_note(schedule: Schedule, begun: RunIdentity, steps: int, done: int
     """What becomes of the learning rate, in one line."""
     old, new = (scheduled_run(begun.training, length) for length in (begun.max_steps, steps))
     if not schedule.follows_steps or not schedule.depends_on_length(old, steps):
-        return f"schedule {schedule.name} does not know the length of a run and goes on as it was"
+        return f"schedule {schedule.name} does not know the length of a run and continues unchanged"
     return (
         f"from step {done + 1} on the schedule ({schedule.name}) is that of a run of {steps} steps: a learning rate of "
         f"{schedule.rate(done, new):.4g} there instead of {schedule.rate(done, old):.4g}"

@@ -15,7 +15,7 @@ from hf_arch import checks
 from hf_arch.core.registry import MIXERS
 from hf_arch.layers import bands
 from hf_arch.layers.mixers.attention import Attention
-from hf_arch.models import decoder
+from hf_arch.models import mask_plan
 from tests.suite.models import token_ids
 
 LENGTH = 75
@@ -50,7 +50,7 @@ def without_bands(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
     def call(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with monkeypatch.context() as patch:
-            patch.setattr(decoder, "window_band", lambda *_: None)
+            patch.setattr(mask_plan, "window_band", lambda *_: None)
             return run(*args, **kwargs)
 
     return call
@@ -60,13 +60,13 @@ def without_bands(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 def made(monkeypatch: pytest.MonkeyPatch) -> list[bands.Band | None]:
     """The bands of all calls, None where a window had none."""
     found: list[bands.Band | None] = []
-    original = decoder.window_band
+    original = mask_plan.window_band
 
     def record(*args: Any) -> bands.Band | None:
         found.append(original(*args))
         return found[-1]
 
-    monkeypatch.setattr(decoder, "window_band", record)
+    monkeypatch.setattr(mask_plan, "window_band", record)
     return found
 
 

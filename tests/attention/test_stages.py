@@ -89,7 +89,7 @@ def test_key_positions_are_made_once_and_only_where_asked(monkeypatch: pytest.Mo
         made.append(args)
         return key_positions(*args)
 
-    monkeypatch.setattr("hf_arch.models.decoder.key_positions", counting)
+    monkeypatch.setattr("hf_arch.models.mask_plan.key_positions", counting)
     stirred_model("llama")(token_ids(1, 5))
     assert not made
     stirred_model("llama", mixer=OWN, num_hidden_layers=4)(token_ids(1, 5))

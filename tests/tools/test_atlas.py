@@ -64,7 +64,7 @@ def test_records_are_kept_when_their_folders_are_gone(results: Path, tmp_path: P
 
 
 def test_records_of_other_code_are_refused(results: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is of other code than this: to go on, check out commit 0123456789abcdef"):
+    with pytest.raises(ConfigError, match="was made by different code: to resume, check out commit 0123456789abcdef"):
         atlas.check_source("text", saved(results, tmp_path))
 
 

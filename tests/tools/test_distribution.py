@@ -26,6 +26,14 @@ def test_the_sdist_builds_itself():
     assert not {name for name in wanted if name.startswith((".github/", ".ci/"))}
 
 
+def test_no_file_of_the_repository_is_too_large_for_a_release():
+    tracked = distribution.tracked_files()
+    wanted = distribution.expected_wheel(tracked, PROJECT) | distribution.expected_sdist(tracked, PROJECT)
+    files = [distribution.ROOT / name for name in wanted & tracked]
+    assert not [str(file) for file in files if file.stat().st_size > distribution.LARGEST]
+    assert not {name for name in wanted if name.startswith("docs/atlas/")} and "docs/atlas.md" in wanted
+
+
 def test_problems_of_real_archives(tmp_path: Path):
     with zipfile.ZipFile(tmp_path / "a-1-py3-none-any.whl", "w") as archive:
         for name in ("hf_arch/api.py", "tests/test_api.py", "hf_arch/large.bin", "a-1.dist-info/METADATA"):

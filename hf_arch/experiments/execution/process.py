@@ -119,5 +119,5 @@ class Process:
         if code >= 0:
             return f"ended with exit code {code}"
         name = signal.Signals(-code).name
-        hint = " (where nobody sent it, the system was out of memory)" if -code == signal.SIGKILL else ""
+        hint = " (if nobody sent it, the system ran out of memory)" if -code == signal.SIGKILL else ""
         return f"killed by {name}{hint}"

@@ -71,19 +71,18 @@ class Plan:
         return list(dict.fromkeys(run.name for run in self.runs))
 
 
-def plan_runs(recipe: Recipe, tokenizers: Tokenizers | None = None, *, match: bool = True) -> Plan:
+def plan_runs(recipe: Recipe, *, match: bool = True) -> Plan:
     """The runs that a recipe declares; a recipe without a set is one run.
 
     Args:
         recipe: the whole set.
-        tokenizers: by `Recipe.data_key`; without them the vocabulary counts as the recipe says.
         match: whether to make the runs equal where `experiment.match` asks for it.
 
     Raises:
         ConfigError: one line that names the run whose changes are wrong, or that cannot be matched.
     """
     planner = Planner(recipe)
-    return planner.plan(tokenizers, match=match) if match or tokenizers else planner.unmatched()
+    return planner.plan() if match else planner.unmatched()
 
 
 class Planner:

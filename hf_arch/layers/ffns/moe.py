@@ -157,10 +157,10 @@ class MixtureOfExperts(FeedForward):
     def validate(cls, config: Any, options: MoEOptions) -> None:
         super().validate(config, options)
 
-        def within(name: str, top: int, of: str, bottom: int = 1) -> None:
+        def within(name: str, top: int, of: str) -> None:
             value = getattr(options, name)
-            if not bottom <= value <= top:
-                near = min(max(value, bottom), top)
+            if not 1 <= value <= top:
+                near = min(max(value, 1), top)
                 raise ConfigError(f"ffn moe: {name} {value} is not allowed with {top} {of}; nearest valid: {near}")
 
         if options.num_experts < 1:
