@@ -6,6 +6,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment dev
 
 # One thread a worker: two OpenMP pools on two cores wait for each other. Nothing may reach a hub.
+# Compiled files are kept: dozens of children would each compile the package anew.
+unset PYTHONDONTWRITEBYTECODE
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 WANDB_MODE=offline
 
 say "Format and lint (ruff)"

@@ -7,6 +7,7 @@ imported what transformers imports of other libraries, and nothing of transforme
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import multiprocessing
@@ -16,8 +17,12 @@ from importlib.abc import MetaPathFinder
 from multiprocessing.connection import Connection
 from typing import Any
 
-for name in ("torch._dynamo", "torch.distributed.tensor", "scipy.optimize", "huggingface_hub.hf_api", "accelerate"):
+for name in (
+    *("torch._dynamo", "torch.distributed.tensor", "torch.distributed.checkpoint", "torch.nn.attention.flex_attention"),
+    *("scipy.optimize", "huggingface_hub.hf_api", "accelerate", "tokenizers", "jinja2.ext", "jinja2.sandbox", "regex"),
+):
     importlib.import_module(name)
+gc.freeze()
 
 CHECK = """
 import sys
@@ -44,6 +49,7 @@ class Intruder(MetaPathFinder):
 
 
 def attempt(statement: str, connection: Connection, hf_arch_first: bool, loads_models: bool) -> None:
+    gc.disable()  # the process ends before there is much to find
     try:
         if hf_arch_first:
             import hf_arch  # noqa: F401

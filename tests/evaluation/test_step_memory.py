@@ -73,10 +73,10 @@ def test_checkpointing_keeps_less_and_rows_more() -> None:
 
 @pytest.mark.parametrize("changes", [{}, {"mixer": ["mamba", {"type": "attention", "window": 32}]}])
 def test_a_deep_model_is_continued_from_two_depths(monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]) -> None:
-    model = config("mixed" if changes else "llama", num_hidden_layers=12, **changes)
-    quick = step_memory(model, BATCH, LENGTH)
+    model, length = config("mixed" if changes else "llama", num_hidden_layers=12, **changes), 40
+    quick = step_memory(model, BATCH, length)
     monkeypatch.setattr(counted, "FULL_DEPTHS", 100)
-    whole = step_memory(model, BATCH, LENGTH)
+    whole = step_memory(model, BATCH, length)
     assert quick.keys() == whole.keys()
     assert {part: size for part, size in quick.items() if part != "backward"} == pytest.approx(
         {part: size for part, size in whole.items() if part != "backward"}, rel=0.01

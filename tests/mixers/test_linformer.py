@@ -10,8 +10,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import hf_arch
+from hf_arch.checks import check_model
 from hf_arch.core.errors import ConfigError
+from hf_arch.layers.mixers import linformer as module
 from hf_arch.ops.blocks import plan_blocks
+from hf_arch.stirred import StirredModels
 from tests.mixers.layers import assert_layer, build, heads, mixer_and_input, weights
 
 BLOCK, SLOTS = 4, 2
@@ -160,3 +163,28 @@ def test_state_grows_by_slots_only_when_a_block_is_finished() -> None:
 def test_mistakes_are_named(options: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         hf_arch.tiny_config("linformer", **options)
+
+
+def test_blocks_in_groups_equal_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plain batch, packed documents, and a long chunk behind a filled cache: logits and gradients."""
+    models = StirredModels(hf_arch.tiny_config("linformer", mixer=MIXER))
+    ids = torch.randint(3, 97, (2, 41), generator=torch.Generator().manual_seed(2))
+    positions = torch.cat([torch.arange(9), torch.arange(32)])[None]
+    found = []
+    for together in (1024, 2 * BLOCK):
+        monkeypatch.setattr(module, "TOGETHER", together)
+        model = models.copied()
+        cache = DynamicCache(config=model.config)
+        with torch.no_grad():
+            behind = torch.cat([model(part, past_key_values=cache).logits for part in ids.split([6, 35], 1)], 1)
+        logits = torch.stack([model(ids, use_cache=False).logits, model(ids, position_ids=positions).logits])
+        logits.square().sum().backward()
+        found.append([logits, behind, *(parameter.grad for parameter in model.parameters())])
+    for whole, grouped in zip(*found, strict=True):
+        torch.testing.assert_close(grouped, whole, rtol=0, atol=1e-5 * max(1.0, whole.abs().max().item()))
+
+
+def test_every_invariant_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TOGETHER", 2 * BLOCK)
+    results = check_model(hf_arch.tiny_config("linformer", mixer=MIXER))
+    assert [result for result in results if not result.passed] == []

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 import hf_arch
-from tests.suite.models import ARCHITECTURES, close, stirred_model, token_ids
+from tests.suite.models import ARCHITECTURES, ONE_OF_EACH_KIND, close, stirred_model, token_ids
 
 LENGTHS = [8, 1, 12]
 TOTAL = sum(LENGTHS)
@@ -90,7 +90,8 @@ def test_documents_described_in_any_way_equal_separate_ones(name: str) -> None:
     for batch in (1, 2):
         ids = token_ids(batch, TOTAL)
         expected = apart(model, ids)
-        for use_cache in (False, True):
+        # How they are described is read before any layer runs: the rest of the product for one of each kind is enough.
+        for use_cache in (False, True) if name in ONE_OF_EACH_KIND else (batch == 2,):
             for given in ways(batch).values():
                 close(model(ids, use_cache=use_cache, **given).logits, expected)
 

@@ -72,7 +72,7 @@ def test_chunked_loss_equals_full_logits(name):
 
 
 def test_loss_falls_on_a_learnable_task(name):
-    """Repeating a period of four tokens: the loss must fall below half within sixty steps."""
+    """Repeating a period of four tokens: the loss must fall below half within sixty steps, and stay there for three."""
     torch.manual_seed(0)
     model = stirred_model(name).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
@@ -84,7 +84,9 @@ def test_loss_falls_on_a_learnable_task(name):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.5 * losses[0]
+        if max(losses[-3:]) < 0.5 * losses[0]:
+            return
+    raise AssertionError(f"from {losses[0]} to {losses[-1]}")
 
 
 def test_bfloat16_autocast_is_finite_and_near(name):

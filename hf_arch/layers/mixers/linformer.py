@@ -34,6 +34,9 @@ from ..state import LayerState
 from .base import MixerCost, RecurrentMixer, SharedParameters, divide
 from .linear_heads import kv_heads
 
+TOGETHER = 1024
+"""Tokens whose blocks are looked at together: their scores stay small, and no slot is scored that all of them hide."""
+
 
 @options
 class LinformerOptions(Options):
@@ -207,7 +210,9 @@ class CausalLinformer(RecurrentMixer):
             blocks = torch.arange(aligned.shape[2], device=q.device)
             visible = torch.arange(slot_keys.shape[2], device=q.device) < count + blocks[:, None]
             causal = torch.ones(size, size, dtype=torch.bool, device=q.device).tril()
-            out = self.attend(aligned, own_keys, own_values, slot_keys, slot_values, causal, visible[None])
+            out = self.attend_in_groups(
+                aligned, own_keys, own_values, slot_keys, slot_values, causal, visible[None], count
+            )
             out = out.flatten(2, 3)[:, :, waiting : waiting + length]
         rest = slice(full * size, None)
         return out, Past(slot_keys, slot_values, keys[:, :, rest], values[:, :, rest])
@@ -244,7 +249,8 @@ class CausalLinformer(RecurrentMixer):
         else:
             causal = torch.ones(size, size, dtype=torch.bool, device=device).tril()
             aligned = to_blocks(q, plan, size)
-            out = from_blocks(self.attend(aligned, own_keys, own_values, slot_keys, slot_values, causal, visible), plan)
+            out = self.attend_in_groups(aligned, own_keys, own_values, slot_keys, slot_values, causal, visible, count)
+            out = from_blocks(out, plan)
         if not keep:
             return out, ()
         total = finished + plan.finished
@@ -263,6 +269,37 @@ class CausalLinformer(RecurrentMixer):
             earlier = earlier & (plan.document[:, None, :] == plan.document[:, :, None])
         past = torch.arange(count, device=finished.device) < finished[:, None]
         return torch.cat((past[:, None].expand(-1, plan.num_blocks, -1), earlier), -1)
+
+    def attend_in_groups(
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        slot_keys: Tensor,
+        slot_values: Tensor,
+        own_mask: Tensor,
+        visible: Tensor,
+        count: int,
+    ) -> Tensor:
+        """`attend` for whole blocks, `TOGETHER` tokens at a time: none of them sees the slots of later ones.
+
+        Args:
+            count: of the M blocks with slots, those before this call; block n of the call sees at most count + n.
+        """
+        number, several = q.shape[2], max(1, TOGETHER // self.options.block_size)
+        if number <= several or torch.compiler.is_compiling():
+            return self.attend(q, keys, values, slot_keys, slot_values, own_mask, visible)
+        parts = []
+        for start in range(0, number, several):
+            some = slice(start, start + several)
+            seen = slice(count + min(start + several, number) - 1)
+            slots = (slot_keys[:, :, seen], slot_values[:, :, seen])
+            parts.append(
+                self.attend(
+                    q[:, :, some], keys[:, :, some], values[:, :, some], *slots, own_mask, visible[:, some, seen]
+                )
+            )
+        return torch.cat(parts, 2)
 
     def attend(
         self,
@@ -290,6 +327,7 @@ class CausalLinformer(RecurrentMixer):
             keys, values, slot_keys, slot_values = (
                 x.repeat_interleave(groups, 1) for x in (keys, values, slot_keys, slot_values)
             )
+        q = q * self.head_dim**-0.5
         own = self.cap(q @ keys.mT)
         slots = self.cap((q.flatten(2, 3) @ slot_keys.mT).unflatten(2, q.shape[2:4]))
         if own_mask is not None:
@@ -303,9 +341,9 @@ class CausalLinformer(RecurrentMixer):
         over_slots = weights[..., count:].flatten(2, 3) @ slot_values
         return weights[..., :count] @ values + over_slots.unflatten(2, q.shape[2:4])
 
-    def cap(self, products: Tensor) -> Tensor:
-        """Products of queries and keys as scores."""
-        scores, softcap = products * self.head_dim**-0.5, self.config.attn_logit_softcapping
+    def cap(self, scores: Tensor) -> Tensor:
+        """Scores with the config's soft cap."""
+        softcap = self.config.attn_logit_softcapping
         return scores if softcap is None else torch.tanh(scores / softcap) * softcap
 
     def cost(self, seq_len: int) -> MixerCost:
