@@ -64,6 +64,9 @@ class Verdict:
     family: int = 0
     registration: Registration = UNREGISTERED
 
+    def __str__(self) -> str:
+        return f"{self.claim}: {self.outcome} ({self.evidence})"
+
     @property
     def mark(self) -> str:
         """What a reader has to know of when the claim was made: `added later`, `removed later`, `more seeds later`."""
@@ -202,7 +205,7 @@ def _verdict(
     outcome = statistics
     if statistics in DECIDED and found:
         outcome = "confounded"
-        evidence = f"{evidence}, but {'; '.join(finding.sentence.rstrip('.') for finding in found)}"
+        evidence = f"{evidence}; but: {'; '.join(finding.sentence.rstrip('.') for finding in found)}"
     return Verdict(
         made.hypothesis,
         made.claim,

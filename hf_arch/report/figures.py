@@ -224,10 +224,13 @@ def _forest(comparison: Comparison) -> list[Figure]:
     title = f"Difference to {comparison.baseline}, seed by seed"
     families = comparison.families
     controls = f" (over {families['controls']} where one is a control)" if families.get("controls") else ""
+    tested = any(difference.low is not None for _series, difference, _words in rows)
     note = (
         f"Mean paired difference in {comparison.metric_name}, each interval at the level at which Holm's correction "
         f"over all {families['pairs']} pairs{controls} tests it: "
         "it leaves out zero where the table says better or worse."
+        if tested
+        else f"Difference in {comparison.metric_name}; one seed has no interval."
     )
     if reach is not None:
         note += " Intervals that end at the edge are longer; the table has them whole."

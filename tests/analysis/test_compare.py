@@ -22,6 +22,7 @@ from hf_arch.cli.compare import compare_command
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.formats import byte_size, duration, quantity
 from hf_arch.experiments import compare
+from hf_arch.report.figures import figures
 from hf_arch.report.page import render
 from hf_arch.runs.claims import unjudged
 from tests.experiments.synthetic import ARCHITECTURES, write_run, write_suite
@@ -111,6 +112,9 @@ def test_one_seed_is_compared_without_an_interval(tmp_path: Path) -> None:
         write_run(tmp_path, name, 1)
     comparison = compare_runs(tmp_path)
     assert "one seed: no interval" in comparison.versus_baseline("gla")
+    assert comparison.headline.endswith("With fewer than two seeds in common, no difference can be tested.")
+    [figure] = [found for group in figures(comparison).values() for found in group if found.key == "differences"]
+    assert figure.note == "Difference in validation loss; one seed has no interval."
     assert math.isnan(comparison.frame()["final_val_loss_low"].astype(float).iloc[0])
     assert "±" not in comparison_text(comparison)
 

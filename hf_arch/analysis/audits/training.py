@@ -49,7 +49,7 @@ def check_schedule(runs: Sequence[RunRecord]) -> Finding | None:
     if high:
         sentence = (
             f"The learning rate had not decayed at the end of {run_names(high)} (it stood at "
-            f"{max(high.values()):.0%} of its highest): losses before and after a decay rank otherwise."
+            f"{max(high.values()):.0%} of its highest): losses before and after a decay can rank runs differently."
         )
         return Finding("schedule", "violation", sentence, run_labels(high), {run.label: r for run, r in high.items()})
     return Finding("schedule", "ok", "Same schedule, decayed at the end.", run_labels(runs)) if settings else None
