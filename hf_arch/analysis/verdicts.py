@@ -186,8 +186,9 @@ def _counted(match: re.Match[str], first: str, second: str | None, number: float
 
 def _unjudged_words(claim: str, comparison: Comparison) -> str:
     names = ", ".join(group.name for group in comparison.groups)
-    why = f"names something other than {names}" if CLAIM.fullmatch(claim) else "none of the form 'A better than B'"
-    return f"No claim between runs of this comparison ({why}). {comparison.headline}"
+    if CLAIM.fullmatch(claim):
+        return f"It names runs without a result here; there are results of {names}. {comparison.headline}"
+    return f"It is not of the form 'A better than B'. {comparison.headline}"
 
 
 def _verdict(
