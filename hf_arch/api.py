@@ -74,6 +74,8 @@ def config_options(name: str) -> list[dict[str, Any]]:
 
 def cost(config: ArchConfig, seq_len: int, batch_size: int = 1) -> ModelCost:
     """Parameters, FLOPs and state bytes of a model with this config; see `hf_arch.models.cost.ModelCost`."""
+    if not isinstance(config, ArchConfig):
+        raise ConfigError(f"config: expected a config, got {config!r}; `hf_arch.tiny_config('gla')` makes one")
     return model_cost(config, seq_len, batch_size)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -34,9 +35,10 @@ def interval_text(interval: Interval | None, decimals: int = 3) -> str:
 
 
 def seeds_text(group: Group) -> str:
-    """How many seeds stand behind a row, and how many runs failed."""
+    """How many seeds stand behind a row, and how many runs did not complete: `2 (1 failed, 1 running)`."""
     text = f"{len(group.counted)}"
-    return f"{text} ({group.failed} failed)" if group.failed else text
+    states = Counter(run.status if run.status != "completed" else "failed" for run in group.runs if not run.completed)
+    return f"{text} ({', '.join(f'{count} {state}' for state, count in states.items())})" if states else text
 
 
 def _number_column(number: Number) -> Column:

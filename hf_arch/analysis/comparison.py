@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hf_arch.analysis.audit import confounds_of
 from hf_arch.analysis.columns import benchmark_scores, interval_text
 from hf_arch.analysis.finding import Finding
+from hf_arch.analysis.run_names import either
 from hf_arch.analysis.sequential import spending_words
 from hf_arch.analysis.stats import Interval, PairedDifference, bootstrap_interval, t_interval
 from hf_arch.core.files import finite, to_jsonable
@@ -70,7 +71,7 @@ class Group:
         return None if interval is None else interval.mean
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
     """The answer: groups ordered best first, every pair's difference in `metric`, the audit, and the verdicts."""
 
@@ -204,6 +205,11 @@ class Comparison:
         checks = self.confounding_checks(pair.first, pair.second) if pair.verdict in ("better", "worse") else ()
         return f"{pair.words}, confounded ({', '.join(checks)})" if checks else pair.words
 
+    def __repr__(self) -> str:
+        """The headline: all of it would fill a notebook."""
+        runs = sum(len(group.runs) for group in self.groups)
+        return f"<Comparison of {runs} runs, {len(self.groups)} groups: {self.headline}>"
+
     @property
     def headline(self) -> str:
         """The result in one or two sentences; of a ladder, at its largest size and budget."""
@@ -221,10 +227,13 @@ class Comparison:
         others = [group.name for group in ranked[1:]]
         better = [name for name in others if (pair := self.pair(best.name, name)) is None or pair.verdict == "better"]
         tied = [name for name in others if name not in better]
+        pairs = [pair for name in others if (pair := self.pair(best.name, name)) is not None]
+        if pairs and all(pair.p_value is None for pair in pairs):
+            return f"{sentence} With fewer than two seeds in common, no difference can be tested."
         if not better:
             return f"{sentence} It is not significantly different from the others."
         words = "all others" if not tied else ", ".join(better)
-        rest = f" It is not significantly different from {', '.join(tied)}." if tied else ""
+        rest = f" It is not significantly different from {either(tied)}." if tied else ""
         reasons = {name: found for name in better if (found := self.confounds(best.name, name))}
         if not reasons:
             return f"{sentence} It is significantly better than {words}.{rest}"

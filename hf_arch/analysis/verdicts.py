@@ -64,6 +64,9 @@ class Verdict:
     family: int = 0
     registration: Registration = UNREGISTERED
 
+    def __str__(self) -> str:
+        return f"{self.claim}: {self.outcome} ({self.evidence})"
+
     @property
     def mark(self) -> str:
         """What a reader has to know of when the claim was made: `added later`, `removed later`, `more seeds later`."""
@@ -183,8 +186,9 @@ def _counted(match: re.Match[str], first: str, second: str | None, number: float
 
 def _unjudged_words(claim: str, comparison: Comparison) -> str:
     names = ", ".join(group.name for group in comparison.groups)
-    why = f"names something other than {names}" if CLAIM.fullmatch(claim) else "none of the form 'A better than B'"
-    return f"No claim between runs of this comparison ({why}). {comparison.headline}"
+    if CLAIM.fullmatch(claim):
+        return f"It names runs without a result here; there are results of {names}. {comparison.headline}"
+    return f"It is not of the form 'A better than B'. {comparison.headline}"
 
 
 def _verdict(
@@ -202,7 +206,7 @@ def _verdict(
     outcome = statistics
     if statistics in DECIDED and found:
         outcome = "confounded"
-        evidence = f"{evidence}, but {'; '.join(finding.sentence.rstrip('.') for finding in found)}"
+        evidence = f"{evidence}; but: {'; '.join(finding.sentence.rstrip('.') for finding in found)}"
     return Verdict(
         made.hypothesis,
         made.claim,

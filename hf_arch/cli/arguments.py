@@ -23,9 +23,13 @@ Scale = Annotated[str | None, typer.Option(help="A size the recipe declares, e.g
 RunName = Annotated[str | None, typer.Option("--run", help="Which run, of a recipe that declares several.")]
 Match = Annotated[
     str | None,
-    typer.Option(metavar="parameters|flops|state", help="Solve the models' widths so that they are equal in this."),
+    typer.Option(
+        **completion.choices("parameters|flops|state"), help="Solve the models' widths so that they are equal in this."
+    ),
 ]
-Engine = Annotated[str, typer.Option(metavar="local|slurm", help="Processes here, or jobs of a Slurm cluster.")]
+Engine = Annotated[
+    str, typer.Option(**completion.choices("local|slurm"), help="Processes here, or jobs of a Slurm cluster.")
+]
 Slurm = Annotated[
     list[str] | None,
     typer.Option(metavar="KEY=VALUE", help="A parameter of the jobs, e.g. `slurm_partition=gpu`; may be repeated."),
@@ -33,7 +37,7 @@ Slurm = Annotated[
 Distributed = Annotated[
     str,
     typer.Option(
-        metavar="auto|always|never",
+        **completion.choices("auto|always|never"),
         help="`auto` takes what was launched; `always` launches a process for each GPU, at least two, where nothing "
         "else did; `never` stops where several were launched.",
     ),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
-from hf_arch.core.recipes import recipe_names
+from hf_arch.core.recipes import short_names
 from hf_arch.deferred import model_types
 
 Complete = Callable[[str], list[str]]
@@ -18,7 +19,7 @@ def architectures(incomplete: str) -> list[str]:
 
 def recipes(incomplete: str) -> list[str]:
     """Names of the recipes that come with the package, and YAML files of the folder that is being typed."""
-    return _starting(incomplete, [*recipe_names(), *_files(incomplete, (".yaml", ".yml"))])
+    return _starting(incomplete, [*short_names(), *_files(incomplete, (".yaml", ".yml"))])
 
 
 def runs(incomplete: str) -> list[str]:
@@ -26,6 +27,17 @@ def runs(incomplete: str) -> list[str]:
     below = [str(path.parent) for path in Path("results").glob("*/*/results.json")] if Path("results").is_dir() else []
     sets = {str(Path(run).parent) for run in below}
     return _starting(incomplete, [*sets, *below, *_files(incomplete, ())])
+
+
+def choices(written: str) -> dict[str, Any]:
+    """The metavar of an option with a few fixed values, `auto|always|never`, and their completion. A name in capitals
+    stands for values of the user's."""
+    names = [name for name in written.split("|") if not name.isupper()]
+
+    def complete(incomplete: str) -> list[str]:
+        return _starting(incomplete, names)
+
+    return {"metavar": written, "autocompletion": complete}
 
 
 def targets(incomplete: str) -> list[str]:

@@ -114,7 +114,8 @@ def eval_command(
     rows: Annotated[
         str,
         typer.Option(
-            metavar="auto|hub|local", help="Where rows come from; `auto`: this machine where it has them, else the Hub."
+            **completion.choices("auto|hub|local"),
+            help="Where rows come from; `auto`: this machine where it has them, else the Hub.",
         ),
     ] = "auto",
     num_fewshot: Annotated[

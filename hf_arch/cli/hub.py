@@ -59,7 +59,10 @@ def push(
 def export(
     path: Path_,
     format: Annotated[
-        str, typer.Option(metavar="hub|gguf|torch", help="A repository with its code, a GGUF file, or a torch program.")
+        str,
+        typer.Option(
+            **completion.choices("hub|gguf|torch"), help="A repository with its code, a GGUF file, or a torch program."
+        ),
     ],
     output: Annotated[
         str | None, typer.Option(metavar="DST", help="Default: in PATH, `hub/`, `model.gguf` or `model.pt2`.")
@@ -100,7 +103,9 @@ def convert(
 def quantize(
     path: Path_,
     destination: Annotated[str, typer.Argument(metavar="DST", help="A new or empty folder.")],
-    method: Annotated[str, typer.Option(metavar="torchao-int8|torchao-int8-dynamic|gptq", help="Quantisation method.")],
+    method: Annotated[
+        str, typer.Option(**completion.choices("torchao-int8|torchao-int8-dynamic|gptq"), help="Quantisation method.")
+    ],
     text: Annotated[str | None, typer.Option(metavar="FILE", help="Text to measure the perplexity on.")] = None,
     plugin_code: PluginCode = "run",
 ) -> int:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from hf_arch.cli import completion
 from hf_arch.cli.panels import LOOK
 from hf_arch.core.errors import ConfigError, choice_error
 from hf_arch.core.files import write_atomic
@@ -41,7 +42,7 @@ def register(app: typer.Typer) -> None:
 
 
 def new_command(
-    kind: Annotated[str, typer.Argument(metavar="|".join(KINDS), help="Kind of part.")],
+    kind: Annotated[str, typer.Argument(**completion.choices("|".join(KINDS)), help="Kind of part.")],
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the part in configs, e.g. `leaky_average`.")],
     output: Annotated[str, typer.Option(metavar="DIR", help="Where the three files go.")] = ".",
 ) -> int:

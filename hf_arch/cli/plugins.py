@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from hf_arch.cli import completion
+
 
 def _choose(choice: str) -> str:
     from hf_arch.checkpoints.plugin_copies import choose_plugin_code
@@ -17,7 +19,7 @@ def _choose(choice: str) -> str:
 PluginCode = Annotated[
     str,
     typer.Option(
-        metavar="run|current",
+        **completion.choices("run|current"),
         help="Which code of a run's plugins: the copy in the run folder, or the original file as it is now.",
         callback=_choose,
     ),

@@ -39,7 +39,7 @@ def probe_command(
     setting: Annotated[
         str,
         typer.Option(
-            metavar="cpu|paper|SOURCE",
+            **completion.choices("cpu|paper|SOURCE"),
             help="`cpu`: small enough for two cores; `paper`: as published; or a source: `zoology`, `mad`, `gu-dao`.",
         ),
     ] = "cpu",

@@ -54,7 +54,9 @@ def report(
     form: Annotated[
         str,
         typer.Option(
-            "--format", metavar="html|latex|csv|pdf", help="A page, a paper's folder, tables, or the page printed."
+            "--format",
+            **completion.choices("html|latex|csv|pdf"),
+            help="A page, a paper's folder, tables, or the page printed.",
         ),
     ] = "html",
 ) -> int:

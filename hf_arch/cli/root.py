@@ -266,7 +266,7 @@ def run_command(
     distributed: Annotated[
         str,
         typer.Option(
-            metavar="auto|always|never",
+            **completion.choices("auto|always|never"),
             help="`always` trains each run in several processes, one for each GPU; otherwise a run is one process.",
         ),
     ] = "auto",

@@ -25,6 +25,16 @@ def recipe_names() -> list[str]:
     return sorted(path.as_posix() for path in found if path.parts[0] != "accelerate")  # those are launch files
 
 
+def short_names() -> list[str]:
+    """The same as one types them: `quickstart` for `quickstart/quickstart`."""
+    return [name if not _doubled(name) else name.partition("/")[0] for name in recipe_names()]
+
+
+def _doubled(name: str) -> bool:
+    folder, _, last = name.rpartition("/")
+    return folder == last
+
+
 def find_recipe(recipe: str | Path) -> Path:
     """The file of a recipe: a path, or the name of one that comes with the package.
 
@@ -42,8 +52,8 @@ def find_recipe(recipe: str | Path) -> Path:
         return recipes_folder() / f"{fits[0]}.yaml"
     if fits:
         raise ConfigError(f"recipe: {name!r} is the name of several; allowed: {', '.join(fits)}")
-    last = {entry.rpartition("/")[2]: entry for entry in names}
-    near = list(dict.fromkeys([*near_ones(name, names), *(last[entry] for entry in near_ones(name, last))]))
+    last = {entry.rpartition("/")[2]: entry for entry in short_names()}
+    near = list(dict.fromkeys([*near_ones(name, short_names()), *(last[entry] for entry in near_ones(name, last))]))
     hint = f"nearest: {', '.join(map(repr, near[:NEAR_ONES]))}; " if near else ""
     raise ConfigError(
         f"recipe: {name!r} is neither a file nor a recipe of hf_arch; {hint}all {len(names)}: hf-arch list --recipes"

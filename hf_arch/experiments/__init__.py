@@ -39,7 +39,7 @@ def run(
     """Trains what a recipe declares, each run in its own process, and compares the completed runs.
 
     Args:
-        recipe: a YAML file, or the same as nested plain values.
+        recipe: a YAML file, the name of one that comes with the package, or the same as nested plain values.
         results_dir: folder of the set, by default `results/<name>`. Finished runs in it are kept.
         scale: a size that the recipe declares, such as `cpu`.
         overrides: texts such as `training.max_steps=100`.
@@ -51,6 +51,7 @@ def run(
     Runs that failed are named in the comparison's audit, and enter none of its numbers.
     """
     from hf_arch.analysis.compare import undecided_claims
+    from hf_arch.core.errors import ConfigError
     from hf_arch.experiments.execution.runner import RunOptions
     from hf_arch.experiments.execution.sets import run_set
     from hf_arch.experiments.planning.prepare import set_folder
@@ -59,6 +60,8 @@ def run(
 
     if isinstance(recipe, Mapping):
         loaded = read_recipe(recipe, overrides, scale)
+    elif not isinstance(recipe, (str, Path)):
+        raise ConfigError(f"recipe: expected a YAML file, its name or a mapping, got {type(recipe).__name__}")
     else:
         loaded = load_recipe(recipe, overrides, scale)
     folder = Path(results_dir) if results_dir is not None else set_folder(loaded)
@@ -81,11 +84,12 @@ def compare(source: Source, baseline: str | None = None) -> pd.DataFrame:
     return load(source, baseline).frame()
 
 
-def show(comparison: Comparison) -> None:
-    """Prints a comparison: audit, table and statements, to any width of terminal."""
+def show(comparison: Comparison | Source) -> None:
+    """Prints a comparison, or that of a results folder: audit, table and statements, to any width of terminal."""
+    from hf_arch.analysis.comparison import Comparison
     from hf_arch.report.table import print_comparison
 
-    print_comparison(comparison)
+    print_comparison(comparison if isinstance(comparison, Comparison) else load(comparison))
 
 
 def write_report(results_dir: str | Path, comparison: Comparison | None = None) -> Path:

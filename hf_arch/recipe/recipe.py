@@ -215,6 +215,8 @@ def read_recipe(
     values: Mapping[str, Any], overrides: Iterable[str] = (), scale: str | None = None, *, name: str = "experiment"
 ) -> Recipe:
     """The same from plain values; `name` is the experiment's where it gives none itself."""
+    if isinstance(overrides, str):
+        raise ConfigError(f"overrides: expected a list of texts, got the text {overrides!r}; write [{overrides!r}]")
     parsed = [parse_override(text) for text in overrides]
     for key, _ in parsed:
         if (section := key.split(".")[0]) not in SECTIONS:

@@ -224,10 +224,17 @@ def _forest(comparison: Comparison) -> list[Figure]:
     title = f"Difference to {comparison.baseline}, seed by seed"
     families = comparison.families
     controls = f" (over {families['controls']} where one is a control)" if families.get("controls") else ""
+    tested = any(difference.low is not None for _series, difference, _words in rows)
+    level = (
+        f"each interval at the level at which Holm's correction over all {families['pairs']} pairs{controls} tests it"
+    )
+    if families["pairs"] == 1 and not controls:
+        level = "with its 95 % interval"
     note = (
-        f"Mean paired difference in {comparison.metric_name}, each interval at the level at which Holm's correction "
-        f"over all {families['pairs']} pairs{controls} tests it: "
-        "it leaves out zero where the table says better or worse."
+        f"Mean paired difference in {comparison.metric_name}, {level}: it leaves out zero where "
+        "the table says better or worse."
+        if tested
+        else f"Difference in {comparison.metric_name}; one seed has no interval."
     )
     if reach is not None:
         note += " Intervals that end at the edge are longer; the table has them whole."

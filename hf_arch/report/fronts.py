@@ -91,10 +91,10 @@ def fronts(comparison: Comparison) -> list[Figure]:
 
         best = ", ".join(points[i][0].name for i in front)
         alt = "; ".join(f"{series.name}: {show(cost)}, {interval.mean:.3f}" for series, cost, interval in points)
-        note = f"Nothing beats in both (dashed front): {best}."
+        note = f"Unbeaten in both at once (dashed line): {best}."
         title = f"Quality against {re.sub(r' [(].*', '', label)}"
         found.append(Figure(f"pareto-{key}", title, note, f"{alt}.", draw))
     if found and equal:
-        note = f"{found[0].note} Not drawn, since these runs are equal in it within 5 %: {', '.join(equal)}."
+        note = f"{found[0].note} No plot against {', '.join(equal)}, in which these runs are equal within 5 %."
         found[0] = replace(found[0], note=note)
     return found

@@ -68,7 +68,9 @@ class Pages:
             except ConfigError as error:  # a file of a newer version, or runs that cannot stand in one table
                 return _note(title, str(error))
         running = statuses.count("running")
-        return _note(title, f"No run has finished yet: {len(statuses)} begun, {running} running.")
+        return _note(
+            title, f"No run has finished yet: {len(statuses)} begun, {running} running. This page refreshes by itself."
+        )
 
 
 def _status(folder: Path) -> str:

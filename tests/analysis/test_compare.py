@@ -15,13 +15,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hf_arch.analysis.columns import interval_text
+from hf_arch.analysis.columns import interval_text, seeds_text
 from hf_arch.analysis.compare import compare_runs
 from hf_arch.analysis.stats import Interval
 from hf_arch.cli.compare import compare_command
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.formats import byte_size, duration, quantity
 from hf_arch.experiments import compare
+from hf_arch.report.figures import figures
 from hf_arch.report.page import render
 from hf_arch.runs.claims import unjudged
 from tests.experiments.synthetic import ARCHITECTURES, write_run, write_suite
@@ -111,8 +112,18 @@ def test_one_seed_is_compared_without_an_interval(tmp_path: Path) -> None:
         write_run(tmp_path, name, 1)
     comparison = compare_runs(tmp_path)
     assert "one seed: no interval" in comparison.versus_baseline("gla")
+    assert comparison.headline.endswith("With fewer than two seeds in common, no difference can be tested.")
+    [figure] = [found for group in figures(comparison).values() for found in group if found.key == "differences"]
+    assert figure.note == "Difference in validation loss; one seed has no interval."
     assert math.isnan(comparison.frame()["final_val_loss_low"].astype(float).iloc[0])
     assert "±" not in comparison_text(comparison)
+
+
+def test_a_run_that_still_trains_is_not_called_failed(tmp_path: Path) -> None:
+    for seed, results in ((1, {}), (2, {"status": "running"}), (3, {"status": "failed"})):
+        write_run(tmp_path, "gla", seed, results=results)
+    [group] = compare_runs(tmp_path).groups
+    assert seeds_text(group) == "1 (1 running, 1 failed)"
 
 
 def test_different_tokenizers_are_compared_in_bits_per_byte(suite: Path) -> None:

@@ -59,8 +59,11 @@ def test_every_command_stands_in_a_group():
     ("words", "expected"),
     [
         ("hf-arch info gated_delta_n", "gated_delta_net"),
-        ("hf-arch run quickst", None),
-        ("hf-arch run quickstart/quick", "quickstart/quickstart"),
+        ("hf-arch run quickst", "quickstart"),
+        ("hf-arch run quickstart --match ", "parameters"),
+        ("hf-arch report results --format cs", "csv"),
+        ("hf-arch new optim", "optimizer"),
+        ("hf-arch run tutorial/fi", "tutorial/first_comparison"),
         ("hf-arch comp", "compare"),
         ("hf-arch check gla", "gla"),
     ],
@@ -69,7 +72,7 @@ def test_completion_answers_without_importing_torch(words, expected, tmp_path):
     env = os.environ | {
         "_HF_ARCH_COMPLETE": "complete_bash",
         "COMP_WORDS": words,
-        "COMP_CWORD": str(len(words.split()) - 1),
+        "COMP_CWORD": str(len(words.split(" ")) - 1),
     }
     program = (
         "import sys; sys.argv[0] = 'hf-arch'\n"
@@ -79,8 +82,7 @@ def test_completion_answers_without_importing_torch(words, expected, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, cwd=tmp_path)
     assert done.stderr.strip() == "False"
-    if expected is not None:
-        assert expected in done.stdout.split()
+    assert expected in done.stdout.split()
 
 
 @pytest.mark.parametrize("flag", ["--recipes", "--keys", "--corpora", "--probes", "--tasks", "--components"])

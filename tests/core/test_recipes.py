@@ -36,7 +36,7 @@ def test_a_path_stays_what_it_is(tmp_path: Path):
     [
         (
             "quikstart",
-            r"recipe: 'quikstart' is neither a file nor a recipe of hf_arch; nearest: 'quickstart/quickstart'",
+            r"recipe: 'quikstart' is neither a file nor a recipe of hf_arch; nearest: 'quickstart'",
         ),
         ("mqar", r"recipe: 'mqar' is the name of several; allowed: anchors/mqar, probes/mqar"),
         ("accelerate/ddp", r"recipe: 'accelerate/ddp' is neither a file nor a recipe"),

@@ -191,6 +191,20 @@ def test_what_happened_to_a_folder_is_seen(check: str, spoil: Callable[[Path], N
     assert check in verdict.confounds
 
 
+@pytest.mark.parametrize("logged", [1, 8])
+def test_the_gradient_of_a_solved_task_says_nothing_of_clipping(logged: int, tmp_path: Path) -> None:
+    """gla ends as soon as it has solved the task; llama is clipped throughout. How gla learned shows only where it was
+    logged often enough."""
+    for seed in SEEDS:
+        for name, norms in (("gla", [0.7] * (logged - 1) + [1e-4]), ("llama", [3.0] * 8)):
+            folder = write_run(tmp_path, name, seed, results={"stopped_early": name == "gla"})
+            rows = [{"step": 10 * i, "loss": 1.0, "grad_norm": norm} for i, norm in enumerate(norms)]
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    [found] = [finding for finding in compare_runs(tmp_path).findings if finding.check == "clipping"]
+    assert found.severity == ("violation" if logged == 8 else "note")
+    assert ("on one side: in 0% of gla" if logged == 8 else "Too few were logged of gla") in found.sentence
+
+
 def test_one_outlier_does_not_decide(tmp_path: Path) -> None:
     """The means are 0.25 apart, all of it by one seed that nearly diverged."""
     for seed in SEEDS:

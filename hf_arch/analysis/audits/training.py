@@ -38,6 +38,8 @@ DECAYED = 0.5
 """Of the highest rate: a schedule that ends above it has not decayed."""
 CLIPPED, UNCLIPPED = 0.5, 0.05
 """Shares of the logged steps: clipping that acts on one side and not on the other."""
+ENOUGH_LOGGED = 3
+"""Steps with a logged gradient before the end of a run that ended early."""
 GROUPS_APART = 0.1
 """How much more of all parameters may decay on one side than on the other."""
 
@@ -54,7 +56,7 @@ def check_schedule(runs: Sequence[RunRecord]) -> Finding | None:
     if high:
         sentence = (
             f"The learning rate had not decayed at the end of {run_names(high)} (it stood at "
-            f"{max(high.values()):.0%} of its highest): losses before and after a decay rank otherwise."
+            f"{max(high.values()):.0%} of its highest): losses before and after a decay can rank runs differently."
         )
         return Finding("schedule", "violation", sentence, run_labels(high), {run.label: r for run, r in high.items()})
     return Finding("schedule", "ok", "Same schedule, decayed at the end.", run_labels(runs)) if settings else None
@@ -148,8 +150,18 @@ def check_clipping(runs: Sequence[RunRecord]) -> Finding | None:
         for name, group in by_name(runs).items()
         if (found := [share for run in group if run.completed and (share := _clipped(run)) is not None])
     }
-    if not shares or max(shares.values()) < CLIPPED or min(shares.values()) > UNCLIPPED:
+    if not shares or max(shares.values()) < CLIPPED:
         return None
+    unknown = [run for run in runs if run.completed and run.stopped_early and _clipped(run) is None]
+    if min(shares.values()) > UNCLIPPED:
+        if not unknown or {run.name for run in unknown} <= set(shares):
+            return None
+        text = "; ".join(f"{share:.0%} of {name}" for name, share in shares.items())
+        sentence = (
+            f"Gradients are clipped in {text} (of the logged steps). Too few were logged of {run_names(unknown)} "
+            "before the probe was solved, where gradients vanish: log more often to know."
+        )
+        return Finding("clipping", "note", sentence, run_labels(runs), shares)
     text = "; ".join(f"{share:.0%} of {name}" for name, share in shares.items())
     severity: Severity = "note" if is_asked("optimiser", runs) else "violation"
     sentence = f"Gradients are clipped on one side: in {text} (of the logged steps)."
@@ -272,9 +284,12 @@ def _tuned(runs: Sequence[RunRecord]) -> bool:
 
 def _clipped(run: RunRecord) -> float | None:
     """The share of the logged steps whose gradient was longer than `max_grad_norm`; None where that was not logged, or
-    is off."""
+    is off. A run that ended as soon as its probe was solved counts without its last row, whose gradient is that of a
+    solved task, and only with `ENOUGH_LOGGED` others."""
     limit = (run.config.get("training") or {}).get("max_grad_norm", 1.0)
     norms = [row["grad_norm"] for row in run.metrics if isinstance(row.get("grad_norm"), (int, float))]
+    if run.stopped_early:
+        norms = norms[:-1] if len(norms) > ENOUGH_LOGGED else []
     return sum(norm > limit for norm in norms) / len(norms) if norms and limit else None
 
 

@@ -120,7 +120,7 @@ class _Planning:
         if self._untuned(changed, fixed):
             sides = [self._new(side, RATE, self.runs[side]) for side in sides]
             self.swept += sides
-            text = " and ".join([*words, "each at the best of the same learning rates"])
+            text = " and ".join([*words, "each is at its best of the same learning rates"])
             self.stages.append(Stage(pair, (*removes, RATE), (sides[0], sides[1]), text))
 
     def _equalise(self, pair: tuple[str, str], convolved: bool) -> tuple[list[str], list[str], list[str], bool]:
