@@ -107,6 +107,11 @@ class TokenDataset(Dataset[dict[str, torch.Tensor]]):
             row["position_ids"] = positions
         return row
 
+    @property
+    def parts(self) -> list[range]:
+        """The rows of each corpus: all of them, of the one."""
+        return [range(len(self))]
+
     def spans(self) -> list[tuple[int, int]]:
         """What the model is to see by itself, as [start, stop) of the stream: each document where they are isolated,
         else all of it."""
@@ -132,6 +137,30 @@ class MixedDataset(ConcatDataset[dict[str, torch.Tensor]]):
         self.isolate_documents = datasets[0].isolate_documents
 
     bits_per_byte = TokenDataset.bits_per_byte
+
+    @property
+    def parts(self) -> list[range]:
+        """The rows of each corpus."""
+        return [range(stop - len(part), stop) for part, stop in zip(self.datasets, self.cumulative_sizes, strict=True)]
+
+
+def first_rows(dataset: Any, count: int | None) -> list[int]:
+    """The rows of a measurement on `count` of them (None: all), ascending: the first ones of each corpus, in proportion
+    to its rows, since the first of a mixture would be of one corpus alone.
+    """
+    parts: list[range] = getattr(dataset, "parts", None) or [range(len(dataset))]
+    counts = first_of_each([len(part) for part in parts], count)
+    return [row for part, number in zip(parts, counts, strict=True) for row in part[:number]]
+
+
+def first_of_each(sizes: Sequence[int], count: int | None) -> list[int]:
+    """How many of each of several lists of these sizes make `count` of all (None: all) in proportion; one more in all
+    is one more of one list."""
+    if count is None or count >= sum(sizes):
+        return list(sizes)
+    places = np.concatenate([(np.arange(size) + 0.5) / max(size, 1) for size in sizes])
+    lists = np.repeat(np.arange(len(sizes)), sizes)[np.argsort(places, kind="stable")[:count]]
+    return np.bincount(lists, minlength=len(sizes)).tolist()
 
 
 def document_spans(tokens: np.ndarray, eos_token_id: int) -> list[tuple[int, int]]:

@@ -267,7 +267,9 @@ def rows_fingerprint(options: DataOptions, stores: Sequence[tuple[str, int]]) ->
     weights = tuple(map(float, options.mixture.values())) if options.mixture is not None else None
     # Where a limit cut the text, each shard was cut: only then does their number decide which tokens there are.
     parts = [(key, shards if options.max_train_tokens else 0) for key, shards in stores]
-    return hash_text(parts, weights, options.sequence_length, options.isolate_documents)
+    # Since fewer than all validation rows are of every corpus, a mixture's evaluations are others than before.
+    measured = () if weights is None else ("first rows of each",)
+    return hash_text(parts, weights, options.sequence_length, options.isolate_documents, *measured)
 
 
 def _dataset(options: DataOptions, folder: Path, meta: StoreMeta, split: str) -> TokenDataset:

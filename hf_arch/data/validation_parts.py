@@ -27,6 +27,12 @@ class EveryOtherRow(Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return self.dataset[range(self.start, len(self.dataset), 2)[index]]
 
+    @property
+    def parts(self) -> list[range]:
+        """The rows of each corpus, numbered as here."""
+        ends = [(-(-(rows.start - self.start) // 2), -(-(rows.stop - self.start) // 2)) for rows in self.dataset.parts]
+        return [range(max(first, 0), max(last, 0)) for first, last in ends]
+
     def __getattr__(self, name: str) -> Any:
         if name in ("dataset", "start"):  # while it is unpickled
             raise AttributeError(name)

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_arch.core.errors import ConfigError
-from hf_arch.data.dataset import MixedDataset, TokenDataset
+from hf_arch.data.dataset import MixedDataset, TokenDataset, first_of_each
 from hf_arch.evaluation.windows import PositionLoss, loss_by_position
 
 LEAST_ROWS = 2
@@ -60,11 +60,14 @@ def losses_by_length(
 
 def _rows(validation: TokenDataset | MixedDataset, length: int, tokens: int) -> list[Tensor]:
     wanted = max(LEAST_ROWS, tokens // (length + 1))
-    rows: list[Tensor] = []
-    for part in _parts(validation):
-        starts = [start for span in part.spans() for start in _starts(span, length)][: wanted - len(rows)]
-        rows += [torch.from_numpy(part.stream.read(start, start + length + 1)) for start in starts]
-    return rows
+    parts = _parts(validation)
+    starts = [[start for span in part.spans() for start in _starts(span, length)] for part in parts]
+    counts = first_of_each([len(each) for each in starts], wanted)
+    return [
+        torch.from_numpy(part.stream.read(start, start + length + 1))
+        for part, each, count in zip(parts, starts, counts, strict=True)
+        for start in each[:count]
+    ]
 
 
 def _starts(span: tuple[int, int], length: int) -> range:

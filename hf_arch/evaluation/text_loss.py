@@ -19,7 +19,7 @@ from hf_arch.core.errors import ConfigError
 from hf_arch.data import DataOptions, PreparedData, prepare_data
 from hf_arch.data.cache import data_cache
 from hf_arch.data.corpora import open_corpus
-from hf_arch.data.dataset import document_spans
+from hf_arch.data.dataset import document_spans, first_rows
 from hf_arch.data.find import find_data
 from hf_arch.data.shakespeare import Shakespeare
 from hf_arch.evaluation.perplexity import TextLoss
@@ -105,8 +105,8 @@ def _name(prepared: PreparedData) -> str:
 
 
 def _tokens(prepared: PreparedData, options: TextOptions) -> Tensor:
-    count = min(len(prepared.validation), options.limit or len(prepared.validation))
-    return torch.cat([prepared.validation[index]["input_ids"] for index in range(count)])
+    validation = prepared.validation
+    return torch.cat([validation[row]["input_ids"] for row in first_rows(validation, options.limit)])
 
 
 def _score_run(model: PreTrainedModel, data: DataOptions, options: TextOptions, window: int) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from hf_arch.recipe.metrics import metric_entries
 class EvaluationOptions:
     """What is measured on the held-out text and on the trained model.
 
-    `sequences` validation sequences are scored during training, `final_sequences` after it (null: all of them).
+    `sequences` validation sequences are scored during training, `final_sequences` after it (null: all of them); of a
+    mixture, the first ones of each corpus, in proportion to its sequences.
     `prompt` is continued by `new_tokens` tokens as the sample of the run; an empty prompt takes the first tokens of
     the validation text. `speed` measures prefill of `speed_tokens` tokens and decoding of as many. `lengths`: the loss
     by position at these lengths of context, also beyond the trained one, and `corpora`: the loss on held-out text of

@@ -6,7 +6,7 @@
   gates) keep none. The optimiser is made by the builder that `training.optim` names (`hf_arch.optimizers`).
 - Steps: one whose loss or gradient is not finite is skipped (`step_watch`), a checkpoint that cannot be written ends
   the run with the last good one intact, and a request to stop is agreed upon by all processes.
-- Evaluation: nats summed over tokens, divided once, over the same first sequences every time.
+- Evaluation: nats summed over tokens, divided once, over the same sequences every time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from transformers import TrainerControl
 
 from hf_arch.core.failures import TrainingError
 from hf_arch.data import SeededOrder, SeededSampler, TokenDataset
-from hf_arch.data.dataset import MixedDataset
+from hf_arch.data.dataset import MixedDataset, first_rows
 from hf_arch.evaluation.metric import Measurement, Metric
 from hf_arch.evaluation.perplexity import TextLoss, following_labels, sum_nats
 from hf_arch.optimizers.base import OptimizerBuilder
@@ -338,8 +338,8 @@ class ArchTrainer(HookedTrainer):
         return metrics
 
     def evaluation_numbers(self, dataset: Any = None) -> dict[str, float]:
-        """Loss (nats/token), perplexity, bits per byte and the plugins' metrics of the first `eval_sequences` rows of
-        `dataset`, by default the validation rows."""
+        """Loss (nats/token), perplexity, bits per byte and the plugins' metrics of `eval_sequences` rows of
+        `dataset` (`first_rows`), by default the validation rows."""
         scored = self.score(self.eval_dataset if dataset is None else dataset, self.eval_sequences)
         return {
             "loss": scored.loss,
@@ -349,13 +349,13 @@ class ArchTrainer(HookedTrainer):
         }
 
     def measure(self, dataset: Any = None, sequences: int | None = None) -> dict[str, float]:
-        """{name: value} of the plugins' metrics over the first `sequences` rows (by default those of evaluations),
+        """{name: value} of the plugins' metrics over `sequences` rows (`first_rows`; by default those of evaluations),
         shared out over the processes."""
         measurement = Measurement(self.metrics)
         if self.metrics:
             dataset = self.eval_dataset if dataset is None else dataset
-            count = min(sequences or self.eval_sequences or len(dataset), len(dataset))
-            mine = range(self.args.process_index, count, self.args.world_size)
+            rows = first_rows(dataset, sequences or self.eval_sequences)
+            mine = rows[self.args.process_index :: self.args.world_size]
             loader = DataLoader(
                 Subset(dataset, mine),
                 batch_size=self.args.per_device_eval_batch_size,
@@ -370,14 +370,15 @@ class ArchTrainer(HookedTrainer):
         return measurement.values()
 
     def score(self, dataset: TokenDataset | MixedDataset, sequences: int | None = None) -> TextLoss:
-        """The exact loss over the first `sequences` rows of `dataset` (None: all), shared out over the processes."""
-        count = len(dataset) if sequences is None else min(sequences, len(dataset))
-        mine = range(self.args.process_index, count, self.args.world_size)
+        """The exact loss over `sequences` rows of `dataset` (`first_rows`; None: all), shared out over the
+        processes."""
+        rows = first_rows(dataset, sequences)
+        mine = rows[self.args.process_index :: self.args.world_size]
         batch_size = self.args.per_device_eval_batch_size
         # Its own generator, so that evaluating more often leaves dropout in training as it was.
         loader = DataLoader(Subset(dataset, mine), batch_size=batch_size, generator=torch.Generator())
         # Sharded parameters are gathered by all processes together: each has to run as many forwards as the first.
-        rounds = -(-len(range(0, count, self.args.world_size)) // batch_size)
+        rounds = -(-len(rows[:: self.args.world_size]) // batch_size)
         with self.accelerator.autocast():
             nats, tokens = sum_nats(self.model, self._padded(loader, rounds), self.args.device)
         totals = torch.tensor([nats, tokens], dtype=torch.float64, device=self.args.device)

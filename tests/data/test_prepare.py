@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from hf_arch.data import DataOptions, MixtureOrder, local_files, prepare, prepare_data, prepare_shards, sharding
-from hf_arch.data.dataset import MixedDataset, TokenDataset
+from hf_arch.data.dataset import MixedDataset, TokenDataset, first_rows
+from hf_arch.data.validation_parts import validation_part
 from hf_arch.recipe.build import build_config
 from hf_arch.recipe.recipe import Recipe
 from tests.data.texts import make_text
@@ -260,6 +262,30 @@ def test_a_mixture_shares_one_tokenizer(tmp_path: Path, cache: Path):
     assert data.train[drawn[0]]["input_ids"].shape == (16,)
     other = DataOptions(mixture={str(paths[0]): 1, str(paths[1]): 1}, vocab_size=300, sequence_length=16)
     assert prepare_data(other, cache_dir=cache, progress=False).fingerprint != data.fingerprint
+
+
+def test_the_first_rows_of_a_mixture_are_of_every_corpus(tmp_path: Path, cache: Path):
+    """A validation loss on fewer than all rows was of the first corpus alone, its bits per byte by the bytes of all."""
+    paths = [tmp_path / f"{letter}.txt" for letter in "abc"]
+    for path, size in zip(paths, (40_000, 20_000, 1_000), strict=True):
+        path.write_text(path.stem * size, encoding="utf-8")
+    mixture = {str(path): 1 for path in paths}
+    options = DataOptions(mixture=mixture, tokenizer="byte", sequence_length=16, validation_fraction=0.1)
+    validation = prepare_data(options, cache_dir=cache, progress=False).validation
+    letter = {number: int(validation[number]["input_ids"][0]) for number in range(len(validation))}
+    every = list(Counter(letter.values()).values())
+    for part in ("all", "selection", "claim"):
+        rows = validation_part(validation, part)
+        assert [len(each) for each in rows.parts] == list(Counter(int(row["input_ids"][0]) for row in rows).values())
+        assert first_rows(rows, None) == first_rows(rows, len(rows) + 1) == list(range(len(rows)))
+        last: list[int] = []
+        for count in range(1, len(rows) + 1):
+            chosen = first_rows(rows, count)
+            assert len(chosen) == count and set(last) < set(chosen) and chosen == sorted(chosen)
+            found = Counter(int(rows[row]["input_ids"][0]) for row in chosen)
+            shares = [found[kind] / count for kind in dict.fromkeys(letter.values())]
+            assert shares == pytest.approx([size / sum(every) for size in every], abs=1.5 / count)
+            last = chosen
 
 
 class TestShards:
