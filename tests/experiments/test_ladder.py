@@ -11,12 +11,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+import hf_arch
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import write_json
 from hf_arch.experiments.execution import runner
 from hf_arch.experiments.execution.ladder import train_ladder
 from hf_arch.experiments.planning.ladder import lay_out_ladder
 from hf_arch.experiments.planning.prepare import PreparedSet, ReadyRun, prepare_set, select_run
+from hf_arch.recipe.build import build_config
 from hf_arch.recipe.recipe import Recipe, load_recipe, read_recipe
 from hf_arch.training.run import run_training
 from hf_arch.training.trainer import ArchTrainer
@@ -153,6 +155,20 @@ def test_sizes_are_reached_and_every_run_of_a_rung_has_the_same_tokens(text: Pat
     got = training["per_device_train_batch_size"] * training["gradient_accumulation_steps"]
     assert got == pytest.approx(rows, rel=0.05)
     assert training["learning_rate"] == pytest.approx(0.0047 / 2 * (20000 / 108e6) ** (-1 / 3), rel=1e-3)
+
+
+@pytest.mark.parametrize("size", [10_000, 17_800])
+def test_runs_of_one_size_have_one_width_and_so_one_embedding(text: Path, size: int) -> None:
+    """At 10,000 parameters the width nearest to the size would be another for each, and the totals 7 % apart."""
+    runs = {"llama": {"model.architecture": "llama"}, "gla": {"model": {"architecture": "gla", "mixer": "gla"}}}
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+    overrides = [f"model.{key}={value}" for key, value in {**shape, "tie_word_embeddings": True}.items()]
+    ladder = {"sizes": [size], "tokens_per_parameter": [1, 2]}
+    laid_out, _ = lay_out_ladder(recipe(text, *overrides, runs=runs, ladder=ladder))
+    configs = [build_config(laid_out.single(name, changes or {})) for name, changes in laid_out.experiment.runs.items()]
+    assert len({config.hidden_size for config in configs}) == 1
+    totals = [hf_arch.cost(config, 64).params_total for config in configs]
+    assert max(totals) / min(totals) - 1 <= 0.01
 
 
 @pytest.mark.parametrize("rule", ["mup", "completep"])

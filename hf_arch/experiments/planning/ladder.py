@@ -20,7 +20,7 @@ from hf_arch.core.errors import ConfigError, choice_error
 from hf_arch.core.registry import SCHEDULES
 from hf_arch.data import prepare_data
 from hf_arch.data.find import find_data
-from hf_arch.experiments.planning.sizing import sized_model
+from hf_arch.experiments.planning.sizing import Sized, sized_model
 from hf_arch.recipe.build import build_config
 from hf_arch.recipe.dotted import set_dotted
 from hf_arch.recipe.ladder import LadderOptions
@@ -83,6 +83,7 @@ def lay_out_ladder(
     trunk_schedule(options)
     runs: dict[str, dict[str, Any] | None] = {}
     facts: dict[str, dict[str, Any]] = {}
+    first: dict[float, Sized] = {}
     for base, given in (experiment.runs or {experiment.name: {}}).items():
         changes: dict[str, Any] = dict(given or {})
         for key, value in recipe.overrides:
@@ -90,7 +91,7 @@ def lay_out_ladder(
                 changes = set_dotted(changes, key, value)
         single = recipe.single(base, given or {})
         _check_training(single, options)
-        for name, rung, of_rung in _rungs(base, single, options, processes, dry):
+        for name, rung, of_rung in _rungs(base, single, options, processes, dry, first):
             runs[name] = _laid_over(changes, rung)
             facts[name] = {**(own or {}).get(base, {}), LADDER: of_rung}
     laid_out = replace(experiment, ladder=None, runs=runs)
@@ -121,8 +122,11 @@ def share_trained(run: ReadyRun) -> float:
     return 1.0 if branch is None or not run.steps else 1 - branch["step"] / run.steps
 
 
-def _rungs(base: str, single: Recipe, options: LadderOptions, processes: int, dry: bool) -> Any:
-    """(name, changes by dotted key, facts) of every rung of one run of the set, sizes and budgets ascending."""
+def _rungs(
+    base: str, single: Recipe, options: LadderOptions, processes: int, dry: bool, first: dict[float, Sized]
+) -> Any:
+    """(name, changes by dotted key, facts) of every rung of one run of the set, sizes and budgets ascending. `first` is
+    the model of each size that the first run of the set has, which the others are made alike to."""
     found = find_data(single.data) if dry else None
     data = prepare_data(single.data) if found is None else found.prepared
     tokenizer = data.tokenizer if data is not None else found.tokenizer if found is not None else None
@@ -136,7 +140,9 @@ def _rungs(base: str, single: Recipe, options: LadderOptions, processes: int, dr
             length,
             depth=not by_width,
             ffn=options.rule in ("fixed", "fitted"),
+            like=first.get(size),
         )
+        first.setdefault(size, model)
         if model.parameters in known:
             raise ConfigError(
                 f"experiment.ladder.sizes: {known[model.parameters]:g} and {size:g} come to the same model of {base!r} "

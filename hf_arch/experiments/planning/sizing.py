@@ -16,6 +16,8 @@ ConfigOf = Callable[[Mapping[str, Any]], Any]
 """From changes of a model's section to its config; raises `ConfigError` where the values do not go together."""
 MOST_UNITS = 4096
 TOLERANCE = 0.02
+ALIKE = 0.01
+"""How far the parameters of two runs of one size may be apart, as the audit of a comparison allows."""
 CLOSE = 0.1
 
 
@@ -34,13 +36,17 @@ def body_parameters(config: Any, sequence_length: int) -> int:
     return cost.params_total - cost.params_embedding - head
 
 
-def sized_model(config_of: ConfigOf, target: float, sequence_length: int, *, depth: bool, ffn: bool) -> Sized:
+def sized_model(
+    config_of: ConfigOf, target: float, sequence_length: int, *, depth: bool, ffn: bool, like: Sized | None = None
+) -> Sized:
     """The model nearest to `target` parameters without embeddings and head.
 
     Args:
         config_of: the recipe's own model with changes; without any it is the shape.
         depth: whether the number of layers grows with the width.
         ffn: whether the width of the FFN may then make up for what whole heads and layers leave.
+        like: the model that another run has at this size. Its width is taken where the FFN's can make the parameters
+            equal within 1 %: with another width the embeddings would differ, which are a good part of a tiny model.
 
     Raises:
         ConfigError: no width that the model allows comes within a factor of two.
@@ -61,6 +67,13 @@ def sized_model(config_of: ConfigOf, target: float, sequence_length: int, *, dep
         except ConfigError as error:
             problems.append(str(error))
             return None
+
+    if like is not None and ffn and like.changes["hidden_size"] % unit == 0:
+        same = at(like.changes["hidden_size"] // unit)
+        if same is not None:
+            same = _with_ffn(config_of, same, like.parameters, sequence_length, ALIKE)
+            if abs(same.parameters / like.parameters - 1) <= ALIKE:
+                return same
 
     high = 1
     while high < MOST_UNITS and ((found := at(high)) is None or found.parameters < target):
@@ -106,14 +119,16 @@ def _changes(shape: Any, width: int, depth: bool) -> dict[str, Any]:
     return changes
 
 
-def _with_ffn(config_of: ConfigOf, sized: Sized, target: float, sequence_length: int) -> Sized:
+def _with_ffn(
+    config_of: ConfigOf, sized: Sized, target: float, sequence_length: int, tolerance: float = TOLERANCE
+) -> Sized:
     """The model with the FFN's width that comes closest; as it was where that does not reach the target."""
 
     def size(changes: Mapping[str, Any]) -> float:
         return float(body_parameters(config_of({**sized.changes, **changes}), sequence_length))
 
     try:
-        options = MatchOptions(tolerance=TOLERANCE, vary="intermediate_size")
+        options = MatchOptions(tolerance=tolerance, vary="intermediate_size")
         matched = match_model(size, target, options, "", "")
     except (MatchError, ConfigError):
         return sized
