@@ -13,8 +13,7 @@ import numpy as np
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import finite
 from hf_arch.runs.record import RunRecord
-from hf_arch.schedules.base import CONSTANT, Schedule, ScheduledRun
-from hf_arch.schedules.choose import DEFAULT, choose_schedule, scheduled_run
+from hf_arch.schedules.base import CONSTANT, DEFAULT, Schedule, ScheduledRun
 
 
 def points_by_step(run: RunRecord, key: str) -> dict[int, tuple[float, float]]:
@@ -37,6 +36,8 @@ def shared_curve(runs: Sequence[RunRecord], key: str) -> tuple[np.ndarray, np.nd
 
 def recorded_schedule(run: RunRecord) -> tuple[Schedule, ScheduledRun] | None:
     """The schedule of a run by its recipe; None where that does not say it, or its plugin is not loaded."""
+    from hf_arch.schedules.choose import choose_schedule, scheduled_run  # torch, which a comparison seldom needs
+
     training = run.config.get("training") or {}
     last = max((row["step"] for row in run.metrics if finite(row.get("step")) is not None), default=0)
     steps = int(run.numbers.get("steps") or training.get("max_steps") or last)

@@ -26,6 +26,8 @@ from hf_arch.core.options import Options
 from hf_arch.core.plugins import plugin_error
 from hf_arch.core.registry import SCHEDULES
 
+DEFAULT = "cosine"
+"""Of a recipe that names none."""
 CONSTANT = 0.99
 """Of the highest rate: a schedule that never goes below it after its warm-up is constant."""
 LOOKED_AT = 1000

@@ -11,10 +11,9 @@ import hf_arch.schedules.trainer_names  # noqa: F401  registers what it holds
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.options import parse_options
 from hf_arch.core.registry import SCHEDULES
-from hf_arch.schedules.base import Schedule, ScheduledRun
+from hf_arch.schedules.base import DEFAULT, Schedule, ScheduledRun
 from hf_arch.schedules.trainer_names import TrainerSchedule
 
-DEFAULT = "cosine"
 NAME, ARGUMENTS = "training.lr_scheduler_type", "training.lr_scheduler_kwargs"
 WITH_WARMUP = {"constant": "constant_with_warmup"}
 """The same schedule with a warm-up, of one that would leave it out without a word."""

@@ -18,8 +18,8 @@ from hf_arch.core.errors import ConfigError
 from hf_arch.optimizers.base import OptimizerSettings
 from hf_arch.optimizers.choose import check_parametrization, choose_optimizer, trainer_arguments, try_optimizer
 from hf_arch.optimizers.trainer_names import TrainerOptimizer
+from hf_arch.schedules.base import DEFAULT as DEFAULT_SCHEDULE
 from hf_arch.schedules.base import check_rates
-from hf_arch.schedules.choose import DEFAULT as DEFAULT_SCHEDULE
 from hf_arch.schedules.choose import choose_schedule, schedule_settings, scheduled_run
 from hf_arch.schedules.trainer_names import TrainerSchedule
 from hf_arch.training.compat import Trainer, use_one_gpu
