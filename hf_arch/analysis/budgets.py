@@ -226,7 +226,7 @@ def _pair(comparison: Comparison, first: str, second: str) -> PairBudgets:
     decays = next((name for run in (*runs[0], *runs[1]) if (name := decaying_schedule(run))), None)
     reason = unlike or (
         f"the learning rate decays ({decays}), so a loss before the end is not that of a run that ends there; "
-        "a constant rate or `experiment.ladder` allows one"
+        "a constant rate or experiment.ladder allows one"
         if decays
         else ""
     )

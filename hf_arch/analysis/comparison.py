@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hf_arch.analysis.audit import confounds_of
 from hf_arch.analysis.columns import benchmark_scores, interval_text
 from hf_arch.analysis.finding import Finding
-from hf_arch.analysis.run_names import either
+from hf_arch.analysis.run_names import either, together
 from hf_arch.analysis.sequential import spending_words
 from hf_arch.analysis.stats import Interval, PairedDifference, bootstrap_interval, t_interval
 from hf_arch.core.files import finite, to_jsonable
@@ -232,15 +232,15 @@ class Comparison:
             return f"{sentence} With fewer than two seeds in common, no difference can be tested."
         if not better:
             return f"{sentence} It is not significantly different from the others."
-        words = "all others" if not tied else ", ".join(better)
+        words = "all others" if not tied else together(better)
         rest = f" It is not significantly different from {either(tied)}." if tied else ""
         reasons = {name: found for name in better if (found := self.confounds(best.name, name))}
         if not reasons:
             return f"{sentence} It is significantly better than {words}.{rest}"
         checks = dict.fromkeys(finding.check for found in reasons.values() for finding in found)
-        against = words if len(reasons) == len(better) else ", ".join(reasons)
+        against = words if len(reasons) == len(better) else together(list(reasons))
         fair = [name for name in better if name not in reasons]
-        fairly = f" It is significantly better than {', '.join(fair)}." if fair else ""
+        fairly = f" It is significantly better than {together(fair)}." if fair else ""
         return (
             f"{sentence}{fairly} Its lead over {against} is confounded ({', '.join(checks)}): the audit gives other "
             f"reasons for it.{self._with_controls(best.name, list(reasons))}{rest}"

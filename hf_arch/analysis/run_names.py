@@ -38,9 +38,14 @@ def listed(names: Sequence[str], limit: int = 6) -> str:
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
+def together(names: Sequence[str], word: str = "and") -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return f" {word} ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
+
+
 def either(names: Sequence[str]) -> str:
     """`a`, `a or b`, `a, b or c`."""
-    return " or ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
+    return together(names, "or")
 
 
 def rates_text(rates: Sequence[float]) -> str:

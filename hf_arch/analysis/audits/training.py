@@ -91,7 +91,7 @@ def check_still_learning(runs: Sequence[RunRecord]) -> Finding | None:
     fall, difference, a, b = max(close, key=lambda entry: entry[0] - entry[1])
     sentence = (
         f"Still learning: {a} and {b} are {difference:.3g} apart, and a loss still falls by {fall:.3g} in a tenth of "
-        "the budget; a longer run may rank them otherwise."
+        "the budget; a longer run may rank them differently."
     )
     names = {name for _, _, *pair in close for name in pair}
     return Finding(
