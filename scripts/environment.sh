@@ -22,7 +22,7 @@ prepare_environment() {
     say "Making $venv with $("$python" --version)"
     "$python" -m venv --clear "$venv" || die "'$python -m venv' failed (on Debian and Ubuntu: apt install python3-venv)"
   fi
-  say "Installing hf-arch${extra:+ with its '$extra' extra} into $venv (a minute or so, mostly PyTorch)"
+  say "Installing hf-arch${extra:+ with its '$extra' extra} into $venv (a minute or so, mostly PyTorch; several on a slow network, without a word)"
   "$venv/bin/python" -m pip install -q --disable-pip-version-check -c "$constraints" -e "$target"
   echo "$wanted" >"$venv/.installed-${extra:-core}"
 }
