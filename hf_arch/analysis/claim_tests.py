@@ -84,14 +84,15 @@ def nearness_test(bound: float, pair: PairedDifference) -> ClaimTest:
         p, conclusion = _nearness(pair.values, bound)
 
     def words(outcome: Outcome, factor: float, family: int) -> str:
+        shares = "" if pair.counts is None else f"; {pair.counts.words(1 - ALPHA / factor)}"
         if outcome != "supported" or same:
             plain = pair if pair.counts is None else paired_on_means(pair)
-            return difference_test("", plain).words(outcome, factor, family)
+            return difference_test("", plain).words(outcome, factor, family) + shares
         interval = t_interval(pair.values, 1 - 2 * ALPHA / factor)
         assert interval.low is not None and interval.high is not None
         return (
             f"{pair.first} against {pair.second}: {interval.mean:+.4f} "
-            f"[{interval.low:+.4f}, {interval.high:+.4f}] by two one-sided tests{_yet(pair, factor, family)}"
+            f"[{interval.low:+.4f}, {interval.high:+.4f}] by two one-sided tests{_yet(pair, factor, family)}{shares}"
         )
 
     key = ("within", bound, frozenset((pair.first, pair.second)))

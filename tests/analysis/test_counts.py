@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+from hf_arch.analysis.claim_tests import nearness_test
 from hf_arch.analysis.compare import compare_runs
 from hf_arch.analysis.counts import Counts, barnard, clopper_pearson, least_seeds, share_test
 from hf_arch.analysis.stats import paired_difference
@@ -97,6 +98,14 @@ def test_claims_about_counts(tmp_path: Path, claim: str, outcome: str) -> None:
     [verdict] = comparison.verdicts
     assert verdict.statistics == outcome, verdict.evidence
     assert comparison_text(comparison, 200)
+
+
+def test_nearness_on_a_solved_probe_says_what_so_few_seeds_leave_open() -> None:
+    solved, too = {1: 0.995, 2: 1.0, 3: 0.992}, {1: 1.0, 2: 0.994, 3: 0.993}
+    pair = paired_difference("a", "b", solved, too, lower_is_better=False, solved_at=0.99)
+    test = nearness_test(0.1, pair)
+    assert test.outcome(1.0) == "supported"
+    assert "3 of 3 seeds [0.29, 1.00] against 3 of 3 [0.29, 1.00] reach 0.99" in test.words("supported", 1.0, 1)
 
 
 def test_counts_of_a_loss_are_of_low_values(tmp_path: Path) -> None:
