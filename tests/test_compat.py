@@ -238,6 +238,7 @@ ALLOWED = {
     "_make",
     "_replace",
     "_asdict",
+    "_current_frames",
     "_entries",
     "_exit",
     "_getframe",

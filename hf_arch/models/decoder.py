@@ -87,7 +87,7 @@ class ArchModel(ArchPreTrainedModel):
         self.shared = nn.ModuleList([kind.build() for kind in kinds])
         self._shared_index = [kinds.index(kind) if kind in kinds else None for kind in wanted]
         self._layer_types, self._windows = config.layer_types, config.windows
-        self._mask_plan = MaskPlan(config, self.plan, self.layers, biased=self.position.bias)
+        self.mask_plan = MaskPlan(config, self.plan, self.layers, biased=self.position.bias)
         parametrization, its_options = config.parametrization_spec
         self._input_factor = parametrization.input(config, its_options)
         self.gradient_checkpointing = False
@@ -134,11 +134,11 @@ class ArchModel(ArchPreTrainedModel):
         if not isinstance(masks, dict):
             recorded = given.get("output_attentions", getattr(self.config, "output_attentions", False))
             own = (self.config, inputs_embeds, attention_mask, past_key_values, segment_ids)
-            masks = self._mask_plan.masks(*own, bands=not recorded)
+            masks = self.mask_plan.masks(*own, bands=not recorded)
         padding = masks.get("padding")
         layout = build_layout(padding, segment_ids, has_state=padding is not None and bool(past > 0))
         rotary = [embedding(inputs_embeds, position_ids) for embedding in self.rotary_embs]
-        biases = self._mask_plan.position_biases(inputs_embeds, attention_mask, past_key_values, masks)
+        biases = self.mask_plan.position_biases(inputs_embeds, attention_mask, past_key_values, masks)
         hidden_states = self._scaled_embeddings(inputs_embeds, position_ids)
         batch = LayerContext(layout=layout, position_ids=position_ids, cache=past_key_values, attention_kwargs=given)
         hidden_states, published = self._beside_tokens(hidden_states, input_ids, batch)
@@ -205,10 +205,10 @@ class ArchModel(ArchPreTrainedModel):
         index = self.plan[run]
         rotary_index = self._rotary_index[index]
         return batch.changed(
-            attention_mask=self._mask_plan.mask_of(index, masks),
+            attention_mask=self.mask_plan.mask_of(index, masks),
             position_embeddings=None if rotary_index is None else rotary[rotary_index],
             position_bias=biases[index],
-            keys=self._mask_plan.keys_of(index, masks),
+            keys=self.mask_plan.keys_of(index, masks),
             execution=run,
         )
 
@@ -254,4 +254,4 @@ class ArchModel(ArchPreTrainedModel):
         """The masks that `generate` prepares ahead of a compiled decoding step."""
         refuse_numbers(attention_mask)
         past_key_values = one_cache(past_key_values, cache, kwargs)
-        return self._mask_plan.masks(self.config, inputs_embeds, attention_mask, past_key_values)
+        return self.mask_plan.masks(self.config, inputs_embeds, attention_mask, past_key_values)

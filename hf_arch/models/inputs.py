@@ -51,7 +51,7 @@ def read_inputs(
     told = {name: kwargs.pop(name) for name in ARGUMENTS if name in kwargs}
     call = Call(batch, length, past, embeds.device)
     # Layers that ask for key positions read documents and padding from them, as those with states do from the layout.
-    has_states = any(model._mask_plan.asks_keys) or not {"full_attention", "sliding_attention"}.issuperset(layer_types)
+    has_states = any(model.mask_plan.asks_keys) or not {"full_attention", "sliding_attention"}.issuperset(layer_types)
     documents = read_documents(call, attention_mask, position_ids, told, has_states=has_states)
     segment_ids, mask = documents.segment_ids, documents.attention_mask
     remember_documents(cache, call.is_first, segment_ids, goes_on=position_ids is not None)

@@ -31,7 +31,7 @@ class MaskPlan:
         self._keys = [self._mask_key(index) for index in range(config.num_hidden_layers)]
         self._runs = self._runs_of_masks(config)
         mixers = [layer.mixer for layer in layers]
-        self._takes_bands = [mixer.takes_bands() for mixer in mixers]
+        self.takes_bands = [mixer.takes_bands() for mixer in mixers]
         # Which layers bias their attention scores, and by the slopes of how many heads.
         self._bias_heads = [mixer.num_heads if biased and _takes_position_bias(mixer) else None for mixer in mixers]
         self.asks_keys = [mixer.needs_key_positions(config, options) for mixer, options in config.mixer_specs]
@@ -83,7 +83,7 @@ class MaskPlan:
             elif key.startswith("sliding_attention"):
                 window = self._windows[self._plan[run]]
                 assert window is not None
-                takers = [taken for index, taken in enumerate(self._takes_bands) if self._keys[index] == key]
+                takers = [taken for index, taken in enumerate(self.takes_bands) if self._keys[index] == key]
                 band = window_band(window, config, run, common, segment_ids) if bands and any(takers) else None
                 if band is not None:
                     masks[f"band:{key}"] = band
@@ -97,7 +97,7 @@ class MaskPlan:
     def mask_of(self, index: int, masks: dict[str, Any]) -> Any:
         """The mask of layer `index`, None for none."""
         key = self._keys[index]
-        band = masks.get(f"band:{key}") if self._takes_bands[index] else None
+        band = masks.get(f"band:{key}") if self.takes_bands[index] else None
         return masks.get(key) if band is None else band
 
     def _key_positions(

@@ -95,7 +95,7 @@ def auto_seeds_words(seeds: AutoSeeds, found: Forecast) -> str:
     ends = (seeds.least, seeds.most)
     runs = " to ".join(str(count * len(found.runs)) for count in ends)
     flops = sum(run.flops or 0.0 for run in found.runs)
-    total = " to ".join(f"{quantity(count * flops)} FLOPs" for count in ends)
+    total = " to ".join(quantity(count * flops) for count in ends) + " FLOPs"
     seconds = [run.seconds_each for run in found.runs]
     hours = "hours are not known"
     if None not in seconds:

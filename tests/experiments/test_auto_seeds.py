@@ -170,14 +170,16 @@ def test_rates_are_chosen_once_on_seeds_that_no_look_uses(tmp_path: Path, traine
 
 
 def test_a_dry_run_says_the_range(tmp_path: Path, trained: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    words = r"seeds: 3 to 8, as the claims need: 6 to 16 runs, \S+ to \S+FLOPs, ([\d.e-]+) to ([\d.e-]+) hours"
+    words = r"seeds: 3 to 8, as the claims need: 6 to 16 runs, \S+ to \S+ FLOPs, ([\d.e-]+) to ([\d.e-]+) hours"
     for finished in (False, True):
         if finished:
             run(tmp_path, values("auto"))
             capsys.readouterr()
         run(tmp_path, values("auto"), dry_run=True)
-        found = re.search(words, " ".join(capsys.readouterr().out.split()))
-        assert found is not None and float(found[2]) == pytest.approx(float(found[1]) * 8 / 3, rel=0.02)
+        printed = " ".join(capsys.readouterr().out.split())
+        found = re.search(words, printed)
+        assert found is not None, printed
+        assert float(found[2]) == pytest.approx(float(found[1]) * 8 / 3, rel=0.02)
 
 
 def test_controls_get_the_same_seeds(tmp_path: Path, trained: dict[str, Any]) -> None:

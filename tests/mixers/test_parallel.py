@@ -126,7 +126,7 @@ def test_a_branch_attends_to_a_window_in_blocks_where_that_pays(monkeypatch: pyt
     monkeypatch.setattr(layer_masks, "build_band", lambda *given: made.append(real(*given)) or made[-1])
     banded = model(tokens, use_cache=False).logits
     assert made
-    model.model._takes_bands = [False] * len(model.model.layers)
+    model.model.mask_plan.takes_bands = [False] * len(model.model.layers)
     torch.testing.assert_close(banded, model(tokens, use_cache=False).logits, rtol=0, atol=1e-5)
 
 
