@@ -228,7 +228,7 @@ class Comparison:
         better = [name for name in others if (pair := self.pair(best.name, name)) is None or pair.verdict == "better"]
         tied = [name for name in others if name not in better]
         pairs = [pair for name in others if (pair := self.pair(best.name, name)) is not None]
-        if pairs and all(pair.p_value is None for pair in pairs):
+        if pairs and all(len(pair.values) < 2 for pair in pairs):
             return f"{sentence} With fewer than two seeds in common, no difference can be tested."
         if not better:
             return f"{sentence} It is not significantly different from the others."
