@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.experiments.synthetic import write_run
+
 ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "transformers", "datasets", "evaluate", "accelerate", "pandas", "matplotlib", "scipy", "statsmodels"}
 
@@ -111,6 +113,21 @@ finally:
     assert json.loads("\n".join(listed)) == [
         {"name": entry.name, "summary": entry.summary, "paper": entry.paper} for entry in entries
     ]
+
+
+def test_runs_are_compared_without_torch(tmp_path: Path) -> None:
+    for name in ("gla", "llama"):
+        for seed in (1, 2):
+            write_run(tmp_path, name, seed, loss=1.5 + seed / 10)
+    code = f"""
+import sys
+from hf_arch.analysis.compare import compare_runs
+assert compare_runs({str(tmp_path)!r}).headline
+print(sorted({{"torch", "transformers"}} & set(sys.modules)))
+"""
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[]\n"
 
 
 def test_a_model_is_built_without_trainer_which_knows_its_parameters_later() -> None:

@@ -62,11 +62,12 @@ def setting(run: RunRecord, key: str) -> Any:
 
 
 def of_a_part(run: RunRecord, key: str) -> str | None:
-    """The key that an option has which a recipe gives without its part, as `model.expand_k` of a mixer."""
-    name = key.removeprefix("model.")
-    return next(
-        (long for long in configuration(run) if long.startswith("model.mixer") and long.endswith(f".{name}")), None
-    )
+    """The key that an option has which a recipe gives without its part, as `model.expand_k` of a mixer; None for a
+    field of the model itself, which a mixer may have an option of the same name for."""
+    known, name = configuration(run), key.removeprefix("model.")
+    if key in known:
+        return None
+    return next((long for long in known if long.startswith("model.mixer") and long.endswith(f".{name}")), None)
 
 
 @cache

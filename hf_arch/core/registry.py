@@ -29,10 +29,19 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Named entries of one kind. `register` refuses a second entry under a name that is taken by another class."""
 
-    def __init__(self, kind: str, doc: str, base: str | None = None, listing: str | None = "hf-arch list --components"):
+    def __init__(
+        self,
+        kind: str,
+        doc: str,
+        base: str | None = None,
+        listing: str | None = "hf-arch list --components",
+        *,
+        plugins_alone: bool = False,
+    ):
         """`base`: the class, by its path, that what a plugin registers has to be a subclass of. `listing`: the command
-        that lists the entries, None where there is none."""
-        self.kind, self.base = kind, base
+        that lists the entries, None where there is none. `plugins_alone`: the package itself registers nothing here, so
+        that a look imports none of it."""
+        self.kind, self.base, self._plugins_alone = kind, base, plugins_alone
         self.listing = None if BUNDLED else listing
         self.__doc__ = doc
         self._entries: dict[str, T] = {}
@@ -130,10 +139,12 @@ class Registry(Generic[T]):
     def _complete(self) -> None:
         """Import whatever registers something: of the package, and what `HF_ARCH_PLUGINS` names. The code that came
         with a model is complete as it is."""
-        if not BUNDLED:
+        if BUNDLED:
+            return
+        if not self._plugins_alone:
             # By name, so that no bundle takes that module along.
             importlib.import_module("hf_arch.deferred").complete_registries()
-            load_environment_plugins()
+        load_environment_plugins()
 
 
 def _identity(entry: Any) -> str:
@@ -184,6 +195,7 @@ COLUMNS: Registry[Any] = Registry(
     "column",
     "Columns of tables and reports: subclasses of `hf_arch.runs.columns.ReportColumn`.",
     base="hf_arch.runs.columns.ReportColumn",
+    plugins_alone=True,
 )
 ACTIVATIONS: Registry[Callable] = Registry("activation", "Elementwise functions of one tensor.")
 CORPORA: Registry[Any] = Registry(

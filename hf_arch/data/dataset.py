@@ -158,6 +158,8 @@ def first_of_each(sizes: Sequence[int], count: int | None) -> list[int]:
     is one more of one list."""
     if count is None or count >= sum(sizes):
         return list(sizes)
+    if len(sizes) == 1:
+        return [count]
     places = np.concatenate([(np.arange(size) + 0.5) / max(size, 1) for size in sizes])
     lists = np.repeat(np.arange(len(sizes)), sizes)[np.argsort(places, kind="stable")[:count]]
     return np.bincount(lists, minlength=len(sizes)).tolist()

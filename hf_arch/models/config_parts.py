@@ -167,7 +167,8 @@ class ConfigParts:
         for part, specs in parts.items():
             if _PROJECTIONS[part] in inside:
                 continue
-            plans = [getattr(component, kind)(self, component_options) for component, component_options in specs]
+            distinct = [spec for number, spec in enumerate(specs) if spec not in specs[:number]]
+            plans = [getattr(component, kind)(self, component_options) for component, component_options in distinct]
             of_one_class = len({_classes(spec) for spec in specs}) == 1
             if (of_one_class and all(plans)) or all(other == plans[0] for other in plans):
                 plan |= {f"layers.*.{part}.{module}": style for one in plans for module, style in one.items()}

@@ -114,6 +114,15 @@ def test_no_key_of_a_model_can_change_beside_the_architecture(key: str, tmp_path
     assert verdict.outcome == "confounded", (key, verdict.evidence)
 
 
+def test_a_field_of_the_model_is_no_option_of_a_mixer_that_has_one_of_that_name(tmp_path: Path) -> None:
+    question = {"question": ["model.architecture", "model.position"]}
+    mixer = {"type": "attention", "position": "none"}
+    first = {"model": {"position": "none"}, "run": {**question, "config": {"position": "none", "mixer": mixer}}}
+    second = {"run": {**question, "config": {"position": "rope", "mixer": {"type": "gla"}}}}
+    _, verdict = judged(tmp_path, {"config": first}, {"config": second})
+    assert verdict.outcome == "confounded" and "one change" in verdict.confounds, verdict.evidence
+
+
 def test_what_an_architecture_brings_is_named(tmp_path: Path) -> None:
     comparison, verdict = judged(tmp_path, full_config(norm_eps=1e-5), full_config(norm_eps=1e-6))
     [named] = [finding for finding in comparison.findings if finding.check == "brought along"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hf_arch.analysis.question import ABOUT, differs, flat_config
@@ -28,12 +28,17 @@ def settings_of(check: str, runs: Sequence[RunRecord]) -> dict[RunRecord, dict[s
 
 def differing(settings: Mapping[RunRecord, Mapping[str, Any]]) -> str:
     """The keys in which runs differ with their values, in words; empty where there are none."""
+    keys = sorted({key for flat in settings.values() for key in flat})
+    return ", ".join(with_values(settings, [key for key in keys if differs(settings, key)]))
+
+
+def with_values(settings: Mapping[RunRecord, Mapping[str, Any]], keys: Iterable[str]) -> list[str]:
+    """`key (value: its runs; ...)` of each key: as `settings` of a run say it, else what it came to."""
     found = []
-    for key in sorted({key for flat in settings.values() for key in flat}):
-        if differs(settings, key):
-            values = by_value(settings, lambda run, key=key: repr(_value(run, settings[run], key)))  # type: ignore[misc]
-            found.append(f"{key} ({'; '.join(f'{value}: {run_names(group)}' for value, group in values.items())})")
-    return ", ".join(found)
+    for key in keys:
+        values = by_value(settings, lambda run, key=key: repr(_value(run, settings[run], key)))  # type: ignore[misc]
+        found.append(f"{key} ({'; '.join(f'{value}: {run_names(group)}' for value, group in values.items())})")
+    return found
 
 
 def _value(run: RunRecord, said: Mapping[str, Any], key: str) -> Any:

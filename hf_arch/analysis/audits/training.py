@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_arch.analysis.audits.keys import differing, settings_of
+from hf_arch.analysis.audits.keys import differing, settings_of, with_values
 from hf_arch.analysis.curves import recorded_schedule
 from hf_arch.analysis.finding import Finding, Severity
 from hf_arch.analysis.question import (
@@ -24,7 +24,6 @@ from hf_arch.analysis.question import (
     is_asked,
     varied,
 )
-from hf_arch.analysis.resolved import setting
 from hf_arch.analysis.run_names import by_name, by_value, listed, run_labels, run_names
 from hf_arch.runs.record import RunRecord
 from hf_arch.runs.run_settings import shared_settings
@@ -236,7 +235,7 @@ def check_one_change(runs: Sequence[RunRecord]) -> Finding | None:
         return Finding("one change", "violation", sentence, run_labels(configured), values)
     if more := beside_the_architecture(configured):
         sentence = (
-            f"The architecture is not all that changes: so do {listed(_with_values(configured, more))}. A claim about "
+            f"The architecture is not all that changes: so do {listed(_came_to(configured, more))}. A claim about "
             "the architecture needs these equal, or `experiment.vary` to name them as part of the question."
         )
         return Finding("one change", "violation", sentence, run_labels(configured), {**values, "beside": more})
@@ -254,7 +253,7 @@ def check_brought_along(runs: Sequence[RunRecord]) -> Finding | None:
     architecture by recipes that are alike have no reason to differ."""
     if not (keys := brought_along(runs)):
         return None
-    text = listed(_with_values(runs, keys), limit=12)
+    text = listed(_came_to(runs, keys), limit=12)
     changed = {key for key in changed_keys(runs) if key.startswith("model.")}
     if changed or is_across_architectures(runs):
         sentence = f"With what the recipes change come other values of {text}."
@@ -263,13 +262,9 @@ def check_brought_along(runs: Sequence[RunRecord]) -> Finding | None:
     return Finding("one change", "violation", sentence, run_labels(runs), {"keys": keys})
 
 
-def _with_values(runs: Sequence[RunRecord], keys: Sequence[str]) -> list[str]:
-    """Each key with its values, and who has them."""
-    found = []
-    for key in keys:
-        values = by_value(runs, lambda run, key=key: repr(setting(run, key)))  # type: ignore[misc]
-        found.append(f"{key} ({'; '.join(f'{value}: {run_names(group)}' for value, group in values.items())})")
-    return found
+def _came_to(runs: Sequence[RunRecord], keys: Sequence[str]) -> list[str]:
+    """Each key with what it came to, and for whom."""
+    return with_values({run: {} for run in runs}, keys)
 
 
 def _seen_in(run: RunRecord) -> dict[str, Any]:
