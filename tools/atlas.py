@@ -22,6 +22,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from hf_arch.analysis.columns import interval_text
 from hf_arch.analysis.compare import compare_runs
 from hf_arch.analysis.comparison import Comparison, Group
@@ -117,7 +119,8 @@ def page(records: Path = RECORDS) -> str:
         raise ConfigError(f"{records}: no run that is compared is recorded yet; first: python -m tools.atlas run text")
     parts = [_HEAD, _overview(compared)]
     for task in TASKS:
-        parts.append(f"## {task}\n\n" + (_section(compared[task]) if task in compared else "Not trained yet.\n"))
+        table = _section(compared[task]) if task in compared else ""
+        parts.append("\n\n".join(filter(None, [f"## {task}", _state(task, records), table])))
     if (notes := records / "notes.txt").is_file():
         parts.append(notes.read_text(encoding="utf-8"))
     return "\n".join(parts)
@@ -138,6 +141,20 @@ This page is generated from the records in `docs/atlas/` by `python -m tools.atl
 `python -m tools.atlas run TASK` (recipes in `recipes/atlas/`) trains a task and resumes from its records, at the commit
 that made them; move `docs/atlas/TASK.jsonl` away to start over.
 """
+
+
+def _state(task: str, records: Path) -> str:
+    """What is missing of a task; empty where every architecture has all of its seeds."""
+    lines = list(_lines(records / f"{task}.jsonl"))
+    if not lines:
+        return "Not trained yet.\n"
+    planned = yaml.safe_load((RECIPES / f"atlas_{task}.yaml").read_text(encoding="utf-8"))["experiment"]
+    asked = planned["seeds"] * len(planned["runs"])
+    compared = sum(line["results"]["name"] in planned["runs"] for line in lines if "config" in line)
+    sweep = sum("config" not in line for line in lines)
+    if compared >= asked:
+        return ""
+    return f"Being trained: {compared} of {asked} compared runs are recorded, and {sweep} of the sweep of rates.\n"
 
 
 def _overview(compared: Mapping[str, Comparison]) -> str:
