@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -33,6 +34,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"exclusive": True},
     {"exclusive": True, "exclusive_strength": "learned"},
     {"output_gate": "headwise", "gate_activation": "softplus"},
+    {"temperature": 0.5, "temperature_step": 3, "position": "none"},
     {"forget_gate": True},
     {"forget_gate": True, "window": 5},
     {"position": "none"},
@@ -131,6 +133,14 @@ def test_exclusive(strength: str) -> None:
     if strength == "learned":
         along = along * torch.tanh(x @ layer.strength_proj.weight.T).transpose(1, 2).unsqueeze(-1)
     close(layer(x), _project(layer, out - along * value), 1e-5)
+
+
+@torch.no_grad()
+def test_queries_grow_with_position() -> None:
+    layer, x = _layer(temperature=0.5, temperature_step=3)
+    scores, value, _ = _by_hand(layer, x)
+    growth = torch.tensor([1 + 0.5 * math.log(1 + (position + 1) // 3) for position in range(7)])
+    close(layer(x), _project(layer, (scores * growth[:, None]).softmax(-1) @ value), 1e-5)
 
 
 @torch.no_grad()
@@ -241,6 +251,11 @@ def test_multipliers_are_transformers_granite() -> None:
             {"type": "attention", "gate_activation": "softplus"},
             "'softplus' would have no effect with output_gate",
         ),
+        (
+            {"type": "attention", "temperature_step": 4},
+            "temperature_step: 4 would have no effect with temperature None",
+        ),
+        ({"type": "attention", "temperature": 0.0}, "temperature: 0.0 is not allowed; use a number above 0, or None"),
         ({"type": "attention", "exclusive_strength": "learned"}, "'learned' would have no effect with exclusive False"),
         ({"type": "differential", "num_kv_heads": 1}, "num_key_value_heads: 1 is odd"),
         ({"type": "forgetting_transformer", "forget_gate": False}, "forget_gate: False is not FoX"),

@@ -9,13 +9,14 @@ sdpa, flex or flash attention.
 
 Options from the literature, each with its formula at the method that computes it: output gates (Qiu et al. 2025, arXiv
 2505.06708; with softplus, Laguna), sinks (gpt-oss), exclusive self attention (arXiv 2603.09078; of learned strength,
-modded-nanogpt), forget gates (Lin et al. 2025, arXiv 2503.02130), NoPE in some layers (Yang et al. 2025, arXiv
-2501.18795), value residuals (Zhou et al. 2024, arXiv 2410.17897), keys and values shared across layers (Brandon et al.
-2024, arXiv 2405.12981; by kind of layer, Gemma 3n).
+modded-nanogpt), queries that grow with position (Nakanishi 2025, arXiv 2501.19399; Llama 4), forget gates (Lin et al.
+2025, arXiv 2503.02130), NoPE in some layers (Yang et al. 2025, arXiv 2501.18795), value residuals (Zhou et al. 2024,
+arXiv 2410.17897), keys and values shared across layers (Brandon et al. 2024, arXiv 2405.12981; by window, Gemma 3n).
 """
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -42,7 +43,8 @@ FIRST_VALUE = "first_value"
 @options
 class AttentionOptions(HeadsOptions):
     """None takes the config's value: heads, KV heads, head_dim, bias, window (0 = none), soft cap, RoPE parameters.
-    `scale`: of the scores, None = 1 / sqrt(head_dim). `position`: "rope" or "none" (NoPE) in place of the config's.
+    `scale`: of the scores, None = 1 / sqrt(head_dim). `temperature`: s of the growth of queries with position, None =
+    without; `temperature_step`: tokens of one step of it. `position`: "rope" or "none" (NoPE) in place of the config's.
     `output_gate`: a gate of each feature or each head, `gate_activation` of its logits. `sinks`: a learned logit per
     head that takes weight. `exclusive`: take out of each head's output what lies along the token's own value;
     `exclusive_strength`: all of it, or a learned share per head and token. `forget_gate`: scores decay by a gate per
@@ -55,6 +57,8 @@ class AttentionOptions(HeadsOptions):
     window: int | None = None
     softcap: float | None = None
     scale: float | None = None
+    temperature: float | None = None
+    temperature_step: int = 8192
     rope_theta: float | int | None = None
     position: Literal["rope", "none"] | None = None
     output_gate: Literal["none", "elementwise", "headwise"] = "none"
@@ -130,11 +134,16 @@ class Attention(Windowed, AttentionHeads):
         for name, idle, switch, off in (
             ("gate_activation", "sigmoid", "output_gate", "none"),
             ("exclusive_strength", "full", "exclusive", False),
+            ("temperature_step", 8192, "temperature", None),
         ):
             if getattr(options, name) != idle and getattr(options, switch) == off:
                 raise ConfigError(
                     f"{name}: {getattr(options, name)!r} would have no effect with {switch} {off!r}; use {idle!r}"
                 )
+        if options.temperature is not None and not 0 < options.temperature < inf:
+            raise ConfigError(f"temperature: {options.temperature} is not allowed; use a number above 0, or None")
+        if options.temperature_step < 1:
+            raise ConfigError(f"temperature_step: {options.temperature_step} is not allowed; use 1 token or more")
         if shares(options):
             cls._check_shared(options)
             check_sharing(config)
@@ -267,8 +276,19 @@ class Attention(Windowed, AttentionHeads):
         """
         return None
 
+    def warmed(self, query: Tensor, context: LayerContext) -> Tensor:
+        """temperature: q_t (1 + s log(1 + floor((t + 1) / step))), t the position in the document; [B, H, T, K]."""
+        if self.options.temperature is None:
+            return query
+        positions = context.position_ids
+        if positions is None:
+            positions = torch.arange(query.shape[2], device=query.device)[None]
+        steps = torch.div(positions.float() + 1, self.options.temperature_step, rounding_mode="floor")
+        growth = 1 + self.options.temperature * torch.log1p(steps)
+        return query * growth[:, None, :, None].to(query.dtype)
+
     def attend(self, call: AttentionCall) -> Tensor:
-        query, key, value, kept = call.query, call.key, call.value, call.kept
+        query, key, value, kept = self.warmed(call.query, call.context), call.key, call.value, call.kept
         hidden_states, context = call.hidden_states, call.context
         biases = [context.position_bias, self.scores(query, key, context)]
         if kept is not None:
