@@ -23,6 +23,7 @@ from .rules import same as same
 from .rules import shared as shared
 from .rules import transposed as transposed
 from .table import Entry, Tensors, under
+from .unsupported import check_supported
 
 FOREIGN: Registry[Any] = Registry(
     "model_type", "Foreign checkpoints: subclasses of `Converter`, by their model_type.", listing=None
@@ -114,6 +115,7 @@ class Converter:
 def _converter(model_type: Any) -> Converter:
     if not isinstance(model_type, str):
         raise ConfigError(f"config: no `model_type`; allowed: {', '.join(FOREIGN)}")
+    check_supported(model_type)
     return FOREIGN.get(model_type, "model_type")()
 
 

@@ -9,7 +9,7 @@ from .base import FOREIGN
 from .directions import layers_of, options_to_ours, options_to_theirs, tensor_rules
 from .reader import WHOLE, ConfigReader
 from .rules import Rule, same
-from .table import Always, Entry, Modules, Option, Unused, only, under
+from .table import Always, Entry, Modules, Option, only, under
 from .transformers_dense import BLOCKS, LlamaBlocks
 from .transformers_variants import without
 
@@ -23,18 +23,17 @@ def _trained(given: list[int] | None, reader: ConfigReader) -> list[int] | None:
 
 @FOREIGN.register("hrm_text")
 class HrmText(LlamaBlocks):
-    """See above. Their `prefix_lm` lets tokens of type 1 see each other both ways; a call without token types is causal
-    with it and without, and a call with them is refused here."""
+    """See above. Their `prefix_lm` lets tokens of type 1 see each other both ways wherever they are, ours those of a
+    prefix; a call without token types is causal in both."""
 
     architecture = "llama"
-    layout_options = ("prefix_lm",)
     defaults: ClassVar[dict[str, Any]] = {"head_dim": 128}
     model_options: ClassVar[tuple[Entry, ...]] = (
         *without(BLOCKS, "num_hidden_layers"),
         Option("head_dim", write=lambda layer: layer.effective.get("heads", (None,) * 3)[2]),
         Option("mlp_bias", default=False),
         only("attention_bias", False),  # of another one the gate has a bias as well
-        Unused("prefix_lm"),  # of calls with `token_type_ids`, and of nothing else
+        Option("prefix_lm", default=True),
         Option(
             "embedding_scale",
             "embedding_multiplier",
@@ -66,7 +65,7 @@ class HrmText(LlamaBlocks):
     def config_to_theirs(self, config: ArchConfig) -> dict[str, Any]:
         layers = layers_of(config)
         _, depth = config.depth_spec
-        theirs = {"prefix_lm": False, **options_to_theirs(self.model_options, layers[0], config)}
+        theirs = {**options_to_theirs(self.model_options, layers[0], config)}
         if not hasattr(depth, "low_cycles"):
             return {**theirs, "num_hidden_layers": len(layers) // 2 or 1}
         stack, low, high = len(layers) // 2, depth.low_cycles, depth.high_cycles

@@ -26,6 +26,7 @@ from .decoder import ArchModel, LossInputs
 from .late_logits import LateLogits, output_class
 from .loss import OfLogits, chunked_cross_entropy, loss_chunk_size, penalise_max_logits, shifted_targets, target_weights
 from .losses.base import LogitLoss, LossContext, loss_names
+from .prefixes import check_labels
 from .pretrained import ArchPreTrainedModel
 from .serving import CheckedGenerationMixin
 
@@ -74,11 +75,14 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         cache: Cache | None = None,
+        token_type_ids: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast | MoeCausalLMOutputWithPast:
         """Logits [B, T or logits_to_keep, V], and the mean next-token loss where `labels` [B, T] are given
         (shifted inside), with the losses of routers in training and, as transformers has it, where the config asks for
-        router logits."""
+        router logits. `token_type_ids` [B, T]: see `prefixes.py`."""
+        if labels is not None:
+            check_labels(token_type_ids, labels, kwargs.get("shift_labels"))
         asks = getattr(self.config, "output_router_logits", False) and kwargs.get("output_router_logits") is not False
         trains_routers = labels is not None and bool(self.training or asks)
         if trains_routers:
@@ -94,6 +98,7 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
             cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            token_type_ids=token_type_ids,
             **kwargs,
         )
         logits, loss, of_logits = self._logits_and_loss(out.last_hidden_state, labels, logits_to_keep, kwargs)

@@ -33,6 +33,7 @@ from .common_names import READABLE, has_routed_layers, read_option, write_option
 from .components import as_list, has_option, normalise, option_names, part_list, resolve, with_type
 from .config_init import check_init, resolved_init
 from .config_parts import FEATURES, ConfigParts
+from .prefixes import check_prefix_lm
 
 MAX_LAYERS, MAX_SIZE = 10_000, 2**31 - 1
 """Of one model; a typo above them would be planned for minutes before it fails."""
@@ -65,6 +66,7 @@ class ArchConfig(ConfigParts, PreTrainedConfig):
         hidden_act: `ACTIVATIONS` name of the FFN.
         attention_bias, mlp_bias, qk_norm, attn_logit_softcapping, final_logit_softcapping, sliding_window (tokens,
         the own one included): components of attention and head.
+        prefix_lm: tokens that a call marks as a prefix see each other both ways (`prefixes.py`).
         embedding_multiplier, residual_multiplier, logits_scaling: Granite's: embeddings and what a sublayer writes are
         multiplied, logits divided (before the cap); the attention scale is an option of the mixer.
         branch_scales: factors of what each layer's mixer and FFN write, one [mixer, FFN] a layer; a control of
@@ -123,6 +125,7 @@ class ArchConfig(ConfigParts, PreTrainedConfig):
     mlp_bias: bool = False
     qk_norm: bool = False
     sliding_window: int | None = None
+    prefix_lm: bool = False
     attn_logit_softcapping: float | int | None = None
     final_logit_softcapping: float | int | None = None
     embedding_multiplier: float | int = 1.0
@@ -331,6 +334,7 @@ class ArchConfig(ConfigParts, PreTrainedConfig):
         check_sites(self, self.site_specs)
         check_branch_scales(self.branch_scales, self.num_hidden_layers)
         self._check_published_values()
+        check_prefix_lm(self)
         self._refuse_idle_features()
 
     @property

@@ -28,7 +28,7 @@ from ..layers.compat import (
     merge_with_config_defaults,
 )
 from ..layers.contract import LayerContext
-from ..layers.documents import refuse_numbers
+from ..layers.documents import Documents, refuse_numbers
 from ..layers.embeddings.base import EmbeddingOutput, value_name
 from ..layers.layout import build_layout, positions_from_mask
 from ..layers.positions import ArchRotaryEmbedding
@@ -39,6 +39,7 @@ from .cache_checks import is_paged
 from .configuration import ArchConfig
 from .inputs import read_inputs
 from .mask_plan import MaskPlan
+from .prefixes import read_prefix
 from .pretrained import ArchPreTrainedModel
 
 logger = logging.get_logger(__name__)
@@ -129,11 +130,13 @@ class ArchModel(ArchPreTrainedModel):
             use_cache, past_key_values = False, None
         inputs = read_inputs(self, inputs_embeds, attention_mask, position_ids, past_key_values, use_cache, {**kwargs})
         (attention_mask, segment_ids, position_ids), past_key_values, past, given = inputs
+        types, shape = given.pop("token_type_ids", None), (inputs_embeds.shape[0], inputs_embeds.shape[1])
+        prefix = read_prefix(self.config, types, inputs.documents, past, shape)
         position_ids = self._positions(position_ids, attention_mask, past, inputs_embeds)
         masks = attention_mask
         if not isinstance(masks, dict):
             recorded = given.get("output_attentions", getattr(self.config, "output_attentions", False))
-            own = (self.config, inputs_embeds, attention_mask, past_key_values, segment_ids)
+            own = (self.config, inputs_embeds, attention_mask, past_key_values, segment_ids, prefix)
             masks = self.mask_plan.masks(*own, bands=not recorded)
         padding = masks.get("padding")
         layout = build_layout(padding, segment_ids, has_state=padding is not None and bool(past > 0))
@@ -254,4 +257,8 @@ class ArchModel(ArchPreTrainedModel):
         """The masks that `generate` prepares ahead of a compiled decoding step."""
         refuse_numbers(attention_mask)
         past_key_values = one_cache(past_key_values, cache, kwargs)
-        return self.mask_plan.masks(self.config, inputs_embeds, attention_mask, past_key_values)
+        documents = Documents(attention_mask, None, None)
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        shape = (inputs_embeds.shape[0], inputs_embeds.shape[1])
+        prefix = read_prefix(self.config, kwargs.get("token_type_ids"), documents, past, shape)
+        return self.mask_plan.masks(self.config, inputs_embeds, attention_mask, past_key_values, None, prefix)

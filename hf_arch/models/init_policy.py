@@ -68,6 +68,26 @@ for _source in ("official", "fla", "transformers"):
     INITS.register(_source)(type(f"Init_{_source}", (_OfComponents,), {"__module__": __name__}))
 
 
+@INITS.register("yoco")
+class YocoInit(InitPolicy):
+    """flash-linear-attention's for YOCO: embeddings N(0, 1 / hidden_size), and feed-forwards, shared keys and values
+    and the attention to them uniform in +-1/sqrt(fan_in). Retention has its own rule with every policy."""
+
+    def init_parameter(self, parameter: Tensor, role: str, name: str) -> None:
+        if role == "embedding":
+            nn.init.normal_(parameter, std=self.config.hidden_size**-0.5)
+            padding = self.config.pad_token_id
+            if self.config.frozen_pad_embedding and padding is not None and name.startswith("embed_tokens."):
+                parameter[padding].zero_()
+        elif role == "matrix" and self._is_ours(name):
+            nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
+
+    def _is_ours(self, name: str) -> bool:
+        _, index, part, *_ = name.split(".")
+        mixer, _ = self.config.mixer_specs[int(index)]
+        return part == "ffn" or (part == "mixer" and mixer.__module__.endswith(".shared_kv"))
+
+
 def pending_parameters(model: Any) -> list[tuple[str, nn.Parameter, str]]:
     """(name, parameter, role) of what the next initialisation will fill: not what was loaded or is filled already."""
     found: list[tuple[str, nn.Parameter, str]] = []

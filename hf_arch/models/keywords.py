@@ -16,12 +16,10 @@ from ..core.errors import nearest
 from ..layers.compat import assert_async
 from ..layers.documents import ARGUMENTS
 
-ALWAYS_NONE_OR_ZERO = {"token_type_ids"}
-"""Tokenizers of other models return them; a decoder has no second segment, and no prefix that sees itself both ways."""
 KNOWN = {
     *TransformersKwargs.__optional_keys__,
     *ARGUMENTS,
-    *ALWAYS_NONE_OR_ZERO,
+    "token_type_ids",  # read by `prefixes.py`
     "use_cache",
     "return_dict",
     "shift_labels",  # Trainer, where a sequence is split over processes
@@ -59,8 +57,6 @@ def check_keywords(model: str, given: dict[str, Any], call: tuple[Any, int, torc
     for name in given:
         if name not in KNOWN:
             raise ValueError(f"{model}.forward: unknown argument {name!r}; {_hint(name)}")
-    for name in ALWAYS_NONE_OR_ZERO & given.keys():
-        _require_equal(name, given.pop(name), 0, "only zeros are allowed; attention is causal everywhere")
     if "cache_position" in given:
         past, length, device = call
         expected = torch.arange(length, device=device) + past

@@ -59,6 +59,7 @@ class MaskPlan:
         attention_mask: Tensor | None,
         past_key_values: Cache | None,
         segment_ids: Tensor | None = None,
+        prefix: Tensor | None = None,
         *,
         bands: bool = False,
     ) -> dict[str, Any]:
@@ -79,7 +80,7 @@ class MaskPlan:
             static = cache is not None and run < len(cache.layers) and cache.layers[run].is_compileable
             common["allow_is_causal_skip"] = not (static and inputs_embeds.shape[1] == 1)
             if key == "full_attention":
-                masks[key] = create_causal_mask(config=config, layer_idx=run, **common)
+                masks[key] = create_causal_mask(config=config, layer_idx=run, block_sequence_ids=prefix, **common)
             elif key.startswith("sliding_attention"):
                 window = self._windows[self._plan[run]]
                 assert window is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from transformers.generation import GenerationMixin
 
 
@@ -65,6 +66,15 @@ class CheckedGenerationMixin(GenerationMixin):
                 f"assistant_early_exit: {layers} is not supported; use assistant_model or prompt_lookup_num_tokens"
             )
         return super().generate(inputs, generation_config, *args, **kwargs)
+
+    def _update_model_kwargs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As transformers' own; a new token is not in the prefix, whatever the last one was."""
+        updated = super()._update_model_kwargs_for_generation(*args, **kwargs)
+        types = updated.get("token_type_ids")
+        if types is not None:
+            added = kwargs.get("num_new_tokens", 1)
+            updated["token_type_ids"] = torch.cat([types[:, :-added], torch.zeros_like(types[:, -added:])], 1)
+        return updated
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         """As transformers' own, which `generate_batch` and `transformers serve` call.

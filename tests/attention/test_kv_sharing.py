@@ -16,6 +16,8 @@ from tests.suite.models import close, stirred_model, token_ids
 
 SHARED = {"type": "attention", "kv": "shared"}
 WINDOW = {"type": "attention", "window": 5}
+BY_WINDOW = {"type": "attention", "kv": "shared_by_window"}
+LAST_OF_ITS_KIND = [WINDOW, "attention", {**WINDOW, "kv": "shared_by_window"}, BY_WINDOW]
 CHOICES: list[dict[str, Any]] = [
     {"mixer": ["attention", SHARED]},
     {"mixer": ["attention", SHARED], "num_key_value_heads": 2, "qk_norm": True},
@@ -24,6 +26,8 @@ CHOICES: list[dict[str, Any]] = [
     {"mixer": ["attention", "gla", SHARED, {**SHARED, "exclusive": True, "output_gate": "headwise", "sinks": True}]},
     {"mixer": [{"type": "attention", "forget_gate": True, "value_residual": "learned"}, SHARED]},
     {"mixer": ["attention", {"type": "differential", "kv": "shared"}]},
+    {"mixer": LAST_OF_ITS_KIND},
+    {"mixer": [*LAST_OF_ITS_KIND, {**SHARED, "exclusive": True}], "num_hidden_layers": 5, "position": "alibi"},
     {"mixer": ["attention", SHARED], "depth": {"type": "loop", "start": 1, "end": 4}},
     {"mixer": ["attention", SHARED], "stream": {"type": "hyper", "streams": 2}, "embeddings": "smear"},
     {"mixer": ["attention", SHARED], "sites": {"type": "canon", "at": ["mixer_input"]}},
@@ -75,6 +79,19 @@ def test_it_is_attention_with_the_earlier_layers_projections() -> None:
     close(seen["second_out"], expected, 1e-5)
 
 
+@torch.no_grad()
+def test_the_last_layer_of_its_window_is_taken() -> None:
+    """As Gemma 3n's last layers take those of the last earlier one of their type, over a window or over all tokens."""
+    model = stirred_model("mixed", num_hidden_layers=5, mixer=["attention", *LAST_OF_ITS_KIND])
+    layers = [layer.mixer for layer in model.model.layers]
+    seen: dict[int, torch.Tensor] = {}
+    for index, layer in enumerate(layers):
+        layer.product.register_forward_pre_hook(lambda module, args, index=index: seen.update({index: args[1]}))
+    model(token_ids(2, 9))
+    assert [index for index, layer in enumerate(layers) if not hasattr(layer, "k_proj")] == [3, 4]
+    assert torch.equal(seen[3], seen[1]) and torch.equal(seen[4], seen[2])
+
+
 def test_cache_parameters_and_flops_are_counted() -> None:
     own, shared = (config_of({"mixer": mixer}) for mixer in ("attention", ["attention", SHARED]))
     costs = [hf_arch.cost(config, 21, batch_size=2) for config in (own, shared)]
@@ -96,6 +113,7 @@ def test_cache_parameters_and_flops_are_counted() -> None:
     [
         ({"mixer": SHARED}, "layer 0 needs a layer of attention with kv 'own' before it"),
         ({"mixer": ["gla", SHARED]}, "layer 1 needs a layer of attention with kv 'own' before it"),
+        ({"mixer": ["attention", {**BY_WINDOW, "window": 4}]}, "with kv 'own' and the same window before it"),
         ({"mixer": ["attention", {**SHARED, "window": 4}]}, "layer 1 has window 4, but layer 0"),
         ({"mixer": ["attention", {**SHARED, "num_kv_heads": 1}]}, "has KV heads and head_dim"),
         ({"mixer": ["attention", {**SHARED, "position": "none"}]}, "has rotation None"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ from transformers import (
     DiffLlamaForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
+    LagunaConfig,
     StaticCache,
 )
+from transformers.models.laguna.modeling_laguna import LagunaAttention
 
 import hf_arch
 from hf_arch.checks import check_model
@@ -29,6 +32,9 @@ OPTIONS: list[dict[str, Any]] = [
     {"sinks": True, "softcap": 3.0},
     {"sinks": True, "window": 5},
     {"exclusive": True},
+    {"exclusive": True, "exclusive_strength": "learned"},
+    {"output_gate": "headwise", "gate_activation": "softplus"},
+    {"temperature": 0.5, "temperature_step": 3, "position": "none"},
     {"forget_gate": True},
     {"forget_gate": True, "window": 5},
     {"position": "none"},
@@ -96,12 +102,14 @@ def _project(layer: Attention, out: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("activation", ["sigmoid", "softplus"])
 @pytest.mark.parametrize("form", ["elementwise", "headwise"])
-def test_output_gate(form: str) -> None:
-    layer, x = _layer(output_gate=form)
+def test_output_gate(form: str, activation: str) -> None:
+    layer, x = _layer(output_gate=form, gate_activation=activation)
     scores, value, _ = _by_hand(layer, x)
     out = scores.softmax(-1) @ value
-    gate = torch.sigmoid(x @ layer.g_proj.weight.T).view(2, 7, layer.num_heads, -1).transpose(1, 2)
+    act = torch.sigmoid if activation == "sigmoid" else torch.nn.functional.softplus
+    gate = act(x @ layer.g_proj.weight.T).view(2, 7, layer.num_heads, -1).transpose(1, 2)
     assert gate.shape[-1] == (layer.head_dim if form == "elementwise" else 1)
     close(layer(x), _project(layer, out * gate), 1e-5)
 
@@ -116,12 +124,41 @@ def test_sinks() -> None:
 
 
 @torch.no_grad()
-def test_exclusive() -> None:
-    layer, x = _layer(exclusive=True)
+@pytest.mark.parametrize("strength", ["full", "learned"])
+def test_exclusive(strength: str) -> None:
+    layer, x = _layer(exclusive=True, exclusive_strength=strength)
     scores, value, _ = _by_hand(layer, x)
     out = scores.softmax(-1) @ value
     along = (out * value).sum(-1, keepdim=True) / value.square().sum(-1, keepdim=True)
+    if strength == "learned":
+        along = along * torch.tanh(x @ layer.strength_proj.weight.T).transpose(1, 2).unsqueeze(-1)
     close(layer(x), _project(layer, out - along * value), 1e-5)
+
+
+@torch.no_grad()
+def test_queries_grow_with_position() -> None:
+    layer, x = _layer(temperature=0.5, temperature_step=3)
+    scores, value, _ = _by_hand(layer, x)
+    growth = torch.tensor([1 + 0.5 * math.log(1 + (position + 1) // 3) for position in range(7)])
+    close(layer(x), _project(layer, (scores * growth[:, None]).softmax(-1) @ value), 1e-5)
+
+
+@torch.no_grad()
+def test_a_softplus_gate_is_transformers_lagunas() -> None:
+    """Of a head at a time, before the output projection, in fp32."""
+    layer, x = _layer(output_gate="headwise", gate_activation="softplus")
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 97}
+    kinds = {"gating": "per-head", "layer_types": ["full_attention"], "num_attention_heads_per_layer": [4]}
+    config = LagunaConfig(**sizes, **kinds, mlp_layer_types=["dense"], num_hidden_layers=1)
+    config._attn_implementation = "eager"
+    theirs = LagunaAttention(config, 0, 4).eval()
+    own = {name: weight for name, weight in layer.state_dict().items() if "norm" not in name}
+    assert {*own} == {name for name in theirs.state_dict() if "norm" not in name}
+    theirs.load_state_dict(own, strict=False)
+    theirs.q_norm = theirs.k_norm = torch.nn.Identity()
+    mask = torch.full((7, 7), torch.finfo(torch.float32).min).triu(1).expand(2, 1, -1, -1)
+    still = torch.ones(1, 7, 8), torch.zeros(1, 7, 8)
+    close(layer(x), theirs(x, position_embeddings=still, attention_mask=mask)[0], 1e-5)
 
 
 @torch.no_grad()
@@ -210,6 +247,16 @@ def test_multipliers_are_transformers_granite() -> None:
     [
         ([_mixer({"value_residual": "mean"}), "gla"], "value_residual: 'mean' would have no effect in a single layer"),
         ({"type": "attention", "output_gate": "both"}, "output_gate"),
+        (
+            {"type": "attention", "gate_activation": "softplus"},
+            "'softplus' would have no effect with output_gate",
+        ),
+        (
+            {"type": "attention", "temperature_step": 4},
+            "temperature_step: 4 would have no effect with temperature None",
+        ),
+        ({"type": "attention", "temperature": 0.0}, "temperature: 0.0 is not allowed; use a number above 0, or None"),
+        ({"type": "attention", "exclusive_strength": "learned"}, "'learned' would have no effect with exclusive False"),
         ({"type": "differential", "num_kv_heads": 1}, "num_key_value_heads: 1 is odd"),
         ({"type": "forgetting_transformer", "forget_gate": False}, "forget_gate: False is not FoX"),
         ({"type": "nsa", "block_counts": 2}, "mixer nsa: block_counts 2 is not allowed"),

@@ -250,6 +250,9 @@ def test_same_logits_and_back(name):
         ("gla", "llama", r"^mixer of layer 0: 'GatedLinearAttention' cannot be said in a llama"),
         ("llama", "mistral", r"^mixer of layer 0 qk_norm: 1e-06 cannot be said in a mistral"),
         ("llama", "lama", r"^model_type: 'lama' is not known; nearest: 'llama'"),
+        ("llama", "deepseek_v4", "^model_type: 'deepseek_v4' cannot be converted: it has attention to compressed keys"),
+        ("llama", "qwen4_exp", "^model_type: 'qwen4_exp' cannot be converted: it has attention to tokens that"),
+        ("llama", "qwen3_5_moe", "^model_type: 'qwen3_5_moe' is a model of images and text; .* 'qwen3_5_moe_text'"),
     ],
 )
 def test_what_cannot_be_said_is_refused(architecture, model_type, message):

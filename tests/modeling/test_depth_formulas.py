@@ -83,8 +83,13 @@ def test_cycles_are_those_of_transformers(changes: dict[str, Any]):
     values, state = hf_arch.to_foreign(model, "hrm_text")
     assert all(torch.equal(tensor, source.state_dict()[key]) for key, tensor in state.items())
     assert values["num_hidden_layers"] == config.num_hidden_layers and values["prefix_lm"] is config.prefix_lm
-    with pytest.raises(ValueError, match="token_type_ids: only zeros are allowed; attention is causal everywhere"):
-        model(IDS, token_type_ids=torch.ones_like(IDS))
+    types = (torch.arange(IDS.shape[1]) < 7).long().expand_as(IDS)
+    if config.prefix_lm:
+        told = {"token_type_ids": types, "use_cache": False}
+        torch.testing.assert_close(model(IDS, **told).logits, source(IDS, **told).logits, rtol=0, atol=1e-5)
+    else:
+        with pytest.raises(ValueError, match="token_type_ids: only zeros are allowed"):
+            model(IDS, token_type_ids=types)
     for parameter in model.parameters():
         parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     _, grads = hf_arch.to_foreign(model, "hrm_text")

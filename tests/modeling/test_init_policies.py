@@ -132,3 +132,20 @@ def test_the_ranks_of_rwkv7_follow_the_width(width: int, ranks: tuple[int, ...])
     config = hf_arch.config_from_dict({"architecture": "rwkv7", **sizes})
     mixer, options = config.mixer_specs[0]
     assert tuple(mixer.ranks(config, options).values()) == ranks
+
+
+def test_yoco_has_the_initial_values_of_its_source() -> None:
+    """Embeddings N(0, 1 / D); feed-forwards and all that has to do with shared keys as torch has Linear."""
+    sizes = {"hidden_size": 64, "num_hidden_layers": 4, "intermediate_size": 160, "pad_token_id": 0}
+    model, plain = (build("yoco", **sizes, init=init) for init in ("yoco", None))
+    others, seen = dict(plain.named_parameters()), set()
+    for name, parameter in model.named_parameters():
+        changed = ".ffn." in name or any(f"layers.{index}.mixer." in name for index in (1, 2, 3))  # from the builder on
+        if name == "model.embed_tokens.weight":
+            assert std(parameter[1:]) == pytest.approx(64**-0.5, rel=0.05) and not parameter[0].any()
+        elif changed and parameter.dim() == 2:
+            seen.add(name.split(".", 3)[3])
+            assert std(parameter) == pytest.approx(uniform(parameter.shape[1]), rel=0.05)
+        else:
+            assert torch.equal(parameter, others[name]), name
+    assert {"mixer.k_proj.weight", "mixer.q_proj.weight", "mixer.o_proj.weight", "ffn.down_proj.weight"} <= seen

@@ -39,17 +39,22 @@ def start_of(model: Any) -> Tensor:
     return model.model.embed_tokens(IDS)
 
 
-@pytest.mark.parametrize("kind", ["scaled", "unet"])
+@pytest.mark.parametrize("kind", ["scaled", "unet", "gate"])
 @pytest.mark.parametrize("scale", ["none", "scalar", "vector"])
 @pytest.mark.parametrize("x0", ["none", "identity"])
 @pytest.mark.parametrize("backout", [None, 0.2])
 def test_scaled_and_unet(kind: str, scale: str, x0: str, backout: float | None):
-    model = model_of({"type": kind, "scale": scale, "x0": x0, "backout": backout}, **LAYERS)
+    own = {"type": "unet", "skip": "gate"} if kind == "gate" else {"type": kind}
+    model = model_of({**own, "scale": scale, "x0": x0, "backout": backout}, **LAYERS)
     x = x_0 = start_of(model)
     skips, middle = [], None
     for index, layer in enumerate(model.model.layers):
-        if kind == "unet" and index >= 3:  # of five: 3 takes layer 1's, 4 takes layer 0's
-            x = x + layer.stream.skip_scale * skips.pop()
+        if kind != "scaled" and index >= 3:  # of five: 3 takes layer 1's, 4 takes layer 0's
+            weight = layer.stream.skip_scale
+            if kind == "gate":
+                gate = torch.sigmoid(x_0[..., :16] @ layer.stream.skip_gate.weight[0])
+                weight = torch.sigmoid(weight) * 2 * gate[..., None]
+            x = x + weight * skips.pop()
         if x0 != "none":
             x = layer.stream.stream_scale * x + layer.stream.x0_scale * x_0
         mixer_scale, ffn_scale = (

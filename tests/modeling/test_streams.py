@@ -21,6 +21,7 @@ STREAMS: dict[str, Any] = {
     "LayerScale": "scaled",
     "scalars, x0 and backout": {"type": "scaled", "scale": "scalar", "scale_init": 1.0, "x0": "ramp", "backout": 0.2},
     "unet": "unet",
+    "gated unet": {"type": "unet", "skip": "gate"},
     "unet with x0 and backout": {"type": "unet", "x0": "identity", "backout": 0.2},
     "gated": "gated",
     "hyper": {"type": "hyper", "streams": 2},

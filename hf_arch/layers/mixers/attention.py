@@ -8,17 +8,20 @@ and a soft cap `c tanh(s / c)` on the scores. The product itself runs through tr
 sdpa, flex or flash attention.
 
 Options from the literature, each with its formula at the method that computes it: output gates (Qiu et al. 2025, arXiv
-2505.06708), sinks (gpt-oss), exclusive self attention (arXiv 2603.09078), forget gates (Lin et al. 2025, arXiv
-2503.02130), NoPE in some layers (Yang et al. 2025, arXiv 2501.18795), value residuals (Zhou et al. 2024, arXiv
-2410.17897), keys and values shared across layers (Brandon et al. 2024, arXiv 2405.12981).
+2505.06708; with softplus, Laguna), sinks (gpt-oss), exclusive self attention (arXiv 2603.09078; of learned strength,
+modded-nanogpt), queries that grow with position (Nakanishi 2025, arXiv 2501.19399; Llama 4), forget gates (Lin et al.
+2025, arXiv 2503.02130), NoPE in some layers (Yang et al. 2025, arXiv 2501.18795), value residuals (Zhou et al. 2024,
+arXiv 2410.17897), keys and values shared across layers (Brandon et al. 2024, arXiv 2405.12981; by window, Gemma 3n).
 """
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import initialization as init
 
 from ...core.errors import ConfigError
@@ -30,7 +33,7 @@ from ..forget_gates import ForgetGate, as_key_features, cache_parts, forget_bias
 from ..norms import AllHeadsRMSNorm
 from .attention_heads import AttentionCall, AttentionHeads, HeadsOptions, config_rotates
 from .base import MixerCost
-from .kv_sharing import SHARED_KV, check_sharing, is_shared_with, shares
+from .kv_sharing import SHARED_KV, check_sharing, names_of_source, plain_name, shared_names, shares
 from .windows import Windowed
 
 FIRST_VALUE = "first_value"
@@ -40,25 +43,32 @@ FIRST_VALUE = "first_value"
 @options
 class AttentionOptions(HeadsOptions):
     """None takes the config's value: heads, KV heads, head_dim, bias, window (0 = none), soft cap, RoPE parameters.
-    `scale`: of the scores, None = 1 / sqrt(head_dim). `position`: "rope" or "none" (NoPE) in place of the config's.
-    `output_gate`: a sigmoid gate of each feature or each head. `sinks`: a learned logit per head that takes weight.
-    `exclusive`: take out of each head's output what lies along the token's own value. `forget_gate`: scores decay by a
-    gate per head and token. `value_residual`: mix values with those of the first such layer, evenly or by learned
-    weights. `kv`: "shared" takes the keys and values of the last layer before it that has its "own".
+    `scale`: of the scores, None = 1 / sqrt(head_dim). `temperature`: s of the growth of queries with position, None =
+    without; `temperature_step`: tokens of one step of it. `position`: "rope" or "none" (NoPE) in place of the config's.
+    `output_gate`: a gate of each feature or each head, `gate_activation` of its logits. `sinks`: a learned logit per
+    head that takes weight. `exclusive`: take out of each head's output what lies along the token's own value;
+    `exclusive_strength`: all of it, or a learned share per head and token. `forget_gate`: scores decay by a gate per
+    head and token. `value_residual`: mix values with those of the first such layer, evenly or by learned weights. `kv`:
+    "shared" takes the keys and values of the last layer before it that has its "own", "shared_by_window" those of the
+    last one with its window.
     `qk_norm_over`: "all" norms the heads of a query or key together (OLMo 2).
     """
 
     window: int | None = None
     softcap: float | None = None
     scale: float | None = None
+    temperature: float | None = None
+    temperature_step: int = 8192
     rope_theta: float | int | None = None
     position: Literal["rope", "none"] | None = None
     output_gate: Literal["none", "elementwise", "headwise"] = "none"
+    gate_activation: Literal["sigmoid", "softplus"] = "sigmoid"
     sinks: bool = False
     exclusive: bool = False
+    exclusive_strength: Literal["full", "learned"] = "full"
     forget_gate: bool = False
     value_residual: Literal["none", "mean", "learned"] = "none"
-    kv: Literal["own", "shared"] = "own"
+    kv: Literal["own", "shared", "shared_by_window"] = "own"
     qk_norm_over: Literal["head", "all"] = "head"
 
 
@@ -84,10 +94,13 @@ class Attention(Windowed, AttentionHeads):
             self.k_norm = None
         self.attention_window = self.window(config, options)
         self.published_names = self.publishes(config, options, layer_idx)
+        self.source_names = names_of_source(config, options)
         self.softcap = config.attn_logit_softcapping if options.softcap is None else options.softcap
         if options.output_gate != "none":
             gates = self.num_heads * (self.head_dim if options.output_gate == "elementwise" else 1)
             self.g_proj = nn.Linear(config.hidden_size, gates, bias=False)
+        if options.exclusive_strength == "learned":
+            self.strength_proj = nn.Linear(config.hidden_size, self.num_heads, bias=False)
         if options.forget_gate:
             self.f_proj = ForgetGate(config.hidden_size, self.num_heads)
         self.sinks = nn.Parameter(torch.empty(self.num_heads)) if options.sinks else None
@@ -118,6 +131,19 @@ class Attention(Windowed, AttentionHeads):
             raise ConfigError(
                 f"sliding_window: {window} is not allowed; use a number of tokens >= 1, or 0 for no window"
             )
+        for name, idle, switch, off in (
+            ("gate_activation", "sigmoid", "output_gate", "none"),
+            ("exclusive_strength", "full", "exclusive", False),
+            ("temperature_step", 8192, "temperature", None),
+        ):
+            if getattr(options, name) != idle and getattr(options, switch) == off:
+                raise ConfigError(
+                    f"{name}: {getattr(options, name)!r} would have no effect with {switch} {off!r}; use {idle!r}"
+                )
+        if options.temperature is not None and not 0 < options.temperature < inf:
+            raise ConfigError(f"temperature: {options.temperature} is not allowed; use a number above 0, or None")
+        if options.temperature_step < 1:
+            raise ConfigError(f"temperature_step: {options.temperature_step} is not allowed; use 1 token or more")
         if shares(options):
             cls._check_shared(options)
             check_sharing(config)
@@ -157,7 +183,7 @@ class Attention(Windowed, AttentionHeads):
         for stage in ("project", "kept"):
             if getattr(cls, stage) is not getattr(Attention, stage):
                 raise ConfigError(
-                    f"kv: 'shared' is not supported by {cls.__name__}, whose {stage} is its own; use 'own'"
+                    f"kv: {options.kv!r} is not supported by {cls.__name__}, whose {stage} is its own; use 'own'"
                 )
 
     @classmethod
@@ -176,12 +202,12 @@ class Attention(Windowed, AttentionHeads):
     def publishes(cls, config: Any, options: AttentionOptions, layer_idx: int) -> tuple[str, ...]:
         has = options.value_residual != "none"
         names = (FIRST_VALUE,) if has and layer_idx == _value_layers(config)[0] else ()
-        return (*names, *SHARED_KV) if is_shared_with(config, layer_idx) else names
+        return (*names, *shared_names(config, layer_idx))
 
     @classmethod
     def needs(cls, config: Any, options: AttentionOptions, layer_idx: int) -> tuple[str, ...]:
         if shares(options):
-            return SHARED_KV
+            return names_of_source(config, options)
         has = options.value_residual != "none"
         return (FIRST_VALUE,) if has and layer_idx != _value_layers(config)[0] else ()
 
@@ -194,6 +220,8 @@ class Attention(Windowed, AttentionHeads):
         plan = {"q_proj": "colwise", "k_proj": "colwise", "v_proj": "colwise", "o_proj": "rowwise"}
         if options.output_gate != "none":
             plan["g_proj"] = "colwise"
+        if options.exclusive_strength == "learned":
+            plan["strength_proj"] = "colwise"
         if shares(options):
             plan = {name: style for name, style in plan.items() if name not in ("k_proj", "v_proj")}
         if cls.norm_eps(config, options) is not None:
@@ -213,7 +241,7 @@ class Attention(Windowed, AttentionHeads):
         if not shares(self.options):
             return super().forward(hidden_states, context)
         query = self.q_proj(hidden_states).unflatten(-1, (-1, self.head_dim))
-        key, values, value = (context.values[name].transpose(1, 2) for name in SHARED_KV)
+        key, values, value = (context.values[name].transpose(1, 2) for name in self.source_names)
         query = self.placed(query, self.q_norm, context)
         heads = self.attend(AttentionCall(query, key, values, None, hidden_states, context))
         return self.read_out(heads, hidden_states, value)
@@ -222,7 +250,7 @@ class Attention(Windowed, AttentionHeads):
         if not self.published_names:
             return {}
         made = {FIRST_VALUE: value, **dict(zip(SHARED_KV, (keys, values, value), strict=True))}
-        return {name: made[name].transpose(1, 2) for name in self.published_names}
+        return {name: made[plain_name(name)].transpose(1, 2) for name in self.published_names}
 
     def project(self, hidden_states: Tensor, context: LayerContext) -> tuple[Tensor, Tensor, Tensor]:
         """As AttentionHeads'; with a value residual v <- (v + v_first) / 2, or c_1 v_first + c_2 v."""
@@ -248,8 +276,19 @@ class Attention(Windowed, AttentionHeads):
         """
         return None
 
+    def warmed(self, query: Tensor, context: LayerContext) -> Tensor:
+        """temperature: q_t (1 + s log(1 + floor((t + 1) / step))), t the position in the document; [B, H, T, K]."""
+        if self.options.temperature is None:
+            return query
+        positions = context.position_ids
+        if positions is None:
+            positions = torch.arange(query.shape[2], device=query.device)[None]
+        steps = torch.div(positions.float() + 1, self.options.temperature_step, rounding_mode="floor")
+        growth = 1 + self.options.temperature * torch.log1p(steps)
+        return query * growth[:, None, :, None].to(query.dtype)
+
     def attend(self, call: AttentionCall) -> Tensor:
-        query, key, value, kept = call.query, call.key, call.value, call.kept
+        query, key, value, kept = self.warmed(call.query, call.context), call.key, call.value, call.kept
         hidden_states, context = call.hidden_states, call.context
         biases = [context.position_bias, self.scores(query, key, context)]
         if kept is not None:
@@ -274,13 +313,19 @@ class Attention(Windowed, AttentionHeads):
         return out
 
     def read_out(self, out: Tensor, hidden_states: Tensor, value: Tensor) -> Tensor:
-        """exclusive: o - (o . v) v / |v|^2 with the token's own v; output_gate: sigmoid(W_g x) * o; then W_o o."""
+        """exclusive: o - c (o . v) v / |v|^2 with the token's own v, c = 1 or tanh(W_c x) of each head; output_gate:
+        sigmoid(W_g x) * o, or softplus; then W_o o."""
         if self.options.exclusive:
             own = self.per_query_head(value).transpose(1, 2)
             square = own.square().sum(-1, keepdim=True).clamp(min=1e-8)
-            out = out - (out * own).sum(-1, keepdim=True) / square * own
+            along = (out * own).sum(-1, keepdim=True) / square
+            if self.options.exclusive_strength == "learned":
+                along = along * torch.tanh(self.strength_proj(hidden_states)).unsqueeze(-1)
+            out = out - along * own
         if self.options.output_gate != "none":
-            gate = torch.sigmoid(self.g_proj(hidden_states))
+            logits = self.g_proj(hidden_states)
+            soft = self.options.gate_activation == "softplus"
+            gate = F.softplus(logits.float()).to(out.dtype) if soft else torch.sigmoid(logits)
             out = out * gate.unflatten(-1, (out.shape[2], -1))
         return super().read_out(out, hidden_states, value)
 

@@ -118,6 +118,11 @@ class Mixer(InitPolicies, KeepsFp32):
         """Attention window in tokens, or None."""
         return None
 
+    @classmethod
+    def takes_prefix(cls, config: ArchConfig, options: Any) -> bool:
+        """Whether it follows a mask in which tokens of a prefix see later ones too."""
+        return False
+
     def takes_bands(self) -> bool:
         """Whether `context.attention_mask` may be a `Band` (see `bands.py`) where the window is much shorter than the
         sequence; else it is a mask over all pairs of tokens."""

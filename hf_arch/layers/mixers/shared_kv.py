@@ -63,6 +63,10 @@ class _SharedHeads(Mixer):
     cache_kind: ClassVar[CacheKind] = "kv"
 
     @classmethod
+    def takes_prefix(cls, config: Any, options: Any) -> bool:
+        return True
+
+    @classmethod
     def width(cls, config: Any, options: Any) -> int:
         """K."""
         heads = getattr(options, "num_heads", None)

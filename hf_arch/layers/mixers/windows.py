@@ -21,6 +21,12 @@ class Windowed:
         """Attention window in tokens, or None."""
         return (config.sliding_window if options.window is None else options.window) or None
 
+    @classmethod
+    def takes_prefix(cls, config: Any, options: Any) -> bool:
+        """As Mixer's: what sees all tokens, by the mask alone."""
+        mixer: Any = cls
+        return cls.window(config, options) is None and not mixer.needs_key_positions(config, options)
+
     def takes_bands(self) -> bool:
         """Where nothing but `AttentionProduct` reads the mask: not in a class whose own methods hand it on, nor with a
         bias over all pairs of tokens."""

@@ -36,7 +36,7 @@ class ScaledOptions(Options):
 
 
 class ScaledLayer(LayerStream):
-    """State: (x, x0 where it is mixed in, the middle layer's x from there on where it is backed out)."""
+    """State: (x, x0 where it is read again, the middle layer's x from there on where it is backed out)."""
 
     def __init__(self, config: Any, options: ScaledOptions, layer_idx: int):
         super().__init__(config, options, layer_idx)
@@ -84,7 +84,12 @@ def scale_init(config: Any, options: ScaledOptions) -> float:
 
 def middle_index(options: ScaledOptions) -> int:
     """Where the state holds the middle layer's x."""
-    return 1 if options.x0 == "none" else 2
+    return 2 if keeps_x0(options) else 1
+
+
+def keeps_x0(options: ScaledOptions) -> bool:
+    """Whether the state holds the embedding: to mix it in, or for the gates of `unet`."""
+    return options.x0 != "none" or getattr(options, "skip", None) == "gate"
 
 
 @STREAMS.register("scaled")
@@ -113,7 +118,7 @@ class ScaledStream(Stream):
             init.constant_(self.backout, self.options.backout)
 
     def start(self, embeddings: Tensor) -> State:
-        return (embeddings,) if self.options.x0 == "none" else (embeddings, embeddings)
+        return (embeddings, embeddings) if keeps_x0(self.options) else (embeddings,)
 
     def finish(self, state: State) -> Tensor:
         return state[0] if self.backout is None else state[0] - self.backout * state[middle_index(self.options)]

@@ -2,6 +2,7 @@
 
 layer i < L / 2:        push its output
 before layer L - 1 - i:  x <- x + w_i pop()        (then the x0 mix of `scaled`, where it is on)
+with `skip` "gate":      w_i = sigmoid(c_i) 2 sigmoid(W_i x0[:16])         (its later form; x0 the embedding)
 
 An odd number of layers leaves the middle one without a skip.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import initialization as init
 
 from ...core.options import options
@@ -19,14 +20,19 @@ from ...core.registry import STREAMS
 from .base import State, check_finite
 from .scaled import ScaledLayer, ScaledOptions, ScaledStream
 
+GATE_CHANNELS = 16
+"""Of the embedding, which the gate of a skip reads."""
+
 
 @options
 class UNetOptions(ScaledOptions):
-    """`skip_init`: what the factor of each skip starts at. The others as in `scaled`, without a factor of the branches
+    """`skip`: a learned "factor" of each, or a "gate" that reads the embedding. `skip_init`: what the factor w_i starts
+    at, or c_i of the gate; None = 1 and -1.5. The others as in `scaled`, without a factor of the branches
     by default."""
 
     scale: Literal["none", "scalar", "vector"] = "none"
-    skip_init: float = 1.0
+    skip: Literal["factor", "gate"] = "factor"
+    skip_init: float | None = None
 
 
 class UNetLayer(ScaledLayer):
@@ -37,15 +43,23 @@ class UNetLayer(ScaledLayer):
         half = config.num_hidden_layers // 2
         self.pushes, pops = layer_idx < half, layer_idx >= config.num_hidden_layers - half
         self.skip_scale = nn.Parameter(torch.empty(1)) if pops else None
+        width = min(GATE_CHANNELS, config.hidden_size)
+        self.skip_gate = nn.Linear(width, 1, bias=False) if pops and options.skip == "gate" else None
 
     def init_weights(self) -> None:
         super().init_weights()
         if self.skip_scale is not None:
-            init.constant_(self.skip_scale, self.options.skip_init)
+            start = -1.5 if self.skip_gate is not None else 1.0
+            given = self.options.skip_init
+            init.constant_(self.skip_scale, start if given is None else given)
 
     def enter(self, state: State) -> State:
         if self.skip_scale is not None:
-            state = (state[0] + self.skip_scale * state[-1], *state[1:-1])
+            factor: Tensor = self.skip_scale
+            if self.skip_gate is not None:
+                channels = state[1][..., : self.skip_gate.in_features]
+                factor = torch.sigmoid(factor) * 2 * torch.sigmoid(self.skip_gate(channels))
+            state = (state[0] + factor * state[-1], *state[1:-1])
         return super().enter(state)
 
     def leave(self, state: State) -> State:

@@ -1,7 +1,8 @@
 """You Only Cache Once (Sun et al. 2024): a lower half of constant state, and an upper half that attends to keys and
 values made once in the middle.
 
-The layer in the middle (`kv_builder`) makes the shared keys and values and writes nothing to the stream.
+The layer in the middle (`kv_builder`) makes the shared keys and values and writes nothing to the stream. `init: yoco`
+takes the initial values of the source.
 """
 
 from typing import Any
