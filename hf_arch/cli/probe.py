@@ -18,6 +18,35 @@ from hf_arch.cli.panels import TRAIN
 from hf_arch.cli.plugins import load_override_plugins
 from hf_arch.core.errors import ConfigError
 
+Architectures = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="ARCH... [KEY=VALUE]...",
+        help="Architectures, then changes to their recipe.",
+        autocompletion=completion.architectures,
+    ),
+]
+Task = Annotated[list[str], typer.Option("--task", help="A probe, e.g. `mqar`, `parity`; may be repeated.")]
+Setting = Annotated[
+    str,
+    typer.Option(
+        **completion.choices("cpu|paper|SOURCE"),
+        help="`cpu`: small enough for two cores; `paper`: as published; or a source: `zoology`, `mad`, `gu-dao`.",
+    ),
+]
+Width = Annotated[int, typer.Option(min=1, help="Width of the models.")]
+Layers = Annotated[int, typer.Option(min=1, help="Layers of the models.")]
+LearningRates = Annotated[
+    list[float] | None,
+    typer.Option(
+        help="Learning rate of every run; repeat the option to try several. Default 3e-3, or the source's sweep."
+    ),
+]
+Seeds = Annotated[int, typer.Option(min=1, help="Number of seeds.")]
+ResultsDir = Annotated[str, typer.Option(help="Folder for the runs, with one folder a task in it.")]
+Workers = Annotated[int, typer.Option(min=1, help="Runs at a time.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the runs, their sizes and their cost; train nothing.")]
+
 TOLERANCE = 0.02  # one more channel of a model this small is more than a hundredth of it
 
 
@@ -27,41 +56,19 @@ def register(app: typer.Typer) -> None:
 
 
 def probe_command(
-    architectures: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="ARCH... [KEY=VALUE]...",
-            help="Architectures, then changes to their recipe.",
-            autocompletion=completion.architectures,
-        ),
-    ],
-    task: Annotated[list[str], typer.Option("--task", help="A probe, e.g. `mqar`, `parity`; may be repeated.")],
-    setting: Annotated[
-        str,
-        typer.Option(
-            **completion.choices("cpu|paper|SOURCE"),
-            help="`cpu`: small enough for two cores; `paper`: as published; or a source: `zoology`, `mad`, `gu-dao`.",
-        ),
-    ] = "cpu",
-    width: Annotated[int, typer.Option(min=1, help="Width of the models.")] = 64,
-    layers: Annotated[int, typer.Option(min=1, help="Layers of the models.")] = 2,
-    learning_rate: Annotated[
-        list[float] | None,
-        typer.Option(
-            help="Learning rate of every run; repeat the option to try several. Default 3e-3, or the source's sweep."
-        ),
-    ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 1,
+    architectures: Architectures,
+    task: Task,
+    setting: Setting = "cpu",
+    width: Width = 64,
+    layers: Layers = 2,
+    learning_rate: LearningRates = None,
+    seeds: Seeds = 1,
     match: Match = None,
-    results_dir: Annotated[
-        str, typer.Option(help="Folder for the runs, with one folder a task in it.")
-    ] = "results/probes",
-    workers: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    results_dir: ResultsDir = "results/probes",
+    workers: Workers = 1,
     engine: Engine = "local",
     slurm: Slurm = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the runs, their sizes and their cost; train nothing.")
-    ] = False,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> int:
     """Train small models on synthetic tasks: what can an architecture recall, copy, compress, or keep track of?
