@@ -78,12 +78,10 @@ def probe_command(
     - `hf-arch probe llama gla mamba delta_net --task mqar --learning-rate 1e-3 --learning-rate 3e-3`
     """
     with only_results_on_stdout():
-        from hf_arch.analysis.compare import undecided_claims
         from hf_arch.experiments.execution.runner import RunOptions, processes_per_run
-        from hf_arch.experiments.execution.sets import run_set
         from hf_arch.experiments.planning.forecast import document, step_timer
         from hf_arch.recipe.recipe import read_recipe
-        from hf_arch.report.conclude import conclude
+        from hf_arch.report.conclude import run_and_conclude
         from hf_arch.report.preview import preview, print_forecast
 
     options = RunOptions(workers, engine, slurm=tuple(slurm or ()))
@@ -103,8 +101,7 @@ def probe_command(
                 forecasts += preview(recipe, folder, workers, processes_per_run(options), timer=timer)
                 print_forecast(forecasts[-1])
                 continue
-            trained = run_set(recipe, folder, options, undecided=undecided_claims)
-            comparison = conclude(trained, folder, recipe.experiment.study)
+            trained, comparison = run_and_conclude(recipe, folder, options)
             compared[recipe.experiment.name] = {} if comparison is None else comparison.to_dict()
             failed += trained.failed
     if as_json:
