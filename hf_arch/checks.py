@@ -22,7 +22,7 @@ import hf_arch
 from hf_arch.core.registry import plugin_line
 from hf_arch.layers.compat import experts_implementation, set_experts_implementation
 from hf_arch.layers.contract import LayerOutput
-from hf_arch.stirred import StirredModels, stirred_model
+from hf_arch.perturbed import PerturbedModels, perturbed_model
 
 LENGTH = 41
 TOLERANCE = 1e-4
@@ -66,7 +66,7 @@ def check_model(config: Any, seed: int = 0, device: torch.device | str = "cpu") 
     results = []
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, config.vocab_size, (2, LENGTH), generator=generator).to(device)
-    models = StirredModels(config, seed, device)
+    models = PerturbedModels(config, seed, device)
     for name, (check, hint) in INVARIANTS.items():
         try:
             results.append(CheckResult(name, True, _checked(models, check, ids)))
@@ -84,7 +84,7 @@ def check_model(config: Any, seed: int = 0, device: torch.device | str = "cpu") 
     return results
 
 
-def _checked(models: StirredModels, check: Callable[[Any, Tensor], str], ids: Tensor) -> str:
+def _checked(models: PerturbedModels, check: Callable[[Any, Tensor], str], ids: Tensor) -> str:
     try:
         return check(models.copied(), ids)
     except Exception:  # a plugin's module may not be copied rightly: what is held against one that is no copy counts
@@ -95,7 +95,7 @@ def _judged_in_fp64(name: str, config: Any, seed: int, ids: Tensor, difference: 
     """Whether what differs in fp32 differs in fp64 too; only then is the model accused."""
     check, hint = INVARIANTS[name]
     try:
-        found = check(stirred_model(config, seed).double().to(ids.device), ids)
+        found = check(perturbed_model(config, seed).double().to(ids.device), ids)
     except Exception:  # a violation, or a model that does not run in fp64: the first finding stands
         return CheckResult(name, False, str(difference), hint)
     return CheckResult(name, True, f"{found} in fp64; rounding in fp32 {difference}")
@@ -126,7 +126,7 @@ def _forward(model: Any, ids: Tensor) -> str:
 
 
 def _seeded(model: Any, ids: Tensor) -> str:
-    first, second = (stirred_model(model.config).state_dict() for _ in range(2))
+    first, second = (perturbed_model(model.config).state_dict() for _ in range(2))
     if other := [name for name, value in first.items() if not torch.equal(value, second[name])]:
         raise _Violation(f"{other[0]} begins with other values under the same seed")
     return "equal to the bit"
@@ -149,7 +149,7 @@ def _training(model: Any, ids: Tensor) -> str:
     """Without dropout a model in training computes what it does in evaluation."""
     config = copy.deepcopy(model.config)
     config.embedding_dropout = config.residual_dropout = config.attention_dropout = 0.0
-    plain = stirred_model(config).to(ids.device, model.dtype)
+    plain = perturbed_model(config).to(ids.device, model.dtype)
     evaluated, trained = (plain.train(on)(ids, use_cache=False).logits.detach() for on in (False, True))
     return _worst([_compare(trained, evaluated)])
 

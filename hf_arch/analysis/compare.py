@@ -90,9 +90,9 @@ def compare_runs(
     return replace(comparison, controls_command=controls_command(comparison))
 
 
-def undecided_claims(folders: Sequence[Path]) -> list[str]:
-    """The claims in force about the runs in these folders that their numbers do not decide yet."""
-    verdicts = compare_runs(folders).verdicts
+def undecided_claims(comparison: Comparison) -> list[str]:
+    """The claims in force that the numbers of their runs do not decide yet."""
+    verdicts = comparison.verdicts
     return [v.claim for v in verdicts if v.statistics == "undecided" and v.registration.removed is None]
 
 

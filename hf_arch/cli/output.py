@@ -17,3 +17,8 @@ def only_results_on_stdout(when: bool = True) -> AbstractContextManager[Any]:
 def print_json(document: Any) -> None:
     """The one JSON document of `--json`."""
     print(json.dumps(document, indent=2, allow_nan=False))
+
+
+def print_status(line: str) -> None:
+    """What is going on, next to the results."""
+    print(line, file=sys.stderr)

@@ -18,6 +18,35 @@ from hf_arch.cli.panels import TRAIN
 from hf_arch.cli.plugins import load_override_plugins
 from hf_arch.core.errors import ConfigError
 
+Architectures = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="ARCH... [KEY=VALUE]...",
+        help="Architectures, then changes to their recipe.",
+        autocompletion=completion.architectures,
+    ),
+]
+Task = Annotated[list[str], typer.Option("--task", help="A probe, e.g. `mqar`, `parity`; may be repeated.")]
+Setting = Annotated[
+    str,
+    typer.Option(
+        **completion.choices("cpu|paper|SOURCE"),
+        help="`cpu`: small enough for two cores; `paper`: as published; or a source: `zoology`, `mad`, `gu-dao`.",
+    ),
+]
+Width = Annotated[int, typer.Option(min=1, help="Width of the models.")]
+Layers = Annotated[int, typer.Option(min=1, help="Layers of the models.")]
+LearningRates = Annotated[
+    list[float] | None,
+    typer.Option(
+        help="Learning rate of every run; repeat the option to try several. Default 3e-3, or the source's sweep."
+    ),
+]
+Seeds = Annotated[int, typer.Option(min=1, help="Number of seeds.")]
+ResultsDir = Annotated[str, typer.Option(help="Folder for the runs, with one folder a task in it.")]
+Workers = Annotated[int, typer.Option(min=1, help="Runs at a time.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the runs, their sizes and their cost; train nothing.")]
+
 TOLERANCE = 0.02  # one more channel of a model this small is more than a hundredth of it
 
 
@@ -27,41 +56,19 @@ def register(app: typer.Typer) -> None:
 
 
 def probe_command(
-    architectures: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="ARCH... [KEY=VALUE]...",
-            help="Architectures, then changes to their recipe.",
-            autocompletion=completion.architectures,
-        ),
-    ],
-    task: Annotated[list[str], typer.Option("--task", help="A probe, e.g. `mqar`, `parity`; may be repeated.")],
-    setting: Annotated[
-        str,
-        typer.Option(
-            **completion.choices("cpu|paper|SOURCE"),
-            help="`cpu`: small enough for two cores; `paper`: as published; or a source: `zoology`, `mad`, `gu-dao`.",
-        ),
-    ] = "cpu",
-    width: Annotated[int, typer.Option(min=1, help="Width of the models.")] = 64,
-    layers: Annotated[int, typer.Option(min=1, help="Layers of the models.")] = 2,
-    learning_rate: Annotated[
-        list[float] | None,
-        typer.Option(
-            help="Learning rate of every run; repeat the option to try several. Default 3e-3, or the source's sweep."
-        ),
-    ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 1,
+    architectures: Architectures,
+    task: Task,
+    setting: Setting = "cpu",
+    width: Width = 64,
+    layers: Layers = 2,
+    learning_rate: LearningRates = None,
+    seeds: Seeds = 1,
     match: Match = None,
-    results_dir: Annotated[
-        str, typer.Option(help="Folder for the runs, with one folder a task in it.")
-    ] = "results/probes",
-    workers: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    results_dir: ResultsDir = "results/probes",
+    workers: Workers = 1,
     engine: Engine = "local",
     slurm: Slurm = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the runs, their sizes and their cost; train nothing.")
-    ] = False,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> int:
     """Train small models on synthetic tasks: what can an architecture recall, copy, compress, or keep track of?
@@ -71,12 +78,10 @@ def probe_command(
     - `hf-arch probe llama gla mamba delta_net --task mqar --learning-rate 1e-3 --learning-rate 3e-3`
     """
     with only_results_on_stdout():
-        from hf_arch.analysis.compare import undecided_claims
         from hf_arch.experiments.execution.runner import RunOptions, processes_per_run
-        from hf_arch.experiments.execution.sets import run_set
         from hf_arch.experiments.planning.forecast import document, step_timer
         from hf_arch.recipe.recipe import read_recipe
-        from hf_arch.report.conclude import conclude
+        from hf_arch.report.conclude import run_and_conclude
         from hf_arch.report.preview import preview, print_forecast
 
     options = RunOptions(workers, engine, slurm=tuple(slurm or ()))
@@ -96,8 +101,7 @@ def probe_command(
                 forecasts += preview(recipe, folder, workers, processes_per_run(options), timer=timer)
                 print_forecast(forecasts[-1])
                 continue
-            trained = run_set(recipe, folder, options, undecided=undecided_claims)
-            comparison = conclude(trained, folder, recipe.experiment.study)
+            trained, comparison = run_and_conclude(recipe, folder, options)
             compared[recipe.experiment.name] = {} if comparison is None else comparison.to_dict()
             failed += trained.failed
     if as_json:

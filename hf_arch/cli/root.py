@@ -26,9 +26,11 @@ from hf_arch.cli.arguments import (
     Scale,
     Slurm,
 )
+from hf_arch.cli.bench import register as register_bench
 from hf_arch.cli.data import register as register_data
 from hf_arch.cli.errors import OneLineErrors
 from hf_arch.cli.evaluation import register as register_evaluation
+from hf_arch.cli.generate import register as register_generate
 from hf_arch.cli.hub import register as register_hub
 from hf_arch.cli.new import register as register_new
 from hf_arch.cli.output import only_results_on_stdout, print_json
@@ -338,7 +340,9 @@ def plan(
 
 
 register_results(app)
+register_generate(app)
 register_evaluation(app)
+register_bench(app)
 register_hub(app)
 register_probe(app)
 register_new(app)

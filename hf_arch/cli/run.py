@@ -9,21 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_arch.analysis.compare import undecided_claims
 from hf_arch.analysis.comparison import Comparison
 from hf_arch.analysis.controls import claimed_pairs
 from hf_arch.cli.output import only_results_on_stdout, print_json
 from hf_arch.core.errors import ConfigError
 from hf_arch.evaluation.step_time import StepTimer
 from hf_arch.experiments.execution.runner import RunOptions, TrainedSet, processes_per_run
-from hf_arch.experiments.execution.sets import run_set
 from hf_arch.experiments.planning.controls import declared_architectures, plan_controls
 from hf_arch.experiments.planning.forecast import Forecast, document, step_timer
 from hf_arch.experiments.planning.plan import Planner
 from hf_arch.experiments.planning.prepare import set_folder
 from hf_arch.experiments.planning.rates import RATE
 from hf_arch.recipe.recipe import Recipe, load_recipe
-from hf_arch.report.conclude import conclude, print_failed
+from hf_arch.report.conclude import print_failed, run_and_conclude
 from hf_arch.report.preview import preview, print_forecast
 from hf_arch.runs.files import run_folders
 from hf_arch.runs.suite import write_suite_results
@@ -93,20 +91,20 @@ def _run_recipe(
     words = [*(f"--scale {scale}" for _ in range(scale is not None)), *map(shlex.quote, [*overrides, *added])]
     command = " ".join(["hf-arch run", str(path), *words])
     folder = Path(results_dir) if results_dir is not None else set_folder(recipe)
-    for entry in recipes if several else ():
-        Planner(entry)  # a mistake in the last set should show before the first is trained
+    # A mistake in the last set should show before the first is trained.
+    planners = [Planner(entry) if several else None for entry in recipes]
     folders = [folder / entry.experiment.name if several else folder for entry in recipes]
     if dry_run:
         timer = step_timer(options.workers * processes_per_run(options))
         forecasts = [
             found
-            for entry, place in zip(recipes, folders, strict=True)
-            for found in _preview_one(entry, place, options, controls, timer)
+            for entry, place, planner in zip(recipes, folders, planners, strict=True)
+            for found in _preview_one(entry, place, options, controls, timer, planner)
         ]
         return 0, document(forecasts)
     failed, compared = [], {}
-    for entry, place in zip(recipes, folders, strict=True):
-        trained, comparison = _train_one(entry, place, options, controls, command)
+    for entry, place, planner in zip(recipes, folders, planners, strict=True):
+        trained, comparison = _train_one(entry, place, options, controls, command, planner)
         failed += trained.failed
         compared[entry.experiment.name] = {} if comparison is None else comparison.to_dict()
     if several:
@@ -129,20 +127,20 @@ def _load(file: str | Path, overrides: Sequence[str], changes: Changes, scale: s
 
 
 def _preview_one(
-    recipe: Recipe, results_dir: Path, options: RunOptions, controls: bool, timer: StepTimer
+    recipe: Recipe, results_dir: Path, options: RunOptions, controls: bool, timer: StepTimer, planner: Planner | None
 ) -> list[Forecast]:
     """What one set would take, printed."""
     facts: dict[str, dict[str, Any]] = {}
     if controls:
         recipe, facts = _with_controls(recipe, dry=True)
-    forecasts = preview(recipe, results_dir, options.workers, processes_per_run(options), facts, timer)
+    forecasts = preview(recipe, results_dir, options.workers, processes_per_run(options), facts, timer, planner)
     for found in forecasts:
         print_forecast(found)
     return forecasts
 
 
 def _train_one(
-    recipe: Recipe, results_dir: Path, options: RunOptions, controls: bool, command: str
+    recipe: Recipe, results_dir: Path, options: RunOptions, controls: bool, command: str, planner: Planner | None
 ) -> tuple[TrainedSet, Comparison | None]:
     """One set, trained and compared."""
     facts: dict[str, dict[str, Any]] = {}
@@ -150,8 +148,7 @@ def _train_one(
         recipe, facts = _with_controls(recipe)
     for name in recipe.experiment.runs or [recipe.experiment.name]:
         facts[name] = {**facts.get(name, {}), "command": command}
-    trained = run_set(recipe, results_dir, options, facts, undecided_claims)
-    return trained, conclude(trained, results_dir, recipe.experiment.study)
+    return run_and_conclude(recipe, results_dir, options, facts, planner)
 
 
 def _with_controls(recipe: Recipe, dry: bool = False) -> tuple[Recipe, dict[str, dict[str, Any]]]:

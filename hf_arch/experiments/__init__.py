@@ -50,13 +50,11 @@ def run(
 
     Runs that failed are named in the comparison's audit, and enter none of its numbers.
     """
-    from hf_arch.analysis.compare import undecided_claims
     from hf_arch.core.errors import ConfigError
     from hf_arch.experiments.execution.runner import RunOptions
-    from hf_arch.experiments.execution.sets import run_set
     from hf_arch.experiments.planning.prepare import set_folder
     from hf_arch.recipe.recipe import load_recipe, read_recipe
-    from hf_arch.report.conclude import conclude
+    from hf_arch.report.conclude import run_and_conclude
 
     if isinstance(recipe, Mapping):
         loaded = read_recipe(recipe, overrides, scale)
@@ -65,8 +63,8 @@ def run(
     else:
         loaded = load_recipe(recipe, overrides, scale)
     folder = Path(results_dir) if results_dir is not None else set_folder(loaded)
-    trained = run_set(loaded, folder, RunOptions(workers=workers), undecided=undecided_claims)
-    return conclude(trained, folder, loaded.experiment.study) or load(folder)
+    _trained, comparison = run_and_conclude(loaded, folder, RunOptions(workers=workers))
+    return comparison or load(folder)
 
 
 def load(source: Source, baseline: str | None = None, metric: str | None = None) -> Comparison:

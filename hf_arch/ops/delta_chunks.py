@@ -44,6 +44,19 @@ class Decays(NamedTuple):
     total: Tensor | None  # [M]
 
 
+class Saved(NamedTuple):
+    """What the forward pass leaves of a group of rows, for the backward pass."""
+
+    strength: Tensor  # beta [M, C, 1]
+    readers: Tensor  # [M, 2C, K]
+    reads: Tensor  # of the state before the chunk, [M, 2C, K]: -(I + A_k)^-1 (p k), then p q
+    writes: Tensor  # s beta k, [M, C, K]
+    scores: Tensor  # A_k, then A_q, [M, 2C, C]
+    solution: Tensor  # (I + A_k)^-1, [M, C, C]
+    residual: Tensor  # r, [M, C, V]
+    states: Tensor  # S before each chunk and after the last, [N + 1, B, H, K, V]
+
+
 class _GatedDelta(torch.autograd.Function):
     """Takes the batch in groups of rows, for the cache's sake.
 
@@ -77,7 +90,7 @@ class _GatedDelta(torch.autograd.Function):
             scores.unflatten(1, (2, length)).mul_((decays.between * strength.mT).unsqueeze(1))
             # An inverse (only what lies below the diagonal is read) leaves the wide sides to products.
             solution = torch.linalg.solve_triangular(scores[:, :length], identity, upper=False, unitriangular=True)
-            reads = torch.empty_like(readers)  # of the state before the chunk: -(I + A_k)^-1 (p k), then p q
+            reads = torch.empty_like(readers)
             recall, reads_q = reads.split(length, 1)
             if decays.prefix is None or decays.suffix is None:
                 recall.baddbmm_(solution, key, beta=0, alpha=-1)
@@ -105,7 +118,7 @@ class _GatedDelta(torch.autograd.Function):
             store_rows(o, rows, o_rows)
             final.append(states[-1])
             if any(ctx.needs_input_grad):
-                saved += [strength, readers, reads, writes, scores, solution, residual, states, *decays]
+                saved += [*Saved(strength, readers, reads, writes, scores, solution, residual, states), *decays]
         ctx.save_for_backward(q, k, v, beta, g, keep, *saved)
         ctx.groups, ctx.scale = groups, scale
         return o, torch.cat(final)
@@ -114,35 +127,21 @@ class _GatedDelta(torch.autograd.Function):
     @manual_backward
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, beta, g, keep, *saved = ctx.saved_tensors
-        chunks, length = len(v), v.shape[-2]
+        length = v.shape[-2]
         grad_q, grad_k, grad_v, grad_beta = (empty_in_time_order(x) for x in (q, k, v, beta))
         grad_g = None if g is None else empty_in_time_order(g)
         grad_initial = []
         size = len(saved) // len(ctx.groups)
         for index, rows in enumerate(ctx.groups):
             of_group = saved[index * size : (index + 1) * size]
-            strength, readers, reads, writes, scores, solution, residual, states = of_group[:8]
-            decays = Decays(*of_group[8:])
+            group = Saved(*of_group[: len(Saved._fields)])
+            decays = Decays(*of_group[len(Saved._fields) :])
+            strength, readers, residual = group.strength, group.readers, group.residual
             key = readers[:, :length]
-            # dr = A_q^T dL/do, still without what comes from later chunks
-            errors = readers.new_empty(len(readers), 2 * length, v.shape[-1])  # [dr, dL/do]
-            errors_k, grad_o = errors.split(length, 1)
-            grad_o_rows = grads[0][:, rows]
-            torch.mul(grad_o_rows, ctx.scale, out=grad_o.unflatten(0, grad_o_rows.shape[:3]))
-            errors_k.baddbmm_(scores[:, length:].mT, grad_o, beta=0)
-            grad_states = torch.empty_like(states)
-            grad_states[-1] = grads[1][rows]
-            parts = _by_chunk(chunks, errors, errors_k, reads.mT, writes)
-            walk = zip(*parts, _totals(chunks, decays), *_pairs(grad_states), strict=True)
-            for errors_n, errors_k_n, reads_n, writes_n, total_n, grad_before, grad_after in reversed(list(walk)):
-                # dr_n += (s beta k)_n dL/dS_{n+1}, then dL/dS_n = D_n dL/dS_{n+1} + reads_n^T [dr_n, dL/do_n]
-                errors_k_n.baddbmm_(writes_n, grad_after)
-                if total_n is None:
-                    torch.baddbmm(grad_after, reads_n, errors_n, out=grad_before)
-                else:
-                    torch.mul(grad_after, total_n, out=grad_before).baddbmm_(reads_n, errors_n)
+            errors, grad_states = _walk_back(group, decays, grads[0][:, rows], grads[1][rows], ctx.scale)
+            errors_k = errors[:, :length]
             # dL/dv = (I + A_k)^{-T} dr, and errors become e = [-dL/dv, dL/do]
-            grad_value = solution.mT @ errors_k
+            grad_value = group.solution.mT @ errors_k
             torch.neg(grad_value, out=errors_k)
 
             grad_after = grad_states[1:].flatten(0, 2)
@@ -151,7 +150,7 @@ class _GatedDelta(torch.autograd.Function):
             grad_scores.unflatten(1, (2, length)).mul_(decays.between.unsqueeze(1))
             grad_scores[:, :length].diagonal(dim1=1, dim2=2).zero_()
             # dL/d(p reader) = e S^T and dL/d(s beta k) = r dL/dS'^T, without their decays p and s
-            grad_readers = torch.bmm(errors, states[:-1].flatten(0, 2).mT)
+            grad_readers = torch.bmm(errors, group.states[:-1].flatten(0, 2).mT)
             grad_writers = torch.bmm(residual, grad_after.mT)
             if decays.prefix is not None and decays.suffix is not None:
                 grad_readers.unflatten(1, (2, length)).mul_(decays.prefix[:, None, :, None])
@@ -166,16 +165,46 @@ class _GatedDelta(torch.autograd.Function):
             store_rows(grad_v, rows, grad_value)
             store_rows(grad_beta, rows, grad_strength)
             if grad_g is not None:
-                # dL/db_i = readers_i.dL/dreaders_i - (beta k)_i.dL/d(beta k)_i
-                # dL/dg_t = sum_{s >= t} dL/db_s + sum S' dL/dS'
-                read = grad_readers.mul_(readers).sum(-1, keepdim=True)
-                grad_b = read[:, :length] + read[:, length:] - strength * grad_strength
-                passed_on = states[1:].flatten(3).unsqueeze(-2) @ grad_states[1:].flatten(3).unsqueeze(-1)
-                grad_decay = suffix_sums(grad_b) + passed_on.view(-1, 1, 1)
+                grad_decay = _decay_gradient(group, grad_readers, grad_strength, grad_states)
                 reset = load_keep(keep, rows, q)
                 store_rows(grad_g, rows, grad_decay if reset is None else grad_decay * reset)
             grad_initial.append(grad_states[0])
         return grad_q, grad_k, grad_v, grad_beta, grad_g, None, torch.cat(grad_initial), None
+
+
+def _walk_back(group: Saved, decays: Decays, grad_o: Tensor, grad_final: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """From the last chunk to the first: [dr, dL/do] of every chunk, [M, 2C, V], and the gradients of the states."""
+    length, chunks = group.residual.shape[1], len(group.states) - 1
+    # dr = A_q^T dL/do, still without what comes from later chunks
+    errors = group.readers.new_empty(len(group.readers), 2 * length, grad_o.shape[-1])
+    errors_k, errors_q = errors.split(length, 1)
+    torch.mul(grad_o, scale, out=errors_q.unflatten(0, grad_o.shape[:3]))
+    errors_k.baddbmm_(group.scores[:, length:].mT, errors_q, beta=0)
+    grad_states = torch.empty_like(group.states)
+    grad_states[-1] = grad_final
+    parts = _by_chunk(chunks, errors, errors_k, group.reads.mT, group.writes)
+    walk = zip(*parts, _totals(chunks, decays), *_pairs(grad_states), strict=True)
+    for errors_n, errors_k_n, reads_n, writes_n, total_n, grad_before, grad_after in reversed(list(walk)):
+        # dr_n += (s beta k)_n dL/dS_{n+1}, then dL/dS_n = D_n dL/dS_{n+1} + reads_n^T [dr_n, dL/do_n]
+        errors_k_n.baddbmm_(writes_n, grad_after)
+        if total_n is None:
+            torch.baddbmm(grad_after, reads_n, errors_n, out=grad_before)
+        else:
+            torch.mul(grad_after, total_n, out=grad_before).baddbmm_(reads_n, errors_n)
+    return errors, grad_states
+
+
+def _decay_gradient(group: Saved, grad_readers: Tensor, grad_strength: Tensor, grad_states: Tensor) -> Tensor:
+    """The gradient of the log decays, [M, C, 1]; `grad_readers` is overwritten.
+
+    dL/db_i = readers_i.dL/dreaders_i - (beta k)_i.dL/d(beta k)_i
+    dL/dg_t = sum_{s >= t} dL/db_s + sum S' dL/dS'
+    """
+    length = group.residual.shape[1]
+    read = grad_readers.mul_(group.readers).sum(-1, keepdim=True)
+    grad_b = read[:, :length] + read[:, length:] - group.strength * grad_strength
+    passed_on = group.states[1:].flatten(3).unsqueeze(-2) @ grad_states[1:].flatten(3).unsqueeze(-1)
+    return suffix_sums(grad_b) + passed_on.view(-1, 1, 1)
 
 
 def _decays(g: Tensor | None, keep: Tensor | None, beta: Tensor, rows: slice, strength: Tensor) -> Decays:

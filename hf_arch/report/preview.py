@@ -18,6 +18,7 @@ from hf_arch.core.errors import ConfigError
 from hf_arch.core.formats import FILE_WIDTH, NOTHING, byte_size, duration, quantity
 from hf_arch.evaluation.step_time import StepTimer
 from hf_arch.experiments.planning.forecast import Forecast, RunForecast, forecast, step_timer
+from hf_arch.experiments.planning.plan import Planner
 from hf_arch.experiments.planning.prepare import PreparedSet, prepare_set
 from hf_arch.experiments.planning.rates import RateSweep
 from hf_arch.experiments.planning.sampling import Sampling
@@ -42,9 +43,11 @@ def preview(
     processes: int = 1,
     facts: Mapping[str, Mapping[str, Any]] | None = None,
     timer: StepTimer | None = None,
+    planner: Planner | None = None,
 ) -> list[Forecast]:
     """What `hf-arch run` would train of a set: the sweep of its learning rates first, where it has one, then the set
-    that is compared, at the rates that the sweep has chosen so far."""
+    that is compared, at the rates that the sweep has chosen so far. `planner` is that of the recipe, where one was made
+    to check it."""
     seeds = recipe.experiment.seeds
     if isinstance(seeds, AutoSeeds):
         check_auto_seeds(recipe)
@@ -69,7 +72,7 @@ def preview(
         more = ["a best rate at the end of those that were tried adds one trial to every run"]
         found.append(preview_set(unnamed, trial, workers, processes, timer, more))
         recipe, facts = sampling.compared({}, facts)
-    prepared = prepare_set(recipe, results_dir, processes, facts, dry=True)
+    prepared = prepare_set(recipe, results_dir, processes, facts, dry=True, planner=planner)
     more = _earlier(recipe, results_dir, prepared)
     return [*found, preview_set(recipe, prepared, workers, processes, timer, more)]
 

@@ -73,7 +73,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[bands.Band | None]:
 def model_of(name: str, dtype: torch.dtype = torch.float32) -> Any:
     base = name if name in hf_arch.list_architectures() else "llama"
     given = {"num_hidden_layers": 3, **MODELS[name]}
-    return checks.stirred_model(hf_arch.tiny_config(base, max_position_embeddings=256, **given)).to(dtype)
+    return checks.perturbed_model(hf_arch.tiny_config(base, max_position_embeddings=256, **given)).to(dtype)
 
 
 def rows(kind: str, length: int = LENGTH) -> tuple[dict[str, Tensor], Tensor]:
@@ -125,7 +125,7 @@ def test_outputs_and_gradients_are_those_over_all_pairs(name, kind, without_band
 @pytest.mark.parametrize("window", [1, 2, 16, 17, 40])
 @pytest.mark.parametrize("length", [2, 8, 9, 41])
 def test_any_window_and_length(window, length, without_bands, made) -> None:
-    model = checks.stirred_model(hf_arch.tiny_config("gqa", sliding_window=window))
+    model = checks.perturbed_model(hf_arch.tiny_config("gqa", sliding_window=window))
     with torch.no_grad():
         logits = model(token_ids(2, length), use_cache=False).logits
         wanted = without_bands(model, token_ids(2, length), use_cache=False).logits
@@ -180,7 +180,7 @@ def test_in_bf16(without_bands) -> None:
 
 def test_dropout_drops_and_keeps_the_mean() -> None:
     config = hf_arch.tiny_config("llama", sliding_window=9, attention_dropout=0.5, num_hidden_layers=1)
-    model, ids = checks.stirred_model(config), token_ids(1, LENGTH)
+    model, ids = checks.perturbed_model(config), token_ids(1, LENGTH)
     mixer, x = model.model.layers[0].mixer, torch.randn(1, 24, 2, 8)
     band = bands.build_band(9, 24, 24, None, None, x.device)
     query = torch.randn(1, mixer.num_heads, 24, mixer.head_dim)
@@ -197,7 +197,7 @@ def test_dropout_drops_and_keeps_the_mean() -> None:
 
 def test_the_blocks_of_a_loss_take_them_too(without_bands, made) -> None:
     losses = [{"type": "multi_token", "depth": 2}]
-    model = checks.stirred_model(hf_arch.tiny_config("llama", sliding_window=9, losses=losses)).train()
+    model = checks.perturbed_model(hf_arch.tiny_config("llama", sliding_window=9, losses=losses)).train()
     ids = token_ids(2, LENGTH)
     loss = model(ids, labels=ids, use_cache=False).loss
     assert made[0] is not None and model.auxiliary_losses
@@ -233,7 +233,7 @@ def test_a_class_that_reads_the_mask_itself_gets_all_pairs(made) -> None:
     MIXERS.register("reads_masks_itself")(Reading)
     try:
         config = hf_arch.tiny_config("llama", mixer={"type": "reads_masks_itself", "window": 9})
-        checks.stirred_model(config)(token_ids(2, LENGTH), use_cache=False)
+        checks.perturbed_model(config)(token_ids(2, LENGTH), use_cache=False)
     finally:
         MIXERS.restore(held)
     assert not made and all(mask.shape[-2:] == (LENGTH, LENGTH) for mask in seen)

@@ -12,7 +12,7 @@ from transformers import DynamicCache, StaticCache
 import hf_arch
 from hf_arch.checks import cache_bytes, check_model
 from hf_arch.core.errors import ConfigError
-from tests.suite.models import close, stirred_model, token_ids
+from tests.suite.models import close, perturbed_model, token_ids
 
 SHARED = {"type": "attention", "kv": "shared"}
 WINDOW = {"type": "attention", "window": 5}
@@ -47,7 +47,7 @@ def test_every_invariant(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize("changes", CHOICES, ids=str)
 def test_static_caches_and_eager_give_the_same(changes: dict[str, Any]) -> None:
     ids = token_ids(2, 17)
-    model = stirred_model("mixed", **{"num_hidden_layers": 4, **changes})
+    model = perturbed_model("mixed", **{"num_hidden_layers": 4, **changes})
     whole = model(ids, use_cache=False).logits
     cache = StaticCache(config=model.config, max_cache_len=24)
     close(torch.cat([model(part, past_key_values=cache).logits for part in ids.split([7, 1, 9], 1)], 1), whole)
@@ -58,7 +58,7 @@ def test_static_caches_and_eager_give_the_same(changes: dict[str, Any]) -> None:
 @torch.no_grad()
 def test_it_is_attention_with_the_earlier_layers_projections() -> None:
     """The first layers of two models are alike; the keys of a second layer of its own are made from the first's."""
-    model = stirred_model("llama", mixer=["attention", SHARED], num_hidden_layers=2, position="none", qk_norm=False)
+    model = perturbed_model("llama", mixer=["attention", SHARED], num_hidden_layers=2, position="none", qk_norm=False)
     first, second = (layer.mixer for layer in model.model.layers)
     heads, width, ids = first.num_heads, first.head_dim, token_ids(2, 9)
     seen: dict[str, torch.Tensor] = {}
@@ -98,7 +98,7 @@ def test_cache_parameters_and_flops_are_counted() -> None:
     assert costs[1].state_bytes(21) * 2 == costs[0].state_bytes(21)
     layer = 2 * own.hidden_size * own.num_key_value_heads * own.head_dim
     assert costs[0].params_total - costs[1].params_total == 2 * layer
-    model, ids = stirred_model("mixed", num_hidden_layers=4, mixer=["attention", SHARED]), token_ids(2, 21)
+    model, ids = perturbed_model("mixed", num_hidden_layers=4, mixer=["attention", SHARED]), token_ids(2, 21)
     model.set_attn_implementation("eager")
     cache = DynamicCache(config=model.config)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -131,6 +131,6 @@ def test_what_is_wrong_is_said(changes: dict[str, Any], message: str) -> None:
 
 
 def test_a_checkpoint_that_cannot_say_it_refuses_it() -> None:
-    model = stirred_model("llama", mixer=["attention", SHARED], num_hidden_layers=2, qk_norm=False)
+    model = perturbed_model("llama", mixer=["attention", SHARED], num_hidden_layers=2, qk_norm=False)
     with pytest.raises(ConfigError, match="kv: 'shared' cannot be said in a llama checkpoint"):
         hf_arch.to_foreign(model, "llama")

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 
 import hf_arch
 from hf_arch.core.errors import ConfigError
-from tests.suite.models import close, stirred_model, token_ids
+from tests.suite.models import close, perturbed_model, token_ids
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "fla"
 
@@ -58,7 +58,7 @@ def test_path_needs_no_mask_to_decode_and_no_cache_for_padding(name: str) -> Non
 
 @torch.no_grad()
 def test_path_over_several_chunks_equals_the_steps() -> None:
-    model, ids = stirred_model("path_attention", max_position_embeddings=256), token_ids(1, 150)
+    model, ids = perturbed_model("path_attention", max_position_embeddings=256), token_ids(1, 150)
     close(_steps(model, ids, 70), model(ids, use_cache=False).logits, 2e-5)
 
 
@@ -67,7 +67,7 @@ def test_path_over_several_chunks_equals_the_steps() -> None:
 def test_nsa_takes_any_number_of_blocks_from_three(counts: int) -> None:
     mixer = {"type": "nsa", "block_size": 3, "window": 4}
     ids = token_ids(1, 30)
-    logits = {n: stirred_model("nsa", mixer={**mixer, "block_counts": n})(ids).logits for n in (counts, counts + 1)}
+    logits = {n: perturbed_model("nsa", mixer={**mixer, "block_counts": n})(ids).logits for n in (counts, counts + 1)}
     assert torch.equal(logits[counts][:, : 3 * counts], logits[counts + 1][:, : 3 * counts])
     assert not torch.allclose(logits[counts], logits[counts + 1])
 
@@ -84,7 +84,7 @@ def test_moba_of_one_block_is_refused_where_theirs_attends_to_all() -> None:
 
 @torch.no_grad()
 def test_moba_of_one_block_sees_its_own_alone() -> None:
-    model = stirred_model(
+    model = perturbed_model(
         "moba", mixer={"type": "moba", "block_size": 4, "topk": 1}, num_hidden_layers=1, qk_norm=False
     )
     ids = token_ids(1, 12)
@@ -95,7 +95,7 @@ def test_moba_of_one_block_sees_its_own_alone() -> None:
 
 @torch.no_grad()
 def test_stickbreaking_gives_the_first_token_nothing() -> None:
-    layer = stirred_model("stickbreaking", attention_bias=False).model.layers[0].mixer
+    layer = perturbed_model("stickbreaking", attention_bias=False).model.layers[0].mixer
     x = torch.randn(2, 6, layer.config.hidden_size)
     out = layer(x)
     assert out[:, 0].abs().max() == 0 and out[:, 1].abs().max() > 0

@@ -23,7 +23,7 @@ import hf_arch
 from hf_arch.checks import check_model
 from hf_arch.core.errors import ConfigError
 from hf_arch.layers.mixers.attention import Attention
-from tests.suite.models import close, stirred_model, token_ids
+from tests.suite.models import close, perturbed_model, token_ids
 
 OPTIONS: list[dict[str, Any]] = [
     {"output_gate": "elementwise"},
@@ -59,9 +59,9 @@ def test_an_option_keeps_the_invariants(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_an_option_acts_and_eager_agrees_with_sdpa(options: dict[str, Any]) -> None:
     ids = token_ids(2, 11)
-    model = stirred_model("llama", mixer=_mixer(options))
+    model = perturbed_model("llama", mixer=_mixer(options))
     logits = model(ids).logits
-    assert not torch.allclose(logits, stirred_model("llama", mixer=_mixer({}))(ids).logits)
+    assert not torch.allclose(logits, perturbed_model("llama", mixer=_mixer({}))(ids).logits)
     model.set_attn_implementation("eager")
     close(model(ids).logits, logits, 1e-5)
 
@@ -72,7 +72,7 @@ def test_an_option_acts_and_eager_agrees_with_sdpa(options: dict[str, Any]) -> N
 def test_a_static_cache_gives_the_same(options: dict[str, Any], backend: str) -> None:
     """Its slots that nothing has filled are never seen, whichever form computes the product."""
     ids = token_ids(2, 17)
-    model = stirred_model("llama", mixer=_mixer(options))
+    model = perturbed_model("llama", mixer=_mixer(options))
     model.set_attn_implementation(backend)
     whole = model(ids, use_cache=False).logits
     cache = StaticCache(config=model.config, max_cache_len=24)
@@ -81,7 +81,7 @@ def test_a_static_cache_gives_the_same(options: dict[str, Any], backend: str) ->
 
 def _layer(**options: Any) -> tuple[Attention, Tensor]:
     """One attention layer without positions, and its input [2, 7, D]."""
-    model = stirred_model("llama", mixer=_mixer(options), position="none", qk_norm=False, attention_bias=False)
+    model = perturbed_model("llama", mixer=_mixer(options), position="none", qk_norm=False, attention_bias=False)
     torch.manual_seed(0)
     return model.model.layers[0].mixer, torch.randn(2, 7, model.config.hidden_size)
 
@@ -175,7 +175,7 @@ def test_forget_gate() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("form", ["mean", "learned"])
 def test_value_residual_reads_the_first_layers_values(form: str) -> None:
-    model, ids = stirred_model("llama", mixer=_mixer({"value_residual": form})), token_ids(1, 6)
+    model, ids = perturbed_model("llama", mixer=_mixer({"value_residual": form})), token_ids(1, 6)
     seen: dict[int, Tensor] = {}
     for index, block in enumerate(model.model.layers):
         block.mixer.product.register_forward_pre_hook(
@@ -194,14 +194,14 @@ def test_value_residual_reads_the_first_layers_values(form: str) -> None:
 
 @torch.no_grad()
 def test_nope_in_one_layer_is_a_model_without_positions_there() -> None:
-    model, ids = stirred_model("llama", mixer=[_mixer({}), _mixer({"position": "none"})]), token_ids(1, 6)
+    model, ids = perturbed_model("llama", mixer=[_mixer({}), _mixer({"position": "none"})]), token_ids(1, 6)
     assert [index is None for index in model.model._rotary_index] == [False, True]
-    everywhere = stirred_model("llama", mixer=_mixer({"position": "none"}))
-    close(everywhere(ids).logits, stirred_model("llama", mixer=_mixer({}), position="none")(ids).logits, 1e-6)
+    everywhere = perturbed_model("llama", mixer=_mixer({"position": "none"}))
+    close(everywhere(ids).logits, perturbed_model("llama", mixer=_mixer({}), position="none")(ids).logits, 1e-6)
 
 
 def _copy(theirs: Any, model: Any) -> None:
-    """A Llama-like model of transformers, stirred, and its parameters put into ours."""
+    """A Llama-like model of transformers, perturbed, and its parameters put into ours."""
     for parameter in theirs.parameters():
         parameter.add_(torch.randn_like(parameter) * 0.1)
     state = theirs.state_dict()
@@ -222,7 +222,7 @@ def test_differential_is_transformers_diffllama(heads: int, kv_heads: int) -> No
     sizes |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "max_position_embeddings": 64}
     torch.manual_seed(0)
     theirs = DiffLlamaForCausalLM(DiffLlamaConfig(**sizes, rms_norm_eps=1e-6, tie_word_embeddings=False)).eval()
-    model = stirred_model("differential", **sizes, norm_eps=1e-6, tie_word_embeddings=False)
+    model = perturbed_model("differential", **sizes, norm_eps=1e-6, tie_word_embeddings=False)
     _copy(theirs, model)
     ids = token_ids(2, 13)
     close(model(ids).logits, theirs(ids).logits, 2e-5)
@@ -236,7 +236,7 @@ def test_multipliers_are_transformers_granite() -> None:
     torch.manual_seed(0)
     theirs = GraniteForCausalLM(GraniteConfig(**sizes, **given, attention_multiplier=0.2, rms_norm_eps=1e-6)).eval()
     mixer = {"type": "attention", "scale": 0.2}
-    model = stirred_model("llama", **sizes, **given, mixer=mixer, norm_eps=1e-6, qk_norm=False, attention_bias=False)
+    model = perturbed_model("llama", **sizes, **given, mixer=mixer, norm_eps=1e-6, qk_norm=False, attention_bias=False)
     _copy(theirs, model)
     ids = token_ids(2, 13)
     close(model(ids).logits, theirs(ids).logits, 2e-5)

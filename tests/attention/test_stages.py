@@ -17,7 +17,7 @@ from hf_arch.core.registry import MIXERS
 from hf_arch.layers.contract import LayerContext
 from hf_arch.layers.key_positions import key_positions
 from hf_arch.layers.mixers.attention import Attention, AttentionOptions
-from tests.suite.models import close, stirred_model, token_ids
+from tests.suite.models import close, perturbed_model, token_ids
 
 
 @MIXERS.register("learned_distance")
@@ -51,7 +51,7 @@ def test_a_bias_of_ones_own_keeps_the_invariants(mixer: Any) -> None:
 @pytest.mark.parametrize("window", [0, 5])
 @pytest.mark.parametrize("cache_class", [DynamicCache, StaticCache])
 def test_a_bias_of_ones_own_from_every_cache(window: int, cache_class: Any) -> None:
-    model, ids = stirred_model("llama", mixer={**OWN, "window": window}), token_ids(2, 17)
+    model, ids = perturbed_model("llama", mixer={**OWN, "window": window}), token_ids(2, 17)
     sizes = {"max_cache_len": 24} if cache_class is StaticCache else {}
     cache = cache_class(config=model.config, **sizes)
     parts = [model(part, past_key_values=cache).logits for part in ids.split([9, 1, 1, 1, 1, 1, 1, 1, 1], 1)]
@@ -60,7 +60,7 @@ def test_a_bias_of_ones_own_from_every_cache(window: int, cache_class: Any) -> N
 
 @torch.no_grad()
 def test_generate_with_padding_and_a_static_cache() -> None:
-    model, ids = stirred_model("llama", mixer=OWN), token_ids(2, 9)
+    model, ids = perturbed_model("llama", mixer=OWN), token_ids(2, 9)
     mask = torch.ones_like(ids)
     mask[1, :4] = 0
     options = {"attention_mask": mask, "max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
@@ -90,14 +90,14 @@ def test_key_positions_are_made_once_and_only_where_asked(monkeypatch: pytest.Mo
         return key_positions(*args)
 
     monkeypatch.setattr("hf_arch.models.mask_plan.key_positions", counting)
-    stirred_model("llama")(token_ids(1, 5))
+    perturbed_model("llama")(token_ids(1, 5))
     assert not made
-    stirred_model("llama", mixer=OWN, num_hidden_layers=4)(token_ids(1, 5))
+    perturbed_model("llama", mixer=OWN, num_hidden_layers=4)(token_ids(1, 5))
     assert len(made) == 1
 
 
 def test_a_mask_over_pairs_is_read_as_documents_or_refused() -> None:
-    model, ids = stirred_model("llama", mixer=OWN), token_ids(1, 6)
+    model, ids = perturbed_model("llama", mixer=OWN), token_ids(1, 6)
     packed = torch.ones(6, 6, dtype=torch.bool).tril()
     packed[3:, :3] = False
     with torch.no_grad():
@@ -111,7 +111,7 @@ def test_a_mask_over_pairs_is_read_as_documents_or_refused() -> None:
 
 
 def test_flash_attention_is_refused_with_a_bias() -> None:
-    model = stirred_model("llama", mixer=OWN)
+    model = perturbed_model("llama", mixer=OWN)
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ConfigError, match="'flash_attention_2' would not apply a bias of the scores of layer 0"):
         model(token_ids(1, 6))
@@ -132,14 +132,14 @@ class HalfValues(Attention):
 @torch.no_grad()
 def test_stages_are_overridden_one_at_a_time() -> None:
     ids = token_ids(2, 9)
-    expected = stirred_model("llama")(ids).logits
-    close(stirred_model("llama", mixer="half_values")(ids).logits, expected, 1e-5)
+    expected = perturbed_model("llama")(ids).logits
+    close(perturbed_model("llama", mixer="half_values")(ids).logits, expected, 1e-5)
 
 
 @pytest.mark.parametrize("name", ["mla", "differential"])
 def test_heads_of_two_widths_take_the_fused_kernel(name: str) -> None:
     config = hf_arch.tiny_config("mla") if name == "mla" else hf_arch.tiny_config("llama", mixer={"type": name})
-    model, ids = checks.stirred_model(config), token_ids(2, 40)
+    model, ids = checks.perturbed_model(config), token_ids(2, 40)
     mask = torch.ones(2, 40, dtype=torch.long)
     mask[0, :7] = 0
     for given in ({}, {"attention_mask": mask}):

@@ -10,7 +10,7 @@ from transformers import DynamicCache
 from hf_arch.core.registry import ACTIVATIONS, FFNS, NORMS, POSITIONS
 from hf_arch.layers.norms import ArchRMSNorm, GatedRMSNorm
 from hf_arch.layers.positions import alibi_slopes, apply_rotary
-from tests.suite.models import close, stirred_model, token_ids
+from tests.suite.models import close, perturbed_model, token_ids
 
 CHOICES = [
     *({"norm": name} for name in NORMS),
@@ -44,7 +44,7 @@ CHOICES = [
 @torch.no_grad()
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
 def test_from_a_cache_left_padded_and_causal(choice):
-    model, ids = stirred_model("team", **choice), token_ids(2, 17)
+    model, ids = perturbed_model("team", **choice), token_ids(2, 17)
     whole = model(ids, use_cache=False).logits
     cache = DynamicCache(config=model.config)
     close(torch.cat([model(part, past_key_values=cache).logits for part in ids.split([9, 1, 1, 6], 1)], 1), whole, 1e-5)
@@ -60,12 +60,12 @@ def test_from_a_cache_left_padded_and_causal(choice):
 @pytest.mark.parametrize("choice", CHOICES[1:], ids=str)
 def test_every_choice_but_the_default_shows(choice):
     ids = token_ids(1, 17)
-    default = stirred_model("team")
+    default = perturbed_model("team")
     if all(getattr(default.config, key) == value for key, value in choice.items()) or choice == {"ffn": "glu"}:
         pytest.skip("this is the default")
     if choice == {"norm": "rmsnorm_offset"}:
         pytest.skip("the default's function with its weights counted from 1: the same, moved by the same noise")
-    assert not torch.equal(stirred_model("team", **choice)(ids).logits, default(ids).logits)
+    assert not torch.equal(perturbed_model("team", **choice)(ids).logits, default(ids).logits)
 
 
 @torch.no_grad()
@@ -86,7 +86,7 @@ def test_backends_agree_with_the_formula(choice, backend):
     torch._dynamo.reset()
     if backend == "flex_attention" and "sliding_window" in choice:
         pytest.skip("torch 2.13's CPU template of flex attention gives C++ that does not compile under a windowed mask")
-    model, ids = stirred_model("team", **choice), token_ids(2, 17)
+    model, ids = perturbed_model("team", **choice), token_ids(2, 17)
     packed = torch.cat([torch.arange(6), torch.arange(11)])[None].expand(2, -1)
     outputs = {}
     for name in ("eager", backend):
@@ -97,7 +97,7 @@ def test_backends_agree_with_the_formula(choice, backend):
 
 
 def test_attentions_and_hidden_states_are_returned():
-    model, ids = stirred_model("team"), token_ids(2, 9)
+    model, ids = perturbed_model("team"), token_ids(2, 9)
     model.set_attn_implementation("eager")
     out = model(ids, output_attentions=True, output_hidden_states=True)
     assert [weights.shape for weights in out.attentions] == [(2, 4, 9, 9)] * 2

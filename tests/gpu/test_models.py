@@ -38,7 +38,7 @@ def model_of(name: str) -> Any:
         residual_dropout=0.0,
         attention_dropout=0.0,
     )
-    return checks.stirred_model(config).train()
+    return checks.perturbed_model(config).train()
 
 
 def results(name: str, device: torch.device, bf16: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -104,7 +104,7 @@ def test_the_invariants_hold(name: str, backend: str, device: torch.device) -> N
 @architectures
 def test_generation_from_a_static_cache(name: str, device: torch.device) -> None:
     """The same tokens as from a growing cache, one of the prompts padded on the left."""
-    model = checks.stirred_model(hf_arch.tiny_config(name)).to(device)
+    model = checks.perturbed_model(hf_arch.tiny_config(name)).to(device)
     ids = token_ids(2, 12).to(device)
     mask = torch.ones_like(ids)
     mask[1, :5] = 0

@@ -39,7 +39,7 @@ def loss_and_gradients(model: Any, ids: Tensor, bf16: bool = False, **inputs: An
 def test_the_chunked_loss_is_that_of_all_logits(bf16: bool, device: torch.device, measured: Callable) -> None:
     """A vocabulary large enough that the loss goes by chunks; the other way is cross-entropy of the model's logits."""
     config = hf_arch.tiny_config("llama", vocab_size=5000, hidden_size=64)
-    model = checks.stirred_model(config).to(device).train()
+    model = checks.perturbed_model(config).to(device).train()
     ids = token_ids(4, 600).to(device)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     chunked = loss_and_gradients(model, ids, bf16)
@@ -60,7 +60,7 @@ def test_a_compiled_model_gives_the_same(
     config = hf_arch.tiny_config(
         name, hidden_size=128, num_attention_heads=2, embedding_dropout=0.0, residual_dropout=0.0, attention_dropout=0.0
     )
-    model, ids = checks.stirred_model(config).to(device).train(), token_ids(2, 96).to(device)
+    model, ids = checks.perturbed_model(config).to(device).train(), token_ids(2, 96).to(device)
     expected = loss_and_gradients(model, ids, bf16)
     actual = loss_and_gradients(torch.compile(model), ids, bf16)
     scale = torch.cat([gradient.flatten() for gradient in expected[1:]]).square().mean().sqrt()
@@ -88,7 +88,7 @@ def test_attention_kernels_give_what_the_formula_gives(
         config = hf_arch.tiny_config(
             "gqa", hidden_size=128, num_attention_heads=4, sliding_window=window, attn_implementation=chosen
         )
-        model = checks.stirred_model(config).to(device, torch.bfloat16)
+        model = checks.perturbed_model(config).to(device, torch.bfloat16)
         with torch.no_grad():
             found.append(model(ids, position_ids=positions, use_cache=False).logits)
     measured("logits", found[1], found[0], 3e-2)

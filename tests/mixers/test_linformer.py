@@ -14,7 +14,7 @@ from hf_arch.checks import check_model
 from hf_arch.core.errors import ConfigError
 from hf_arch.layers.mixers import linformer as module
 from hf_arch.ops.blocks import plan_blocks
-from hf_arch.stirred import StirredModels
+from hf_arch.perturbed import PerturbedModels
 from tests.mixers.layers import assert_layer, build, heads, mixer_and_input, weights
 
 BLOCK, SLOTS = 4, 2
@@ -167,7 +167,7 @@ def test_mistakes_are_named(options: dict, message: str) -> None:
 
 def test_blocks_in_groups_equal_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A plain batch, packed documents, and a long chunk behind a filled cache: logits and gradients."""
-    models = StirredModels(hf_arch.tiny_config("linformer", mixer=MIXER))
+    models = PerturbedModels(hf_arch.tiny_config("linformer", mixer=MIXER))
     ids = torch.randint(3, 97, (2, 41), generator=torch.Generator().manual_seed(2))
     positions = torch.cat([torch.arange(9), torch.arange(32)])[None]
     found = []

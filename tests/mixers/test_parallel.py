@@ -36,7 +36,7 @@ def parallel(branches: list[Any], **given: Any) -> dict[str, Any]:
 
 def model_of(branches: list[Any], **given: Any) -> Any:
     mixer = parallel(branches, **given)
-    return checks.stirred_model(hf_arch.tiny_config("mixed", num_hidden_layers=2, mixer=mixer, qk_norm=False), 0)
+    return checks.perturbed_model(hf_arch.tiny_config("mixed", num_hidden_layers=2, mixer=mixer, qk_norm=False), 0)
 
 
 def ids(length: int, seed: int = 1) -> torch.Tensor:

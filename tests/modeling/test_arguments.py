@@ -16,7 +16,7 @@ from transformers import (
 import hf_arch
 from hf_arch.layers.compat import CACHE_ARGUMENT
 from hf_arch.models.arguments import CACHE_NAMES, REFUSED_NAMES, cache_of
-from tests.suite.models import close, stirred_model, token_ids
+from tests.suite.models import close, perturbed_model, token_ids
 
 CACHED = [AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification]
 EVERY = [*CACHED, AutoModelForQuestionAnswering]
@@ -31,7 +31,7 @@ def built(auto_class, name="llama"):
 @pytest.mark.parametrize("argument", CACHE_NAMES)
 @torch.no_grad()
 def test_a_cache_counts_under_either_name(name, argument):
-    model, ids = stirred_model(name), token_ids(2, 12)
+    model, ids = perturbed_model(name), token_ids(2, 12)
     cache = DynamicCache(config=model.config)
     parts = [model(part, **{argument: cache}).logits for part in ids.split([7, 1, 4], 1)]
     close(torch.cat(parts, 1), model(ids, use_cache=False).logits)
@@ -82,7 +82,7 @@ def test_a_cache_under_another_name_is_refused(auto_class, argument):
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_generate_goes_on_from_a_cache_under_either_name(name, argument):
-    model, ids = stirred_model(name), token_ids(1, 6)
+    model, ids = perturbed_model(name), token_ids(1, 6)
     options = {"do_sample": False, "eos_token_id": None}
     first = model.generate(ids, max_new_tokens=4, return_dict_in_generate=True, **options)
     second = model.generate(first.sequences, max_new_tokens=3, **{argument: cache_of(first)}, **options)
@@ -91,7 +91,7 @@ def test_generate_goes_on_from_a_cache_under_either_name(name, argument):
 
 @torch.no_grad()
 def test_masks_for_generate_see_the_cache_under_either_name():
-    model = stirred_model("llama")
+    model = perturbed_model("llama")
     cache = DynamicCache(config=model.config)
     model(token_ids(2, 5), cache=cache)
     embeds, mask = torch.zeros(2, 2, 32), torch.ones(2, 7, dtype=torch.long)
@@ -106,7 +106,7 @@ def test_masks_for_generate_see_the_cache_under_either_name():
 @pytest.mark.parametrize("name", NAMES)
 def test_checkpointing_takes_the_cache_away_from_the_layers(name):
     """Run twice, a layer would put its keys into the cache twice, and go on from its own last state."""
-    model, ids = stirred_model(name), token_ids(2, 9)
+    model, ids = perturbed_model(name), token_ids(2, 9)
     model.train()
     gradients = []
     for checkpointing in (False, True):

@@ -19,7 +19,7 @@ def record_calls(part: torch.nn.Module) -> list[str]:
 
 @pytest.mark.parametrize("stream", ["add", "scaled"])
 def test_hooks_see_every_method(stream: str) -> None:
-    model = checks.stirred_model(hf_arch.tiny_config("llama", stream={"type": stream}))
+    model = checks.perturbed_model(hf_arch.tiny_config("llama", stream={"type": stream}))
     wanted = model(token_ids(1, 9)).logits
     layer, whole, depth = (
         record_calls(part) for part in (model.model.layers[0].stream, model.model.stream, model.model.depth)
@@ -31,6 +31,6 @@ def test_hooks_see_every_method(stream: str) -> None:
 
 
 def test_a_replaced_forward_is_used() -> None:
-    part = checks.stirred_model(hf_arch.tiny_config("llama")).model.layers[0].stream
+    part = checks.perturbed_model(hf_arch.tiny_config("llama")).model.layers[0].stream
     part.forward = lambda method, *args: f"replaced {method}"
     assert part.run("enter", ()) == "replaced enter"

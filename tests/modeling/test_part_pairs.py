@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache
 
 import hf_arch
-from hf_arch.checks import stirred_model
+from hf_arch.checks import perturbed_model
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.registry import MIXERS, STREAMS
 from tests.suite.models import close, token_ids
@@ -27,7 +27,7 @@ def _holds(**parts: Any) -> bool:
         config = hf_arch.tiny_config("mixed", **parts)
     except ConfigError:
         return False
-    model, ids = stirred_model(config), token_ids(2, 9)
+    model, ids = perturbed_model(config), token_ids(2, 9)
     whole, cache = model(ids, use_cache=False).logits, DynamicCache(config=config)
     close(torch.cat([model(part, past_key_values=cache).logits for part in ids.split([5, 1, 3], 1)], 1), whole)
     return True

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 
 import hf_arch
-from hf_arch.checks import cache_bytes, check_model, stirred_model
+from hf_arch.checks import cache_bytes, check_model, perturbed_model
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.registry import DEPTHS, EMBEDDINGS, LOSSES, SITES
 
@@ -150,7 +150,7 @@ def test_costs_are_those_counted(name: str):
 
 @pytest.mark.parametrize("name", [*PARTS, "together"])
 def test_a_static_cache_gives_the_same(name: str):
-    model = stirred_model(config_of(TOGETHER if name == "together" else PARTS[name]))
+    model = perturbed_model(config_of(TOGETHER if name == "together" else PARTS[name]))
     whole = model(IDS, use_cache=False).logits
     cache = StaticCache(config=model.config, max_cache_len=32)
     with torch.no_grad():
@@ -201,9 +201,9 @@ def test_what_is_wrong_is_said(changes: dict[str, Any], message: str):
 
 def test_token_ids_are_asked_for():
     for changes in ({"embeddings": "value"}, {"embeddings": "bigram"}, {"embeddings": "ngram"}):
-        model = stirred_model(config_of(changes))
+        model = perturbed_model(config_of(changes))
         with pytest.raises(ValueError, match="pass input_ids"):
             model(inputs_embeds=model.model.embed_tokens(IDS))
-    model = stirred_model(config_of({"embeddings": "smear"}))
+    model = perturbed_model(config_of({"embeddings": "smear"}))
     embedded = model(inputs_embeds=model.model.embed_tokens(IDS)).logits
     torch.testing.assert_close(embedded, model(IDS).logits)

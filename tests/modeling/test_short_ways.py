@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from tests.suite.models import stirred_model, token_ids
+from tests.suite.models import perturbed_model, token_ids
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gqa", "moe", "gla", "mamba2", "hybrid"])
 def test_a_plain_block_is_the_general_one(name: str, dropout: float) -> None:
-    model, ids = stirred_model(name, residual_dropout=dropout), token_ids(1)
+    model, ids = perturbed_model(name, residual_dropout=dropout), token_ids(1)
     assert all(layer._adds_alone for layer in model.model.layers)
     model.train(dropout > 0)
     outputs = []
@@ -36,14 +36,14 @@ def test_a_plain_block_is_the_general_one(name: str, dropout: float) -> None:
     ],
 )
 def test_any_other_block_takes_the_general_way(options: dict) -> None:
-    assert not any(layer._adds_alone for layer in stirred_model("llama", **options).model.layers)
+    assert not any(layer._adds_alone for layer in perturbed_model("llama", **options).model.layers)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("high_cycles", [1, 2])
 def test_what_flows_beside_the_hidden_states_is_kept(high_cycles: int) -> None:
     depth = {"type": "cycles", "low": 1, "low_cycles": 2, "high_cycles": high_cycles}
-    model, ids = stirred_model("llama", depth=depth), token_ids(1)
+    model, ids = perturbed_model("llama", depth=depth), token_ids(1)
     outputs = []
     for plain in (True, False):
         for layer in model.model.layers:
@@ -55,7 +55,7 @@ def test_what_flows_beside_the_hidden_states_is_kept(high_cycles: int) -> None:
 
 @torch.no_grad()
 def test_a_hook_on_the_stream_is_called() -> None:
-    model, ids, calls = stirred_model("llama"), token_ids(1), []
+    model, ids, calls = perturbed_model("llama"), token_ids(1), []
     model.model.layers[0].stream.register_forward_hook(lambda *given: calls.append(given[1][0]))
     model(ids)
     assert calls == ["enter", "read", "write", "read", "write", "leave"]
@@ -66,7 +66,7 @@ def test_a_hook_on_the_stream_is_called() -> None:
 @pytest.mark.parametrize("share", [1.0, 0.5])
 def test_queries_and_keys_turned_together_are_those_turned_apart(qk_norm: bool, share: float) -> None:
     rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": share}
-    model, ids = stirred_model("llama", num_key_value_heads=2, qk_norm=qk_norm, rope_parameters=rope), token_ids(3)
+    model, ids = perturbed_model("llama", num_key_value_heads=2, qk_norm=qk_norm, rope_parameters=rope), token_ids(3)
     mixers: list[nn.Module] = [layer.mixer for layer in model.model.layers]
     assert all(mixer._turns_together for mixer in mixers)
     steps = []

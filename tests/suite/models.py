@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import hf_arch
-from hf_arch import stirred
-from hf_arch.stirred import StirredModels
+from hf_arch import perturbed
+from hf_arch.perturbed import PerturbedModels
 
 ARCHITECTURES = hf_arch.list_architectures()
 ONE_OF_EACH_KIND = ("llama", "gpt2", "mla", "moe", "gla", "mamba2", "gated_delta_net", "rwkv7", "hgrn", "mixed")
@@ -21,16 +21,16 @@ FEW = ("llama", "gla", "mixed")
 ROUNDING_MOVES = {"moe"}
 
 
-def stirred_model(name: str, seed: int = 0, **overrides: Any) -> Any:
+def perturbed_model(name: str, seed: int = 0, **overrides: Any) -> Any:
     """A tiny model in eval mode, every parameter moved off its initial value so that each one shows in the logits."""
     if any(not isinstance(value, (bool, int, float)) for value in overrides.values()):
-        return stirred.stirred_model(hf_arch.tiny_config(name, **overrides), seed)  # parts that a test may own
+        return perturbed.perturbed_model(hf_arch.tiny_config(name, **overrides), seed)  # parts that a test may own
     return _models(name, seed, tuple(sorted(overrides.items()))).copied()
 
 
 @lru_cache(maxsize=128)
-def _models(name: str, seed: int, overrides: tuple[tuple[str, Any], ...]) -> StirredModels:
-    return StirredModels(hf_arch.tiny_config(name, **dict(overrides)), seed)
+def _models(name: str, seed: int, overrides: tuple[tuple[str, Any], ...]) -> PerturbedModels:
+    return PerturbedModels(hf_arch.tiny_config(name, **dict(overrides)), seed)
 
 
 def token_ids(batch: int = 2, length: int = 21, seed: int = 3) -> Tensor:

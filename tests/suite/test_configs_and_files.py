@@ -17,7 +17,7 @@ from transformers import (
 )
 
 import hf_arch
-from tests.suite.models import ARCHITECTURES, stirred_model, token_ids
+from tests.suite.models import ARCHITECTURES, perturbed_model, token_ids
 
 pytestmark = pytest.mark.parametrize("name", ARCHITECTURES)
 
@@ -34,7 +34,7 @@ def test_config_round_trips_unchanged(name, tmp_path):
 
 @torch.no_grad()
 def test_saved_and_loaded_is_bit_equal(name, tmp_path):
-    model, ids = stirred_model(name), token_ids()
+    model, ids = perturbed_model(name), token_ids()
     model.save_pretrained(tmp_path)
     loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -46,7 +46,7 @@ def test_saved_and_loaded_is_bit_equal(name, tmp_path):
 @torch.no_grad()
 def test_tied_and_untied_heads_survive_a_file(name, tmp_path):
     for tied in (True, False):
-        model = stirred_model(name, tie_word_embeddings=tied)
+        model = perturbed_model(name, tie_word_embeddings=tied)
         model.save_pretrained(tmp_path / str(tied))
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / str(tied))
         assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) is tied
@@ -56,7 +56,7 @@ def test_tied_and_untied_heads_survive_a_file(name, tmp_path):
 def test_meta_device_then_load(name):
     """A model made on the meta device and then given the weights computes the same: no buffer depended on its
     creation."""
-    model, ids = stirred_model(name), token_ids()
+    model, ids = perturbed_model(name), token_ids()
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(hf_arch.tiny_config(name))
     empty = empty.to_empty(device="cpu").eval()
@@ -98,7 +98,7 @@ def test_weights_are_initialised_once_and_finite(name):
 
 @pytest.mark.slow
 def test_loads_in_a_new_process_after_importing_the_package(name, tmp_path):
-    stirred_model(name).save_pretrained(tmp_path)
+    perturbed_model(name).save_pretrained(tmp_path)
     code = (
         "import hf_arch; from transformers import AutoModelForCausalLM; "
         f"print(AutoModelForCausalLM.from_pretrained({str(tmp_path)!r}).config.model_type)"

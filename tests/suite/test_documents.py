@@ -20,7 +20,7 @@ from transformers import (
 )
 
 import hf_arch
-from tests.suite.models import ARCHITECTURES, ONE_OF_EACH_KIND, close, stirred_model, token_ids
+from tests.suite.models import ARCHITECTURES, ONE_OF_EACH_KIND, close, perturbed_model, token_ids
 
 LENGTHS = [8, 1, 12]
 TOTAL = sum(LENGTHS)
@@ -86,7 +86,7 @@ def apart(model: Any, ids: Tensor, **options: Any) -> Tensor:
 @torch.no_grad()
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_documents_described_in_any_way_equal_separate_ones(name: str) -> None:
-    model = stirred_model(name)
+    model = perturbed_model(name)
     for batch in (1, 2):
         ids = token_ids(batch, TOTAL)
         expected = apart(model, ids)
@@ -100,7 +100,7 @@ def test_documents_described_in_any_way_equal_separate_ones(name: str) -> None:
 @pytest.mark.parametrize("position", ["learned", "sinusoidal", "rope", "alibi"])
 @pytest.mark.parametrize("window", [None, 4])
 def test_positions_restart_with_documents(position: str, window: int | None) -> None:
-    model, ids = stirred_model("llama", position=position, sliding_window=window), token_ids(2, TOTAL)
+    model, ids = perturbed_model("llama", position=position, sliding_window=window), token_ids(2, TOTAL)
     expected = apart(model, ids)
     for implementation in ("sdpa", "eager"):
         model.set_attn_implementation(implementation)
@@ -110,7 +110,7 @@ def test_positions_restart_with_documents(position: str, window: int | None) -> 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_gradients_of_documents_described_in_any_way(name: str) -> None:
-    model, ids = stirred_model(name), token_ids(1, TOTAL)
+    model, ids = perturbed_model(name), token_ids(1, TOTAL)
     weights = torch.randn(1, TOTAL, 97, generator=torch.Generator().manual_seed(5))
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
@@ -156,13 +156,13 @@ def run(model: Any, ids: Tensor, mask: Tensor, pieces: list[int], **options: Any
 # Compiling takes ten seconds for each: the fast suite does it for one of attention and recurrences, CI for one of each
 # kind.
 COMPILED = [pytest.param(name, marks=() if name == "mixed" else pytest.mark.slow) for name in ARCHITECTURES]
-STATEFUL = [name for name in ARCHITECTURES if stirred_model(name)._is_stateful]
+STATEFUL = [name for name in ARCHITECTURES if perturbed_model(name)._is_stateful]
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", COMPILED)
 def test_padding_anywhere_compiled_as_eager(name: str) -> None:
-    model, ids = stirred_model(name), token_ids(3, TOTAL)
+    model, ids = perturbed_model(name), token_ids(3, TOTAL)
     windows = any(model.config.windows)
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="eager")
@@ -181,7 +181,7 @@ def test_padding_anywhere_compiled_as_eager(name: str) -> None:
 
 @pytest.mark.parametrize("name", COMPILED)
 def test_gradients_of_padded_rows_compiled_as_eager(name: str) -> None:
-    model, ids = stirred_model(name), token_ids(3, TOTAL)
+    model, ids = perturbed_model(name), token_ids(3, TOTAL)
     mask = rows_with_gaps("right")
     weights = torch.randn(int(mask.sum()), 97, generator=torch.Generator().manual_seed(5))
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -199,7 +199,7 @@ def test_gradients_of_padded_rows_compiled_as_eager(name: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("name", COMPILED)
 def test_documents_compiled_equal_separate_ones(name: str) -> None:
-    model, ids = stirred_model(name), token_ids(2, TOTAL)
+    model, ids = perturbed_model(name), token_ids(2, TOTAL)
     expected = apart(model, ids)
     for way, given in ways().items():
         if way in ("position_ids and ones", "cu_seq_lens_q/k", "4-D additive"):
@@ -210,7 +210,7 @@ def test_documents_compiled_equal_separate_ones(name: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_padding_next_to_documents(name: str) -> None:
-    model, ids = stirred_model(name), token_ids(2, TOTAL)
+    model, ids = perturbed_model(name), token_ids(2, TOTAL)
     for gap in (slice(0, 3), slice(TOTAL - 4, TOTAL), slice(5, 11)):
         mask = torch.ones(2, TOTAL, dtype=torch.long)
         mask[1, gap] = 0
@@ -288,7 +288,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_is_not_supported_is_refused_by_name(name: str, case: str) -> None:
     given, line = REFUSED[case]
     with pytest.raises(ValueError, match=line):
-        stirred_model(name)(token_ids(2, TOTAL), **given)
+        perturbed_model(name)(token_ids(2, TOTAL), **given)
 
 
 @torch.no_grad()
@@ -297,13 +297,13 @@ def test_what_is_not_supported_is_refused_by_name(name: str, case: str) -> None:
 def test_a_compiled_model_refuses_too(name: str, case: str) -> None:
     torch._dynamo.reset()
     with pytest.raises((ValueError, RuntimeError), match=REFUSED[case][1]):
-        torch.compile(stirred_model(name), backend="eager")(token_ids(2, TOTAL), use_cache=False, **REFUSED[case][0])
+        torch.compile(perturbed_model(name), backend="eager")(token_ids(2, TOTAL), use_cache=False, **REFUSED[case][0])
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", STATEFUL)
 def test_recurrent_layers_refuse_other_masks_over_pairs(name: str) -> None:
-    model, ids = stirred_model(name), token_ids(2, TOTAL)
+    model, ids = perturbed_model(name), token_ids(2, TOTAL)
     prefix = torch.ones(TOTAL, TOTAL).tril().bool()
     prefix[:5, :5] = True
     window = torch.ones(TOTAL, TOTAL).tril().triu(-3).bool()
@@ -323,15 +323,15 @@ def test_compiled_recurrent_layers_refuse_other_masks_over_pairs(name: str) -> N
     prefix = torch.ones(TOTAL, TOTAL).tril().bool()
     prefix[:5, :5] = True
     torch._dynamo.reset()
-    compiled = torch.compile(stirred_model(name), backend="eager")
+    compiled = torch.compile(perturbed_model(name), backend="eager")
     with pytest.raises(RuntimeError, match="position_ids"):
         compiled(token_ids(2, TOTAL), attention_mask=prefix.expand(2, 1, -1, -1), use_cache=False)
 
 
 @torch.no_grad()
 def test_attention_follows_any_mask_over_pairs() -> None:
-    model, ids = stirred_model("llama", sliding_window=4), token_ids(2, TOTAL)
-    plain = stirred_model("llama", sliding_window=None)
+    model, ids = perturbed_model("llama", sliding_window=4), token_ids(2, TOTAL)
+    plain = perturbed_model("llama", sliding_window=None)
     mask = torch.ones(TOTAL, TOTAL).tril().bool().expand(2, 1, -1, -1)
     close(plain(ids, attention_mask=mask).logits, plain(ids).logits)
     for given in (mask, additive(mask)):
@@ -344,7 +344,7 @@ def test_attention_follows_any_mask_over_pairs() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_documents_after_a_filled_cache_are_refused(name: str) -> None:
-    model, ids = stirred_model(name), token_ids(2, TOTAL)
+    model, ids = perturbed_model(name), token_ids(2, TOTAL)
     for given in (
         {"position_ids": restarting()},
         {"position_ids": torch.arange(TOTAL)[None]},
@@ -367,7 +367,7 @@ def test_documents_after_a_filled_cache_are_refused(name: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["mamba2", "retnet", "gated_delta_net", "linformer"])
 def test_the_last_document_goes_on_in_states_from_given_positions(name: str) -> None:
-    model, ids = stirred_model(name), token_ids(1, TOTAL + 2)
+    model, ids = perturbed_model(name), token_ids(1, TOTAL + 2)
     last = LENGTHS[-1]
     cache = model(ids[:, :TOTAL], position_ids=restarting(1), use_cache=True).past_key_values
     positions = torch.arange(last, last + 2)[None]
@@ -379,7 +379,7 @@ def test_the_last_document_goes_on_in_states_from_given_positions(name: str) -> 
 @pytest.mark.parametrize("name", ["llama", "mamba2"])
 def test_a_compiled_model_does_not_continue_documents(name: str) -> None:
     torch._dynamo.reset()
-    model, ids = stirred_model(name), token_ids(2, TOTAL)
+    model, ids = perturbed_model(name), token_ids(2, TOTAL)
     compiled = torch.compile(model, backend="eager")
     whole = torch.arange(TOTAL)[None]
     cache = compiled(ids, position_ids=whole, use_cache=True).past_key_values
@@ -391,7 +391,7 @@ def test_a_compiled_model_does_not_continue_documents(name: str) -> None:
 
 @torch.no_grad()
 def test_a_window_over_padding_after_a_filled_cache_is_refused() -> None:
-    model, ids = stirred_model("llama", sliding_window=6), token_ids(3, TOTAL)
+    model, ids = perturbed_model("llama", sliding_window=6), token_ids(3, TOTAL)
     for kind in ("right", "middle"):
         mask = rows_with_gaps(kind)
         expected = torch.cat(
@@ -421,7 +421,7 @@ CACHES: dict[str, Any] = {
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["llama", "mla", "gla", "mamba2", "rwkv7", "mixed", "linformer"])
 def test_other_caches_are_refused_in_one_line(name: str) -> None:
-    model, ids = stirred_model(name), token_ids(2, 8)
+    model, ids = perturbed_model(name), token_ids(2, 8)
     for what, make in CACHES.items():
         with pytest.raises(ValueError, match=r"DynamicCache\(config=model.config\)") as error:
             model(ids, past_key_values=make(model.config))
@@ -434,7 +434,7 @@ def test_other_caches_are_refused_in_one_line(name: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_cache_without_a_config_gets_the_layers_of_the_model(name: str) -> None:
-    model, ids = stirred_model(name), token_ids(2, 9)
+    model, ids = perturbed_model(name), token_ids(2, 9)
     cache = DynamicCache()
     parts = [model(part, past_key_values=cache).logits for part in ids.split([6, 1, 2], 1)]
     close(torch.cat(parts, 1), model(ids, use_cache=False).logits)
@@ -442,7 +442,7 @@ def test_a_cache_without_a_config_gets_the_layers_of_the_model(name: str) -> Non
 
 @torch.no_grad()
 def test_a_static_cache_that_is_too_short_is_refused() -> None:
-    model, ids = stirred_model("llama"), token_ids(2, 9)
+    model, ids = perturbed_model("llama"), token_ids(2, 9)
     cache = StaticCache(config=model.config, max_cache_len=8)
     with pytest.raises(ValueError, match="max_cache_len=9"):
         model(ids, past_key_values=cache)
@@ -454,13 +454,13 @@ def test_a_static_cache_that_is_too_short_is_refused() -> None:
 
 @torch.no_grad()
 def test_documents_fill_an_empty_static_cache() -> None:
-    model, ids = stirred_model("llama"), token_ids(2, TOTAL)
+    model, ids = perturbed_model("llama"), token_ids(2, TOTAL)
     cache = StaticCache(config=model.config, max_cache_len=TOTAL + 4)
     close(model(ids, past_key_values=cache, cu_seqlens=borders()).logits, apart(model, ids))
 
 
 def test_an_early_exit_is_refused_before_anything_changes() -> None:
-    model, ids = stirred_model("llama"), token_ids(1, 8)
+    model, ids = perturbed_model("llama"), token_ids(1, 8)
     for given in ({"assistant_early_exit": 1}, {"generation_config": GenerationConfig(assistant_early_exit=1)}):
         with pytest.raises(ValueError, match="assistant_early_exit"):
             model.generate(ids, max_new_tokens=2, **given)
@@ -476,14 +476,14 @@ def test_continuous_batching_is_refused_before_it_starts(name: str) -> None:
         "window": {"sliding_window": 1},
         "heads": {"mixer": heads},
     }
-    model = stirred_model("llama" if name in special else name, **special.get(name, {}))
+    model = perturbed_model("llama" if name in special else name, **special.get(name, {}))
     with pytest.raises(ValueError, match="continuous batching is not supported"):
         model.generate_batch([[3, 4, 5]], generation_config=GenerationConfig(max_new_tokens=2, eos_token_id=-1))
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "moe"])
 def test_continuous_batching_gives_the_same_tokens(name: str) -> None:
-    model = stirred_model(name, eos_token_id=None)
+    model = perturbed_model(name, eos_token_id=None)
     prompts = [token_ids(1, length, seed=length)[0].tolist() for length in (9, 5)]
     expected = [
         model.generate(torch.tensor([prompt]), max_new_tokens=4, do_sample=False)[0, len(prompt) :].tolist()

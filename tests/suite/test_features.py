@@ -8,7 +8,7 @@ import torch
 import hf_arch
 from hf_arch.core.errors import ConfigError
 from hf_arch.models.configuration import FEATURES
-from tests.suite.models import ARCHITECTURES, stirred_model, token_ids
+from tests.suite.models import ARCHITECTURES, perturbed_model, token_ids
 
 VALUES = {
     "attention_bias": (True, False),
@@ -34,12 +34,12 @@ def test_every_feature_shows_or_is_refused(name: str) -> None:
             if value == getattr(hf_arch.tiny_config(name), field) or (value in (None, False, 0.0) and not usual):
                 continue
             try:
-                model = stirred_model(name, **{field: value})
+                model = perturbed_model(name, **{field: value})
             except ConfigError as error:
                 assert field in str(error) and "\n" not in str(error)
                 continue
             if default is None:
-                default = _training_logits(stirred_model(name), ids)
+                default = _training_logits(perturbed_model(name), ids)
             if value in (None, False, 0.0):
                 continue  # switching off what no component has is no mistake
             assert not torch.equal(_training_logits(model, ids), default), f"{field}: {value!r} shows nowhere"

@@ -15,7 +15,7 @@ from hf_arch.evaluation.loading import load_causal_lm
 from hf_arch.layers.fp32 import Fp32BiasLinear, kept_in_fp32
 from hf_arch.layers.positions import ArchRotaryEmbedding
 
-from .models import ARCHITECTURES, stirred_model, token_ids
+from .models import ARCHITECTURES, perturbed_model, token_ids
 
 # Told here once more, by the ends of their names, so that a module which forgets to list one is noticed.
 DYNAMICS = (
@@ -47,7 +47,7 @@ def assert_kept(model, original, values=True, low=LOW):
 
 
 def test_the_one_list_names_them_all(name):
-    model = stirred_model(name)
+    model = perturbed_model(name)
     assert dynamics(model).keys() <= kept_in_fp32(model).keys()
 
 
@@ -65,7 +65,7 @@ def test_the_one_list_names_them_all(name):
     ],
 )
 def test_casts(name, cast):
-    original = stirred_model(name)
+    original = perturbed_model(name)
     model = cast(copy.deepcopy(original))
     assert_kept(model, original)
     ids = token_ids(2, 7)
@@ -76,13 +76,13 @@ def test_casts(name, cast):
 
 
 def test_wider_casts_are_honoured(name):
-    model = stirred_model(name).double()
+    model = perturbed_model(name).double()
     assert all(tensor.dtype == torch.float64 for tensor in dynamics(model).values())
     assert all(tensor.dtype == torch.float32 for tensor in dynamics(model.float()).values())
 
 
 def test_a_cast_keeps_gradients_with_their_parameters(name):
-    model = stirred_model(name).train()
+    model = perturbed_model(name).train()
     model(token_ids(2, 7), labels=token_ids(2, 7)).loss.backward()
     model.bfloat16()
     for key, parameter in model.named_parameters():
@@ -90,7 +90,7 @@ def test_a_cast_keeps_gradients_with_their_parameters(name):
 
 
 def test_loading_and_saving_again(name, tmp_path):
-    original = stirred_model(name)
+    original = perturbed_model(name)
     original.save_pretrained(tmp_path / "fp32")
     for dtype in LOW:
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "fp32", dtype=dtype)
@@ -124,7 +124,7 @@ def test_every_way_of_building(name, tmp_path):
 
 
 def test_assigned_state_dicts(name):
-    original = stirred_model(name)
+    original = perturbed_model(name)
     low = {
         key: value.bfloat16() if value.is_floating_point() else value for key, value in original.state_dict().items()
     }
@@ -135,7 +135,7 @@ def test_assigned_state_dicts(name):
 
 @pytest.mark.parametrize("name_", ["mamba2", "llama", "moe"])
 def test_a_trainer_that_evaluates_in_bf16(name_, tmp_path):
-    original = stirred_model(name_)
+    original = perturbed_model(name_)
     model = copy.deepcopy(original)
     rows = [{"input_ids": row, "labels": row} for row in token_ids(4, 9)]
     arguments = TrainingArguments(
@@ -147,7 +147,7 @@ def test_a_trainer_that_evaluates_in_bf16(name_, tmp_path):
 
 def test_frequencies_that_a_wrapper_rounds_are_made_again():
     """FSDP casts buffers by their `data`, behind every method of the module."""
-    original = stirred_model("llama")
+    original = perturbed_model("llama")
     model = copy.deepcopy(original)
     for buffer in model.buffers():
         buffer.data = buffer.data.bfloat16()

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from transformers import DynamicCache, StaticCache
 
-from tests.suite.models import ARCHITECTURES, close, stirred_model, token_ids
+from tests.suite.models import ARCHITECTURES, close, perturbed_model, token_ids
 
 pytestmark = pytest.mark.parametrize("name", ARCHITECTURES)
 
 
 def _both(name, **kwargs):
-    model, ids = stirred_model(name), token_ids(2, 6)
+    model, ids = perturbed_model(name), token_ids(2, 6)
     outputs = []
     for use_cache in (True, False):
         torch.manual_seed(11)
@@ -39,7 +39,7 @@ def test_a_cache_changes_no_token(name, kwargs):
 
 
 def test_left_padded_batch_equals_singles(name):
-    model, ids = stirred_model(name), token_ids(3, 9)
+    model, ids = perturbed_model(name), token_ids(3, 9)
     padding = [0, 2, 5]
     mask = torch.stack([(torch.arange(9) >= n).long() for n in padding])
     batch = model.generate(
@@ -57,7 +57,7 @@ def test_left_padded_batch_equals_singles(name):
 
 
 def test_static_cache_gives_the_same_tokens(name):
-    model, ids = stirred_model(name), token_ids(2, 6)
+    model, ids = perturbed_model(name), token_ids(2, 6)
     options = {"max_new_tokens": 7, "do_sample": False, "eos_token_id": None, "disable_compile": True}
     static = model.generate(ids, cache_implementation="static", **options)
     assert torch.equal(static, model.generate(ids, **options))
@@ -65,7 +65,7 @@ def test_static_cache_gives_the_same_tokens(name):
 
 @torch.no_grad()
 def test_a_returned_cache_continues(name):
-    model, ids = stirred_model(name), token_ids(1, 6)
+    model, ids = perturbed_model(name), token_ids(1, 6)
     options = {"do_sample": False, "eos_token_id": None}
     first = model.generate(ids, max_new_tokens=4, return_dict_in_generate=True, **options)
     mask = torch.ones_like(first.sequences)  # a pad token that was generated is one of the text
@@ -77,16 +77,16 @@ def test_a_returned_cache_continues(name):
 
 @torch.no_grad()
 def test_logits_to_keep(name):
-    model, ids = stirred_model(name), token_ids(2, 9)
+    model, ids = perturbed_model(name), token_ids(2, 9)
     close(model(ids, logits_to_keep=2, use_cache=False).logits, model(ids, use_cache=False).logits[:, -2:], 1e-6)
 
 
 @pytest.mark.parametrize("drafts_by", ["model", "lookup"])
 def test_assisted_generation_gives_the_same_tokens_or_is_refused(name, drafts_by):
     """It takes drafted tokens back, which keys and values can and a recurrent state cannot."""
-    model, ids = stirred_model(name), token_ids(1, 6)
+    model, ids = perturbed_model(name), token_ids(1, 6)
     options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
-    draft = {"assistant_model": stirred_model(name, 1)} if drafts_by == "model" else {"prompt_lookup_num_tokens": 2}
+    draft = {"assistant_model": perturbed_model(name, 1)} if drafts_by == "model" else {"prompt_lookup_num_tokens": 2}
     if {"full_attention", "sliding_attention"}.issuperset(model.config.layer_types):
         assert torch.equal(model.generate(ids, **draft, **options), model.generate(ids, **options))
         return
@@ -101,7 +101,7 @@ def test_assisted_generation_gives_the_same_tokens_or_is_refused(name, drafts_by
 @pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
 @pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
 def test_a_reset_cache_is_as_good_as_new(name, static, grad):
-    model, ids = stirred_model(name), token_ids(2, 9)
+    model, ids = perturbed_model(name), token_ids(2, 9)
     cache = StaticCache(model.config, max_cache_len=16) if static else DynamicCache(config=model.config)
     with torch.set_grad_enabled(grad):
         first = model(ids, past_key_values=cache).logits
@@ -131,7 +131,7 @@ class _Adapted(nn.Module):
 
 @torch.no_grad()
 def test_adapters_count_in_steps_as_in_the_whole(name):
-    model, ids = stirred_model(name), token_ids(2, 9)
+    model, ids = perturbed_model(name), token_ids(2, 9)
     torch.manual_seed(0)
     for path, module in list(model.model.named_modules()):
         if type(module) is nn.Linear:

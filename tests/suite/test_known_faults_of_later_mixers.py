@@ -14,7 +14,7 @@ from hf_arch.interchange.base import FOREIGN
 from hf_arch.interchange.reader import ConfigReader
 from hf_arch.layers.contract import LayerContext, LayerOutput
 from tests.mixers.layers import assert_layer, causal_conv, mixer_and_input, rms, unit, weights
-from tests.suite.models import close, stirred_model, token_ids
+from tests.suite.models import close, perturbed_model, token_ids
 
 PIECES = [9, 1, 1, 6, 1, 1, 2]
 LATER = ("forgetting_transformer", "log_linear_mamba2", "mamba3", "mesa_net", "moba", "momentum_delta_net", "nsa")
@@ -31,7 +31,7 @@ def _in_pieces(model: Any, ids: torch.Tensor, pieces: Any = PIECES) -> torch.Ten
 def test_decoding_is_the_prefill_continued(name: str) -> None:
     """FLA: full attention in MoBA's steps, FoX and PaTH only with a mask, one token a step in Mamba-3, another solver
     in MesaNet's steps, no cache for stick-breaking, and bf16 in parts of Mamba-3 and Rodimus+."""
-    model, ids = stirred_model(name), token_ids(2, 21)
+    model, ids = perturbed_model(name), token_ids(2, 21)
     close(_in_pieces(model, ids), model(ids, use_cache=False).logits, 1e-5)
 
 
@@ -39,17 +39,17 @@ def test_decoding_is_the_prefill_continued(name: str) -> None:
 def test_a_window_of_fox_is_that_of_prefill_and_steps() -> None:
     """FLA's forward ignores the window, and its cache is cut to it."""
     mixer = {"type": "forgetting_transformer", "window": 5}
-    model, ids = stirred_model("forgetting_transformer", mixer=mixer), token_ids(2, 21)
+    model, ids = perturbed_model("forgetting_transformer", mixer=mixer), token_ids(2, 21)
     whole = model(ids, use_cache=False).logits
     close(_in_pieces(model, ids), whole, 1e-5)
-    assert not torch.allclose(whole, stirred_model("forgetting_transformer")(ids, use_cache=False).logits)
+    assert not torch.allclose(whole, perturbed_model("forgetting_transformer")(ids, use_cache=False).logits)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", [*LATER, "path_attention"])
 def test_left_padding_moves_nothing(name: str) -> None:
     """FLA: the levels of log-linear Mamba-2 shift, momentum refuses masks, PaTH needs a cache for them."""
-    model, ids = stirred_model(name), token_ids(2, 13)
+    model, ids = perturbed_model(name), token_ids(2, 13)
     padded = torch.cat([torch.zeros(2, 5, dtype=torch.long), ids], 1)
     mask = (torch.arange(18) >= 5).long().expand(2, -1)
     close(model(padded, attention_mask=mask, use_cache=False).logits[:, 5:], model(ids, use_cache=False).logits, 1e-5)
@@ -59,7 +59,7 @@ def test_left_padding_moves_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", ["log_linear_mamba2", "momentum_delta_net", "mamba3"])
 def test_packed_documents_are_apart(name: str) -> None:
     """FLA refuses them for the first two."""
-    model, ids = stirred_model(name), token_ids(1, 20)
+    model, ids = perturbed_model(name), token_ids(1, 20)
     positions = torch.cat([torch.arange(8), torch.arange(12)])[None]
     packed = model(ids, position_ids=positions, use_cache=False).logits
     close(packed, torch.cat([model(part, use_cache=False).logits for part in ids.split([8, 12], 1)], 1), 1e-5)
@@ -99,7 +99,7 @@ def test_gradients_of_nsa_are_those_of_its_forward_whatever_the_number_of_blocks
     length = x.shape[1]
     positions = torch.arange(length)[None]
     generator = torch.Generator().manual_seed(0)
-    model = stirred_model("nsa", mixer=mixer).double()
+    model = perturbed_model("nsa", mixer=mixer).double()
     rotary = model.model.rotary_embs[0](x, positions)
     context = LayerContext(position_embeddings=rotary, position_ids=positions)
     weights_of_out = torch.randn(x.shape, generator=generator, dtype=torch.float64)
@@ -142,7 +142,7 @@ def test_rodimus_loads_whatever_the_dtype_of_its_residual(residual: bool) -> Non
 def test_lightnet_keeps_the_epsilon_that_flas_output_norm_has() -> None:
     """FLA ignores `norm_eps` there."""
     values = _read("lightnet", vocab_size=97, norm_eps=1e-2, expand_ratio=8)
-    model = stirred_model("lightnet", mixer=values["mixer"], norm_eps=1e-2)
+    model = perturbed_model("lightnet", mixer=values["mixer"], norm_eps=1e-2)
     assert model.model.layers[0].mixer.o_norm.eps == 1e-6 and model.model.norm.eps == 1e-2
 
 
@@ -155,5 +155,5 @@ def test_gated_deltaproduct_has_the_defaults_of_the_model_and_not_of_the_layer()
 @pytest.mark.parametrize("name", ["mamba3", "log_linear_mamba2", "stickbreaking"])
 def test_it_runs_in_fp32_and_fp64_on_a_cpu(name: str) -> None:
     """FLA refuses CPU tensors, and fp32 for stick-breaking."""
-    model, ids = stirred_model(name), token_ids(1, 9)
-    close(model.double()(ids).logits.float(), stirred_model(name)(ids).logits, 1e-5)
+    model, ids = perturbed_model(name), token_ids(1, 9)
+    close(model.double()(ids).logits.float(), perturbed_model(name)(ids).logits, 1e-5)

@@ -14,7 +14,7 @@ from torch import nn
 
 from hf_arch.models.late_logits import LateLogits
 
-from .models import ARCHITECTURES, close, stirred_model, token_ids
+from .models import ARCHITECTURES, close, perturbed_model, token_ids
 
 LOSS_CHUNK = 4
 
@@ -89,7 +89,7 @@ def name(request):
 
 
 def _model(name):
-    model = stirred_model(name, tie_word_embeddings=False)
+    model = perturbed_model(name, tie_word_embeddings=False)
     model.config.loss_chunk_size = LOSS_CHUNK
     return model
 
@@ -147,7 +147,7 @@ def test_a_compiled_training_step_with_an_adapted_head():
 
 def test_tied_embeddings_stay_tied_through_an_adapted_head():
     ids = token_ids(2, 11)
-    models = [stirred_model("llama", tie_word_embeddings=True) for _ in range(2)]
+    models = [perturbed_model("llama", tie_word_embeddings=True) for _ in range(2)]
     for model in models:
         model.config.loss_chunk_size = LOSS_CHUNK
         _without_dropout(model)

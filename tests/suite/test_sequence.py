@@ -7,14 +7,14 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from tests.suite.models import ARCHITECTURES, ROUNDING_MOVES, close, stirred_model, token_ids
+from tests.suite.models import ARCHITECTURES, ROUNDING_MOVES, close, perturbed_model, token_ids
 
 pytestmark = pytest.mark.parametrize("name", ARCHITECTURES)
 
 
 @torch.no_grad()
 def test_later_tokens_leave_earlier_logits_alone(name):
-    model, ids = stirred_model(name), token_ids(length=41)
+    model, ids = perturbed_model(name), token_ids(length=41)
     before = model(ids, use_cache=False).logits
     for position in (1, 17, 40):
         changed = ids.clone()
@@ -30,7 +30,7 @@ def test_later_tokens_leave_earlier_logits_alone(name):
 @torch.no_grad()
 @pytest.mark.parametrize("chunks", [[20, 1], [1] * 21, [7, 6, 1, 1, 6], [3, 18]], ids=str)
 def test_chunks_with_a_cache_equal_the_whole(name, chunks):
-    model, ids = stirred_model(name), token_ids()
+    model, ids = perturbed_model(name), token_ids()
     whole = model(ids, use_cache=False).logits
     cache = DynamicCache(config=model.config)
     parts = [model(part, past_key_values=cache).logits for part in ids.split(chunks, dim=1)]
@@ -41,7 +41,7 @@ def test_chunks_with_a_cache_equal_the_whole(name, chunks):
 @torch.no_grad()
 @pytest.mark.parametrize("with_positions", [False, True], ids=["no_positions", "positions"])
 def test_left_padding_changes_nothing(name, with_positions):
-    model, ids = stirred_model(name), token_ids(3)
+    model, ids = perturbed_model(name), token_ids(3)
     padding = [0, 5, 11]
     rows = [torch.cat([torch.zeros(n, dtype=torch.long), row[: 21 - n]]) for n, row in zip(padding, ids, strict=True)]
     mask = torch.stack([(torch.arange(21) >= n).long() for n in padding])
@@ -53,7 +53,7 @@ def test_left_padding_changes_nothing(name, with_positions):
 
 @torch.no_grad()
 def test_right_padding_changes_nothing(name):
-    model, ids = stirred_model(name), token_ids(2)
+    model, ids = perturbed_model(name), token_ids(2)
     mask = torch.ones_like(ids)
     mask[1, 9:] = 0
     logits = model(ids, attention_mask=mask, use_cache=False).logits
@@ -64,7 +64,7 @@ def test_right_padding_changes_nothing(name):
 @torch.no_grad()
 def test_right_padded_prefill_then_steps(name):
     """Rows of unequal length, padded on the right, then decoded on: the state is that of the last valid token."""
-    model, ids = stirred_model(name), token_ids(2, 14)
+    model, ids = perturbed_model(name), token_ids(2, 14)
     if model.config.sliding_window or any(model.config.windows):
         pytest.skip("a sliding cache keeps slots, so that padding inside its window pushes valid tokens out")
     lengths, extra = [10, 6], 4
@@ -84,7 +84,7 @@ def test_right_padded_prefill_then_steps(name):
 @torch.no_grad()
 def test_left_padded_chunk_after_a_filled_cache(name):
     """A second chunk that is padded in one row must not let the padding into that row's state."""
-    model, ids = stirred_model(name), token_ids(2, 16)
+    model, ids = perturbed_model(name), token_ids(2, 16)
     if any(model.config.windows):
         pytest.skip("a sliding cache keeps slots, so that padding inside its window pushes valid tokens out")
     cache = DynamicCache(config=model.config)
@@ -104,14 +104,14 @@ def _packed(ids, lengths):
 @torch.no_grad()
 @pytest.mark.parametrize("lengths", [[8, 13], [1, 5, 1, 14], [33, 2, 30]], ids=str)
 def test_packed_documents_equal_separate_ones(name, lengths):
-    model, ids = stirred_model(name), token_ids(2, sum(lengths))
+    model, ids = perturbed_model(name), token_ids(2, sum(lengths))
     packed = model(ids, position_ids=_packed(ids, lengths), use_cache=False).logits
     separate = [model(part, use_cache=False).logits for part in ids.split(lengths, 1)]
     close(packed, torch.cat(separate, 1))
 
 
 def test_packed_gradients_equal_separate_ones(name):
-    model, lengths = stirred_model(name), [9, 12]
+    model, lengths = perturbed_model(name), [9, 12]
     ids = token_ids(1, sum(lengths))
     weights = torch.randn(1, sum(lengths), 97, generator=torch.Generator().manual_seed(5))
     (model(ids, position_ids=_packed(ids, lengths), use_cache=False).logits * weights).sum().backward()

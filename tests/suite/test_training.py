@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_arch.models.late_logits import LateLogits
-from tests.suite.models import ARCHITECTURES, close, stirred_model, token_ids
+from tests.suite.models import ARCHITECTURES, close, perturbed_model, token_ids
 
 pytestmark = pytest.mark.parametrize("name", ARCHITECTURES)
 
@@ -29,7 +29,7 @@ def _same_gradients(actual, expected, tolerance=1e-5):
 
 
 def _without_dropout(name):
-    return stirred_model(name, embedding_dropout=0.0, residual_dropout=0.0, attention_dropout=0.0).train()
+    return perturbed_model(name, embedding_dropout=0.0, residual_dropout=0.0, attention_dropout=0.0).train()
 
 
 def test_every_parameter_gets_a_finite_gradient(name):
@@ -74,7 +74,7 @@ def test_chunked_loss_equals_full_logits(name):
 def test_loss_falls_on_a_learnable_task(name):
     """Repeating a period of four tokens: the loss must fall below half within sixty steps, and stay there for three."""
     torch.manual_seed(0)
-    model = stirred_model(name).train()
+    model = perturbed_model(name).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
     ids = torch.tensor([5, 17, 60, 42] * 8)[None].repeat(4, 1)
     losses = []
@@ -101,7 +101,7 @@ def test_bfloat16_autocast_is_finite_and_near(name):
 
 
 def test_bfloat16_weights_run(name):
-    model, ids = stirred_model(name).to(torch.bfloat16), token_ids(2, 12)
+    model, ids = perturbed_model(name).to(torch.bfloat16), token_ids(2, 12)
     with torch.no_grad():
         assert model(ids, use_cache=False).logits.isfinite().all()
         assert model.generate(ids, max_new_tokens=3, eos_token_id=None).shape == (2, 15)

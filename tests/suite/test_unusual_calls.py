@@ -14,7 +14,7 @@ from transformers import DynamicCache, StaticCache
 
 import hf_arch
 from hf_arch.core.registry import EMBEDDINGS
-from tests.suite.models import ARCHITECTURES, close, stirred_model, token_ids
+from tests.suite.models import ARCHITECTURES, close, perturbed_model, token_ids
 from tests.suite.test_documents import LENGTHS, TOTAL, additive, rows_with_gaps, ways
 
 OUTSIDE = ("model.embed_tokens.weight", "lm_head.weight")
@@ -31,7 +31,7 @@ def _row_by_row(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
     ("name", "options"), [*((name, {}) for name in ARCHITECTURES), *(("llama", each) for each in POSITIONS)]
 )
 def test_padding_in_a_static_cache_without_position_ids(name: str, options: dict[str, Any]) -> None:
-    model, ids = stirred_model(name, **options), token_ids(3, TOTAL)
+    model, ids = perturbed_model(name, **options), token_ids(3, TOTAL)
     for kind in ("left",) if any(model.config.windows) else ("left", "right", "middle"):
         mask, parts, end = rows_with_gaps(kind), [], 0
         cache = StaticCache(config=model.config, max_cache_len=TOTAL + 2)
@@ -44,7 +44,7 @@ def test_padding_in_a_static_cache_without_position_ids(name: str, options: dict
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["llama", "mla", "linformer"])
 def test_a_mask_over_the_unused_slots_of_a_static_cache_is_refused(name: str) -> None:
-    model, ids = stirred_model(name), token_ids(2, 9)
+    model, ids = perturbed_model(name), token_ids(2, 9)
     cache = StaticCache(config=model.config, max_cache_len=16)
     model(ids[:, :8], past_key_values=cache)
     mask = (torch.arange(16) < 9).long().expand(2, -1)
@@ -55,7 +55,7 @@ def test_a_mask_over_the_unused_slots_of_a_static_cache_is_refused(name: str) ->
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["llama", "mamba2"])
 def test_a_mask_over_tokens_that_is_to_be_added_is_refused(name: str) -> None:
-    model, mask = stirred_model(name), rows_with_gaps("left")
+    model, mask = perturbed_model(name), rows_with_gaps("left")
     with pytest.raises(ValueError, match="floats over tokens must be 0"):
         model(token_ids(3, TOTAL), attention_mask=additive(mask.bool()))
     close(
@@ -67,7 +67,7 @@ def test_a_mask_over_tokens_that_is_to_be_added_is_refused(name: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_rows_of_a_cache_are_chosen_and_repeated_with_all_that_it_holds(name: str) -> None:
-    model, ids = stirred_model(name), token_ids(3, TOTAL)
+    model, ids = perturbed_model(name), token_ids(3, TOTAL)
     whole, cache = model(ids, use_cache=False).logits, DynamicCache(config=model.config)
     model(ids[:, :9], past_key_values=cache)
     for rows in (torch.tensor([2, 0, 1]), torch.tensor([1, 1])):
@@ -79,7 +79,7 @@ def test_rows_of_a_cache_are_chosen_and_repeated_with_all_that_it_holds(name: st
 
 
 def test_experts_under_a_block_mask_of_flex_attention() -> None:
-    model, ids = stirred_model("moe"), token_ids(2, 128)
+    model, ids = perturbed_model("moe"), token_ids(2, 128)
     mask = create_block_mask(lambda b, h, q, k: q >= k, 2, None, 128, 128, device="cpu")
     with torch.no_grad():
         expected = model(ids, output_router_logits=True, use_cache=False)
@@ -93,7 +93,7 @@ def test_a_vocabulary_is_not_resized_next_to_other_tables_by_token_id() -> None:
     by_id = [name for name in EMBEDDINGS if EMBEDDINGS[name].reads_ids and "hf_arch." in EMBEDDINGS[name].__module__]
     assert len(by_id) == 4
     for name in by_id:
-        model = stirred_model("llama", embeddings=name)
+        model = perturbed_model("llama", embeddings=name)
         before = {key: value.shape for key, value in model.state_dict().items()}
         for asked in ({"new_num_tokens": 110}, {"new_num_tokens": 60}, {"pad_to_multiple_of": 64}):
             with pytest.raises(ValueError, match="vocab_size 97"):
@@ -101,7 +101,7 @@ def test_a_vocabulary_is_not_resized_next_to_other_tables_by_token_id() -> None:
         model.resize_token_embeddings(97)
         assert {key: value.shape for key, value in model.state_dict().items()} == before
         assert model.config.vocab_size == 97
-    model = stirred_model("llama", embeddings="smear")
+    model = perturbed_model("llama", embeddings="smear")
     model.resize_token_embeddings(110)
     assert model(torch.full((1, 4), 109)).logits.shape[-1] == 110
 
@@ -112,7 +112,7 @@ def test_checkpointing_keeps_what_passes_through_runs_without_gradients(
     kind: bool, inputs_need_gradients: bool
 ) -> None:
     depth = {"type": "cycles", "high_cycles": 3, "trained": [2]}
-    model = stirred_model("mixed", mixer=["attention", "gla"], num_hidden_layers=4, depth=depth).train()
+    model = perturbed_model("mixed", mixer=["attention", "gla"], num_hidden_layers=4, depth=depth).train()
     ids = token_ids(2, 9)
 
     def gradients() -> dict[str, Tensor]:
@@ -130,7 +130,7 @@ def test_checkpointing_keeps_what_passes_through_runs_without_gradients(
 
 @pytest.mark.parametrize("depth", ["plain", "loop", {"type": "shared", "group": 1}])
 def test_experts_are_balanced_over_valid_tokens_of_every_run_however_padding_is_described(depth: Any) -> None:
-    model = stirred_model("moe", num_hidden_layers=4, mixer=["attention"], ffn=["moe", "glu"], depth=depth).train()
+    model = perturbed_model("moe", num_hidden_layers=4, mixer=["attention"], ffn=["moe", "glu"], depth=depth).train()
     ids, mask = token_ids(2, TOTAL), torch.ones(2, TOTAL, dtype=torch.long)
     mask[:, 15:] = 0
     labels, positions = ids.masked_fill(mask == 0, -100), (mask.cumsum(1) - 1).clamp(min=0)
@@ -152,7 +152,7 @@ def test_experts_are_balanced_over_valid_tokens_of_every_run_however_padding_is_
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("case", ["zero embeddings", "zero matrices", "large matrices"])
 def test_gradients_are_finite_at_the_ends_of_the_range(name: str, case: str) -> None:
-    model, ids = stirred_model(name).train(), token_ids(2, 37)
+    model, ids = perturbed_model(name).train(), token_ids(2, 37)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if case == "large matrices" and parameter.dim() > 1 and not key.endswith("_log"):
@@ -173,7 +173,7 @@ def test_gradients_are_finite_at_the_ends_of_the_range(name: str, case: str) -> 
 @pytest.mark.parametrize("name", ["nsa", "moba"])
 def test_among_equal_blocks_every_form_chooses_the_same(name: str) -> None:
     """Queries of zero find every block equal."""
-    model, ids = stirred_model(name), token_ids(2, 120)
+    model, ids = perturbed_model(name), token_ids(2, 120)
     for key, parameter in model.named_parameters():
         if "q_proj" in key or "k_proj" in key:
             parameter.zero_()
@@ -196,7 +196,7 @@ SEES_FOUR: dict[str, Any] = {**ATTENDS_TO_ALL, "mixer": ["gla", {"type": "attent
     ],
 )
 def test_a_cache_that_forgets_what_the_model_sees_is_refused(name: str, own: Any, other: Any, static: bool) -> None:
-    model, ids = stirred_model(name, **own), token_ids(2, TOTAL)
+    model, ids = perturbed_model(name, **own), token_ids(2, TOTAL)
 
     def fed(cache: Any) -> Tensor:
         return torch.cat([model(part, past_key_values=cache).logits for part in ids.split([9, 1, 10, 1], 1)], 1)
@@ -212,7 +212,7 @@ def test_a_cache_that_forgets_what_the_model_sees_is_refused(name: str, own: Any
 
 @torch.no_grad()
 def test_a_window_that_is_set_after_the_model_was_made_is_refused_with_a_cache() -> None:
-    model, ids = stirred_model("llama"), token_ids(2, TOTAL)
+    model, ids = perturbed_model("llama"), token_ids(2, TOTAL)
     model.config.sliding_window = 4
     with pytest.raises(ValueError, match="the config that the model was made with"):
         model.generate(ids, max_new_tokens=2)
@@ -220,7 +220,7 @@ def test_a_window_that_is_set_after_the_model_was_made_is_refused_with_a_cache()
 
 @torch.no_grad()
 def test_static_slots_fewer_than_the_window_are_refused_once_they_are_full() -> None:
-    model, ids = stirred_model("llama", sliding_window=16), token_ids(2, TOTAL)
+    model, ids = perturbed_model("llama", sliding_window=16), token_ids(2, TOTAL)
     cache = StaticCache(model.config, max_cache_len=10)
     close(model(ids[:, :10], past_key_values=cache).logits, model(ids[:, :10], use_cache=False).logits)
     with pytest.raises(ValueError, match="keeps the last 10 tokens"):
@@ -231,7 +231,7 @@ def test_static_slots_fewer_than_the_window_are_refused_once_they_are_full() -> 
 @pytest.mark.parametrize("mixer", ["attention", "gla", {"type": "attention", "window": 8}])
 def test_losses_of_later_tokens_are_those_of_the_documents_alone(mixer: Any) -> None:
     losses = [{"type": "multi_token", "depth": 2}, "z_loss"]
-    model = stirred_model("mixed", mixer=[mixer], num_hidden_layers=2, losses=losses).train()
+    model = perturbed_model("mixed", mixer=[mixer], num_hidden_layers=2, losses=losses).train()
     ids, labels = token_ids(2, TOTAL), token_ids(2, TOTAL)
     labels[:, [0, *torch.tensor(LENGTHS[:-1]).cumsum(0)]] = -100
 

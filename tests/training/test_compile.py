@@ -16,7 +16,7 @@ import hf_arch
 from hf_arch.recipe.recipe import Recipe
 from hf_arch.runs.files import read_metrics
 from hf_arch.training.run import run_training
-from tests.suite.models import stirred_model, token_ids
+from tests.suite.models import perturbed_model, token_ids
 from tests.training.tiny import recipe_values
 
 ARCHITECTURES = hf_arch.list_architectures()
@@ -25,7 +25,7 @@ BREAKS_AT_DOCUMENTS = {"linformer", "ssm"}
 
 
 def tiny_model(name: str) -> Any:
-    return stirred_model(name, embedding_dropout=0.0, residual_dropout=0.0, attention_dropout=0.0).train()
+    return perturbed_model(name, embedding_dropout=0.0, residual_dropout=0.0, attention_dropout=0.0).train()
 
 
 def loss_and_gradients(model: Any, ids: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, ...]:

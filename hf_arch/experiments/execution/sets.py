@@ -13,6 +13,7 @@ from hf_arch.experiments.execution.rates import train_rates
 from hf_arch.experiments.execution.registering import register_claims
 from hf_arch.experiments.execution.runner import RunOptions, TrainedSet, processes_per_run, train_set
 from hf_arch.experiments.execution.tune import train_tuned
+from hf_arch.experiments.planning.plan import Planner
 from hf_arch.experiments.planning.prepare import prepare_set
 from hf_arch.experiments.planning.seeds import check_auto_seeds, with_seed_plan
 from hf_arch.recipe.recipe import Recipe
@@ -28,10 +29,12 @@ def run_set(
     options: RunOptions | None = None,
     facts: Mapping[str, Mapping[str, Any]] | None = None,
     undecided: Undecided | None = None,
+    planner: Planner | None = None,
 ) -> TrainedSet:
     """Trains what is not finished of one set, by the engine of the options; its claims are written into the results
     folder before the first run starts. `facts` are what the runs of each name in `experiment.runs` record of
-    themselves. `undecided` says when seeds are enough, for `experiment.seeds: auto`.
+    themselves. `undecided` says when seeds are enough, for `experiment.seeds: auto`. `planner` is that of the recipe,
+    where one was made to check it.
 
     Raises `ConfigError` for anything wrong in any run, before any of them starts.
     """
@@ -50,7 +53,7 @@ def run_set(
         return _train_in_turn(recipe, recipe.experiment.seeds, results_dir, options, facts, undecided)
     if recipe.experiment.ladder is not None:
         return train_ladder(recipe, results_dir, options, facts)
-    prepared = prepare_set(recipe, results_dir, processes_per_run(options), facts)
+    prepared = prepare_set(recipe, results_dir, processes_per_run(options), facts, planner=planner)
     register_claims(recipe, prepared.plan.names, results_dir)
     return TrainedSet(prepared, train_set(prepared, results_dir, options))
 
@@ -64,12 +67,13 @@ def _train_in_turn(
     undecided: Undecided,
 ) -> TrainedSet:
     """Trains the least number of seeds, then one more at a time while a claim is undecided. What was decided after a
-    number of seeds depends on their results alone, so a set that was cut off goes the same way again."""
+    number of seeds depends on their results alone, so a set that was cut off goes the same way again. The runs of all
+    seeds are planned at once."""
+    whole = replace(recipe, experiment=replace(recipe.experiment, seeds=plan.first(plan.most)))
+    every = prepare_set(whole, results_dir, processes_per_run(options), facts)
+    register_claims(recipe, every.plan.names, results_dir)
     for count in plan.looks:
-        staged = replace(recipe, experiment=replace(recipe.experiment, seeds=plan.first(count)))
-        prepared = prepare_set(staged, results_dir, processes_per_run(options), facts)
-        if count == plan.least:
-            register_claims(recipe, prepared.plan.names, results_dir)
+        prepared = every.of_seeds(plan.first(count))
         failed = train_set(prepared, results_dir, options)
         if failed:
             break

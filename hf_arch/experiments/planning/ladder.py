@@ -12,7 +12,7 @@ Compute-Efficient Model Ladders (2024); muP and CompleteP are those of `hf_arch.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -122,23 +122,39 @@ def share_trained(run: ReadyRun) -> float:
     return 1.0 if branch is None or not run.steps else 1 - branch["step"] / run.steps
 
 
+Rung = tuple[str, dict[str, Any], dict[str, Any]]
+"""A run's name, its changes by dotted key, and the facts that it records."""
+
+
 def _rungs(
     base: str, single: Recipe, options: LadderOptions, processes: int, dry: bool, first: dict[float, Sized]
-) -> Any:
-    """(name, changes by dotted key, facts) of every rung of one run of the set, sizes and budgets ascending. `first` is
-    the model of each size that the first run of the set has, which the others are made alike to."""
+) -> Iterator[Rung]:
+    """Every rung of one run of the set, sizes and budgets ascending. `first` is the model of each size that the first
+    run of the set has, which the others are made alike to."""
     found = find_data(single.data) if dry else None
     data = prepare_data(single.data) if found is None else found.prepared
     tokenizer = data.tokenizer if data is not None else found.tokenizer if found is not None else None
-    length = single.data.sequence_length
-    by_width = options.rule == "mup"
+    rows = None if data is None else len(data.train)
+    for size, model in _models(base, single, options, tokenizer, first):
+        changes = {
+            **{f"model.{key}": value for key, value in model.changes.items()},
+            **_parametrization(single, options, tokenizer),
+        }
+        for name, of_budget, facts in _rungs_of_size(base, single, options, size, processes, rows):
+            yield name, {**changes, **of_budget}, {"base": base, "size": size, "parameters": model.parameters, **facts}
+
+
+def _models(
+    base: str, single: Recipe, options: LadderOptions, tokenizer: Any, first: dict[float, Sized]
+) -> Iterator[tuple[float, Sized]]:
+    """Every size with its model. Raises `ConfigError` where two sizes come to one model."""
     known: dict[int, float] = {}
     for size in sorted(options.sizes):
         model = sized_model(
             lambda changes: build_config(single.with_model(changes), tokenizer),
             size,
-            length,
-            depth=not by_width,
+            single.data.sequence_length,
+            depth=options.rule != "mup",
             ffn=options.rule in ("fixed", "fitted"),
             like=first.get(size),
         )
@@ -149,40 +165,40 @@ def _rungs(
                 f"({model.parameters:,} parameters without embeddings)"
             )
         known[model.parameters] = size
-        batch, rate = _batch_and_rate(single, options, size, processes)
-        budgets = _budgets(options, size, batch.total * length)
-        warmup = _warmup(single, budgets)
-        schedules = _schedules(options, budgets, warmup, rate)
-        trunk = _name(base, size, budgets[-1])
-        passes = None if data is None else budgets[-1].steps * batch.total / len(data.train)
-        if passes is not None and passes > 1:
-            print(f"{trunk}: {passes:.1f} passes over the training text: its tokens are seen again", file=sys.stderr)
-        for budget in budgets:
-            changes = {
-                **{f"model.{key}": value for key, value in model.changes.items()},
-                **_parametrization(single, options, tokenizer),
-                "training.max_steps": budget.steps,
-                "training.warmup_steps": warmup,
-                **{f"training.{key}": value for key, value in schedules[budget].items()},
-                "training.per_device_train_batch_size": batch.rows,
-                "training.gradient_accumulation_steps": batch.accumulation,
-                "training.learning_rate": rate,
-            }
-            yield (
-                _name(base, size, budget),
-                changes,
-                {
-                    "base": base,
-                    "size": size,
-                    "parameters": model.parameters,
-                    "tokens_per_parameter": budget.tokens_per_parameter,
-                    "tokens": budget.steps * batch.total * length,
-                    "rule": options.rule,
-                    "trunk": trunk,
-                    "branch_step": budget.branch_step,
-                    "passes": None if passes is None else passes * budget.steps / budgets[-1].steps,
-                },
-            )
+        yield size, model
+
+
+def _rungs_of_size(
+    base: str, single: Recipe, options: LadderOptions, size: float, processes: int, rows: int | None
+) -> Iterator[Rung]:
+    """The budgets of one size, all with its batch, rate and warm-up. `rows` of the training text, if known."""
+    batch, rate = _batch_and_rate(single, options, size, processes)
+    tokens_per_step = batch.total * single.data.sequence_length
+    budgets = _budgets(options, size, tokens_per_step)
+    warmup = _warmup(single, budgets)
+    schedules = _schedules(options, budgets, warmup, rate)
+    trunk = _name(base, size, budgets[-1])
+    passes = None if rows is None else budgets[-1].steps * batch.total / rows
+    if passes is not None and passes > 1:
+        print(f"{trunk}: {passes:.1f} passes over the training text: its tokens are seen again", file=sys.stderr)
+    for budget in budgets:
+        changes = {
+            "training.max_steps": budget.steps,
+            "training.warmup_steps": warmup,
+            **{f"training.{key}": value for key, value in schedules[budget].items()},
+            "training.per_device_train_batch_size": batch.rows,
+            "training.gradient_accumulation_steps": batch.accumulation,
+            "training.learning_rate": rate,
+        }
+        facts = {
+            "tokens_per_parameter": budget.tokens_per_parameter,
+            "tokens": budget.steps * tokens_per_step,
+            "rule": options.rule,
+            "trunk": trunk,
+            "branch_step": budget.branch_step,
+            "passes": None if passes is None else passes * budget.steps / budgets[-1].steps,
+        }
+        yield _name(base, size, budget), changes, facts
 
 
 def trunk_schedule(options: LadderOptions) -> tuple[type[Schedule], str, dict[str, Any]]:

@@ -6,7 +6,7 @@ A finished run (same name and hash) is skipped later, an interrupted one resumed
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -82,6 +82,16 @@ class PreparedSet:
     tokenizers: Mapping[str, PreTrainedTokenizerBase]
     data: Mapping[str, PreparedData | FoundData] = field(default_factory=dict)
 
+    def of_seeds(self, seeds: Collection[int]) -> PreparedSet:
+        """The runs of these seeds alone."""
+        kept = [
+            (ready, planned)
+            for ready, planned in zip(self.runs, self.plan.runs, strict=True)
+            if planned.recipe.training["seed"] in seeds
+        ]
+        plan = replace(self.plan, runs=[planned for _ready, planned in kept])
+        return replace(self, runs=[ready for ready, _planned in kept], plan=plan)
+
 
 def prepare_set(
     recipe: Recipe,
@@ -90,18 +100,21 @@ def prepare_set(
     facts: Mapping[str, Mapping[str, Any]] | None = None,
     *,
     dry: bool = False,
+    planner: Planner | None = None,
 ) -> PreparedSet:
     """Plans and matches a set and names its folders. Data is prepared here, once for all runs that share it.
 
     Several `processes` in one run make its batches larger, so they are part of its name. `facts` are what the runs of
     each name in `experiment.runs` record of themselves, under `run` of their experiment_config.json. With `dry` the
     data is only looked for: what is not there is neither downloaded nor tokenised, and its vocabulary counts as the
-    recipe says.
+    recipe says. `planner` is that of this very recipe, where one was made to check it.
 
     Raises `ConfigError` for anything wrong in any run, before any of them starts.
     """
     if recipe.experiment.ladder is None:
-        return _prepared(Planner(recipe), recipe, results_dir, processes, facts or {}, dry=dry)
+        if planner is None or planner.recipe is not recipe:
+            planner = Planner(recipe)
+        return _prepared(planner, recipe, results_dir, processes, facts or {}, dry=dry)
     recipe, facts = lay_out_ladder(recipe, processes, facts, dry=dry)
     prepared = _prepared(Planner(recipe), recipe, results_dir, processes, facts, dry=dry)
     return replace(prepared, runs=with_branches(prepared.runs))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import hf_arch
@@ -27,6 +26,10 @@ class Sized:
 
     changes: dict[str, Any]
     parameters: int
+
+    def off(self, target: float) -> float:
+        """How far the parameters are from `target`, as a share of it."""
+        return abs(self.parameters / target - 1)
 
 
 def body_parameters(config: Any, sequence_length: int) -> int:
@@ -51,58 +54,76 @@ def sized_model(
     Raises:
         ConfigError: no width that the model allows comes within a factor of two.
     """
-    shape = config_of({})
-    unit = shape.hidden_size // shape.num_attention_heads
-    problems: list[str] = []
-
-    @cache
-    def at(units: int, more_layers: int = 0) -> Sized | None:
-        changes = _changes(shape, units * unit, depth)
-        if more_layers:
-            changes["num_hidden_layers"] += more_layers
-        if changes.get("num_hidden_layers", 1) < 1:
-            return None
-        try:
-            return Sized(changes, body_parameters(config_of(changes), sequence_length))
-        except ConfigError as error:
-            problems.append(str(error))
-            return None
-
-    if like is not None and ffn and like.changes["hidden_size"] % unit == 0:
-        same = at(like.changes["hidden_size"] // unit)
+    sizes = _Sizes(config_of, sequence_length, depth)
+    if like is not None and ffn:
+        same = sizes.of_width(like.changes["hidden_size"])
         if same is not None:
             same = _with_ffn(config_of, same, like.parameters, sequence_length, ALIKE)
-            if abs(same.parameters / like.parameters - 1) <= ALIKE:
+            if same.off(like.parameters) <= ALIKE:
                 return same
 
-    high = 1
-    while high < MOST_UNITS and ((found := at(high)) is None or found.parameters < target):
-        high *= 2
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        found = at(middle)
-        low, high = (middle, high) if found is not None and found.parameters < target else (low, middle)
-
-    def off(sized: Sized) -> float:
-        return abs(sized.parameters / target - 1)
-
-    widths = range(max(1, low - 2), high + 3)
-    near = [found for units in widths if (found := at(units)) is not None]
+    crossing = sizes.first_above(target)
+    widths = range(max(1, crossing - 3), crossing + 3)
+    near = [found for units in widths if (found := sizes.at(units)) is not None]
     if not near:
-        raise ConfigError(f"experiment.ladder.sizes: no model of {target:,.0f} parameters: {problems[0]}")
-    best = min(near, key=off)
+        raise ConfigError(f"experiment.ladder.sizes: no model of {target:,.0f} parameters: {sizes.problems[0]}")
+    best = min(near, key=lambda sized: sized.off(target))
     if ffn:
         best = _with_ffn(config_of, best, target, sequence_length)
-    if depth and off(best) > CLOSE:  # a layer more or less than the shape has
-        near = [found for units in widths for layers in (-1, 1) if (found := at(units, layers)) is not None]
-        best = min([best, *near], key=off)
+    if depth and best.off(target) > CLOSE:  # a layer more or less than the shape has
+        near = [found for units in widths for layers in (-1, 1) if (found := sizes.at(units, layers)) is not None]
+        best = min([best, *near], key=lambda sized: sized.off(target))
     if not target / 2 <= best.parameters <= 2 * target:
         raise ConfigError(
             f"experiment.ladder.sizes: {target:,.0f} cannot be reached in this shape; "
             f"nearest: {best.parameters:,} (parameters without embeddings)"
         )
     return best
+
+
+class _Sizes:
+    """The models of one shape by width, counted in units of one head; each is built once."""
+
+    def __init__(self, config_of: ConfigOf, sequence_length: int, depth: bool):
+        self.config_of, self.sequence_length, self.depth = config_of, sequence_length, depth
+        self.shape = config_of({})
+        self.unit = self.shape.hidden_size // self.shape.num_attention_heads
+        self.problems: list[str] = []
+        self.known: dict[tuple[int, int], Sized | None] = {}
+
+    def at(self, units: int, more_layers: int = 0) -> Sized | None:
+        """The model of this width; None where the values do not go together."""
+        if (units, more_layers) not in self.known:
+            self.known[units, more_layers] = self._count(units, more_layers)
+        return self.known[units, more_layers]
+
+    def of_width(self, width: int) -> Sized | None:
+        """The model of this width; None too where it is not a whole number of heads."""
+        return None if width % self.unit else self.at(width // self.unit)
+
+    def first_above(self, target: float) -> int:
+        """The fewest units that have `target` parameters, among those that a doubling and halving search meets."""
+        high = 1
+        while high < MOST_UNITS and ((found := self.at(high)) is None or found.parameters < target):
+            high *= 2
+        low = high // 2
+        while high - low > 1:
+            middle = (low + high) // 2
+            found = self.at(middle)
+            low, high = (middle, high) if found is not None and found.parameters < target else (low, middle)
+        return high
+
+    def _count(self, units: int, more_layers: int) -> Sized | None:
+        changes = _changes(self.shape, units * self.unit, self.depth)
+        if more_layers:
+            changes["num_hidden_layers"] += more_layers
+        if changes.get("num_hidden_layers", 1) < 1:
+            return None
+        try:
+            return Sized(changes, body_parameters(self.config_of(changes), self.sequence_length))
+        except ConfigError as error:
+            self.problems.append(str(error))
+            return None
 
 
 def _changes(shape: Any, width: int, depth: bool) -> dict[str, Any]:

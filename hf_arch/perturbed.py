@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 
-def stirred_model(config: Any, seed: int = 0) -> Any:
+def perturbed_model(config: Any, seed: int = 0) -> Any:
     """A causal LM of this config in eval mode, every parameter moved off its initial value by N(0, 0.1)."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).eval()
@@ -19,12 +19,12 @@ def stirred_model(config: Any, seed: int = 0) -> Any:
     return model
 
 
-class StirredModels:
-    """Equal models, each as `stirred_model` gives it and with torch's generator where that leaves it. The first is
+class PerturbedModels:
+    """Equal models, each as `perturbed_model` gives it and with torch's generator where that leaves it. The first is
     built when it is asked for; the others are copies, which take a third of the time.
 
     Args:
-        config, seed: as `stirred_model` takes them.
+        config, seed: as `perturbed_model` takes them.
         device: where the models are; they are drawn on the CPU.
     """
 
@@ -35,7 +35,7 @@ class StirredModels:
 
     def built(self) -> Any:
         """A model that is no copy."""
-        return stirred_model(self._config, self._seed).to(self._device)
+        return perturbed_model(self._config, self._seed).to(self._device)
 
     def copied(self) -> Any:
         """A copy of a model that nobody has called, its config included.
