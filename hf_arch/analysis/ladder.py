@@ -1,7 +1,8 @@
 """What a ladder shows: a law in size and tokens for each run of the set, and how far it can be trusted.
 
 - The law L(N, D) of each (`loss_surface`), or why its points allow none.
-- Extrapolation, tested: the law of all sizes but the largest, against what the largest came to.
+- Extrapolation, tested: the largest size predicted from the others, against what it came to (`held_out`), also where
+  the points do not determine the constants of a law.
 - IsoFLOP minima: the size that the law makes best for a compute, among the sizes of the ladder's range.
 - Decision accuracy: how often a smaller size ranks a pair of runs as the largest size and budget do.
 - The multiplier: with which share of B's compute A reaches B's loss, both at their best sizes, against compute; and,
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_arch.analysis.exchange import ExchangeRate, SeedCurves, exchange_rates
+from hf_arch.analysis.held_out import HeldOut, predict_held_out
 from hf_arch.analysis.ladder_compute import Frontier, Multiplier, multipliers
 from hf_arch.analysis.loss_surface import LossSurface, Points, fit_surface
 from hf_arch.analysis.scaling import Refused
@@ -30,32 +32,6 @@ if TYPE_CHECKING:
 
 MINIMA = 4
 """Computes at which isoFLOP minima are given."""
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """The largest size, predicted from the others: measured losses, predictions and their bands, one a budget."""
-
-    size: float
-    tokens: tuple[float, ...]
-    measured: tuple[float, ...]
-    predicted: tuple[float, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-
-    @property
-    def inside(self) -> int:
-        """Budgets at which the measured loss is within the band."""
-        return sum(a <= x <= b for a, x, b in zip(self.low, self.measured, self.high, strict=True))
-
-    @property
-    def words(self) -> str:
-        """How well it was predicted, in one sentence."""
-        off = max(abs(p / m - 1) for p, m in zip(self.predicted, self.measured, strict=True))
-        return (
-            f"the largest size, predicted from the others: within the 95 % band at {self.inside} of "
-            f"{len(self.measured)} budgets, off by at most {off:.1%}"
-        )
 
 
 @dataclass(frozen=True)
@@ -91,16 +67,7 @@ class Rungs:
         """The test of its extrapolation."""
         points = self.points
         largest = points.parameters == points.parameters.max()
-        rest, target = points.where(~largest), points.where(largest)
-        law = fit_surface(rest)
-        if isinstance(law, Refused):
-            return Refused(f"without the largest size: {law.reason}")
-        predicted = law.predict(target.parameters, target.tokens)
-        low, high = _prediction_band(law, rest, target)
-        return HeldOut(
-            float(target.parameters[0]),
-            *(tuple(values.tolist()) for values in (target.tokens, target.means, predicted, low, high)),
-        )
+        return predict_held_out(points.where(~largest), points.where(largest))
 
     @cached_property
     def frontier(self) -> Frontier | None:
@@ -119,9 +86,9 @@ class Rungs:
     @property
     def lines(self) -> list[str]:
         """The law, its test and its minima, in words."""
-        if isinstance(self.law, Refused):
-            return [f"{self.base}: {self.law.words}"]
-        found = [f"{self.base}: {self.law.words}", f"{self.base}: {self.held_out.words}"]
+        test = self.held_out
+        tested = f"the largest size is not predicted: {test.reason}" if isinstance(test, Refused) else test.words
+        found = [f"{self.base}: {self.law.words}", f"{self.base}: {tested}"]
         best = "; ".join(
             f"{quantity(m['flops'])}FLOPs: {quantity(m['parameters'])} parameters"
             + (", at the end of the sizes" if m["at_edge"] else "")
@@ -305,18 +272,3 @@ def _of_seed(groups: Sequence[Group], key: str, seed: int) -> float | None:
     """The mean of a number over the budgets of one size, for one seed; None where a run lacks it, or has 0."""
     values = [group.by_seed(key).get(seed) for group in groups]
     return None if not all(values) else float(np.mean([value or 0.0 for value in values]))
-
-
-def _prediction_band(law: LossSurface, rest: Points, target: Points, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """The band in which a new point is expected: that of the law, and the scatter of the points about it."""
-    scatter = (rest.means - law.predict(rest.parameters, rest.tokens)) * np.sqrt(
-        len(rest.losses) / max(len(rest.losses) - 5, 1)
-    )
-    rng = np.random.default_rng(seed)
-    draws = [
-        LossSurface(values, law.draws, law.unit, law.points).predict(target.parameters, target.tokens)
-        + rng.choice(scatter, len(target.losses))
-        for values in np.repeat(law.draws, 5, axis=0)
-    ]
-    low, high = np.quantile(np.asarray(draws), [0.025, 0.975], axis=0)
-    return low, high

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from hf_arch.analysis.comparison import Comparison
-    from hf_arch.analysis.ladder import HeldOut, Rungs
+    from hf_arch.analysis.held_out import HeldOut
+    from hf_arch.analysis.ladder import Rungs
     from hf_arch.analysis.ladder_compute import Multiplier
 
 

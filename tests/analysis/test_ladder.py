@@ -11,7 +11,7 @@ import pytest
 
 from hf_arch.analysis.compare import compare_runs
 from hf_arch.analysis.comparison import Comparison
-from hf_arch.analysis.ladder import HeldOut
+from hf_arch.analysis.held_out import HeldOut
 from hf_arch.analysis.loss_surface import LossSurface, Points, fit_surface
 from hf_arch.analysis.scaling import Refused
 from hf_arch.report.page import write_report

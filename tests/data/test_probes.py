@@ -11,6 +11,7 @@ import torch
 
 from hf_arch.core.errors import ConfigError
 from hf_arch.data.probes import IGNORE, MAD, PROBES, Probe, ProbeData, ProbeSetting
+from hf_arch.data.probes.grammar import Grammar
 from hf_arch.data.probes.mad import memorization
 from hf_arch.data.probes.probe import draw_distinct
 from hf_arch.data.probes.state_tracking import multiplication_table
@@ -128,6 +129,53 @@ def solve_mano(row: Row) -> Row:
     return [IGNORE] * place + stack + [IGNORE] * (len(row) - place - 1)
 
 
+def solve_brevo(row: Row, vocab_size: int) -> Row:
+    query, answer, end, begin, filler = range(vocab_size - 5, vocab_size)
+    place = row.index(answer)
+    assert row[0] == begin and row[place - 2] == query and filler not in row[:place]
+    edges = list(zip(row[1 : place - 2 : 2], row[2 : place - 2 : 2], strict=True))
+    wanted = {row[place - 1]}
+    while more := {x for x, y in edges if y in wanted} - wanted:
+        wanted |= more
+    wanted.remove(row[place - 1])
+    found: Row = []
+    while wanted:
+        found.append(min(y for y in wanted if not any(x in wanted for x, to in edges if to == y)))
+        wanted.remove(found[-1])
+    return [IGNORE] * place + [*found, end] + [IGNORE] * (len(row) - place - len(found) - 1)
+
+
+def solve_lano(row: Row, grammar: Grammar) -> Row:
+    """By descent: where each symbol may end that begins at a place, and what may follow where the text ends in it."""
+
+    def descend(symbol: int, place: int) -> tuple[frozenset[int], frozenset[int]]:
+        if symbol not in grammar.rules:
+            if place == len(text):
+                return frozenset(), frozenset([symbol])
+            return frozenset([place + 1] if text[place] == symbol else []), frozenset()
+        if (symbol, place) not in known:
+            ends, following = set(), set()
+            for rule in grammar.rules[symbol]:
+                places = {place}
+                for part in rule:
+                    reached = [descend(part, at) for at in places]
+                    places = set().union(*(found for found, _ in reached))
+                    following.update(*(words for _, words in reached))
+                ends |= places
+            known[symbol, place] = frozenset(ends), frozenset(following)
+        return known[symbol, place]
+
+    answers: Row = []
+    text: Row = []
+    for token in row:
+        text = [] if token == grammar.end else [*text, token]
+        known: dict[tuple[int, int], tuple[frozenset[int], frozenset[int]]] = {}
+        ends, following = descend(grammar.root, 0)
+        allowed = [*following, *([grammar.end] if len(text) in ends else [])]
+        answers.append(allowed[0] if len(allowed) == 1 else IGNORE)
+    return answers
+
+
 def solver(probe: Probe, data: ProbeData, setting: ProbeSetting) -> Callable[[Row], Row]:
     """A solver that sees a row of inputs and the options, never the labels of that row."""
     vocab_size = data.vocab_size
@@ -159,6 +207,11 @@ def solver(probe: Probe, data: ProbeData, setting: ProbeSetting) -> Callable[[Ro
             return lambda row: solve_depo(row, vocab_size, dict(setting.options))
         case "mano":
             return solve_mano
+        case "brevo":
+            return lambda row: solve_brevo(row, vocab_size)
+        case "lano":
+            grammar = Grammar(setting.options["levels"], 3, 2, 0)
+            return lambda row: solve_lano(row, grammar)
         case "induction":
             return lambda row: solve_induction(row, vocab_size)
     return lambda row: solve_words(row, {"parity": 2, "s3": 3, "s5": 5}[probe.name.removesuffix("_length")])
@@ -381,6 +434,30 @@ def test_reasoning_is_learned_at_all_sizes_and_scored_at_the_largest():
     assert asked == {"train": set(range(50, 58)), "test": {57}}
 
 
+def test_graphs_are_learned_at_all_sizes_and_scored_at_the_largest():
+    data = {split: PROBES["brevo"].data(split, 0, examples=200) for split in ("train", "test")}
+    names = {
+        split: {len({token for token in row if token < 50}) for row in found.inputs.tolist()}
+        for split, found in data.items()
+    }
+    assert names == {"train": set(range(3, 25)), "test": {24}}
+    answers = {split: (found.labels != IGNORE).sum(dim=1).float().mean() for split, found in data.items()}
+    assert answers["test"] > 2 * answers["train"]
+
+
+def test_a_grammar_is_learned_from_every_next_token():
+    probe = PROBES["lano"]
+    data = probe.data("train", 0, probe.cpu, examples=50)
+    assert torch.equal(data.inputs[:, 1:], data.labels[:, :-1])
+    scored = probe.data("train", 0, probe.cpu, examples=50, targets="answers")
+    assert torch.equal(scored.inputs, data.inputs)
+    answered = scored.labels != IGNORE
+    assert torch.equal(scored.labels[answered], data.labels[answered])
+    # Not a matter of the last token alone: after each of them some answers differ.
+    for token in range(3):
+        assert len(set(scored.labels[answered & (data.inputs == token)].tolist())) > 1
+
+
 def test_parity_is_the_sum_of_bits():
     data = PROBES["parity"].data("train", 0, examples=50)
     assert torch.equal(data.labels, data.inputs.cumsum(dim=1) % 2)
@@ -409,6 +486,9 @@ def test_facts_depend_on_the_seed_of_the_map_only():
         ("induction", {"examples": 0}, ["induction.examples: 0"]),
         ("depo", {"nodes": 60}, ["depo.name_vocab_size: 50", "at least nodes = 60"]),
         ("mano", {"operations": 0}, ["mano.operations: 0", "at least 1"]),
+        ("brevo", {"nodes": 60}, ["brevo.name_vocab_size: 50", "at least nodes = 60"]),
+        ("lano", {"rules": 13}, ["lano.rules: 13", "1 to 12"]),
+        ("lano", {"targets": "all"}, ["lano.targets: 'all'", "answers or next"]),
     ],
 )
 def test_mistakes_are_named(name: str, options: dict, parts: list[str]):

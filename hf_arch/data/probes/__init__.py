@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from hf_arch.core.registry import PROBES
 from hf_arch.data.probes.copying import SELECTIVE_COPYING
+from hf_arch.data.probes.dependencies import BREVO
+from hf_arch.data.probes.grammar import LANO
 from hf_arch.data.probes.induction import INDUCTION
 from hf_arch.data.probes.mad import COMPRESSION, FUZZY_RECALL, IN_CONTEXT_RECALL, MEMORIZATION, NOISY_RECALL
 from hf_arch.data.probes.mqar import MQAR
@@ -23,7 +25,7 @@ MAD = (IN_CONTEXT_RECALL, FUZZY_RECALL, NOISY_RECALL, SELECTIVE_COPYING, COMPRES
 for _probe in (
     *(MQAR, COMPOSITIONAL_MQAR, FORGETTING_MQAR, *MAD, INDUCTION),
     *(PARITY, S3, S5, PARITY_LENGTH, S5_LENGTH),
-    *(DEPO, MANO),
+    *(DEPO, BREVO, MANO, LANO),
 ):
     PROBES.register(_probe.name)(_probe)
 
