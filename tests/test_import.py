@@ -32,22 +32,17 @@ def test_import_loads_nothing_heavy():
     assert not modules_after("import hf_arch") & HEAVY
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "import hf_arch; from transformers import AutoModelForCausalLM, AutoConfig",
-        "from transformers import AutoModelForCausalLM, AutoConfig; import hf_arch",
-    ],
-)
-def test_the_auto_classes_know_every_architecture_whatever_is_imported_first(statement: str):
-    code = f"""
+def test_the_auto_classes_know_every_architecture():
+    """Whatever is imported first: see test_import_order.py."""
+    code = """
 import socket
 
 def refuse(*args, **kwargs):
     raise AssertionError("registration opens a connection")
 
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
-{statement}
+from transformers import AutoModelForCausalLM, AutoConfig
+import hf_arch
 for name in hf_arch.list_architectures():
     config = AutoConfig.for_model("hfa_" + name)
     assert AutoModelForCausalLM._model_mapping[type(config)]
@@ -144,26 +139,38 @@ print(Trainer.get_decay_parameter_names.exempts_by_module, hasattr(Trainer.get_d
     assert [line for line in done.stdout.splitlines() if "W" not in line] == ["False", "True True"], done.stderr
 
 
-def test_a_second_look_at_an_architecture_needs_no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_look_at_an_architecture_needs_no_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """And says the same; a damaged file, overrides or a plugin are looked at anew."""
+    from hf_arch.cli import app
+
     monkeypatch.setenv("HF_ARCH_CACHE", str(tmp_path))
-    code = """
+    words = ["info", "llama", "--json"]
+    code = f"""
 import json, sys
-sys.argv = ["hf-arch", "info", "llama", "--json", *sys.argv[1:]]
+sys.argv = ["hf-arch", *{words}]
 from hf_arch.cli import main
 try:
     main()
 finally:
     print(json.dumps("torch" in sys.modules))
 """
-    first, second, changed = python("-c", code), python("-c", code), python("-c", code, "num_hidden_layers=1")
+
+    def look(*more: str) -> str:
+        with pytest.raises(SystemExit):
+            app([*words, *more])
+        return capsys.readouterr().out
+
+    first = look()
     (kept,) = (tmp_path / "reports").iterdir()
+    whole = kept.read_text()
+    *second, loaded = python("-c", code).stdout.splitlines()
+    assert loaded == "false" and second == first.splitlines()
+    assert json.loads(first)["architecture"] == "llama"
+    assert look("num_hidden_layers=1") != first and kept.read_text() == whole
     kept.write_text("{")
-    damaged = python("-c", code)
-    seen = [done.stdout.splitlines() for done in (first, second, changed, damaged)]
-    assert [lines[-1] for lines in seen] == ["true", "false", "true", "true"]
-    assert seen[0][:-1] == seen[1][:-1] == seen[3][:-1] != seen[2][:-1]
-    assert json.loads("\n".join(seen[1][:-1]))["architecture"] == "llama"
+    assert look() == first and kept.read_text() == whole
 
 
 @pytest.mark.parametrize("look", [["info", "gla"], ["list", "--components"]])

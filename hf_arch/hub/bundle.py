@@ -15,6 +15,7 @@ import importlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def bundle(config: ArchConfig) -> Bundle:
 def _collect(module: str, sources: dict[str, _Source]) -> None:
     """Add `module` and everything of ours that it imports to `sources`."""
     if module not in sources:
-        sources[module] = _Source(module)
+        sources[module] = _Source(module) if module.startswith(PLUGIN) else _packaged(module)
         for target in sources[module].imports.values():
             _collect(target, sources)
 
@@ -112,6 +113,12 @@ def _flat_name(module: str) -> str:
     if module.startswith(PLUGIN):
         return f"plugin_{Path(str(sys.modules[module].__file__)).stem}"
     return module.removeprefix(f"{PACKAGE}.").replace(".", "_")
+
+
+@cache
+def _packaged(module: str) -> _Source:
+    """A module of the package, which does not change once it is imported; a plugin is read anew each time."""
+    return _Source(module)
 
 
 class _Source:

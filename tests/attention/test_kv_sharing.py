@@ -82,7 +82,7 @@ def test_it_is_attention_with_the_earlier_layers_projections() -> None:
 @torch.no_grad()
 def test_the_last_layer_of_its_window_is_taken() -> None:
     """As Gemma 3n's last layers take those of the last earlier one of their type, over a window or over all tokens."""
-    model = stirred_model("mixed", num_hidden_layers=5, mixer=["attention", *LAST_OF_ITS_KIND])
+    model = perturbed_model("mixed", num_hidden_layers=5, mixer=["attention", *LAST_OF_ITS_KIND])
     layers = [layer.mixer for layer in model.model.layers]
     seen: dict[int, torch.Tensor] = {}
     for index, layer in enumerate(layers):

@@ -76,10 +76,10 @@ def test_nothing_is_written(command: str, as_json: bool, work: Path, capsys: pyt
 @pytest.mark.parametrize(
     "words",
     [
-        ["run", "tiny.yaml"],
-        ["train", "tiny.yaml"],
-        ["probe", "gla", "--task", "parity"],
-        ["data", "prepare", "text.txt"],
+        ["run", "tiny.yaml"],  # imports most
+        ["data", "prepare", "text.txt"],  # imports least
+        pytest.param(["train", "tiny.yaml"], marks=pytest.mark.slow),
+        pytest.param(["probe", "gla", "--task", "parity"], marks=pytest.mark.slow),
     ],
 )
 def test_json_is_all_that_a_process_prints_on_stdout(words: list[str], work: Path) -> None:

@@ -65,14 +65,10 @@ def harness(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_one_import_enters_the_model(harness: Path) -> None:
-    program = "import hf_arch.lm_eval; from lm_eval.api.registry import models; print(models['hf_arch'].__name__)"
-    assert python(program, harness) == "ArchLM"
-
-
-def test_the_module_is_lm_evals_command_line(harness: Path) -> None:
+def test_one_import_enters_the_model_and_the_module_is_lm_evals_command_line(harness: Path) -> None:
     program = (
-        "import runpy, sys; sys.argv = ['lm_eval', '--model', 'hf_arch']\n"
-        "runpy.run_module('hf_arch.lm_eval', run_name='__main__')"
+        "import runpy, sys, hf_arch.lm_eval\nfrom lm_eval.api.registry import models\n"
+        "assert models['hf_arch'].__name__ == 'ArchLM'\nsys.argv = ['lm_eval', '--model', 'hf_arch']\n"
+        "del sys.modules['hf_arch.lm_eval']\nrunpy.run_module('hf_arch.lm_eval', run_name='__main__')"
     )
     assert python(program, harness) == "ArchLM"

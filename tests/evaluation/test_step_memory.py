@@ -42,11 +42,32 @@ def measured(config: Any, precision: str = "fp32", checkpointing: bool = False) 
     return peak_tensor_bytes(steps, torch.device("cpu"))
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["llama", "gpt2", "gla", "mamba", "mamba2", "gated_delta_net", "rwkv7", "hgrn", "retnet", "based", "hybrid", "mla"],
+NAMES = (
+    "llama",
+    "gpt2",
+    "gla",
+    "mamba",
+    "mamba2",
+    "gated_delta_net",
+    "rwkv7",
+    "hgrn",
+    "retnet",
+    "based",
+    "hybrid",
+    "mla",
 )
-@pytest.mark.parametrize(("precision", "checkpointing"), [("fp32", False), ("bf16", False), ("fp32", True)])
+OTHERWISE = ("llama", "gla", "mamba", "hybrid")
+"""Of which the fast suite also counts a step in bf16 and one with checkpoints."""
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "checkpointing"),
+    [
+        pytest.param(name, *how, marks=() if how == ("fp32", False) or name in OTHERWISE else pytest.mark.slow)
+        for how in (("fp32", False), ("bf16", False), ("fp32", True))
+        for name in NAMES
+    ],
+)
 def test_a_step_takes_what_its_shapes_say(name: str, precision: str, checkpointing: bool) -> None:
     model = config(name)
     parts = step_memory(model, BATCH, LENGTH, precision, checkpointing)

@@ -20,7 +20,7 @@ import torch
 
 from hf_arch.core.errors import ConfigError
 from hf_arch.experiments.execution import fork_client
-from hf_arch.experiments.execution.fork_client import ForkServer, pays_and_is_safe, run_starter
+from hf_arch.experiments.execution.fork_client import pays_and_is_safe, run_starter
 from hf_arch.experiments.execution.process import Process, train_command
 from hf_arch.runs.files import CONFIG_FILE
 
@@ -73,7 +73,9 @@ def wait(process: Process, seconds: float = 120.0) -> int:
 
 
 def environment() -> dict[str, str]:
-    return {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", "HF_ARCH_TEST_WORKERS": "7"}
+    """What pytest changes with every test is in it, so that one server serves them all."""
+    given = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", "HF_ARCH_TEST_WORKERS": "7"}
+    return given | {"PYTEST_CURRENT_TEST": ""}
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +84,7 @@ def start() -> Iterator[fork_client.Start]:
         assert isinstance(starter, fork_client._ForkingStarter)
         yield starter
         assert not starter._refused, "the runs of this file were spawned"
+        assert len(starter._servers) <= 1, "a server for every test"
 
 
 def started(folder: Path, start: fork_client.Start = fork_client.spawn) -> Process:
@@ -137,19 +140,6 @@ def test_a_wrong_config_ends_a_forked_run_with_2_in_its_own_log(tmp_path: Path, 
     assert wait(process) == 2
     assert "learning_rate" in process.describe_end()
     assert (folder / "log.txt").read_text().startswith("error: ")
-
-
-def test_runs_are_spawned_after_the_server_has_gone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with run_starter(2, threading.Event()) as starter:
-        assert isinstance(starter, fork_client._ForkingStarter)
-        wrong = write_run(tmp_path, "wrong", learning_rate="fast")
-        assert wait(started(wrong, starter)) == 2
-        (server,) = starter._servers.values()
-        server._process.kill()
-        server._process.wait()
-        with caplog.at_level(logging.WARNING, "hf_arch"):
-            assert wait(started(wrong, starter)) == 2
-    assert len(caplog.records) == 1 and "spawned, not forked: the server has ended" in caplog.text
 
 
 def command_line(pid: int) -> list[str]:
@@ -212,16 +202,31 @@ def test_runs_are_forked_only_where_that_is_safe_and_pays(monkeypatch: pytest.Mo
         pays_and_is_safe(2)
 
 
-def test_a_server_for_a_set_takes_no_folder_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Relative folders are those of the runner when it starts the run."""
-    monkeypatch.chdir(tmp_path)
-    server = ForkServer({**os.environ, **environment()})
-    try:
-        write_run(tmp_path / "elsewhere", "wrong", learning_rate="fast")
-        monkeypatch.chdir(tmp_path / "elsewhere")
-        with (tmp_path / "log").open("wb") as log:
-            run = server.fork(train_command(Path("wrong") / CONFIG_FILE, Path("wrong")), log, threading.Event())
-        assert run.wait(60) == 2
-        assert "learning_rate" in (tmp_path / "log").read_text()
-    finally:
-        server.close()
+def test_a_server_for_a_set_takes_no_folder_along(
+    tmp_path: Path, start: fork_client.Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Relative folders are those of the runner when it starts the run, not of the server when it began."""
+    write_run(tmp_path / "elsewhere", "wrong", learning_rate="fast")
+    for folder in (tmp_path, tmp_path / "elsewhere"):
+        monkeypatch.chdir(folder)
+        wrong = (tmp_path / "elsewhere" / "wrong").relative_to(folder)
+        process = started(wrong, start)
+        assert wait(process) == 2
+        assert (wrong / "log.txt").read_text().startswith("error: ") and "learning_rate" in process.describe_end()
+
+
+def test_runs_are_spawned_after_the_server_has_gone(
+    tmp_path: Path, start: fork_client.Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    wrong = write_run(tmp_path, "wrong", learning_rate="fast")
+    assert wait(started(wrong, start)) == 2
+    assert isinstance(start, fork_client._ForkingStarter)
+    starter = fork_client._ForkingStarter(threading.Event())
+    (server,) = start._servers.values()
+    starter._servers, start._servers = start._servers, {}  # what is started after this test gets another
+    server._process.kill()
+    server._process.wait()
+    with caplog.at_level(logging.WARNING, "hf_arch"):
+        assert wait(started(wrong, starter)) == 2
+    starter.close()
+    assert len(caplog.records) == 1 and "spawned, not forked: the server has ended" in caplog.text

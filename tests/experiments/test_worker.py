@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -95,32 +95,22 @@ def test_what_is_stopped_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     assert run.record.steps == 8 and starts(run) == 2
 
 
-RUNNER = """
-import pathlib, sys
-from hf_arch.experiments.execution.worker import Suite
-from hf_arch.experiments.planning.prepare import ReadyRun
-from tests.experiments.test_worker import OPTIONS, ready
-root = pathlib.Path(sys.argv[1])
-Suite([ready(root, "long", steps=20, holds=1), ready(root, "next")], root, OPTIONS).work()
-"""
+def work_on(root: Path) -> None:
+    hear_interrupts()
+    Suite([ready(root, "long", steps=20, holds=1), ready(root, "next")], root, OPTIONS).work()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_runner_that_ends_takes_its_run_along_and_another_goes_on(tmp_path: Path, number: signal.Signals) -> None:
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    runner = subprocess.Popen(
-        [sys.executable, "-c", RUNNER, str(tmp_path)],
-        env=environment,
-        stderr=subprocess.DEVNULL,
-        preexec_fn=hear_interrupts,
-    )
+    runner = multiprocessing.get_context("fork").Process(target=work_on, args=(tmp_path,))
+    runner.start()
     runs = [ready(tmp_path, "long", steps=20, holds=1), ready(tmp_path, "next")]
     step = runs[0].folder / "step"
     wait_for(step.exists)
     children = psutil.Process(runner.pid).children(recursive=True)
-    runner.send_signal(number)
-    runner.wait(60)
+    os.kill(runner.pid, number)
+    runner.join(60)
+    assert runner.exitcode
     assert children and not psutil.wait_procs(children, timeout=60)[1]  # nobody trains on behind the runner's back
     assert int(step.read_text()) == 1
     assert Suite(runs, tmp_path, OPTIONS).work() == []

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import os
 import re
 import shutil
-import subprocess
-import sys
+import signal
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -23,23 +24,7 @@ from hf_arch.core.errors import ConfigError
 from hf_arch.hub.push import push_to_hub
 from hf_arch.hub.repository import check_nothing_private
 
-from .conftest import ROOT
 from .server import HubServer
-
-PUSH = """
-import json, os, sys
-from dataclasses import asdict
-from hf_arch.core.errors import ConfigError
-from hf_arch.hub.push import push_to_hub
-results = []
-for call in json.loads(sys.argv[1]):
-    os.environ["HF_TOKEN"] = call.pop("token", "hf_alice")
-    try:
-        results.append(asdict(push_to_hub(**call)))
-    except ConfigError as error:
-        results.append(f"error: {error}")
-print(json.dumps(results))
-"""
 
 PULL = """
 import json, sys
@@ -66,13 +51,21 @@ def hub():
 
 
 @pytest.fixture
-def push(hub, python, tmp_path):
-    """Makes calls of `push_to_hub` in a fresh process; gives what each returned, or its error."""
+def push(hub, monkeypatch):
+    """Makes calls of `push_to_hub` to the server; gives what each returned, or its error."""
+    for name, value in {"ENDPOINT": hub.url, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}.items():
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
 
     def run(*calls):
-        done = python(PUSH, json.dumps(calls, default=str), env=hub.environment("hf_alice", tmp_path / "home"))
-        assert done.returncode == 0, done.stderr[-2000:]
-        return json.loads(done.stdout.splitlines()[-1])
+        results = []
+        for call in calls:
+            call = dict(call)
+            monkeypatch.setenv("HF_TOKEN", call.pop("token", "hf_alice"))
+            try:
+                results.append(asdict(push_to_hub(**call)))
+            except ConfigError as error:
+                results.append(f"error: {error}")
+        return results
 
     return run
 
@@ -163,20 +156,19 @@ def test_changes_visibility_and_wrong_tokens(hub, push, saved_llama, tmp_path):
     assert called_private == "error: --private: alice/tiny is public already; make it private on the Hub first"
 
 
-def test_an_interrupted_upload_leaves_the_repository_as_it_was_and_can_be_repeated(hub, saved_llama, tmp_path):
-    environment = os.environ | hub.environment("hf_alice", tmp_path / "home") | {"PYTHONPATH": str(ROOT)}
-    call = {"path": str(saved_llama), "repo_id": "alice/tiny"}
-    command = [sys.executable, "-c", PUSH, json.dumps([call])]
+def test_an_interrupted_upload_leaves_the_repository_as_it_was_and_can_be_repeated(hub, push, saved_llama):
+    call = {"path": saved_llama, "repo_id": "alice/tiny"}
     hub.hold_uploads = True
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = multiprocessing.get_context("fork").Process(target=push, args=(call,))
+    process.start()
     assert hub.upload_began.wait(120)
     process.kill()
-    process.communicate(timeout=60)
-    assert process.returncode != 0
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
     assert hub.repositories["alice/tiny"].titles == ["initial commit"]
     hub.hold_uploads = False
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
+    (done,) = push(call)
+    assert done["commits"]["main"]
     assert "model.safetensors" in hub.repositories["alice/tiny"].files()
 
 

@@ -11,7 +11,7 @@ from transformers import DynamicCache, StaticCache
 
 import hf_arch
 from hf_arch.core.errors import ConfigError
-from tests.suite.models import close, stirred_model, token_ids
+from tests.suite.models import close, perturbed_model, token_ids
 
 MIXERS: list[Any] = [
     {"type": "attention", "num_kv_heads": 2},
@@ -24,7 +24,7 @@ PREFIX = 6
 
 
 def model_of(mixer: Any = "attention", **changes: Any) -> Any:
-    return stirred_model("mixed", **{"mixer": mixer, "num_hidden_layers": 2, "prefix_lm": True, **changes})
+    return perturbed_model("mixed", **{"mixer": mixer, "num_hidden_layers": 2, "prefix_lm": True, **changes})
 
 
 def types_of(ids: Tensor, prefix: int = PREFIX) -> Tensor:
