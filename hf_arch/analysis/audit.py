@@ -41,6 +41,7 @@ CHECKS: tuple[Check, ...] = (
     sizes.check_flops,
     sizes.check_state,
     sizes.check_speed,
+    model.check_scoring,
     model.check_short_convolution,
     model.check_branch_scale,
     model.check_branch_gain,
@@ -62,6 +63,7 @@ CHECKS: tuple[Check, ...] = (
     results.check_recorded,
     results.check_versions,
     results.check_code,
+    results.check_metrics,
     results.check_devices,
     results.check_utilisation,
 )

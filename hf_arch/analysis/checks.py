@@ -12,6 +12,7 @@ CONFOUNDING = (
     "tokenizer",
     "order",
     "rows",
+    "scoring",
     "parameters",
     "non-embedding parameters",
     "active parameters",

@@ -141,6 +141,10 @@ class RunRecord:
     settings and number of them."""
     kernels: str | None = None
     """What computed the recurrences and attention: "torch", or the package that did."""
+    later_tokens: float | None = field(default=None, repr=False)
+    """By how much logits change, against their rms, where only later tokens do: 0 for a causal model."""
+    scoring_drift: float | None = field(default=None, repr=False)
+    """By how much the logits of one row changed, against their rms, while the model was scored."""
     stopped_early: bool | None = field(default=None, repr=False)
     attribution: str | None = field(default=None, repr=False)
     sample: Any = field(default=None, repr=False)

@@ -17,6 +17,8 @@ from hf_arch.runs.run_settings import has_short_convolution
 
 FLOOR = 1e-4
 """Of the stream: a branch below it counts as so large, since a ratio to nothing says nothing."""
+SEES = 0.01
+"""Of the rms of logits: what later tokens, or a score, change beyond it is no rounding."""
 
 
 def check_branch_scale(runs: Sequence[RunRecord]) -> Finding | None:
@@ -189,3 +191,23 @@ def check_kernels(runs: Sequence[RunRecord]) -> Finding | None:
         return None
     text = "; ".join(f"{kernels}: {run_names(group)}" for kernels, group in known.items())
     return Finding("kernels", "violation", f"Kernels differ: {text}.", run_labels(runs))
+
+
+def check_scoring(runs: Sequence[RunRecord]) -> Finding | None:
+    """A loss is that of a next token only where the model does not see it, and is not changed by being scored."""
+    sees = [run for run in runs if run.completed and (run.later_tokens or 0.0) > SEES]
+    changed = [run for run in runs if run.completed and (run.scoring_drift or 0.0) > SEES]
+    said = []
+    if sees:
+        said.append(
+            f"The logits of {run_names(sees)} change with tokens that come later, so that the loss is not one of "
+            "a next token"
+        )
+    if changed:
+        said.append(f"Scoring changed {run_names(changed)}: one row has other logits after it than before")
+    if not said:
+        return None
+    values = {
+        run.label: {"later_tokens": run.later_tokens, "scoring_drift": run.scoring_drift} for run in {*sees, *changed}
+    }
+    return Finding("scoring", "violation", f"{'. '.join(said)}.", run_labels([*sees, *changed]), values)

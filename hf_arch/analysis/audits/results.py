@@ -10,6 +10,7 @@ from typing import Any
 from hf_arch.analysis.finding import Finding, Severity, not_recorded
 from hf_arch.analysis.run_names import by_value, distinct, run_count, run_labels, run_names
 from hf_arch.numerics import numerics_version
+from hf_arch.runs.numbers import read_number
 from hf_arch.runs.record import RunRecord
 
 SPEED_ONLY = r"environment\.(threads|processes|per_device_\w+|gradient_accumulation_steps|platform|python)"
@@ -156,6 +157,8 @@ def check_code(runs: Sequence[RunRecord]) -> Finding:
         return Finding(
             "code", "violation", sentence, run_labels(runs), {f: sorted(found) for f, found in changed.items()}
         )
+    if part := _other_part(runs):
+        return part
     states = by_value([run for run in runs if _code_state(run) is not None], _code_state)
     if len(states) > 1:
         text = "; ".join(f"{str(state)[:10]}: {run_names(group)}" for state, group in states.items())
@@ -166,13 +169,44 @@ def check_code(runs: Sequence[RunRecord]) -> Finding:
     )
     if len(settings) > 1:
         text = "; ".join(f"{value}: {run_names(group)}" for value, group in settings.items())
-        return Finding("code", "violation", f"Environment variables differ: {text}.", run_labels(runs))
+        return Finding(
+            "code", "violation", f"Environment variables or settings of torch differ: {text}.", run_labels(runs)
+        )
     named = [run for run in runs if (run.config.get("model") or {}).get("plugins") and not _plugins(run)]
     if named:
         return not_recorded("code", "the hash of a plugin", named)
     return Finding(
         "code", "ok", "Same code.", run_labels(runs), {file: next(iter(found)) for file, found in plugins.items()}
     )
+
+
+def _other_part(runs: Sequence[RunRecord]) -> Finding | None:
+    """A finding where one name is two things: parts of plugins whose files are called differently."""
+    parts: dict[str, dict[str, list[RunRecord]]] = {}
+    for run in runs:
+        for part, code in (run.provenance.get("plugin_parts") or {}).items():
+            parts.setdefault(part, {}).setdefault(str(code), []).append(run)
+    for part, found in parts.items():
+        if len(found) > 1:
+            text = "; ".join(f"{code[:10]}: {run_names(group)}" for code, group in found.items())
+            return Finding("code", "violation", f"Code of the {part!r} differs between runs: {text}.", run_labels(runs))
+    return None
+
+
+def check_metrics(runs: Sequence[RunRecord]) -> Finding | None:
+    """A number of a plugin is one thing in every run: its unit, and which direction is better."""
+    meanings: dict[str, dict[str, list[RunRecord]]] = {}
+    for run in runs:
+        for key, facts in run.plugin_metrics.items():
+            number = read_number(key, facts)
+            better = "higher" if number.higher_is_better else "lower"
+            meaning = f"{number.label}, {better} is better"
+            meanings.setdefault(key, {}).setdefault(meaning, []).append(run)
+    for key, found in meanings.items():
+        if len(found) > 1:
+            text = "; ".join(f"{meaning}: {run_names(group)}" for meaning, group in found.items())
+            return Finding("metric", "violation", f"The number {key} is not one thing: {text}.", run_labels(runs))
+    return None
 
 
 def check_devices(runs: Sequence[RunRecord]) -> Finding:

@@ -1,0 +1,69 @@
+"""Traps outside the configuration: what a plugin does, what scoring does, how much was tuned, what a number means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.traps.test_planted import judged, provenance, rates
+from tests.traps.test_sides import results
+
+Given = dict[str, Any]
+
+
+def number(value: float, **facts: Any) -> Given:
+    return results(plugin_metrics={"mine": {"value": value, "words": "mine", "unit": "nats", **facts}})
+
+
+TRAPS: dict[str, tuple[str, tuple[Given, Given]]] = {
+    "a model that sees ahead": ("scoring", (results(later_tokens=0.4), results(later_tokens=0.0))),
+    "both sides see ahead": ("scoring", (results(later_tokens=0.4), results(later_tokens=0.4))),
+    "a model that learns while it is scored": ("scoring", (results(scoring_drift=0.05), results(scoring_drift=0.0))),
+    "one seed sees ahead": ("scoring", ({"results": lambda s: {"later_tokens": 0.4 if s == 3 else 0.0}}, {})),
+    "more seeds in one side's sweep": ("learning rate", (rates(seeds=[5, 6, 7]), rates(seeds=[5]))),
+    "a part of one name from two files": (
+        "code",
+        (
+            provenance(plugins={"a.py": "a" * 64}, plugin_parts={"metric mine": "a" * 16}),
+            provenance(plugins={"b.py": "b" * 64}, plugin_parts={"metric mine": "b" * 16}),
+        ),
+    ),
+    "matrix products in bf16 by a plugin": (
+        "code",
+        (provenance(environment={"torch.float32_matmul_precision": "medium"}), provenance()),
+    ),
+    "a number that is better the other way round": (
+        "metric",
+        (number(1.0, higher_is_better=True), number(2.0, higher_is_better=False)),
+    ),
+    "nats and bits": ("metric", (number(1.0), number(2.0, unit="bits"))),
+}
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_a_trap_outside_the_configuration_is_never_decided(trap: str, tmp_path: Path) -> None:
+    check, (first, second) = TRAPS[trap]
+    comparison, verdict = judged(tmp_path, first, second)
+    assert verdict.outcome == "confounded", verdict.evidence
+    assert check in verdict.confounds
+    assert "significantly better than all" not in comparison.headline
+
+
+HONEST: dict[str, tuple[Given, Given]] = {
+    "rounding that rests on later tokens": (results(later_tokens=2e-6, scoring_drift=0.0), results(later_tokens=0.0)),
+    "looked at on one side alone": (results(later_tokens=0.0), {}),
+    "the same sweep": (rates(seeds=[5, 6]), rates(seeds=[5, 6])),
+    "parts of two names": (
+        provenance(plugins={"a.py": "a" * 64}, plugin_parts={"mixer a": "a" * 16}),
+        provenance(plugins={"b.py": "b" * 64}, plugin_parts={"mixer b": "b" * 16}),
+    ),
+    "one number": (number(1.0), number(2.0)),
+}
+
+
+@pytest.mark.parametrize("difference", HONEST)
+def test_an_honest_difference_is_decided(difference: str, tmp_path: Path) -> None:
+    _, verdict = judged(tmp_path, *HONEST[difference])
+    assert verdict.outcome == "supported", (verdict.confounds, verdict.evidence)
