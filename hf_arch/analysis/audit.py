@@ -31,6 +31,7 @@ CHECKS: tuple[Check, ...] = (
     data.check_tokenizer,
     data.check_order,
     data.check_rows,
+    data.check_seen,
     rates.check_learning_rates,
     training.check_schedule,
     training.check_still_learning,

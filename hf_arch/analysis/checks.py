@@ -12,6 +12,7 @@ CONFOUNDING = (
     "tokenizer",
     "order",
     "rows",
+    "seen rows",
     "scoring",
     "parameters",
     "non-embedding parameters",

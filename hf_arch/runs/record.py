@@ -145,6 +145,10 @@ class RunRecord:
     """By how much logits change, against their rms, where only later tokens do: 0 for a causal model."""
     scoring_drift: float | None = field(default=None, repr=False)
     """By how much the logits of one row changed, against their rms, while the model was scored."""
+    seen_share: float | None = field(default=None, repr=False)
+    """The share of what the run is scored on that stands in what it was trained on (`hf_arch.data.seen_rows`)."""
+    repeated_share: float | None = field(default=None, repr=False)
+    """The share of the text to train on that stands in it more than once."""
     stopped_early: bool | None = field(default=None, repr=False)
     attribution: str | None = field(default=None, repr=False)
     sample: Any = field(default=None, repr=False)

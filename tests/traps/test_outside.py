@@ -22,6 +22,7 @@ TRAPS: dict[str, tuple[str, tuple[Given, Given]]] = {
     "both sides see ahead": ("scoring", (results(later_tokens=0.4), results(later_tokens=0.4))),
     "a model that learns while it is scored": ("scoring", (results(scoring_drift=0.05), results(scoring_drift=0.0))),
     "one seed sees ahead": ("scoring", ({"results": lambda s: {"later_tokens": 0.4 if s == 3 else 0.0}}, {})),
+    "rows that were trained on": ("seen rows", (results(seen_share=0.5, repeated_share=0.1),) * 2),
     "more seeds in one side's sweep": ("learning rate", (rates(seeds=[5, 6, 7]), rates(seeds=[5]))),
     "a part of one name from two files": (
         "code",
@@ -54,6 +55,7 @@ def test_a_trap_outside_the_configuration_is_never_decided(trap: str, tmp_path: 
 HONEST: dict[str, tuple[Given, Given]] = {
     "rounding that rests on later tokens": (results(later_tokens=2e-6, scoring_drift=0.0), results(later_tokens=0.0)),
     "looked at on one side alone": (results(later_tokens=0.0), {}),
+    "a corpus that repeats itself": (results(seen_share=0.3, repeated_share=0.25),) * 2,
     "the same sweep": (rates(seeds=[5, 6]), rates(seeds=[5, 6])),
     "parts of two names": (
         provenance(plugins={"a.py": "a" * 64}, plugin_parts={"mixer a": "a" * 16}),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -14,6 +14,10 @@ from hf_arch.analysis.run_names import by_name, by_value, listed, run_labels, ru
 from hf_arch.runs.record import RunRecord
 
 MIN_SEEDS = 3
+SEEN = 0.05
+"""Of what is scored: so much of it in what was trained on is said."""
+PLANTED = 0.3
+"""How much more of what is scored may be there than of the text to train on is there twice."""
 
 
 def check_tokens(runs: Sequence[RunRecord]) -> Finding:
@@ -90,6 +94,28 @@ def check_rows(runs: Sequence[RunRecord]) -> Finding | None:
         "end at its numbers."
     )
     return Finding("rows", "note", sentence, run_labels(fewer), {"curves": _in_curve(run), "table": _in_table(run)})
+
+
+def check_seen(runs: Sequence[RunRecord]) -> Finding | None:
+    """Rows that were trained on are no test: a score on them is of memory. A corpus that repeats itself has such rows
+    wherever it is cut, which is said; more of them than that were put there."""
+    seen = {run: run.seen_share for run in runs if run.completed and (run.seen_share or 0.0) >= SEEN}
+    if not seen:
+        return None
+    planted = {run: share for run, share in seen.items() if (share or 0.0) > (run.repeated_share or 0.0) + PLANTED}
+    told: dict[RunRecord, float | None] = planted or seen
+    most = max(share for share in told.values() if share is not None)
+    sentence = (
+        f"{most:.0%} of what {run_names(list(told))} {'is' if len(told) == 1 else 'are'} scored on stands in what was "
+        "trained on word for word, so that the loss is partly one of memory"
+    )
+    sentence += "." if planted else f" (the corpus repeats itself: {_repeated(told):.0%} of its text is there twice)."
+    severity: Severity = "violation" if planted else "note"
+    return Finding("seen rows", severity, sentence, run_labels(told), {run.label: share for run, share in told.items()})
+
+
+def _repeated(runs: Iterable[RunRecord]) -> float:
+    return max((run.repeated_share or 0.0 for run in runs), default=0.0)
 
 
 def check_seeds(runs: Sequence[RunRecord]) -> Finding:
