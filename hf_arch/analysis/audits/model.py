@@ -206,7 +206,9 @@ def check_scoring(runs: Sequence[RunRecord]) -> Finding | None:
     if changed:
         said.append(f"Scoring changed {run_names(changed)}: one row has other logits after it than before")
     if not said:
-        return None
+        measured = [run for run in runs if run.completed and run.later_tokens is not None]
+        sentence = "What models predict rests on no later token, and scoring changed none of them."
+        return Finding("scoring", "ok", sentence, run_labels(measured)) if measured else None
     values = {
         run.label: {"later_tokens": run.later_tokens, "scoring_drift": run.scoring_drift} for run in {*sees, *changed}
     }
