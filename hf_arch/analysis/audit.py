@@ -62,6 +62,7 @@ CHECKS: tuple[Check, ...] = (
     spread.check_spread,
     results.check_duplicates,
     results.check_recorded,
+    results.check_consistent,
     results.check_versions,
     results.check_code,
     results.check_metrics,

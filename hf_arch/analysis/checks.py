@@ -44,6 +44,7 @@ CONFOUNDING = (
     "losses",
     "resumed",
     "recorded",
+    "consistent",
     "metric",
 )
 OTHERS = ("finished", "device", "utilisation", "speed", "spread", "brought along")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hf_arch.analysis.compare import compare_runs
 from tests.traps.test_planted import judged, provenance, rates
-from tests.traps.test_sides import results
+from tests.traps.test_sides import edit, results
 
 Given = dict[str, Any]
 
@@ -69,3 +71,20 @@ HONEST: dict[str, tuple[Given, Given]] = {
 def test_an_honest_difference_is_decided(difference: str, tmp_path: Path) -> None:
     _, verdict = judged(tmp_path, *HONEST[difference])
     assert verdict.outcome == "supported", (verdict.confounds, verdict.evidence)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"final_val_loss": 1.3},
+        {"final_val_loss": 1.3, "final_val_perplexity": math.exp(1.3)},
+        {"accuracy": 1.0, "best_accuracy": 0.6},
+        {"tokens_seen": 819_200, "steps": 90, "sequence_length": 256},
+    ],
+)
+def test_numbers_that_were_changed_by_hand_contradict_each_other(changed: dict[str, Any], tmp_path: Path) -> None:
+    judged(tmp_path, *[{"config": {"run": {"global_batch_size": 16}}}] * 2)
+    assert compare_runs(tmp_path).verdicts[0].outcome == "supported"
+    edit(tmp_path, "gla", 2, **changed)
+    [verdict] = compare_runs(tmp_path).verdicts
+    assert verdict.outcome not in ("supported", "contradicted") and "consistent" in verdict.confounds

@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from hf_arch.analysis.finding import Finding, Severity, not_recorded
 from hf_arch.analysis.run_names import by_value, distinct, run_count, run_labels, run_names
 from hf_arch.numerics import numerics_version
@@ -15,6 +17,11 @@ from hf_arch.runs.record import RunRecord
 
 SPEED_ONLY = r"environment\.(threads|processes|per_device_\w+|gradient_accumulation_steps|platform|python)"
 """Changes of a resumed run that move the last digits of its loss alone."""
+
+ALIKE = 1e-3
+"""How far numbers that follow from each other may be apart, relatively."""
+LARGEST_LOSS = 50.0
+"""Of which a perplexity is written."""
 
 RESTS_ON = (
     "data_fingerprint",
@@ -207,6 +214,49 @@ def check_metrics(runs: Sequence[RunRecord]) -> Finding | None:
             text = "; ".join(f"{meaning}: {run_names(group)}" for meaning, group in found.items())
             return Finding("metric", "violation", f"The number {key} is not one thing: {text}.", run_labels(runs))
     return None
+
+
+def check_consistent(runs: Sequence[RunRecord]) -> Finding | None:
+    """Numbers of one run that follow from each other: where they do not in some runs, these were changed by hand."""
+    completed = [run for run in runs if run.completed]
+    ratios = by_value(completed, lambda run: (run.data_fingerprint, run.numbers.get("val_tokens")))
+    usual = {
+        run: float(np.median(found))
+        for group in ratios.values()
+        if len(found := [ratio for run in group if (ratio := _bits_a_nat(run)) is not None]) > 2
+        for run in group
+    }
+    wrong = {run: words for run in completed if (words := _contradiction(run, usual.get(run)))}
+    if not wrong:
+        return None
+    text = "; ".join(f"{run.label}: {words}" for run, words in wrong.items())
+    severity: Severity = "note" if len(wrong) == len(completed) else "violation"
+    sentence = f"Numbers of results.json contradict each other, as where they are changed by hand: {text}."
+    return Finding("consistent", severity, sentence, run_labels(wrong))
+
+
+def _bits_a_nat(run: RunRecord) -> float | None:
+    bits, loss = run.numbers.get("bits_per_byte"), run.numbers["final_val_loss"]
+    return bits / loss if bits is not None and loss > 0 else None
+
+
+def _contradiction(run: RunRecord, bits_a_nat: float | None) -> str:
+    """What of a run cannot be, in words; empty where nothing is."""
+    loss, perplexity = run.numbers["final_val_loss"], run.numbers.get("final_val_perplexity")
+    if perplexity is not None and loss < LARGEST_LOSS and not math.isclose(math.exp(loss), perplexity, rel_tol=ALIKE):
+        return f"a loss of {loss:.4g} is a perplexity of {math.exp(loss):.4g}, not {perplexity:.4g}"
+    ratio = _bits_a_nat(run)
+    if ratio is not None and bits_a_nat is not None and not math.isclose(ratio, bits_a_nat, rel_tol=ALIKE):
+        return f"a loss of {loss:.4g} is {loss * bits_a_nat:.4g} bits a byte of this text, not {ratio * loss:.4g}"
+    best, accuracy = run.numbers.get("best_accuracy"), run.numbers.get("accuracy")
+    if best is not None and accuracy is not None and accuracy > best + ALIKE:
+        return f"an accuracy of {accuracy:.4g} is above the best one, {best:.4g}"
+    rows, tokens = run.experiment.get("global_batch_size"), run.numbers.get("tokens_seen")
+    if run.steps and rows and run.sequence_length and tokens is not None:
+        expected = run.steps * rows * run.sequence_length
+        if not math.isclose(expected, tokens, rel_tol=ALIKE):
+            return f"{run.steps:.0f} steps are {expected:,.0f} tokens, not {tokens:,.0f}"
+    return ""
 
 
 def check_devices(runs: Sequence[RunRecord]) -> Finding:
