@@ -19,11 +19,20 @@ def number(value: float, **facts: Any) -> Given:
     return results(plugin_metrics={"mine": {"value": value, "words": "mine", "unit": "nats", **facts}})
 
 
+def begins(loss: float) -> Given:
+    return {"config": {"run": {"config": {"vocab_size": 512}}}, **results(initial_loss=loss)}
+
+
 TRAPS: dict[str, tuple[str, tuple[Given, Given]]] = {
     "a model that sees ahead": ("scoring", (results(later_tokens=0.4), results(later_tokens=0.0))),
     "both sides see ahead": ("scoring", (results(later_tokens=0.4), results(later_tokens=0.4))),
     "a model that learns while it is scored": ("scoring", (results(scoring_drift=0.05), results(scoring_drift=0.0))),
     "one seed sees ahead": ("scoring", ({"results": lambda s: {"later_tokens": 0.4 if s == 3 else 0.0}}, {})),
+    "weights that have learned": ("initialisation", (begins(2.1), begins(6.24))),
+    "one seed with weights that have learned": (
+        "initialisation",
+        ({**begins(6.2), "results": lambda s: {"initial_loss": 2.1 if s == 2 else 6.2}}, begins(6.24)),
+    ),
     "rows that were trained on": ("seen rows", (results(seen_share=0.5, repeated_share=0.1),) * 2),
     "more seeds in one side's sweep": ("learning rate", (rates(seeds=[5, 6, 7]), rates(seeds=[5]))),
     "a part of one name from two files": (
@@ -63,6 +72,8 @@ HONEST: dict[str, tuple[Given, Given]] = {
         provenance(plugins={"a.py": "a" * 64}, plugin_parts={"mixer a": "a" * 16}),
         provenance(plugins={"b.py": "b" * 64}, plugin_parts={"mixer b": "b" * 16}),
     ),
+    "a start above a guess": (begins(9.5), begins(6.2)),
+    "both from weights that have learned": (begins(2.1), begins(2.2)),
     "one number": (number(1.0), number(2.0)),
 }
 

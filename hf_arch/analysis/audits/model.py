@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations, zip_longest
+from math import log
 from statistics import fmean
 
 from hf_arch.analysis.audits.keys import differing, settings_of
@@ -17,6 +18,8 @@ from hf_arch.runs.run_settings import has_short_convolution
 
 FLOOR = 1e-4
 """Of the stream: a branch below it counts as so large, since a ratio to nothing says nothing."""
+KNOWS = 0.5
+"""Nats a token below ln V: no untrained model is so much better than a guess."""
 SEES = 0.01
 """Of the rms of logits: what later tokens, or a score, change beyond it is no rounding."""
 
@@ -147,6 +150,13 @@ def check_init(runs: Sequence[RunRecord]) -> Finding:
     if found := differing(settings_of("initialisation", runs)):
         severity: Severity = "note" if is_asked("initialisation", runs) else "violation"
         return Finding("initialisation", severity, f"Initialisation differs: {found}.", run_labels(runs))
+    if warm := [run for run in runs if _knows(run)]:
+        sentence = (
+            f"Weights that have learned: {run_names(warm)} {'begins' if len(warm) == 1 else 'begin'} at a loss of "
+            f"{fmean(run.initial_loss or 0.0 for run in warm):.3g}, which no weights drawn at random have."
+        )
+        cold = any(run.initial_loss is not None for run in runs if run not in warm)
+        return Finding("initialisation", "violation" if cold else "note", sentence, run_labels(warm))
     if not overridden:
         rules = by_value(runs, lambda run: str(run.components.get("init", "its own")))
         text = "; ".join(f"{rule}: {run_names(group)}" for rule, group in rules.items())
@@ -156,6 +166,14 @@ def check_init(runs: Sequence[RunRecord]) -> Finding:
     sentence = f"Initialisation overridden in {'every run' if everywhere else run_names(overridden)}."
     fair = everywhere or is_asked("initialisation", runs)
     return Finding("initialisation", "note" if fair else "violation", sentence, run_labels(overridden))
+
+
+def _knows(run: RunRecord) -> bool:
+    """Whether a run began with less than the loss of a guess among all tokens, ln V."""
+    vocabulary = (run.experiment.get("config") or {}).get("vocab_size")
+    if run.initial_loss is None or not isinstance(vocabulary, int) or vocabulary < 2:
+        return False
+    return run.initial_loss < log(vocabulary) - KNOWS
 
 
 def check_dropout(runs: Sequence[RunRecord]) -> Finding | None:
