@@ -32,6 +32,7 @@ CHECKS: tuple[Check, ...] = (
     data.check_order,
     data.check_rows,
     data.check_seen,
+    data.check_chosen_weights,
     rates.check_learning_rates,
     training.check_schedule,
     training.check_still_learning,

@@ -47,7 +47,7 @@ CONFOUNDING = (
     "consistent",
     "metric",
 )
-OTHERS = ("finished", "device", "utilisation", "speed", "spread", "brought along")
+OTHERS = ("finished", "device", "utilisation", "speed", "spread", "brought along", "chosen weights")
 ON_SPEED = ("device",)
 """Which of the others confound a claim about a speed or about memory."""
 SPEEDS = (

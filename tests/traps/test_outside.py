@@ -99,3 +99,9 @@ def test_numbers_that_were_changed_by_hand_contradict_each_other(changed: dict[s
     edit(tmp_path, "gla", 2, **changed)
     [verdict] = compare_runs(tmp_path).verdicts
     assert verdict.outcome not in ("supported", "contradicted") and "consistent" in verdict.confounds
+
+
+def test_weights_that_were_chosen_on_the_rows_of_the_score_are_named(tmp_path: Path) -> None:
+    comparison, verdict = judged(tmp_path, *[{"config": {"training": {"load_best_model_at_end": True}}}] * 2)
+    assert verdict.outcome == "supported"
+    assert next(found for found in comparison.findings if found.check == "chosen weights").severity == "note"

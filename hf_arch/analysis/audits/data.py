@@ -10,6 +10,7 @@ from typing import Any
 from hf_arch.analysis.audits.keys import about, differing
 from hf_arch.analysis.finding import Finding, Severity, not_recorded, same, same_fingerprint
 from hf_arch.analysis.question import is_asked
+from hf_arch.analysis.resolved import setting
 from hf_arch.analysis.run_names import by_name, by_value, listed, run_labels, run_names
 from hf_arch.runs.record import RunRecord
 
@@ -116,6 +117,19 @@ def check_seen(runs: Sequence[RunRecord]) -> Finding | None:
 
 def _repeated(runs: Iterable[RunRecord]) -> float:
     return max((run.repeated_share or 0.0 for run in runs), default=0.0)
+
+
+def check_chosen_weights(runs: Sequence[RunRecord]) -> Finding | None:
+    """Weights of the best evaluation are chosen on rows that they are then scored on: the score is the better for it,
+    and the more so for a run whose loss wanders."""
+    chosen = [run for run in runs if run.completed and setting(run, "training.load_best_model_at_end") is True]
+    if not chosen:
+        return None
+    sentence = (
+        f"The weights of {run_names(chosen)} are those of the best evaluation, chosen on validation rows: a score on "
+        "these is a little too good."
+    )
+    return Finding("chosen weights", "note", sentence, run_labels(chosen))
 
 
 def check_seeds(runs: Sequence[RunRecord]) -> Finding:
