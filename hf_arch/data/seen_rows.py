@@ -7,6 +7,8 @@ has much of its held-out part in the other.
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import torch
 
@@ -16,6 +18,8 @@ WINDOWS = 64
 """Places of the held-out text that are looked for in the text to train on."""
 WINDOW_BYTES = 200
 """How much text is the same word for word, at a place that counts."""
+SAMPLE = 64
+"""Tokens at each place of a fingerprint."""
 SEARCHED = 50_000_000
 """Tokens of the text to train on that are searched, from its beginning."""
 _CHUNK = 4_000_000
@@ -42,6 +46,17 @@ def seen_text(train: TokenDataset | MixedDataset, held_out: TokenDataset | Mixed
         return {}
     seen, repeated = max(found)
     return {"seen_share": seen, "repeated_share": repeated}
+
+
+def text_fingerprint(*splits: TokenDataset | MixedDataset) -> str:
+    """Hash over tokens at places evenly apart in each split, and its length: equal for equal text, whatever a corpus
+    says of itself. A plugin's corpus names its own fingerprint, and may read other bytes elsewhere."""
+    digest = hashlib.sha256()
+    for dataset in (one for split in splits for one in _corpora(split)):
+        digest.update(f"{dataset.num_tokens};".encode())
+        for place in np.linspace(0, max(0, dataset.num_tokens - SAMPLE), WINDOWS).astype(np.int64).tolist():
+            digest.update(dataset.stream.read(place, min(place + SAMPLE, dataset.num_tokens)).astype("<i8").tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _corpora(dataset: TokenDataset | MixedDataset) -> list[TokenDataset]:

@@ -126,6 +126,8 @@ class RunRecord:
     """Where `training.precision: auto` was decided by measuring: the speeds in fp32 and bf16 behind it."""
     launch: Mapping[str, Any] | None = field(default=None, repr=False)
     data_fingerprint: str | None = field(default=None, repr=False)
+    text_fingerprint: str | None = field(default=None, repr=False)
+    """Hash of tokens that were read, where `data_fingerprint` is of what the corpus says of itself."""
     tokenizer_fingerprint: str | None = field(default=None, repr=False)
     order_fingerprint: str | None = field(default=None, repr=False)
     init_overridden: bool | None = field(default=None, repr=False)

@@ -11,7 +11,7 @@ import torch
 from hf_arch.data import prepare_data
 from hf_arch.data.options import DataOptions
 from hf_arch.data.probes import PROBES
-from hf_arch.data.seen_rows import seen_rows, seen_text
+from hf_arch.data.seen_rows import seen_rows, seen_text, text_fingerprint
 
 
 def words(seed: int, lines: int) -> str:
@@ -43,6 +43,16 @@ def test_held_out_text_that_was_trained_on_is_found(
         folder.mkdir()
         found = shares(folder, train, held_out, monkeypatch, chunk)
         assert found == {"seen_share": pytest.approx(seen, abs=0.1), "repeated_share": pytest.approx(repeated, abs=0.1)}
+
+
+def test_the_fingerprint_is_of_the_tokens(tmp_path: Path) -> None:
+    found = []
+    for name, text in (("one", words(1, 100)), ("same", words(1, 100)), ("other", words(2, 100))):
+        (tmp_path / f"{name}.txt").write_text(text)
+        options = DataOptions(corpus=str(tmp_path / f"{name}.txt"), tokenizer="char", sequence_length=32)
+        data = prepare_data(options, cache_dir=tmp_path / "cache", progress=False)
+        found.append(text_fingerprint(data.train, data.validation))
+    assert found[0] == found[1] != found[2]
 
 
 def test_a_probe_with_few_different_rows_has_seen_its_test() -> None:

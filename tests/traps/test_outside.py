@@ -33,6 +33,7 @@ TRAPS: dict[str, tuple[str, tuple[Given, Given]]] = {
         "initialisation",
         ({**begins(6.2), "results": lambda s: {"initial_loss": 2.1 if s == 2 else 6.2}}, begins(6.24)),
     ),
+    "other bytes under one fingerprint": ("data", (results(text_fingerprint="a"), results(text_fingerprint="b"))),
     "rows that were trained on": ("seen rows", (results(seen_share=0.5, repeated_share=0.1),) * 2),
     "more seeds in one side's sweep": ("learning rate", (rates(seeds=[5, 6, 7]), rates(seeds=[5]))),
     "a part of one name from two files": (

@@ -44,8 +44,14 @@ def check_tokens(runs: Sequence[RunRecord]) -> Finding:
 
 
 def check_data(runs: Sequence[RunRecord]) -> Finding:
-    """The same corpus, split and packing, by fingerprint."""
-    return same_fingerprint(runs, "data")
+    """The same corpus, split and packing, by fingerprint; and the same tokens, whatever a corpus says of itself."""
+    found = same_fingerprint(runs, "data")
+    texts = by_value([run for run in runs if run.text_fingerprint], lambda run: run.text_fingerprint)
+    if found.severity != "ok" or len(texts) < 2:
+        return found
+    text = "; ".join(f"{str(value)[:12]}: {run_names(group)}" for value, group in texts.items())
+    sentence = f"Data differs in its tokens, though the corpus says that it is the same: {text}."
+    return Finding("data", "violation", sentence, run_labels(runs))
 
 
 def check_tokenizer(runs: Sequence[RunRecord]) -> Finding:
