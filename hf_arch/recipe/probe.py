@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from hf_arch.data.probes import ProbeData, ProbeSetting
 
 
-def parse_probe(values: object) -> ProbeOptions:
-    """The section from plain values. Raises `ConfigError` as `parse_section` does; where a key of it is, or reads like,
+def parse_probe(cls: type[ProbeOptions], values: object) -> ProbeOptions:
+    """The section as an instance of `cls`, from plain values. Raises `ConfigError` as `parse_section` does; where a key of it is, or reads like,
     an option of the task, that is named."""
     try:
-        return parse_section(ProbeOptions, values, "probe")
+        return parse_section(cls, values, "probe")
     except UnknownKeyError as error:
         from hf_arch.data.probes import PROBES
 

@@ -73,7 +73,7 @@ class Recipe:
             raise ConfigError("model.architecture: is missing; write for example `architecture: llama`")
         if architecture is not None and not isinstance(architecture, str):
             raise ConfigError(f"model.architecture: expected text, got {type(architecture).__name__} {architecture!r}")
-        probe = None if merged.get("probe") is None else parse_probe(merged["probe"])
+        probe = None if merged.get("probe") is None else parse_probe(ProbeOptions, merged["probe"])
         evaluation = parse_section(EvaluationOptions, merged.get("evaluation"), "evaluation")
         if probe is not None:
             _check_beside_probe(merged)

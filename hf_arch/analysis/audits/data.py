@@ -10,7 +10,7 @@ from typing import Any
 from hf_arch.analysis.audits.keys import about, differing
 from hf_arch.analysis.finding import Finding, Severity, not_recorded, same, same_fingerprint
 from hf_arch.analysis.question import is_asked
-from hf_arch.analysis.resolved import setting
+from hf_arch.analysis.resolved import given
 from hf_arch.analysis.run_names import by_name, by_value, listed, run_labels, run_names
 from hf_arch.runs.record import RunRecord
 
@@ -128,7 +128,7 @@ def _repeated(runs: Iterable[RunRecord]) -> float:
 def check_chosen_weights(runs: Sequence[RunRecord]) -> Finding | None:
     """Weights of the best evaluation are chosen on rows that they are then scored on: the score is the better for it,
     and the more so for a run whose loss wanders."""
-    chosen = [run for run in runs if run.completed and setting(run, "training.load_best_model_at_end") is True]
+    chosen = [run for run in runs if run.completed and given(run).get("training.load_best_model_at_end") is True]
     if not chosen:
         return None
     sentence = (
