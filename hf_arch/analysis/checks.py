@@ -12,6 +12,8 @@ CONFOUNDING = (
     "tokenizer",
     "order",
     "rows",
+    "seen rows",
+    "scoring",
     "parameters",
     "non-embedding parameters",
     "active parameters",
@@ -42,9 +44,10 @@ CONFOUNDING = (
     "losses",
     "resumed",
     "recorded",
+    "consistent",
     "metric",
 )
-OTHERS = ("finished", "device", "utilisation", "speed", "spread", "brought along")
+OTHERS = ("finished", "device", "utilisation", "speed", "spread", "brought along", "chosen weights")
 ON_SPEED = ("device",)
 """Which of the others confound a claim about a speed or about memory."""
 SPEEDS = (

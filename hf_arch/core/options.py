@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from inspect import get_annotations
+from math import isfinite
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 from weakref import WeakKeyDictionary
@@ -55,8 +56,8 @@ def parse_options(cls: type[OptionsT], values: dict[str, Any], field: str) -> Op
     """Read `values` into `cls`.
 
     Raises:
-        ConfigError: an unknown key (with the nearest known one) or a value of a wrong type; the line starts with
-        `field`.
+        ConfigError: an unknown key (with the nearest known one), a value of a wrong type, or a number that is none
+        (nan, inf); the line starts with `field`.
     """
     values = current_names(field, values)
     scalar = all(type(value) in _SCALARS for value in values.values())
@@ -70,6 +71,10 @@ def parse_options(cls: type[OptionsT], values: dict[str, Any], field: str) -> Op
     for name in values:
         if name not in known:
             raise unknown_key_error(field, name, known)
+        value = values[name]
+        if isinstance(value, float) and not isfinite(value):
+            error = f"{name}: {value!r} is not allowed; use a finite number"
+            raise ConfigError(error, field=name, value=value).within(field, ": ")
     try:
         made = cls(**values)
     except StrictDataclassError as error:

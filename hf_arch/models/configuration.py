@@ -221,6 +221,10 @@ class ArchConfig(ConfigParts, PreTrainedConfig):
             value = getattr(self, name)
             if isinstance(value, bool) or (isinstance(value, (int, float)) and not 0 < value < inf):
                 raise ConfigError(f"{name}: {value!r} is not allowed; use a number above 0")
+        for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+            value = getattr(self, name)
+            if isinstance(value, (int, float)) and not 0 <= value < inf:
+                raise ConfigError(f"{name}: {value!r} is not allowed; use a number above 0, or None for no cap")
         for registry, name in ((NORMS, "norm"), (POSITIONS, "position"), (ACTIVATIONS, "hidden_act")):
             registry.get(getattr(self, name), name)
         for position in as_list(self.norm_position):

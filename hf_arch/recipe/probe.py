@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from hf_arch.core.errors import ConfigError
+from hf_arch.core.errors import ConfigError, UnknownKeyError, near_ones
+from hf_arch.recipe.sections import parse_section
 
 if TYPE_CHECKING:
     from hf_arch.data.probes import ProbeData, ProbeSetting
+
+
+def parse_probe(cls: type[ProbeOptions], values: object) -> ProbeOptions:
+    """The section as an instance of `cls`, from plain values. Raises `ConfigError` as `parse_section` does; where a key of it is, or reads like,
+    an option of the task, that is named."""
+    try:
+        return parse_section(cls, values, "probe")
+    except UnknownKeyError as error:
+        from hf_arch.data.probes import PROBES
+
+        task = values.get("task") if isinstance(values, Mapping) else None
+        if not isinstance(task, str) or task not in PROBES:
+            raise
+        known = {*inspect.signature(PROBES[task].generate).parameters, "examples"} - {"rng"}
+        near = near_ones(str(error.value), known, most=1)
+        if error.nearest is not None and error.value not in known:
+            raise
+        hint = f"nearest: 'probe.options.{near[0]}'; " if near else ""
+        raise ConfigError(
+            f"probe: unknown key {error.value!r}; {hint}allowed: {', '.join(error.allowed or ())}; in options of "
+            f"{task}: {', '.join(sorted(known))}",
+            field="probe",
+            value=error.value,
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from hf_arch.recipe.evaluation import EvaluationOptions
 from hf_arch.recipe.experiment import ExperimentOptions, experiment_section
 from hf_arch.recipe.identity import column_plugins, recipe_plugins, run_hash
 from hf_arch.recipe.overrides import key_advice
-from hf_arch.recipe.probe import ProbeOptions
+from hf_arch.recipe.probe import ProbeOptions, parse_probe
 from hf_arch.recipe.sections import LIST_KEYS, coerce, parse_section, plain_values, require_mapping, set_values
 from hf_arch.recipe.training_section import parse_training, training_fields
 from hf_arch.recipe.yaml_text import parse_override, read_yaml
@@ -59,6 +59,7 @@ class Recipe:
         overrides = tuple(overrides)
         merged = dict(require_mapping(values, "recipe"))
         for key, value in overrides:
+            _check_empty(key, value, merged)
             merged = set_dotted(merged, key, value)
         for key in merged:
             if key not in SECTIONS:
@@ -72,7 +73,7 @@ class Recipe:
             raise ConfigError("model.architecture: is missing; write for example `architecture: llama`")
         if architecture is not None and not isinstance(architecture, str):
             raise ConfigError(f"model.architecture: expected text, got {type(architecture).__name__} {architecture!r}")
-        probe = None if merged.get("probe") is None else parse_section(ProbeOptions, merged["probe"], "probe")
+        probe = None if merged.get("probe") is None else parse_probe(ProbeOptions, merged["probe"])
         evaluation = parse_section(EvaluationOptions, merged.get("evaluation"), "evaluation")
         if probe is not None:
             _check_beside_probe(merged)
@@ -239,6 +240,21 @@ def read_recipe(
         for key, value in changes.items():
             values = set_dotted(values, key, value)
     return Recipe.from_dict(values, overrides=parsed)
+
+
+def _check_empty(key: str, value: Any, values: Mapping[str, Any]) -> None:
+    """Raises ConfigError for an override that empties a section: mappings are merged, so it would change nothing."""
+    there: Any = values
+    for part in key.split("."):
+        there = there.get(part) if isinstance(there, Mapping) else None
+    if value == {} and isinstance(value, Mapping) and there:
+        where = " (or --run NAME for one of them)" if key == "experiment.runs" else ""
+        raise ConfigError(
+            f"override {key}: {{}} would change nothing, since mappings are merged; allowed: the keys in it, "
+            f"{', '.join(map(str, there))}{where}",
+            field=key,
+            value=value,
+        )
 
 
 def _check_model(node: Any, where: str = "model") -> None:

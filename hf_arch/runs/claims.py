@@ -6,7 +6,9 @@
     A solves in at least 0.8 of its seeds        A reaches 1.9 in at most 0.5 of its seeds
 
 A and B are names of runs, or of architectures that one run has. `A and B better than C` is two claims, and so is `A
-better than B and C`.
+better than B and C`. Words around a claim that say something else than it does (`better than B by 0.1`, `at most 1.9
+bits`, `neither A nor B better than C`) leave it unjudged, and a set with one is refused before it trains
+(`hf_arch.runs.claim_checks`).
 """
 
 from __future__ import annotations
@@ -14,24 +16,37 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from hf_arch.core.errors import ConfigError, choice_error
+from hf_arch.core.errors import choice_error
 from hf_arch.runs.record import group_name
 
-_NUMBER = r"\d*\.?\d+"
+NUMBER = r"\d*\.?\d+(?:e[+-]?\d+)?"
 CLAIM = re.compile(
     r"(?P<first>[\w.+=/-]+)\s+(?:(?:is|are)\s+)?(?P<relation>"
-    rf"(?:solves|reaches (?P<reached>{_NUMBER})) (?:more|less) often than"
-    rf"|(?:solves|reaches (?P<level>{_NUMBER})) in at (?:least|most)"
-    rf"|better than|worse than|not distinguishable from|at least|at most|within (?P<bound>{_NUMBER}) of"
+    rf"(?:solves|reaches (?P<reached>{NUMBER})) (?:more|less) often than"
+    rf"|(?:solves|reaches (?P<level>{NUMBER})) in at (?:least|most)"
+    rf"|better than|worse than|not distinguishable from|at least|at most|within (?P<bound>{NUMBER}) of"
     r")\s+(?P<second>[\w.+=/-]*\w)(?P<seeds> of (?:its|the) seeds)?"
 )
-_NAME = r"[\w.+=/-]*\w"
+NAME = r"[\w.+=/-]*\w"
 _SEVERAL = re.compile(
     r"(?P<lead>^|[.;:,(] |\b(?i:that|whether|both|expect|claim|then|hypothesis|is) )"
-    rf"(?P<firsts>(?:{_NAME}, )*{_NAME},? and )?(?P<claim>{CLAIM.pattern})"
-    rf"(?P<seconds>(?:, {_NAME})*,? and {_NAME}(?=$|[.;,)](?: |$)))?"
+    rf"(?P<firsts>(?:{NAME}, )*{NAME},? and )?(?P<claim>{CLAIM.pattern})"
+    rf"(?P<seconds>(?:, {NAME})*,? and {NAME}(?=$|[.;,)](?: |$)))?"
 )
 """A claim with further names that "and" joins to its sides, where these begin and end a clause."""
+CLAUSE_END = re.compile(r"[;:()]|[.,](?=\s|$)")
+_TURNED = re.compile(
+    r"(?i:\b(?:neither|nor|not|never|cannot|doubt\w*|false|untrue|wrong|unlikely|impossible|if|unless)\b|n't\b)"
+)
+"""Words before a claim, in its clause, that deny it or make it a condition."""
+_QUALIFIED = re.compile(
+    rf"(?i:,? (?:but |and )?(?:if|unless|only|when|until|except|provided|by|after {NUMBER}|at {NUMBER})\b)"
+    r"|(?i: (?:in|on|by) (?:its |the )?(?:bits|perplexity|accuracy|speed|memory|throughput)\w*)"
+    r"|(?i: in (?!final_val_loss)\w*_\w+)"
+)
+"""Words after a claim that make it a narrower one, or one of another number."""
+_UNIT = re.compile(r" ?%|,\d|(?i: (?!and\b|or\b|but\b|in (?:validation )?loss\b)[a-z]\w*)")
+"""What follows the number of a claim and gives it a unit, or another decimal point."""
 
 
 def spelled_out(hypothesis: str) -> str:
@@ -39,8 +54,8 @@ def spelled_out(hypothesis: str) -> str:
     `A better than C; B better than C`. Names in the middle of a clause are left as they are (`unjudged` names them)."""
 
     def each(match: re.Match[str]) -> str:
-        firsts = [*re.findall(_NAME, (match["firsts"] or "").removesuffix("and ")), match["first"]]
-        seconds = [match["second"], *re.findall(_NAME, re.sub(r",? and ", ", ", match["seconds"] or ""))]
+        firsts = [*re.findall(NAME, (match["firsts"] or "").removesuffix("and ")), match["first"]]
+        seconds = [match["second"], *re.findall(NAME, re.sub(r",? and ", ", ", match["seconds"] or ""))]
         if len(firsts) == len(seconds) == 1:
             return match[0]
         claims = [f"{a} {match['relation']} {b}{match['seeds'] or ''}" for a in firsts for b in seconds]
@@ -65,7 +80,20 @@ def claim_matches(hypothesis: str) -> list[re.Match[str]]:
         joined_before = before is not None and before.start() > 0 and before.start() not in ends
         return joined_before or (after is not None and match.end() + after.end() not in starts)
 
-    return [match for match in found if not is_one_of_several(match)]
+    return [match for match in found if not is_one_of_several(match) and altered(match) is None]
+
+
+def altered(match: re.Match[str]) -> str | None:
+    """The clause around a claim where its other words say something else than the claim does, else None."""
+    before, after = match.string[: match.start()], match.string[match.end() :]
+    lead = CLAUSE_END.split(before)[-1]
+    lead = lead[max((claim.end() for claim in CLAIM.finditer(lead)), default=0) :]
+    ends = CLAUSE_END.search(after)
+    tail = after if ends is None else after[: ends.start()]
+    has_unit = number_in(match["second"]) is not None and not match["seeds"] and _UNIT.match(after)
+    if has_unit or _QUALIFIED.match(after) or _TURNED.search(lead):
+        return f"{lead}{match[0]}{after[: len(tail)]}".strip()
+    return None
 
 
 def claims_in(hypothesis: str) -> tuple[str, ...]:
@@ -73,7 +101,9 @@ def claims_in(hypothesis: str) -> tuple[str, ...]:
     empty."""
     text = " ".join(hypothesis.split())
     found = dict.fromkeys(match[0] for match in claim_matches(text))
-    return tuple(found) or ((text,) if text else ())
+    if not found:
+        return (text,) if text else ()
+    return (*found, *dict.fromkeys(clause for match in CLAIM.finditer(spelled_out(text)) if (clause := altered(match))))
 
 
 def unjudged(hypothesis: str, names: Collection[str]) -> list[str]:
@@ -92,29 +122,6 @@ def unjudged(hypothesis: str, names: Collection[str]) -> list[str]:
             if side not in known:
                 lines.append(f"hypothesis: {choice_error(claim[0], side, known)}; this claim will not be judged")
     return lines
-
-
-def check_joined(hypothesis: str, names: Collection[str]) -> None:
-    """Raises ConfigError where "and" joins one of these runs (or architectures) to a claim in a way that is no claim
-    about it, so that half of what was meant would be judged."""
-    known = {group_name(name) for name in names}
-    claims = claim_matches(hypothesis)
-    starts, ends = {one.start() for one in claims}, {one.end() for one in claims}
-    for claim in claims:
-        left_out = []
-        before = re.search(rf"({_NAME}),? and $", claim.string[: claim.start()])
-        if before is not None and before.end(1) not in ends:
-            left_out.append((before[1], f"{before[1]} {claim['relation']} {claim['second']}"))
-        after = re.match(rf",? and ({_NAME})", claim.string[claim.end() :])
-        if after is not None and claim.end() + after.start(1) not in starts:
-            left_out.append((after[1], f"{claim['first']} {claim['relation']} {after[1]}"))
-        for name, meant in left_out:
-            if name in known:
-                raise ConfigError(
-                    f"experiment.hypothesis: {claim[0]!r} would be judged without {name!r}; write a claim for each "
-                    f"run: '{meant}; {claim[0]}'",
-                    field="experiment.hypothesis",
-                )
 
 
 def number_in(text: str) -> float | None:

@@ -5,6 +5,7 @@ machine.
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import subprocess
 import sys
@@ -37,6 +38,9 @@ PACKAGES = (
 MOVE_NUMBERS = ("HF_ARCH_BACKEND", "HF_ARCH_CPU_FSDP", "HF_ARCH_PRECISION")
 """Environment variables that move the numbers of a run, recorded where they are set."""
 
+OF_OTHERS = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "TORCHINDUCTOR_EMULATE_PRECISION_CASTS")
+"""The same of other libraries."""
+
 ORDER_SAMPLES = 4096  # an order is a function of seed and size: two that agree on so many samples are one
 
 
@@ -58,11 +62,34 @@ def provenance(device: torch.device, plugins: Iterable[Plugin] = ()) -> dict[str
     """What is known before a run starts; the run adds its exit reason. `plugins` are those that it uses."""
     return {
         **environment(device),
-        "environment": {name: value for name in MOVE_NUMBERS if (value := read(name)) is not None},
-        "plugins": plugin_hashes(plugins),
+        "environment": {
+            **{name: value for name in MOVE_NUMBERS if (value := read(name)) is not None},
+            **{name: os.environ[name] for name in OF_OTHERS if name in os.environ},
+            **process_settings(),
+        },
+        "plugins": plugin_hashes(used := list(plugins)),
+        "plugin_parts": plugin_parts(used),
         "git_commit": git_commit(),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
+
+
+def process_settings() -> dict[str, str]:
+    """What of torch's settings for the whole process moves numbers, where it is not as torch begins: a plugin may set
+    it in passing."""
+    found = {"torch.float32_matmul_precision": torch.get_float32_matmul_precision()}
+    found["torch.default_dtype"] = str(torch.get_default_dtype()).removeprefix("torch.")
+    usual = {"torch.float32_matmul_precision": "highest", "torch.default_dtype": "float32"}
+    return {name: value for name, value in found.items() if value != usual[name]}
+
+
+def plugin_parts(plugins: Iterable[Plugin]) -> dict[str, str]:
+    """{kind and name of what these plugins register: hash of the code behind it}, whatever its files are called."""
+    found = {}
+    for plugin in plugins:
+        code = hashlib.sha256(" ".join(sorted(plugin.source.hashes.values())).encode()).hexdigest()[:16]
+        found.update({f"{registry.kind} {name}": code for part in plugin.parts for registry, name, _ in part.entries})
+    return found
 
 
 def plugin_hashes(plugins: Iterable[Plugin]) -> dict[str, str]:

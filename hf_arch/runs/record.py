@@ -126,11 +126,16 @@ class RunRecord:
     """Where `training.precision: auto` was decided by measuring: the speeds in fp32 and bf16 behind it."""
     launch: Mapping[str, Any] | None = field(default=None, repr=False)
     data_fingerprint: str | None = field(default=None, repr=False)
+    text_fingerprint: str | None = field(default=None, repr=False)
+    """Hash of tokens that were read, where `data_fingerprint` is of what the corpus says of itself."""
     tokenizer_fingerprint: str | None = field(default=None, repr=False)
     order_fingerprint: str | None = field(default=None, repr=False)
     init_overridden: bool | None = field(default=None, repr=False)
     init_fingerprint: str | None = field(default=None, repr=False)
     """Hash of the first weights: equal for runs that began from the same ones."""
+    initial_loss: float | None = field(default=None, repr=False)
+    """Of the next token, on one row before the first step, each kind of token counted once: about ln V where weights
+    were drawn at random."""
     branch_scale: Mapping[str, Any] | None = field(default=None, repr=False)
     """{"mixer": [...], "ffn": [...]}: by layer, rms of what the sublayer writes over rms of the residual stream, before
     the first step; None where a layer has none."""
@@ -141,6 +146,14 @@ class RunRecord:
     settings and number of them."""
     kernels: str | None = None
     """What computed the recurrences and attention: "torch", or the package that did."""
+    later_tokens: float | None = field(default=None, repr=False)
+    """By how much logits change, against their rms, where only later tokens do: 0 for a causal model."""
+    scoring_drift: float | None = field(default=None, repr=False)
+    """By how much the logits of one row changed, against their rms, while the model was scored."""
+    seen_share: float | None = field(default=None, repr=False)
+    """The share of what the run is scored on that stands in what it was trained on (`hf_arch.data.seen_rows`)."""
+    repeated_share: float | None = field(default=None, repr=False)
+    """The share of the text to train on that stands in it more than once."""
     stopped_early: bool | None = field(default=None, repr=False)
     attribution: str | None = field(default=None, repr=False)
     sample: Any = field(default=None, repr=False)

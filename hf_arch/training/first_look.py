@@ -1,5 +1,5 @@
 """What is measured of a model before its first step, for the audit: how large each branch is against the residual
-stream, where depthwise convolutions are, and a fingerprint of the weights.
+stream, where depthwise convolutions are, its loss, and a fingerprint of the weights.
 
 One forward pass of one short row, in evaluation mode, whose random numbers are given back: training is what it would be
 without it.
@@ -8,6 +8,7 @@ without it.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,16 +23,18 @@ from hf_arch.ops.backend import use_fla
 from hf_arch.training.branches import model_layers, undisturbed, watched
 from hf_arch.training.compat import TorchDispatchMode
 
-FIRST_LOOK = ("init_fingerprint", "branch_scale", "short_convolution", "kernels")
+FIRST_LOOK = ("init_fingerprint", "initial_loss", "branch_scale", "short_convolution", "kernels")
 LONGEST = 256
 """Tokens of the row that is looked at."""
 LONGEST_KERNEL = 16
+KINDS = 8
+"""Of tokens in a row, for a loss that says something."""
 SAMPLED = 64
 """Numbers of each parameter that enter the fingerprint."""
 
 
 def first_look(model: nn.Module, input_ids: Tensor) -> dict[str, Any]:
-    """`branch_scale`, `short_convolution`, `kernels` and `init_fingerprint`, as RunRecord holds them.
+    """`branch_scale`, `short_convolution`, `kernels`, `initial_loss` and `init_fingerprint`, as RunRecord holds them.
 
     Args:
         model: a causal LM of ours, before it is wrapped. input_ids: int64 [B, T], real rows; the first one is taken.
@@ -39,13 +42,27 @@ def first_look(model: nn.Module, input_ids: Tensor) -> dict[str, Any]:
     row = input_ids[:1, :LONGEST].to(next(model.parameters()).device)
     convolved: set[int] = set()
     with undisturbed(model), watched(model) as ratios, _convolutions(model, convolved):
-        model(input_ids=row, use_cache=False)
+        logits = model(input_ids=row, use_cache=False).logits
     return {
         "init_fingerprint": fingerprint(model),
+        "initial_loss": _next_token_loss(logits, row),
         "branch_scale": {site: [layer.get(site) for layer in ratios] for site in SITES},
         "short_convolution": {"layers": sorted(convolved)},
         "kernels": _kernels(model, torch.empty(1, 2, device=row.device)),
     }
+
+
+def _next_token_loss(logits: Tensor, row: Tensor) -> float | None:
+    """Of a row [1, T] in nats, over the tokens that follow another one, each kind of token counted once: a row of one
+    token over and over says nothing. None for fewer than `KINDS` kinds, and where it is no finite number."""
+    targets = row[0, 1:]
+    other = targets != row[0, :-1]
+    kinds = targets[other].unique()
+    if len(kinds) < KINDS:
+        return None
+    losses = nn.functional.cross_entropy(logits[0, :-1].float(), targets, reduction="none")
+    loss = float(torch.stack([losses[other & (targets == kind)].mean() for kind in kinds]).mean())
+    return loss if math.isfinite(loss) else None
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -48,6 +48,7 @@ from hf_arch.training.checkpoints import divergence, where_to_go_on
 from hf_arch.training.earlier import earlier_look, earlier_seconds
 from hf_arch.training.first_look import first_look, optimizer_facts
 from hf_arch.training.interruption import StopRequest
+from hf_arch.training.last_look import LastLook
 from hf_arch.training.launch import LaunchRequest, Running, check_running, is_main_process, running
 from hf_arch.training.memory import PeakMemory
 from hf_arch.training.peak_flops import peak_flops
@@ -240,16 +241,19 @@ class Stages:
         if 2 * log.skipped_steps >= steps:  # too short a run for the limit of skips in a row
             what = f"the loss became useless: {log.skipped_steps} of {steps} steps had to be skipped"
             raise divergence(what, steps, self.args)
+        look = self._last_look(trainer)
         scores = self.task.score(trainer, log)
         if not math.isfinite(scores["final_val_loss"]):
             raise divergence(f"the validation loss became {scores['final_val_loss']}", steps, self.args)
         with self.task.alone(trainer.accelerator.unwrap_model(trainer.model)):
+            seen = {} if look is None else look.facts()
             trainer.save_model(str(self.folder / MODEL_DIR))  # every process takes part where the weights are sharded
         (self.folder / MODEL_DIR / "training_args.bin").unlink(missing_ok=True)  # a pickle, and it names folders
         numbers: dict[str, Any] = {
             "optimizer": optimizer_facts(trainer.optimizer),
             "final_train_loss": log.final_loss,
             **scores,
+            **seen,
             "tokens_seen": steps * log.tokens_per_step,
             "steps": steps,
             "train_tokens_per_second": log.tokens_per_second,
@@ -261,6 +265,13 @@ class Stages:
             return numbers
         self.task.save_beside(self.folder / MODEL_DIR)
         return {**numbers, **self.task.measure(trainer)}
+
+    def _last_look(self, trainer: ArchTrainer) -> LastLook | None:
+        """None where the weights are sharded: one row is too little for every process."""
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            return None
+        with self.task.alone(model := trainer.accelerator.unwrap_model(trainer.model)):
+            return LastLook(model, self.task.look())
 
     def _write_config(self) -> None:
         if not self.is_main:

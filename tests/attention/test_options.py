@@ -257,6 +257,8 @@ def test_multipliers_are_transformers_granite() -> None:
         ),
         ({"type": "attention", "temperature": 0.0}, "temperature: 0.0 is not allowed; use a number above 0, or None"),
         ({"type": "attention", "exclusive_strength": "learned"}, "'learned' would have no effect with exclusive False"),
+        ({"type": "attention", "scale": 0.0}, "scale: 0.0 is not allowed; use a number above 0"),
+        ({"type": "attention", "softcap": -1.0}, "softcap: -1.0 is not allowed"),
         ({"type": "differential", "num_kv_heads": 1}, "num_key_value_heads: 1 is odd"),
         ({"type": "forgetting_transformer", "forget_gate": False}, "forget_gate: False is not FoX"),
         ({"type": "nsa", "block_counts": 2}, "mixer nsa: block_counts 2 is not allowed"),

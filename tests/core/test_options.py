@@ -76,3 +76,9 @@ def test_a_class_that_nobody_has_any_more_is_forgotten() -> None:
     del Own
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_number_that_is_none_is_refused(value: float) -> None:
+    with pytest.raises(ConfigError, match=r"^part: factor: -?(nan|inf) is not allowed; use a finite number"):
+        parse_options(Sized, {"factor": value}, "part")

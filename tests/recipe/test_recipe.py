@@ -8,7 +8,7 @@ import pytest
 
 from hf_arch.core.errors import ConfigError
 from hf_arch.experiments.planning.plan import plan_runs
-from hf_arch.recipe.recipe import Recipe, load_recipe, set_dotted
+from hf_arch.recipe.recipe import Recipe, load_recipe, read_recipe, set_dotted
 
 BASE = """
 model: {architecture: llama, hidden_size: 32}
@@ -195,3 +195,26 @@ def test_setting_a_dotted_key_leaves_the_original_alone() -> None:
     assert set_dotted(values, "a.c.d", 2) == {"a": {"b": 1, "c": {"d": 2}}}
     assert set_dotted(values, "a", {"b": 3}) == {"a": {"b": 3}}
     assert values == {"a": {"b": 1}}
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [("length", "sequence_length"), ("sequence_length", "sequence_length"), ("examples", "examples")],
+)
+def test_an_option_of_a_probe_among_its_keys_is_told_where_it_belongs(key: str, near: str) -> None:
+    values = {"model": {"architecture": "llama"}, "probe": {"task": "parity", key: 8}}
+    with pytest.raises(
+        ConfigError, match=rf"^probe: unknown key '{key}'; nearest: 'probe\.options\.{near}'; allowed: "
+    ):
+        read_recipe(values)
+    with pytest.raises(ConfigError, match="unknown key 'seting'; nearest: 'setting'"):
+        read_recipe({**values, "probe": {"task": "parity", "seting": "cpu"}})
+
+
+def test_an_empty_override_of_a_section_is_refused_since_it_would_change_nothing() -> None:
+    values = {"model": {"architecture": "llama"}, "experiment": {"runs": {"a": {}, "b": {}}}}
+    with pytest.raises(
+        ConfigError, match=r"^override experiment\.runs: \{\} would change nothing.* a, b \(or --run NAME"
+    ):
+        read_recipe(values, ["experiment.runs={}"])
+    assert read_recipe(values, ["experiment.matrix={}"]).experiment.runs

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -98,3 +100,9 @@ def test_groups_of_the_optimiser_are_recorded():
     assert facts["class"] == "AdamW"
     assert [group["weight_decay"] for group in facts["groups"]] == [0.1, 0.0]
     assert facts["groups"][0]["parameters"] == model.lm_head.weight.numel()
+
+
+@pytest.mark.parametrize("name", ["llama", "gla", "mamba", "gpt2"])
+def test_weights_drawn_at_random_begin_near_a_guess(name):
+    model = model_of(name)
+    assert abs(look(model)["initial_loss"] - math.log(model.config.vocab_size)) < 0.5

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import Any
 
 from hf_arch.analysis.audits.keys import about, differing
 from hf_arch.analysis.finding import Finding, Severity, not_recorded, same, same_fingerprint
 from hf_arch.analysis.question import is_asked
+from hf_arch.analysis.resolved import given
 from hf_arch.analysis.run_names import by_name, by_value, listed, run_labels, run_names
 from hf_arch.runs.record import RunRecord
 
 MIN_SEEDS = 3
+SEEN = 0.05
+"""Of what is scored: so much of it in what was trained on is said."""
+PLANTED = 0.3
+"""How much more of what is scored may be there than of the text to train on is there twice."""
 
 
 def check_tokens(runs: Sequence[RunRecord]) -> Finding:
@@ -39,8 +44,14 @@ def check_tokens(runs: Sequence[RunRecord]) -> Finding:
 
 
 def check_data(runs: Sequence[RunRecord]) -> Finding:
-    """The same corpus, split and packing, by fingerprint."""
-    return same_fingerprint(runs, "data")
+    """The same corpus, split and packing, by fingerprint; and the same tokens, whatever a corpus says of itself."""
+    found = same_fingerprint(runs, "data")
+    texts = by_value([run for run in runs if run.text_fingerprint], lambda run: run.text_fingerprint)
+    if found.severity != "ok" or len(texts) < 2:
+        return found
+    text = "; ".join(f"{str(value)[:12]}: {run_names(group)}" for value, group in texts.items())
+    sentence = f"Data differs in its tokens, though the corpus says that it is the same: {text}."
+    return Finding("data", "violation", sentence, run_labels(runs))
 
 
 def check_tokenizer(runs: Sequence[RunRecord]) -> Finding:
@@ -90,6 +101,41 @@ def check_rows(runs: Sequence[RunRecord]) -> Finding | None:
         "end at its numbers."
     )
     return Finding("rows", "note", sentence, run_labels(fewer), {"curves": _in_curve(run), "table": _in_table(run)})
+
+
+def check_seen(runs: Sequence[RunRecord]) -> Finding | None:
+    """Rows that were trained on are no test: a score on them is of memory. A corpus that repeats itself has such rows
+    wherever it is cut, which is said; more of them than that were put there."""
+    seen = {run: run.seen_share for run in runs if run.completed and (run.seen_share or 0.0) >= SEEN}
+    if not seen:
+        return None
+    planted = {run: share for run, share in seen.items() if (share or 0.0) > (run.repeated_share or 0.0) + PLANTED}
+    told: dict[RunRecord, float | None] = planted or seen
+    most = max(share for share in told.values() if share is not None)
+    sentence = (
+        f"{most:.0%} of what {run_names(list(told))} {'is' if len(told) == 1 else 'are'} scored on stands in what was "
+        "trained on word for word, so that the loss is partly one of memory"
+    )
+    sentence += "." if planted else f" (the corpus repeats itself: {_repeated(told):.0%} of its text is there twice)."
+    severity: Severity = "violation" if planted else "note"
+    return Finding("seen rows", severity, sentence, run_labels(told), {run.label: share for run, share in told.items()})
+
+
+def _repeated(runs: Iterable[RunRecord]) -> float:
+    return max((run.repeated_share or 0.0 for run in runs), default=0.0)
+
+
+def check_chosen_weights(runs: Sequence[RunRecord]) -> Finding | None:
+    """Weights of the best evaluation are chosen on rows that they are then scored on: the score is the better for it,
+    and the more so for a run whose loss wanders."""
+    chosen = [run for run in runs if run.completed and given(run).get("training.load_best_model_at_end") is True]
+    if not chosen:
+        return None
+    sentence = (
+        f"The weights of {run_names(chosen)} are those of the best evaluation, chosen on validation rows: a score on "
+        "these is a little too good."
+    )
+    return Finding("chosen weights", "note", sentence, run_labels(chosen))
 
 
 def check_seeds(runs: Sequence[RunRecord]) -> Finding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations, zip_longest
+from math import log
 from statistics import fmean
 
 from hf_arch.analysis.audits.keys import differing, settings_of
@@ -17,6 +18,10 @@ from hf_arch.runs.run_settings import has_short_convolution
 
 FLOOR = 1e-4
 """Of the stream: a branch below it counts as so large, since a ratio to nothing says nothing."""
+KNOWS = 0.5
+"""Nats a token below ln V: no untrained model is so much better than a guess."""
+SEES = 0.01
+"""Of the rms of logits: what later tokens, or a score, change beyond it is no rounding."""
 
 
 def check_branch_scale(runs: Sequence[RunRecord]) -> Finding | None:
@@ -145,6 +150,13 @@ def check_init(runs: Sequence[RunRecord]) -> Finding:
     if found := differing(settings_of("initialisation", runs)):
         severity: Severity = "note" if is_asked("initialisation", runs) else "violation"
         return Finding("initialisation", severity, f"Initialisation differs: {found}.", run_labels(runs))
+    if warm := [run for run in runs if _knows(run)]:
+        sentence = (
+            f"Weights that have learned: {run_names(warm)} {'begins' if len(warm) == 1 else 'begin'} at a loss of "
+            f"{fmean(run.initial_loss or 0.0 for run in warm):.3g}, which no weights drawn at random have."
+        )
+        cold = any(run.initial_loss is not None for run in runs if run not in warm)
+        return Finding("initialisation", "violation" if cold else "note", sentence, run_labels(warm))
     if not overridden:
         rules = by_value(runs, lambda run: str(run.components.get("init", "its own")))
         text = "; ".join(f"{rule}: {run_names(group)}" for rule, group in rules.items())
@@ -154,6 +166,14 @@ def check_init(runs: Sequence[RunRecord]) -> Finding:
     sentence = f"Initialisation overridden in {'every run' if everywhere else run_names(overridden)}."
     fair = everywhere or is_asked("initialisation", runs)
     return Finding("initialisation", "note" if fair else "violation", sentence, run_labels(overridden))
+
+
+def _knows(run: RunRecord) -> bool:
+    """Whether a run began with less than the loss of a guess among all tokens, ln V."""
+    vocabulary = (run.experiment.get("config") or {}).get("vocab_size")
+    if run.initial_loss is None or not isinstance(vocabulary, int) or vocabulary < 2:
+        return False
+    return run.initial_loss < log(vocabulary) - KNOWS
 
 
 def check_dropout(runs: Sequence[RunRecord]) -> Finding | None:
@@ -189,3 +209,25 @@ def check_kernels(runs: Sequence[RunRecord]) -> Finding | None:
         return None
     text = "; ".join(f"{kernels}: {run_names(group)}" for kernels, group in known.items())
     return Finding("kernels", "violation", f"Kernels differ: {text}.", run_labels(runs))
+
+
+def check_scoring(runs: Sequence[RunRecord]) -> Finding | None:
+    """A loss is that of a next token only where the model does not see it, and is not changed by being scored."""
+    sees = [run for run in runs if run.completed and (run.later_tokens or 0.0) > SEES]
+    changed = [run for run in runs if run.completed and (run.scoring_drift or 0.0) > SEES]
+    said = []
+    if sees:
+        said.append(
+            f"The logits of {run_names(sees)} change with tokens that come later, so that the loss is not one of "
+            "a next token"
+        )
+    if changed:
+        said.append(f"Scoring changed {run_names(changed)}: one row has other logits after it than before")
+    if not said:
+        measured = [run for run in runs if run.completed and run.later_tokens is not None]
+        sentence = "What models predict rests on no later token, and scoring changed none of them."
+        return Finding("scoring", "ok", sentence, run_labels(measured)) if measured else None
+    values = {
+        run.label: {"later_tokens": run.later_tokens, "scoring_drift": run.scoring_drift} for run in {*sees, *changed}
+    }
+    return Finding("scoring", "violation", f"{'. '.join(said)}.", run_labels([*sees, *changed]), values)

@@ -99,11 +99,13 @@ def _chosen_rates(runs: Sequence[RunRecord], swept: dict[str, Any]) -> Finding:
 
 
 def _budget_text(sweep: Mapping[str, Any]) -> str:
-    """The rates that were tried: a grid, or how many were sampled from where."""
-    sampled = sweep.get("sampled")
-    if not isinstance(sampled, Mapping):
-        return rates_text(tuple(sweep.get("grid") or ()))
-    return f"{sampled['trials']} rates sampled from {sampled['low']:g} to {sampled['high']:g}"
+    """The rates that were tried, a grid or how many were sampled from where, and with how many seeds where that was
+    more than one."""
+    sampled, seeds = sweep.get("sampled"), sweep.get("seeds") or ()
+    text = rates_text(tuple(sweep.get("grid") or ()))
+    if isinstance(sampled, Mapping):
+        text = f"{sampled['trials']} rates sampled from {sampled['low']:g} to {sampled['high']:g}"
+    return text if len(seeds) < 2 else f"{text} with {len(seeds)} seeds each"
 
 
 def _is_chosen(rate: float | None, sweep: Mapping[str, Any]) -> bool:

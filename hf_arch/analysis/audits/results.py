@@ -7,13 +7,21 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from hf_arch.analysis.finding import Finding, Severity, not_recorded
 from hf_arch.analysis.run_names import by_value, distinct, run_count, run_labels, run_names
 from hf_arch.numerics import numerics_version
+from hf_arch.runs.numbers import read_number
 from hf_arch.runs.record import RunRecord
 
 SPEED_ONLY = r"environment\.(threads|processes|per_device_\w+|gradient_accumulation_steps|platform|python)"
 """Changes of a resumed run that move the last digits of its loss alone."""
+
+ALIKE = 1e-3
+"""How far numbers that follow from each other may be apart, relatively."""
+LARGEST_LOSS = 50.0
+"""Of which a perplexity is written."""
 
 RESTS_ON = (
     "data_fingerprint",
@@ -156,6 +164,8 @@ def check_code(runs: Sequence[RunRecord]) -> Finding:
         return Finding(
             "code", "violation", sentence, run_labels(runs), {f: sorted(found) for f, found in changed.items()}
         )
+    if part := _other_part(runs):
+        return part
     states = by_value([run for run in runs if _code_state(run) is not None], _code_state)
     if len(states) > 1:
         text = "; ".join(f"{str(state)[:10]}: {run_names(group)}" for state, group in states.items())
@@ -166,13 +176,87 @@ def check_code(runs: Sequence[RunRecord]) -> Finding:
     )
     if len(settings) > 1:
         text = "; ".join(f"{value}: {run_names(group)}" for value, group in settings.items())
-        return Finding("code", "violation", f"Environment variables differ: {text}.", run_labels(runs))
+        return Finding(
+            "code", "violation", f"Environment variables or settings of torch differ: {text}.", run_labels(runs)
+        )
     named = [run for run in runs if (run.config.get("model") or {}).get("plugins") and not _plugins(run)]
     if named:
         return not_recorded("code", "the hash of a plugin", named)
     return Finding(
         "code", "ok", "Same code.", run_labels(runs), {file: next(iter(found)) for file, found in plugins.items()}
     )
+
+
+def _other_part(runs: Sequence[RunRecord]) -> Finding | None:
+    """A finding where one name is two things: parts of plugins whose files are called differently."""
+    parts: dict[str, dict[str, list[RunRecord]]] = {}
+    for run in runs:
+        for part, code in (run.provenance.get("plugin_parts") or {}).items():
+            parts.setdefault(part, {}).setdefault(str(code), []).append(run)
+    for part, found in parts.items():
+        if len(found) > 1:
+            text = "; ".join(f"{code[:10]}: {run_names(group)}" for code, group in found.items())
+            return Finding("code", "violation", f"Code of the {part!r} differs between runs: {text}.", run_labels(runs))
+    return None
+
+
+def check_metrics(runs: Sequence[RunRecord]) -> Finding | None:
+    """A number of a plugin is one thing in every run: its unit, and which direction is better."""
+    meanings: dict[str, dict[str, list[RunRecord]]] = {}
+    for run in runs:
+        for key, facts in run.plugin_metrics.items():
+            number = read_number(key, facts)
+            better = "higher" if number.higher_is_better else "lower"
+            meaning = f"{number.label}, {better} is better"
+            meanings.setdefault(key, {}).setdefault(meaning, []).append(run)
+    for key, found in meanings.items():
+        if len(found) > 1:
+            text = "; ".join(f"{meaning}: {run_names(group)}" for meaning, group in found.items())
+            return Finding("metric", "violation", f"The number {key} is not one thing: {text}.", run_labels(runs))
+    return None
+
+
+def check_consistent(runs: Sequence[RunRecord]) -> Finding | None:
+    """Numbers of one run that follow from each other: where they do not in some runs, these were changed by hand."""
+    completed = [run for run in runs if run.completed]
+    ratios = by_value(completed, lambda run: (run.data_fingerprint, run.numbers.get("val_tokens")))
+    usual = {
+        run: float(np.median(found))
+        for group in ratios.values()
+        if len(found := [ratio for run in group if (ratio := _bits_a_nat(run)) is not None]) > 2
+        for run in group
+    }
+    wrong = {run: words for run in completed if (words := _contradiction(run, usual.get(run)))}
+    if not wrong:
+        return None
+    text = "; ".join(f"{run.label}: {words}" for run, words in wrong.items())
+    severity: Severity = "note" if len(wrong) == len(completed) else "violation"
+    sentence = f"Numbers of results.json contradict each other, as where they are changed by hand: {text}."
+    return Finding("consistent", severity, sentence, run_labels(wrong))
+
+
+def _bits_a_nat(run: RunRecord) -> float | None:
+    bits, loss = run.numbers.get("bits_per_byte"), run.numbers["final_val_loss"]
+    return bits / loss if bits is not None and loss > 0 else None
+
+
+def _contradiction(run: RunRecord, bits_a_nat: float | None) -> str:
+    """What of a run cannot be, in words; empty where nothing is."""
+    loss, perplexity = run.numbers["final_val_loss"], run.numbers.get("final_val_perplexity")
+    if perplexity is not None and loss < LARGEST_LOSS and not math.isclose(math.exp(loss), perplexity, rel_tol=ALIKE):
+        return f"a loss of {loss:.4g} is a perplexity of {math.exp(loss):.4g}, not {perplexity:.4g}"
+    ratio = _bits_a_nat(run)
+    if ratio is not None and bits_a_nat is not None and not math.isclose(ratio, bits_a_nat, rel_tol=ALIKE):
+        return f"a loss of {loss:.4g} is {loss * bits_a_nat:.4g} bits a byte of this text, not {ratio * loss:.4g}"
+    best, accuracy = run.numbers.get("best_accuracy"), run.numbers.get("accuracy")
+    if best is not None and accuracy is not None and accuracy > best + ALIKE:
+        return f"an accuracy of {accuracy:.4g} is above the best one, {best:.4g}"
+    rows, tokens = run.experiment.get("global_batch_size"), run.numbers.get("tokens_seen")
+    if run.steps and rows and run.sequence_length and tokens is not None:
+        expected = run.steps * rows * run.sequence_length
+        if not math.isclose(expected, tokens, rel_tol=ALIKE):
+            return f"{run.steps:.0f} steps are {expected:,.0f} tokens, not {tokens:,.0f}"
+    return ""
 
 
 def check_devices(runs: Sequence[RunRecord]) -> Finding:

@@ -23,7 +23,7 @@ from hf_arch.recipe.build import build_config
 from hf_arch.recipe.match import MatchOptions
 from hf_arch.recipe.metrics import metric_entries
 from hf_arch.recipe.recipe import Recipe
-from hf_arch.runs.claims import check_joined
+from hf_arch.runs.claim_checks import check_claims
 from hf_arch.runs.numbers import Reader
 from hf_arch.runs.record import numbers_for
 
@@ -99,7 +99,7 @@ class Planner:
         self._runs = self._lay_out()
         self._check_metric()
         architectures = {str(run.recipe.model.get("architecture")) for run in self._runs}
-        check_joined(self.experiment.hypothesis, {*(run.name for run in self._runs), *architectures})
+        check_claims(self.experiment.hypothesis, {*(run.name for run in self._runs), *architectures})
         if self.experiment.match is not None and self._runs:
             self._check_match(self.experiment.match)
 

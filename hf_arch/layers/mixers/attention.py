@@ -126,6 +126,10 @@ class Attention(Windowed, AttentionHeads):
     @classmethod
     def validate(cls, config: Any, options: AttentionOptions) -> None:
         super().validate(config, options)
+        if options.scale is not None and not 0 < options.scale < inf:  # torch's fused product gives NaN then
+            raise ConfigError(f"scale: {options.scale!r} is not allowed; use a number above 0, or None for the usual")
+        if options.softcap is not None and not 0 <= options.softcap < inf:
+            raise ConfigError(f"softcap: {options.softcap!r} is not allowed; use a number above 0, or None for no cap")
         window = cls.window(config, options)
         if window is not None and window < 0:
             raise ConfigError(

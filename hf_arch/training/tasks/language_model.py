@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments, default_data_collator
 
 from hf_arch.data import SeededOrder, prepare_data
+from hf_arch.data.seen_rows import seen_text, text_fingerprint
 from hf_arch.data.validation_parts import validation_part
 from hf_arch.evaluation.generation import SamplingOptions, generate_text
 from hf_arch.evaluation.lengths import check_lengths, losses_by_length
@@ -70,6 +71,8 @@ class LanguageModelTask(Task):
             "final_val_perplexity": scored.perplexity,
             "bits_per_byte": scored.bits_per_byte,
             "val_tokens": scored.tokens,
+            **seen_text(self.data.train, self.data.validation),
+            "text_fingerprint": text_fingerprint(self.data.train, self.data.validation),
             "plugin_metrics": metric_results(
                 self.metrics, trainer.measure(self.validation, sequences or len(self.validation))
             ),

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from hf_arch.core.errors import ConfigError
 from hf_arch.data import SeededOrder
+from hf_arch.data.seen_rows import seen_rows
 from hf_arch.evaluation.metric import metric_results, parse_metrics, try_metrics
 from hf_arch.optimizers.parameters import scales_groups
 from hf_arch.recipe.build import build_config
@@ -72,7 +73,7 @@ class ProbeTask(Task):
                 f"{self.options.task!r} at setting {self.options.setting!r} is read from the last state; leave it out"
             )
         self.from_last_state, self.vocab_size = train.from_last_state, train.vocab_size
-        self.train = ProbeRows(train)
+        self.train, self.learned = ProbeRows(train), train.inputs
         self.rows = (len(train.inputs), len(self.test.inputs))
         self.sequence_length = train.inputs.shape[1]
         self.training = probe_training(recipe, len(train.inputs), processes)
@@ -133,6 +134,7 @@ class ProbeTask(Task):
                 for name, score in (("accuracy", last.accuracy), ("accuracy_macro", last.accuracy_macro))
             },
             "final_val_loss": last.loss,
+            "seen_share": seen_rows(self.learned, self.test.inputs),
             "stopped_early": steps < trainer.args.max_steps,
             "plugin_metrics": metric_results(self.metrics, trainer.measure()),
         }
