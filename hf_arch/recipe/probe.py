@@ -15,11 +15,8 @@ if TYPE_CHECKING:
 
 
 def parse_probe(cls: type[ProbeOptions], values: object) -> ProbeOptions:
-    """The section as an instance of `cls`, from plain values.
-
-    Raises `ConfigError` as `parse_section` does; where a key of it is, or reads like, an option of the task, that is
-    named.
-    """
+    """The section as an instance of `cls`, from plain values. Raises `ConfigError` as `parse_section` does; where a key
+    of it is, or reads like, an option of the task, that is named."""
     try:
         return parse_section(cls, values, "probe")
     except UnknownKeyError as error:
