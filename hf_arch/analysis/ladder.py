@@ -307,12 +307,12 @@ def _of_seed(groups: Sequence[Group], key: str, seed: int) -> float | None:
     return None if not all(values) else float(np.mean([value or 0.0 for value in values]))
 
 
-def _prediction_band(law: LossSurface, rest: Points, target: Points, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def _prediction_band(law: LossSurface, rest: Points, target: Points) -> tuple[np.ndarray, np.ndarray]:
     """The band in which a new point is expected: that of the law, and the scatter of the points about it."""
     scatter = (rest.means - law.predict(rest.parameters, rest.tokens)) * np.sqrt(
         len(rest.losses) / max(len(rest.losses) - 5, 1)
     )
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     draws = [
         LossSurface(values, law.draws, law.unit, law.points).predict(target.parameters, target.tokens)
         + rng.choice(scatter, len(target.losses))
