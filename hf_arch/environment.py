@@ -35,8 +35,8 @@ class Variable:
     choices: tuple[str, ...] = ()
 
 
-_OURS, _TESTS, _LAUNCH = "Ours", "Tests of this repository", "Set by launchers, and read"
-_TRACK, _SET = "Trackers and machine", "Set for libraries, where you have not set them"
+_OURS, _TESTS, _LAUNCH = "Variables of hf_arch", "Tests of this repository", "Set by launchers, and read"
+_TRACK, _SET = "Experiment trackers and the machine", "Set for libraries, where you have not set them"
 _FLAG = ("0", "1", "false", "true", "no", "yes", "off", "on")
 _SIZE = "number of copies that the launcher started; above 1 without torch's own variables the run is refused"
 

@@ -4,7 +4,7 @@ python -m tools.trainer_overhead [--architecture llama] [--steps 30] [--rounds 5
 
 Same model, data, order, optimiser, clipping and schedule for a loop written by hand, ArchTrainer in fp32, and
 ArchTrainer in bf16. They take turns in one process, and the CPU time of each is counted in blocks of `steps` steps (a
-fifth of that in bf16): what else the machine does meanwhile hits all alike. What comes once in a run, however long
+fifth of that in bf16): what else the machine does meanwhile affects all equally. What comes once in a run, however long
 (building the trainer), is left out. One thread (OMP_NUM_THREADS=1) gives the steadiest numbers.
 """
 

@@ -62,16 +62,14 @@ def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     return Interval(mean, mean - margin, mean + margin, int(x.size), std)
 
 
-def bootstrap_interval(
-    values: Sequence[float], level: float = LEVEL, samples: int = BOOTSTRAP_SAMPLES, seed: int = 0
-) -> Interval:
+def bootstrap_interval(values: Sequence[float], samples: int = BOOTSTRAP_SAMPLES) -> Interval:
     """Percentile bootstrap interval for the mean. It assumes no normality, and is too narrow below about 8 values."""
     x = np.asarray(values, dtype=np.float64)
-    exact = t_interval(values, level)
+    exact = t_interval(values, LEVEL)
     if x.size < 2:
         return exact
-    draws = np.random.default_rng(seed).integers(0, x.size, size=(samples, x.size))
-    low, high = np.quantile(x[draws].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    draws = np.random.default_rng(0).integers(0, x.size, size=(samples, x.size))
+    low, high = np.quantile(x[draws].mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return replace(exact, low=float(low), high=float(high))
 
 

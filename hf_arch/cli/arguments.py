@@ -24,7 +24,7 @@ RunName = Annotated[str | None, typer.Option("--run", help="Which run, of a reci
 Match = Annotated[
     str | None,
     typer.Option(
-        **completion.choices("parameters|flops|state"), help="Solve the models' widths so that they are equal in this."
+        **completion.choices("parameters|flops|state"), help="Make the models equal in this by adjusting their widths."
     ),
 ]
 Engine = Annotated[

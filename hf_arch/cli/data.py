@@ -37,7 +37,7 @@ def data_prepare(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> int:
-    """Read or download text, tokenise it and write shards that training maps into memory; again, it has nothing to do.
+    """Read or download text, tokenise it and write shards that training maps into memory; existing shards are reused.
 
     - `hf-arch data prepare shakespeare`
     - `hf-arch data prepare texts/ --tokenizer char --out shards/`

@@ -262,7 +262,7 @@ def run_command(
     overrides: Overrides = None,
     scale: Scale = None,
     results_dir: Annotated[str | None, typer.Option(help="Folder of the set; by default `results/<name>`.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Runs at a time; of Slurm jobs, 1 is as many as it gives.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Runs at a time; with Slurm, 1 means as many as it starts.")] = 1,
     engine: Engine = "local",
     slurm: Slurm = None,
     distributed: Annotated[
@@ -273,7 +273,7 @@ def run_command(
         ),
     ] = "auto",
     controls: Annotated[
-        bool, typer.Option("--controls", help="Add the runs that remove what confounds the claims of the hypothesis.")
+        bool, typer.Option("--controls", help="Add control runs that remove the confounds of the hypothesis's claims.")
     ] = False,
     seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds, instead of the recipe's.")] = None,
     match: Match = None,

@@ -33,7 +33,10 @@ def register(app: typer.Typer) -> None:
 
 
 def with_command(
-    command: Annotated[list[str], typer.Argument(metavar="COMMAND [ARGUMENT]...", help="As it is written without us.")],
+    command: Annotated[
+        list[str],
+        typer.Argument(metavar="COMMAND [ARGUMENT]...", help="The command as you would run it without `hf-arch with`."),
+    ],
 ) -> NoReturn:
     """Run another library's command with our model types known to it: `trl`, `lm_eval`, `transformers`, `accelerate`.
 

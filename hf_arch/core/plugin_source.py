@@ -110,7 +110,7 @@ class PluginSource:
 
     def program(self) -> ast.Module:
         """What is executed: the text with its imports of neighbours pointing to their modules, and with the modules
-        that it imports by old names importable under these, which is said once."""
+        that it imports by old names importable under these, which is reported once."""
         tree = ast.parse(self.text, filename=str(self.path))
         _provide_moved_modules(tree, self.name)
         modules = {stem: source.module for stem, source in self.neighbours.items()}

@@ -76,10 +76,12 @@ def _llama(model: PreTrainedModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     config, state = to_foreign(model, "llama")
     for name, allowed in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
         if config[name] != allowed:
-            raise ConfigError(f"{name}: {config[name]!r} cannot be said in a GGUF file; allowed: {allowed!r}")
+            raise ConfigError(f"{name}: {config[name]!r} cannot be expressed in a GGUF file; allowed: {allowed!r}")
     rope_type = config["rope_parameters"].get("rope_type", "default")
     if rope_type != "default":
-        raise ConfigError(f"rope_parameters: rope_type {rope_type!r} cannot be said in a GGUF file; allowed: 'default'")
+        raise ConfigError(
+            f"rope_parameters: rope_type {rope_type!r} cannot be expressed in a GGUF file; allowed: 'default'"
+        )
     return config, state
 
 

@@ -242,7 +242,7 @@ def to_foreign(model: PreTrainedModel, model_type: str) -> tuple[dict[str, Any],
     difference = _first_difference(_effective(config), _effective(back))
     if difference is not None:
         key, mine, again = difference
-        raise ConfigError(f"{key}: {mine!r} cannot be said in a {model_type} checkpoint, where it is {again!r}")
+        raise ConfigError(f"{key}: {mine!r} cannot be expressed in a {model_type} checkpoint, where it is {again!r}")
     state = model.state_dict()
     result: dict[str, Tensor] = {}
     for rule in converter.rules(config, theirs):

@@ -193,7 +193,7 @@ class FalconH1(LlamaBlocks):
         found = [mixer for mixer, _ in layer.mixer_class.members(layer.mixer)]
         if found != [Attention, StateSpaceDual]:
             names = ", ".join(mixer.__name__ for mixer in found)
-            raise ConfigError(f"branches: {names} cannot be said in a falcon_h1 checkpoint; use attention, mamba2")
+            raise ConfigError(f"branches: {names} cannot be expressed in a falcon_h1 checkpoint; use attention, mamba2")
         values, mamba, ffn = layer.effective, branch(layer, _MAMBA).mixer, layer.ffn_class.effective(config, layer.ffn)
         theirs = options_to_theirs(self.model_table, layer, config)
         theirs |= {**options_to_theirs(_SCAN, layer, mamba), "projectors_bias": mamba.proj_bias}

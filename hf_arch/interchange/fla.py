@@ -154,7 +154,7 @@ class FLAConverter(Converter):
 
     # Families that are not tables yet write these themselves.
 
-    def block_to_ours(self, reader: ConfigReader, hidden_size: int) -> dict[str, Any]:
+    def block_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
         """Norms and feed-forward in our names."""
         return options_to_ours(self._block, reader)
 
@@ -188,7 +188,7 @@ class FLAConverter(Converter):
 
     def config_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
         values = {"architecture": self.architecture, **options_to_ours(self._table, reader)}
-        values |= self.block_to_ours(reader, values["hidden_size"])
+        values |= self.block_to_ours(reader)
         values.setdefault("num_key_value_heads", values["num_attention_heads"])
         if not self.attention_residuals:
             reader.only("attnres_block_size", [None], None)

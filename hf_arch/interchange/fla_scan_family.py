@@ -135,7 +135,7 @@ class FLABackbone(Converter):
     def config_to_theirs(self, config: ArchConfig) -> dict[str, Any]:
         mixer, options = config.mixer_specs[0]
         if mixer is not MIXERS.get(self.architecture):
-            raise ConfigError(f"mixer: {config.mixer!r} cannot be said in a {self.architecture} checkpoint")
+            raise ConfigError(f"mixer: {config.mixer!r} cannot be expressed in a {self.architecture} checkpoint")
         return {
             **{
                 name: getattr(config, name)

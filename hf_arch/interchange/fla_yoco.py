@@ -165,7 +165,7 @@ class FLAYoco(Converter):
         kinds = {mixer: kind for kind, (mixer, _) in _SELF.items()}
         if not own or names[own[0].mixer_class] not in kinds:
             raise ConfigError(
-                f"mixer: {config.mixer!r} cannot be said in a yoco checkpoint; allowed: {', '.join(kinds)}"
+                f"mixer: {config.mixer!r} cannot be expressed in a yoco checkpoint; allowed: {', '.join(kinds)}"
             )
         kind = kinds[names[own[0].mixer_class]]
         theirs["num_self_decoder_layers"] = len(own)

@@ -38,7 +38,7 @@ def _periodic(layers: Collection[int], count: int, name: str) -> dict[str, int]:
             if list(range(offset, count, period)) == sorted(layers):
                 return {f"{name}_layer_period": period, f"{name}_layer_offset": offset}
     raise ConfigError(
-        f"mixer: layers {sorted(layers)} cannot be said in a jamba checkpoint, whose {name} layers come periodically"
+        f"mixer: layers {sorted(layers)} cannot be expressed in a jamba checkpoint, whose {name} layers are periodic"
     )
 
 

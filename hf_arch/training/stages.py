@@ -139,7 +139,7 @@ class Stages:
             raise
 
     def _try_to_write(self, status: str, reason: str) -> None:
-        """The end of a run that did not complete; where even that cannot be written, what ended it is told on."""
+        """The end of a run that did not complete; if even that cannot be written, the original exception propagates."""
         with suppress(OSError):
             self._write_results({"status": status}, reason)
 

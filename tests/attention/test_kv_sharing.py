@@ -132,5 +132,5 @@ def test_what_is_wrong_is_said(changes: dict[str, Any], message: str) -> None:
 
 def test_a_checkpoint_that_cannot_say_it_refuses_it() -> None:
     model = perturbed_model("llama", mixer=["attention", SHARED], num_hidden_layers=2, qk_norm=False)
-    with pytest.raises(ConfigError, match="kv: 'shared' cannot be said in a llama checkpoint"):
+    with pytest.raises(ConfigError, match="kv: 'shared' cannot be expressed in a llama checkpoint"):
         hf_arch.to_foreign(model, "llama")

@@ -41,7 +41,7 @@ def test_a_model_goes_out_and_comes_back(saved_llama: Path, tmp_path: Path):
         (["export", "{model}", "--format", "guf"], "nearest: 'gguf'"),
         (["convert", "{model}", "{new}"], "--to: "),
         (["convert", "{model}", "{new}", "--to", "gpt3"], "nearest: 'gpt2'"),
-        (["convert", "{model}", "{new}", "--to", "gpt2"], "cannot be said in a gpt2 checkpoint"),
+        (["convert", "{model}", "{new}", "--to", "gpt2"], "cannot be expressed in a gpt2 checkpoint"),
         (["convert", "{model}", "{model}", "--to", "llama"], "DST: "),
         (["quantize", "{model}", "{new}", "--method", "torchao"], "nearest: 'torchao-int8'"),
         (["quantize", "{model}", "{new}", "--method", "torchao-int8", "--text", "none.txt"], "none.txt"),

@@ -225,7 +225,7 @@ def test_wrong_requests_are_told(tmp_path: Path):
     for arguments, expected in (
         ((ours, tmp_path / "x"), "--to: "),
         ((ours, tmp_path / "x", "lama"), "--to: 'lama' is not known; nearest: 'llama'"),
-        ((ours, tmp_path / "x", "llama"), "position: 'alibi' cannot be said in a llama checkpoint"),
+        ((ours, tmp_path / "x", "llama"), "position: 'alibi' cannot be expressed in a llama checkpoint"),
         ((theirs, ours), "DST: "),
         ((tmp_path / "nowhere", tmp_path / "x"), "no such folder"),
     ):

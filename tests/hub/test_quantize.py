@@ -97,15 +97,15 @@ def test_a_gguf_file_read_by_transformers_gives_the_same_logits_and_tokens(tmp_p
 def test_what_gguf_cannot_hold_is_refused_by_name(tmp_path: Path):
     pytest.importorskip("gguf", reason="gguf is not installed")
     for overrides, expected in (
-        ({}, "qk_norm: 1e-06 cannot be said in a llama checkpoint"),
-        ({"qk_norm": False, "hidden_act": "gelu"}, "hidden_act: 'gelu' cannot be said in a GGUF file"),
-        ({"qk_norm": False, "attention_bias": True}, "attention_bias: True cannot be said in a GGUF file"),
+        ({}, "qk_norm: 1e-06 cannot be expressed in a llama checkpoint"),
+        ({"qk_norm": False, "hidden_act": "gelu"}, "hidden_act: 'gelu' cannot be expressed in a GGUF file"),
+        ({"qk_norm": False, "attention_bias": True}, "attention_bias: True cannot be expressed in a GGUF file"),
     ):
         source = save_with_tokenizer(tmp_path / expected.split(":")[0], "llama", **overrides)
         with pytest.raises(ConfigError, match=expected):
             export_gguf(source, tmp_path / "x.gguf")
     source = save_with_tokenizer(tmp_path / "gla", "gla")
-    with pytest.raises(ConfigError, match="cannot be said in a llama checkpoint"):
+    with pytest.raises(ConfigError, match="cannot be expressed in a llama checkpoint"):
         export_gguf(source, tmp_path / "x.gguf")
     build_tokenizer("char", 0, lambda: [TEXT]).save_pretrained(tmp_path / "qk_norm")
     assert not (tmp_path / "x.gguf").exists()

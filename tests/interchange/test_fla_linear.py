@@ -113,7 +113,7 @@ def test_l2warp_is_the_penalty_of_the_largest_logits() -> None:
     del config["use_l2warp"]
     assert hf_arch.from_foreign(config, state).config.max_logit_penalty == 0.0
     model.config.max_logit_penalty = 2e-4
-    with pytest.raises(ConfigError, match=r"max_logit_penalty: 0\.0002 cannot be said in a gla checkpoint"):
+    with pytest.raises(ConfigError, match=r"max_logit_penalty: 0\.0002 cannot be expressed in a gla checkpoint"):
         hf_arch.to_foreign(model, "gla")
     config, state = hf_arch.to_foreign(build("rwkv7"), "rwkv7")
     assert not config.pop("use_l2warp"), "its default differs here and there, and is said"

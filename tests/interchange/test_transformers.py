@@ -246,9 +246,9 @@ def test_same_logits_and_back(name):
 @pytest.mark.parametrize(
     ("architecture", "model_type", "message"),
     [
-        ("hybrid", "llama", r"^norm: 'layernorm' cannot be said in a llama checkpoint, where it is 'rmsnorm'$"),
-        ("gla", "llama", r"^mixer of layer 0: 'GatedLinearAttention' cannot be said in a llama"),
-        ("llama", "mistral", r"^mixer of layer 0 qk_norm: 1e-06 cannot be said in a mistral"),
+        ("hybrid", "llama", r"^norm: 'layernorm' cannot be expressed in a llama checkpoint, where it is 'rmsnorm'$"),
+        ("gla", "llama", r"^mixer of layer 0: 'GatedLinearAttention' cannot be expressed in a llama"),
+        ("llama", "mistral", r"^mixer of layer 0 qk_norm: 1e-06 cannot be expressed in a mistral"),
         ("llama", "lama", r"^model_type: 'lama' is not known; nearest: 'llama'"),
         ("llama", "deepseek_v4", "^model_type: 'deepseek_v4' cannot be converted: it has attention to compressed keys"),
         ("llama", "qwen4_exp", "^model_type: 'qwen4_exp' cannot be converted: it has attention to tokens that"),

@@ -298,5 +298,5 @@ def test_layers_that_do_not_come_periodically_are_refused() -> None:
     config = hf_arch.tiny_config(
         "mixed", num_hidden_layers=4, mixer=["attention", "attention", mamba, mamba], position="none", qk_norm=False
     )
-    with pytest.raises(ConfigError, match="layers \\[0, 1\\] cannot be said in a jamba checkpoint"):
+    with pytest.raises(ConfigError, match="layers \\[0, 1\\] cannot be expressed in a jamba checkpoint"):
         hf_arch.to_foreign(AutoModelForCausalLM.from_config(config), "jamba")

@@ -250,7 +250,7 @@ def check_one_change(runs: Sequence[RunRecord]) -> Finding | None:
 
 def check_brought_along(runs: Sequence[RunRecord]) -> Finding | None:
     """What no recipe sets and models differ in all the same. It comes with an architecture, and is named; models of one
-    architecture by recipes that are alike have no reason to differ."""
+    architecture by equal recipes have no reason to differ."""
     if not (keys := brought_along(runs)):
         return None
     text = listed(_came_to(runs, keys), limit=12)

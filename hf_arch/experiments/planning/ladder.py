@@ -130,7 +130,7 @@ def _rungs(
     base: str, single: Recipe, options: LadderOptions, processes: int, dry: bool, first: dict[float, Sized]
 ) -> Iterator[Rung]:
     """Every rung of one run of the set, sizes and budgets ascending. `first` is the model of each size that the first
-    run of the set has, which the others are made alike to."""
+    run of the set has, which the others are made equal to."""
     found = find_data(single.data) if dry else None
     data = prepare_data(single.data) if found is None else found.prepared
     tokenizer = data.tokenizer if data is not None else found.tokenizer if found is not None else None
