@@ -7,7 +7,6 @@ holds the model to what the tests of this package hold every architecture to. `h
 from __future__ import annotations
 
 import copy
-import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,11 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import hf_arch
 from hf_arch.core.registry import plugin_line
+from hf_arch.flop_check import Violation, cache_bytes, check_flops
 from hf_arch.layers.compat import experts_implementation, set_experts_implementation
 from hf_arch.layers.contract import LayerOutput
 from hf_arch.perturbed import PerturbedModels, perturbed_model
@@ -43,11 +42,7 @@ class CheckResult:
     hint: str = ""
 
 
-class _Violation(Exception):
-    """An invariant does not hold; the message says by how much."""
-
-
-class _Difference(_Violation):
+class _Difference(Violation):
     """Two results that should agree differ by more than rounding may; fp64 tells whether it was rounding."""
 
 
@@ -72,7 +67,7 @@ def check_model(config: Any, seed: int = 0, device: torch.device | str = "cpu") 
             results.append(CheckResult(name, True, _checked(models, check, ids)))
         except _Difference as difference:
             results.append(_judged_in_fp64(name, config, seed, ids, difference))
-        except _Violation as violation:
+        except Violation as violation:
             results.append(CheckResult(name, False, str(violation), hint))
         except Exception as error:  # a mixer under test may raise anything
             found = f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -106,7 +101,7 @@ def _compare(actual: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> 
     if actual.dtype == torch.float64:
         tolerance *= FP64_SHARE
     if not actual.isfinite().all():
-        raise _Violation("not finite")
+        raise Violation("not finite")
     found = ((actual - expected).abs().max() / expected.abs().max().clamp(min=1.0)).item()
     if found > tolerance:
         raise _Difference(f"differs by {found:.2g}, allowed {tolerance:.0e}")
@@ -121,14 +116,14 @@ def _worst(differences: list[float]) -> str:
 @torch.no_grad()
 def _forward(model: Any, ids: Tensor) -> str:
     if not model(ids, use_cache=False).logits.isfinite().all():
-        raise _Violation("logits are not finite")
+        raise Violation("logits are not finite")
     return "finite logits"
 
 
 def _seeded(model: Any, ids: Tensor) -> str:
     first, second = (perturbed_model(model.config).state_dict() for _ in range(2))
     if other := [name for name, value in first.items() if not torch.equal(value, second[name])]:
-        raise _Violation(f"{other[0]} begins with other values under the same seed")
+        raise Violation(f"{other[0]} begins with other values under the same seed")
     return "equal to the bit"
 
 
@@ -163,7 +158,7 @@ def _causality(model: Any, ids: Tensor) -> str:
         after = model(changed, use_cache=False).logits
         found.append(_compare(after[:, :position], before[:, :position], 1e-5))
         if torch.equal(after[:, position:], before[:, position:]):
-            raise _Violation(f"token {position} changes nothing after it either")
+            raise Violation(f"token {position} changes nothing after it either")
     return _worst(found)
 
 
@@ -243,9 +238,9 @@ def _every_parameter_learns(model: Any, ids: Tensor) -> str:
     gradients = _gradients(model, lambda: model(ids, labels=ids, use_cache=False).loss)
     idle = [name for name, grad in gradients.items() if grad is None or not grad.any()]
     if idle:
-        raise _Violation(f"no gradient reaches {', '.join(idle[:3])}" + (" ..." if len(idle) > 3 else ""))
+        raise Violation(f"no gradient reaches {', '.join(idle[:3])}" + (" ..." if len(idle) > 3 else ""))
     if any(not grad.isfinite().all() for grad in gradients.values()):
-        raise _Violation("a gradient is not finite")
+        raise Violation("a gradient is not finite")
     return f"{len(gradients)} parameters"
 
 
@@ -266,7 +261,7 @@ def _beams(model: Any, ids: Tensor) -> str:
     options = {"max_new_tokens": 6, "num_beams": 3, "do_sample": False, "eos_token_id": None}
     prompt = ids[:, : LENGTH - 7]
     if not torch.equal(model.generate(prompt, **options), model.generate(prompt, use_cache=False, **options)):
-        raise _Violation("beam search finds other tokens with a cache than without")
+        raise Violation("beam search finds other tokens with a cache than without")
     return "same tokens"
 
 
@@ -277,7 +272,7 @@ def _saving(model: Any, ids: Tensor) -> str:
         loaded = AutoModelForCausalLM.from_pretrained(folder).eval().to(ids.device)
     for name, value in loaded.state_dict().items():
         if not torch.equal(value, model.state_dict()[name]):
-            raise _Violation(f"{name} is not loaded as it was saved")
+            raise Violation(f"{name} is not loaded as it was saved")
     # Grouped products of experts choose a kernel by the weights' addresses, and round by it: the loops do not.
     chosen = experts_implementation(model.config)
     try:
@@ -294,11 +289,11 @@ def _saving(model: Any, ids: Tensor) -> str:
 def _cost(model: Any, ids: Tensor) -> str:
     cost, cache = hf_arch.cost(model.config, LENGTH, batch_size=len(ids)), DynamicCache(config=model.config)
     if cost.params_total != model.num_parameters():
-        raise _Violation(f"cost counts {cost.params_total:,} parameters, the model has {model.num_parameters():,}")
+        raise Violation(f"cost counts {cost.params_total:,} parameters, the model has {model.num_parameters():,}")
     model(ids, past_key_values=cache)
     held = cache_bytes(cache)
     if cost.state_bytes(LENGTH) != held:
-        raise _Violation(f"cost counts {cost.state_bytes(LENGTH):,} bytes of state, the cache holds {held:,}")
+        raise Violation(f"cost counts {cost.state_bytes(LENGTH):,} bytes of state, the cache holds {held:,}")
     return f"{cost.params_total:,} parameters, {held:,} bytes of state"
 
 
@@ -315,61 +310,11 @@ def _reference(model: Any, ids: Tensor) -> str:
     return _worst(found) if found else "no mixer brings a `reference`"
 
 
-@torch.no_grad()
-def _flops(model: Any, ids: Tensor) -> str:
-    """The cost against torch's counter, which sees every matrix product, and against the states that it cannot see.
-
-    A step costs at least what is counted, and two FLOPs for each entry of a matrix state; no more than a few for each
-    entry of the cache beyond that. A whole row costs at least as much as its tokens one at a time.
-    """
-    cost, cache = hf_arch.cost(model.config, LENGTH, batch_size=len(ids)), DynamicCache(config=model.config)
-    model.set_attn_implementation("eager")  # the counter knows no other product of attention
-    model(ids, past_key_values=cache)
-    with FlopCounterMode(display=False) as counter:
-        model(ids[:, :1], past_key_values=cache)
-    steps = [cost.decode_flops(context) for context in range(1, LENGTH + 1)]
-    row = cost.flops_per_token_forward * ids.numel()
-    if not all(math.isfinite(value) and value > 0 for value in (*steps, row)):
-        raise _Violation(f"cost gives {min(*steps, row):,.0f} FLOPs; expected finite numbers above 0")
-    counted, said = counter.get_total_flops(), steps[-1]
-    if said < 0.98 * counted:
-        raise _Violation(f"a step costs {said:,.0f} FLOPs by `cost`, torch counts {counted:,.0f} in products alone")
-    held = cached_tensors(cache)
-    matrices = sum(tensor.numel() for tensor, recurrent in held if recurrent and tensor.dim() > 3)
-    products = cost.decode_flops(LENGTH) - len(ids) * cost.linear_flops
-    if products < 2 * matrices:
-        raise _Violation(
-            f"a step mixes for {products:,.0f} FLOPs by `cost`, its matrix states have {matrices:,} entries"
-        )
-    entries = sum(tensor.numel() for tensor, _ in held)
-    if said > 2 * counted + 32 * entries:
-        raise _Violation(f"a step costs {said:,.0f} FLOPs by `cost`; torch counts {counted:,.0f} in products")
-    if row < 0.98 * sum(steps):
-        raise _Violation(f"a row costs {row:,.0f} FLOPs by `cost`, its tokens one at a time {sum(steps):,.0f}")
-    return f"a step {said:,.0f} by `cost`, {counted:,} counted in products"
-
-
-def cache_bytes(cache: Any) -> int:
-    """Bytes of all tensors that a filled cache holds, each once."""
-    return sum(tensor.numel() * tensor.element_size() for tensor, _ in cached_tensors(cache))
-
-
-def cached_tensors(cache: Any) -> list[tuple[Tensor, bool]]:
-    """Every tensor that a filled cache holds, each once, and whether it is a recurrent state."""
-    held: dict[int, tuple[Tensor, bool]] = {}
-    for layer in cache.layers:
-        for name, value in vars(layer).items():
-            for tensor in value.values() if isinstance(value, dict) else [value]:
-                if isinstance(tensor, Tensor) and tensor.dim() > 1:
-                    held[id(tensor)] = (tensor, "recurrent" in name)
-    return list(held.values())
-
-
 def _bf16(model: Any, ids: Tensor) -> str:
     with torch.autocast(ids.device.type, torch.bfloat16):  # also around backward, as some callers leave it
         gradients = _gradients(model, lambda: model(ids, labels=ids, use_cache=False).loss)
     if any(grad is not None and not grad.isfinite().all() for grad in gradients.values()):
-        raise _Violation("a gradient is not finite under autocast")
+        raise Violation("a gradient is not finite under autocast")
     return "finite"
 
 
@@ -393,7 +338,7 @@ INVARIANTS: dict[str, Invariant] = {
     "beam search": (_beams, "a part of the state is kept outside `state`, where beams are not reordered"),
     "save and load": (_saving, "a tensor is neither a parameter nor a persistent buffer, or initialised on loading"),
     "cost": (_cost, "`cost` and the mixer disagree; see MixerCost"),
-    "FLOPs": (_flops, "`cost` gives other FLOPs than the products that run; see MixerCost"),
+    "FLOPs": (check_flops, "`cost` gives other FLOPs than the products that run; see MixerCost"),
     "bf16 autocast": (_bf16, "decays, states and sums over time belong in fp32: `state_dtype`, `without_autocast`"),
 }  # fmt: skip
 """Name -> the check, and where to look when it fails."""

@@ -39,6 +39,11 @@ _OURS, _TESTS, _LAUNCH = "Variables of hf_arch", "Tests of this repository", "Se
 _TRACK, _SET = "Experiment trackers and the machine", "Set for libraries, where you have not set them"
 _FLAG = ("0", "1", "false", "true", "no", "yes", "off", "on")
 _SIZE = "number of copies that the launcher started; above 1 without torch's own variables the run is refused"
+_PRECISION = {
+    "NVIDIA_TF32_OVERRIDE": "Whether NVIDIA's libraries may round products to TF32, over what torch says",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "Whether torch lets products of fp32 be rounded to TF32",
+    "TORCHINDUCTOR_EMULATE_PRECISION_CASTS": "Whether compiled code rounds between fused steps as eager code does",
+}
 
 VARIABLES: dict[str, Variable] = {
     "HF_ARCH_BACKEND": Variable(
@@ -78,6 +83,7 @@ VARIABLES: dict[str, Variable] = {
     "HF_ARCH_SHAKESPEARE": Variable(
         "The text of tiny Shakespeare, for the test of the published loss.", "the test is skipped", _TESTS, "a file"
     ),
+    "HF_ARCH_TEST_MODELS": Variable("How many random models the slow test draws.", "60", _TESTS, "a number above 0"),
     "HF_ARCH_TEST_WORKERS": Variable("Processes of `scripts/test.sh`.", "2", _TESTS, "a number above 0"),
     "RANK": Variable("The number of this process among those of the run.", "0", _LAUNCH, "a number from 0"),
     "WORLD_SIZE": Variable("How many processes train the run.", "1", _LAUNCH, "a number above 0"),
@@ -122,6 +128,10 @@ VARIABLES: dict[str, Variable] = {
         "Whether W&B sends anything; `offline` is set where there is no key.", "online", _TRACK, "W&B's modes"
     ),
     "NETRC": Variable("The file in which `wandb login` keeps the key.", "~/.netrc", _TRACK, "a file"),
+    **{
+        name: Variable(f"{meaning}; recorded with every run.", "not set", _TRACK)
+        for name, meaning in _PRECISION.items()
+    },
     "WANDB_PROJECT": Variable("The project of a tracked run.", "`training.project`", _SET),
     "WANDB_DIR": Variable("Where W&B writes.", "the run's folder", _SET, "a folder"),
     "TENSORBOARD_LOGGING_DIR": Variable("Where TensorBoard writes.", "`tensorboard/` in the run's folder", _SET),

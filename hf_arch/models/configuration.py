@@ -34,6 +34,7 @@ from .components import as_list, has_option, normalise, option_names, part_list,
 from .config_init import check_init, resolved_init
 from .config_parts import FEATURES, ConfigParts
 from .prefixes import check_prefix_lm
+from .published import check_published
 
 MAX_LAYERS, MAX_SIZE = 10_000, 2**31 - 1
 """Of one model; a typo above them would be planned for minutes before it fails."""
@@ -337,7 +338,7 @@ class ArchConfig(ConfigParts, PreTrainedConfig):
             part.validate(self, part_options)
         check_sites(self, self.site_specs)
         check_branch_scales(self.branch_scales, self.num_hidden_layers)
-        self._check_published_values()
+        check_published(self)
         check_prefix_lm(self)
         self._refuse_idle_features()
 
@@ -346,18 +347,6 @@ class ArchConfig(ConfigParts, PreTrainedConfig):
         """{policy: what it says} of all components, the default of the first mixer first."""
         components = [component for component, _ in [*self.mixer_members, *self.ffn_specs]]
         return {name: text for component in components for name, text in component.inits.items()}
-
-    def _check_published_values(self) -> None:
-        """Every value that a layer needs is published by an earlier one."""
-        published: set[str] = set()
-        for index, (mixer, mixer_options) in enumerate(self.mixer_specs):
-            missing = [name for name in mixer.needs(self, mixer_options, index) if name not in published]
-            if missing:
-                raise ConfigError(
-                    f"mixer: layer {index} ({mixer.__name__}) needs {missing[0]!r}, which no earlier layer publishes; "
-                    f"published before it: {', '.join(sorted(published)) or 'nothing'}"
-                )
-            published.update(mixer.publishes(self, mixer_options, index))
 
     def _refuse_idle_features(self) -> None:
         """A feature that was set, and that no component of any layer takes, is an error."""

@@ -5,7 +5,6 @@ machine.
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import subprocess
 import sys
@@ -63,8 +62,7 @@ def provenance(device: torch.device, plugins: Iterable[Plugin] = ()) -> dict[str
     return {
         **environment(device),
         "environment": {
-            **{name: value for name in MOVE_NUMBERS if (value := read(name)) is not None},
-            **{name: os.environ[name] for name in OF_OTHERS if name in os.environ},
+            **{name: value for name in (*MOVE_NUMBERS, *OF_OTHERS) if (value := read(name)) is not None},
             **process_settings(),
         },
         "plugins": plugin_hashes(used := list(plugins)),

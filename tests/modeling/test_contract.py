@@ -92,6 +92,11 @@ def test_gradients_flow_through_published_values_under_both_kinds_of_checkpointi
 
 
 def test_a_value_that_nobody_publishes_is_refused_when_the_config_is_made():
+    for mixers in (["gla", "kv_builder", "attention"], ["gla", "kv_builder", "kv_builder", "cross_attention"]):
+        with pytest.raises(
+            ConfigError, match=r"layer 1 \(KVBuilder\) would have no effect, since no later layer reads"
+        ):
+            hf_arch.tiny_config("mixed", mixer=mixers, num_hidden_layers=len(mixers))
     with pytest.raises(ConfigError, match=r"layer 0 \(Relay\) needs 'mean', which no earlier layer publishes"):
         relay("need", "publish")
 

@@ -30,9 +30,12 @@ def test_nothing_fails(name):
             ["gla", {"type": "mla", "window": 9, "kv_lora_rank": 8, "qk_nope_head_dim": 4, "qk_rope_head_dim": 4}],
             {"type": "moe", "num_experts": 3, "intermediate_size": 9},
         ),
+        # Latents wider than the heads, which a step pays for; a window of one, whose cache keeps every token.
+        (["mla", {"type": "attention", "window": 1}, "attention"], "glu"),
+        (["gla", "kv_builder", "cross_attention"], "glu"),
     ],
-    ids=["convolutions", "window", "experts"],
+    ids=["convolutions", "window", "experts", "latents", "shared keys"],
 )
 def test_nothing_fails_where_layers_are_mixed(mixer, ffn):
-    config = hf_arch.tiny_config("mixed", mixer=mixer, ffn=ffn)
+    config = hf_arch.tiny_config("mixed", mixer=mixer, ffn=ffn, num_hidden_layers=max(len(mixer), 2))
     assert [result for result in check_model(config) if not result.passed] == []

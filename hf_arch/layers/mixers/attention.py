@@ -34,7 +34,7 @@ from ..norms import AllHeadsRMSNorm
 from .attention_heads import AttentionCall, AttentionHeads, HeadsOptions, config_rotates
 from .base import MixerCost
 from .kv_sharing import SHARED_KV, check_sharing, names_of_source, plain_name, shared_names, shares
-from .windows import Windowed
+from .windows import Windowed, tokens_kept
 
 FIRST_VALUE = "first_value"
 """What the first layer with a value residual publishes: its values [B, T, Hkv, V]."""
@@ -344,14 +344,12 @@ class Attention(Windowed, AttentionHeads):
         over T cached tokens has T + 1 pairs. 2 Hkv K numbers of cache a token, and H with forget gates; with a window
         w of w - 1 tokens at most, and nothing where keys and values are shared.
         """
-        window = self.attention_window
-        kept = seq_len if window is None else min(seq_len, window - 1)
-        attended = seq_len + 1 if window is None else min(seq_len + 1, window)
+        kept = tokens_kept(seq_len, self.attention_window)
         itemsize = cache_element_bytes(self.config)
         gates = self.num_heads * cache_parts(itemsize) * itemsize if self.options.forget_gate else 0
         return MixerCost(
             mixing_flops=self.pair_flops() * seq_len * seq_len,
-            decode_flops=self.pair_flops() * attended,
+            decode_flops=self.pair_flops() * (kept + 1),
             state_bytes=0 if shares(self.options) else self.cache_bytes(kept) + kept * gates,
         )
 

@@ -30,7 +30,7 @@ from ..plain_linear import is_plain_linear
 from ..positions import apply_rotary
 from ..rope_parameters import RotarySpec
 from .base import CacheKind, Mixer, MixerCost
-from .windows import Windowed
+from .windows import Windowed, tokens_kept
 
 
 @options
@@ -242,13 +242,11 @@ class LatentAttention(Windowed, Mixer):
         step 2 H (2 R + rope) a cached token, over the latents of R = kv_lora_rank. R + rope numbers of cache a token.
         """
         rank, rope = self.options.kv_lora_rank, self.options.qk_rope_head_dim
-        window = self.attention_window
-        kept = seq_len if window is None else min(seq_len, window - 1)
-        attended = seq_len + 1 if window is None else min(seq_len + 1, window)
+        kept = tokens_kept(seq_len, self.attention_window)
         pair = 2 * self.num_heads * (self.qk_head_dim + self.options.v_head_dim)
         return MixerCost(
             mixing_flops=pair * seq_len * seq_len,
-            decode_flops=2 * self.num_heads * (2 * rank + rope) * attended,
+            decode_flops=2 * self.num_heads * (2 * rank + rope) * (kept + 1),
             state_bytes=kept * (rank + rope) * cache_element_bytes(self.config),
         )
 

@@ -18,7 +18,7 @@ from ...core.registry import MIXERS
 from ..attention_product import AttentionProduct, cache_element_bytes
 from .attention_heads import AttentionCall, AttentionHeads
 from .base import MixerCost, divide
-from .windows import Windowed
+from .windows import Windowed, tokens_kept
 
 
 @options
@@ -102,9 +102,9 @@ class SharedKeyAttention(Windowed, AttentionHeads):
 
     def cost(self, seq_len: int) -> MixerCost:
         """4 H K FLOPs a pair of tokens; with a window w the cache holds w - 1 tokens at most."""
-        window, pair = self.attention_window, 4 * self.num_heads * self.head_dim
+        kept, pair = tokens_kept(seq_len, self.attention_window), 4 * self.num_heads * self.head_dim
         return MixerCost(
             mixing_flops=pair * seq_len * seq_len,
-            decode_flops=pair * (seq_len + 1 if window is None else min(seq_len + 1, window)),
-            state_bytes=self.cache_bytes(seq_len if window is None else min(seq_len, window - 1)),
+            decode_flops=pair * (kept + 1),
+            state_bytes=self.cache_bytes(kept),
         )

@@ -13,6 +13,11 @@ def window_layer_type(window: int | None) -> str:
     return "full_attention" if window is None or window == 1 else "sliding_attention"
 
 
+def tokens_kept(seq_len: int, window: int | None) -> int:
+    """Of `seq_len` tokens, those that the cache of such a layer holds; a step attends to them and to itself."""
+    return seq_len if window_layer_type(window) == "full_attention" else min(seq_len, (window or 0) - 1)
+
+
 class Windowed:
     """Of a mixer whose option `window` (in tokens, 0 = none) stands in for the config's `sliding_window`."""
 
