@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("analysis",),
     ("report",),
     ("hub",),
-    ("checks", "perturbed", "file_checks", "plugin_checks", "coordinate_check"),
+    ("checks", "flop_check", "perturbed", "file_checks", "plugin_checks", "coordinate_check"),
     ("cli", "lm_eval", "startup_hook", "__main__"),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
