@@ -23,6 +23,7 @@ from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import finite, read_json, write_json
 from hf_arch.core.formats import byte_size, duration, quantity
 from hf_arch.recipe.recipe import RUN_FACTS, Recipe
+from hf_arch.runs.file_shape import check_objects, check_version
 from hf_arch.runs.files import CONFIG_FILE, EVALUATION_FILE, METRICS_FILE, RESULTS_FILE, is_run, read_metrics
 from hf_arch.runs.items import item_name, item_tasks
 from hf_arch.runs.numbers import Number, Reader, measured, numbers_of, read_number
@@ -179,7 +180,7 @@ class RunRecord:
             raise ConfigError(f"{folder}: not a run folder (neither {RESULTS_FILE} nor {CONFIG_FILE} in it)")
         config = read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).exists() else {}
         results = read_json(folder / RESULTS_FILE) if (folder / RESULTS_FILE).exists() else {}
-        _check_version(folder / CONFIG_FILE, _section(config, RUN_FACTS).get("schema_version"))
+        check_version(folder / CONFIG_FILE, _section(config, RUN_FACTS).get("schema_version"), SCHEMA_VERSION)
         return cls.from_files(folder, results, config)
 
     @classmethod
@@ -189,7 +190,7 @@ class RunRecord:
         if "final_accuracy" in results:  # until NUMERICS_VERSION 2 `accuracy` was that of the best evaluation
             results = {**results, "accuracy": results["final_accuracy"], "best_accuracy": results.get("accuracy")}
             results.pop("final_accuracy")
-        _check_version(file, results.get("schema_version"))
+        check_version(file, results.get("schema_version"), SCHEMA_VERSION)
         values: dict[str, Any] = {
             key: value for key, value in results.items() if key in RESULT_KEYS and value is not None
         }
@@ -197,8 +198,8 @@ class RunRecord:
             value = values.get(key)
             if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
                 raise ConfigError(f"{file}: {key}: expected a number or null, found {value!r}")
-        _check_objects(file, results, OBJECTS)
-        _check_objects(folder / CONFIG_FILE, config, CONFIG_SECTIONS)
+        check_objects(file, results, OBJECTS)
+        check_objects(folder / CONFIG_FILE, config, CONFIG_SECTIONS)
         config = {key: value for key, value in config.items() if value is not None or key not in CONFIG_SECTIONS}
         status = str(results.get("status", "running"))
         if status not in STATUSES:
@@ -377,25 +378,6 @@ def write_config(
 def group_name(name: str) -> str:
     """The name without what a matrix appended for the learning rate or the seed: these repeat a run, and tune it."""
     return re.sub(r"-(learning_rate|seed)-\d[\d.]*(e[+-]?\d+)?", "", name)
-
-
-def _check_version(file: Path, version: object) -> None:
-    if version is None or (
-        isinstance(version, int) and not isinstance(version, bool) and 0 < version <= SCHEMA_VERSION
-    ):
-        return
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise ConfigError(
-            f"{file}: schema_version: {version} was written by a newer hf_arch; this one reads up to {SCHEMA_VERSION}"
-        )
-    raise ConfigError(f"{file}: schema_version: expected a whole number from 1, found {version!r}")
-
-
-def _check_objects(file: Path, values: Mapping[str, Any], names: Iterable[str]) -> None:
-    for name in names:
-        value = values.get(name)
-        if value is not None and not isinstance(value, Mapping):
-            raise ConfigError(f"{file}: {name}: expected an object or null, found {str(value)[:80]!r}")
 
 
 def _section(mapping: Mapping[str, Any], key: str) -> Mapping[str, Any]:

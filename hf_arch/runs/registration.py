@@ -24,6 +24,7 @@ from typing import Any, Literal
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import read_json, write_json
 from hf_arch.runs.claims import claims_in
+from hf_arch.runs.file_shape import check_version
 from hf_arch.runs.files import CLAIMS_FILE, METRICS_FILE, run_folders
 from hf_arch.runs.record import RunRecord, group_name, read_results
 
@@ -109,13 +110,7 @@ def read_entries(folder: Path) -> list[Entry]:
     if not file.exists():
         return []
     content = read_json(file)
-    version = content.get("schema_version")
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise ConfigError(f"{file}: schema_version: expected a whole number from 1, found {version!r}")
-    if version > SCHEMA_VERSION:
-        raise ConfigError(
-            f"{file}: schema_version: {version} was written by a newer hf_arch; this one reads up to {SCHEMA_VERSION}"
-        )
+    check_version(file, content.get("schema_version") or 0, SCHEMA_VERSION)
     if not isinstance(content.get("entries"), list):
         raise ConfigError(f"{file}: entries: expected a list, found {content.get('entries')!r}")
     entries: list[Entry] = []
