@@ -171,7 +171,9 @@ def test_a_set_and_a_sweep_take_all_kinds_together(
     asked = {"runs": runs, "seeds": 2, "hypothesis": "mine better than plain.", "learning_rates": [0.002, 0.005]}
     recipe = write_walk(tmp_path, (*MODEL_KINDS, *NOT_IN_THE_MODEL), **asked)
     said(capsys, "run", str(recipe), "--results-dir", "results")
-    [suite] = {path.parent.parent for path in Path("results").rglob("results.json")}
+    suite = Path("results")
+    assert len([*suite.glob("*/results.json")]) == 4  # two runs, two seeds
+    assert len([*suite.glob("learning_rates/*/results.json")]) >= 4  # two runs at two rates, or more at an end
     document = json.loads(said(capsys, "compare", str(suite), "--json"))
     assert {row["name"] for row in document["groups"]} == {"mine", "plain"}
     said(capsys, "report", str(suite))
