@@ -154,7 +154,7 @@ def _state(task: str, records: Path) -> str:
     sweep = sum("config" not in line for line in lines)
     if compared >= asked:
         return ""
-    return f"Being trained: {compared} of {asked} compared runs are recorded, and {sweep} of the sweep of rates.\n"
+    return f"Not complete: {compared} of {asked} compared runs are recorded, and {sweep} of the sweep of rates.\n"
 
 
 def _overview(compared: Mapping[str, Comparison]) -> str:

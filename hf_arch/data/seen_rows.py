@@ -23,8 +23,10 @@ SAMPLE = 64
 SEARCHED = 50_000_000
 """Tokens of the text to train on that are searched, from its beginning."""
 _CHUNK = 4_000_000
-_FIRST = 8
-_FACTORS = np.uint64(0x9E3779B97F4A7C15) ** np.arange(1, _FIRST + 1, dtype=np.uint64)
+_FIRST = 8  # a power of two
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+_LOW = np.uint64(48)
+"""Bits of a sum that a look into a table leaves out: the few places that the rest picks are compared in full."""
 
 
 def seen_rows(train: torch.Tensor, test: torch.Tensor) -> float:
@@ -83,14 +85,15 @@ def _found(stream: TokenStream, windows: list[tuple[np.ndarray, int]], length: i
     wanted: dict[int, list[int]] = {}
     for index, (window, _own) in enumerate(windows):
         wanted.setdefault(int(_sums(window[:_FIRST])[0]), []).append(index)
-    keys, found = np.fromiter(wanted, dtype=np.uint64), set[int]()
+    possible, found = np.zeros(1 << (64 - int(_LOW)), dtype=bool), set[int]()
+    possible[np.fromiter(wanted, dtype=np.uint64) >> _LOW] = True
     for start in range(0, end, _CHUNK):
         tokens = stream.read(start, min(end, start + _CHUNK + length))
         if len(tokens) < length:
             break
         sums = _sums(tokens)
-        for place in np.flatnonzero(np.isin(sums, keys)).tolist():
-            for index in wanted[int(sums[place])]:
+        for place in np.flatnonzero(possible[sums >> _LOW]).tolist():
+            for index in wanted.get(int(sums[place]), ()):
                 window, own = windows[index]
                 if (
                     index not in found
@@ -102,9 +105,10 @@ def _found(stream: TokenStream, windows: list[tuple[np.ndarray, int]], length: i
 
 
 def _sums(tokens: np.ndarray) -> np.ndarray:
-    """A number for every `_FIRST` tokens in a row: equal where these are."""
-    count, values = len(tokens) - _FIRST + 1, tokens.astype(np.uint64)
-    total = np.zeros(count, dtype=np.uint64)
-    for offset, factor in enumerate(_FACTORS):
-        total += values[offset : offset + count] * factor
+    """A number for every `_FIRST` tokens in a row, equal where these are: sum_i token_i factor^i, half by half."""
+    total, factor, width = tokens.astype(np.uint64), _FACTOR, 1
+    with np.errstate(over="ignore"):  # products are modulo 2^64
+        while width < _FIRST:
+            total = total[:-width] + factor * total[width:]
+            factor, width = factor * factor, 2 * width
     return total

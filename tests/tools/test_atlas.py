@@ -76,8 +76,8 @@ def test_page(results: Path, tmp_path: Path) -> None:
     assert "| baseline | 3 | 0.001 |" in rows["llama"]
     assert "- gla better than llama: **" in table
     assert "## parity\n\nNot trained yet." in text
-    assert "## text\n\nBeing trained: 6 of 141 compared runs are recorded, and 2 of the sweep" in text
-    assert "Being trained" not in atlas.PAGE.read_text(encoding="utf-8").split("## parity")[1].split("## s5")[0]
+    assert "## text\n\nNot complete: 6 of 141 compared runs are recorded, and 2 of the sweep" in text
+    assert "Not complete" not in atlas.PAGE.read_text(encoding="utf-8").split("## parity")[1].split("## s5")[0]
 
 
 def test_records_of_two_recipes_are_not_mixed(results: Path, tmp_path: Path) -> None:
