@@ -14,7 +14,7 @@ from hf_arch.data.probes import IGNORE, MAD, PROBES, Probe, ProbeData, ProbeSett
 from hf_arch.data.probes.grammar import Grammar
 from hf_arch.data.probes.mad import memorization
 from hf_arch.data.probes.probe import draw_distinct
-from hf_arch.data.probes.state_tracking import multiplication_table
+from hf_arch.data.probes.state_tracking import moves, multiplication_table
 
 Row = list[int]
 ALL = pytest.mark.parametrize("probe", [probe for _, probe in PROBES.items()], ids=list(PROBES))
@@ -416,6 +416,26 @@ def test_tables_are_groups(degree: int):
     a, b, c = np.random.default_rng(0).integers(0, size, (3, 200))
     assert (table[table[a, b], c] == table[a, table[b, c]]).all()
     assert (table == table.T).all() == (degree == 2)
+
+
+@pytest.mark.parametrize(
+    ("degree", "moved_points", "count"), [(5, 2, 11), (5, 3, 31), (5, 5, 120), (3, 2, 4), (2, 2, 2)]
+)
+def test_moves_that_leave_most_points_in_place(degree: int, moved_points: int, count: int):
+    """The identity, the swaps (10 of five points), the cycles of three (20), and so on."""
+    assert len(moves(degree, moved_points)) == count and moves(degree, moved_points)[0] == 0
+    data = PROBES["s5"].data("train", 0, examples=300, degree=degree, moved_points=moved_points, sequence_length=6)
+    assert set(data.inputs.unique().tolist()) == set(moves(degree, moved_points).tolist())
+    table, state = multiplication_table(degree), np.zeros(300, dtype=np.int64)
+    for inputs, labels in zip(data.inputs.T.numpy(), data.labels.T.numpy(), strict=True):
+        state = table[inputs, state]
+        assert (labels == state).all()
+
+
+@pytest.mark.parametrize("moved_points", [0, 1, 6])
+def test_moves_of_impossible_size_are_refused(moved_points: int):
+    with pytest.raises(ConfigError, match=f"state_tracking.moved_points.*{moved_points}.*2 .swaps. to 5"):
+        PROBES["s5"].data("train", 0, examples=2, moved_points=moved_points)
 
 
 def test_names_of_several_tokens_are_followed_whole():

@@ -29,16 +29,40 @@ def multiplication_table(degree: int) -> np.ndarray:
     return np.searchsorted(codes, products @ weights)
 
 
+@cache
+def moves(degree: int, moved_points: int) -> np.ndarray:
+    """The elements of the symmetric group of `degree` points that leave all but at most `moved_points` in place, the
+    identity among them; int64 [count], ascending. Two moved points are the swaps."""
+    elements = np.array(list(permutations(range(degree))))
+    return np.flatnonzero((elements != np.arange(degree)).sum(axis=1) <= moved_points)
+
+
 def state_tracking(
-    rng: np.random.Generator, examples: int, *, degree: int = 2, sequence_length: int = 64, answers_from: int = 0
+    rng: np.random.Generator,
+    examples: int,
+    *,
+    degree: int = 2,
+    sequence_length: int = 64,
+    answers_from: int = 0,
+    moved_points: int | None = None,
 ) -> ProbeData:
     """Rows of the word problem of the symmetric group of `degree` points; S_2 is parity. Positions before
-    `answers_from` are not asked."""
+    `answers_from` are not asked. Each move is one of the elements that move at most `moved_points` points (Grazzi et
+    al. 2024, section 5: 2 are the swaps, an easier task), or any element where that is None."""
     require(2 <= degree <= 5, "state_tracking.degree", degree, "2 (parity), 3, 4, 5")
     require(sequence_length >= 1, "state_tracking.sequence_length", sequence_length, "at least 1")
     require(0 <= answers_from < sequence_length, "state_tracking.answers_from", answers_from, "0 to below the length")
+    require(
+        moved_points is None or 2 <= moved_points <= degree,
+        "state_tracking.moved_points",
+        moved_points,
+        f"none for any element, or 2 (swaps) to {degree} (the degree)",
+    )
     table = multiplication_table(degree)
-    inputs = rng.integers(0, len(table), (examples, sequence_length))
+    if moved_points is None:
+        inputs = rng.integers(0, len(table), (examples, sequence_length))
+    else:
+        inputs = rng.choice(moves(degree, moved_points), (examples, sequence_length))
     labels = np.empty_like(inputs)
     state = np.zeros(examples, dtype=np.int64)
     for place in range(sequence_length):
