@@ -12,7 +12,7 @@ import hf_arch
 from hf_arch.core.errors import ConfigError
 from hf_arch.runs.files import RESULTS_FILE
 from tests.experiments.synthetic import write_run
-from tools import atlas
+from tools import atlas, atlas_page, atlas_records
 
 
 @pytest.fixture
@@ -28,13 +28,13 @@ def results(tmp_path: Path) -> Path:
 
 def saved(results: Path, tmp_path: Path) -> Path:
     records = tmp_path / "records"
-    atlas.store("text", results, records)
+    atlas_records.store("text", results, records)
     return records
 
 
-@pytest.mark.parametrize("task", atlas.TASKS)
+@pytest.mark.parametrize("task", atlas_records.TASKS)
 def test_every_architecture_in_every_task(task: str) -> None:
-    recipe = yaml.safe_load((atlas.RECIPES / f"atlas_{task}.yaml").read_text())
+    recipe = yaml.safe_load((atlas_records.RECIPES / f"atlas_{task}.yaml").read_text())
     # `parallel` came when the atlas was being trained; its branches are all there alone.
     assert list(recipe["experiment"]["runs"]) == sorted({*hf_arch.list_architectures()} - {"parallel"})
     for name, changes in recipe["experiment"]["runs"].items():
@@ -45,14 +45,39 @@ def test_every_architecture_in_every_task(task: str) -> None:
 
 
 def test_the_page_is_that_of_the_records() -> None:
-    assert atlas.PAGE.read_text(encoding="utf-8") == atlas.page(), "write it anew: python -m tools.atlas page"
+    assert atlas_page.PAGE.read_text(encoding="utf-8") == atlas_page.page(), "write it anew: python -m tools.atlas page"
+
+
+def test_the_table_of_the_readme_is_that_of_the_records() -> None:
+    text = atlas_records.README.read_text(encoding="utf-8")
+    assert text == atlas_page.fill_readme(text), "write it anew: python -m tools.atlas page"
+    assert "| `llama` | " in text.split(atlas_page.START)[1].split(atlas_page.END)[0]
+
+
+def test_the_page_names_what_else_differs(results: Path, tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        write_run(results, "gla", seed, results={"short_convolution": {"layers": [0, 1]}})
+    table = atlas_page.page(saved(results, tmp_path)).split("## text\n")[1]
+    row = next(line for line in table.splitlines() if line.startswith("| gla "))
+    assert row.endswith("short convolution |")
+
+
+def test_readme_without_its_comments_is_one_line() -> None:
+    with pytest.raises(ConfigError, match=r"README\.md: has to hold the lines '<!-- atlas: start -->' and"):
+        atlas_page.fill_readme("# hf_arch")
+
+
+def test_readme_takes_no_unfinished_task(results: Path, tmp_path: Path) -> None:
+    text = atlas_records.README.read_text(encoding="utf-8")
+    with pytest.raises(ConfigError, match="no task has all of its runs yet"):
+        atlas_page.fill_readme(text, saved(results, tmp_path))
 
 
 def test_records_stand_for_the_runs(results: Path, tmp_path: Path) -> None:
     records = saved(results, tmp_path)
     assert len((records / "text.jsonl").read_text().splitlines()) == 8  # what still runs is no record
-    assert atlas.restore("text", tmp_path / "again", records) == 8
-    assert atlas.restore("text", tmp_path / "again", records) == 0  # what is there is left alone
+    assert atlas_records.restore("text", tmp_path / "again", records) == 8
+    assert atlas_records.restore("text", tmp_path / "again", records) == 0  # what is there is left alone
     for file in (tmp_path / "again").rglob(RESULTS_FILE):
         before = json.loads((results / file.relative_to(tmp_path / "again")).read_text())
         assert json.loads(file.read_text()) == {key: value for key, value in before.items() if key != "sample"}
@@ -60,43 +85,44 @@ def test_records_stand_for_the_runs(results: Path, tmp_path: Path) -> None:
 
 def test_records_are_kept_when_their_folders_are_gone(results: Path, tmp_path: Path) -> None:
     records = saved(results, tmp_path)
-    assert atlas.store("text", write_run(tmp_path / "other", "mamba").parent, records) == 9
+    assert atlas_records.store("text", write_run(tmp_path / "other", "mamba").parent, records) == 9
 
 
 def test_records_of_other_code_are_refused(results: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="was made by different code: to resume, check out commit 0123456789abcdef"):
-        atlas.check_source("text", saved(results, tmp_path))
+        atlas_records.check_source("text", saved(results, tmp_path))
 
 
 def test_page(results: Path, tmp_path: Path) -> None:
-    text = atlas.page(saved(results, tmp_path))
+    text = atlas_page.page(saved(results, tmp_path))
     table = next(part for part in text.split("## ") if part.startswith("text\n"))
     rows = {line.split(" | ")[0].strip("| "): line for line in table.splitlines() if line.startswith("| ")}
     assert set(rows) == {"run", "---", "gla", "llama"}  # the sweep enters no table
     assert "| baseline | 3 | 0.001 |" in rows["llama"]
+    assert rows["llama"].endswith("|  |")
     assert "- gla better than llama: **" in table
     assert "## parity\n\nNot trained yet." in text
     assert "## text\n\nNot complete: 6 of 141 compared runs are recorded, and 2 of the sweep" in text
-    assert "Not complete" not in atlas.PAGE.read_text(encoding="utf-8").split("## parity")[1].split("## s5")[0]
+    assert "Not complete" not in atlas_page.PAGE.read_text(encoding="utf-8").split("## parity")[1].split("## s5")[0]
 
 
 def test_records_of_two_recipes_are_not_mixed(results: Path, tmp_path: Path) -> None:
     records = saved(results, tmp_path)
     (results / next(iter(results.glob("gla_*"))).name).rename(results / "gla_of_another_recipe")
-    atlas.store("text", results, records)
+    atlas_records.store("text", results, records)
     with pytest.raises(ConfigError, match="are the same run of two versions of the recipe"):
-        atlas.page(records)
+        atlas_page.page(records)
 
 
 def test_no_record_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no run that is compared is recorded yet"):
-        atlas.page(tmp_path)
+        atlas_page.page(tmp_path)
 
 
 def test_torn_record_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "text.jsonl").write_text('{"folder": "a", "results": {}}\n{"fol')
     with pytest.raises(ConfigError, match=r"text\.jsonl: line 2 is not JSON"):
-        atlas.restore("text", tmp_path / "again", tmp_path)
+        atlas_records.restore("text", tmp_path / "again", tmp_path)
 
 
 def test_unknown_task_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,8 +132,11 @@ def test_unknown_task_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_records_name_no_folder_of_this_machine(results: Path, tmp_path: Path) -> None:
     file = next(results.rglob(RESULTS_FILE))
-    told = {**json.loads(file.read_text()), "command": f"hf-arch train {file.parent} {atlas.ROOT}/recipes/a.yaml"}
+    told = {
+        **json.loads(file.read_text()),
+        "command": f"hf-arch train {file.parent} {atlas_records.ROOT}/recipes/a.yaml",
+    }
     file.write_text(json.dumps(told))
     text = (saved(results, tmp_path) / "text.jsonl").read_text()
-    assert str(tmp_path) not in text and str(atlas.ROOT) not in text
+    assert str(tmp_path) not in text and str(atlas_records.ROOT) not in text
     assert f"hf-arch train {file.parent.relative_to(results)} recipes/a.yaml" in text
