@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from hf_arch.analysis.audits import data, model, rates, results, sizes, spread, training
+from hf_arch.analysis.audits import data, machine, model, rates, results, sizes, spread, tokenizer, training
 from hf_arch.analysis.checks import confounds
 from hf_arch.analysis.finding import SEVERITIES, Finding
 from hf_arch.runs.record import RunRecord
@@ -28,7 +28,7 @@ CHECKS: tuple[Check, ...] = (
     results.check_changes,
     data.check_tokens,
     data.check_data,
-    data.check_tokenizer,
+    tokenizer.check_tokenizer,
     data.check_order,
     data.check_rows,
     data.check_seen,
@@ -67,7 +67,9 @@ CHECKS: tuple[Check, ...] = (
     results.check_versions,
     results.check_code,
     results.check_metrics,
-    results.check_devices,
+    machine.check_devices,
+    machine.check_load,
+    machine.check_measured_speed,
     results.check_utilisation,
 )
 OF_CLAIMS = (*CHECKS, results.check_dropped)
@@ -93,5 +95,5 @@ def audit_set(runs: Sequence[RunRecord]) -> list[Finding]:
 def confounds_of(runs: Sequence[RunRecord], metric: str) -> list[Finding]:
     """What besides the claim may explain a difference in `metric` between these runs: the violations of an audit of
     them alone."""
-    found = audit(runs, OF_CLAIMS)
+    found = [*tokenizer.other_measure(runs, metric), *audit(runs, OF_CLAIMS)]
     return [finding for finding in found if finding.severity == "violation" and confounds(finding.check, metric)]

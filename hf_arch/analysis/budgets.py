@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_arch.analysis.audits.machine import unlike_machines
 from hf_arch.analysis.controls import claimed_pairs
 from hf_arch.analysis.curves import decaying_schedule, shared_curve
 from hf_arch.analysis.exchange import AXES, ExchangeRate, SeedCurves, exchange_rates
@@ -240,8 +241,8 @@ def _pair(comparison: Comparison, first: str, second: str) -> PairBudgets:
             rates += [ExchangeRate(name, goal, axis, reason=reason) for axis in AXES]
         else:
             rates += exchange_rates(name, goal, curve, target)
-    if _devices(runs):
-        rates = [_without_seconds(rate) for rate in rates]
+    if machines := _machines(runs):
+        rates = [_without_seconds(rate, machines) for rate in rates]
     confounds = tuple(c for c in comparison.confounding_checks(first, second) if c not in ABOUT_BUDGETS)
     return PairBudgets(first, second, axes, tuple(rates), confounds)
 
@@ -257,8 +258,8 @@ def _at_budget(
     spent = [_spent(group, axis) for group in groups]
     if spent[0] is None or spent[1] is None:
         return AtBudget(axis, reason=f"not compared: {AXES[axis]} are not recorded")
-    if axis == "seconds" and (devices := _devices(runs)):
-        return AtBudget(axis, reason=f"not compared: trained on different devices ({devices})")
+    if axis == "seconds" and (machines := _machines(runs)):
+        return AtBudget(axis, reason=f"not compared: {machines}")
     budget = min(spent[0], spent[1])
     if max(spent[0], spent[1]) <= (1 + EQUAL) * budget:
         return AtBudget(axis, budget, comparison.pair(groups[0].name, groups[1].name))
@@ -338,16 +339,17 @@ def _rows(run: RunRecord) -> list[object]:
     return [evaluation.get("sequences"), evaluation.get("rows", "all"), run.numbers.get("sequence_length")]
 
 
-def _devices(runs: list[list[RunRecord]]) -> str:
-    """The devices, where the sides were trained on different ones."""
-    named = sorted({str(run.provenance.get("device")) for side in runs for run in side})
-    return ", ".join(named) if len(named) > 1 else ""
+def _machines(runs: list[list[RunRecord]]) -> str:
+    """Why the seconds of the sides do not compare; empty where they do."""
+    every = [run for side in runs for run in side]
+    named = sorted({str(run.provenance.get("device")) for run in every})
+    return f"trained on different devices ({', '.join(named)})" if len(named) > 1 else unlike_machines(every)
 
 
-def _without_seconds(rate: ExchangeRate) -> ExchangeRate:
+def _without_seconds(rate: ExchangeRate, reason: str) -> ExchangeRate:
     if rate.axis != "seconds":
         return rate
-    return ExchangeRate(rate.first, rate.second, rate.axis, reason="they were trained on different devices")
+    return ExchangeRate(rate.first, rate.second, rate.axis, reason=reason)
 
 
 def _corrected(pairs: list[PairBudgets]) -> list[PairBudgets]:

@@ -47,8 +47,8 @@ CONFOUNDING = (
     "consistent",
     "metric",
 )
-OTHERS = ("finished", "device", "utilisation", "speed", "spread", "brought along", "chosen weights")
-ON_SPEED = ("device",)
+OTHERS = ("finished", "device", "utilisation", "load", "timing", "speed", "spread", "brought along", "chosen weights")
+ON_SPEED = ("device", "load", "timing", "utilisation")
 """Which of the others confound a claim about a speed or about memory."""
 SPEEDS = (
     "train_tokens_per_second",

@@ -45,6 +45,14 @@ ABOUT = {
 """Check -> the keys of a recipe that it is about."""
 ARCHITECTURE = r"model\.(architecture|mixer)(\..*)?"
 """Keys that make the question one across architectures."""
+TOKENIZER = r"data\.(vocab_size|tokenizer)"
+"""Keys that make the question one about the tokenizer."""
+WITH_A_TOKENIZER = r"training\.(max_steps|num_train_epochs)|model\.vocab_size"
+"""What may change with it: as many steps as give the same bytes, and the rows of the embedding."""
+FOLLOW_A_TOKENIZER = ("parameters", "active parameters", "flops", "settings")
+"""Checks of what the tokenizer decides; non-embedding parameters are the same."""
+TOKENIZER_METRICS = ("bits_per_byte",)
+"""Numbers that mean the same under any tokenizer."""
 _OWN_CHECKS = ("initialisation", "short convolution", "dropout", "losses", "tying", "precision", "embedding scale")
 """Checks of settings of the model."""
 _COMPARED = ("model", "data", "probe", "training", "evaluation")
@@ -141,8 +149,17 @@ def is_asked(check: str, runs: Sequence[RunRecord]) -> bool:
         return False
     if any(re.fullmatch(pattern, _full(key)) for key in varied(runs)):
         return True
+    if check in FOLLOW_A_TOKENIZER and asks_tokenizer(runs):
+        return True
     changed = changed_keys(runs)
     return bool(changed) and all(re.fullmatch(pattern, key) for key in changed)
+
+
+def asks_tokenizer(runs: Sequence[RunRecord]) -> bool:
+    """Whether what these runs change is their tokenizer, with what has to change with it, and nothing else."""
+    changed = changed_keys(runs)
+    allowed = rf"{TOKENIZER}|{WITH_A_TOKENIZER}"
+    return any(re.fullmatch(TOKENIZER, key) for key in changed) and all(re.fullmatch(allowed, key) for key in changed)
 
 
 def is_across_architectures(runs: Sequence[RunRecord]) -> bool:

@@ -9,7 +9,6 @@ gives `eval_perplexity`, `eval_bits_per_byte` and `eval_token_accuracy`, exact o
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
@@ -20,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import EvalPrediction, PreTrainedTokenizerFast
 
-from hf_arch.data.tokenizer import vocabulary_size
+from hf_arch.data.text_bytes import token_pieces
 
 _ABOUT = "Sums over all tokens, divided once."
 
@@ -107,23 +106,4 @@ class LanguageModelMetrics:
 
 def token_bytes(tokenizer: PreTrainedTokenizerFast) -> Tensor:
     """UTF-8 bytes of text that each token stands for, int64 [`vocabulary_size`]; 0 for special tokens."""
-    kinds = _decoder_kinds(json.loads(tokenizer.backend_tokenizer.to_str()).get("decoder"))
-    lengths = torch.zeros(vocabulary_size(tokenizer), dtype=torch.int64)
-    special = set(tokenizer.all_special_ids)
-    for piece, index in tokenizer.get_vocab().items():
-        if index in special:
-            continue
-        if "ByteLevel" in kinds:  # a character a byte
-            lengths[index] = len(piece)
-        elif piece.startswith("<0x") and piece.endswith(">") and "ByteFallback" in kinds:
-            lengths[index] = 1
-        else:
-            lengths[index] = len(piece.replace("▁", " ").encode())  # SentencePiece's sign for a space
-    return lengths
-
-
-def _decoder_kinds(decoder: dict[str, Any] | None) -> set[str]:
-    if decoder is None:
-        return set()
-    nested = (_decoder_kinds(part) for part in decoder.get("decoders", []))
-    return {decoder["type"]}.union(*nested)
+    return torch.tensor([len(piece) for piece in token_pieces(tokenizer)], dtype=torch.int64)

@@ -131,6 +131,10 @@ class RunRecord:
     """Hash of tokens that were read, where `data_fingerprint` is of what the corpus says of itself."""
     tokenizer_fingerprint: str | None = field(default=None, repr=False)
     order_fingerprint: str | None = field(default=None, repr=False)
+    text_bytes: Mapping[str, Any] | None = field(default=None, repr=False)
+    """{"seen", "scored", "held_out": bytes, "fingerprint"} of the text itself (`hf_arch.data.text_bytes`)."""
+    machine_load: Mapping[str, Any] | None = field(default=None, repr=False)
+    """{"cores", "threads", "start", "end", "processor_share"} (`hf_arch.training.machine_load`)."""
     init_overridden: bool | None = field(default=None, repr=False)
     init_fingerprint: str | None = field(default=None, repr=False)
     """Hash of the first weights: equal for runs that began from the same ones."""

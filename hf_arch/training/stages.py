@@ -50,6 +50,7 @@ from hf_arch.training.first_look import first_look, optimizer_facts
 from hf_arch.training.interruption import StopRequest
 from hf_arch.training.last_look import LastLook
 from hf_arch.training.launch import LaunchRequest, Running, check_running, is_main_process, running
+from hf_arch.training.machine_load import MachineLoad
 from hf_arch.training.memory import PeakMemory
 from hf_arch.training.peak_flops import peak_flops
 from hf_arch.training.precision import Precision
@@ -144,7 +145,7 @@ class Stages:
             self._write_results({"status": status}, reason)
 
     def _train_and_measure(self) -> dict[str, Any]:
-        memory = PeakMemory(self.args.device)
+        memory, load = PeakMemory(self.args.device), MachineLoad()
         set_seed(self.args.seed)
         model = AutoModelForCausalLM.from_config(self.config)
         self.task.prepare(model)
@@ -161,7 +162,7 @@ class Stages:
         finally:
             progress.close()
         peak = memory.read()  # before evaluation and inference, which are no part of training
-        return {**self._results(trainer, log), "peak_memory_bytes": peak}
+        return {**self._results(trainer, log), "peak_memory_bytes": peak, "machine_load": load.facts()}
 
     def _set_up(self, trainer: ArchTrainer, log: MetricsLog, progress: ProgressLine) -> None:
         """The first look, the check of what runs, the callbacks, and the start-up report."""

@@ -69,6 +69,7 @@ def write_run(
         "short_convolution": {"layers": [0, 1, 2, 3] if "conv_kernel" in components else []},
         "optimizer": {"class": "AdamW", "groups": [{"lr": 1e-3, "weight_decay": 0.1, "parameters": params}]},
         "kernels": "torch",
+        "machine_load": {"cores": 4, "threads": 2, "start": 0.1, "end": 2.0, "processor_share": 0.9},
         "precision": "fp32",
         "hypothesis": hypothesis,
         "sample": f"ROMEO. The {name} that speaks in measured line\nIs but a number wearing words of wine.",

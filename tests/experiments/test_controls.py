@@ -14,7 +14,7 @@ from hf_arch.cli.run import run_recipe
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import write_json
 from hf_arch.experiments.execution import runner
-from hf_arch.experiments.planning.confounds import BRANCHES, CONVOLUTION, FLOPS, RATE, confounds
+from hf_arch.experiments.planning.confounds import BRANCHES, CONVOLUTION, EMBEDDING, FLOPS, RATE, confounds
 from hf_arch.experiments.planning.controls import _Planning, plan_controls
 from hf_arch.recipe.recipe import Recipe, read_recipe
 from hf_arch.runs.limits import LARGEST_GAIN
@@ -153,3 +153,22 @@ def test_the_command_shows_trains_and_reports_them(
     assert "with controls: 0.66 nats" in " ".join(comparison_text(comparison, 200).split())
     assert said in (tmp_path / "results" / "report.html").read_text().replace("\xa0", " ")
     assert "Its lead over all others is confounded (branch scale)" in comparison.headline
+
+
+@pytest.mark.parametrize("name", ["griffin", "yoco"])
+def test_the_scale_of_embeddings_is_made_equal(name: str, text: Path) -> None:
+    runs: dict[str, Any] = {run: {"model": {"architecture": run, "num_hidden_layers": 6}} for run in ("llama", name)}
+    planned = plan_controls(recipe(text, f"{name} better than llama", runs, match=None), [(name, "llama")])
+    stage = next(stage for stage in planned.stages if EMBEDDING in stage.removes)
+    assert "embeddings and logits are multiplied by the same" in stage.words and stage.runs[1] == "llama"
+    planning = _Planning(planned.recipe)
+    scales = {run: planning._look(run)[0].config.embedding_multiplier for run in (name, *stage.runs)}
+    assert scales == {name: pytest.approx(32**0.5), stage.runs[0]: 1.0, "llama": 1.0}
+    assert EMBEDDING not in confounds(*(planning._look(run)[1] for run in stage.runs))
+
+
+def test_a_question_about_the_scale_of_embeddings_keeps_it(text: Path) -> None:
+    runs: dict[str, Any] = {"one": {"model.architecture": "llama"}, "six": {"model": {"embedding_multiplier": 6.0}}}
+    runs["six"]["model"]["architecture"] = "llama"
+    planned = plan_controls(recipe(text, "six better than one", runs, match=None), [("six", "one")])
+    assert not any(EMBEDDING in stage.removes for stage in planned.stages)

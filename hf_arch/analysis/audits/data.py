@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import Any
 
+from hf_arch.analysis.audits import tokenizer
 from hf_arch.analysis.audits.keys import about, differing
 from hf_arch.analysis.finding import Finding, Severity, not_recorded, same, same_fingerprint
-from hf_arch.analysis.question import is_asked
+from hf_arch.analysis.question import asks_tokenizer, is_asked
 from hf_arch.analysis.resolved import given
 from hf_arch.analysis.run_names import by_name, by_value, listed, run_labels, run_names
 from hf_arch.runs.record import RunRecord
@@ -23,6 +24,8 @@ PLANTED = 0.3
 
 def check_tokens(runs: Sequence[RunRecord]) -> Finding:
     """The same number of training tokens: a run cut short is caught here too. A probe may end once it is solved."""
+    if asks_tokenizer(runs):
+        return tokenizer.same_bytes_seen(runs)
     completed = [run for run in runs if run.completed]
     solved = [run for run in completed if run.stopped_early and run.config.get("probe")]
     counted = [run for run in completed if run not in solved]
@@ -45,6 +48,8 @@ def check_tokens(runs: Sequence[RunRecord]) -> Finding:
 
 def check_data(runs: Sequence[RunRecord]) -> Finding:
     """The same corpus, split and packing, by fingerprint; and the same tokens, whatever a corpus says of itself."""
+    if asks_tokenizer(runs):
+        return tokenizer.same_text(runs)
     found = same_fingerprint(runs, "data")
     texts = by_value([run for run in runs if run.text_fingerprint], lambda run: run.text_fingerprint)
     if found.severity != "ok" or len(texts) < 2:
@@ -54,13 +59,10 @@ def check_data(runs: Sequence[RunRecord]) -> Finding:
     return Finding("data", "violation", sentence, run_labels(runs))
 
 
-def check_tokenizer(runs: Sequence[RunRecord]) -> Finding:
-    """The same tokenizer: losses in nats per token mean nothing across two of them (bits per byte still do)."""
-    return same_fingerprint(runs, "tokenizer")
-
-
 def check_order(runs: Sequence[RunRecord]) -> Finding:
     """The same data order for all runs of one seed, which is what pairs the differences."""
+    if asks_tokenizer(runs):
+        return tokenizer.order_of_tokens(runs)
     known = [run for run in runs if _order(run)]
     if missing := [run for run in runs if run.completed and run not in known]:
         return not_recorded("order", "order_fingerprint", missing)
@@ -78,6 +80,8 @@ def check_order(runs: Sequence[RunRecord]) -> Finding:
 
 def check_rows(runs: Sequence[RunRecord]) -> Finding | None:
     """The same evaluation rows in the table for every run, and in the curves as in the table."""
+    if asks_tokenizer(runs) and not differing({run: _scoring(run) for run in runs if run.config}):
+        return tokenizer.same_bytes_scored(runs)
     scored = {run: _scored(run) for run in runs if run.config and run.completed}
     if found := differing({run: _scoring(run) for run in scored}):
         severity: Severity = "note" if is_asked("rows", runs) else "violation"

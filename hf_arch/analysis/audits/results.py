@@ -259,22 +259,6 @@ def _contradiction(run: RunRecord, bits_a_nat: float | None) -> str:
     return ""
 
 
-def check_devices(runs: Sequence[RunRecord]) -> Finding:
-    """Device and threads: speed and memory compare only on the same ones."""
-    measured = [run for run in runs if run.completed]
-    machines = by_value(measured, lambda run: (run.provenance.get("device"), run.provenance.get("threads")))
-    if unknown := [run for run in measured if run.provenance.get("device") is None]:
-        return not_recorded("device", "provenance.device", unknown)
-    if len(machines) <= 1:
-        return Finding(
-            "device", "ok", f"Same device: {_machine(next(iter(machines), (None, None)))}.", run_labels(measured)
-        )
-    text = "; ".join(f"{_machine(machine)}: {run_names(group)}" for machine, group in machines.items())
-    return Finding(
-        "device", "violation", f"Devices differ, so speeds and memory do not compare: {text}.", run_labels(measured)
-    )
-
-
 def check_utilisation(runs: Sequence[RunRecord]) -> Finding | None:
     """A model-FLOPs utilisation above 1 means that the FLOPs, the clock or the peak are wrong."""
     impossible = [run for run in runs if run.numbers.get("mfu", 0.0) > 1.0]
@@ -333,11 +317,6 @@ def _own_version(run: RunRecord) -> dict[str, Any]:
 def _code_state(run: RunRecord) -> Any:
     """What distinguishes two states of the code: the digest of the sources, or the commit."""
     return run.provenance.get("source_sha256") or run.provenance.get("git_commit")
-
-
-def _machine(machine: tuple[Any, Any]) -> str:
-    device, threads = machine
-    return f"{device}" + (f", {threads} thread{'s' if threads != 1 else ''}" if threads else "")
 
 
 def _plugins(run: RunRecord) -> Mapping[str, Any]:

@@ -15,6 +15,7 @@ from hf_arch.analysis.curves import recorded_schedule
 from hf_arch.analysis.finding import Finding, Severity
 from hf_arch.analysis.question import (
     ABOUT,
+    asks_tokenizer,
     beside_the_architecture,
     brought_along,
     changed_keys,
@@ -63,11 +64,16 @@ def check_schedule(runs: Sequence[RunRecord]) -> Finding | None:
 
 def check_still_learning(runs: Sequence[RunRecord]) -> Finding | None:
     """Whether the loss at the end still falls by more, in a tenth of the budget, than what separates two runs."""
-    key = "final_val_loss"
+    key = "bits_per_byte" if asks_tokenizer(runs) else "final_val_loss"
+    runs = [run for run in runs if not run.completed or key in run.numbers]
     falls = {
         name: fmean(found)
         for name, group in by_name(runs).items()
-        if (found := [fall for run in group if run.completed and (fall := fall_per_tenth(run)) is not None])
+        if (
+            found := [
+                fall * _unit(run, key) for run in group if run.completed and (fall := fall_per_tenth(run)) is not None
+            ]
+        )
     }
     means = {
         name: fmean(run.numbers[key] for run in group if run.completed)
@@ -96,6 +102,12 @@ def check_still_learning(runs: Sequence[RunRecord]) -> Finding | None:
     return Finding(
         "still learning", "violation", sentence, run_labels(run for run in runs if run.name in names), values
     )
+
+
+def _unit(run: RunRecord, key: str) -> float:
+    """What a nat per token is in the unit of a number that is proportional to the loss."""
+    loss = run.numbers["final_val_loss"]
+    return run.numbers[key] / loss if loss else 1.0
 
 
 def fall_per_tenth(run: RunRecord) -> float | None:
@@ -206,7 +218,7 @@ def check_settings(runs: Sequence[RunRecord]) -> Finding:
     }
     if found := differing(theirs):
         sentence = f"Settings differ besides the model: {found}."
-        severity: Severity = "note" if is_asked("settings", runs) else "violation"
+        severity: Severity = "note" if is_asked("settings", runs) and not _other_steps(configured) else "violation"
         return Finding("settings", severity, sentence, run_labels(runs))
     if len(configured) < len(runs):
         return Finding("settings", "note", "Settings besides the model: not recorded for every run.", run_labels(runs))
@@ -271,6 +283,12 @@ def _seen_in(run: RunRecord) -> dict[str, Any]:
     """What a run recorded of its steps, whatever its recipe says: rows in one, and tokens in a row."""
     found = {"rows in a step": run.experiment.get("global_batch_size"), "tokens in a row": run.sequence_length}
     return {key: value for key, value in found.items() if value is not None}
+
+
+def _other_steps(runs: Sequence[RunRecord]) -> bool:
+    """Whether runs had steps or rows of different sizes that no key of their recipes explains."""
+    sizes = {repr(_seen_in(run)) for run in runs}
+    return len(sizes) > 1 and not any(re.fullmatch(ABOUT["tokens"], key) for key in changed_keys(runs))
 
 
 def _tuned(runs: Sequence[RunRecord]) -> bool:

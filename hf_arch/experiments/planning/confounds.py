@@ -21,6 +21,8 @@ CONVOLUTION = "short convolution"
 FLOPS = "flops"
 BRANCHES = "branch scale"
 RATE = "learning rate"
+EMBEDDING = "embedding scale"
+EMBEDDING_KEYS = ("embedding_multiplier", "logits_scaling")
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,13 @@ class ModelFacts:
     """One model at initialisation.
 
     convolved: whether a layer has a short convolution. flops: of training, per token. branches: ratios by layer.
+    embedding: what embeddings are multiplied by, and logits divided, of `EMBEDDING_KEYS`.
     """
 
     convolved: bool
     flops: float
     branches: Ratios
+    embedding: tuple[float, ...] = (1.0, 1.0)
 
 
 def examine(config: PreTrainedConfig, ids: Tensor, seed: int) -> ModelFacts:
@@ -40,7 +44,8 @@ def examine(config: PreTrainedConfig, ids: Tensor, seed: int) -> ModelFacts:
     model = initial_model(config, seed)
     flops = hf_arch.cost(config, ids.shape[1]).flops_per_token_train
     convolved = bool(first_look(model, ids)["short_convolution"]["layers"])
-    return ModelFacts(convolved, float(flops), measure_branches(model, ids))
+    embedding = tuple(float(getattr(config, key, 1.0)) for key in EMBEDDING_KEYS)
+    return ModelFacts(convolved, float(flops), measure_branches(model, ids), embedding)
 
 
 def initial_model(config: PreTrainedConfig, seed: int) -> nn.Module:
@@ -57,6 +62,8 @@ def confounds(first: ModelFacts, second: ModelFacts) -> list[str]:
         found.append(CONVOLUTION)
     if max(first.flops, second.flops) >= FLOPS_RATIO * min(first.flops, second.flops):
         found.append(FLOPS)
+    if first.embedding != second.embedding:
+        found.append(EMBEDDING)
     if largest_gap(first.branches, second.branches) > BRANCH_RATIO:
         found.append(BRANCHES)
     return found

@@ -2,7 +2,7 @@
 
 For each pair of runs that a claim compares, one thing after the other is made equal: the short convolution (given to
 the side without it, where its mixer has one, else taken from the other; also taken from the other where it leaves a
-branch with almost nothing to write), the training FLOPs (by width), what each
+branch with almost nothing to write), the training FLOPs (by width), the factors on embeddings and logits, what each
 branch writes at initialisation (one factor a sublayer, `model.branch_scales`, unless it is so large that a branch would
 learn at another rate), and, where no rate was tried, the same sweep of learning rates. Each stage is at most one
 further run, `gla+short_convolution` or `gla+short_convolution+branch_scale`, compared to the same other side; the last
@@ -26,6 +26,8 @@ from hf_arch.data.find import find_data
 from hf_arch.experiments.planning.confounds import (
     BRANCHES,
     CONVOLUTION,
+    EMBEDDING,
+    EMBEDDING_KEYS,
     FLOPS,
     RATE,
     ModelFacts,
@@ -127,7 +129,12 @@ class _Planning:
         """The runs that stand for the two sides once all but the rate is equal, what that removes, in words as well,
         and whether all of it was possible. The short convolution goes to both sides, or to neither."""
         sides, removes, words, possible = list(pair), [], [], True
-        for remove in (lambda sides: self._convolve(sides, convolved), self._equal_flops, self._equal_branches):
+        for remove in (
+            lambda sides: self._convolve(sides, convolved),
+            self._equal_flops,
+            self._equal_embedding,
+            self._equal_branches,
+        ):
             try:
                 done = remove(sides)
             except ConfigError as error:
@@ -211,6 +218,18 @@ class _Planning:
         for key, value in self._sizes(name).items():
             changes = set_dotted(changes, f"model.{key}", value)
         return changes
+
+    def _equal_embedding(self, sides: list[str]) -> tuple[str, str] | None:
+        """The factors on embeddings and logits of the second side for the first, unless a run asks about them."""
+        facts = [self._look(side)[1] for side in sides]
+        asked = {key for side in sides for key in dict(self.runs[side].get("model") or {})}
+        if EMBEDDING not in confounds(*facts) or asked & set(EMBEDDING_KEYS):
+            return None
+        changes = dict(self.runs[sides[0]])
+        for key, value in zip(EMBEDDING_KEYS, facts[1].embedding, strict=True):
+            changes = set_dotted(changes, f"model.{key}", value)
+        sides[0] = self._new(sides[0], EMBEDDING, changes)
+        return EMBEDDING, "embeddings and logits are multiplied by the same"
 
     def _equal_branches(self, sides: list[str]) -> tuple[str, str] | None:
         (run, own), (_, other) = (self._look(side) for side in sides)

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, TrainingArguments, default_data_collat
 
 from hf_arch.data import SeededOrder, prepare_data
 from hf_arch.data.seen_rows import seen_text, text_fingerprint
+from hf_arch.data.text_bytes import text_bytes
 from hf_arch.data.validation_parts import validation_part
 from hf_arch.evaluation.generation import SamplingOptions, generate_text
 from hf_arch.evaluation.lengths import check_lengths, losses_by_length
@@ -73,6 +74,13 @@ class LanguageModelTask(Task):
             "val_tokens": scored.tokens,
             **seen_text(self.data.train, self.data.validation),
             "text_fingerprint": text_fingerprint(self.data.train, self.data.validation),
+            "text_bytes": text_bytes(
+                self.data.tokenizer,
+                self.data.train,
+                self.data.validation,
+                tokens_seen=trainer.state.global_step * log.tokens_per_step,
+                tokens_scored=scored.tokens,
+            ),
             "plugin_metrics": metric_results(
                 self.metrics, trainer.measure(self.validation, sequences or len(self.validation))
             ),

@@ -1,0 +1,109 @@
+"""The machine that runs were timed on: devices, threads, processes, how speed was measured, and what else ran there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import Any
+
+from hf_arch.analysis.finding import Finding, Severity, not_recorded
+from hf_arch.analysis.run_names import by_name, by_value, run_labels, run_names
+from hf_arch.runs.record import RunRecord
+
+BUSY = 0.25
+"""Other processes for each core: from so many on a machine is busy, and so much more on one side is unequal."""
+TAKEN = 0.1
+"""Of the processor time of its one thread: so much that a run on the processor did not get is said."""
+
+
+def check_devices(runs: Sequence[RunRecord]) -> Finding:
+    """Device, threads and processes: speed and memory compare only on the same ones."""
+    measured = [run for run in runs if run.completed]
+    machines = by_value(measured, _machine)
+    if unknown := [run for run in measured if run.provenance.get("device") is None]:
+        return not_recorded("device", "provenance.device", unknown)
+    if len(machines) <= 1:
+        return Finding("device", "ok", f"Same device: {next(iter(machines), None)}.", run_labels(measured))
+    text = "; ".join(f"{machine}: {run_names(group)}" for machine, group in machines.items())
+    return Finding(
+        "device", "violation", f"Devices differ, so speeds and memory do not compare: {text}.", run_labels(measured)
+    )
+
+
+def check_load(runs: Sequence[RunRecord]) -> Finding | None:
+    """What else ran on the machine: more of it next to one side slows that side down."""
+    known = by_name([run for run in runs if run.completed and run.machine_load])
+    if not known:
+        return None
+    if missing := [run for run in runs if run.completed and not run.machine_load]:
+        return not_recorded("load", "machine_load", missing)
+    said: dict[Severity, str] = {}
+    values: dict[str, dict[str, float]] = {}
+    for key, value_of, limit, words in (
+        ("others", _others, BUSY, "{:.2f} other processes for each core"),
+        ("taken", _taken, TAKEN, "{:.0%} of its processor time not had"),
+    ):
+        found = {name: share for name, group in known.items() if (share := _mean(group, value_of)) is not None}
+        values[key] = found
+        if not found or max(found.values()) < limit:
+            continue
+        severity: Severity = "violation" if max(found.values()) - min(found.values()) >= limit else "note"
+        said.setdefault(severity, ", ".join(f"{name} {words.format(share)}" for name, share in found.items()))
+    if not said:
+        return Finding("load", "ok", "Nothing else kept the machine busy.", run_labels(runs), values)
+    if text := said.get("violation"):
+        sentence = f"The machine was more busy next to some runs, so their speeds do not compare: {text}."
+        return Finding("load", "violation", sentence, run_labels(runs), values)
+    sentence = f"The machine was busy, so speeds are not those of an idle one: {said['note']}."
+    return Finding("load", "note", sentence, run_labels(runs), values)
+
+
+def check_measured_speed(runs: Sequence[RunRecord]) -> Finding | None:
+    """How generation and prefill were measured: over the same number of tokens."""
+    kinds = by_value([run for run in runs if run.completed and run.config], _speed_tokens)
+    if len(kinds) < 2:
+        tokens = next(iter(kinds), None)
+        sentence = f"Generation was timed over {tokens} tokens by all."
+        return Finding("timing", "ok", sentence, run_labels(runs)) if kinds else None
+    text = "; ".join(f"{tokens} tokens: {run_names(group)}" for tokens, group in kinds.items())
+    sentence = f"Generation was timed otherwise (evaluation.speed_tokens): {text}."
+    return Finding("timing", "violation", sentence, run_labels(runs))
+
+
+def unlike_machines(runs: Sequence[RunRecord]) -> str:
+    """Why seconds of these runs do not compare, in words; empty where they do."""
+    findings = [check_devices(runs), check_load(runs)]
+    return next((found.sentence.rstrip(".") for found in findings if found and found.severity == "violation"), "")
+
+
+def _machine(run: RunRecord) -> str:
+    threads, processes = run.provenance.get("threads"), (run.launch or {}).get("processes")
+    text = f"{run.provenance.get('device')}"
+    text += f", {threads} thread{'s' if threads != 1 else ''}" if threads else ""
+    return text + (f", {processes} processes" if isinstance(processes, int) and processes > 1 else "")
+
+
+def _speed_tokens(run: RunRecord) -> Any:
+    return (run.config.get("evaluation") or {}).get("speed_tokens", 64)
+
+
+def _mean(group: Sequence[RunRecord], value_of: Callable[[RunRecord], float | None]) -> float | None:
+    values = [value for run in group if (value := value_of(run)) is not None]
+    return fmean(values) if values else None
+
+
+def _others(run: RunRecord) -> float | None:
+    """Processes for each core that were not this run's threads: at its start or end, where there were more. A run's own
+    are taken off at the start too, where they are those of the run before it."""
+    load = run.machine_load or {}
+    seen = [load[key] for key in ("start", "end") if load.get(key) is not None]
+    return max(0.0, max(seen) - (load.get("threads") or 1)) / (load.get("cores") or 1) if seen else None
+
+
+def _taken(run: RunRecord) -> float | None:
+    """The share of its one thread's time that a run on the processor did not get. Of several threads some wait for
+    others as the model has it, and one that drives a GPU waits for that."""
+    load = run.machine_load or {}
+    if load.get("threads") != 1 or load.get("processor_share") is None or (run.launch or {}).get("device") != "cpu":
+        return None
+    return max(0.0, 1.0 - load["processor_share"])
