@@ -22,18 +22,18 @@ ROOT = Path(__file__).parents[1]
 STATEMENTS = [
     "from transformers import LlamaForCausalLM",
     "from transformers.modeling_layers import GradientCheckpointingLayer",
+    "import transformers.models.auto.modeling_auto",
+]
+MORE_STATEMENTS = [
     "from transformers.models.qwen3_next import modeling_qwen3_next",
     "from transformers import AutoConfig",
     "from transformers import AutoModelForCausalLM, BertModel",
-    "import transformers.models.auto.modeling_auto",
 ]
-# Modules that the import of the Auto classes passes through, before, inside and after the two that hold the tables.
-PASSED = [
-    "transformers.utils",
-    "transformers.models.auto.configuration_auto",
-    "transformers.models.auto.auto_mappings",
-    "transformers.models.auto.modeling_auto",
-]
+# Modules that the import of the Auto classes passes through: those that hold the tables, and before, inside and after.
+PASSED = ["transformers.models.auto.configuration_auto", "transformers.models.auto.modeling_auto"]
+MORE_PASSED = ["transformers.utils", "transformers.models.auto.auto_mappings"]
+MODULES = ["models.decoder", "layers.ffns.moe"]
+MORE_MODULES = ["models.architectures.llama", "checks"]
 LIST = """
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 assert "hfa_gla" in CONFIG_MAPPING.keys()
@@ -75,8 +75,14 @@ def test_imports_work_in_every_order(failures: Failures, hf_arch_first: bool) ->
     assert failures(STATEMENTS if hf_arch_first else STATEMENTS[:2], hf_arch_first) == {}
 
 
-def test_hf_arch_may_be_imported_by_a_half_imported_transformers(failures: Failures) -> None:
-    intruders = [f"import sys; sys.meta_path.insert(0, Intruder({name!r}, 'import hf_arch'))" for name in PASSED]
+@pytest.mark.slow
+def test_more_imports_work(failures: Failures) -> None:
+    assert failures(MORE_STATEMENTS) == {}
+
+
+@pytest.mark.parametrize("passed", [PASSED, pytest.param(MORE_PASSED, marks=pytest.mark.slow)])
+def test_hf_arch_may_be_imported_by_a_half_imported_transformers(failures: Failures, passed: list[str]) -> None:
+    intruders = [f"import sys; sys.meta_path.insert(0, Intruder({name!r}, 'import hf_arch'))" for name in passed]
     orders = [f"{intruder}\nfrom transformers import AutoModelForCausalLM" for intruder in intruders]
     assert failures(orders, hf_arch_first=False) == {}
 
@@ -89,8 +95,8 @@ def test_listing_the_tables_inside_an_import_of_transformers_imports_no_model(fa
     assert failures([statement]) == {}
 
 
-def test_our_modules_may_be_the_first_import(failures: Failures) -> None:
-    modules = ["models.decoder", "layers.ffns.moe", "models.architectures.llama", "checks"]
+@pytest.mark.parametrize("modules", [MODULES, pytest.param(MORE_MODULES, marks=pytest.mark.slow)])
+def test_our_modules_may_be_the_first_import(failures: Failures, modules: list[str]) -> None:
     assert failures([f"import hf_arch.{module}" for module in modules], loads_models=True) == {}
 
 

@@ -31,6 +31,12 @@ class TokenStream:
     def __len__(self) -> int:
         return int(self._ends[-1]) if self.shards else 0
 
+    def files(self) -> list[tuple[str, int, int, str, int]]:
+        """(path, bytes, time of the last change, kind of number, tokens) of each shard: equal while none is written
+        again."""
+        found = [(path.resolve(), path.stat(), tokens) for path, tokens in self.shards]
+        return [(str(path), stat.st_size, stat.st_mtime_ns, str(self.dtype), tokens) for path, stat, tokens in found]
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": [None] * len(self.shards)}
 

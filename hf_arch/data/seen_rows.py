@@ -8,11 +8,17 @@ has much of its held-out part in the other.
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from hf_arch.core.errors import ConfigError
+from hf_arch.core.files import read_json, write_json
+from hf_arch.data.cache import data_cache, hash_text, locked
 from hf_arch.data.dataset import MixedDataset, TokenDataset, TokenStream
+from hf_arch.numerics import NUMERICS_VERSION
 
 WINDOWS = 64
 """Places of the held-out text that are looked for in the text to train on."""
@@ -41,9 +47,10 @@ def seen_text(train: TokenDataset | MixedDataset, held_out: TokenDataset | Mixed
     """The share of places in the held-out text, evenly apart, whose text stands in the text to train on
     (`seen_share`), and of places in that whose text stands in it once more (`repeated_share`): held-out text that is
     found where the rest does not repeat itself was put there. {} where there is too little to say. Of a mixture each
-    corpus is looked for in itself, and the one with most is told of."""
+    corpus is looked for in itself, and the one with most is told of. Each pair of texts is searched once: the answer is
+    kept in the cache for these files as they are."""
     pairs = zip(_corpora(train), _corpora(held_out), strict=False)
-    found = [shares for one, other in pairs if (shares := _seen(one, other)) is not None]
+    found = [shares for one, other in pairs if (shares := _kept(one, other)) is not None]
     if not found:
         return {}
     seen, repeated = max(found)
@@ -63,6 +70,30 @@ def text_fingerprint(*splits: TokenDataset | MixedDataset) -> str:
 
 def _corpora(dataset: TokenDataset | MixedDataset) -> list[TokenDataset]:
     return list(dataset.datasets) if isinstance(dataset, MixedDataset) else [dataset]
+
+
+def _kept(train: TokenDataset, held_out: TokenDataset) -> tuple[float, float] | None:
+    """`_seen`, from the cache where it was asked for these texts before."""
+    numbers = (NUMERICS_VERSION, WINDOWS, WINDOW_BYTES, SEARCHED)
+    texts = [(one.stream.files(), one.num_tokens, one.num_bytes) for one in (train, held_out)]
+    key, cache = hash_text(*numbers, *texts)[:32], data_cache()
+    file = cache / "seen" / f"{key}.json"
+    with suppress(ConfigError):  # not there yet
+        return _read(file)
+    try:
+        with locked(cache, f"seen-{key}"):  # the runs of a set end together
+            with suppress(ConfigError):
+                return _read(file)
+            shares = _seen(train, held_out)
+            write_json(file, {"shares": shares})
+            return shares
+    except OSError:  # a cache that cannot be written to
+        return _seen(train, held_out)
+
+
+def _read(file: Path) -> tuple[float, float] | None:
+    shares = read_json(file)["shares"]
+    return None if shares is None else (shares[0], shares[1])
 
 
 def _seen(train: TokenDataset, held_out: TokenDataset) -> tuple[float, float] | None:

@@ -13,6 +13,11 @@ import torch
 from transformers import PreTrainedModel
 from transformers.generation import BaseStreamer
 
+DECODED = 100
+"""Single tokens whose median is the speed of decoding."""
+WARM_UP = 4
+"""Tokens that are decoded before any counts."""
+
 
 @dataclass(frozen=True)
 class InferenceSpeed:
@@ -42,8 +47,8 @@ class _TokenClock(BaseStreamer):
 def measure_inference(
     model: PreTrainedModel, prompt: torch.Tensor, tokens: int = 64, repeats: int = 3
 ) -> InferenceSpeed:
-    """Prefill and decode speed of `model` for a `prompt` [1, T] of token ids; the first round warms up and is not
-    counted.
+    """Prefill and decode speed of `model` for a `prompt` [1, T] of token ids. The first round, of a few tokens, warms
+    up and is not counted; no further tokens are decoded once there are `DECODED`.
     """
     was_training = model.training
     model.eval()
@@ -53,8 +58,7 @@ def measure_inference(
     intervals: list[float] = []
     options: dict[str, Any] = {
         "do_sample": False,
-        "max_new_tokens": tokens,
-        "min_new_tokens": tokens,
+        "pad_token_id": 0,
         "use_cache": True,
     }
     try:
@@ -65,10 +69,15 @@ def measure_inference(
             model(prompt, attention_mask=mask, use_cache=True, logits_to_keep=1)
             _synchronize(model.device)
             prefill = time.perf_counter() - start
-            # The clock's first time is the prompt itself, the second the token that prefill gives.
-            model.generate(prompt, attention_mask=mask, streamer=clock, pad_token_id=0, **options)
             if counted:
                 prefills.append(prefill)
+            if len(intervals) >= DECODED:
+                continue
+            length = tokens if counted else min(tokens, WARM_UP)
+            options |= {"max_new_tokens": length, "min_new_tokens": length}
+            model.generate(prompt, attention_mask=mask, streamer=clock, **options)
+            # The clock's first time is the prompt itself, the second the token that prefill gives.
+            if counted:
                 intervals += [after - before for before, after in zip(clock.times[1:], clock.times[2:], strict=False)]
     finally:
         model.train(was_training)

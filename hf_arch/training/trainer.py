@@ -369,12 +369,14 @@ class ArchTrainer(HookedTrainer):
                 measurement.sums[name] = total.cpu()
         return measurement.values()
 
-    def score(self, dataset: TokenDataset | MixedDataset, sequences: int | None = None) -> TextLoss:
+    def score(
+        self, dataset: TokenDataset | MixedDataset, sequences: int | None = None, batch_size: int | None = None
+    ) -> TextLoss:
         """The exact loss over `sequences` rows of `dataset` (`first_rows`; None: all), shared out over the
-        processes."""
+        processes, `batch_size` rows at a time, by default as many as evaluations take."""
         rows = first_rows(dataset, sequences)
         mine = rows[self.args.process_index :: self.args.world_size]
-        batch_size = self.args.per_device_eval_batch_size
+        batch_size = batch_size or self.args.per_device_eval_batch_size
         # Its own generator, so that evaluating more often leaves dropout in training as it was.
         loader = DataLoader(Subset(dataset, mine), batch_size=batch_size, generator=torch.Generator())
         # Sharded parameters are gathered by all processes together: each has to run as many forwards as the first.

@@ -41,6 +41,7 @@ def test_what_is_written_works(kind, tmp_path, capsys, monkeypatch):
     )
 
 
+@pytest.mark.slow  # a process that imports everything anew
 def test_its_test_runs(tmp_path, capsys):
     run(capsys, "new", "norm", "tested_norm", "--output", str(tmp_path))
     done = subprocess.run(

@@ -45,6 +45,23 @@ def test_held_out_text_that_was_trained_on_is_found(
         assert found == {"seen_share": pytest.approx(seen, abs=0.1), "repeated_share": pytest.approx(repeated, abs=0.1)}
 
 
+def test_texts_are_searched_once_until_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ARCH_CACHE", str(tmp_path / "kept"))
+    file, searched = tmp_path / "text.txt", []
+    monkeypatch.setattr("hf_arch.data.seen_rows._found", lambda *given: searched.append(given) or set())
+    file.write_text(words(1, 300))
+    options = [DataOptions(corpus=str(file), tokenizer="char", sequence_length=length) for length in (32, 64)]
+    texts = [prepare_data(one, cache_dir=tmp_path / "cache", progress=False) for one in options]
+    found = [seen_text(data.train, data.validation) for data in (*texts, *texts)]
+    assert found == [found[0]] * 4 and found[0] and len(searched) == 1
+    assert seen_text(texts[0].validation, texts[0].train) and len(searched) == 2  # other texts
+    shard = texts[0].train.stream.shards[0][0]  # type: ignore[union-attr]
+    shard.write_bytes(shard.read_bytes())
+    assert seen_text(texts[0].train, texts[0].validation) == found[0] and len(searched) == 3
+    monkeypatch.setattr("hf_arch.data.seen_rows.WINDOW_BYTES", 100)
+    assert seen_text(texts[0].train, texts[0].validation) == found[0] and len(searched) == 4
+
+
 def test_the_fingerprint_is_of_the_tokens(tmp_path: Path) -> None:
     found = []
     for name, text in (("one", words(1, 100)), ("same", words(1, 100)), ("other", words(2, 100))):

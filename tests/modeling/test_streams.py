@@ -59,9 +59,14 @@ def test_parallel_is_its_formula(norms: str):
     torch.testing.assert_close(model(IDS).logits, model.lm_head(model.model.norm(x)))
 
 
-@pytest.mark.parametrize("name", STREAMS)
-@pytest.mark.parametrize("architecture", ["mixed", "moe"])
-def test_every_stream_holds_every_invariant(name: str, architecture: str):
+# No stream knows what an FFN is: with experts for one with a state of one width and one of several, CI has the rest.
+WITH_EXPERTS = [
+    pytest.param("moe", name, marks=() if name in ("gated", "hyper") else pytest.mark.slow) for name in STREAMS
+]
+
+
+@pytest.mark.parametrize(("architecture", "name"), [*(("mixed", name) for name in STREAMS), *WITH_EXPERTS])
+def test_every_stream_holds_every_invariant(architecture: str, name: str):
     failed = [
         outcome
         for outcome in check_model(hf_arch.tiny_config(architecture, stream=STREAMS[name]))

@@ -55,13 +55,16 @@ def test_the_one_list_names_them_all(name):
     "cast",
     [
         lambda model: model.to(torch.bfloat16),
-        lambda model: model.to("cpu", torch.float16),
-        lambda model: model.bfloat16(),
-        lambda model: model.half(),
         lambda model: model.half().bfloat16(),
-        lambda model: nn.ModuleDict({"inside": model}).to(dtype=torch.bfloat16)["inside"],
         lambda model: [module.to(torch.bfloat16) for module in model.children()] and model,
-        lambda model: model.double().bfloat16(),
+        # Torch's other words for these.
+        pytest.param(lambda model: model.to("cpu", torch.float16), marks=pytest.mark.slow),
+        pytest.param(lambda model: model.bfloat16(), marks=pytest.mark.slow),
+        pytest.param(lambda model: model.half(), marks=pytest.mark.slow),
+        pytest.param(
+            lambda model: nn.ModuleDict({"inside": model}).to(dtype=torch.bfloat16)["inside"], marks=pytest.mark.slow
+        ),
+        pytest.param(lambda model: model.double().bfloat16(), marks=pytest.mark.slow),
     ],
 )
 def test_casts(name, cast):

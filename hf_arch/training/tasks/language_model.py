@@ -25,6 +25,10 @@ from hf_arch.training.callbacks import MetricsLog
 from hf_arch.training.tasks.base import Task
 from hf_arch.training.trainer import ArchTrainer
 
+SCORED_TOKENS, SCORED_LOGITS = 4096, 1 << 22
+"""How many tokens and logits are scored at once at the end of a run, whose evaluations may have taken fewer: a small
+model spends its time between products of a few rows. Training is over, so its peak memory is not raised."""
+
 
 class LanguageModelTask(Task):
     """The text of a recipe's `data` section, prepared; raises `ConfigError` where that or `evaluation` is wrong."""
@@ -66,7 +70,9 @@ class LanguageModelTask(Task):
 
     def score(self, trainer: ArchTrainer, log: MetricsLog) -> dict[str, Any]:
         sequences = self.recipe.evaluation.final_sequences
-        scored = trainer.score(self.validation, sequences)
+        fitting = min(SCORED_TOKENS, SCORED_LOGITS // self.config.vocab_size) // self.sequence_length
+        rows = max(trainer.args.per_device_eval_batch_size, fitting)
+        scored = trainer.score(self.validation, sequences, rows)
         return {
             "final_val_loss": scored.loss,
             "final_val_perplexity": scored.perplexity,
