@@ -31,7 +31,7 @@ ACTIVATIONS = {
     "logsigmoid": "logsigmoid",
 }
 
-AFFINE = Option("elementwise_affine", "output_norm_affine", True, read=lambda value, _: value is not False)
+AFFINE = Option("elementwise_affine", "output_norm_affine", True, allowed={True: True, False: False})
 EXPAND = (Option("expand_k", default=1.0), Option("expand_v", default=1.0))
 SHORT_CONV = (Option("use_short_conv", default=False), Option("conv_size", default=4))
 THETA = Option("rope_theta", default=10000.0, null=True, read=as_float, write=lambda layer: layer.rope_theta)
@@ -50,11 +50,7 @@ MODEL: tuple[Entry, ...] = (
     Option("tie_word_embeddings", default=False),
     *COMMON,
 )
-_HEADS: tuple[Entry, ...] = (Option("num_heads", "num_attention_heads", 4),)
-_GROUPED_HEADS: tuple[Entry, ...] = (
-    *_HEADS,
-    Option("num_kv_heads", "num_key_value_heads", lambda reader: reader.take("num_heads", 4), null=True),
-)
+_GROUPS = Option("num_kv_heads", "num_key_value_heads", lambda reader: reader.take("num_heads", 4), null=True)
 
 
 def l2warp(default: bool = False) -> Option:
@@ -133,6 +129,7 @@ class FLAConverter(Converter):
     """Norms and feed-forward, where they are not the gated MLP's."""
     layer_tensors = BLOCK
     """Those of a layer besides its mixer."""
+    heads: ClassVar[Option] = Option("num_heads", "num_attention_heads", 4)
     hidden_ratio: float = 4
     grouped_heads = True
     """Whether it has `num_kv_heads`."""
@@ -145,56 +142,22 @@ class FLAConverter(Converter):
 
     @property
     def _table(self) -> tuple[Entry, ...]:
-        heads = _GROUPED_HEADS if self.grouped_heads else _HEADS
-        return (*heads, *MODEL, l2warp(self.penalises_logits))
+        groups = (_GROUPS,) if self.grouped_heads else ()
+        return (self.heads, *groups, *MODEL, l2warp(self.penalises_logits), *self.model_options)
 
     @property
     def _block(self) -> tuple[Entry, ...]:
         return self.block_options or gated_mlp(self.hidden_ratio, self.gates)
 
-    # Families that are not tables yet write these themselves.
-
-    def block_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
-        """Norms and feed-forward in our names."""
-        return options_to_ours(self._block, reader)
-
-    def block_to_theirs(self, config: ArchConfig) -> dict[str, Any]:
-        """The same, the other way."""
-        return options_to_theirs(self._block, layers_of(config)[0], config)
-
-    def block_rules(self, config: ArchConfig, layer: str) -> list[Rule]:
-        """The tensors of one layer besides its mixer; both sides number the layers in the same way."""
-        return tensor_rules(under(layer, layer, *self.layer_tensors), layers_of(config)[int(layer.split(".")[-1])])
-
-    def model_rules(self, config: ArchConfig) -> list[Rule]:
-        """Tensors of the model besides its layers and embeddings."""
-        return tensor_rules(self.model_tensors, layers_of(config)[0])
-
-    def mixer_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
-        """The mixer's options in our names."""
-        return options_to_ours(self.mixer_options, reader)
-
-    def mixer_to_theirs(self, config: ArchConfig, options: Any) -> dict[str, Any]:
-        """The same, the other way."""
-        layer = next(each for each in layers_of(config) if each.mixer == options)
-        return options_to_theirs(self.mixer_options, layer, options)
-
-    def mixer_rules(
-        self, config: ArchConfig, options: Any, foreign: dict[str, Any], ours: str, theirs: str
-    ) -> list[Rule]:
-        """The tensors of one mixer; `ours` and `theirs` are the prefixes of its keys."""
-        layer = layers_of(config, foreign)[int(ours.split(".")[2])]
-        return tensor_rules(under(ours, theirs, *self.mixer_tensors), layer)
-
     def config_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
         values = {"architecture": self.architecture, **options_to_ours(self._table, reader)}
-        values |= self.block_to_ours(reader)
+        values |= options_to_ours(self._block, reader)
         values.setdefault("num_key_value_heads", values["num_attention_heads"])
         if not self.attention_residuals:
             reader.only("attnres_block_size", [None], None)
         else:
             values |= ATTENTION_RESIDUALS.to_ours(reader)
-        values["mixer"] = {"type": self.mixer, **self.mixer_to_ours(reader)}
+        values["mixer"] = {"type": self.mixer, **options_to_ours(self.mixer_options, reader)}
         hybrid = reader.take("attn")
         if hybrid:
             values["mixer"] = hybrid_layers(values["mixer"], hybrid, values["num_hidden_layers"])
@@ -206,11 +169,11 @@ class FLAConverter(Converter):
         own = [layer for layer in layers if layer.mixer_class is MIXERS.get(self.mixer)]
         if not own and config.model_type != f"hfa_{self.architecture}":
             need_layer(config, MIXERS, self.mixer, self.model_type)
-        theirs = {**options_to_theirs(self._table, layers[0], config), **self.block_to_theirs(config)}
+        theirs = options_to_theirs((*self._table, *self._block), layers[0], config)
         if self.attention_residuals:
             theirs |= ATTENTION_RESIDUALS.to_theirs(layers[0], config)
         if own:
-            theirs |= self.mixer_to_theirs(config, own[0].mixer)
+            theirs |= options_to_theirs(self.mixer_options, own[0], own[0].mixer)
         attention = [layer for layer in layers if layer.mixer_class.label == ""]
         if self.mixer != "attention" and attention:
             theirs["attn"] = [{"layers": [each.index], **options_to_theirs(HYBRID, each, None)} for each in attention]
@@ -219,21 +182,13 @@ class FLAConverter(Converter):
     def rules(self, config: ArchConfig, foreign: dict[str, Any]) -> list[Rule]:
         layers = layers_of(config, foreign)
         head = under("model", "model", RESIDUAL_HEAD)
-        rules = tensor_rules((*_AROUND, *head), layers[0]) + self.model_rules(config)
+        rules = tensor_rules((*_AROUND, *head, *self.model_tensors), layers[0])
         for layer in layers:
-            name = f"model.layers.{layer.index}"
-            keys = f"{name}.mixer", f"{name}.attn"
-            rules += self.block_rules(config, name) + tensor_rules(under(name, name, RESIDUAL_LAYER), layer)
-            if layer.mixer_class.label == "":
-                rules += tensor_rules(under(*keys, *ATTENTION), layer)
-            else:
-                rules += self.mixer_rules(config, layer.mixer, foreign, *keys)
+            name = f"model.layers.{layer.index}"  # on both sides
+            mixer = ATTENTION if layer.mixer_class.label == "" else self.mixer_tensors
+            block = (*self.layer_tensors, RESIDUAL_LAYER, *under("mixer", "attn", *mixer))
+            rules += tensor_rules(under(name, name, *block), layer)
         return rules
-
-
-def short_conv_rules(ours: str, theirs: str) -> list[Rule]:
-    """`SHORT_CONVS` for families that are not tables yet."""
-    return [same(f"{ours}.{name}_conv.weight", f"{theirs}.{name}_conv1d.weight") for name in "qkv"]
 
 
 HYBRID: tuple[Entry, ...] = (
@@ -256,7 +211,7 @@ def hybrid_layers(mixer: dict[str, Any], hybrid: Any, num_layers: int) -> list[d
     mixers = [dict(mixer) for _ in range(num_layers)]
     for group in hybrid if isinstance(hybrid, list) else [hybrid]:
         if not isinstance(group, dict):
-            raise ConfigError(f"config.attn: {group!r} is no group; use a dict with `layers` and `num_heads`")
+            raise ConfigError(f"config.attn: {group!r} is not a group; use a dict with `layers` and `num_heads`")
         reader = ConfigReader({"model_type": "hybrid", **group}, "config.attn")
         attention, layers = {"type": "attention", **options_to_ours(HYBRID, reader)}, reader.need("layers")
         reader.finish()

@@ -7,11 +7,10 @@ from typing import Any, ClassVar
 from ..core.registry import MIXERS
 from .base import FOREIGN
 from .fla import EXPAND, PROJECTIONS, SHORT_CONVS, FLAConverter
-from .reader import ConfigReader
 from .table import Layer, Modules, Option, Tensors, Unused
 
 SHORT_CONV = (Option("use_short_conv", default=True), Option("conv_size", default=4))
-_NEGATIVE = Option("allow_neg_eigval", default=False)
+NEGATIVE = Option("allow_neg_eigval", default=False)
 DELTA_TENSORS = (PROJECTIONS, Modules("o_norm"), Modules("g_proj", when="use_output_gate"), SHORT_CONVS)
 
 DECAY_TENSORS = (Tensors("A_log dt_bias"), Modules("a_proj b_proj"))
@@ -32,13 +31,14 @@ class FLADeltaNet(FLAConverter):
         Option("use_gate", "use_output_gate", False),
         Option("qk_activation", default="silu", allowed=("silu", "relu", "elu", "identity")),
         Option("qk_norm", default="l2", allowed=("l2", "sum")),
-        _NEGATIVE,
+        NEGATIVE,
     )
     mixer_tensors = (*DELTA_TENSORS, Modules("b_proj", when="use_beta"))
 
 
-def grouped_sizes(mixer: str) -> tuple[Option, ...]:
-    """The sizes of heads of a gated delta rule, which its own options or the config's decide."""
+def grouped_sizes(mixer: str, *, grouped_values: bool = True) -> tuple[Option, ...]:
+    """The sizes of heads of a gated delta rule, which its own options or the config's decide; without
+    `grouped_values` there is no `num_v_heads`."""
 
     def sizes(layer: Layer) -> Any:
         return MIXERS.get(mixer).head_sizes(layer.config, layer.mixer)
@@ -46,7 +46,7 @@ def grouped_sizes(mixer: str) -> tuple[Option, ...]:
     return (
         Option("num_heads", write=lambda layer: sizes(layer).num_kv_heads),
         Option("head_dim", default=256, write=lambda layer: sizes(layer).head_k_dim),
-        Option("num_v_heads", write=lambda layer: sizes(layer).num_heads),
+        *((Option("num_v_heads", write=lambda layer: sizes(layer).num_heads),) if grouped_values else ()),
         Option("expand_v", default=2.0, write=lambda layer: sizes(layer).head_v_dim / sizes(layer).head_k_dim),
     )
 
@@ -59,6 +59,7 @@ class FLAGatedDeltaNet(FLAConverter):
     grouped_heads = False
     defaults: ClassVar[dict[str, Any]] = {"num_heads": 6}
     ignored_keys = (".attn.D",)  # of checkpoints from early 2025; their layer does not read it
+    model_options = (Option("head_dim", default=256),)
     mixer_options = (
         *grouped_sizes("gated_delta_net"),
         *SHORT_CONV,
@@ -69,9 +70,6 @@ class FLAGatedDeltaNet(FLAConverter):
             "swish",
             allowed={"silu": "silu", "swish": "silu", "sigmoid": "sigmoid"},
         ),
-        _NEGATIVE,
+        NEGATIVE,
     )
     mixer_tensors = (*DELTA_TENSORS, *DECAY_TENSORS)
-
-    def config_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
-        return {**super().config_to_ours(reader), "head_dim": reader.take("head_dim", 256)}

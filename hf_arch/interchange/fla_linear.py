@@ -43,11 +43,17 @@ class _FLABounded(FLAConverter):
         return {"expand_ratio": None, "use_lower_bound": False, **super().config_to_theirs(config)}
 
 
+def _heads_by_ratio(given: int | None, reader: ConfigReader) -> int | None:
+    ratio = reader.take("expand_ratio", 128)
+    return given if ratio is None else reader.need("hidden_size") // ratio
+
+
 @FOREIGN.register("hgrn2")
 class FLAHGRN2(_FLABounded):
     """FLA's HGRN2; its `expand_ratio` decides the number of heads, and the output norm ignores `norm_eps`."""
 
     architecture, mixer = "hgrn2", "hgrn2"
+    heads = Option("num_heads", "num_attention_heads", 4, read=_heads_by_ratio)
     mixer_options = (
         Option("num_heads", None, write=lambda layer: _sizes(layer).num_heads),
         Option("expand_ratio", default=128, write=lambda layer: _sizes(layer).head_k_dim),
@@ -60,14 +66,6 @@ class FLAHGRN2(_FLABounded):
         Modules("q_conv k_conv v_conv", "q_conv1d f_conv1d i_conv1d", when="use_short_conv"),
         OUTPUT_NORM,
     )
-
-    def config_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
-        values = super().config_to_ours(reader)
-        ratio = reader.take("expand_ratio", 128)
-        if ratio is not None:
-            heads = values["hidden_size"] // ratio
-            values.update(num_attention_heads=heads, num_key_value_heads=heads)
-        return values
 
 
 def _sizes(layer: Layer) -> Any:
@@ -228,7 +226,7 @@ def _slots_and_sizes(default_k: float) -> tuple[Entry, ...]:
     """`num_slots`, None of which means the key dim of a head, and the widths, which have had another spelling."""
 
     def slots(given: int | None, reader: ConfigReader) -> int:
-        keys = reader.need("hidden_size") * reader.take("expand_k", reader.take("exapnd_k", default_k))
+        keys = reader.need("hidden_size") * reader.given("expand_k", reader.given("exapnd_k", default_k))
         return round(keys) // reader.take("num_heads", 4) if given is None else given
 
     return (

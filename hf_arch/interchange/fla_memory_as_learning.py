@@ -8,7 +8,6 @@ from ..core.registry import MIXERS
 from .base import FOREIGN
 from .fla import PROJECTIONS, SHORT_CONVS, FLAConverter
 from .fla_delta import grouped_sizes
-from .reader import ConfigReader
 from .table import Layer, Modules, Option, Tensors, Unused, only
 
 _GATED_NORM = (Modules("o_norm"), Modules("g_proj", when="use_output_gate"))
@@ -18,20 +17,13 @@ def _sizes(layer: Layer) -> Any:
     return MIXERS.get("mesa_net").head_sizes(layer.config, layer.mixer)
 
 
-class _OwnHeads(FLAConverter):
-    """Heads of a width of their own."""
-
-    grouped_heads = False
-
-    def config_to_ours(self, reader: ConfigReader) -> dict[str, Any]:
-        return {**super().config_to_ours(reader), "head_dim": reader.take("head_dim")}
-
-
 @FOREIGN.register("mesa_net")
-class FLAMesaNet(_OwnHeads):
+class FLAMesaNet(FLAConverter):
     """FLA's MesaNet. Its kernels stop their conjugate gradients early; ours is the solution that they approximate."""
 
     architecture, mixer = "mesa_net", "mesa_net"
+    grouped_heads = False
+    model_options = (Option("head_dim"),)
     defaults: ClassVar[dict[str, Any]] = {"num_heads": 16, "head_dim": 128}
     mixer_options = (
         Unused("use_short_conv max_cg_step_training max_cg_step_decoding"),  # it always has the convolutions
@@ -51,11 +43,13 @@ class FLAMesaNet(_OwnHeads):
 
 
 @FOREIGN.register("momentum_deltanet")
-class FLAMomentumDeltaNet(_OwnHeads):
+class FLAMomentumDeltaNet(FLAConverter):
     """FLA's layer MomentumDeltaNet in the body of its Gated DeltaNet; the config is the layer's arguments and the
     body's, since FLA has no model of it."""
 
     architecture, mixer = "momentum_delta_net", "momentum_delta_net"
+    grouped_heads = False
+    model_options = (Option("head_dim"),)
     defaults: ClassVar[dict[str, Any]] = {"num_heads": 4, "head_dim": 256, "expand_v": 2.0}
     mixer_options = (
         Unused("use_beta"),  # its layer always has it

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..core.errors import ConfigError
 from ..layers.ffns.channel_mix7 import ChannelMix7
+from ..layers.mixers.base import divide
 from ..layers.mixers.rwkv7 import STREAMS, GeneralizedDeltaTimeMix
 from ..models.configuration import ArchConfig
 from .base import FOREIGN
@@ -107,9 +108,11 @@ class FLARWKV7(FLARWKV6):
         reader.only("attn", [None], None)  # FLA's RWKV7 cannot run with softmax layers
         hidden, layers = reader.need("hidden_size"), reader.need("num_hidden_layers")
         heads, size = reader.take("num_heads"), reader.take("head_dim", 64)
-        heads = hidden // size if size else heads
-        if not heads or hidden % heads:
-            raise ConfigError(f"config.head_dim: {size!r} does not divide hidden_size {hidden}")
+        if size is None and heads is None:
+            raise ConfigError("config.head_dim: null and num_heads null is not allowed; use an integer >= 1")
+        named, parts = ("num_heads", heads) if size is None else ("head_dim", size)
+        quotient = divide(hidden, parts, f"config.{named}", "hidden_size")
+        heads = heads if size is None else quotient
         reader.only("value_dim", [None, hidden, [hidden] * layers], None)
         reader.config = {**reader.config, "num_heads": heads}
         return super().config_to_ours(reader)

@@ -62,9 +62,12 @@ def without_native_names(theirs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in theirs.items() if name not in native}
 
 
+NUM_HEADS = Option("num_heads", None, _heads, allowed=lambda reader: (_heads(reader),), write=_their_heads)
+"""Which the width and `head_dim` decide."""
+
 MIXER: tuple[Option, ...] = (
     Option("head_dim", default=64, null=True, write=lambda layer: layer.mixer.head_dim or layer.config.hidden_size),
-    Option("num_heads", None, _heads, allowed=lambda reader: (_heads(reader),), write=_their_heads),
+    NUM_HEADS,
     Option("state_size", default=128),
     Option("expand", default=2, null=True),
     Option("n_groups", default=lambda reader: 8 if _native(reader) else 1),

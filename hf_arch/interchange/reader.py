@@ -104,9 +104,10 @@ class ConfigReader:
 
     def only(self, key: str, allowed: Iterable[Any], default: Any) -> Any:
         """The value, which must be one of `allowed`: others have an effect that no component here has."""
-        value, options = self.take(key, default), list(allowed)
+        value, options = self.take(key, default), allowed if isinstance(allowed, range) else list(allowed)
         if value not in options:
-            listed = ", ".join(repr(option) for option in options)
+            numbers = isinstance(options, range)
+            listed = f"{options[0]} to {options[-1]}" if numbers else ", ".join(map(repr, options))
             raise ConfigError(f"{self.name}.{key}: {value!r} is not supported by {self.model_type}; allowed: {listed}")
         return value
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError
+from ..layers.mixers.base import divide
 from ..models.configuration import ArchConfig
 from .base import FOREIGN, Converter, Rule, fused, parts, same
 from .reader import ConfigReader
@@ -247,9 +248,7 @@ def _litgpt_rope(reader: ConfigReader) -> dict[str, Any]:
 
 def _by_query_group(ours: tuple[str, ...], theirs: str, heads: int, groups: int, size: int) -> Rule:
     """Rows ordered by query group: its queries, its key, its value."""
-    share = heads // groups
-    if heads % groups:
-        raise ConfigError(f"config.n_query_groups: {groups} does not divide n_head {heads}")
+    share = divide(heads, groups, "config.n_query_groups", "n_head")
 
     def split(tensors: list[Tensor]) -> list[Tensor]:
         grouped = tensors[0].unflatten(0, (groups, share + 2, size))

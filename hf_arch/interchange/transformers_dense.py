@@ -5,24 +5,11 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from ..core.errors import ConfigError
-from ..models.configuration import ArchConfig
 from .base import FOREIGN, Converter
 from .names import ACTIVATIONS, COMMON, SIZES
 from .reader import ConfigReader
 from .rules import fused, transposed
 from .table import Always, Entry, Layer, Modules, Option, Tensors, Unused, only, under
-
-_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
-
-
-def take_tokens(reader: ConfigReader, config: dict[str, Any]) -> dict[str, Any]:
-    """`config` with the special tokens, for families that are not tables yet."""
-    return {**config, **{name: reader.config[name] for name in _TOKENS if name in reader.config}}
-
-
-def their_tokens(config: ArchConfig) -> dict[str, Any]:
-    """The special tokens, the other way."""
-    return {name: getattr(config, name) for name in _TOKENS}
 
 
 def _scales(reader: ConfigReader, scaled: bool) -> Any:

@@ -47,7 +47,9 @@ class RotarySpec:
 
     @property
     def key(self) -> str:
-        return repr((self.head_dim, sorted(self.rope_parameters.items(), key=str), self.max_position_embeddings))
+        whole = {name: float(value) for name, value in self.rope_parameters.items() if type(value) is int}
+        given = {**self.rope_parameters, **whole}  # 10000 turns as 10000.0 does
+        return repr((self.head_dim, sorted(given.items(), key=str), self.max_position_embeddings))
 
     def standardize_rope_params(self) -> None:
         """The parameters are standard already (ArchConfig saw to it)."""

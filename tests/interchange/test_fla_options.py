@@ -177,3 +177,35 @@ def test_what_transformers_mamba2_ignores_is_written_for_fla_alone(option: str) 
     config, state = hf_arch.to_foreign(model, "mamba2")
     assert config[option] and "layer_norm_epsilon" not in config
     assert torch.equal(hf_arch.from_foreign(config, state)(IDS).logits, model(IDS).logits)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "option", "line"),
+    [
+        (
+            "forgetting_transformer",
+            {"use_output_gate": "x"},
+            "use_output_gate: 'x' is not .* allowed: False, True, None",
+        ),
+        ("moba", {"moba_topk": 1}, "moba_topk: 1 is not supported by moba; allowed: 2 to 256"),
+        ("gla", {"elementwise_affine": None}, "elementwise_affine: None is not supported by gla; allowed: True, False"),
+        ("lightnet", {"elementwise_affine": "x"}, "elementwise_affine: 'x' is not .* allowed: True, False"),
+        ("abc", {"expand_k": None}, "mixer abc: expand_k: None is not allowed"),
+        ("gsa", {"exapnd_k": None}, "mixer gsa: expand_k: None is not allowed"),
+    ],
+)
+def test_a_wrong_value_is_one_line(model_type: str, option: dict[str, Any], line: str) -> None:
+    config = {"model_type": model_type, "hidden_size": 64, "num_hidden_layers": 1, "num_heads": 4, **option}
+    with pytest.raises(ConfigError, match=line):
+        hf_arch.from_foreign(config, {})
+
+
+@pytest.mark.parametrize("architecture", ["nsa", "moba", "llama"])
+def test_a_whole_rope_theta_survives(architecture: str) -> None:
+    """FLA's is a float; 500 is the same rotation."""
+    rope = {"rope_type": "default", "rope_theta": 500}
+    config, _ = hf_arch.to_foreign(
+        build(architecture, **SIZES, rope_parameters=rope, norm_eps=1e-5),
+        "transformer" if architecture == "llama" else architecture,
+    )
+    assert config["rope_theta"] == 500
