@@ -176,9 +176,7 @@ class HubCorpus:
 def _streamed(rows: IterableDataset, column: str, first: int, last: int | None, part: int, parts: int) -> Iterator[str]:
     """Documents first..last of a stream; a part of several is a run of its files, found without reading the others."""
     if parts > rows.num_shards:
-        raise ConfigError(
-            f"shards: {parts} are more than the {rows.num_shards} files of the stream; allowed: up to that"
-        )
+        raise ConfigError(f"shards: {parts} are more than the files of the stream; allowed: 1 to {rows.num_shards}")
     if rows.column_names is not None:
         check_column(rows, column, "stream")
     if parts > 1:

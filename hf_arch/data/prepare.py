@@ -211,7 +211,7 @@ def _cached_store(
             try:
                 meta = _checked(folder)  # another process may have made it good while we waited
             except ConfigError as error:
-                logger.warning("%s: doing so", error)
+                logger.warning("%s; doing it now", error)
                 shutil.rmtree(folder)
                 meta = job.run(cache, progress=progress)
     return folder, meta or job.run(cache, progress=progress)

@@ -195,7 +195,7 @@ class _Encoder:
             raise ConfigError(
                 f"data.tokenizer: {self.unknown} of {self.tokens} tokens are unknown to it"
                 f" (such as {examples}); allowed: "
-                "a tokenizer made from like text, or 'byte', which knows all"
+                "a tokenizer trained on similar text, or 'byte', which knows every byte"
             )
 
 

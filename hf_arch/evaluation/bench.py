@@ -62,7 +62,7 @@ class BenchOptions:
 
     def __post_init__(self) -> None:
         if not self.seq_len:
-            raise ConfigError("--seq-len: names no length; e.g. --seq-len 256,1024")
+            raise ConfigError("--seq-len: no length given; e.g. --seq-len 256,1024")
         numbers = [("--seq-len", length) for length in self.seq_len]
         numbers += [("--batch-size", self.batch_size), ("--repeats", self.repeats)]
         numbers += [("--decode-tokens", self.decode_tokens)]

@@ -90,7 +90,7 @@ def _whole(config: Any, batch: int, seq_len: int, precision: str, checkpointing:
             live.label = WEIGHTS
             model = AutoModelForCausalLM.from_config(config).train()
             if checkpointing:
-                model.gradient_checkpointing_enable({"use_reentrant": False})
+                model.activation_checkpointing_enable({"use_reentrant": False})
             live.label = OPTIMIZER
             moments = [torch.zeros_like(p) for p in model.parameters() if p.requires_grad for _ in range(MOMENTS)]
             _follow(model, live)

@@ -108,7 +108,7 @@ def check_nothing_private(folder: Path) -> None:
         if _HUB_TOKEN.search(content) or any(secret in content for secret in secrets):
             raise ConfigError(f"{path.name}: contains a token or secret of this environment; it is not shared")
         if len(home) > 2 and home in content and path.name not in _VOCABULARIES:
-            raise ConfigError(f"{path.name}: names your home folder; it is not shared")
+            raise ConfigError(f"{path.name}: contains the path of your home folder; it is not shared")
 
 
 def _header(path: Path) -> bytes:

@@ -131,7 +131,7 @@ def _check_groups(
             entry = by_id.get(id(parameter))
             if entry is None:
                 raise ConfigError(
-                    f"{where}: got a tensor of shape {list(parameter.shape)} that is no parameter to be trained"
+                    f"{where}: got a tensor of shape {list(parameter.shape)} that is not a trainable parameter"
                 )
             if id(parameter) in seen:
                 raise ConfigError(f"{where}: {entry.name} is given twice")

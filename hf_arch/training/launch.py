@@ -105,12 +105,12 @@ def check_launch(request: LaunchRequest, mode: str = "auto") -> None:
         raise choice_error("--distributed", mode, MODES)
     if request.lost_processes:
         raise ConfigError(
-            "accelerate launch: it was asked for several processes (MASTER_ADDR is set) and started one, as it does "
-            "for CPUs; write `distributed_type: MULTI_GPU`, its name for several processes of any device, as in "
+            "accelerate launch: several processes were requested (MASTER_ADDR is set) and one was started, as always "
+            "on CPUs; write `distributed_type: MULTI_GPU`, its name for several processes of any device, as in "
             f"recipes/accelerate/cpu_ddp.yaml, or use `{_COMMAND}`"
         )
     if request.deepspeed and (request.cpu or not torch.cuda.is_available()):
-        raise ConfigError("DeepSpeed was asked for, but accelerate uses it on GPUs only; take cpu_ddp.yaml")
+        raise ConfigError("accelerate launch: DeepSpeed is not supported on a CPU; use recipes/accelerate/cpu_ddp.yaml")
     if mode == "never" and request.processes > 1:
         raise ConfigError(
             f"--distributed: 'never' but {request.processes} processes were launched; start `hf-arch train` by itself"
@@ -152,13 +152,13 @@ def check_arguments(args: TrainingArguments, request: LaunchRequest, training: M
         check_launch_of(builder, sharded=False, shared_states=True)
     if args.world_size != request.processes:
         raise ConfigError(
-            f"{request.processes} processes were launched but {args.world_size} would take part on {args.device}; "
-            f"use `{_COMMAND}`"
+            f"accelerate launch: {request.processes} processes were launched but {args.world_size} would take part on "
+            f"{args.device}; use `{_COMMAND}`"
         )
     if request.fsdp and args.device.type == "cpu" and not request.cpu_fsdp:
         raise ConfigError(
-            "FSDP was asked for, but on CPUs accelerate trains without it (every process holds everything); use "
-            f"recipes/accelerate/cpu_ddp.yaml, or set {CPU_FSDP}=1 to try FSDP2 on CPUs"
+            "accelerate launch: FSDP has no effect on CPUs, where accelerate keeps the whole model in every process; "
+            f"use recipes/accelerate/cpu_ddp.yaml, or set {CPU_FSDP}=1 to try FSDP2 on CPUs"
         )
 
 
@@ -201,8 +201,8 @@ def check_running(now: Running, request: LaunchRequest) -> None:
     wanted = "deepspeed" if request.deepspeed else "fsdp" if request.fsdp else ""
     if now.processes != request.processes or not now.strategy.startswith(wanted):
         raise ConfigError(
-            f"{request.processes} processes{' with ' + wanted if wanted else ''} were asked for, but this runs: "
-            + now.describe()
+            f"accelerate launch: {request.processes} processes{' with ' + wanted if wanted else ''} were requested, "
+            "but this is running: " + now.describe()
         )
 
 

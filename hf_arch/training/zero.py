@@ -25,7 +25,7 @@ class SharedOptimizer(ZeroRedundancyOptimizer):
         kind = type(optimizer)
         if not kind.__module__.startswith("torch.optim"):
             raise ConfigError(
-                f"training.zero_redundancy: the states of {kind.__name__} cannot be shared out; nearest: "
+                f"training.zero_redundancy: the states of {kind.__name__} cannot be sharded; nearest: "
                 "`optim: adamw_torch_fused`"
             )
         known = inspect.signature(kind).parameters

@@ -209,7 +209,7 @@ def test_gradient_checkpointing_changes_nothing(made) -> None:
     model(ids, labels=ids, use_cache=False).loss.backward()
     wanted = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     model(ids, labels=ids, use_cache=False).loss.backward()
     assert all(band is not None for band in made)
     assert all(torch.equal(p.grad, wanted[name]) for name, p in model.named_parameters())

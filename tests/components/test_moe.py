@@ -198,7 +198,7 @@ def test_cost_counts_the_chosen_experts():
     ("options", "message"),
     [
         ({"num_experts_per_tok": 9}, "num_experts_per_tok 9 .* 6 experts; nearest valid: 6"),
-        ({"num_groups": 4}, "num_groups 4 does not divide 6 experts"),
+        ({"num_groups": 4}, "num_groups: 4 does not divide num_experts 6; nearest valid: 3 or 6"),
         ({"num_groups": 3, "num_experts_per_tok": 3}, "num_experts_per_tok 3 .* 2 experts in a token's groups"),
         ({"router": "tanh"}, "router"),
         ({"num_expert": 3}, "num_expert"),

@@ -17,6 +17,7 @@ from hf_arch.experiments.planning.plan import plan_runs
 from hf_arch.recipe.recipe import read_recipe
 
 PACKAGE = Path(__file__).parents[2] / "hf_arch"
+NODES = {file: [*ast.walk(ast.parse(file.read_text(encoding="utf-8")))] for file in sorted(PACKAGE.rglob("*.py"))}
 
 
 def refused(model: dict[str, object]) -> ConfigError:
@@ -108,8 +109,8 @@ def test_nothing_decides_by_the_text_of_an_error_or_the_name_of_a_class() -> Non
     """No comparison, `in`, `startswith` or pattern over `str(error)` or a class's `__name__`."""
     text = re.compile(r"str\(\w*(error|exception|reason)\w*\)|\.reason\b|__class__\.__name__|type\(\w+\)\.__name__")
     found = []
-    for file in sorted(set(PACKAGE.rglob("*.py")) - set(PACKAGE.glob("models/*.py"))):  # meets caches by their names
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for file in sorted(set(NODES) - set(PACKAGE.glob("models/*.py"))):  # meets caches by their names
+        for node in NODES[file]:
             decides = isinstance(node, ast.Compare) or (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Attribute)
@@ -118,3 +119,30 @@ def test_nothing_decides_by_the_text_of_an_error_or_the_name_of_a_class() -> Non
             if decides and text.search(ast.unparse(node)):
                 found.append(f"{file.relative_to(PACKAGE.parent)}:{node.lineno}: {ast.unparse(node)}")
     assert not found, "\n".join(found)
+
+
+def template(message: ast.expr) -> str:
+    """The text of a message as it is written, with `{}` for what is filled in; "" for one made elsewhere."""
+    if isinstance(message, ast.JoinedStr):
+        return "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in message.values)
+    if isinstance(message, ast.BinOp) and isinstance(message.op, ast.Add):
+        return template(message.left) + template(message.right)
+    return message.value if isinstance(message, ast.Constant) else ""
+
+
+def test_every_error_names_its_field_first_and_is_plain_english() -> None:
+    """`field: what is wrong`: an option, a file, a part of the model, in a few words before the first colon."""
+    field = re.compile(r"(?:[\w.{}\[\]/-]+|{}'s)(?: [\w.{}\[\]/-]+,?){0,3}: \S")
+    odd = re.compile(r"(?<!there )\bis no (?!longer\b)|\basked for\b|\bin silence\b|\balike\b|\bhonour")
+    found, read = [], 0
+    for file, nodes in NODES.items():
+        for node in nodes:
+            called = node.func if isinstance(node, ast.Call) else None
+            if not isinstance(called, ast.Name) or not called.id.endswith("ConfigError") or not node.args:
+                continue
+            text = template(node.args[0])
+            made_elsewhere = not text.replace("{}", "").strip()
+            read += not made_elsewhere
+            if not made_elsewhere and (not field.match(text) or odd.search(text)):
+                found.append(f"{file.relative_to(PACKAGE.parent)}:{node.lineno}: {text}")
+    assert read > 500 and not found, "\n".join(found)

@@ -28,7 +28,7 @@ def measured(config: Any, precision: str = "fp32", checkpointing: bool = False) 
     def steps() -> None:
         model = AutoModelForCausalLM.from_config(config).train()
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
         ids = torch.zeros(BATCH, LENGTH, dtype=torch.long)
         for _ in range(2):

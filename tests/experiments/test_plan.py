@@ -152,8 +152,10 @@ def test_the_advice_for_one_run_of_a_set_is_accepted(tmp_path: Path) -> None:
     def choose(run: str | None, *overrides: str) -> Recipe:
         return select_run(recipe(*overrides, runs={"a": {}, "b": {}}, seeds=[4, 5]), run, str(tmp_path))[0]
 
-    with pytest.raises(ConfigError, match=r"2 runs; .* choose one by --run: a, b$"):
+    with pytest.raises(ConfigError, match=r"--run: the recipe declares 2 runs; .* choose one: a, b$"):
         choose(None)
-    with pytest.raises(ConfigError, match=r"run 'a' has 2 seeds; .* choose one by (experiment.seeds=\[4\]): 4, 5$"):
+    with pytest.raises(
+        ConfigError, match=r"experiment.seeds: run 'a' has 2; .* choose one by (experiment.seeds=\[4\]): 4, 5$"
+    ):
         choose("a")
     assert choose("a", "experiment.seeds=[4]").training["seed"] == 4

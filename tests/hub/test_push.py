@@ -205,5 +205,5 @@ def test_secrets_and_the_home_folder_stop_a_push(tmp_path, monkeypatch):
         with pytest.raises(ConfigError, match=r"b\.json: contains a token or secret"):
             check_nothing_private(tmp_path)
     (tmp_path / "b.json").write_text(f'{{"path": "{Path.home() / "data"}"}}')
-    with pytest.raises(ConfigError, match=r"b\.json: names your home folder"):
+    with pytest.raises(ConfigError, match=r"b\.json: contains the path of your home folder"):
         check_nothing_private(tmp_path)

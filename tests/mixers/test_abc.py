@@ -80,5 +80,5 @@ def test_padding_has_no_weight_in_the_slots() -> None:
 
 
 def test_an_odd_key_dim_cannot_rotate() -> None:
-    with pytest.raises(ConfigError, match="key dim of 3 a head is odd"):
+    with pytest.raises(ConfigError, match=r"mixer abc: expand_k .* heads of 3 features, an odd number"):
         hf_arch.tiny_config("abc", hidden_size=24, mixer={"type": "abc"})

@@ -225,7 +225,7 @@ def test_flops_are_those_of_the_state_and_the_convolutions(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("comba", {"num_v_heads": 3}, "num_v_heads 3 .* nearest valid: 4"),
+        ("comba", {"num_v_heads": 3}, "num_v_heads: 3 .* nearest valid: 4"),
         ("gdn2", {"expand_v": 0.3}, r"expand_v: 0\.3 times .* nearest valid"),
         ("kda", {"lower_bound": 0.0}, r"lower_bound: 0\.0 is not allowed; use a number < 0"),
         ("precond_kda", {"lower_bound": 2}, "lower_bound: 2 is not allowed; use a number < 0"),

@@ -84,7 +84,7 @@ def test_state_bytes_count_the_value_heads() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_v_heads": 3}, "num_v_heads 3 .* nearest valid: 4"),
+        ({"num_v_heads": 3}, "num_v_heads: 3 .* nearest valid: 4"),
         ({"expand_v": 0.3}, r"expand_v: 0\.3 times .* nearest valid"),
     ],
 )

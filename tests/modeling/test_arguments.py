@@ -111,7 +111,7 @@ def test_checkpointing_takes_the_cache_away_from_the_layers(name):
     gradients = []
     for checkpointing in (False, True):
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
         model.zero_grad()
         cache = DynamicCache(config=model.config) if checkpointing else None
         model(ids, labels=ids, past_key_values=cache, use_cache=False).loss.backward()

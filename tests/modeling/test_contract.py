@@ -83,7 +83,7 @@ def test_gradients_flow_through_published_values_under_both_kinds_of_checkpointi
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config).train()
         if kind is not None:
-            model.gradient_checkpointing_enable({"use_reentrant": kind})
+            model.activation_checkpointing_enable({"use_reentrant": kind})
             model.enable_input_require_grads()
         model(ids, labels=ids).loss.backward()
         gradient = model.model.layers[0].mixer_norm.weight.grad

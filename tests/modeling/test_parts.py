@@ -169,7 +169,7 @@ def test_a_static_cache_gives_the_same(name: str):
         ({"sites": "canon", "mixer": ["mamba", "attention"]}, "'qkv' is not a place of layer 0"),
         ({"sites": "canon", "ffn": "none"}, "'ffn_input' is not a place of layer 0"),
         ({"embeddings": "value", "mixer": "rwkv6"}, "layer 1 .* has no values of its own"),
-        ({"embeddings": {"type": "ngram", "width": 30}}, "30 is no multiple of the 4 heads; nearest valid: 32"),
+        ({"embeddings": {"type": "ngram", "width": 30}}, "30 is not a multiple of the 4 heads; nearest valid: 32"),
         ({"depth": {"type": "loop", "start": 3, "end": 2}}, "use 0 <= start < end <= 4"),
         ({"depth": {"type": "loop", "times": 1}}, "depth loop times: 1 is not allowed"),
         ({"depth": {"type": "shared", "group": 3}}, "does not divide num_hidden_layers 4; nearest valid: 2|4"),

@@ -81,7 +81,7 @@ def test_both_kinds_of_checkpointing_give_the_same_gradients(name: str):
     for kind in (None, False, True):
         model = model_of(STREAMS[name], "rwkv7").train()
         if kind is not None:
-            model.gradient_checkpointing_enable({"use_reentrant": kind})
+            model.activation_checkpointing_enable({"use_reentrant": kind})
             model.enable_input_require_grads()
         model(IDS, labels=IDS).loss.backward()
         gradients = [p.grad for p in model.parameters() if p.grad is not None]

@@ -44,7 +44,7 @@ def test_every_parameter_gets_a_finite_gradient(name):
 def test_gradient_checkpointing_changes_nothing(name, use_reentrant):
     model, ids = _without_dropout(name), token_ids()
     plain = _gradients(model, [ids])
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": use_reentrant})
     model.enable_input_require_grads()
     _same_gradients(_gradients(model, [ids]), plain)
 

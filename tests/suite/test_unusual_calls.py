@@ -121,7 +121,7 @@ def test_checkpointing_keeps_what_passes_through_runs_without_gradients(
         return {name: part.grad.clone() for name, part in model.named_parameters() if part.grad is not None}
 
     expected = gradients()
-    model.gradient_checkpointing_enable({"use_reentrant": kind})
+    model.activation_checkpointing_enable({"use_reentrant": kind})
     if inputs_need_gradients:
         model.enable_input_require_grads()
     torch.testing.assert_close(gradients(), expected)

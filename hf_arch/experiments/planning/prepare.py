@@ -211,12 +211,12 @@ def _choose(recipe: Recipe, name: str | None) -> tuple[Planner, PlannedRun]:
     chosen = [run for run in planned if name in (None, run.name)]
     if name is None and len(names) > 1:
         raise ConfigError(
-            f"the recipe declares {len(names)} runs; use `hf-arch run`, or choose one by --run: {', '.join(names)}"
+            f"--run: the recipe declares {len(names)} runs; use `hf-arch run`, or choose one: {', '.join(names)}"
         )
     if len(chosen) > 1:
         seeds = recipe.experiment.first_seeds
         raise ConfigError(
-            f"run {chosen[0].name!r} has {len(seeds)} seeds; use `hf-arch run`, or choose one by "
+            f"experiment.seeds: run {chosen[0].name!r} has {len(seeds)}; use `hf-arch run`, or choose one by "
             f"experiment.seeds=[{seeds[0]}]: {', '.join(map(str, seeds))}"
         )
     return planner, chosen[0]

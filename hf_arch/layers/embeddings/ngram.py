@@ -74,7 +74,7 @@ class NgramEmbedding(Embedding):
         width = cls.width(config, options)
         if width % heads:
             near = max(1, round(width / heads)) * heads
-            raise ConfigError(f"{field} width: {width} is no multiple of the {heads} heads; nearest valid: {near}")
+            raise ConfigError(f"{field} width: {width} is not a multiple of the {heads} heads; nearest valid: {near}")
 
     def init_weights(self) -> None:
         init.zeros_(self.proj.weight)

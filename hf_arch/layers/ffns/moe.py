@@ -29,7 +29,7 @@ from ..contract import EMPTY_CONTEXT, LayerContext, LayerOutput
 from ..fp32 import KeepsFp32
 from ..initial import residual_branches
 from ..layout import SequenceLayout
-from ..mixers.base import MixerCost
+from ..mixers.base import MixerCost, divide
 from .experts import ClampedExperts, GatedExperts, PlainExperts
 from .ffn import MLP, FeedForward, FeedForwardOptions, GatedMLP
 
@@ -168,8 +168,7 @@ class MixtureOfExperts(FeedForward):
         within("num_experts_per_tok", options.num_experts, "experts")
         within("num_groups", options.num_experts, "experts")
         within("groups_per_token", options.num_groups, "groups")
-        if options.num_experts % options.num_groups:
-            raise ConfigError(f"ffn moe: num_groups {options.num_groups} does not divide {options.num_experts} experts")
+        divide(options.num_experts, options.num_groups, "ffn moe: num_groups", "num_experts")
         within(
             "num_experts_per_tok",
             options.num_experts // options.num_groups * options.groups_per_token,

@@ -67,7 +67,8 @@ class BoundedMemoryAttention(LinearHeadsMixer):
         head_k_dim = cls.head_sizes(config, options).head_k_dim
         if options.use_rope and head_k_dim % 2:
             raise ConfigError(
-                f"abc: a key dim of {head_k_dim} a head is odd, RoPE rotates pairs; change expand_k or num_heads"
+                f"mixer abc: expand_k {options.expand_k} gives heads of {head_k_dim} features, an odd number, and "
+                "RoPE rotates pairs; change expand_k or num_heads"
             )
         if options.num_slots < 1:
             raise ConfigError(f"mixer abc: num_slots {options.num_slots} is not allowed; use an integer >= 1")

@@ -96,7 +96,8 @@ class DeltaHeadsMixer(LinearHeadsMixer):
         if value_heads % heads:
             near = max(1, round(value_heads / heads)) * heads
             raise ConfigError(
-                f"num_v_heads {value_heads} is no multiple of the {heads} query and key heads; nearest valid: {near}"
+                f"num_v_heads: {value_heads} is not a multiple of the {heads} query and key heads; "
+                f"nearest valid: {near}"
             )
         own_heads = options.num_heads is None and config.head_dim is not None
         key_dim = options.head_dim or (

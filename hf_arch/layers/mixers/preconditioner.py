@@ -61,7 +61,7 @@ class PreconditionedMixer(DeltaHeadsMixer):
         super().validate(config, options)
         if options.squash_x <= 0:
             raise ConfigError(
-                f"squash_x: {options.squash_x} is not allowed; use a number > 0 (1 is no preconditioning)"
+                f"squash_x: {options.squash_x} is not allowed; use a number > 0 (1 means no preconditioning)"
             )
         if options.squash_eps <= 0:
             raise ConfigError(f"squash_eps: {options.squash_eps} is not allowed; use a number > 0")

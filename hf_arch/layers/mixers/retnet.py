@@ -66,7 +66,8 @@ class Retention(FeatureMapMixer):
         head_k_dim = cls.head_sizes(config, options).head_k_dim
         if head_k_dim % 2:
             raise ConfigError(
-                f"retnet: a key dim of {head_k_dim} a head is odd, RoPE rotates pairs; change expand_k or num_heads"
+                f"mixer retnet: expand_k {options.expand_k} gives heads of {head_k_dim} features, an odd number, and "
+                "RoPE rotates pairs; change expand_k or num_heads"
             )
 
     @classmethod
