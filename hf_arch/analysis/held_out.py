@@ -17,7 +17,7 @@ than all losses that were measured.
 Simulated (`tools.prediction_coverage`: 4 sizes predict a fifth, 4 budgets, 2 seeds; E large, small and 0), the band of
 95 % holds at least 95 % of new losses under noise of points and of trunks. What it does not hold is an error that
 neither the seeds nor the scatter of so few sizes can show: shapes that scatter several times more than the seeds do
-(85 to 90 % from four sizes, 95 to 97 % from six), and a law that is wrong, whose exponents change beyond the sizes.
+(85 to 90 % from four sizes, 95 to 96 % from six), and a law that is wrong, whose exponents change beyond the sizes.
 
 For given a and b the law is linear in E, A and B, so that only a and b are searched, on a grid that closes in.
 """

@@ -95,8 +95,8 @@ def split_otherwise(runs: Sequence[RunRecord]) -> list[str]:
     sizes = {run.experiment.get("global_batch_size") for run in runs if run.config}
     if len(sizes) == 1 and None not in sizes:
         keys += ["training.per_device_train_batch_size", "training.gradient_accumulation_steps"]
-    recipes = {run: {key: setting(run, key) for key in keys} for run in runs if run.config}
-    return [key for key in keys if len({repr(flat[key]) for flat in recipes.values()}) > 1]
+    recipes = {run: given(run) for run in runs if run.config}
+    return [key for key in keys if differs(recipes, key)]
 
 
 def differs(recipes: Mapping[RunRecord, Mapping[str, Any]], key: str) -> bool:

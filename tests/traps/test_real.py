@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 
 from hf_arch.analysis.compare import compare_runs
-from tests.traps.real_sets import trained
+from tests.traps.real_sets import TINY, train_seed
 
 pytestmark = pytest.mark.slow
 CLAIM = "four better than two"
+SEEDS = (1, 2, 3)
+HEADS = {"two": 2, "four": 4}
 PLUGIN = """
 import os
 from hf_arch.core.options import Options, options
@@ -47,8 +49,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("real")
     write_text(root)
     (root / "trap.py").write_text(PLUGIN)
-    sides = {name: {"model.num_attention_heads": heads} for name, heads in (("two", 2), ("four", 4))}
-    train(root, "honest", sides, {})
+    for name, heads in HEADS.items():
+        for seed in SEEDS:
+            train(root, root / "honest" / f"{name}-{seed}", name, heads, seed, {})
     return root
 
 
@@ -58,30 +61,24 @@ def write_text(root: Path, word: str = "costs") -> None:
     )
 
 
-def train(root: Path, name: str, sides: dict[str, dict[str, Any]], change: Change) -> Path:
+def train(root: Path, folder: Path, name: str, heads: int, seed: int, change: Change) -> None:
     data = {"corpus": str(root / "text.txt"), "tokenizer": "byte", **change.get("data", {})}
     model = {"plugins": [str(root / "trap.py")], "init": "trap_init", **change.get("model", {})}
-    experiment = {"vary": ["model.num_attention_heads"], **change.get("experiment", {})}
-    own = {key: value for key, value in change.items() if key in ("training", "evaluation")}
-    trained(root / name, sides, CLAIM if len(sides) > 1 else "", data=data, model=model, experiment=experiment, **own)
-    return root / name
+    model = {**TINY["model"], "num_attention_heads": heads, **model}
+    own = {key: {**TINY[key], **value} for key, value in change.items() if key in ("training", "evaluation")}
+    train_seed(
+        folder, name, seed, CLAIM, data=data, model=model, experiment={"vary": ["model.num_attention_heads"]}, **own
+    )
 
 
-def mixed(root: Path, tmp_path: Path, change: Change, seeds: tuple[int, ...] = (1, 2, 3)) -> Path:
+def mixed(root: Path, tmp_path: Path, change: Change, seeds: tuple[int, ...] = SEEDS) -> Path:
     """The honest `two` next to a `four` of which these seeds are trained with a change."""
-    other = train(root, tmp_path.name, {"four": {"model.num_attention_heads": 4}}, change)
-    folder = tmp_path / "mixed"
-    for source, name, taken in ((root / "honest", "two", (1, 2, 3)), (other, "four", seeds)):
-        copy(source, folder, name, taken)
-    copy(root / "honest", folder, "four", tuple({1, 2, 3} - set(seeds)))
-    return folder
-
-
-def copy(source: Path, folder: Path, name: str, seeds: tuple[int, ...]) -> None:
-    for results in source.glob("*/results.json"):
-        facts = json.loads(results.read_text())
-        if facts["name"] == name and facts["seed"] in seeds:
-            shutil.copytree(results.parent, folder / f"{name}-{facts['seed']}")
+    shutil.copytree(root / "honest", tmp_path / "mixed")
+    for seed in seeds:
+        folder = tmp_path / "mixed" / f"four-{seed}"
+        shutil.rmtree(folder)
+        train(root, folder, "four", HEADS["four"], seed, change)
+    return tmp_path / "mixed"
 
 
 def found(folder: Path, metric: str | None = None) -> tuple[set[str], str]:
@@ -146,12 +143,10 @@ def test_what_a_plugin_reads_from_the_environment_is_named(
 
 
 def test_a_plugin_edited_between_the_sides_is_named(place: Path, tmp_path: Path) -> None:
-    file = place / "trap.py"
-    file.write_text(PLUGIN.replace("1.5", "2.5"))
-    try:
-        checks, outcome = found(mixed(place, tmp_path, {}))
-    finally:
-        file.write_text(PLUGIN)
+    other = tmp_path / "trap.py"  # another text under the same names, which one process may not have at once
+    other.write_text(PLUGIN.replace("trap_init", "trap_other").replace("1.5", "2.5"))
+    change: Change = {"model": {"plugins": [str(other)], "init": "trap_other"}}
+    checks, outcome = found(mixed(place, tmp_path, change))
     assert "code" in checks and outcome not in ("supported", "contradicted")
 
 
@@ -180,9 +175,7 @@ def same_result(folder: Path) -> None:
 def test_results_changed_by_hand_are_named(
     edit: Callable[[Path], None], check: str, place: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "edited"
-    for name in ("two", "four"):
-        copy(place / "honest", folder, name, (1, 2, 3))
+    folder = shutil.copytree(place / "honest", tmp_path / "edited")
     edit(folder)
     checks, outcome = found(folder)
     assert check in checks and outcome not in ("supported", "contradicted")
