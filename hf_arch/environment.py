@@ -6,8 +6,9 @@ checks; docs/environment.md is made from this table.
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -168,6 +169,12 @@ def is_on(name: str, default: bool = False) -> bool:
 def known() -> dict[str, str]:
     """All listed variables that are set."""
     return {name: value for name in VARIABLES if (value := read(name)) is not None}
+
+
+def hashes(names: Iterable[str]) -> dict[str, str]:
+    """{name: hash of its value} of those variables that are set, listed or not: what a plugin may read."""
+    found = ((name, os.environ.get(name)) for name in names)
+    return {name: hashlib.sha256(value.encode()).hexdigest()[:8] for name, value in found if value is not None}
 
 
 def set_variable(name: str, value: str, *, replace: bool = False) -> None:

@@ -58,7 +58,7 @@ _OWN_CHECKS = ("initialisation", "short convolution", "dropout", "losses", "tyin
 _COMPARED = ("model", "data", "probe", "training", "evaluation")
 _OF_A_RUN = (
     r"training\.(seed|data_seed|run_name|report_to|logging_.*|save_.*|dataloader_.*|disable_tqdm)|model\.plugins.*"
-    r"|evaluation\.(prompt|new_tokens|temperature|top_k|speed)"
+    r"|evaluation\.(prompt|new_tokens|temperature|top_k|speed\w*)"
 )
 _MATCHED = r"model\.(.*\.)?(hidden_size|intermediate_size)"
 
@@ -79,12 +79,24 @@ def changed_keys(runs: Sequence[RunRecord]) -> set[str]:
     """The keys of their recipes in which runs differ, where what they came to differs too."""
     recipes = {run: flat_config(run) for run in runs if run.config}
     changed = {key for key in {key for flat in recipes.values() for key in flat} if differs(recipes, key)}
+    changed -= set(split_otherwise(runs))
     tried = {run.name: set() for run in runs}  # type: dict[str, set[float | None]]
     for run in runs:
         tried[run.name].add(run.learning_rate)
     if any(len(rates) > 1 for rates in tried.values()) or any(run.experiment.get("learning_rates") for run in runs):
         changed.discard("training.learning_rate")  # tuned, which has a check of its own
     return changed
+
+
+def split_otherwise(runs: Sequence[RunRecord]) -> list[str]:
+    """The keys in which runs split the same work otherwise: an evaluation into batches, and a step of as many rows into
+    smaller ones. They move times and memory, and of a loss the last digits."""
+    keys = ["training.per_device_eval_batch_size"]
+    sizes = {run.experiment.get("global_batch_size") for run in runs if run.config}
+    if len(sizes) == 1 and None not in sizes:
+        keys += ["training.per_device_train_batch_size", "training.gradient_accumulation_steps"]
+    recipes = {run: given(run) for run in runs if run.config}
+    return [key for key in keys if differs(recipes, key)]
 
 
 def differs(recipes: Mapping[RunRecord, Mapping[str, Any]], key: str) -> bool:

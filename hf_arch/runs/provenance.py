@@ -4,8 +4,10 @@ machine.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -20,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 import hf_arch
 from hf_arch.core.plugins import Plugin
 from hf_arch.data import SeededOrder
-from hf_arch.environment import read
+from hf_arch.environment import hashes, read
 from hf_arch.numerics import NUMERICS_VERSION
 
 PACKAGES = (
@@ -64,8 +66,9 @@ def provenance(device: torch.device, plugins: Iterable[Plugin] = ()) -> dict[str
         "environment": {
             **{name: value for name in (*MOVE_NUMBERS, *OF_OTHERS) if (value := read(name)) is not None},
             **process_settings(),
+            **hashes(plugin_variables(used := list(plugins))),
         },
-        "plugins": plugin_hashes(used := list(plugins)),
+        "plugins": plugin_hashes(used),
         "plugin_parts": plugin_parts(used),
         "git_commit": git_commit(),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -79,6 +82,14 @@ def process_settings() -> dict[str, str]:
     found["torch.default_dtype"] = str(torch.get_default_dtype()).removeprefix("torch.")
     usual = {"torch.float32_matmul_precision": "highest", "torch.default_dtype": "float32"}
     return {name: value for name, value in found.items() if value != usual[name]}
+
+
+def plugin_variables(plugins: Iterable[Plugin]) -> list[str]:
+    """Names in capitals that the text of these plugins holds: of environment variables, where there are such."""
+    trees = [ast.parse(text) for plugin in plugins for text in plugin.source.files.values()]
+    nodes = (node for tree in trees for node in ast.walk(tree))
+    texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    return sorted(text for text in texts if re.fullmatch(r"[A-Z][A-Z0-9_]{2,}", text))
 
 
 def plugin_parts(plugins: Iterable[Plugin]) -> dict[str, str]:

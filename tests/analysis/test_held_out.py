@@ -25,6 +25,20 @@ def test_the_band_covers_new_losses(law: str, errors: str) -> None:
     assert outside <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / STUDIES)
 
 
+def test_a_scatter_of_six_sizes_counts_with_its_own_degrees() -> None:
+    """Sizes that scatter and seeds that do not: the interval is that of Student's t of three degrees of freedom."""
+    from scipy.stats import t
+
+    from hf_arch.analysis.held_out import _errors
+
+    common = np.asarray([0.02, -0.03, 0.01, -0.01, 0.03, -0.02])
+    place = np.repeat(np.arange(6), 3)
+    points = Points(np.ones(18), np.ones(18), tuple(np.full(2, 2.0) for _ in range(18)))
+    shared, _own = _errors(points, common[place], place, np.full(6, 2), 9)
+    exact = t.ppf(0.975, 3) * np.sqrt((common**2).sum() / 3)
+    assert t.ppf(0.975, 9) * np.sqrt(shared) == pytest.approx(exact)
+
+
 def ladder(offset: float, exponent: float, *, seeds: int = 2, sizes: int = 5, noise: float = 0.002) -> Points:
     rng = np.random.default_rng(3)
     n = np.repeat(np.geomspace(1e4, 6e4, sizes), 4)

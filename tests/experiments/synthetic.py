@@ -37,6 +37,7 @@ def write_run(
     noise = random.Random(f"{name}-{seed}").gauss(0, 0.004) + random.Random(seed).gauss(0, 0.02)
     final = base + noise if loss is None else loss
     tokens = STEPS * TOKENS_PER_STEP
+    trained = (results or {}).get("params_total") or params
     written: dict[str, Any] = {
         "name": name,
         "architecture": name,
@@ -67,7 +68,7 @@ def write_run(
         "init_fingerprint": f"weights-of-{name}-{seed}",
         "branch_scale": {"mixer": [0.3] * 4, "ffn": [0.3] * 4},
         "short_convolution": {"layers": [0, 1, 2, 3] if "conv_kernel" in components else []},
-        "optimizer": {"class": "AdamW", "groups": [{"lr": 1e-3, "weight_decay": 0.1, "parameters": params}]},
+        "optimizer": {"class": "AdamW", "groups": [{"lr": 1e-3, "weight_decay": 0.1, "parameters": trained}]},
         "kernels": "torch",
         "machine_load": {"cores": 4, "threads": 2, "start": 0.1, "end": 2.0, "processor_share": 0.9},
         "precision": "fp32",

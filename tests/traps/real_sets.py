@@ -7,6 +7,8 @@ from typing import Any
 
 from hf_arch.analysis.comparison import Comparison
 from hf_arch.experiments import run
+from hf_arch.recipe.recipe import Recipe
+from hf_arch.training.run import run_training
 
 TINY: dict[str, Any] = {
     "model": {
@@ -31,8 +33,22 @@ TINY: dict[str, Any] = {
 }
 
 
+def recipe_of(**sections: dict[str, Any]) -> dict[str, Any]:
+    """`TINY` with keys of its sections replaced."""
+    return {name: {**values, **sections.get(name, {})} for name, values in TINY.items()}
+
+
 def trained(root: Path, runs: dict[str, dict[str, Any]], hypothesis: str, **sections: dict[str, Any]) -> Comparison:
-    """The comparison of a set of these runs, trained; `sections` replace keys of `TINY`."""
-    recipe: dict[str, Any] = {name: {**values, **sections.get(name, {})} for name, values in TINY.items()}
+    """The comparison of a set of these runs, trained."""
+    recipe = recipe_of(**sections)
     recipe["experiment"] |= {"runs": runs, "hypothesis": hypothesis}
     return run(recipe, root)
+
+
+def train_seed(folder: Path, name: str, seed: int, hypothesis: str, **sections: dict[str, Any]) -> None:
+    """One run, trained in this process."""
+    recipe = recipe_of(**sections)
+    recipe["experiment"] = {**recipe["experiment"], "name": name, "hypothesis": hypothesis}
+    del recipe["experiment"]["seeds"]
+    recipe["training"]["seed"] = seed
+    run_training(Recipe.from_dict(recipe), folder, quiet=True)

@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
+from hf_arch.analysis.audits.keys import with_values
 from hf_arch.analysis.finding import Finding, Severity, not_recorded
+from hf_arch.analysis.question import split_otherwise
 from hf_arch.analysis.run_names import by_name, by_value, run_labels, run_names
 from hf_arch.runs.record import RunRecord
 
@@ -59,7 +61,10 @@ def check_load(runs: Sequence[RunRecord]) -> Finding | None:
 
 
 def check_measured_speed(runs: Sequence[RunRecord]) -> Finding | None:
-    """How generation and prefill were measured: over the same number of tokens."""
+    """How speed and memory were measured: over the same number of tokens, in the same batches."""
+    if keys := split_otherwise(runs):
+        text = ", ".join(with_values({run: {} for run in runs if run.config}, keys))
+        return Finding("timing", "violation", f"The same work was split otherwise: {text}.", run_labels(runs))
     kinds = by_value([run for run in runs if run.completed and run.config], _speed_tokens)
     if len(kinds) < 2:
         tokens = next(iter(kinds), None)

@@ -23,6 +23,7 @@ from hf_arch.analysis.question import (
     declared,
     is_across_architectures,
     is_asked,
+    split_otherwise,
     varied,
 )
 from hf_arch.analysis.run_names import by_name, by_value, listed, run_labels, run_names
@@ -40,6 +41,8 @@ CLIPPED, UNCLIPPED = 0.5, 0.05
 """Shares of the logged steps: clipping that acts on one side and not on the other."""
 ENOUGH_LOGGED = 3
 """Steps with a logged gradient before the end of a run that ended early."""
+FROZEN_APART = 0.01
+"""How much more of all parameters may be stepped on one side than on the other."""
 GROUPS_APART = 0.1
 """How much more of all parameters may decay on one side than on the other."""
 
@@ -151,6 +154,11 @@ def check_optimiser(runs: Sequence[RunRecord]) -> Finding | None:
         text = "; ".join(f"{name} {share:.0%}" for name, share in shares.items())
         sentence = f"Weight decay reaches other shares of the parameters: {text}."
         return Finding("optimiser", severity, sentence, run_labels(recorded), shares)
+    trained = {run.name: share for run in recorded if (share := _trained(run)) is not None}
+    if trained and max(trained.values()) - min(trained.values()) > FROZEN_APART:
+        text = "; ".join(f"{name} {share:.0%}" for name, share in trained.items())
+        sentence = f"The optimiser steps other shares of the parameters (the rest is frozen): {text}."
+        return Finding("optimiser", severity, sentence, run_labels(recorded), trained)
     return Finding("optimiser", "ok", "Same optimiser and groups.", run_labels(runs), shares) if settings else None
 
 
@@ -211,9 +219,11 @@ def check_embedding_scale(runs: Sequence[RunRecord]) -> Finding | None:
 def check_settings(runs: Sequence[RunRecord]) -> Finding:
     """Any other recipe setting in which the architectures differ: schedule, batch, weight decay, evaluation."""
     configured = [run for run in runs if run.config]
+    split = split_otherwise(configured)
     own = re.compile("|".join(["precision", *(ABOUT[check] for check in OWN_CHECKS)]))
     theirs = {
-        run: {key: value for key, value in shared_settings(run).items() if not own.fullmatch(key)} | _seen_in(run)
+        run: {key: value for key, value in shared_settings(run).items() if key not in split and not own.fullmatch(key)}
+        | _seen_in(run)
         for run in configured
     }
     if found := differing(theirs):
@@ -349,6 +359,15 @@ def _decays_exempt(run: RunRecord) -> bool | None:
     groups = (run.optimizer or {}).get("groups") or []
     known = [group for group in groups if group.get("exempt") is not None]
     return any(group["exempt"] and group.get("weight_decay") for group in known) if known else None
+
+
+def _trained(run: RunRecord) -> float | None:
+    """The share of all parameters that the optimiser steps; None where they are shared out over processes, each of
+    which records its own."""
+    groups, total = (run.optimizer or {}).get("groups") or [], run.numbers.get("params_total")
+    if not groups or not total or (run.launch or {}).get("processes", 1) > 1:
+        return None
+    return sum(group.get("parameters") or 0 for group in groups) / total
 
 
 def _decaying(run: RunRecord) -> float | None:
