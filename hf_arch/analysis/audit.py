@@ -95,5 +95,5 @@ def audit_set(runs: Sequence[RunRecord]) -> list[Finding]:
 def confounds_of(runs: Sequence[RunRecord], metric: str) -> list[Finding]:
     """What besides the claim may explain a difference in `metric` between these runs: the violations of an audit of
     them alone."""
-    found = [*tokenizer.other_measure(runs, metric), *audit(runs, OF_CLAIMS)]
+    found = [*tokenizer.other_measure(runs, metric), *machine.uneven_load(runs, metric), *audit(runs, OF_CLAIMS)]
     return [finding for finding in found if finding.severity == "violation" and confounds(finding.check, metric)]

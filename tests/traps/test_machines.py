@@ -46,6 +46,12 @@ def test_speeds_of_unlike_machines_are_not_compared(trap: str, tmp_path: Path) -
     assert comparison.verdicts[0].outcome not in ("supported", "contradicted")
 
 
+def test_unequal_load_is_a_note_on_losses(tmp_path: Path) -> None:
+    comparison, _ = judged(tmp_path, load(3.0, 4.5), IDLE)
+    finding = next(finding for finding in comparison.findings if finding.check == "load")
+    assert finding.severity == "note" and "more busy next to some runs" in finding.sentence
+
+
 @pytest.mark.parametrize(("given", "severity"), [(IDLE, "ok"), (load(5.0, 5.0), "note"), (load(0, 1, 0.6), "note")])
 def test_equal_load_confounds_nothing_and_is_said(given: dict[str, Any], severity: str, tmp_path: Path) -> None:
     comparison, _ = judged(tmp_path, given, given)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
 from hf_arch.analysis.audits.keys import with_values
+from hf_arch.analysis.checks import SPEEDS
 from hf_arch.analysis.finding import Finding, Severity, not_recorded
 from hf_arch.analysis.question import split_otherwise
 from hf_arch.analysis.run_names import by_name, by_value, run_labels, run_names
@@ -33,7 +35,20 @@ def check_devices(runs: Sequence[RunRecord]) -> Finding:
 
 
 def check_load(runs: Sequence[RunRecord]) -> Finding | None:
-    """What else ran on the machine: more of it next to one side slows that side down."""
+    """What else ran on the machine, which changes speeds and nothing else: a note, and a violation where a claim is
+    about a speed (`uneven_load`)."""
+    found = _load(runs)
+    return replace(found, severity="note") if found is not None and found.severity == "violation" else found
+
+
+def uneven_load(runs: Sequence[RunRecord], metric: str) -> list[Finding]:
+    """A violation where a speed is judged, and more ran on the machine next to some of the runs."""
+    found = _load(runs) if metric in SPEEDS else None
+    return [found] if found is not None and found.severity == "violation" else []
+
+
+def _load(runs: Sequence[RunRecord]) -> Finding | None:
+    """More of what else runs next to one side slows that side down."""
     known = by_name([run for run in runs if run.completed and run.machine_load])
     if not known:
         return None
@@ -77,7 +92,7 @@ def check_measured_speed(runs: Sequence[RunRecord]) -> Finding | None:
 
 def unlike_machines(runs: Sequence[RunRecord]) -> str:
     """Why seconds of these runs do not compare, in words; empty where they do."""
-    findings = [check_devices(runs), check_load(runs)]
+    findings = [check_devices(runs), _load(runs)]
     return next((found.sentence.rstrip(".") for found in findings if found and found.severity == "violation"), "")
 
 
