@@ -4,7 +4,6 @@ machine.
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import platform
 import re
@@ -84,12 +83,17 @@ def process_settings() -> dict[str, str]:
     return {name: value for name, value in found.items() if value != usual[name]}
 
 
+_SECRETS_AND_PLACES = re.compile(
+    r".*(TOKEN|SECRET|PASSWORD|CREDENTIAL|API_?KEY).*|HOME|USER|PATH|PWD|TMPDIR|.*_(HOME|CACHE)"
+)
+
+
 def plugin_variables(plugins: Iterable[Plugin]) -> list[str]:
-    """Names in capitals that the text of these plugins holds: of environment variables, where there are such."""
-    trees = [ast.parse(text) for plugin in plugins for text in plugin.source.files.values()]
-    nodes = (node for tree in trees for node in ast.walk(tree))
-    texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-    return sorted(text for text in texts if re.fullmatch(r"[A-Z][A-Z0-9_]{2,}", text))
+    """Names in capitals that the text of these plugins holds: of environment variables, where there are such. Left out
+    are secrets, of which not even a hash belongs into results, and what says where things lie on this machine."""
+    texts = {text for plugin in plugins for text in plugin.source.strings()}
+    named = [text for text in texts if re.fullmatch(r"[A-Z][A-Z0-9_]{2,}", text)]
+    return sorted(text for text in named if not _SECRETS_AND_PLACES.fullmatch(text))
 
 
 def plugin_parts(plugins: Iterable[Plugin]) -> dict[str, str]:
