@@ -82,6 +82,16 @@ def init_projection(weight: Tensor) -> None:
     init.normal_(weight, mean=0.0, std=weight.shape[-1] ** -0.5)
 
 
+class Blocks(NamedTuple):
+    """Queries [B, H, N, Q, K], keys and values [B, Hkv, N, C, K] of the same blocks, and slots [B, Hkv, M, r, K]."""
+
+    q: Tensor
+    keys: Tensor
+    values: Tensor
+    slot_keys: Tensor
+    slot_values: Tensor
+
+
 class Past(NamedTuple):
     """What a layer keeps of earlier tokens: the slots of S finished blocks [B, H, S, r, K], and the unfinished block
     [B, H, n, K].
@@ -203,16 +213,15 @@ class CausalLinformer(RecurrentMixer):
             slot_values = torch.cat((slot_values, summarise(done[1], to_value)), 2)
         if length == 1:
             own = (keys.unsqueeze(2), values.unsqueeze(2))
-            out = self.attend(q.unsqueeze(2), *own, past.slot_keys, past.slot_values).squeeze(2)
+            out = self.attend(Blocks(q.unsqueeze(2), *own, past.slot_keys, past.slot_values)).squeeze(2)
         else:
             aligned = F.pad(q, (0, 0, waiting, missing)).unflatten(2, (-1, size))
             own_keys, own_values = (F.pad(x, (0, 0, 0, missing)).unflatten(2, (-1, size)) for x in (keys, values))
             blocks = torch.arange(aligned.shape[2], device=q.device)
             visible = torch.arange(slot_keys.shape[2], device=q.device) < count + blocks[:, None]
             causal = torch.ones(size, size, dtype=torch.bool, device=q.device).tril()
-            out = self.attend_in_groups(
-                aligned, own_keys, own_values, slot_keys, slot_values, causal, visible[None], count
-            )
+            whole = Blocks(aligned, own_keys, own_values, slot_keys, slot_values)
+            out = self.attend_in_groups(whole, causal, visible[None], count)
             out = out.flatten(2, 3)[:, :, waiting : waiting + length]
         rest = slice(full * size, None)
         return out, Past(slot_keys, slot_values, keys[:, :, rest], values[:, :, rest])
@@ -244,13 +253,12 @@ class CausalLinformer(RecurrentMixer):
         if length == 1:
             filled = torch.arange(size, device=device) <= (plan.place % size)
             own = (own_keys[:, :, :1], own_values[:, :, :1])
-            out = self.attend(q.unsqueeze(2), *own, slot_keys, slot_values, filled[:, None, None, None], visible[:, :1])
-            out = out.squeeze(2)
+            one = Blocks(q.unsqueeze(2), *own, slot_keys, slot_values)
+            out = self.attend(one, filled[:, None, None, None], visible[:, :1]).squeeze(2)
         else:
             causal = torch.ones(size, size, dtype=torch.bool, device=device).tril()
-            aligned = to_blocks(q, plan, size)
-            out = self.attend_in_groups(aligned, own_keys, own_values, slot_keys, slot_values, causal, visible, count)
-            out = from_blocks(out, plan)
+            whole = Blocks(to_blocks(q, plan, size), own_keys, own_values, slot_keys, slot_values)
+            out = from_blocks(self.attend_in_groups(whole, causal, visible, count), plan)
         if not keep:
             return out, ()
         total = finished + plan.finished
@@ -270,57 +278,35 @@ class CausalLinformer(RecurrentMixer):
         past = torch.arange(count, device=finished.device) < finished[:, None]
         return torch.cat((past[:, None].expand(-1, plan.num_blocks, -1), earlier), -1)
 
-    def attend_in_groups(
-        self,
-        q: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        slot_keys: Tensor,
-        slot_values: Tensor,
-        own_mask: Tensor,
-        visible: Tensor,
-        count: int,
-    ) -> Tensor:
+    def attend_in_groups(self, blocks: Blocks, own_mask: Tensor, visible: Tensor, count: int) -> Tensor:
         """`attend` for whole blocks, `TOGETHER` tokens at a time: none of them sees the slots of later ones.
 
         Args:
             count: of the M blocks with slots, those before this call; block n of the call sees at most count + n.
         """
-        number, several = q.shape[2], max(1, TOGETHER // self.options.block_size)
+        number, several = blocks.q.shape[2], max(1, TOGETHER // self.options.block_size)
         if number <= several or torch.compiler.is_compiling():
-            return self.attend(q, keys, values, slot_keys, slot_values, own_mask, visible)
+            return self.attend(blocks, own_mask, visible)
         parts = []
         for start in range(0, number, several):
             some = slice(start, start + several)
             seen = slice(count + min(start + several, number) - 1)
-            slots = (slot_keys[:, :, seen], slot_values[:, :, seen])
-            parts.append(
-                self.attend(
-                    q[:, :, some], keys[:, :, some], values[:, :, some], *slots, own_mask, visible[:, some, seen]
-                )
-            )
+            own = (x[:, :, some] for x in blocks[:3])
+            slots = (x[:, :, seen] for x in blocks[3:])
+            parts.append(self.attend(Blocks(*own, *slots), own_mask, visible[:, some, seen]))
         return torch.cat(parts, 2)
 
-    def attend(
-        self,
-        q: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        slot_keys: Tensor,
-        slot_values: Tensor,
-        own_mask: Tensor | None = None,
-        visible: Tensor | None = None,
-    ) -> Tensor:
+    def attend(self, blocks: Blocks, own_mask: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
         """Queries of each block over its own keys and over slots.
 
         Args:
-            q: [B, H, N, Q, K]. keys, values: [B, Hkv, N, C, K] of the same blocks. slot_keys, slot_values:
-            [B, Hkv, M, r, K]. own_mask: bool, broadcast to [B, H, N, Q, C], or None for all.
+            own_mask: bool, broadcast to [B, H, N, Q, C], or None for all.
             visible: bool [B or 1, N, M], or None for all.
 
         Returns:
             [B, H, N, Q, K].
         """
+        q, keys, values, slot_keys, slot_values = blocks
         groups, count = self.num_heads // self.num_kv_heads, keys.shape[3]
         slot_keys, slot_values = slot_keys.flatten(2, 3), slot_values.flatten(2, 3)
         if groups > 1:
