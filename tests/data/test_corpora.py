@@ -190,5 +190,5 @@ class TestHubLayouts:
         assert list(corpus.documents("train")) == texts[:18]
         assert list(corpus.documents("validation")) == texts[18:]
         assert [text for part in range(2) for text in corpus.documents("train", part, 2)] == texts[:18]
-        with pytest.raises(ConfigError, match="shards: 4 are more than the 3 files"):
+        with pytest.raises(ConfigError, match="shards: 4 are more than the files of the stream; allowed: 1 to 3"):
             list(corpus.documents("train", 0, 4))

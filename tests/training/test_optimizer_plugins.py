@@ -109,7 +109,7 @@ def test_exemptions_and_layerwise_rates_hold(name: str) -> None:
         ("return torch.optim.SGD(every[:-2], lr=0.1)", "and 1 more would not be trained"),
         (
             "return torch.optim.SGD([*every, torch.nn.Parameter(torch.ones(3))], lr=0.1)",
-            "shape [3] that is no parameter",
+            "shape [3] that is not a trainable parameter",
         ),
         ("return torch.optim.SGD([{'params': every[:2]}, {'params': every[1:]}], lr=0.1)", "line 11: ValueError: some"),
         ("return torch.optim.AdamW(every, weight_decay=0.1)", "norm.weight has weight decay 0.1, but it is exempt"),
