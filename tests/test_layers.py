@@ -1,4 +1,5 @@
-"""Folders import downwards only, and no files import each other in a circle (but for lazy exports of an `__init__`)."""
+"""Folders import downwards only, no files import each other in a circle (but for lazy exports of an `__init__`), and no
+file is so long that it hides a second concept."""
 
 from __future__ import annotations
 
@@ -122,3 +123,8 @@ def test_typer_is_in_the_command_line_alone() -> None:
         )
     ]
     assert not elsewhere
+
+
+def test_no_file_has_more_than_400_lines() -> None:
+    lines = {name: len(file.read_text(encoding="utf-8").splitlines()) for name, file in MODULES.items()}
+    assert not {name: count for name, count in lines.items() if count > 400}

@@ -2,8 +2,8 @@
 
 - Order: sample p of a run is `order.rows(p)`, a function of (seed, step) alone; a resumed run seeks there in O(1). For
   this one Trainer "epoch" is the whole run.
-- Decay: matrices only. Norms, biases, and what a mixer lists in `no_weight_decay` (decays, step sizes,
-  gates) keep none. The optimiser is made by the builder that `training.optim` names (`hf_arch.optimizers`).
+- Decay: matrices only. Norms, biases, and what a mixer lists in `no_weight_decay` (decays, step sizes, gates) keep
+  none. The optimiser is made by the builder that `training.optim` names (`hf_arch.optimizers`).
 - Steps: one whose loss or gradient is not finite is skipped (`step_watch`), a checkpoint that cannot be written ends
   the run with the last good one intact, and a request to stop is agreed upon by all processes.
 - Evaluation: nats summed over tokens, divided once, over the same sequences every time.
@@ -377,23 +377,20 @@ class ArchTrainer(HookedTrainer):
         rows = first_rows(dataset, sequences)
         mine = rows[self.args.process_index :: self.args.world_size]
         batch_size = batch_size or self.args.per_device_eval_batch_size
-        # Its own generator, so that evaluating more often leaves dropout in training as it was.
-        loader = DataLoader(Subset(dataset, mine), batch_size=batch_size, generator=torch.Generator())
+        own = torch.Generator()  # so that evaluating more often leaves dropout in training as it was
+        loader = DataLoader(Subset(dataset, mine), batch_size=batch_size, generator=own)
         # Sharded parameters are gathered by all processes together: each has to run as many forwards as the first.
         rounds = -(-len(rows[:: self.args.world_size]) // batch_size)
         with self.accelerator.autocast():
             nats, tokens = sum_nats(self.model, self._padded(loader, rounds), self.args.device)
-        totals = torch.tensor([nats, tokens], dtype=torch.float64, device=self.args.device)
-        totals = self.accelerator.reduce(totals, reduction="sum")
+        sums = torch.tensor([nats, tokens], dtype=torch.float64, device=self.args.device)
+        totals = self.accelerator.reduce(sums, reduction="sum")
         return TextLoss(totals[0].item(), int(totals[1]), dataset.num_bytes / dataset.num_tokens)
 
     def _padded(self, loader: DataLoader, rounds: int) -> Iterator[dict[str, torch.Tensor]]:
         """The batches of `loader`, then batches that count nothing until `rounds` have been given."""
-        given = 0
-        for batch in loader:
-            given += 1
-            yield batch
-        for _ in range(given, rounds):
+        yield from loader
+        for _ in range(len(loader), rounds):
             row = self.eval_dataset[0]
             yield {
                 key: torch.full_like(value[None], -100) if key in ("labels", "shift_labels") else value[None]
