@@ -7,6 +7,20 @@ from ..configuration import ArchConfig, Component
 from .declare import architecture
 
 
+class GPT2Block(ArchConfig):
+    """What GPT-2 shares with what is made of its block."""
+
+    ffn: Component = "mlp"
+    norm: str = "layernorm"
+    norm_eps: float = 1e-5
+    position: str = "learned"
+    hidden_act: str = "gelu_tanh"
+    attention_bias: bool = True
+    mlp_bias: bool = True
+    rescale_residual_init: bool = True
+    tie_word_embeddings: bool = True
+
+
 @architecture(
     "gpt2",
     summary="learned positions, LayerNorm, GELU MLP, biases, tied head",
@@ -19,7 +33,7 @@ from .declare import architecture
         "eos_token_id": 2,
     },
 )
-class HfaGPT2Config(ArchConfig):
+class HfaGPT2Config(GPT2Block):
     """GPT-2's defaults are the 124M model."""
 
     frozen_pad_embedding: ClassVar[bool] = False
@@ -29,17 +43,8 @@ class HfaGPT2Config(ArchConfig):
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     max_position_embeddings: int = 1024
-    ffn: Component = "mlp"
-    norm: str = "layernorm"
-    norm_eps: float = 1e-5
-    position: str = "learned"
-    hidden_act: str = "gelu_tanh"
-    attention_bias: bool = True
-    mlp_bias: bool = True
     embedding_dropout: float | int = 0.1
     residual_dropout: float | int = 0.1
     attention_dropout: float | int = 0.1
-    rescale_residual_init: bool = True
-    tie_word_embeddings: bool = True
     bos_token_id: int | None = 50256
     eos_token_id: int | list[int] | None = 50256

@@ -1,8 +1,8 @@
 """The GPT-2 block with grouped-query attention (Ainslie et al. 2023): from multi-query (1 KV head) to multi-head."""
 
 from ...layers.mixers.attention import Attention as Attention
-from ..configuration import ArchConfig, Component
 from .declare import architecture
+from .gpt2 import GPT2Block
 
 
 @architecture(
@@ -11,7 +11,7 @@ from .declare import architecture
     paper="Ainslie et al. 2023, arXiv 2305.13245",
     tiny={"num_key_value_heads": 2},
 )
-class HfaGQAConfig(ArchConfig):
+class HfaGQAConfig(GPT2Block):
     """LayerNorm, GELU, learned positions, and a quarter of the KV heads."""
 
     hidden_size: int = 768
@@ -19,12 +19,3 @@ class HfaGQAConfig(ArchConfig):
     num_attention_heads: int = 12
     num_key_value_heads: int | None = 4
     max_position_embeddings: int = 1024
-    ffn: Component = "mlp"
-    norm: str = "layernorm"
-    norm_eps: float = 1e-5
-    position: str = "learned"
-    hidden_act: str = "gelu_tanh"
-    attention_bias: bool = True
-    mlp_bias: bool = True
-    rescale_residual_init: bool = True
-    tie_word_embeddings: bool = True
