@@ -159,14 +159,18 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _compared(task: str, records: Path) -> Comparison | None:
-    """The comparison of a task's records; None before a run of it is recorded that is compared."""
+    """The comparison of a task's records; None before the run is recorded that the others are compared to."""
     seen: dict[tuple[str, int | None], str] = {}
+    baselines: set[str | None] = set()
     for line in lines(records / f"{task}.jsonl"):
         run = (line["results"]["name"], line["results"].get("seed"))
+        baselines.add(line.get("config", {}).get("run", {}).get("baseline"))
         if "config" in line and seen.setdefault(run, line["folder"]) != line["folder"]:
             raise ConfigError(
                 f"{records / f'{task}.jsonl'}: {line['folder']} and {seen[run]} are the same run of two versions of "
                 "the recipe: remove one"
             )
+    if not (baselines - {None}) <= {name for name, _ in seen}:
+        return None
     with tempfile.TemporaryDirectory() as folder:
         return compare_runs(folder) if restore(task, Path(folder), records, sweep=False) else None

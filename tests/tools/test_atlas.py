@@ -106,6 +106,18 @@ def test_page(results: Path, tmp_path: Path) -> None:
     assert "Not complete" not in atlas_page.PAGE.read_text(encoding="utf-8").split("## parity")[1].split("## s5")[0]
 
 
+def test_no_table_before_its_baseline_is_recorded(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    for seed in (1, 2, 3):
+        write_run(results, "gla", seed, config={"run": {"baseline": "llama"}})
+    records = saved(results, tmp_path)
+    with pytest.raises(ConfigError, match="no run that is compared is recorded yet"):
+        atlas_page.page(records)
+    write_run(results, "llama", 1, config={"run": {"baseline": "llama"}})
+    atlas_records.store("text", results, records)
+    assert "against llama" in atlas_page.page(records)
+
+
 def test_records_of_two_recipes_are_not_mixed(results: Path, tmp_path: Path) -> None:
     records = saved(results, tmp_path)
     (results / next(iter(results.glob("gla_*"))).name).rename(results / "gla_of_another_recipe")
