@@ -261,7 +261,7 @@ def test_the_command_line_starts_several_processes_itself(launched: Any) -> None
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("cpu_fsdp2", "set HF_ARCH_CPU_FSDP=1"), ("multi_cpu", "asked for several processes")],
+    [("cpu_fsdp2", "set HF_ARCH_CPU_FSDP=1"), ("multi_cpu", "several processes were requested")],
 )
 def test_what_accelerate_would_not_do_stops_in_one_line(
     launched: Any, tmp_path: Path, name: str, expected: str
