@@ -42,11 +42,11 @@ def options(cls: type) -> Any:
             raise ConfigError(f"{cls.__name__}: the option {name!r} has no default; give it one, None for the config's")
     # The checks read types, not their names, which is what a module with postponed annotations gives.
     hints = get_type_hints(cls)
-    cls.__annotations__ = {name: _with_whole_numbers(hints[name]) for name in get_annotations(cls)}
+    cls.__annotations__ = {name: with_whole_numbers(hints[name]) for name in get_annotations(cls)}
     return strict(dataclass(kw_only=True)(cls))
 
 
-def _with_whole_numbers(hint: Any) -> Any:
+def with_whole_numbers(hint: Any) -> Any:
     """The type, with int wherever there is float: JSON and YAML write 2.0 as 2."""
     kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     return hint | int if float in kinds else hint
@@ -90,7 +90,11 @@ def parse_options(cls: type[OptionsT], values: dict[str, Any], field: str) -> Op
 def mistyped(cls: type, values: Mapping[str, Any]) -> ConfigError | None:
     """The error of the first value that the type of its field in `cls` refuses: `field: value is not allowed; expected
     type`. None where every value has its type."""
-    hints = {entry.name: entry.type for entry in fields(cls)}
+    return mistyped_by({entry.name: entry.type for entry in fields(cls)}, values)
+
+
+def mistyped_by(hints: Mapping[str, Any], values: Mapping[str, Any]) -> ConfigError | None:
+    """The same by the types of names; what has none may be anything."""
     for name, value in values.items():
         try:
             type_validator(name, value, hints.get(name, Any))

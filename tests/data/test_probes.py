@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from itertools import permutations
 
@@ -430,6 +431,37 @@ def test_moves_that_leave_most_points_in_place(degree: int, moved_points: int, c
     for inputs, labels in zip(data.inputs.T.numpy(), data.labels.T.numpy(), strict=True):
         state = table[inputs, state]
         assert (labels == state).all()
+
+
+@ALL
+@pytest.mark.parametrize("value", [2.5, "two", None])
+def test_a_whole_number_that_is_none_is_refused_by_name(probe: Probe, value: object):
+    """2.5 swaps were taken for two, and "two" was compared to a number."""
+    options = {"sequence_length", "nodes", "operations"} & set(inspect.signature(probe.generate).parameters)
+    assert options
+    for name in options:
+        with pytest.raises(ConfigError, match=rf"{probe.name}\.{name}: {value!r} is not allowed; expected int"):
+            probe.data("train", 0, examples=2, **{name: value})
+
+
+def test_other_types_of_options():
+    assert PROBES["mqar"].data("train", 0, examples=2, power=1)  # a whole number where any may stand
+    for name, options in {
+        "s5": {"moved_points": 2.5},
+        "mqar": {"filler": 0},
+        "noisy_recall": {"noise": "much"},
+        "mano": {"hardest": "yes"},
+    }.items():
+        with pytest.raises(ConfigError, match=f"{name}.{next(iter(options))}: .* is not allowed; "):
+            PROBES[name].data("train", 0, examples=2, **options)
+
+
+def test_types_that_only_a_checker_knows_are_not_checked():
+    def generate(rng: np.random.Generator, examples: int, *, length: "Unknown" = 2) -> ProbeData:  # type: ignore[name-defined]  # noqa: F821, UP037
+        return ProbeData(*(torch.zeros(examples, length, dtype=torch.int64) for _ in range(2)), 4)
+
+    probe = Probe("mine", "?", generate, settings=(ProbeSetting({}),), cpu=ProbeSetting({}))
+    assert probe.data("train", 0, examples=3, length=5).inputs.shape == (3, 5)
 
 
 @pytest.mark.parametrize("moved_points", [0, 1, 6])

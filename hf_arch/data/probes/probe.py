@@ -11,12 +11,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_origin, get_type_hints
 
 import numpy as np
 import torch
 
 from hf_arch.core.errors import ConfigError, choice_error, unknown_key_error
+from hf_arch.core.options import mistyped_by, with_whole_numbers
 from hf_arch.data.probes.sources import ProbeSource
 
 IGNORE = -100
@@ -93,8 +94,16 @@ class Probe:
             raise choice_error("probe.setting", name, known)
         return known[name]
 
+    def _types(self) -> dict[str, Any]:
+        """Types of the generator's options, as it declares them; the words that one may be it names itself."""
+        try:
+            hints = get_type_hints(getattr(self.generate, "func", self.generate))  # of a functools.partial
+        except NameError:  # a plugin's, imported for its type checker alone
+            return {}
+        return {name: with_whole_numbers(hint) for name, hint in hints.items() if get_origin(hint) is not Literal}
+
     def __repr__(self) -> str:
-        function = getattr(self.generate, "func", self.generate)  # of a functools.partial
+        function = getattr(self.generate, "func", self.generate)
         return f"Probe({self.name!r}, {function.__module__}.{function.__qualname__})"
 
     def data(self, split: Split, seed: int, setting: ProbeSetting | None = None, **overrides: Any) -> ProbeData:
@@ -107,7 +116,7 @@ class Probe:
             overrides: options of the generator, or `examples`.
 
         Raises:
-            ConfigError: an unknown split or option, or options that do not fit together.
+            ConfigError: an unknown split or option, one of a wrong type, or options that do not fit together.
         """
         if split not in _SPLITS:
             raise choice_error("split", split, _SPLITS)
@@ -121,6 +130,8 @@ class Probe:
         for name in options:
             if name not in known:
                 raise unknown_key_error(self.name, name, [*known, "examples"])
+        if wrong := mistyped_by(self._types(), options):
+            raise wrong.within(self.name, ".")
         return self.generate(np.random.default_rng([seed, _SPLITS.index(split)]), examples, **options)
 
 
