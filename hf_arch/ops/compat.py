@@ -48,7 +48,7 @@ def watched() -> bool:
 
 def exporting_to_onnx() -> bool:
     """Whether torch.onnx traces this call."""
-    # Importing the exporter takes a quarter of a second, and whoever exports has done it; even the public question does.
+    # Who exports has imported the exporter, which takes a quarter of a second; the public question does it too.
     flags = sys.modules.get(_ONNX_FLAGS)
     # That question alone is answered no, unasked, where the exporter's last try goes through a compiler.
     return flags is not None and (torch.onnx.is_in_onnx_export() or flags._is_onnx_exporting)

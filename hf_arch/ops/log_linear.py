@@ -146,7 +146,7 @@ class LogLinearAttention(ChunkedCall[Tensor]):
         return max(0, min(largest, tokens.bit_length() - 1))
 
     def _moved(self, at: Tensor, before: Tensor) -> Tensor:
-        """[B, C, buckets]: the bucket, for a token at `at` [B, C], of what was in each bucket at position `before` [B]."""
+        """[B, C, buckets]: the bucket, for a token at `at` [B, C], of what was in each one at position `before` [B]."""
         buckets = torch.arange(self._largest() + 1, device=at.device)
         jumped = bit_length(at ^ before[:, None]) - 1
         return torch.maximum(buckets, jumped.unsqueeze(-1)).clamp(max=self._largest())
