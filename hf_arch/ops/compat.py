@@ -6,16 +6,12 @@ exporter is at work around a call.
 
 from __future__ import annotations
 
-from typing import Any
+import sys
 
 import torch
 from torch.autograd import forward_ad
 
-_onnx_flags: Any
-try:
-    from torch.onnx._internal.exporter import _flags as _onnx_flags
-except ImportError:  # of another version
-    _onnx_flags = None
+_ONNX_FLAGS = "torch.onnx._internal.exporter._flags"
 
 
 def transformed() -> bool:
@@ -52,5 +48,7 @@ def watched() -> bool:
 
 def exporting_to_onnx() -> bool:
     """Whether torch.onnx traces this call."""
-    # The public question alone is answered no, unasked, where the exporter's last try goes through a compiler.
-    return torch.onnx.is_in_onnx_export() or (_onnx_flags is not None and _onnx_flags._is_onnx_exporting)
+    # Who exports has imported the exporter, which takes a quarter of a second; the public question does it too.
+    flags = sys.modules.get(_ONNX_FLAGS)
+    # That question alone is answered no, unasked, where the exporter's last try goes through a compiler.
+    return flags is not None and (torch.onnx.is_in_onnx_export() or flags._is_onnx_exporting)

@@ -104,13 +104,13 @@ class LogLinearAttention(ChunkedCall[Tensor]):
         return self.each_token(advance, *arrays)
 
     def chunk(self) -> tuple[Tensor, Tensor]:
-        chunk, keep, largest = self.chunk_length(), self.keep_chunks(), self.sizes["M"] - 1
+        chunk, keep, largest = self.chunk_length(), self.keep_chunks(), self._largest()
         query, key, value, decay = (to_chunks(x, chunk, self.dtype) for x in (self.q, self.k, self.v, self.g))
         query = query * default_scale(self.scale, self.q)
         weights = to_chunks(torch.cat([self.own.unsqueeze(-1), self.weights], -1), chunk, self.dtype)
         positions = self.positions()
         decay = decay.exp()
-        state = self.used()
+        state = self.used()[:, : largest + 1]
         outputs = []
         for n in range(query.shape[0]):
             first, end = n * chunk, min((n + 1) * chunk, self.sizes["T"])
@@ -134,13 +134,22 @@ class LogLinearAttention(ChunkedCall[Tensor]):
             target = F.one_hot(self._moved(next_at[:, None], before)[:, 0], largest + 1).to(self.dtype)
             kept = torch.einsum("bmn,bmhkv->bnhkv", target, state) * total[:, None, :, None, None]
             state = kept + written.unflatten(-2, (largest + 1, -1)).transpose(1, 2)
+        if unused := self.sizes["M"] - 1 - largest:
+            state = F.pad(state, (0, 0, 0, 0, 0, 0, 0, unused))
         return from_chunks(torch.stack(outputs), self.sizes["T"], self.v.dtype), state
 
+    def _largest(self) -> int:
+        """The largest bucket that a token of this call can be in."""
+        largest, tokens = self.sizes["M"] - 1, self.sizes["T"]
+        if self.start is not None or not isinstance(tokens, int):  # a compiler's length may be any
+            return largest
+        return max(0, min(largest, tokens.bit_length() - 1))
+
     def _moved(self, at: Tensor, before: Tensor) -> Tensor:
-        """[B, C, M]: the bucket, for a token at `at` [B, C], of what was in each bucket at position `before` [B]."""
-        buckets = torch.arange(self.sizes["M"], device=at.device)
+        """[B, C, buckets]: the bucket, for a token at `at` [B, C], of what was in each one at position `before` [B]."""
+        buckets = torch.arange(self._largest() + 1, device=at.device)
         jumped = bit_length(at ^ before[:, None]) - 1
-        return torch.maximum(buckets, jumped.unsqueeze(-1)).clamp(max=self.sizes["M"] - 1)
+        return torch.maximum(buckets, jumped.unsqueeze(-1)).clamp(max=self._largest())
 
 
 def bit_length(x: Tensor) -> Tensor:
