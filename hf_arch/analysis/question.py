@@ -136,7 +136,7 @@ def brought_along(runs: Sequence[RunRecord]) -> list[str]:
     """What of the model no recipe sets and differs all the same: what an architecture, or a part, has by default."""
     known = [run for run in runs if configuration(run)]
     keys = {key for run in known for key in configuration(run)}
-    said = tuple(key for run in known for key in given(run) if key != "model.architecture")
+    said = tuple({key for run in known for key in given(run)} - {"model.architecture"})
     own = "|".join([r"model\.mixer(\..*)?", SIZES])
     return sorted(
         key
