@@ -21,7 +21,7 @@ from pathlib import Path
 
 from hf_arch.core.errors import ConfigError, choice_error
 from hf_arch.core.files import write_atomic
-from tools.atlas_page import PAGE, fill_readme, page
+from tools.atlas_page import PAGE, comparisons, fill_readme, page
 from tools.atlas_records import README, RECIPES, ROOT, TASKS, check_source, restore, store
 
 
@@ -66,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         if given.command == "page":
-            made = page(), fill_readme(README.read_text(encoding="utf-8"))
+            compared = comparisons()
+            made = page(compared=compared), fill_readme(README.read_text(encoding="utf-8"), compared=compared)
             for path, text in zip((PAGE, README), made, strict=True):
                 write_atomic(path, text)
             return 0

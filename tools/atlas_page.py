@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
+from scipy.stats import false_discovery_control
 
 from hf_arch.analysis.columns import interval_text
 from hf_arch.analysis.compare import compare_runs
@@ -18,11 +20,17 @@ from tools.atlas_records import RECIPES, RECORDS, ROOT, TASKS, lines, restore
 PAGE = ROOT / "docs" / "atlas.md"
 
 
-def page(records: Path = RECORDS) -> str:
-    """The page as Markdown, from the records alone."""
+def comparisons(records: Path = RECORDS) -> dict[str, Comparison]:
+    """The comparison of every task whose baseline is recorded. Raises ConfigError where none is."""
     compared = {task: found for task in TASKS if (found := _compared(task, records)) is not None}
     if not compared:
         raise ConfigError(f"{records}: no run that is compared is recorded yet; first: python -m tools.atlas run text")
+    return compared
+
+
+def page(records: Path = RECORDS, compared: Mapping[str, Comparison] | None = None) -> str:
+    """The page as Markdown, from the records alone; `compared`: their `comparisons`, where they are at hand."""
+    compared = comparisons(records) if compared is None else compared
     parts = [_HEAD, _overview(compared)]
     for task in TASKS:
         table = _section(compared[task]) if task in compared else ""
@@ -39,20 +47,20 @@ _SHOWN = (
 )
 
 
-def fill_readme(text: str, records: Path = RECORDS) -> str:
+def fill_readme(text: str, records: Path = RECORDS, compared: Mapping[str, Comparison] | None = None) -> str:
     """A README with the table of well-known architectures on every task that is complete between its two comments, best
-    at the first of them first.
+    at the first of them first. `compared` as in `page`.
 
     Raises ConfigError for a README without the comments, or where no task is complete.
     """
     if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
         raise ConfigError(f"README.md: has to hold the lines {START!r} and {END!r} once each, in that order")
-    complete = [task for task in TASKS if not _state(task, records)]
-    compared = {task: found for task in complete if (found := _compared(task, records)) is not None}
-    if not compared:
+    compared = comparisons(records) if compared is None else compared
+    complete = {task: one for task, one in compared.items() if not _state(task, records)}
+    if not complete:
         raise ConfigError(f"{records}: no task has all of its runs yet; first: python -m tools.atlas run text")
-    best = next(iter(compared.values()))
-    named = {f"{task}, {one.metric_name}": one for task, one in compared.items()}
+    best = next(iter(complete.values()))
+    named = {f"{task}, {one.metric_name}": one for task, one in complete.items()}
     rows = [["mean of three seeds ± its 95 % interval", *named], ["---", *["--:"] * len(named)]]
     for name in [group.name for group in _own_groups(best) if group.name in _SHOWN]:
         rows.append([f"`{name}`", *(_cell(one, name) for one in named.values())])
@@ -68,8 +76,12 @@ rate is chosen in a separate sweep, with a seed and rows that the comparison doe
 seeds with its 95 % interval. The last column names what besides the architecture's idea may explain its difference from
 llama, by the checks of the [audit](experiments.md): such a difference is *confounded* and decides nothing. At this
 size and budget the ranking says how fast small models learn, not how good large ones become.
-Each interval is that of one architecture's own mean. The comparison with llama is corrected for all architectures at
-once: with three seeds, a difference is significant only if it is far larger than their spread.
+
+The comparison with llama is seed by seed. Its interval is that of the one difference; an architecture is called better
+or worse by the procedure of Benjamini and Hochberg (1995) over all rows of the table, which keeps the expected share of
+false ones among those called so at 5 %. With three seeds that asks for a difference far larger than their spread. The
+claims below each table, made before anything ran, are a family of their own, corrected by Holm's procedure.
+
 This page is generated from the records in `docs/atlas/` by `python -m tools.atlas page`.
 `python -m tools.atlas run TASK` (recipes in `recipes/atlas/`) trains a task and resumes from its records, at the commit
 that made them; move `docs/atlas/TASK.jsonl` away to start over.
@@ -114,6 +126,7 @@ def _measured(comparison: Comparison, group: Group) -> str:
 def _section(comparison: Comparison) -> str:
     """One task: every architecture, best first, then what its controls leave."""
     baseline = comparison.group(comparison.baseline or comparison.groups[0].name).reference
+    against = _against(comparison, baseline.name)
     head = ["run", comparison.metric_name, "against " + baseline.name, "seeds", "rate", "parameters", "FLOPs", "state"]
     rows = [[*head, "confounds"], ["---", "--:", "---", *["--:"] * 5, "---"]]
     for group in comparison.groups:
@@ -123,7 +136,7 @@ def _section(comparison: Comparison) -> str:
             [
                 group.name,
                 _measured(comparison, group),
-                comparison.versus_baseline(group.name),
+                against.get(group.name, ""),
                 str(len(group.counted)) + (f", {group.failed} failed" if group.failed else ""),
                 "" if run.learning_rate is None else f"{run.learning_rate:g}",
                 _number("params_total", run),
@@ -140,6 +153,21 @@ def _section(comparison: Comparison) -> str:
         f"{baseline.provenance.get('device')}."
     )
     return "\n\n".join(filter(None, [conditions, _table(rows), "\n".join(claims), "\n".join(controls)])) + "\n"
+
+
+def _against(comparison: Comparison, baseline: str) -> dict[str, str]:
+    """How every run stands to the baseline, in words: {name: text}; called better or worse at a false discovery rate of
+    5 % over all of them."""
+    found = {group.name: comparison.pair(group.name, baseline) for group in comparison.groups if group.name != baseline}
+    pairs = {name: pair for name, pair in found.items() if pair is not None}
+    tested = {name: pair.p_value for name, pair in pairs.items() if pair.p_value is not None}
+    for name, q in zip(tested, false_discovery_control(list(tested.values())).tolist() if tested else (), strict=True):
+        pairs[name] = replace(pairs[name], p_adjusted=q, family=len(tested), factor=1.0)
+    words = {name: pair.words for name, pair in pairs.items()}
+    for name, pair in pairs.items():
+        if pair.verdict in ("better", "worse") and comparison.confounding_checks(name, baseline):
+            words[name] += ", confounded"
+    return {**words, baseline: "baseline"}
 
 
 def _confounds(comparison: Comparison, name: str, baseline: str) -> str:

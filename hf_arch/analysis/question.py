@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from hf_arch.analysis.resolved import configuration, given, of_a_part, setting
@@ -63,7 +64,8 @@ _OF_A_RUN = (
 _MATCHED = r"model\.(.*\.)?(hidden_size|intermediate_size)"
 
 
-def flat_config(run: RunRecord) -> dict[str, Any]:
+@lru_cache(maxsize=1024)
+def flat_config(run: RunRecord) -> Mapping[str, Any]:
     """{dotted key: value} of the recipe that a run was trained by, without what every run has to itself."""
     flat: dict[str, Any] = {}
     for section in _COMPARED:
@@ -75,8 +77,14 @@ def flat_config(run: RunRecord) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if not any(re.fullmatch(one, key) for one in leave_out)}
 
 
-def changed_keys(runs: Sequence[RunRecord]) -> set[str]:
+def changed_keys(runs: Sequence[RunRecord]) -> frozenset[str]:
     """The keys of their recipes in which runs differ, where what they came to differs too."""
+    return _changed_keys(tuple(runs))
+
+
+@lru_cache(maxsize=256)
+def _changed_keys(runs: tuple[RunRecord, ...]) -> frozenset[str]:
+    """The same: each of many checks of the same runs asks for it."""
     recipes = {run: flat_config(run) for run in runs if run.config}
     changed = {key for key in {key for flat in recipes.values() for key in flat} if differs(recipes, key)}
     changed -= set(split_otherwise(runs))
@@ -85,7 +93,7 @@ def changed_keys(runs: Sequence[RunRecord]) -> set[str]:
         tried[run.name].add(run.learning_rate)
     if any(len(rates) > 1 for rates in tried.values()) or any(run.experiment.get("learning_rates") for run in runs):
         changed.discard("training.learning_rate")  # tuned, which has a check of its own
-    return changed
+    return frozenset(changed)
 
 
 def split_otherwise(runs: Sequence[RunRecord]) -> list[str]:
@@ -128,7 +136,7 @@ def brought_along(runs: Sequence[RunRecord]) -> list[str]:
     """What of the model no recipe sets and differs all the same: what an architecture, or a part, has by default."""
     known = [run for run in runs if configuration(run)]
     keys = {key for run in known for key in configuration(run)}
-    said = tuple(key for run in known for key in given(run) if key != "model.architecture")
+    said = tuple({key for run in known for key in given(run)} - {"model.architecture"})
     own = "|".join([r"model\.mixer(\..*)?", SIZES])
     return sorted(
         key

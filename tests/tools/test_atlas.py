@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 import hf_arch
+from hf_arch.analysis.comparison import Comparison
 from hf_arch.core.errors import ConfigError
 from hf_arch.runs.files import RESULTS_FILE
 from tests.experiments.synthetic import write_run
@@ -44,13 +45,20 @@ def test_every_architecture_in_every_task(task: str) -> None:
     assert recipe.get("probe", {"task": "text"})["task"] == task
 
 
-def test_the_page_is_that_of_the_records() -> None:
-    assert atlas_page.PAGE.read_text(encoding="utf-8") == atlas_page.page(), "write it anew: python -m tools.atlas page"
+@pytest.fixture(scope="module")
+def compared() -> dict[str, Comparison]:
+    return atlas_page.comparisons()
 
 
-def test_the_table_of_the_readme_is_that_of_the_records() -> None:
+def test_the_page_is_that_of_the_records(compared: dict[str, Comparison]) -> None:
+    assert atlas_page.PAGE.read_text(encoding="utf-8") == atlas_page.page(compared=compared), (
+        "write it anew: python -m tools.atlas page"
+    )
+
+
+def test_the_table_of_the_readme_is_that_of_the_records(compared: dict[str, Comparison]) -> None:
     text = atlas_records.README.read_text(encoding="utf-8")
-    assert text == atlas_page.fill_readme(text), "write it anew: python -m tools.atlas page"
+    assert text == atlas_page.fill_readme(text, compared=compared), "write it anew: python -m tools.atlas page"
     assert "| `llama` | " in text.split(atlas_page.START)[1].split(atlas_page.END)[0]
 
 
@@ -60,6 +68,28 @@ def test_the_page_names_what_else_differs(results: Path, tmp_path: Path) -> None
     table = atlas_page.page(saved(results, tmp_path)).split("## text\n")[1]
     row = next(line for line in table.splitlines() if line.startswith("| gla "))
     assert row.endswith("short convolution |")
+
+
+def test_the_page_judges_all_rows_at_one_false_discovery_rate(tmp_path: Path) -> None:
+    """A difference of p = 0.03 is one alone, and none among thirty that are noise."""
+    results = tmp_path / "results"
+    noise = {1: 0.0, 2: 0.01, 3: -0.01}
+
+    def add(name: str, gap: float, spread: float) -> None:
+        for seed in (1, 2, 3):
+            write_run(results, name, seed, loss=1.5 + 0.1 * seed + gap + spread * noise[seed])
+
+    add("llama", 0, 0)
+    add("far", -0.5, 0.1)
+    add("near", -0.032, 1)  # t = 5.5 of 3 seeds
+    rows = {line.split(" | ")[0]: line for line in atlas_page.page(saved(results, tmp_path)).splitlines()}
+    assert "| better by 0.032 [0.007, 0.057]" in rows["| near"]
+    for i in range(30):
+        add(f"noise{i}", 0.001 * (i % 3 - 1), 1)
+    rows = {line.split(" | ")[0]: line for line in atlas_page.page(saved(results, tmp_path)).splitlines()}
+    assert "| better by 0.5000 [0.4975, 0.5025]" in rows["| far"]
+    assert "| undecided (-0.032 [-0.057, -0.007])" in rows["| near"]
+    assert sum(" | undecided (" in row for row in rows.values()) == 31
 
 
 def test_readme_without_its_comments_is_one_line() -> None:
