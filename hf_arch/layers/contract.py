@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..core.errors import ConfigError
 from ..core.options import Options
+from ..ops.compat import is_hooked
 from .compat import CACHE_ARGUMENT
 from .cost import MixerCost
 from .fp32 import KeepsFp32
@@ -188,8 +189,7 @@ class CalledByMethod(Part):
 
     def is_hooked(self) -> bool:
         """Whether somebody listens to its calls."""
-        hooks = self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks
-        return bool(hooks) or "forward" in self.__dict__
+        return is_hooked(self)
 
 
 class ConfiguredPart(Part):
