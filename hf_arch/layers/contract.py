@@ -21,6 +21,7 @@ from ..ops.compat import is_hooked
 from .compat import CACHE_ARGUMENT
 from .cost import MixerCost
 from .fp32 import KeepsFp32
+from .growing_keys import append_keys
 from .key_positions import KeyPositions
 from .layout import PLAIN_LAYOUT, SequenceLayout
 from .state import LayerState
@@ -97,12 +98,12 @@ class LayerContext:
             return (
                 (key, value) if pages is None else pages.update(key, value, layer_idx, kwargs={**self.attention_kwargs})
             )
-        return self.cache.update(key, value, layer_idx if self.execution is None else self.execution)
+        return append_keys(self.cache, layer_idx if self.execution is None else self.execution, key, value)
 
     def replace_keys(self, key: Tensor, layer_idx: int) -> None:
         """Put keys [B, H, S, K] in the place of all that the cache holds of this layer."""
         layer = self.cache.layers[layer_idx if self.execution is None else self.execution]
-        if layer.is_compileable or (layer.keys.shape == key.shape and not torch.is_grad_enabled()):
+        if layer.is_compileable:
             layer.keys.copy_(key)  # a static cache keeps its address
         else:
             layer.keys = key
