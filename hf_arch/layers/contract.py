@@ -17,9 +17,11 @@ from torch import Tensor
 
 from ..core.errors import ConfigError
 from ..core.options import Options
+from ..ops.compat import is_hooked
 from .compat import CACHE_ARGUMENT
 from .cost import MixerCost
 from .fp32 import KeepsFp32
+from .growing_keys import append_keys
 from .key_positions import KeyPositions
 from .layout import PLAIN_LAYOUT, SequenceLayout
 from .state import LayerState
@@ -96,12 +98,12 @@ class LayerContext:
             return (
                 (key, value) if pages is None else pages.update(key, value, layer_idx, kwargs={**self.attention_kwargs})
             )
-        return self.cache.update(key, value, layer_idx if self.execution is None else self.execution)
+        return append_keys(self.cache, layer_idx if self.execution is None else self.execution, key, value)
 
     def replace_keys(self, key: Tensor, layer_idx: int) -> None:
         """Put keys [B, H, S, K] in the place of all that the cache holds of this layer."""
         layer = self.cache.layers[layer_idx if self.execution is None else self.execution]
-        if layer.is_compileable or (layer.keys.shape == key.shape and not torch.is_grad_enabled()):
+        if layer.is_compileable:
             layer.keys.copy_(key)  # a static cache keeps its address
         else:
             layer.keys = key
@@ -188,8 +190,7 @@ class CalledByMethod(Part):
 
     def is_hooked(self) -> bool:
         """Whether somebody listens to its calls."""
-        hooks = self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks
-        return bool(hooks) or "forward" in self.__dict__
+        return is_hooked(self)
 
 
 class ConfiguredPart(Part):

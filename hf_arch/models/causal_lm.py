@@ -19,6 +19,7 @@ from ..layers.compat import (
     slice_logits_to_keep,
 )
 from ..layers.pair_masks import pairs_as_blocks, valid_tokens
+from ..layers.plain_linear import project
 from .arguments import accept_either_name, cache_of
 from .common_names import aux_loss_coefficients
 from .configuration import ArchConfig
@@ -172,7 +173,7 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
 
     def _logits(self, hidden_states: Tensor) -> Tensor:
         """[..., D] after the final norm -> [..., V], scaled and capped."""
-        logits = self.lm_head(self._head_input(hidden_states))
+        logits = project(self.lm_head, self._head_input(hidden_states))
         cap = self.config.final_logit_softcapping
         return logits if cap is None else torch.tanh(logits / cap) * cap
 

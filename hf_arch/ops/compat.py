@@ -46,6 +46,18 @@ def watched() -> bool:
     )
 
 
+def watches_modules() -> bool:
+    """Whether somebody listens to the calls of all modules, as counters of FLOPs do."""
+    hooks = torch.nn.modules.module
+    return bool(hooks._global_forward_hooks or hooks._global_forward_pre_hooks)
+
+
+def is_hooked(module: torch.nn.Module) -> bool:
+    """Whether somebody listens to the calls of this module, or has replaced what it does."""
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(hooks) or "forward" in module.__dict__
+
+
 def exporting_to_onnx() -> bool:
     """Whether torch.onnx traces this call."""
     # Who exports has imported the exporter, which takes a quarter of a second; the public question does it too.

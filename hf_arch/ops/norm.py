@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .compat import transformed, watched
+from .compat import transformed
 from .custom_op import manual_backward
+from .one_row import is_plain_row
 from .precision import state_dtype
 
 BLOCK_ELEMENTS = 2**18  # of one block of rows: on a CPU it and its gradients stay in the cache
@@ -39,7 +40,7 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 
 
 def _plain_rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    if weight is not None and eps > 0 and _is_plain_row(x, weight):
+    if weight is not None and eps > 0 and is_plain_row(x, weight):
         row = x.reshape(-1)
         inverse = (float(torch.dot(row, row)) / row.shape[0] + eps) ** -0.5
         return (x * weight).mul_(inverse)
@@ -86,21 +87,6 @@ def _blockwise(*tensors: Tensor | None) -> bool:
     given = [x for x in tensors if x is not None]
     needed = torch.is_grad_enabled() and any(x.requires_grad for x in given)
     return needed and given[0].device.type == "cpu" and not torch.compiler.is_compiling() and not transformed()
-
-
-def _is_plain_row(x: Tensor, weight: Tensor) -> bool:
-    """Whether x is one row [1, ..., D], as in a step of decoding, whose square may be read as a number: three
-    operations for the six of a norm. It is a fp32 tensor on the CPU, nobody records, transforms or casts the
-    operations, and no gradient is needed."""
-    return (
-        x.dtype == weight.dtype == torch.float32
-        and not watched()
-        and x.numel() == x.shape[-1]
-        and x.device.type == "cpu"
-        and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
-        and type(x) is Tensor
-        and not torch.is_autocast_enabled("cpu")
-    )
 
 
 class _Norm(torch.autograd.Function):

@@ -20,6 +20,7 @@ from ..contract import EMPTY_CONTEXT, LayerContext, LayerOutput, check_signature
 from ..fp32 import KeepsFp32
 from ..initial import InitPolicies
 from ..mixers.base import MixerCost
+from ..plain_linear import project
 
 
 @options
@@ -156,8 +157,8 @@ class MLP(FeedForward):
         return {"up_proj": "colwise", "down_proj": "rowwise"}
 
     def forward(self, hidden_states: Tensor, context: LayerContext = EMPTY_CONTEXT) -> Tensor:
-        (up,) = context.at("ffn_hidden", hidden_states, self.up_proj(hidden_states))
-        return self.down_proj(self.act_fn(up))
+        (up,) = context.at("ffn_hidden", hidden_states, project(self.up_proj, hidden_states))
+        return project(self.down_proj, self.act_fn(up))
 
 
 @options
@@ -213,10 +214,10 @@ class GatedMLP(FeedForward):
         return {"gate_proj": "colwise", "up_proj": "colwise", "down_proj": "rowwise"}
 
     def forward(self, hidden_states: Tensor, context: LayerContext = EMPTY_CONTEXT) -> Tensor:
-        gate, up = self.gate_proj(hidden_states), self.up_proj(hidden_states)
+        gate, up = project(self.gate_proj, hidden_states), project(self.up_proj, hidden_states)
         gate, up = context.at("ffn_hidden", hidden_states, gate, up)
         gate = gate if self.gate_multiplier == 1 else gate * self.gate_multiplier
-        out = self.down_proj(self.act_fn(gate) * up)
+        out = project(self.down_proj, self.act_fn(gate) * up)
         return out if self.output_multiplier == 1 else out * self.output_multiplier
 
 

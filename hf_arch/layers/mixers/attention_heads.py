@@ -24,6 +24,7 @@ from ..contract import EMPTY_CONTEXT, LayerContext, LayerOutput
 from ..initial import TRANSFORMERS
 from ..key_positions import KeyPositions, key_positions
 from ..norms import AllHeadsRMSNorm, ArchRMSNorm, OffsetRMSNorm
+from ..plain_linear import project
 from ..positions import apply_rotary
 from ..rope_parameters import RotarySpec
 from .base import CacheKind, Mixer, divide
@@ -184,7 +185,7 @@ class AttentionHeads(Mixer):
     def project(self, hidden_states: Tensor, context: LayerContext) -> tuple[Tensor, Tensor, Tensor]:
         """[B, T, D] -> queries [B, H, T, K], keys [B, Hkv, T, K], values [B, Hkv, T, V] of this call's tokens."""
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query, key, value = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
+        query, key, value = (project(layer, hidden_states) for layer in (self.q_proj, self.k_proj, self.v_proj))
         q_norm, k_norm = self.q_norm, self.k_norm
         if isinstance(q_norm, AllHeadsRMSNorm) and isinstance(k_norm, AllHeadsRMSNorm):  # whole, before sites
             query, key = q_norm(query.view(shape)).flatten(-2), k_norm(key.view(shape)).flatten(-2)
@@ -223,7 +224,7 @@ class AttentionHeads(Mixer):
         Args:
             hidden_states: [B, T, D], what the layer was given. value: [B, Hkv, T, V], of this call's tokens.
         """
-        return self.o_proj(out.reshape(*hidden_states.shape[:-1], -1))
+        return project(self.o_proj, out.reshape(*hidden_states.shape[:-1], -1))
 
     def keys(self, hidden_states: Tensor, context: LayerContext) -> KeyPositions:
         """The key positions that the decoder made; those of a plain batch where the layer is called by itself."""

@@ -14,6 +14,7 @@ from ..attention_product import cache_element_bytes
 from ..initial import FLA
 from ..layout import SequenceLayout
 from ..norms import ArchRMSNorm, GatedRMSNorm
+from ..plain_linear import project
 from ..short_conv import ShortConvolution
 from ..state import LayerState
 from .base import CacheKind, MixerCost, RecurrentMixer, divide
@@ -155,7 +156,7 @@ class LinearHeadsMixer(RecurrentMixer):
 
     def projections(self, x: Tensor, state: LayerState) -> tuple[Tensor, ...]:
         """[B, T, D] -> q [B, T, H K], k [B, T, Hkv K], v [B, T, Hkv V], through the sites of `qkv`."""
-        return state.at("qkv", x, self.q_proj(x), self.k_proj(x), self.v_proj(x))
+        return state.at("qkv", x, *(project(layer, x) for layer in (self.q_proj, self.k_proj, self.v_proj)))
 
     def project(self, x: Tensor, layout: SequenceLayout, state: LayerState) -> tuple[Tensor, Tensor, Tensor]:
         """[B, T, D] -> q [B, T, H K], k [B, T, Hkv K], v [B, T, Hkv V], through the sites of `qkv` and the short
@@ -167,8 +168,8 @@ class LinearHeadsMixer(RecurrentMixer):
 
     def read_out(self, x: Tensor, out: Tensor) -> Tensor:
         """The heads' output [B, T, H, V] -> [B, T, D]."""
-        out = self.o_norm(out, self.g_proj(x).view_as(out)) if hasattr(self, "g_proj") else self.o_norm(out)
-        return self.o_proj(out.flatten(2))
+        out = self.o_norm(out, project(self.g_proj, x).view_as(out)) if hasattr(self, "g_proj") else self.o_norm(out)
+        return project(self.o_proj, out.flatten(2))
 
     def state_entries(self) -> int:
         """H K V fp32 numbers."""

@@ -27,6 +27,7 @@ from ..contract import LayerContext
 from ..initial import FLA, init_as_torch, residual_branches
 from ..layout import SequenceLayout
 from ..norms import ArchRMSNorm
+from ..plain_linear import project
 from ..short_conv import ShortConvolution
 from ..state import LayerState
 from .base import MixerCost, RecurrentMixer, divide
@@ -128,14 +129,14 @@ class StateSpaceDual(RecurrentMixer):
         return {**values, "projection_multipliers": options.projection_multipliers or [1.0] * 5}
 
     def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
-        gate, hidden, step, extra = self.multiplied(*self.in_proj(x).split(self.splits, dim=-1))
+        gate, hidden, step, extra = self.multiplied(*project(self.in_proj, x).split(self.splits, dim=-1))
         hidden = self.conv(layout.zero_padding(hidden), layout, state)
         inner, B, C = hidden.split([self.inner, self.group_width, self.group_width], dim=-1)
         groups = (self.options.n_groups, self.options.state_size)
         dt = layout.zero_padding(self.step_sizes(step))  # a step of 0 leaves the state alone
         heads = inner.unflatten(-1, (self.num_heads, -1))
         out = self.recur(heads, dt, B.unflatten(-1, groups), C.unflatten(-1, groups), extra, layout, state).flatten(2)
-        return self.out_proj(self.norm(out, gate) if self.options.use_norm else out * F.silu(gate))
+        return project(self.out_proj, self.norm(out, gate) if self.options.use_norm else out * F.silu(gate))
 
     def multiplied(self, gate: Tensor, hidden: Tensor, step: Tensor, extra: Tensor) -> tuple[Tensor, ...]:
         """The parts of what leaves `in_proj`, each times its factor."""
