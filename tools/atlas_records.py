@@ -21,7 +21,8 @@ from hf_arch.runs.record import RunRecord
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES, RECORDS, README = ROOT / "recipes" / "atlas", ROOT / "docs" / "atlas", ROOT / "README.md"
 TASKS = ("text", "mqar", "selective_copying", "parity", "s5", "memorization")
-_LEFT_OUT = ("sample", "precision_measured", "attribution")  # long, and read by nothing that the page says
+_LEFT_OUT = ("sample", "precision_measured", "attribution", "digest")
+"""Long, and read by nothing that the page says; and the digest of a file that these are then missing from."""
 _SELECTION = "learning_rates"
 
 
