@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from hf_arch.analysis.audits import data, machine, model, rates, results, sizes, spread, tokenizer, training
+from hf_arch.analysis.audits import data, machine, model, plugins, rates, results, sizes, spread, tokenizer, training
 from hf_arch.analysis.checks import confounds
 from hf_arch.analysis.finding import SEVERITIES, Finding
 from hf_arch.runs.record import RunRecord
@@ -66,6 +66,8 @@ CHECKS: tuple[Check, ...] = (
     results.check_consistent,
     results.check_versions,
     results.check_code,
+    plugins.check_plugin_files,
+    plugins.check_plugin_packages,
     results.check_metrics,
     machine.check_devices,
     machine.check_load,

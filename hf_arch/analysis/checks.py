@@ -34,6 +34,7 @@ CONFOUNDING = (
     "precision",
     "kernels",
     "code",
+    "plugin files",
     "versions",
     "settings",
     "one change",

@@ -19,6 +19,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 import hf_arch
+from hf_arch.core.plugin_files import packages_of
 from hf_arch.core.plugins import Plugin
 from hf_arch.data import SeededOrder
 from hf_arch.environment import hashes, read
@@ -69,6 +70,7 @@ def provenance(device: torch.device, plugins: Iterable[Plugin] = ()) -> dict[str
         },
         "plugins": plugin_hashes(used),
         "plugin_parts": plugin_parts(used),
+        "plugin_packages": plugin_packages(used),
         "git_commit": git_commit(),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
@@ -103,6 +105,16 @@ def plugin_parts(plugins: Iterable[Plugin]) -> dict[str, str]:
         code = hashlib.sha256(" ".join(sorted(plugin.source.hashes.values())).encode()).hexdigest()[:16]
         found.update({f"{registry.kind} {name}": code for part in plugin.parts for registry, name, _ in part.entries})
     return found
+
+
+def plugin_packages(plugins: Iterable[Plugin]) -> dict[str, str]:
+    """{package: version} of the installed packages that these plugins import, but those of `PACKAGES`."""
+    names = {name for plugin in plugins for name in packages_of(plugin.source)}
+    found = {name: _version(name) for name in names - set(PACKAGES)}
+    if unknown := [name for name, version in found.items() if version is None]:  # called otherwise than its package
+        distributions = metadata.packages_distributions()
+        found |= {one: _version(one) for name in unknown for one in distributions.get(name, ()) if one not in PACKAGES}
+    return {name: version for name, version in sorted(found.items()) if version is not None}
 
 
 def plugin_hashes(plugins: Iterable[Plugin]) -> dict[str, str]:

@@ -40,7 +40,7 @@ from hf_arch.recipe.build import changed_initialisation
 from hf_arch.recipe.recipe import Recipe
 from hf_arch.runs.files import CHECKPOINTS_DIR, METRICS_FILE, MODEL_DIR
 from hf_arch.runs.model_report import model_report, render_model_report, two_columns
-from hf_arch.runs.plugins import keep_plugins
+from hf_arch.runs.plugins import keep_plugins, keep_read_files, read_files
 from hf_arch.runs.provenance import provenance
 from hf_arch.runs.record import write_config, write_results
 from hf_arch.training.callbacks import MetricsLog, ProgressLine
@@ -330,11 +330,22 @@ class Stages:
             **self.first_look,
             **numbers,
             "wall_seconds": self._wall_seconds(),
-            "provenance": {**provenance(self.args.device, self.plugins), "exit_reason": reason},
+            "provenance": {
+                **provenance(self.args.device, self.plugins),
+                "plugin_files": self._plugin_files(),
+                "exit_reason": reason,
+            },
         }
         if self.is_main:
             return write_results(self.folder, results)
         return results
+
+    def _plugin_files(self) -> dict[str, str]:
+        """{name: sha256} of what plugins have read so far, of which the run keeps copies."""
+        files = read_files(self.plugins, self.recipe)
+        if self.is_main:
+            keep_read_files(files, self.folder)
+        return {name: file.sha256 for name, file in files.items()}
 
 
 def global_batch_size(args: TrainingArguments) -> int:
