@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ..environment import read
 from .errors import ConfigError
 from .plugin_files import watch
+from .plugin_patches import remember
 from .plugin_source import MOVED as MOVED
 from .plugin_source import PLUGIN_MODULE as PLUGIN_MODULE
 from .plugin_source import PluginSource, read_source
@@ -172,6 +173,7 @@ def load_source(source: PluginSource) -> Plugin:
     module.__spec__ = ModuleSpec(source.module, None, origin=str(source.path))
     sys.modules[source.module] = module
     watch()
+    remember()
     try:
         for neighbour in source.neighbours.values():
             plugin.neighbours.append(load_source(neighbour))
