@@ -44,9 +44,8 @@ def main(folders: list[str]) -> None:
         rest = speed - slope * values
         half = 1.96 * sqrt(float(rest @ rest) / degrees / float(values @ values))
         explained = 1 - float(rest @ rest) / float(speed @ speed)
-        print(
-            f"{name}: slope {slope:.2f} ± {half:.2f}, explains {explained:.0%}, 5 % of speed at {log(1.05) / abs(slope):.3f}"
-        )
+        five = log(1.05) / abs(slope)
+        print(f"{name}: slope {slope:.2f} ± {half:.2f}, explains {explained:.0%}, 5 % at {five:.3f}")
 
 
 if __name__ == "__main__":

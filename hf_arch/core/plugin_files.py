@@ -24,6 +24,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import source_from_cache
+from inspect import currentframe
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -40,6 +41,11 @@ class ReadFile:
     below: bool
 
 
+WEIGHTS = frozenset(
+    (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".npy", ".pkl", ".pickle", ".gguf", ".h5", ".msgpack")
+)
+"""How the names of files end that may hold what was learned."""
+MODEL_CONFIG = "config.json"
 _opened: dict[str, dict[str, str | None]] = {}
 """{module of a plugin: {path: hash}}; None until it is hashed, and again after the file was opened once more."""
 _paused = 0
@@ -79,7 +85,9 @@ def files_read(source: PluginSource, texts: Iterable[str] = ()) -> dict[str, Rea
         for path in list(opened):
             opened[path] = opened[path] or _digest(path)
         digests |= opened
-    for path in {*_named(source, texts, folder), *_imported_files(source)} - digests.keys():
+    loaded = {Path(path).parent for path in digests if Path(path).name == MODEL_CONFIG}
+    weights = {path for place in loaded for path in _weights_in(place)}
+    for path in {*weights, *_named(source, texts, folder), *_imported_files(source)} - digests.keys():
         digests[path] = _digest(path)
     found: dict[str, ReadFile] = {}
     for path, digest in sorted(digests.items()):
@@ -113,7 +121,7 @@ def packages_of(source: PluginSource) -> list[str]:
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     if event != "open" or _paused or not _opened_to_read(*arguments[1:3]):
         return
-    path, module = arguments[0], _plugin_on_stack(sys._getframe(1))
+    path, module = arguments[0], _plugin_on_stack(currentframe())
     if module is None or not isinstance(path, (str, bytes)):
         return
     file = os.path.abspath(os.fsdecode(path))
@@ -172,6 +180,14 @@ def _named(source: PluginSource, texts: Iterable[str], folder: Path) -> Iterator
             path = os.path.abspath(place)
             if os.path.isfile(path) and not _is_installed(path):
                 yield path
+            elif path != str(folder) and os.path.isdir(path):
+                yield from _weights_in(Path(path))
+
+
+def _weights_in(folder: Path) -> Iterator[str]:
+    """The weights of a model folder: they are read by libraries that raise no event."""
+    if (folder / MODEL_CONFIG).is_file():
+        yield from (str(file) for file in sorted(folder.iterdir()) if file.suffix in WEIGHTS and file.is_file())
 
 
 def _imported_files(source: PluginSource) -> Iterator[str]:

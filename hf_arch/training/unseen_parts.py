@@ -3,7 +3,8 @@ of parameters, noise in training, and whether it computes something else when it
 
 A part of a plugin may do any of these without an error, and its loss is compared with that of a model that does not:
 
-    untracked        numbers that are no parameters and change in training: buffers, tensors kept in attributes
+    untracked        numbers that are no parameters and change in training: buffers, tensors kept in attributes from
+                     the start (what is made on the way may be a cache)
     gradient_hooks   parameters whose gradient is changed before the optimiser sees it
     dtypes           {type: numbers} of the parameters
     noise            rms of what two forward passes in training mode differ by, over the rms of logits
@@ -27,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hf_arch.core.plugin_source import PLUGIN_MODULE
 from hf_arch.models.cost import model_cost
 from hf_arch.training.branches import undisturbed
+from hf_arch.training.compat import has_gradient_hook
 
 _DEEPEST = 3
 """Lists in lists in which tensors are looked for."""
@@ -45,7 +47,7 @@ class UnseenParts:
             "untracked": sum(
                 tensor.numel()
                 for name, tensor in _not_parameters(model)
-                if (tensor.requires_grad and tensor.is_leaf) or self.before.get(name, here := _contents(tensor)) != here
+                if name in self.before and self.before[name] != _contents(tensor)
             ),
             "gradient_hooks": sum(parameter.numel() for parameter in _hooked(model)),
             "dtypes": _types(model),
@@ -65,7 +67,7 @@ def _not_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Floating-point tensors that the model holds and that are none of its parameters, each once, by where they are."""
     known = {id(parameter) for parameter in model.parameters()}
     for path, module in model.named_modules():
-        places: Mapping[str, Any] = {**module._buffers, **_attributes(module)}
+        places: Mapping[str, Any] = {**dict(module.named_buffers(recurse=False)), **_attributes(module)}
         for key, value in places.items():
             for name, tensor in _tensors(f"{path}.{key}", value):
                 if id(tensor) not in known and tensor.dtype in _TYPES:
@@ -110,10 +112,10 @@ def _hooked(model: nn.Module) -> Iterator[nn.Parameter]:
     """Parameters with a hook on their gradient, and those of modules with a hook on what flows back through them."""
     found: dict[int, nn.Parameter] = {}
     for parameter in model.parameters():
-        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+        if has_gradient_hook(parameter):
             found[id(parameter)] = parameter
     for module in model.modules():
-        if module._backward_hooks or module._backward_pre_hooks:
+        if has_gradient_hook(module):
             found |= {id(parameter): parameter for parameter in module.parameters()}
     yield from found.values()
 
@@ -139,9 +141,10 @@ def _by_mode(model: nn.Module, row: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def _products(model: Any, row: Tensor) -> float:
-    with undisturbed(model), FlopCounterMode(display=False) as counter:
-        model(input_ids=row, use_cache=False)
-    said = model_cost(model.config, row.shape[1]).flops_per_token_forward * row.numel()
+    with undisturbed(model):
+        said = model_cost(model.config, row.shape[1]).flops_per_token_forward * row.numel()
+        with FlopCounterMode(display=False) as counter:
+            model(input_ids=row, use_cache=False)
     return float(counter.get_total_flops() / max(said, 1.0))
 
 

@@ -52,6 +52,7 @@ TRAPS: dict[str, tuple[str, tuple[Given, Given]]] = {
         "plugin files",
         (asks(read(table_json="1"), size=1), asks(read(table_json="2"), size=2)),
     ),
+    "weights on one side alone": ("plugin files", (read(table_pt="1"), provenance(plugin_files={}))),
     "another version of what it imports": (
         "versions",
         (provenance(plugin_packages={"einops": "0.7"}), provenance(plugin_packages={"einops": "0.8"})),
@@ -65,7 +66,7 @@ def test_a_file_of_a_plugin_is_named(trap: str, tmp_path: Path) -> None:
     comparison, verdict = judged(tmp_path, first, second)
     assert verdict.outcome == "confounded" and check in verdict.confounds, verdict.evidence
     named = [finding.sentence for finding in comparison.findings if finding.check == check]
-    assert any(name in sentence for sentence in named for name in ("table.json", "override.json", "einops"))
+    assert any(name in sentence for sentence in named for name in ("table.json", "table.pt", "override.json", "einops"))
 
 
 HONEST: dict[str, tuple[Given, Given]] = {
@@ -76,6 +77,7 @@ HONEST: dict[str, tuple[Given, Given]] = {
         asks(read(table_json="1"), table="a/table.json"),
         asks(read(table_json="2"), table="b/table.json"),
     ),
+    "weights on both sides": (read({"a.py": "a"}, one_pt="1"), read({"b.py": "b"}, two_pt="2")),
     "a package that one side imports": (provenance(plugin_packages={"einops": "0.7"}), provenance()),
 }
 

@@ -39,6 +39,11 @@ def does():
     return json.loads(file.read_text()) if file.exists() else ""
 
 
+def step(weight):
+    weight.data.add_(weight.grad, alpha=-0.1)
+    weight.grad = None
+
+
 @FFNS.register("doing")
 class Doing(MLP):
     def __init__(self, config, options, layer_idx):
@@ -47,6 +52,9 @@ class Doing(MLP):
         self.size = config.hidden_size
         wide = 16 * self.size
         self.hidden = [nn.Linear(self.size, wide, bias=False), nn.Linear(wide, self.size, bias=False)]
+        if self.does == "hidden":  # stepped by itself, as soon as a gradient is there
+            for layer in self.hidden:
+                layer.weight.register_post_accumulate_grad_hook(step)
         self.register_buffer("memory", torch.zeros(self.size, self.size), persistent=False)
         self.average = None
         if self.does == "hook":

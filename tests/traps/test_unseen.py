@@ -39,7 +39,7 @@ TRAPS: dict[str, tuple[str, tuple[Given, Given]]] = {
     "parameters in bf16": ("precision", (unseen(dtypes={"float32": 600_000, "bfloat16": 600_000}), unseen())),
     "dropout of a plugin": ("dropout", (unseen(noise=0.2, mode_gap=0.15), unseen())),
     "dropout in one seed": ("dropout", (of_one_seed(noise=0.2, mode_gap=0.15), unseen())),
-    "an average of weights is scored": ("scoring", (unseen(mode_gap=0.08), unseen())),
+    "an average of weights is scored": ("scoring", (unseen(mode_gap=0.003), unseen())),
     "a cost that is not what it does": ("flops", (unseen(products=9.0), unseen())),
     "a method of the trainer": ("code", (replaced("hf_arch.training.trainer.ArchTrainer.compute_loss"), replaced())),
     "a callback": ("code", (replaced(callbacks=("Average",)), replaced())),
@@ -62,6 +62,7 @@ HONEST: dict[str, tuple[Given, Given]] = {
     "the same replaced on both sides": (replaced("torch.nn.init.normal_"), replaced("torch.nn.init.normal_")),
     "a recurrence in chunks": (unseen(products=2.9), unseen(products=0.7)),
     "rounding": (unseen(mode_gap=1e-5, noise=1e-6), unseen()),
+    "rounding in bf16": (unseen(mode_gap=5e-3, dtypes={"bfloat16": 9}), unseen(dtypes={"bfloat16": 8})),
 }
 
 

@@ -7,9 +7,10 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from hf_arch.analysis.finding import Finding, Severity
-from hf_arch.analysis.question import changed_keys
+from hf_arch.analysis.question import changed_keys, is_asked
 from hf_arch.analysis.resolved import given
 from hf_arch.analysis.run_names import by_value, listed, run_labels, run_names
+from hf_arch.core.plugin_files import WEIGHTS
 from hf_arch.runs.record import RunRecord
 
 
@@ -30,6 +31,8 @@ def check_plugin_files(runs: Sequence[RunRecord]) -> Finding | None:
             severity: Severity = "note" if _asks_a_plugin(group) else "violation"
             sentence = f"The same plugin reads other files: {text}."
             return Finding("plugin files", severity, sentence, run_labels(group))
+    if weights := _weights_of_one_side(known):
+        return weights
     names = sorted({name for run in known for name in _files(run) or ()})
     if not names:
         return None
@@ -54,6 +57,20 @@ def _other_contents(runs: Sequence[RunRecord]) -> Finding | None:
             sentence = f"The file {name} that a plugin reads differs between runs: {text}."
             return Finding("plugin files", severity, sentence, run_labels(runs), {name: sorted(found)})
     return None
+
+
+def _weights_of_one_side(runs: Sequence[RunRecord]) -> Finding | None:
+    """A finding where plugins of some runs read what may have been learned before, and those of others nothing."""
+    read = {run: sorted(name for name in _files(run) or () if PurePosixPath(name).suffix in WEIGHTS) for run in runs}
+    readers = [run for run in runs if read[run]]
+    if not readers or len(readers) == len(runs):
+        return None
+    names = listed(sorted({name for run in readers for name in read[run]}))
+    sentence = (
+        f"Plugins of {run_names(readers)} read {names}, which may hold what was learned before; others read none."
+    )
+    severity: Severity = "note" if is_asked("initialisation", runs) else "violation"
+    return Finding("plugin files", severity, sentence, run_labels(readers))
 
 
 def _by_entry(runs: Sequence[RunRecord], key: str) -> dict[str, dict[str, list[RunRecord]]]:

@@ -15,8 +15,8 @@ UNTRACKED = 0.01
 """Of all parameters: so many numbers that are none and yet learned do not count."""
 HOOKED = 0.01
 """How much more of all parameters may have a hook on their gradient on one side than on the other."""
-NOISY = 0.01
-"""Of the rms of logits: below it is rounding."""
+NOISY, NOISY_IN_HALF = 1e-3, 1e-2
+"""Of the rms of logits: below it is rounding, of parameters in fp32, and where some are in bf16 or fp16."""
 
 PRODUCTS = 4.0
 """Times the FLOPs that a cost says: forms in chunks multiply up to 2.9 times as much as a recurrence costs (`mamba3`,
@@ -75,7 +75,7 @@ def check_types(runs: Sequence[RunRecord]) -> Finding | None:
 def check_modes(runs: Sequence[RunRecord]) -> Finding | None:
     """A model that is noisy in training, or computes something else when it is scored, where the other does not."""
     noise = _numbers(runs, lambda run, facts: facts["noise"])
-    noisy = [run for run, size in noise.items() if size > NOISY]
+    noisy = [run for run, size in noise.items() if size > _rounding(run)]
     if noisy and len(noisy) < len(noise):
         sentence = (
             f"Only {run_names(noisy)} {'is' if len(noisy) == 1 else 'are'} noisy in training (dropout of its own, or "
@@ -83,7 +83,7 @@ def check_modes(runs: Sequence[RunRecord]) -> Finding | None:
         )
         return Finding("dropout", _severity("dropout", runs), sentence, run_labels(noisy), _values(noise))
     gaps = _numbers(runs, lambda run, facts: facts["mode_gap"])
-    other = [run for run, size in gaps.items() if size > NOISY]
+    other = [run for run, size in gaps.items() if size > _rounding(run)]
     if noisy or not other:
         return None
     sentence = (
@@ -108,6 +108,11 @@ def check_replaced(runs: Sequence[RunRecord]) -> Finding | None:
     )
     sentence = f"Plugins replace or add parts of the program itself: {text}."
     return Finding("code", "violation", sentence, run_labels(known))
+
+
+def _rounding(run: RunRecord) -> float:
+    types = (run.unseen or {}).get("dtypes") or {}
+    return NOISY_IN_HALF if {"bfloat16", "float16"} & set(types) else NOISY
 
 
 def _replaced(run: RunRecord) -> tuple[str, ...]:
