@@ -15,6 +15,8 @@ from hf_arch.checkpoints.plugin_copies import PLUGINS_DIR, RUN_FACTS, chosen_sou
 from hf_arch.core.files import read_json
 from hf_arch.core.plugin_files import ReadFile, files_read
 from hf_arch.core.plugins import Plugin, load_source
+from hf_arch.core.registry import CORPORA
+from hf_arch.data.cache import data_cache, user_path
 from hf_arch.recipe.recipe import Recipe
 from hf_arch.runs.files import CONFIG_FILE
 
@@ -64,6 +66,19 @@ def read_files(plugins: Iterable[Plugin], recipe: Recipe | None = None) -> dict[
             taken = found.get(name, file)
             found[name if taken.sha256 == file.sha256 else f"{file.sha256[:8]}/{name}"] = file
     return found
+
+
+def text_files(files: Mapping[str, ReadFile], recipe: Recipe, plugins: Iterable[Plugin]) -> list[str]:
+    """Those of the files that plugins read which are of the corpus, or of the cache of its tokens: in them stands what
+    a run is scored on. A plugin that registers the corpus may read it."""
+    corpora = [recipe.data.corpus, *(recipe.data.mixture or ())] if recipe.probe is None else []
+    own = {
+        name for plugin in plugins for part in plugin.parts for registry, name, _ in part.entries if registry is CORPORA
+    }
+    if own & set(corpora):
+        return []
+    places = [data_cache(), *(place for name in corpora if (place := user_path(name).resolve()).exists())]
+    return [name for name, file in files.items() if any(file.path.resolve().is_relative_to(place) for place in places)]
 
 
 def keep_read_files(files: Mapping[str, ReadFile], folder: Path) -> None:

@@ -42,7 +42,7 @@ from hf_arch.recipe.build import changed_initialisation
 from hf_arch.recipe.recipe import Recipe
 from hf_arch.runs.files import CHECKPOINTS_DIR, METRICS_FILE, MODEL_DIR
 from hf_arch.runs.model_report import model_report, render_model_report, two_columns
-from hf_arch.runs.plugins import keep_plugins, keep_read_files, read_files
+from hf_arch.runs.plugins import keep_plugins, keep_read_files, read_files, text_files
 from hf_arch.runs.provenance import provenance
 from hf_arch.runs.record import write_config, write_results
 from hf_arch.training.callbacks import MetricsLog, ProgressLine
@@ -342,7 +342,7 @@ class Stages:
             "wall_seconds": self._wall_seconds(),
             "provenance": {
                 **provenance(self.args.device, self.plugins),
-                "plugin_files": self._plugin_files(),
+                **self._plugin_files(),
                 "exit_reason": reason,
             },
         }
@@ -350,12 +350,13 @@ class Stages:
             return write_results(self.folder, results)
         return results
 
-    def _plugin_files(self) -> dict[str, str]:
-        """{name: sha256} of what plugins have read so far, of which the run keeps copies."""
+    def _plugin_files(self) -> dict[str, Any]:
+        """{name: sha256} of what plugins have read so far, of which the run keeps copies; what of it is the corpus."""
         files = read_files(self.plugins, self.recipe)
         if self.is_main:
             keep_read_files(files, self.folder)
-        return {name: file.sha256 for name, file in files.items()}
+        hashes = {name: file.sha256 for name, file in files.items()}
+        return {"plugin_files": hashes, "plugin_text": text_files(files, self.recipe, self.plugins)}
 
 
 def global_batch_size(args: TrainingArguments) -> int:

@@ -53,6 +53,10 @@ TRAPS: dict[str, tuple[str, tuple[Given, Given]]] = {
         (asks(read(table_json="1"), size=1), asks(read(table_json="2"), size=2)),
     ),
     "weights on one side alone": ("plugin files", (read(table_pt="1"), provenance(plugin_files={}))),
+    "the corpus, in a part": (
+        "seen rows",
+        (provenance(plugins=PLUGINS, plugin_files={"table.json": "1"}, plugin_text=["table.json"]), provenance()),
+    ),
     "another version of what it imports": (
         "versions",
         (provenance(plugin_packages={"einops": "0.7"}), provenance(plugin_packages={"einops": "0.8"})),

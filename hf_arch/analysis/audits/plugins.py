@@ -40,6 +40,17 @@ def check_plugin_files(runs: Sequence[RunRecord]) -> Finding | None:
     return Finding("plugin files", "ok", sentence, run_labels(known))
 
 
+def check_text_read(runs: Sequence[RunRecord]) -> Finding | None:
+    """A part that reads the corpus may know what it is scored on, in other ways than by training."""
+    reading = {run: run.provenance.get("plugin_text") for run in runs if run.completed}
+    readers = [run for run, names in reading.items() if names]
+    if not readers:
+        return None
+    names = listed(sorted({str(name) for run in readers for name in reading[run] or ()}))
+    sentence = f"Plugins of {run_names(readers)} read {names}, in which stands what is scored."
+    return Finding("seen rows", "violation", sentence, run_labels(readers))
+
+
 def check_plugin_packages(runs: Sequence[RunRecord]) -> Finding | None:
     """The same versions of the packages that plugins import, in all runs whose plugins import them."""
     for package, found in _by_entry(runs, "plugin_packages").items():
