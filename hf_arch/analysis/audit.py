@@ -88,6 +88,7 @@ CHECKS: tuple[Check, ...] = (
     unseen.check_products,
     unseen.check_gradient_hooks,
     unseen.check_types,
+    unseen.check_starts,
     unseen.check_modes,
     results.check_metrics,
     machine.check_devices,

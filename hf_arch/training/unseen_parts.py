@@ -10,11 +10,15 @@ A part of a plugin may do any of these without an error, and its loss is compare
     noise            rms of what two forward passes in training mode differ by, over the rms of logits
     mode_gap         rms of what training mode and evaluation mode differ by, over the rms of logits: an average of
                      weights that is scored in their place, or branches that are left out
+    starts           {name of a matrix, layers as *: [hash of its first values, numbers]}: equal under two seeds where
+                     it was not drawn but loaded, or frozen from elsewhere
     products         FLOPs of the matrix products of a row that torch counts, over those that the cost of the model says
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -32,6 +36,8 @@ from hf_arch.training.compat import has_gradient_hook
 
 _DEEPEST = 3
 """Lists in lists in which tensors are looked for."""
+_SAMPLED = 64
+"""Numbers of each matrix that its start is known by."""
 _TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -40,6 +46,7 @@ class UnseenParts:
 
     def __init__(self, model: nn.Module) -> None:
         self.before = {name: _contents(tensor) for name, tensor in _not_parameters(model)}
+        self.starts = _starts(model)
 
     def facts(self, model: nn.Module, row: Tensor) -> dict[str, Any]:
         """These numbers of the trained model; row: int64 [1, T], real tokens."""
@@ -53,6 +60,7 @@ class UnseenParts:
             "dtypes": _types(model),
             **_by_mode(model, row),
             "products": _products(model, row),
+            "starts": self.starts,
         }
 
 
@@ -61,6 +69,22 @@ def _types(model: nn.Module) -> dict[str, int]:
     for parameter in model.parameters():
         found[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
     return dict(found)
+
+
+def _starts(model: nn.Module) -> dict[str, tuple[str, int]]:
+    """Of matrices that weight decay reaches and that are no constants: others have one start under every seed."""
+    digests: dict[str, Any] = {}
+    numbers: Counter[str] = Counter()
+    for name, parameter in sorted(model.named_parameters()):
+        values = parameter.detach().flatten()
+        if parameter.ndim < 2 or getattr(parameter, "_no_weight_decay", False) or values.device.type == "meta":
+            continue
+        sample = values[:: max(1, values.numel() // _SAMPLED)][:_SAMPLED].float().cpu()
+        if sample.numel() > 1 and not bool((sample == sample[0]).all()):
+            place = re.sub(r"\.\d+\.", ".*.", name)
+            digests.setdefault(place, hashlib.sha256()).update(sample.numpy().tobytes())
+            numbers[place] += parameter.numel()
+    return {place: (digest.hexdigest()[:12], numbers[place]) for place, digest in digests.items()}
 
 
 def _not_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

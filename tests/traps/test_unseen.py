@@ -33,6 +33,15 @@ def replaced(*names: str, callbacks: tuple[str, ...] = ()) -> Given:
     return {"results": {**facts, **unseen(callbacks=list(callbacks))["results"]}}
 
 
+def starts(loaded: int, drawn: int) -> Given:
+    """Numbers of a matrix that is one under every seed, and of another that is not."""
+    return {
+        "results": lambda seed: unseen(starts={"mixer": ["loaded", loaded], "head": [f"drawn-{seed}", drawn]})[
+            "results"
+        ]
+    }
+
+
 TRAPS: dict[str, tuple[str, tuple[Given, Given]]] = {
     "a memory in a buffer": ("parameters", (unseen(untracked=400_000), unseen())),
     "gradients that a hook clips": ("optimiser", (unseen(gradient_hooks=600_000), unseen())),
@@ -41,6 +50,7 @@ TRAPS: dict[str, tuple[str, tuple[Given, Given]]] = {
     "dropout in one seed": ("dropout", (of_one_seed(noise=0.2, mode_gap=0.15), unseen())),
     "an average of weights is scored": ("scoring", (unseen(mode_gap=0.003), unseen())),
     "a cost that is not what it does": ("flops", (unseen(products=9.0), unseen())),
+    "a mixer that was trained before": ("initialisation", (starts(300_000, 800_000), starts(0, 1_100_000))),
     "a method of the trainer": ("code", (replaced("hf_arch.training.trainer.ArchTrainer.compute_loss"), replaced())),
     "a callback": ("code", (replaced(callbacks=("Average",)), replaced())),
 }
@@ -61,6 +71,8 @@ HONEST: dict[str, tuple[Given, Given]] = {
     "biases that balance experts": (unseen(untracked=64), unseen()),
     "the same replaced on both sides": (replaced("torch.nn.init.normal_"), replaced("torch.nn.init.normal_")),
     "a recurrence in chunks": (unseen(products=2.9), unseen(products=0.7)),
+    "feature maps that begin as the identity": (starts(9_000, 1_000_000), starts(0, 1_100_000)),
+    "loaded on both sides": (starts(300_000, 800_000), starts(300_000, 800_000)),
     "rounding": (unseen(mode_gap=1e-5, noise=1e-6), unseen()),
     "rounding in bf16": (unseen(mode_gap=5e-3, dtypes={"bfloat16": 9}), unseen(dtypes={"bfloat16": 8})),
 }

@@ -8,13 +8,16 @@ from typing import Any
 
 from hf_arch.analysis.finding import Finding, Severity
 from hf_arch.analysis.question import is_asked
-from hf_arch.analysis.run_names import by_value, listed, run_labels, run_names
+from hf_arch.analysis.run_names import by_name, by_value, listed, run_labels, run_names
 from hf_arch.runs.record import RunRecord
 
 UNTRACKED = 0.01
 """Of all parameters: so many numbers that are none and yet learned do not count."""
 HOOKED = 0.01
 """How much more of all parameters may have a hook on their gradient on one side than on the other."""
+FIXED = 0.05
+"""Of all parameters: of all architectures only `linear_attn` begins with fixed matrices, its feature maps, 1 % of a
+tiny model."""
 NOISY, NOISY_IN_HALF = 1e-3, 1e-2
 """Of the rms of logits: below it is rounding, of parameters in fp32, and where some are in bf16 or fp16."""
 
@@ -93,6 +96,36 @@ def check_modes(runs: Sequence[RunRecord]) -> Finding | None:
     return Finding(
         "scoring", "violation" if len(other) < len(gaps) else "note", sentence, run_labels(other), _values(gaps)
     )
+
+
+def check_starts(runs: Sequence[RunRecord]) -> Finding | None:
+    """Matrices that begin with the same values under every seed, on one side: loaded, and not drawn."""
+    fixed = {name: _fixed(group) for name, group in by_name(list(_facts(runs))).items()}
+    shares = {name: sum(count for count, _ in parts.values()) for name, parts in fixed.items()}
+    loaded = [name for name, share in shares.items() if share > FIXED]
+    hashes = {tuple(sorted((place, found) for place, (_, found) in parts.items())) for parts in fixed.values()}
+    if not loaded or len(hashes) == 1:
+        return None
+    part = max(fixed[loaded[0]], key=lambda place: fixed[loaded[0]][place])
+    sentence = (
+        f"Weights of {listed(loaded)} are the same under every seed before the first step, {max(shares.values()):.0%} "
+        f"of the parameters ({part}): they were loaded and not drawn, or drawn once."
+    )
+    concerned = [run for run in runs if run.name in loaded]
+    return Finding("initialisation", _severity("initialisation", runs), sentence, run_labels(concerned), dict(shares))
+
+
+def _fixed(group: Sequence[RunRecord]) -> dict[str, tuple[float, str]]:
+    """{matrix: (share of the parameters, hash)} of those that several seeds of one run begin with alike."""
+    starts = {run.seed: (run.unseen or {}).get("starts") or {} for run in group}
+    if len(starts) < 2:
+        return {}
+    first, total = next(iter(starts.values())), group[0].numbers.get("params_total") or 1
+    return {
+        place: (found[1] / total, str(found[0]))
+        for place, found in first.items()
+        if all((other.get(place) or [None])[0] == found[0] for other in starts.values())
+    }
 
 
 def check_replaced(runs: Sequence[RunRecord]) -> Finding | None:
