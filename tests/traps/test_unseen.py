@@ -35,11 +35,8 @@ def replaced(*names: str, callbacks: tuple[str, ...] = ()) -> Given:
 
 def starts(loaded: int, drawn: int) -> Given:
     """Numbers of a matrix that is one under every seed, and of another that is not."""
-    return {
-        "results": lambda seed: unseen(starts={"mixer": ["loaded", loaded], "head": [f"drawn-{seed}", drawn]})[
-            "results"
-        ]
-    }
+    first = {"mixer": ["loaded", loaded]} if loaded else {}
+    return {"results": lambda seed: unseen(starts={**first, "head": [f"drawn-{seed}", drawn]})["results"]}
 
 
 TRAPS: dict[str, tuple[str, tuple[Given, Given]]] = {
