@@ -316,3 +316,16 @@ def test_tensors_count_their_writes():
     before = version_of(weight)
     weight.add_(1)
     assert version_of(weight) > before, "on which rests: refusing logits of a head that has been stepped"
+
+
+def test_hooks_on_gradients_are_found():
+    from hf_arch.training.compat import has_gradient_hook
+
+    layer, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    rests = "on which rests: the audit of gradients that a plugin changes"
+    assert not has_gradient_hook(layer) and not has_gradient_hook(layer.weight), rests
+    layer.register_full_backward_hook(lambda *_: None)
+    other.register_full_backward_pre_hook(lambda *_: None)
+    layer.weight.register_hook(lambda gradient: gradient)
+    other.weight.register_post_accumulate_grad_hook(lambda parameter: None)
+    assert all(map(has_gradient_hook, (layer, other, layer.weight, other.weight))), rests

@@ -16,7 +16,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from hf_arch.analysis.audits import data, machine, model, rates, results, sizes, spread, tokenizer, training
+from hf_arch.analysis.audits import (
+    data,
+    machine,
+    model,
+    plugins,
+    rates,
+    results,
+    scores,
+    sizes,
+    spread,
+    tokenizer,
+    training,
+    unseen,
+)
 from hf_arch.analysis.checks import confounds
 from hf_arch.analysis.finding import SEVERITIES, Finding
 from hf_arch.runs.record import RunRecord
@@ -35,6 +48,7 @@ CHECKS: tuple[Check, ...] = (
     data.check_chosen_weights,
     rates.check_learning_rates,
     training.check_schedule,
+    rates.check_followed,
     training.check_still_learning,
     sizes.check_parameters,
     sizes.check_matched_size,
@@ -66,11 +80,22 @@ CHECKS: tuple[Check, ...] = (
     results.check_consistent,
     results.check_versions,
     results.check_code,
+    plugins.check_plugin_files,
+    plugins.check_text_read,
+    plugins.check_plugin_packages,
+    unseen.check_replaced,
+    unseen.check_untracked,
+    unseen.check_products,
+    unseen.check_gradient_hooks,
+    unseen.check_types,
+    unseen.check_starts,
+    unseen.check_modes,
     results.check_metrics,
     machine.check_devices,
     machine.check_load,
     machine.check_measured_speed,
     results.check_utilisation,
+    scores.check_scores,
 )
 OF_CLAIMS = (*CHECKS, results.check_dropped)
 """The audit of a claim has one more: runs that did not complete are said once in the table, and may be why it holds."""

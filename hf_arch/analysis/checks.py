@@ -34,6 +34,7 @@ CONFOUNDING = (
     "precision",
     "kernels",
     "code",
+    "plugin files",
     "versions",
     "settings",
     "one change",
@@ -47,7 +48,10 @@ CONFOUNDING = (
     "consistent",
     "metric",
 )
-OTHERS = ("finished", "device", "utilisation", "load", "timing", "speed", "spread", "brought along", "chosen weights")
+OTHERS = (
+    *("finished", "device", "utilisation", "load", "timing", "speed", "spread", "brought along", "chosen weights"),
+    "scores",
+)
 ON_SPEED = ("device", "load", "timing", "utilisation")
 """Which of the others confound a claim about a speed or about memory."""
 SPEEDS = (

@@ -155,6 +155,11 @@ def _closure(name: str, files: Mapping[str, bytes]) -> dict[str, bytes]:
     return found
 
 
+def imported_names(text: bytes) -> set[str]:
+    """First parts of the names of modules that a Python text imports."""
+    return set(_imported(ast.parse(text)))
+
+
 def _imported(tree: ast.AST) -> Iterator[str]:
     """First parts of the names of modules that could be files next to this one."""
     for node in ast.walk(tree):

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..environment import read
 from .errors import ConfigError
+from .plugin_files import watch
+from .plugin_patches import remember
 from .plugin_source import MOVED as MOVED
 from .plugin_source import PLUGIN_MODULE as PLUGIN_MODULE
 from .plugin_source import PluginSource, read_source
@@ -170,6 +172,8 @@ def load_source(source: PluginSource) -> Plugin:
     module.__file__ = str(source.path)
     module.__spec__ = ModuleSpec(source.module, None, origin=str(source.path))
     sys.modules[source.module] = module
+    watch()
+    remember()
     try:
         for neighbour in source.neighbours.values():
             plugin.neighbours.append(load_source(neighbour))

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import temporary_name
+from hf_arch.core.plugin_files import unwatched
 from hf_arch.data.cache import data_cache, hash_text, locked, publish_folder, user_path
 from hf_arch.data.corpora import open_corpus
 from hf_arch.data.corpus import SPLITS, Corpus, part_range
@@ -70,6 +71,7 @@ class PreparedShards:
     created: bool
 
 
+@unwatched()
 def prepare_data(
     options: DataOptions, *, cache_dir: str | os.PathLike[str] | None = None, progress: bool = True
 ) -> PreparedData:

@@ -26,6 +26,8 @@ WINDOW_BYTES = 200
 """How much text is the same word for word, at a place that counts."""
 SAMPLE = 64
 """Tokens at each place of a fingerprint."""
+HASHED_WHOLE = 20_000_000
+"""Tokens of a split up to which its fingerprint is of all of them."""
 SEARCHED = 50_000_000
 """Tokens of the text to train on that are searched, from its beginning."""
 _CHUNK = 4_000_000
@@ -58,11 +60,17 @@ def seen_text(train: TokenDataset | MixedDataset, held_out: TokenDataset | Mixed
 
 
 def text_fingerprint(*splits: TokenDataset | MixedDataset) -> str:
-    """Hash over tokens at places evenly apart in each split, and its length: equal for equal text, whatever a corpus
-    says of itself. A plugin's corpus names its own fingerprint, and may read other bytes elsewhere."""
+    """Hash over the tokens of each split (of a long one over those at places evenly apart) and its length: equal for
+    equal text, whatever a corpus says of itself. A plugin's corpus names its own fingerprint, and may read other bytes
+    elsewhere."""
     digest = hashlib.sha256()
     for dataset in (one for split in splits for one in _corpora(split)):
         digest.update(f"{dataset.num_tokens};".encode())
+        if dataset.num_tokens <= HASHED_WHOLE:
+            for begin in range(0, dataset.num_tokens, _CHUNK):
+                part = dataset.stream.read(begin, min(begin + _CHUNK, dataset.num_tokens))
+                digest.update(part.astype("<i8").tobytes())
+            continue
         for place in np.linspace(0, max(0, dataset.num_tokens - SAMPLE), WINDOWS).astype(np.int64).tolist():
             digest.update(dataset.stream.read(place, min(place + SAMPLE, dataset.num_tokens)).astype("<i8").tobytes())
     return digest.hexdigest()[:16]

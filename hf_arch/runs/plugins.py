@@ -5,14 +5,24 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hf_arch.checkpoints.plugin_copies import RUN_FACTS, chosen_sources, copy_facts, write_copies
+from hf_arch.checkpoints.plugin_copies import PLUGINS_DIR, RUN_FACTS, chosen_sources, copy_facts, write_copies
 from hf_arch.core.files import read_json
-from hf_arch.core.plugins import load_source
+from hf_arch.core.plugin_files import ReadFile, files_read
+from hf_arch.core.plugins import Plugin, load_source
+from hf_arch.core.registry import CORPORA
+from hf_arch.data.cache import data_cache, user_path
 from hf_arch.recipe.recipe import Recipe
 from hf_arch.runs.files import CONFIG_FILE
+
+LARGEST_KEPT = 1 << 20
+"""Bytes of a file that a plugin reads, up to which a run keeps a copy of it. Of a larger one it has the hash."""
+READ_DIR = "read"
 
 
 def with_run_plugins(recipe: Recipe, folder: Path) -> Recipe:
@@ -45,6 +55,60 @@ def keep_plugins(recipe: Recipe, folder: Path) -> tuple[Recipe, dict[str, Any]]:
     write_copies(folder, facts, new)
     facts |= {kept[source.path]: recorded[kept[source.path]] for source in sources if source.path in kept}
     return recipe.with_plugins([str(folder / copy) for copy in facts]), facts
+
+
+def read_files(plugins: Iterable[Plugin], recipe: Recipe | None = None) -> dict[str, ReadFile]:
+    """{name: file} of what these plugins have read so far besides their source, and of what the recipe names."""
+    texts = set() if recipe is None else set(_texts(_without_text(recipe)))
+    found: dict[str, ReadFile] = {}
+    for plugin in plugins:
+        for name, file in files_read(plugin.source, texts).items():
+            taken = found.get(name, file)
+            found[name if taken.sha256 == file.sha256 else f"{file.sha256[:8]}/{name}"] = file
+    return found
+
+
+def text_files(files: Mapping[str, ReadFile], recipe: Recipe, plugins: Iterable[Plugin]) -> list[str]:
+    """Those of the files that plugins read which are of the corpus, or of the cache of its tokens: in them stands what
+    a run is scored on. A plugin that registers the corpus may read it."""
+    corpora = [recipe.data.corpus, *(recipe.data.mixture or ())] if recipe.probe is None else []
+    own = {
+        name for plugin in plugins for part in plugin.parts for registry, name, _ in part.entries if registry is CORPORA
+    }
+    if own & set(corpora):
+        return []
+    places = [data_cache(), *(place for name in corpora if (place := user_path(name).resolve()).exists())]
+    return [name for name, file in files.items() if any(file.path.resolve().is_relative_to(place) for place in places)]
+
+
+def keep_read_files(files: Mapping[str, ReadFile], folder: Path) -> None:
+    """Copies the small ones into the run in `folder`: next to the copy of the plugin, where this one finds them again,
+    or under `plugins/read/` where they came from elsewhere, or are Python."""
+    for name, file in files.items():
+        place = folder / PLUGINS_DIR / ("" if file.below and file.path.suffix != ".py" else READ_DIR) / name
+        with suppress(OSError):  # the run has its hash
+            if not place.exists() and file.path.stat().st_size <= LARGEST_KEPT:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file.path, place)
+
+
+def _without_text(recipe: Recipe) -> dict[str, Any]:
+    """The sections that may name a file for a plugin: the corpus, which has a fingerprint, is none of theirs."""
+    sections = {key: value for key, value in recipe.to_dict().items() if key not in ("data", "experiment")}
+    sections["model"] = {key: value for key, value in recipe.model.items() if key != "plugins"}
+    return sections
+
+
+def _texts(node: Any) -> Iterator[str]:
+    """Every text in nested mappings and lists."""
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, Mapping):
+        for value in node.values():
+            yield from _texts(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from _texts(value)
 
 
 def _recorded(folder: Path) -> dict[str, Any]:

@@ -19,6 +19,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 import hf_arch
+from hf_arch.core.plugin_files import packages_of
+from hf_arch.core.plugin_patches import replaced
 from hf_arch.core.plugins import Plugin
 from hf_arch.data import SeededOrder
 from hf_arch.environment import hashes, read
@@ -69,6 +71,8 @@ def provenance(device: torch.device, plugins: Iterable[Plugin] = ()) -> dict[str
         },
         "plugins": plugin_hashes(used),
         "plugin_parts": plugin_parts(used),
+        "plugin_packages": plugin_packages(used),
+        "replaced": replaced(),
         "git_commit": git_commit(),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
@@ -79,8 +83,28 @@ def process_settings() -> dict[str, str]:
     it in passing."""
     found = {"torch.float32_matmul_precision": torch.get_float32_matmul_precision()}
     found["torch.default_dtype"] = str(torch.get_default_dtype()).removeprefix("torch.")
-    usual = {"torch.float32_matmul_precision": "highest", "torch.default_dtype": "float32"}
-    return {name: value for name, value in found.items() if value != usual[name]}
+    found["torch.deterministic_algorithms"] = str(torch.are_deterministic_algorithms_enabled())
+    backends = torch.backends
+    found["torch.backends.mkldnn.enabled"] = str(backends.mkldnn.enabled)
+    found["torch.backends.cudnn.enabled"] = str(backends.cudnn.enabled)
+    rounds = getattr(
+        getattr(backends.mkldnn, "matmul", None), "fp32_precision", "ieee"
+    )  # tf32 is no way of computing on a processor
+    found["torch.backends.mkldnn.matmul.fp32_precision"] = "bf16" if rounds == "bf16" else "ieee"
+    fp16 = getattr(backends.cuda.matmul, "allow_fp16_accumulation", False)
+    found["torch.backends.cuda.matmul.allow_fp16_accumulation"] = str(fp16)
+    return {name: value for name, value in found.items() if value != _USUAL[name]}
+
+
+_USUAL = {
+    "torch.float32_matmul_precision": "highest",
+    "torch.default_dtype": "float32",
+    "torch.deterministic_algorithms": "False",
+    "torch.backends.mkldnn.enabled": "True",
+    "torch.backends.cudnn.enabled": "True",
+    "torch.backends.mkldnn.matmul.fp32_precision": "ieee",
+    "torch.backends.cuda.matmul.allow_fp16_accumulation": "False",
+}
 
 
 _SECRETS_AND_PLACES = re.compile(
@@ -103,6 +127,16 @@ def plugin_parts(plugins: Iterable[Plugin]) -> dict[str, str]:
         code = hashlib.sha256(" ".join(sorted(plugin.source.hashes.values())).encode()).hexdigest()[:16]
         found.update({f"{registry.kind} {name}": code for part in plugin.parts for registry, name, _ in part.entries})
     return found
+
+
+def plugin_packages(plugins: Iterable[Plugin]) -> dict[str, str]:
+    """{package: version} of the installed packages that these plugins import, but those of `PACKAGES`."""
+    names = {name for plugin in plugins for name in packages_of(plugin.source)}
+    found = {name: _version(name) for name in names - set(PACKAGES)}
+    if unknown := [name for name, version in found.items() if version is None]:  # called otherwise than its package
+        distributions = metadata.packages_distributions()
+        found |= {one: _version(one) for name in unknown for one in distributions.get(name, ()) if one not in PACKAGES}
+    return {name: version for name, version in sorted(found.items()) if version is not None}
 
 
 def plugin_hashes(plugins: Iterable[Plugin]) -> dict[str, str]:

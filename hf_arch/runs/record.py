@@ -159,6 +159,8 @@ class RunRecord:
     """The share of what the run is scored on that stands in what it was trained on (`hf_arch.data.seen_rows`)."""
     repeated_share: float | None = field(default=None, repr=False)
     """The share of the text to train on that stands in it more than once."""
+    unseen: Mapping[str, Any] | None = field(default=None, repr=False)
+    """What no configuration tells of the trained model (`hf_arch.training.unseen_parts`)."""
     stopped_early: bool | None = field(default=None, repr=False)
     attribution: str | None = field(default=None, repr=False)
     sample: Any = field(default=None, repr=False)

@@ -125,3 +125,10 @@ def forget_gathered(optimizer: Any) -> None:
 def set_last_rates(scheduler: Any, rates: list[float]) -> None:
     """Make a scheduler of torch report these learning rates as its last ones."""
     scheduler._last_lr = rates
+
+
+def has_gradient_hook(of: torch.nn.Parameter | torch.nn.Module) -> bool:
+    """Whether something is called with the gradient of a parameter, or with what flows back through a module."""
+    if isinstance(of, torch.nn.Module):
+        return bool(of._backward_hooks or of._backward_pre_hooks)
+    return bool(of._backward_hooks or getattr(of, "_post_accumulate_grad_hooks", None))

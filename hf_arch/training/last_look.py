@@ -6,6 +6,8 @@ part that learns from, or keeps something of, the rows on which it is scored. Wi
 other tokens from position c on, a causal model gives equal logits before c:
 
     later_tokens = median over cuts c of  max |logits(x) - logits(x')|[:c] / rms(logits(x))
+                   of a short row, or where it is more the smaller one of two cuts of a whole row, which has blocks
+                   that a short one does not fill
     scoring_drift =                       max |logits(x) before - after the score| / rms(logits(x))
 """
 
@@ -20,6 +22,8 @@ from hf_arch.training.branches import undisturbed
 
 LONGEST = 64
 """Tokens of the row that is looked at."""
+LONGEST_WHOLE = 1024
+"""Of a row that is looked at whole, for a model that sees ahead in longer blocks only."""
 CUTS = 6
 
 
@@ -32,7 +36,8 @@ class LastLook:
 
     def __init__(self, model: nn.Module, row: Tensor) -> None:
         self.model = model
-        self.row = row[:1, :LONGEST].to(next(model.parameters()).device)
+        self.whole = row[:1, :LONGEST_WHOLE].to(next(model.parameters()).device)
+        self.row = self.whole[:, :LONGEST]
         self.before = self._logits(self.row)
 
     def facts(self) -> dict[str, Any]:
@@ -45,7 +50,19 @@ class LastLook:
             rows[index, cut:] = (rows[index, cut:] + 1) % vocabulary
         *others, same = self._logits(rows) if length > 1 else [self.before]
         changes = [_relative((other - same)[:cut], same) for other, cut in zip(others, cuts, strict=False)]
-        return {**found, "later_tokens": sorted(changes)[len(changes) // 2] if changes else 0.0}
+        short = sorted(changes)[len(changes) // 2] if changes else 0.0
+        return {**found, "later_tokens": max(short, self._in_a_whole_row())}
+
+    def _in_a_whole_row(self) -> float:
+        length = self.whole.shape[1]
+        if length <= LONGEST:
+            return 0.0
+        same, changes = self._logits(self.whole)[0], []
+        for cut in (length * 3 // 8 + 1, length * 7 // 8 - 1):
+            other = self.whole.clone()
+            other[:, cut:] = (other[:, cut:] + 1) % same.shape[-1]
+            changes.append(_relative((self._logits(other)[0] - same)[:cut], same))
+        return min(changes)
 
     def _logits(self, rows: Tensor) -> Tensor:
         with undisturbed(self.model):

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     PreTrainedModel,
@@ -34,13 +35,14 @@ import hf_arch
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.failures import Interrupted, TrainingError
 from hf_arch.core.one_writer import only_writer
+from hf_arch.core.plugin_patches import from_plugin
 from hf_arch.numerics import NUMERICS_VERSION
 from hf_arch.optimizers.choose import choose_optimizer
 from hf_arch.recipe.build import changed_initialisation
 from hf_arch.recipe.recipe import Recipe
 from hf_arch.runs.files import CHECKPOINTS_DIR, METRICS_FILE, MODEL_DIR
 from hf_arch.runs.model_report import model_report, render_model_report, two_columns
-from hf_arch.runs.plugins import keep_plugins
+from hf_arch.runs.plugins import keep_plugins, keep_read_files, read_files, text_files
 from hf_arch.runs.provenance import provenance
 from hf_arch.runs.record import write_config, write_results
 from hf_arch.training.callbacks import MetricsLog, ProgressLine
@@ -63,6 +65,7 @@ from hf_arch.training.tasks.base import Task
 from hf_arch.training.tracking import describe_trackers, tracked
 from hf_arch.training.trainer import ArchTrainer
 from hf_arch.training.trunk import BranchPoints
+from hf_arch.training.unseen_parts import UnseenParts
 
 
 class Stages:
@@ -166,6 +169,7 @@ class Stages:
 
     def _set_up(self, trainer: ArchTrainer, log: MetricsLog, progress: ProgressLine) -> None:
         """The first look, the check of what runs, the callbacks, and the start-up report."""
+        self.unseen = UnseenParts(trainer.model)
         if not self.continuation.checkpoint:
             with self.task.alone(trainer.model):
                 self.first_look = first_look(trainer.model, self.task.look())
@@ -247,7 +251,7 @@ class Stages:
         if not math.isfinite(scores["final_val_loss"]):
             raise divergence(f"the validation loss became {scores['final_val_loss']}", steps, self.args)
         with self.task.alone(trainer.accelerator.unwrap_model(trainer.model)):
-            seen = {} if look is None else look.facts()
+            seen = {} if look is None else {**look.facts(), "unseen": self._unseen(trainer, look.row)}
             trainer.save_model(str(self.folder / MODEL_DIR))  # every process takes part where the weights are sharded
         (self.folder / MODEL_DIR / "training_args.bin").unlink(missing_ok=True)  # a pickle, and it names folders
         numbers: dict[str, Any] = {
@@ -266,6 +270,12 @@ class Stages:
             return numbers
         self.task.save_beside(self.folder / MODEL_DIR)
         return {**numbers, **self.task.measure(trainer)}
+
+    def _unseen(self, trainer: ArchTrainer, row: Tensor) -> dict[str, Any]:
+        """What no configuration tells of the model, and the callbacks that a plugin added."""
+        added = [type(one) for one in trainer.callback_handler.callbacks if from_plugin(type(one))]
+        facts = self.unseen.facts(trainer.accelerator.unwrap_model(trainer.model), row)
+        return {**facts, "callbacks": sorted(one.__name__ for one in added)}
 
     def _last_look(self, trainer: ArchTrainer) -> LastLook | None:
         """None where the weights are sharded: one row is too little for every process."""
@@ -330,11 +340,23 @@ class Stages:
             **self.first_look,
             **numbers,
             "wall_seconds": self._wall_seconds(),
-            "provenance": {**provenance(self.args.device, self.plugins), "exit_reason": reason},
+            "provenance": {
+                **provenance(self.args.device, self.plugins),
+                **self._plugin_files(),
+                "exit_reason": reason,
+            },
         }
         if self.is_main:
             return write_results(self.folder, results)
         return results
+
+    def _plugin_files(self) -> dict[str, Any]:
+        """{name: sha256} of what plugins have read so far, of which the run keeps copies; what of it is the corpus."""
+        files = read_files(self.plugins, self.recipe)
+        if self.is_main:
+            keep_read_files(files, self.folder)
+        hashes = {name: file.sha256 for name, file in files.items()}
+        return {"plugin_files": hashes, "plugin_text": text_files(files, self.recipe, self.plugins)}
 
 
 def global_batch_size(args: TrainingArguments) -> int:

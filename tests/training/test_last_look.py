@@ -33,6 +33,19 @@ class SeesAhead(Attention):
         return super().forward(hidden_states + hidden_states.roll(-1, 1), context)
 
 
+@MIXERS.register("sees_blocks")
+class SeesBlocks(Attention):
+    """Mixes the mean of each whole block of 100 tokens into all of them."""
+
+    Options = AttentionOptions
+
+    def forward(self, hidden_states: Tensor, context=None):  # type: ignore[override]
+        whole = hidden_states.shape[1] // 100 * 100
+        blocks = hidden_states[:, :whole].unflatten(1, (-1, 100))
+        mixed = (blocks + blocks.mean(2, keepdim=True)).flatten(1, 2)
+        return super().forward(torch.cat([mixed, hidden_states[:, whole:]], 1), context)
+
+
 @MIXERS.register("learns_when_scored")
 class LearnsWhenScored(Attention):
     """Keeps something of every row in evaluation mode, by a way that torch does not count."""
@@ -61,6 +74,13 @@ def test_a_causal_model_leaves_rounding_alone(name: str, length: int) -> None:
 def test_one_token_ahead_is_seen_and_so_is_what_scoring_changes() -> None:
     assert look("llama", mixer="sees_ahead")["later_tokens"] > 0.1
     assert look("llama", mixer="learns_when_scored")["scoring_drift"] > 0.01
+
+
+def test_blocks_longer_than_a_short_row_are_seen() -> None:
+    row = torch.arange(200)[None] % 60
+    assert look("llama", row[:, :64], mixer="sees_blocks")["later_tokens"] < 1e-4
+    assert look("llama", row, mixer="sees_blocks")["later_tokens"] > 0.01
+    assert look("gla", row)["later_tokens"] < 1e-4
 
 
 def test_it_leaves_no_trace() -> None:

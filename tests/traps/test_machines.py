@@ -23,6 +23,8 @@ TRAPS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "other work next to one side": ("load", load(3.0, 4.5), IDLE),
     "other work when one side began": ("load", load(4.0, 1.0), IDLE),
     "processor time that one side did not get": ("load", load(0.2, 1.0, share=0.6), IDLE),
+    "six per cent of the processor time": ("load", load(5.0, 5.0, share=0.55), load(5.0, 5.0, share=0.585)),
+    "more next to one side of several threads": ("load", load(9.0, 9.0, threads=2), load(7.0, 7.0, threads=2)),
     "other threads": ("device", provenance(threads=1), provenance(threads=2)),
     "another processor": ("device", provenance(device="one"), provenance(device="another")),
     "other processes": (
@@ -50,6 +52,12 @@ def test_unequal_load_is_a_note_on_losses(tmp_path: Path) -> None:
     comparison, _ = judged(tmp_path, load(3.0, 4.5), IDLE)
     finding = next(finding for finding in comparison.findings if finding.check == "load")
     assert finding.severity == "note" and "more busy next to some runs" in finding.sentence
+
+
+def test_a_queue_of_another_length_behind_equal_shares_confounds_nothing(tmp_path: Path) -> None:
+    comparison, _ = judged(tmp_path, load(13.0, 11.0, share=0.56), load(9.0, 10.0, share=0.55))
+    assert next(finding for finding in comparison.findings if finding.check == "load").severity == "note"
+    assert "load" not in compare_runs(tmp_path, metric=SPEED).confounding_checks("gla", "llama")
 
 
 @pytest.mark.parametrize(("given", "severity"), [(IDLE, "ok"), (load(5.0, 5.0), "note"), (load(0, 1, 0.6), "note")])

@@ -7,10 +7,15 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from hf_arch.analysis.audits.keys import differing, settings_of
 from hf_arch.analysis.finding import Finding, Severity, not_recorded
 from hf_arch.analysis.question import is_across_architectures, is_asked
-from hf_arch.analysis.run_names import by_name, by_value, listed, rates_text, run_labels
+from hf_arch.analysis.run_names import by_name, by_value, listed, rates_text, run_labels, run_names
 from hf_arch.runs.record import RunRecord
+
+FOLLOWED = 0.02
+"""Of the highest rate: so far apart may two logged courses of one schedule be."""
+FEWEST_LOGGED = 3
 
 
 def check_learning_rates(runs: Sequence[RunRecord]) -> Finding:
@@ -39,6 +44,42 @@ def check_learning_rates(runs: Sequence[RunRecord]) -> Finding:
     text = "; ".join(f"{listed(names)}: {rates_text(rates)}" for rates, names in budgets.items())
     severity: Severity = "note" if is_asked("learning rate", runs) else "violation"
     return Finding("learning rate", severity, f"Learning-rate budget differs: {text}.", run_labels(runs), values)
+
+
+def check_followed(runs: Sequence[RunRecord]) -> Finding | None:
+    """The same course of the learning rate in what was logged, where recipes give the same schedule: code may change it
+    on the way."""
+    shapes = {run: shape for run in runs if run.completed and len(shape := _shape(run)) >= FEWEST_LOGGED}
+    if differing(settings_of("schedule", runs)) or len({run.steps for run in shapes}) > 1:
+        return None
+    first = next(iter(shapes), None)
+    apart = [run for run in shapes if first is not None and _farthest(shapes[first], shapes[run]) > FOLLOWED]
+    if first is None or not apart:
+        return None
+    sentence = (
+        f"The logged learning rate of {run_names(apart)} takes another course than that of {first.label}, by up to "
+        f"{max(_farthest(shapes[first], shapes[run]) for run in apart):.0%} of the highest, though the schedules agree."
+    )
+    severity: Severity = "note" if is_asked("schedule", runs) else "violation"
+    return Finding("schedule", severity, sentence, run_labels([first, *apart]))
+
+
+def _shape(run: RunRecord) -> dict[int, float]:
+    """{step: logged rate}."""
+    return {
+        int(row["step"]): float(row["learning_rate"])
+        for row in run.metrics
+        if isinstance(row.get("learning_rate"), (int, float)) and isinstance(row.get("step"), (int, float))
+    }
+
+
+def _farthest(one: Mapping[int, float], other: Mapping[int, float]) -> float:
+    """The largest difference at common steps of two courses, each as a share of its highest there."""
+    steps = sorted(one.keys() & other.keys())
+    tops = [max((rates[step] for step in steps), default=0.0) for rates in (one, other)]
+    if len(steps) < FEWEST_LOGGED or min(tops) <= 0:
+        return 0.0
+    return max(abs(one[step] / tops[0] - other[step] / tops[1]) for step in steps)
 
 
 def _one_budget(runs: Sequence[RunRecord], rates: Sequence[float], values: dict[str, Any]) -> Finding:

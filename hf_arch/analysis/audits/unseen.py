@@ -1,0 +1,171 @@
+"""What no configuration tells of a model, and was measured of it (`hf_arch.training.unseen_parts`): on one side only,
+it is what is compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from hf_arch.analysis.finding import Finding, Severity
+from hf_arch.analysis.question import is_asked
+from hf_arch.analysis.run_names import by_name, by_value, listed, run_labels, run_names
+from hf_arch.runs.record import RunRecord
+
+UNTRACKED = 0.01
+"""Of all parameters: so many numbers that are none and yet learned do not count."""
+HOOKED = 0.01
+"""How much more of all parameters may have a hook on their gradient on one side than on the other."""
+FIXED = 0.05
+"""Of all parameters: of all architectures only `linear_attn` begins with fixed matrices, its feature maps, 1 % of a
+tiny model."""
+NOISY, NOISY_IN_HALF = 1e-3, 1e-2
+"""Of the rms of logits: below it is rounding, of parameters in fp32, and where some are in bf16 or fp16."""
+
+PRODUCTS = 4.0
+"""Times the FLOPs that a cost says: forms in chunks multiply up to 2.9 times as much as a recurrence costs (`mamba3`,
+of all architectures at 64 tokens and their tiny widths, where they do so most)."""
+
+
+def check_products(runs: Sequence[RunRecord]) -> Finding | None:
+    """A cost is what a part says of itself; the products that torch counts are what it does."""
+    ratios = _numbers(runs, lambda run, facts: facts.get("products", 0.0))
+    more = [run for run, ratio in ratios.items() if ratio > PRODUCTS]
+    if not more:
+        return None
+    sentence = (
+        f"The cost of {run_names(more)} is not what it does: a row takes {max(ratios.values()):.1f} times the FLOPs "
+        "that its parts say, in matrix products alone."
+    )
+    return Finding("flops", "violation", sentence, run_labels(more), _values(ratios))
+
+
+def check_untracked(runs: Sequence[RunRecord]) -> Finding | None:
+    """Numbers that learn and are no parameters: neither the count of parameters nor matching knows them."""
+    shares = _numbers(runs, lambda run, facts: facts["untracked"] / (run.numbers.get("params_total") or 1))
+    many = [run for run, share in shares.items() if share > UNTRACKED]
+    if not many or max(shares.values()) - min(shares.values()) <= UNTRACKED:
+        return None
+    sentence = (
+        f"Numbers that are no parameters change in training (buffers, or tensors in attributes), so that they are not "
+        f"counted: {max(shares.values()):.0%} of the parameters in {run_names(many)}."
+    )
+    return Finding("parameters", "violation", sentence, run_labels(many), _values(shares))
+
+
+def check_gradient_hooks(runs: Sequence[RunRecord]) -> Finding | None:
+    """Gradients that are changed before the optimiser sees them."""
+    shares = _numbers(runs, lambda run, facts: facts["gradient_hooks"] / (run.numbers.get("params_total") or 1))
+    if not shares or max(shares.values()) - min(shares.values()) <= HOOKED:
+        return None
+    hooked = [run for run, share in shares.items() if share > HOOKED]
+    sentence = (
+        f"Hooks change gradients before the optimiser sees them, of {max(shares.values()):.0%} of the parameters in "
+        f"{run_names(hooked)}."
+    )
+    return Finding("optimiser", _severity("optimiser", runs), sentence, run_labels(hooked), _values(shares))
+
+
+def check_types(runs: Sequence[RunRecord]) -> Finding | None:
+    """The same types of parameters: what is kept in bf16 is rounded at every step."""
+    known = {run: facts["dtypes"] for run, facts in _facts(runs).items()}
+    kinds = by_value(list(known), lambda run: ", ".join(sorted(known[run])))
+    if len(kinds) < 2:
+        return None
+    text = "; ".join(f"{types}: {run_names(group)}" for types, group in kinds.items())
+    return Finding("precision", _severity("precision", runs), f"Types of parameters differ: {text}.", run_labels(known))
+
+
+def check_modes(runs: Sequence[RunRecord]) -> Finding | None:
+    """A model that is noisy in training, or computes something else when it is scored, where the other does not."""
+    noise = _numbers(runs, lambda run, facts: facts["noise"])
+    noisy = [run for run, size in noise.items() if size > _rounding(run)]
+    if noisy and len(noisy) < len(noise):
+        sentence = (
+            f"Only {run_names(noisy)} {'is' if len(noisy) == 1 else 'are'} noisy in training (dropout of its own, or "
+            f"noise that is added): two passes differ by {max(noise.values()):.0%} of the logits."
+        )
+        return Finding("dropout", _severity("dropout", runs), sentence, run_labels(noisy), _values(noise))
+    gaps = _numbers(runs, lambda run, facts: facts["mode_gap"])
+    other = [run for run, size in gaps.items() if size > _rounding(run)]
+    if noisy or not other:
+        return None
+    sentence = (
+        f"Scored as another model than was trained (weights that are averaged, or branches left out, in evaluation "
+        f"mode): logits of {run_names(other)} differ by {max(gaps.values()):.0%} between the modes."
+    )
+    return Finding(
+        "scoring", "violation" if len(other) < len(gaps) else "note", sentence, run_labels(other), _values(gaps)
+    )
+
+
+def check_starts(runs: Sequence[RunRecord]) -> Finding | None:
+    """Matrices that begin with the same values under every seed, on one side: loaded, and not drawn."""
+    fixed = {name: _fixed(group) for name, group in by_name(list(_facts(runs))).items()}
+    shares = {name: sum(count for count, _ in parts.values()) for name, parts in fixed.items()}
+    loaded = [name for name, share in shares.items() if share > FIXED]
+    hashes = {tuple(sorted((place, found) for place, (_, found) in parts.items())) for parts in fixed.values()}
+    if not loaded or len(hashes) == 1:
+        return None
+    part = max(fixed[loaded[0]], key=lambda place: fixed[loaded[0]][place])
+    sentence = (
+        f"Weights of {listed(loaded)} are the same under every seed before the first step, {max(shares.values()):.0%} "
+        f"of the parameters ({part}): they were loaded and not drawn, or drawn once."
+    )
+    concerned = [run for run in runs if run.name in loaded]
+    return Finding("initialisation", _severity("initialisation", runs), sentence, run_labels(concerned), dict(shares))
+
+
+def _fixed(group: Sequence[RunRecord]) -> dict[str, tuple[float, str]]:
+    """{matrix: (share of the parameters, hash)} of those that several seeds of one run begin with alike."""
+    starts = {run.seed: (run.unseen or {}).get("starts") or {} for run in group}
+    if len(starts) < 2:
+        return {}
+    first, total = next(iter(starts.values())), group[0].numbers.get("params_total") or 1
+    return {
+        place: (found[1] / total, str(found[0]))
+        for place, found in first.items()
+        if all((other.get(place) or [None])[0] == found[0] for other in starts.values())
+    }
+
+
+def check_replaced(runs: Sequence[RunRecord]) -> Finding | None:
+    """The same functions, constants and callbacks, whatever plugins put in their place."""
+    known = {run: _replaced(run) for run in runs if run.completed and "replaced" in run.provenance}
+    kinds = by_value(list(known), lambda run: known[run])
+    if len(kinds) < 2:
+        return None
+    common = set.intersection(*(set(names) for names in known.values()))
+    text = "; ".join(
+        f"{listed([name for name in names if name not in common]) or 'nothing'}: {run_names(group)}"
+        for names, group in kinds.items()
+    )
+    sentence = f"Plugins replace or add parts of the program itself: {text}."
+    return Finding("code", "violation", sentence, run_labels(known))
+
+
+def _rounding(run: RunRecord) -> float:
+    types = (run.unseen or {}).get("dtypes") or {}
+    return NOISY_IN_HALF if {"bfloat16", "float16"} & set(types) else NOISY
+
+
+def _replaced(run: RunRecord) -> tuple[str, ...]:
+    callbacks = (run.unseen or {}).get("callbacks") or ()
+    return (*map(str, run.provenance.get("replaced") or ()), *(f"callback {name}" for name in callbacks))
+
+
+def _facts(runs: Sequence[RunRecord]) -> dict[RunRecord, Mapping[str, Any]]:
+    return {run: run.unseen for run in runs if run.completed and run.unseen}
+
+
+def _numbers(
+    runs: Sequence[RunRecord], value_of: Callable[[RunRecord, Mapping[str, Any]], float]
+) -> dict[RunRecord, float]:
+    return {run: float(value_of(run, facts)) for run, facts in _facts(runs).items()}
+
+
+def _values(numbers: Mapping[RunRecord, float]) -> dict[str, float]:
+    return {run.label: value for run, value in numbers.items()}
+
+
+def _severity(check: str, runs: Sequence[RunRecord]) -> Severity:
+    return "note" if is_asked(check, runs) else "violation"

@@ -1,0 +1,93 @@
+"""What plugins put in the place of functions, methods, classes and constants of ours, of torch's and of Trainer's.
+
+A plugin registers parts by name, and a recipe says which are used. One that replaces a function in passing changes
+every run of its process, and no recipe tells: gradients that are clipped otherwise, an average of weights, another
+loss. What is there when the first plugin is loaded is compared with what is there later.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from types import FunctionType, ModuleType
+from typing import Any
+
+from .plugin_source import PLUGIN_MODULE
+
+_OTHERS = (
+    *("math", "random", "torch", "torch._tensor", "torch.nn", "torch.nn.functional", "torch.nn.init", "torch.autograd"),
+    *("torch.nn.parameter", "torch.nn.modules.module", "torch.nn.modules.linear", "torch.nn.modules.sparse"),
+    *("torch.nn.modules.dropout", "torch.nn.modules.normalization", "torch.nn.utils.clip_grad", "torch.nn.utils"),
+    *("torch.optim", "torch.optim.optimizer", "torch.optim.adamw", "torch.optim.adam", "torch.optim.lr_scheduler"),
+    *("transformers.trainer", "transformers.optimization", "transformers.trainer_callback"),
+    *("transformers.modeling_utils", "accelerate.accelerator", "accelerate.optimizer", "accelerate.data_loader"),
+)
+_CONSTANTS = (bool, int, float, str, tuple, frozenset)
+_MISSING = object()
+_before: dict[str, dict[str, Any]] = {}
+"""{module: {name: value}} as it was, of functions, classes, methods and constants."""
+
+
+def remember() -> None:
+    """Keeps what there is before the first plugin is executed; later calls change nothing."""
+    if not _before:
+        for name, module in _watched():
+            _before[name] = dict(_entries(name, module))
+
+
+def replaced() -> list[str]:
+    """Dotted names of what is no longer what it was, or comes from a plugin, sorted."""
+    found = set()
+    for module_name, module in _watched():
+        before, now = _before.get(module_name, {}), dict(_entries(module_name, module))
+        found |= {f"{module_name}.{name}" for name, value in now.items() if from_plugin(value)}
+        found |= {f"{module_name}.{name}" for name, value in before.items() if _differs(value, now.get(name, _MISSING))}
+    return sorted(found)
+
+
+def from_plugin(value: Any) -> bool:
+    """Whether a function or class was defined in a plugin."""
+    if isinstance(value, FunctionType):
+        return str(value.__globals__.get("__name__")).startswith(PLUGIN_MODULE)
+    return isinstance(value, type) and value.__module__.startswith(PLUGIN_MODULE)
+
+
+def _watched() -> Iterator[tuple[str, ModuleType]]:
+    for name, module in list(sys.modules.items()):
+        if (name.startswith("hf_arch.") or name in _OTHERS) and isinstance(module, ModuleType):
+            yield name, module
+
+
+def _entries(module_name: str, module: ModuleType) -> Iterator[tuple[str, Any]]:
+    """Functions, classes and constants of a module, and the methods of the classes that it defines."""
+    for name, value in list(vars(module).items()):
+        if isinstance(value, type):
+            yield name, value
+            if value.__module__ == module_name:
+                yield from ((f"{name}.{key}", of) for key, entry in list(vars(value).items()) if (of := _method(entry)))
+        elif isinstance(value, FunctionType) or (callable(value) and module_name in _OTHERS):
+            yield name, value
+        elif name.isupper() and not name.startswith("_"):
+            if isinstance(value, _CONSTANTS):
+                yield name, value
+            elif type(value) in (list, dict):
+                yield name, value.copy()
+
+
+def _method(entry: Any) -> Callable[..., Any] | None:
+    """The function behind an entry of a class."""
+    if isinstance(entry, (staticmethod, classmethod)):
+        entry = entry.__func__
+    elif isinstance(entry, property):
+        entry = entry.fget
+    return entry if isinstance(entry, FunctionType) else None
+
+
+def _differs(before: Any, now: Any) -> bool:
+    if type(before) is not type(now):
+        return True
+    if isinstance(before, dict):
+        return before.keys() != now.keys() or any(_differs(before[key], now[key]) for key in before)
+    if isinstance(before, list):
+        return len(before) != len(now) or any(map(_differs, before, now))
+    return bool(before != now) if isinstance(before, _CONSTANTS) else before is not now

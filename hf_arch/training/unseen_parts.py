@@ -1,0 +1,194 @@
+"""What of a model no configuration tells, measured: weights that the optimiser does not know, hooks on gradients, types
+of parameters, noise in training, and whether it computes something else when it is scored.
+
+A part of a plugin may do any of these without an error, and its loss is compared with that of a model that does not:
+
+    untracked        numbers that are no parameters and change in training: buffers, tensors kept in attributes from
+                     the start (what is made on the way may be a cache)
+    gradient_hooks   parameters whose gradient is changed before the optimiser sees it
+    dtypes           {type: numbers} of the parameters
+    noise            rms of what two forward passes in training mode differ by, over the rms of logits
+    mode_gap         rms of what training mode and evaluation mode differ by, over the rms of logits: an average of
+                     weights that is scored in their place, or branches that are left out
+    starts           {name of a matrix, layers as *: [hash of its first values, numbers]}: equal under two seeds where
+                     it was not drawn but loaded, or frozen from elsewhere
+    products         FLOPs of the matrix products of a row that torch counts, over those that the cost of the model says
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from hf_arch.core.plugin_source import PLUGIN_MODULE
+from hf_arch.models.cost import model_cost
+from hf_arch.training.branches import undisturbed
+from hf_arch.training.compat import has_gradient_hook
+
+_DEEPEST = 3
+"""Lists in lists in which tensors are looked for."""
+_SAMPLED = 64
+"""Numbers of each matrix that its start is known by."""
+_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class UnseenParts:
+    """Looks at a model before its first step, and again after its last."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.before = {name: _contents(tensor) for name, tensor in _not_parameters(model)}
+        self.starts = _starts(model)
+
+    def facts(self, model: nn.Module, row: Tensor) -> dict[str, Any]:
+        """These numbers of the trained model; row: int64 [1, T], real tokens."""
+        return {
+            "untracked": sum(
+                tensor.numel()
+                for name, tensor in _not_parameters(model)
+                if name in self.before and self.before[name] != _contents(tensor)
+            ),
+            "gradient_hooks": sum(parameter.numel() for parameter in _hooked(model)),
+            "dtypes": _types(model),
+            **_by_mode(model, row),
+            "products": _products(model, row),
+            "starts": self.starts,
+        }
+
+
+def _types(model: nn.Module) -> dict[str, int]:
+    found: Counter[str] = Counter()
+    for parameter in model.parameters():
+        found[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
+    return dict(found)
+
+
+def _starts(model: nn.Module) -> dict[str, tuple[str, int]]:
+    """Of matrices that weight decay reaches and that are no constants: others have one start under every seed."""
+    digests: dict[str, Any] = {}
+    numbers: Counter[str] = Counter()
+    for name, parameter in sorted(model.named_parameters()):
+        values = parameter.detach().flatten()
+        if parameter.ndim < 2 or getattr(parameter, "_no_weight_decay", False) or values.device.type == "meta":
+            continue
+        sample = values[:: max(1, values.numel() // _SAMPLED)][:_SAMPLED].float().cpu()
+        if sample.numel() > 1 and not bool((sample == sample[0]).all()):
+            place = re.sub(r"\.\d+\.", ".*.", name)
+            digests.setdefault(place, hashlib.sha256()).update(sample.numpy().tobytes())
+            numbers[place] += parameter.numel()
+    return {place: (digest.hexdigest()[:12], numbers[place]) for place, digest in digests.items()}
+
+
+def _not_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Floating-point tensors that the model holds and that are none of its parameters, each once, by where they are."""
+    known = {id(parameter) for parameter in model.parameters()}
+    for path, module in model.named_modules():
+        places: Mapping[str, Any] = {**dict(module.named_buffers(recurse=False)), **_attributes(module)}
+        for key, value in places.items():
+            for name, tensor in _tensors(f"{path}.{key}", value):
+                if id(tensor) not in known and tensor.dtype in _TYPES:
+                    known.add(id(tensor))
+                    yield name, tensor
+    for module_name, text in list(sys.modules.items()):
+        if module_name.startswith(PLUGIN_MODULE):
+            for name, tensor in _tensors(module_name, dict(vars(text))):
+                if id(tensor) not in known and tensor.dtype in _TYPES:
+                    known.add(id(tensor))
+                    yield name, tensor
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """What a module keeps outside its tables of parameters, buffers and modules."""
+    return {key: value for key, value in vars(module).items() if key not in ("_parameters", "_buffers", "_modules")}
+
+
+def _tensors(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """Tensors in a value, in lists and mappings of it, and in modules there that are registered nowhere."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, nn.Module) and depth:
+        yield from ((f"{name}.{key}", tensor) for key, tensor in (*value.named_parameters(), *value.named_buffers()))
+    elif isinstance(value, Mapping) and depth < _DEEPEST:
+        for key, entry in list(value.items()):
+            yield from _tensors(f"{name}.{key}", entry, depth + 1)
+    elif isinstance(value, (list, tuple)) and depth < _DEEPEST:
+        for index, entry in enumerate(value):
+            yield from _tensors(f"{name}.{index}", entry, depth + 1)
+
+
+def _contents(tensor: Tensor) -> tuple[Any, ...]:
+    """What changes where a tensor does: its shape and two sums over it."""
+    if tensor.device.type == "meta":
+        return (tuple(tensor.shape),)
+    values = tensor.detach().double()
+    return tuple(tensor.shape), float(values.sum()), float(values.square().sum())
+
+
+def _hooked(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Parameters with a hook on their gradient, and those of modules with a hook on what flows back through them."""
+    found: dict[int, nn.Parameter] = {}
+    for parameter in model.parameters():
+        if has_gradient_hook(parameter):
+            found[id(parameter)] = parameter
+    for module in model.modules():
+        if has_gradient_hook(module):
+            found |= {id(parameter): parameter for parameter in module.parameters()}
+    yield from found.values()
+
+
+@torch.no_grad()
+def _by_mode(model: nn.Module, row: Tensor) -> dict[str, float]:
+    """`noise` and `mode_gap`. Buffers, modes and random numbers are afterwards as they were."""
+    with _as_it_was(model, row.device):
+        scored = _logits(model.eval(), row)
+        model.train()
+        passes = []
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            passes.append(_logits(model, row))
+        model.eval()
+    size = max(float(scored.square().mean().sqrt()), torch.finfo(torch.float32).tiny)
+    first, second = passes
+    return {
+        "noise": float((first - second).square().mean().sqrt()) / size,
+        "mode_gap": float((first - scored).square().mean().sqrt()) / size,
+    }
+
+
+@torch.no_grad()
+def _products(model: Any, row: Tensor) -> float:
+    with undisturbed(model):
+        said = model_cost(model.config, row.shape[1]).flops_per_token_forward * row.numel()
+        with FlopCounterMode(display=False) as counter:
+            model(input_ids=row, use_cache=False)
+    return float(counter.get_total_flops() / max(said, 1.0))
+
+
+def _logits(model: nn.Module, row: Tensor) -> Tensor:
+    logits: Tensor = model(input_ids=row, use_cache=False).logits
+    return logits.float()
+
+
+@contextmanager
+def _as_it_was(model: nn.Module, device: torch.device) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    was_training = model.training
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            model.train(was_training)  # what a module does where the mode changes, first
+            for module, was in modes.items():
+                module.training = was
+            for name, buffer in model.named_buffers():
+                if name in buffers and buffers[name].shape == buffer.shape:
+                    buffer.copy_(buffers[name])

@@ -1,0 +1,45 @@
+"""What plugins read is kept with the run, and the corpus is known among it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hf_arch.core.plugins import separate_plugins
+from hf_arch.recipe.recipe import Recipe
+from hf_arch.runs.plugins import keep_read_files, read_files, text_files
+
+PLUGIN = """
+from pathlib import Path
+
+from hf_arch.core.registry import FFNS
+from hf_arch.layers.ffns.ffn import MLP
+
+TABLE = (Path(__file__).parent / "tables" / "one.txt").read_text()
+LEARNED = Path(TEXT).read_text()
+
+
+@FFNS.register("reading")
+class Reading(MLP):
+    pass
+"""
+
+
+@pytest.mark.parametrize("corpus", ["text.txt", "other.txt"])
+def test_files_are_kept_and_the_corpus_is_known(corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ARCH_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "side" / "tables").mkdir(parents=True)
+    for name in ("text.txt", "other.txt", "side/tables/one.txt"):
+        (tmp_path / name).write_text(name * 50)
+    plugin = tmp_path / "side" / "reading.py"
+    plugin.write_text(PLUGIN.replace("TEXT", repr(str(tmp_path / "text.txt"))))
+    with separate_plugins():
+        model = {"architecture": "llama", "ffn": "reading", "plugins": [str(plugin)]}
+        recipe = Recipe.from_dict({"model": model, "data": {"corpus": str(tmp_path / corpus)}})
+        files = read_files(recipe.plugins, recipe)
+        assert set(files) == {"tables/one.txt", "text.txt"}
+        assert text_files(files, recipe, recipe.plugins) == (["text.txt"] if corpus == "text.txt" else [])
+        keep_read_files(files, tmp_path / "run")
+    kept = {file.relative_to(tmp_path / "run").as_posix() for file in (tmp_path / "run").rglob("*.txt")}
+    assert kept == {"plugins/tables/one.txt", "plugins/read/text.txt"}

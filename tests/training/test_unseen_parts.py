@@ -1,0 +1,97 @@
+"""What no configuration tells of a model is measured, and measuring leaves it as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+import hf_arch
+from hf_arch.training.unseen_parts import UnseenParts
+
+ROW = torch.arange(3, 35)[None]
+
+
+def model_of(name: str = "llama") -> Any:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(hf_arch.tiny_config(name))
+
+
+def measured(model: Any, step: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    parts = UnseenParts(model)
+    step()
+    return parts.facts(model, ROW)
+
+
+@pytest.mark.parametrize("name", ["llama", "mamba", "moe"])
+def test_an_honest_model_has_none_of_it(name: str) -> None:
+    model = model_of(name).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    parts = UnseenParts(model)
+    model(input_ids=ROW, labels=ROW).loss.backward()
+    random = torch.get_rng_state()
+    facts = parts.facts(model, ROW)
+    assert facts["untracked"] == facts["gradient_hooks"] == 0 and list(facts["dtypes"]) == ["float32"]
+    assert facts["noise"] == 0.0 and facts["mode_gap"] < 1e-5 and 0.3 < facts["products"] < 3
+    assert model.training and torch.equal(random, torch.get_rng_state())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_numbers_that_learn_and_are_no_parameters_are_counted() -> None:
+    model = model_of()
+    layer = model.model.layers[0]
+    layer.register_buffer("memory", torch.zeros(8, 8))
+    layer.held, layer.constant = torch.zeros(5), torch.ones(7)
+    layer.hidden = [nn.Linear(4, 4, bias=False)]
+
+    def learn() -> None:
+        layer.memory += 1
+        layer.held += 1
+        layer.hidden[0].weight.data += 1
+        layer.cache = torch.ones(9)
+
+    assert measured(model, learn)["untracked"] == 64 + 5 + 16
+
+
+def test_hooks_and_types_are_seen() -> None:
+    model = model_of()
+    layer = model.model.layers[0]
+    size = sum(parameter.numel() for parameter in layer.parameters())
+    layer.register_full_backward_hook(lambda *_: None)
+    embedding = model.get_input_embeddings().weight
+    embedding.register_hook(lambda gradient: gradient)
+    facts = measured(model)
+    assert facts["gradient_hooks"] == size + embedding.numel()
+    assert set(measured(model_of().to(torch.bfloat16))["dtypes"]) == {"bfloat16"}
+
+
+@pytest.mark.parametrize(("noisy", "fact"), [(True, "noise"), (False, "mode_gap")])
+def test_training_mode_is_compared_with_itself_and_with_evaluation(noisy: bool, fact: str) -> None:
+    model = model_of()
+
+    def change(module: nn.Module, _: Any, out: Tensor) -> Tensor:
+        if noisy and module.training:
+            return out * torch.empty_like(out).bernoulli_(0.5)
+        return out if module.training else 0.5 * out
+
+    model.get_output_embeddings().register_forward_hook(change)
+    facts = measured(model)
+    assert facts[fact] > 0.1 and (noisy or facts["noise"] == 0.0)
+
+
+def test_a_matrix_that_is_loaded_begins_alike_under_every_seed() -> None:
+    found = []
+    for seed in (1, 2):
+        model = model_of()
+        torch.manual_seed(seed)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter)
+        model.get_input_embeddings().weight.data.copy_(torch.arange(97.0)[:, None].expand(97, 32))
+        found.append(UnseenParts(model).starts)
+    first, second = found
+    same = [place for place in first if first[place] == second[place]]
+    assert same == ["model.embed_tokens.weight"] and len(first) > 3 and any("*" in place for place in first)

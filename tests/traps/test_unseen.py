@@ -1,0 +1,81 @@
+"""Differences that no configuration tells and that were measured of the models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.traps.test_planted import judged, provenance
+
+Given = dict[str, Any]
+USUAL = {
+    "untracked": 0,
+    "gradient_hooks": 0,
+    "dtypes": {"float32": 1_200_000},
+    "noise": 0.0,
+    "mode_gap": 2e-7,
+    "products": 1.1,
+}
+
+
+def unseen(**changes: Any) -> Given:
+    return {"results": {"unseen": {**USUAL, "callbacks": [], **changes}}}
+
+
+def of_one_seed(**changes: Any) -> Given:
+    return {"results": lambda seed: unseen(**(changes if seed == 3 else {}))["results"]}
+
+
+def replaced(*names: str, callbacks: tuple[str, ...] = ()) -> Given:
+    facts = provenance(replaced=list(names))["results"]
+    return {"results": {**facts, **unseen(callbacks=list(callbacks))["results"]}}
+
+
+def starts(loaded: int, drawn: int) -> Given:
+    """Numbers of a matrix that is one under every seed, and of another that is not."""
+    first = {"mixer": ["loaded", loaded]} if loaded else {}
+    return {"results": lambda seed: unseen(starts={**first, "head": [f"drawn-{seed}", drawn]})["results"]}
+
+
+TRAPS: dict[str, tuple[str, tuple[Given, Given]]] = {
+    "a memory in a buffer": ("parameters", (unseen(untracked=400_000), unseen())),
+    "gradients that a hook clips": ("optimiser", (unseen(gradient_hooks=600_000), unseen())),
+    "parameters in bf16": ("precision", (unseen(dtypes={"float32": 600_000, "bfloat16": 600_000}), unseen())),
+    "dropout of a plugin": ("dropout", (unseen(noise=0.2, mode_gap=0.15), unseen())),
+    "dropout in one seed": ("dropout", (of_one_seed(noise=0.2, mode_gap=0.15), unseen())),
+    "an average of weights is scored": ("scoring", (unseen(mode_gap=0.003), unseen())),
+    "a cost that is not what it does": ("flops", (unseen(products=9.0), unseen())),
+    "a mixer that was trained before": ("initialisation", (starts(300_000, 800_000), starts(0, 1_100_000))),
+    "a method of the trainer": ("code", (replaced("hf_arch.training.trainer.ArchTrainer.compute_loss"), replaced())),
+    "a callback": ("code", (replaced(callbacks=("Average",)), replaced())),
+}
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_what_no_configuration_tells_is_named(trap: str, tmp_path: Path) -> None:
+    check, (first, second) = TRAPS[trap]
+    comparison, verdict = judged(tmp_path, first, second)
+    assert verdict.outcome == "confounded" and check in verdict.confounds, verdict.evidence
+    assert any("gla" in finding.sentence for finding in comparison.findings if finding.check == check)
+
+
+HONEST: dict[str, tuple[Given, Given]] = {
+    "nothing": (unseen(), unseen()),
+    "measured on one side": (unseen(noise=0.1), {}),
+    "dropout on both sides": (unseen(noise=0.2, mode_gap=0.15), unseen(noise=0.3, mode_gap=0.2)),
+    "biases that balance experts": (unseen(untracked=64), unseen()),
+    "the same replaced on both sides": (replaced("torch.nn.init.normal_"), replaced("torch.nn.init.normal_")),
+    "a recurrence in chunks": (unseen(products=2.9), unseen(products=0.7)),
+    "feature maps that begin as the identity": (starts(9_000, 1_000_000), starts(0, 1_100_000)),
+    "loaded on both sides": (starts(300_000, 800_000), starts(300_000, 800_000)),
+    "rounding": (unseen(mode_gap=1e-5, noise=1e-6), unseen()),
+    "rounding in bf16": (unseen(mode_gap=5e-3, dtypes={"bfloat16": 9}), unseen(dtypes={"bfloat16": 8})),
+}
+
+
+@pytest.mark.parametrize("what", HONEST)
+def test_an_honest_pair_is_decided(what: str, tmp_path: Path) -> None:
+    _, verdict = judged(tmp_path, *HONEST[what])
+    assert verdict.outcome == "supported", verdict.evidence
