@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from hf_arch.analysis.audits import data, machine, model, rates, results, sizes, spread, tokenizer, training
+from hf_arch.analysis.audits import data, edits, machine, model, rates, results, sizes, spread, tokenizer, training
 from hf_arch.analysis.checks import confounds
 from hf_arch.analysis.finding import SEVERITIES, Finding
 from hf_arch.runs.record import RunRecord
@@ -64,6 +64,7 @@ CHECKS: tuple[Check, ...] = (
     results.check_duplicates,
     results.check_recorded,
     results.check_consistent,
+    edits.check_edited,
     results.check_versions,
     results.check_code,
     results.check_metrics,

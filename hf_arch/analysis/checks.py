@@ -45,6 +45,7 @@ CONFOUNDING = (
     "resumed",
     "recorded",
     "consistent",
+    "edited",
     "metric",
 )
 OTHERS = ("finished", "device", "utilisation", "load", "timing", "speed", "spread", "brought along", "chosen weights")
