@@ -234,7 +234,9 @@ def claims_made(runs: Sequence[RunRecord]) -> list[MadeClaim]:
             covered = [run for run in here if named & {run.name, _folder_name(run.path)}]
             registered |= {id(run) for run in covered}
             for claim in claims_made_by(about) if covered else ():
-                made.setdefault(claim.claim, claim)
+                # Of one claim in several folders: added later in one is added later.
+                if claim.claim not in made or claim.registration.status == "added later":
+                    made[claim.claim] = claim
         if entries:
             elsewhere |= {id(run) for run in here} - registered
     for run in runs:

@@ -133,6 +133,17 @@ def test_the_claims_of_another_set_are_not_those_of_these_runs(tmp_path: Path) -
     assert "claims.json of the folder names none of its runs" in verdict.registration.sentence
 
 
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+def test_a_claim_that_one_of_two_folders_added_later_was_added_later(tmp_path: Path, order: tuple[str, str]) -> None:
+    early, late = (tmp_path / name for name in order)
+    registered(early, BETTER)
+    finished(early, seeds=(1, 2))
+    finished(late, seeds=(3, 4))
+    registered(late, "", 1)
+    registered(late, BETTER, 2)
+    assert standing(tmp_path) == {BETTER: ("added later", False)}
+
+
 def test_a_claim_may_be_changed_before_there_are_results(tmp_path: Path) -> None:
     registered(tmp_path, BETTER)
     registered(tmp_path, WORSE, 1)
