@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 
 from hf_arch.analysis.audits import (
     data,
+    edits,
     machine,
     model,
     plugins,
@@ -78,6 +79,7 @@ CHECKS: tuple[Check, ...] = (
     results.check_duplicates,
     results.check_recorded,
     results.check_consistent,
+    edits.check_edited,
     results.check_versions,
     results.check_code,
     plugins.check_plugin_files,

@@ -46,6 +46,7 @@ CONFOUNDING = (
     "resumed",
     "recorded",
     "consistent",
+    "edited",
     "metric",
 )
 OTHERS = (

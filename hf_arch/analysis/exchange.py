@@ -31,8 +31,9 @@ AXES = {"tokens": "tokens", "flops": "training FLOPs", "seconds": "seconds"}
 class ExchangeRate:
     """`first` reaches the loss of `second` with `ratio` of what that takes on `axis`.
 
-    high is infinite where it does not reach it in more than 2.5 % of the resamples. Without a ratio, `reason` says why:
-    that it never gets there, or what keeps the curves from being compared.
+    high is infinite where it does not reach it in more than 2.5 % of the resamples, low 0 where it is there before its
+    first evaluation in as many. `at_most`: it is there before its first evaluation, and the ratio is that of this one.
+    Without a ratio, `reason` says why: that it never gets there, or what keeps the curves from being compared.
     """
 
     first: str
@@ -42,13 +43,15 @@ class ExchangeRate:
     low: float | None = None
     high: float | None = None
     reason: str = ""
+    at_most: bool = False
 
     @property
     def share(self) -> str:
         """`0.61 [0.5, 0.7] of its tokens`."""
         assert self.ratio is not None and self.low is not None and self.high is not None
         high = f"{self.high:.2f}" if math.isfinite(self.high) else "never within its budget"
-        return f"{self.ratio:.2f} [{self.low:.2f}, {high}] of its {AXES[self.axis]}"
+        bound = "at most " if self.at_most else ""
+        return f"{bound}{self.ratio:.2f} [{self.low:.2f}, {high}] of its {AXES[self.axis]}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; an interval without an upper end has `high` None and `open` true."""
@@ -61,6 +64,7 @@ class ExchangeRate:
             "low": self.low,
             "high": high,
             "open": self.ratio is not None and high is None,
+            "at_most": self.at_most,
             "reason": self.reason or None,
         }
 
@@ -90,9 +94,13 @@ def exchange_rates(first: str, second: str, one: SeedCurves, other: SeedCurves) 
         reason = f"{seeds} shared seed{'' if seeds == 1 else 's'}; a bootstrap needs at least {MIN_SEEDS}"
         return [ExchangeRate(first, second, axis, reason=reason) for axis in AXES]
     everyone = np.full(seeds, 1 / seeds)
+    if _reached(other, other, everyone) <= other.tokens[0]:
+        reason = f"the loss of {second} does not fall from its first evaluation to its last"
+        return [ExchangeRate(first, second, axis, reason=reason) for axis in AXES]
     if not math.isfinite(_tokens_ratio(one, other, everyone)):
         reason = f"{first} never reaches the loss of {second} within its budget"
         return [ExchangeRate(first, second, axis, reason=reason) for axis in AXES]
+    at_most = bool(_reached(one, other, everyone) <= one.tokens[0])
     draws = [(weights, count, _tokens_ratio(one, other, weights)) for weights, count in _resamples(seeds)]
     found = []
     for axis, words in AXES.items():
@@ -101,16 +109,23 @@ def exchange_rates(first: str, second: str, one: SeedCurves, other: SeedCurves) 
             found.append(ExchangeRate(first, second, axis, reason=f"{words} are not recorded"))
             continue
         values = np.asarray([_ratio(one, other, axis, weights, tokens) for weights, _count, tokens in draws])
-        low, high = _expanded_interval(values, np.asarray([count for _weights, count, _tokens in draws]), seeds)
-        found.append(ExchangeRate(first, second, axis, ratio, low, high))
+        counts = np.asarray([count for _weights, count, _tokens in draws])
+        earlier = np.asarray([_reached(one, other, weights) <= one.tokens[0] for weights, _count, _tokens in draws])
+        low = _expanded_interval(np.where(earlier, 0.0, values), counts, seeds)[0]
+        high = _expanded_interval(values, counts, seeds)[1]
+        found.append(ExchangeRate(first, second, axis, ratio, low, high, at_most=at_most))
     return found
 
 
 def _tokens_ratio(one: SeedCurves, other: SeedCurves, weights: np.ndarray) -> float:
     """The share of tokens for the mean curves of seeds with these weights; infinite where `one` never gets there."""
-    goal = weights @ other.losses
-    target = float(non_increasing(goal)[-1])
-    return first_reach(one.tokens, weights @ one.losses, target) / first_reach(other.tokens, goal, target)
+    return _reached(one, other, weights) / _reached(other, other, weights)
+
+
+def _reached(one: SeedCurves, other: SeedCurves, weights: np.ndarray) -> float:
+    """The tokens at which the mean curve of `one` comes down to the loss at the end of that of `other`."""
+    target = float(non_increasing(weights @ other.losses)[-1])
+    return first_reach(one.tokens, weights @ one.losses, target)
 
 
 def _ratio(one: SeedCurves, other: SeedCurves, axis: str, weights: np.ndarray, tokens: float) -> float | None:

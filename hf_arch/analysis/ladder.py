@@ -3,10 +3,13 @@
 - The law L(N, D) of each (`loss_surface`), or why its points allow none.
 - Extrapolation, tested: the largest size predicted from the others, against what it came to (`held_out`), also where
   the points do not determine the constants of a law.
-- IsoFLOP minima: the size that the law makes best for a compute, among the sizes of the ladder's range.
+- IsoFLOP minima: the size that is best for a compute, among the sizes of the ladder's range.
 - Decision accuracy: how often a smaller size ranks a pair of runs as the largest size and budget do.
 - The multiplier: with which share of B's compute A reaches B's loss, both at their best sizes, against compute; and,
   size by size, the exchange rate of losses that have all decayed (`exchange`).
+
+Minima and multipliers have the range of every law that the points do not reject, also where the constants of a law are
+not determined (`ladder_compute`).
 """
 
 from __future__ import annotations
@@ -19,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_arch.analysis.admissible import admissible_laws
 from hf_arch.analysis.exchange import ExchangeRate, SeedCurves, exchange_rates
 from hf_arch.analysis.held_out import HeldOut, predict_held_out
-from hf_arch.analysis.ladder_compute import Frontier, Multiplier, multipliers
+from hf_arch.analysis.ladder_compute import Frontier, Minimum, Multiplier, multipliers
 from hf_arch.analysis.loss_surface import LossSurface, Points, fit_surface
 from hf_arch.analysis.scaling import Refused
 from hf_arch.analysis.stats import PairedDifference, all_pairs
@@ -70,16 +74,17 @@ class Rungs:
         return predict_held_out(points.where(~largest), points.where(largest))
 
     @cached_property
-    def frontier(self) -> Frontier | None:
-        """The best loss at each compute by the law; None without one."""
-        if isinstance(self.law, Refused) or not np.isfinite(self.flops).all():
-            return None
-        return Frontier(self.law, self.points.parameters, self.flops / self.points.tokens)
+    def frontier(self) -> Frontier | Refused:
+        """The best loss at each compute, by every law that the points do not reject, or why there is none."""
+        if not np.isfinite(self.flops).all():
+            return Refused("training FLOPs are not recorded")
+        laws = admissible_laws(self.points)
+        return laws if isinstance(laws, Refused) else Frontier(laws, self.flops / self.points.tokens)
 
     @cached_property
-    def minima(self) -> list[dict[str, float]]:
-        """IsoFLOP minima at computes across the ladder: compute, parameters, tokens, loss."""
-        if self.frontier is None:
+    def minima(self) -> list[Minimum]:
+        """IsoFLOP minima at computes across the ladder."""
+        if isinstance(self.frontier, Refused):
             return []
         return [self.frontier.minimum(c) for c in np.geomspace(self.flops.min(), self.flops.max(), MINIMA + 2)[1:-1]]
 
@@ -89,17 +94,14 @@ class Rungs:
         test = self.held_out
         tested = f"the largest size is not predicted: {test.reason}" if isinstance(test, Refused) else test.words
         found = [f"{self.base}: {self.law.words}", f"{self.base}: {tested}"]
-        best = "; ".join(
-            f"{quantity(m['flops'])}FLOPs: {quantity(m['parameters'])} parameters"
-            + (", at the end of the sizes" if m["at_edge"] else "")
-            for m in self.minima
-        )
-        return [*found, *([f"{self.base}: best size at {best}"] if best else [])]
+        if isinstance(self.frontier, Refused):
+            return [*found, f"{self.base}: no best size by compute: {self.frontier.reason}"]
+        best = "; ".join(minimum.words for minimum in self.minima)
+        return [*found, f"{self.base}: best size, with the range of all laws that the points allow, at {best}"]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         law, test = self.law, self.held_out
-        fitted = not isinstance(law, Refused)
         return {
             "base": self.base,
             "points": [
@@ -120,7 +122,8 @@ class Rungs:
             if isinstance(test, Refused)
             else {**{key: getattr(test, key) for key in HeldOut.__annotations__}, "inside": test.inside},
             "held_out_reason": test.reason if isinstance(test, Refused) else None,
-            "minima": self.minima if fitted else [],
+            "minima": [minimum.to_dict() for minimum in self.minima],
+            "minima_reason": self.frontier.reason if isinstance(self.frontier, Refused) else None,
         }
 
 
@@ -203,12 +206,7 @@ def ladder_of(groups: Sequence[Group], metric: str, baseline: str | None, lower_
     rungs = tuple(Rungs(name, tuple(members[name]), metric) for name in names)
     others = [(entry, rungs[0]) for entry in rungs[1:]]
     rates = [rate for one, other in others for rate in _rates(one, other)]
-    ratios = [
-        Multiplier.refused(one.base, other.base)
-        if one.frontier is None or other.frontier is None
-        else multipliers(one.base, other.base, one.frontier, other.frontier, other.flops)
-        for one, other in others
-    ]
+    ratios = [_multiplier(one, other) for one, other in others]
     return Ladder(rungs, tuple(_decision_accuracy(rungs)), tuple(rates), tuple(ratios))
 
 
@@ -219,6 +217,14 @@ def rung_pairs(ladder: Ladder) -> list[PairedDifference]:
         for group in entry.groups:
             members.setdefault(rung(group), {})[group.name] = group.by_seed(entry.metric)
     return [pair for rungs in members.values() for pair in all_pairs(rungs)]
+
+
+def _multiplier(one: Rungs, other: Rungs) -> Multiplier:
+    for side in (one, other):
+        if isinstance(side.frontier, Refused):
+            return Multiplier(one.base, other.base, reason=f"{side.base}: {side.frontier.reason}")
+    assert not isinstance(one.frontier, Refused) and not isinstance(other.frontier, Refused)
+    return multipliers(one.base, other.base, one.frontier, other.frontier, other.flops)
 
 
 def _decision_accuracy(rungs: Sequence[Rungs]) -> list[dict[str, float]]:

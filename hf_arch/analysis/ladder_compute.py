@@ -1,4 +1,15 @@
-"""Laws of a ladder against compute: the best size for each, and how much compute one run saves another."""
+"""A ladder against compute: the best size for each, and how much one run saves another, by every admissible law.
+
+The range over the laws that the points do not reject (`admissible`), of three things:
+
+- The slope dL/dlog N at one compute, C = FLOPs per token x tokens, is linear in A and B. A size may be the best where
+  it may be 0; the best size may be beyond the ladder's where it may still fall at the largest, or rise at the smallest.
+- The frontier, the loss of the best size at each compute: its envelopes are those of the loss of each size. Of laws
+  that all fall with compute, the least compute for a loss is where the lower envelope reaches it, the most where the
+  upper one does.
+- The multiplier, between two frontiers. Their errors are independent, so that both laws together may be t^2 above their
+  best: what one uses up the other has no more.
+"""
 
 from __future__ import annotations
 
@@ -8,57 +19,121 @@ from typing import Any
 
 import numpy as np
 
-from hf_arch.analysis.loss_surface import LossSurface
+from hf_arch.analysis.admissible import AdmissibleLaws, t_squared
 from hf_arch.core.formats import quantity
 
 GRID = 80
 COMPUTES = 7
 REACH = 32.0
 """How far beyond a compute the other's curve is followed for the loss there."""
+_COARSE = 4
+"""Of the grid of sizes, every so many for an envelope, which is flat about its minimum."""
+_FOLLOWED = 48
+_SHARES = np.linspace(0.0, 1.0, 7)
+"""Of the bound of two laws together, what one of them may use up."""
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """The best size at one compute, and the range that the admissible laws give it among the sizes of the ladder;
+    `below` and `above`: some of those laws have it below the smallest, or above the largest."""
+
+    flops: float
+    parameters: float
+    tokens: float
+    loss: float
+    low: float
+    high: float
+    below: bool
+    above: bool
+
+    @property
+    def words(self) -> str:
+        """`1.2TFLOPs: 30k parameters [20k, 50k or more]`."""
+        at = f"{quantity(self.flops)}FLOPs:"
+        if self.below and self.above:
+            return (
+                f"{at} not known: by some laws that the points allow below the smallest size, by some above the largest"
+            )
+        low, high = (quantity(value) for value in (self.low, self.high))
+        less, more = (" or less" if self.below else ""), (" or more" if self.above else "")
+        return f"{at} {quantity(self.parameters)} parameters [{low}{less}, {high}{more}]"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; `at_edge`: the best is the smallest or the largest size of the ladder."""
+        smallest = self.below and self.parameters == self.low
+        largest = self.above and self.parameters == self.high
+        numbers = {key: getattr(self, key) for key in Minimum.__annotations__}
+        return {**numbers, "at_edge": float(smallest or largest), "words": self.words}
 
 
 class Frontier:
-    """The lowest loss at each compute C = FLOPs per token x tokens, over the sizes from the smallest to the largest.
+    """The lowest loss at each compute, over the sizes from the smallest to the largest.
 
-    parameters, flops_per_token: those of the rungs, float64 [n]; FLOPs between the sizes are linear in logarithms.
+    flops_per_token: those of the rungs, float64 [n]; FLOPs between the sizes are linear in logarithms.
     """
 
-    def __init__(self, law: LossSurface, parameters: np.ndarray, flops_per_token: np.ndarray) -> None:
-        self.law = law
-        sizes, first = np.unique(parameters, return_index=True)
+    def __init__(self, laws: AdmissibleLaws, flops_per_token: np.ndarray) -> None:
+        self.laws = laws
+        self.flops_per_token = flops_per_token
+        sizes, first = np.unique(laws.points.parameters, return_index=True)
         self.sizes = np.geomspace(sizes[0], sizes[-1], GRID)
         self.flops = np.exp(np.interp(np.log(self.sizes), np.log(sizes), np.log(flops_per_token[first])))
 
-    def losses(self, compute: np.ndarray, values: np.ndarray | None = None) -> np.ndarray:
-        """The loss of the best size at each compute, float64 [n], by the law or by a bootstrap draw of it."""
-        return self._all(compute, values).min(axis=1)
+    def losses(self, compute: np.ndarray) -> np.ndarray:
+        """The loss of the best size at each compute, float64 [n], by the best law."""
+        return self._all(compute).min(axis=1)
 
     def at(self, compute: float) -> tuple[np.ndarray, np.ndarray]:
-        """Sizes, and the loss of each at one compute, float64 [n] each."""
+        """Sizes, and the loss of each at one compute by the best law, float64 [n] each."""
         return self.sizes, self._all(np.asarray([compute]))[0]
 
-    def minimum(self, compute: float) -> dict[str, float]:
-        """The best size at one compute; `at_edge` is 1 where it is the smallest or the largest of the ladder."""
-        _sizes, losses = self.at(compute)
+    def minimum(self, compute: float) -> Minimum:
+        """The best size at one compute."""
+        sizes, losses = self.at(compute)
         best = int(losses.argmin())
-        return {
-            "flops": float(compute),
-            "parameters": float(self.sizes[best]),
-            "tokens": float(compute / self.flops[best]),
-            "loss": float(losses[best]),
-            "at_edge": float(best in (0, GRID - 1)),
-        }
+        tokens = compute / self.flops
+        # A step in log N is one in log tokens, down, by as much as FLOPs per token rise.
+        terms = self.laws.terms(sizes, tokens) * self._slopes()
+        low, high = self.laws.extremes(terms, self.laws.bound)
+        may_rise, may_fall = high.max(axis=0) >= 0, low.min(axis=0) <= 0
+        # argmax of what is all false is 0: then the best law, whose slope is of either sign, is the limit.
+        first = min(int(may_rise.argmax()), best) if may_rise.any() else best
+        last = max(GRID - 1 - int(may_fall[::-1].argmax()), best) if may_fall.any() else best
+        return Minimum(
+            float(compute),
+            float(sizes[best]),
+            float(tokens[best]),
+            float(losses[best]),
+            float(sizes[first]),
+            float(sizes[last]),
+            below=bool(may_rise[0]),
+            above=bool(may_fall[-1]),
+        )
 
-    def _all(self, compute: np.ndarray, values: np.ndarray | None = None) -> np.ndarray:
-        law = self.law if values is None else LossSurface(values, self.law.draws, self.law.unit, self.law.points)
+    def envelopes(self, compute: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+        """The least and the greatest loss of the best size at each of n computes, by the laws within each of k bounds:
+        [2, k, n]."""
+        kept = np.unique(np.r_[0:GRID:_COARSE, GRID - 1])
+        sizes, tokens = np.broadcast_arrays(self.sizes[kept], compute[:, None] / self.flops[kept])
+        terms = self.laws.terms(sizes.ravel(), tokens.ravel()).reshape(-1, *tokens.shape, 3)
+        return np.stack(self.laws.least_of(terms, bounds))
+
+    def _slopes(self) -> np.ndarray:
+        """dL/dlog N at one compute, as factors of the terms of E, A and B: [pairs, GRID, 3]."""
+        steeper = np.gradient(np.log(self.flops), np.log(self.sizes))
+        a, b = self.laws.exponents[:, :1], self.laws.exponents[:, 1:]
+        return np.stack(np.broadcast_arrays(0.0, -a, b * steeper[None]), axis=-1)
+
+    def _all(self, compute: np.ndarray) -> np.ndarray:
         tokens = compute[:, None] / self.flops[None]
-        return law.predict(np.broadcast_to(self.sizes, tokens.shape), tokens)
+        return self.laws.predict(np.broadcast_to(self.sizes, tokens.shape), tokens)
 
 
 @dataclass(frozen=True)
 class Multiplier:
     """With which share of the compute of `second` the run `first` reaches its loss, at several computes, with a band;
-    infinite where it does not within 32 times as much."""
+    high is infinite, and low 0, where some law needs more than 32 times as much, or less than a 32nd."""
 
     first: str
     second: str
@@ -66,48 +141,85 @@ class Multiplier:
     ratio: tuple[float, ...] = ()
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
+    trained: float = np.inf
+    """The most compute that `first` was trained with."""
     reason: str = field(default="")
-
-    @classmethod
-    def refused(cls, first: str, second: str) -> Multiplier:
-        """Of two runs of which one has no law."""
-        return cls(first, second, reason="one of them has no law")
 
     @property
     def words(self) -> str:
-        """The ratio at the lowest and the highest compute."""
+        """The ratio at the lowest and the highest compute, and what the laws do not agree on."""
         if self.reason:
             return f"{self.first} against {self.second}: no multiplier of compute: {self.reason}"
         ends = [
-            f"{self.ratio[i]:.2f} [{self.low[i]:.2f}, {self.high[i]:.2f}]{of} at {quantity(self.flops[i])}FLOPs"
+            f"{_number(self.ratio[i])} [{_number(self.low[i])}, {_number(self.high[i])}]{of} at "
+            f"{quantity(self.flops[i])}FLOPs"
             for i, of in ((0, " of its compute"), (-1, ""))
         ]
-        return (
+        said = [
             f"{self.first} reaches the loss of {self.second} with {ends[0]} and {ends[1]}, both at "
-            "their best sizes by the laws"
-        )
+            "their best sizes by the laws",
+            *(
+                f"at {where} of {len(self.flops)} computes {what}"
+                for what, where in self._disagreements.items()
+                if where
+            ),
+        ]
+        return "; ".join(said)
+
+    @property
+    def _disagreements(self) -> dict[str, int]:
+        """What the admissible laws leave open, and at how many computes."""
+        compute, low, ratio, high = (np.asarray(x) for x in (self.flops, self.low, self.ratio, self.high))
+        masks = {
+            "the laws that the points allow do not agree which of them needs less": (low <= 1) & (high >= 1),
+            f"they do not agree within a factor of {REACH:g}": (low == 0) | np.isinf(high),
+            f"{self.first} is followed beyond the compute it was trained with": compute * ratio > self.trained,
+        }
+        return {what: int(mask.sum()) for what, mask in masks.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        numbers = {key: list(getattr(self, key)) for key in ("flops", "ratio", "low", "high")}
-        return {"first": self.first, "second": self.second, **numbers, "reason": self.reason or None}
+        """Plain values, for JSON; a number beyond reach is None."""
+        numbers = {
+            key: [float(x) if np.isfinite(x) else None for x in getattr(self, key)]
+            for key in ("flops", "ratio", "low", "high")
+        }
+        open_ = {} if self.reason else {"left_open": self._disagreements}
+        return {"first": self.first, "second": self.second, **numbers, **open_, "reason": self.reason or None}
 
 
 def multipliers(
     first: str, second: str, one: Frontier, other: Frontier, measured: Sequence[float] | np.ndarray
 ) -> Multiplier:
-    """The multiplier at computes across those that were `measured`; the band is over both bootstraps."""
+    """The multiplier at computes across those that were `measured` of `other`; the band is over both sets of laws."""
     computes = np.geomspace(np.min(measured), np.max(measured), COMPUTES)
-    follow = np.geomspace(computes[0] / REACH, computes[-1] * REACH, 4 * GRID)
+    follow = np.geomspace(computes[0] / REACH, computes[-1] * REACH, _FOLLOWED * 4)
+    bound = t_squared(min(one.laws.degrees, other.laws.degrees))
+    mine, theirs = (Frontier(side.laws.within(bound), side.flops_per_token) for side in (one, other))
+    best = _reached(follow, mine.losses(follow), theirs.losses(computes))
+    coarse = np.geomspace(follow[0], follow[-1], _FOLLOWED)
+    curves = mine.envelopes(coarse, bound * _SHARES[::-1])
+    targets = theirs.envelopes(computes, bound * _SHARES)
+    # The least compute: the most that the other's loss may be, and the least that one's own may.
+    low = np.min([_reached(coarse, *pair) for pair in zip(curves[0], targets[1], strict=True)], axis=0)
+    high = np.max([_reached(coarse, *pair) for pair in zip(curves[1], targets[0], strict=True)], axis=0)
+    trained = float((mine.flops_per_token * mine.laws.points.tokens).max())
+    ratio, least, most = (tuple(_within_reach(values / computes).tolist()) for values in (best, low, high))
+    return Multiplier(first, second, tuple(computes.tolist()), ratio, least, most, trained)
 
-    def ratio(mine: np.ndarray | None, theirs: np.ndarray | None) -> np.ndarray:
-        curve, targets = one.losses(follow, mine), other.losses(computes, theirs)
-        # Losses fall with compute, which np.interp wants rising.
-        reached = np.exp(np.interp(-targets, -curve, np.log(follow), right=np.inf))
-        return reached / computes
 
-    draws = np.asarray([ratio(a, b) for a, b in zip(one.law.draws, other.law.draws, strict=False)])
-    low, high = (np.sort(draws, axis=0)[i] for i in (int(0.025 * len(draws)), -1 - int(0.025 * len(draws))))
-    best = ratio(None, None)
-    numbers = [tuple(values.tolist()) for values in (computes, best, low, high)]
-    return Multiplier(first, second, numbers[0], numbers[1], numbers[2], numbers[3])
+def _reached(follow: np.ndarray, losses: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """The compute at which a curve of losses that fall comes down to each target; 0 below its reach, inf above."""
+    falling = np.minimum.accumulate(losses)
+    # np.interp wants what rises.
+    with np.errstate(divide="ignore"):
+        return np.exp(np.interp(-targets, -falling, np.log(follow), left=-np.inf, right=np.inf))
+
+
+def _within_reach(ratio: np.ndarray) -> np.ndarray:
+    return np.where(ratio > REACH, np.inf, np.where(ratio < 1 / REACH, 0.0, ratio))
+
+
+def _number(ratio: float) -> str:
+    if np.isinf(ratio):
+        return f"more than {REACH:g}"
+    return f"{ratio:.2f}" if ratio else f"less than 1/{REACH:g}"

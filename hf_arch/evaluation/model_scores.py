@@ -29,6 +29,7 @@ from hf_arch.core.registry import METRICS
 from hf_arch.evaluation.loading import load_model, parse_device, parse_dtype
 from hf_arch.evaluation.metric_scores import score_metrics
 from hf_arch.evaluation.text_loss import TextOptions, score_text
+from hf_arch.runs.digest import DIGEST, seal_scores
 from hf_arch.runs.files import CHECKPOINTS_DIR, EVALUATION_FILE, is_run
 from hf_arch.runs.items import drop_items, write_items
 from hf_arch.runs.provenance import provenance
@@ -232,7 +233,9 @@ def _add(run: Path, document: dict[str, Any]) -> None:
     record = RunRecord.load(run)
     made = {"settings": document["settings"], SCORED_WEIGHTS: {"steps": record.steps}}
     scores = {task: {**values, **made} for task, values in document["results"].items()}
-    write_json(run / EVALUATION_FILE, {**document, "model": run.name, "results": {**record.benchmarks, **scores}})
+    tasks = {**record.benchmarks, **scores}
+    digest = seal_scores(run, tasks, scores)
+    write_json(run / EVALUATION_FILE, {**document, "model": run.name, "results": tasks, DIGEST: digest})
 
 
 def print_scores(document: dict[str, Any]) -> None:

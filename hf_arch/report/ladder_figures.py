@@ -28,7 +28,7 @@ def ladder_figures(comparison: Comparison) -> list[Figure]:
     looks = [(Series(index, entry.base), entry) for index, entry in enumerate(ladder.rungs)]
     found = [_losses(comparison, looks)]
     for series, entry in looks:
-        if entry.frontier is not None:
+        if not isinstance(entry.frontier, Refused):
             found.append(_minima(comparison, series, entry))
         if not isinstance(entry.held_out, Refused):
             found.append(_held_out(comparison, series, entry.base, entry.held_out))
@@ -46,7 +46,7 @@ def _losses(comparison: Comparison, looks: list[tuple[Series, Rungs]]) -> Figure
                     entry.flops[of], means[of], color=series.color, linestyle=series.dash, marker=series.marker,
                     label=series.name if size == points.parameters.min() else None,
                 )  # fmt: skip
-            if entry.frontier is not None:
+            if not isinstance(entry.frontier, Refused):
                 compute = np.geomspace(entry.flops.min(), 4 * entry.flops.max(), 60)
                 axes.plot(compute, entry.frontier.losses(compute), color=series.color, linewidth=1.0, alpha=0.6)
         axes.set(xlabel="training FLOPs", ylabel=comparison.metric_name)
@@ -54,24 +54,25 @@ def _losses(comparison: Comparison, looks: list[tuple[Series, Rungs]]) -> Figure
         axes.legend(frameon=False, fontsize=8)
 
     alt = "; ".join(f"{series.name}: {entry.law.words}" for series, entry in looks)
-    note = "A line for each size, over its budgets, all decayed; thin: the lowest loss of the fitted law."
+    note = "A line for each size, over its budgets, all decayed; thin: the lowest loss of the best law."
     return Figure("ladder-losses", "Loss against compute", note, f"{alt}.", draw, legend=False)
 
 
 def _minima(comparison: Comparison, series: Series, entry: Rungs) -> Figure:
     def draw(axes: Axes) -> None:
-        assert entry.frontier is not None
+        assert not isinstance(entry.frontier, Refused)
         for minimum in entry.minima:
-            sizes, losses = entry.frontier.at(minimum["flops"])
+            sizes, losses = entry.frontier.at(minimum.flops)
             axes.plot(sizes, losses, color=series.color, linewidth=1.2)
-            axes.plot([minimum["parameters"]], [minimum["loss"]], color=INK, marker="o", markersize=5)
-            axes.annotate(f"{quantity(minimum['flops'])} FLOPs", (sizes[-1], losses[-1]), fontsize=7, ha="right")
+            axes.plot([minimum.parameters], [minimum.loss], color=INK, marker="o", markersize=5)
+            axes.plot([minimum.low, minimum.high], [minimum.loss] * 2, color=INK, linewidth=1.0)
+            axes.annotate(f"{quantity(minimum.flops)} FLOPs", (sizes[-1], losses[-1]), fontsize=7, ha="right")
         axes.set(xlabel="parameters without embeddings", ylabel=comparison.metric_name)
         log_ticks(axes.xaxis, EngFormatter(sep=""))
 
-    alt = "; ".join(f"{quantity(m['flops'])} FLOPs: {quantity(m['parameters'])} parameters" for m in entry.minima)
+    alt = "; ".join(minimum.words for minimum in entry.minima)
     title = f"Best size of {entry.base} by compute"
-    note = f"By the law. {alt}."
+    note = f"By the best law, with the range of all laws that the points allow. {alt}."
     return Figure(f"ladder-minima-{series.index}", title, note, f"{alt}.", draw, legend=False)
 
 
@@ -91,7 +92,10 @@ def _held_out(comparison: Comparison, series: Series, base: str, test: HeldOut) 
 
 def _multiplier(entry: Multiplier, index: int) -> Figure:
     def draw(axes: Axes, entry: Any = entry) -> None:
-        series, top = Series(index, entry.first), 4 * max(1.0, max(r for r in entry.ratio if np.isfinite(r)))
+        series, top = (
+            Series(index, entry.first),
+            4 * max(1.0, max((r for r in entry.ratio if np.isfinite(r)), default=1.0)),
+        )
         x = np.asarray(entry.flops)
         low, high = (np.minimum(side, top) for side in (entry.low, entry.high))
         axes.axhline(1.0, color=INK, linewidth=1.0)

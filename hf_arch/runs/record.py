@@ -23,6 +23,7 @@ from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import finite, read_json, write_json
 from hf_arch.core.formats import byte_size, duration, quantity
 from hf_arch.recipe.recipe import RUN_FACTS, Recipe
+from hf_arch.runs.digest import DIGEST, edited, seal_results
 from hf_arch.runs.file_shape import check_objects, check_version
 from hf_arch.runs.files import CONFIG_FILE, EVALUATION_FILE, METRICS_FILE, RESULTS_FILE, is_run, read_metrics
 from hf_arch.runs.items import item_name, item_tasks
@@ -233,7 +234,7 @@ class RunRecord:
             "launch": results.get("launch") if isinstance(results.get("launch"), Mapping) else None,
             "schema_version": SCHEMA_VERSION,
             "config": config,
-            "others": {key: value for key, value in results.items() if key not in RESULT_KEYS},
+            "others": {key: value for key, value in results.items() if key not in (*RESULT_KEYS, DIGEST)},
         }
         return cls(**values)
 
@@ -320,6 +321,11 @@ class RunRecord:
         """The rows of metrics.jsonl, read on first use."""
         return read_metrics(self.path / METRICS_FILE)
 
+    @cached_property
+    def edited(self) -> list[str] | None:
+        """What is not as the run wrote it (`hf_arch.runs.digest`); None where that is not known."""
+        return edited(self.path, self.metrics) if self.completed else None
+
 
 NUMBERS: dict[str, Number] = numbers_of(RunRecord)
 """{key: definition} of every measured number."""
@@ -349,7 +355,7 @@ def read_results(folder: Path) -> RunRecord | None:
 def write_results(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     """Writes results.json, atomically, and returns what it holds. Raises ConfigError for a value of a wrong type."""
     RunRecord.from_files(folder, values, {})
-    results = {"schema_version": SCHEMA_VERSION, **values}
+    results = seal_results(folder, {"schema_version": SCHEMA_VERSION, **values})
     write_json(folder / RESULTS_FILE, results)
     return results
 

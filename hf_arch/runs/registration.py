@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -101,6 +102,10 @@ class MadeClaim:
 
 
 UNREGISTERED = Registration("not registered")
+UNREGISTERED_HERE = Registration(
+    "not registered", sentence=f"not registered: {CLAIMS_FILE} of the folder names none of its runs"
+)
+"""Of runs in a folder whose claims are those of others: copied there, or trained there by `hf-arch train`."""
 
 
 def read_entries(folder: Path) -> list[Entry]:
@@ -186,10 +191,18 @@ def register(
 def _with_results(folder: Path, names: Iterable[str]) -> list[Path]:
     """The folders of runs of these names, those of a sweep included, that have shown a number."""
     wanted = {group_name(name) for name in names}
-    return [run for run in run_folders(folder) if _name_of(run) in wanted and _has_results(run)]
+    return [run for run in run_folders(folder) if wanted & _names_of(run) and _has_results(run)]
 
 
-def _name_of(folder: Path) -> str:
+def _names_of(folder: Path) -> set[str]:
+    """What a run is called: by its folder, and by its results, which keep the name where the folder is renamed."""
+    found = {_folder_name(folder)}
+    with suppress(ConfigError):  # the results of another set, which are not for this one to complain about
+        found |= {record.name} if (record := read_results(folder)) is not None else set()
+    return found
+
+
+def _folder_name(folder: Path) -> str:
     return group_name(folder.name.rpartition("_")[0])
 
 
@@ -212,17 +225,24 @@ def claims_made(runs: Sequence[RunRecord]) -> list[MadeClaim]:
     the runs record themselves."""
     made: dict[str, MadeClaim] = {}
     registered: set[int] = set()
+    elsewhere: set[int] = set()
     for folder in dict.fromkeys(run.path.parent for run in runs):
         entries = read_entries(folder)
         here = [run for run in runs if run.path.parent == folder]
         for about in _by_set(entries):
-            covered = [run for run in here if any(_name_of(run.path) in map(group_name, e.runs) for e in about)]
+            named = {group_name(name) for entry in about for name in entry.runs}
+            covered = [run for run in here if named & {run.name, _folder_name(run.path)}]
             registered |= {id(run) for run in covered}
             for claim in claims_made_by(about) if covered else ():
-                made.setdefault(claim.claim, claim)
+                # Of one claim in several folders: added later in one is added later.
+                if claim.claim not in made or claim.registration.status == "added later":
+                    made[claim.claim] = claim
+        if entries:
+            elsewhere |= {id(run) for run in here} - registered
     for run in runs:
         for text in claims_in(run.hypothesis) if id(run) not in registered else ():
-            made.setdefault(text, MadeClaim(run.hypothesis, text, UNREGISTERED))
+            found = UNREGISTERED_HERE if id(run) in elsewhere else UNREGISTERED
+            made.setdefault(text, MadeClaim(run.hypothesis, text, found))
     return list(made.values())
 
 

@@ -10,6 +10,8 @@ import pytest
 
 from hf_arch.analysis.audit import audit
 from hf_arch.analysis.finding import Finding
+from hf_arch.core.files import read_json
+from hf_arch.runs.record import write_results
 from hf_arch.runs.suite import find_runs
 from tests.experiments.synthetic import VERSIONS, write_failed_run, write_run
 
@@ -22,7 +24,8 @@ def clean_suite(root: Path, **changes: Any) -> None:
     for name in NAMES:
         for seed in (1, 2, 3):
             for rate in RATES:
-                write_run(root, name, seed, learning_rate=rate, **(changes if name == "gla" else {}))
+                folder = write_run(root, name, seed, learning_rate=rate, **(changes if name == "gla" else {}))
+                write_results(folder, read_json(folder / "results.json"))  # as a run does, with a digest
 
 
 def findings(root: Path) -> dict[str, Finding]:
@@ -141,7 +144,7 @@ def test_what_is_not_recorded_is_said(tmp_path: Path) -> None:
     unknown = {check for check, finding in findings(tmp_path).items() if "not recorded" in finding.sentence}
     assert unknown == {
         "tokens", "data", "tokenizer", "order", "parameters", "learning rate", "initialisation", "versions", "device",
-        "settings",
+        "settings", "edited",
     }  # fmt: skip
 
 

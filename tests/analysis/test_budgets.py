@@ -56,6 +56,20 @@ def test_the_interval_is_open_where_some_resamples_never_get_there() -> None:
     assert steady.low < 1 / 3 < steady.high < 0.6
 
 
+def test_a_curve_that_begins_below_bounds_the_rate_from_above() -> None:
+    rate = exchange_rates("a", "b", curves(1e4, noise=0.01), curves(1.0, noise=0.01))[0]
+    assert rate.at_most and rate.low == 0.0 and rate.share.startswith("at most ")
+    assert rate.to_dict()["at_most"] is True
+    assert not exchange_rates("a", "b", curves(2.0), curves(1.0))[0].at_most
+
+
+def test_a_loss_that_does_not_fall_has_no_rate() -> None:
+    """Where the other diverged, its loss is that of its first evaluation, and any share of that would be chance."""
+    rising = SeedCurves(TOKENS, np.tile(np.linspace(3, 9, len(TOKENS)), (3, 1)), None, None)
+    for rate in exchange_rates("a", "b", curves(1.0), rising):
+        assert rate.ratio is None and rate.reason == "the loss of b does not fall from its first evaluation to its last"
+
+
 def test_two_seeds_are_refused() -> None:
     assert (
         "2 shared seeds; a bootstrap needs at least 3"

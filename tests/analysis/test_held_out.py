@@ -29,7 +29,7 @@ def test_a_scatter_of_six_sizes_counts_with_its_own_degrees() -> None:
     """Sizes that scatter and seeds that do not: the interval is that of Student's t of three degrees of freedom."""
     from scipy.stats import t
 
-    from hf_arch.analysis.held_out import _errors
+    from hf_arch.analysis.admissible import _errors
 
     common = np.asarray([0.02, -0.03, 0.01, -0.01, 0.03, -0.02])
     place = np.repeat(np.arange(6), 3)
@@ -78,10 +78,10 @@ def test_the_band_never_sees_what_it_predicts() -> None:
 
 def test_the_band_is_the_exact_interval_of_a_linear_model() -> None:
     """With a and b held, E, A and B are a linear model, whose prediction interval is known in closed form."""
-    from hf_arch.analysis.held_out import _Laws
+    from hf_arch.analysis.admissible import AdmissibleLaws
 
     rest, target = split(ladder(1.0, 0.25, noise=0.01))
-    laws = _Laws(rest, 1e-4 * np.eye(len(rest.losses)), 4.0)
+    laws = AdmissibleLaws(rest, 1e-4 * np.eye(len(rest.losses)), 4.0)
     laws.exponents = np.asarray([[0.3, 0.4]])
     squares, constants = laws._best_constants(laws.exponents)
     laws.least = float(squares[0])
@@ -100,8 +100,8 @@ def test_the_band_is_the_exact_interval_of_a_linear_model() -> None:
 @pytest.mark.parametrize(
     "given, reason",
     [
-        (ladder(1.0, 0.25, sizes=3), "2 other sizes and 8 budgets; at least 3 of each are needed"),
-        (ladder(1.0, 0.25, seeds=1), "4 other sizes and 1 seeds leave 1 degrees of freedom"),
+        (ladder(1.0, 0.25, sizes=3), "of the others, 2 sizes and 8 budgets; at least 3 of each are needed"),
+        (ladder(1.0, 0.25, seeds=1), "of the others, 4 sizes and 1 seeds leave 1 degrees of freedom"),
         (ladder(1.0, 0.25, noise=1.0), "is wider than the losses of all other sizes"),
     ],
 )

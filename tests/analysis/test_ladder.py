@@ -135,6 +135,8 @@ def test_the_page_says_law_test_minima_ranking_and_multiplier(tmp_path: Path) ->
     written = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))["ladder"]
     assert written["runs"][0]["law"]["a"] == pytest.approx(ALPHA, abs=0.05)
     assert len(written["runs"][0]["minima"]) == 4 and len(written["multipliers"][0]["ratio"]) == 7
+    for minimum in written["runs"][0]["minima"]:
+        assert minimum["low"] <= minimum["parameters"] <= minimum["high"] and minimum["words"] in text
 
 
 def test_rates_are_of_tokens_flops_and_seconds(tmp_path: Path) -> None:
@@ -153,7 +155,11 @@ def test_a_small_ladder_is_refused_everywhere_and_its_losses_are_drawn(tmp_path:
     assert comparison.ladder is not None
     lines = "\n".join(comparison.ladder.lines)
     assert "llama: not fitted: 2 sizes" in lines
-    assert "gla against llama: no multiplier of compute: one of them has no law" in lines
+    assert (
+        "gla against llama: no multiplier of compute: gla: 2 sizes and 8 budgets; at least 3 of each are needed"
+        in lines
+    )
+    assert "llama: no best size by compute: 2 sizes" in lines
     assert "no exchange rate: 1 shared seed" in lines
     page = write_report(tmp_path, comparison=comparison, png=False).read_text()
     assert "Loss against compute" in page and "Best size of" not in page

@@ -30,7 +30,7 @@ LADDER = {"sizes": [6000, 20000], "tokens_per_parameter": [0.1, 0.25]}
 # Of a run's results: how fast and when it was trained, and where.
 OF_THE_MACHINE = (
     *("wall_seconds", "machine_load", "provenance", "train_tokens_per_second", "prefill_tokens_per_second"),
-    *("mfu", "decode_tokens_per_second", "peak_memory_bytes", "name", "launch"),
+    *("mfu", "decode_tokens_per_second", "peak_memory_bytes", "name", "launch", "digest"),
 )
 
 

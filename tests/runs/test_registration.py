@@ -115,6 +115,35 @@ def test_results_stay_known_where_their_folders_are_deleted(tmp_path: Path) -> N
     assert standing(tmp_path)[WORSE] == ("added later", True)
 
 
+def test_renamed_folders_keep_their_claims_and_their_results(tmp_path: Path) -> None:
+    registered(tmp_path, BETTER)
+    finished(tmp_path)
+    for index, run in enumerate(sorted(path for path in tmp_path.iterdir() if path.is_dir())):
+        run.rename(tmp_path / f"moved{index}")
+    assert standing(tmp_path) == {BETTER: ("before results", False)}
+    registered(tmp_path, WORSE, 1)
+    assert standing(tmp_path) == {BETTER: ("before results", True), WORSE: ("added later", False)}
+
+
+def test_the_claims_of_another_set_are_not_those_of_these_runs(tmp_path: Path) -> None:
+    register(tmp_path, "other", "mamba better than gpt2", ["mamba", "gpt2"], (1, 2, 3))
+    finished(tmp_path, BETTER)
+    [verdict] = compare_runs(tmp_path).verdicts
+    assert verdict.registration.status == "not registered"
+    assert "claims.json of the folder names none of its runs" in verdict.registration.sentence
+
+
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+def test_a_claim_that_one_of_two_folders_added_later_was_added_later(tmp_path: Path, order: tuple[str, str]) -> None:
+    early, late = (tmp_path / name for name in order)
+    registered(early, BETTER)
+    finished(early, seeds=(1, 2))
+    finished(late, seeds=(3, 4))
+    registered(late, "", 1)
+    registered(late, BETTER, 2)
+    assert standing(tmp_path) == {BETTER: ("added later", False)}
+
+
 def test_a_claim_may_be_changed_before_there_are_results(tmp_path: Path) -> None:
     registered(tmp_path, BETTER)
     registered(tmp_path, WORSE, 1)

@@ -56,7 +56,7 @@ def test_results_hold_the_contract(finished: Path) -> None:
     assert results["sample"]["text"]
     assert results["order_fingerprint"] and results["tokenizer_fingerprint"]
     assert results["init_overridden"] is False
-    assert RunRecord.load(finished).completed
+    assert RunRecord.load(finished).completed and RunRecord.load(finished).edited == []
 
 
 def test_metrics_hold_the_contract(finished: Path) -> None:
