@@ -140,7 +140,7 @@ class RunRecord:
     init_fingerprint: str | None = field(default=None, repr=False)
     """Hash of the first weights: equal for runs that began from the same ones."""
     initial_loss: float | None = field(default=None, repr=False)
-    """Of one row's next tokens before the first step, each kind counted once: about ln V for weights drawn at random."""
+    """Of one row before the first step, each kind of token counted once: about ln V for weights drawn at random."""
     branch_scale: Mapping[str, Any] | None = field(default=None, repr=False)
     """{"mixer": [...], "ffn": [...]}: by layer, rms of what the sublayer writes over rms of the residual stream, before
     the first step; None where a layer has none."""
