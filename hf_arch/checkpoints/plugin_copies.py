@@ -1,6 +1,7 @@
 """The copies of plugins in a run folder, which are what the run was trained with and what loading it uses.
 
 <run>/plugins/mine.py            the file as it was executed, and whatever it imports next to it
+             /table.json         what it reads below its folder: a copy up to 1 MiB, a link to a larger file
      /experiment_config.json     `model.plugins: [plugins/mine.py]`, and under `run.plugins` the sha256 of each file,
                                  and where it came from
 
@@ -19,6 +20,7 @@ from typing import Any
 
 from hf_arch.core.errors import ConfigError, choice_error
 from hf_arch.core.files import write_atomic
+from hf_arch.core.plugin_files import ReadFile, files_read
 from hf_arch.core.plugin_source import PluginSource, read_source
 from hf_arch.core.plugins import environment_plugins, load_source
 from hf_arch.core.warn import warn_once
@@ -26,6 +28,8 @@ from hf_arch.core.warn import warn_once
 PLUGINS_DIR = "plugins"
 RUN_CONFIG = "experiment_config.json"
 RUN_FACTS = "run"
+LARGEST_KEPT = 1 << 20
+"""Bytes of a file that a plugin reads, up to which a run keeps a copy of it. Of a larger one it has the hash."""
 CHOICES = ("run", "current")
 _choice = "run"
 
@@ -75,15 +79,35 @@ def copy_facts(sources: Iterable[PluginSource], folder: Path) -> dict[str, dict[
 
 
 def write_copies(folder: Path, facts: Mapping[str, Mapping[str, Any]], sources: Iterable[PluginSource]) -> None:
-    """Writes the files of `sources` where `facts` say. Raises `ConfigError` where another text is there already."""
+    """Writes the files of `sources` where `facts` say, and what they read below their folder so far. Raises
+    `ConfigError` where another text is there already."""
     for copy, source in zip(facts, sources, strict=True):
         for name, text in source.files.items():
-            file = (folder / copy).with_name(name)
-            if file.is_file() and file.read_bytes() != text:
-                raise ConfigError(f"{file}: not what the run is to be trained with; name another folder")
-            if not file.is_file():
-                file.parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(file, text)
+            _write(text, (folder / copy).with_name(name))
+        for name, read in files_beside(source).items():
+            place = (folder / copy).parent / name
+            if read.path.stat().st_size <= LARGEST_KEPT:
+                _write(read.path.read_bytes(), place)
+            elif not place.exists():
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.symlink_to(read.path)
+
+
+def files_beside(source: PluginSource) -> dict[str, ReadFile]:
+    """{path from the folder of a plugin: file} of what it has read below it so far, but for Python."""
+    return {
+        name: read
+        for name, read in files_read(source).items()
+        if read.below and read.path.suffix not in (".py", ".pyc")
+    }
+
+
+def _write(content: bytes, file: Path) -> None:
+    if file.is_file() and file.read_bytes() != content:
+        raise ConfigError(f"{file}: not what the run is to be trained with; name another folder")
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, content)
 
 
 def copies_in(run: Path) -> list[PluginCopy]:

@@ -95,6 +95,8 @@ def files_read(source: PluginSource, texts: Iterable[str] = ()) -> dict[str, Rea
             continue
         below = Path(path).is_relative_to(folder)
         name = Path(path).relative_to(folder).as_posix() if below else Path(path).name
+        if name in found and found[name].sha256 == digest:
+            continue
         key = name if name not in found else f"{digest[:8]}/{name}"
         found[key] = ReadFile(Path(path), digest, below)
     return found

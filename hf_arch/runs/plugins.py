@@ -11,17 +11,25 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hf_arch.checkpoints.plugin_copies import PLUGINS_DIR, RUN_FACTS, chosen_sources, copy_facts, write_copies
+from hf_arch.checkpoints.plugin_copies import (
+    LARGEST_KEPT,
+    PLUGINS_DIR,
+    RUN_FACTS,
+    chosen_sources,
+    copy_facts,
+    files_beside,
+    write_copies,
+)
+from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import read_json
 from hf_arch.core.plugin_files import ReadFile, files_read
+from hf_arch.core.plugin_source import PluginSource
 from hf_arch.core.plugins import Plugin, load_source
 from hf_arch.core.registry import CORPORA
 from hf_arch.data.cache import data_cache, user_path
 from hf_arch.recipe.recipe import Recipe
-from hf_arch.runs.files import CONFIG_FILE
+from hf_arch.runs.files import CONFIG_FILE, RESULTS_FILE
 
-LARGEST_KEPT = 1 << 20
-"""Bytes of a file that a plugin reads, up to which a run keeps a copy of it. Of a larger one it has the hash."""
 READ_DIR = "read"
 
 
@@ -55,6 +63,23 @@ def keep_plugins(recipe: Recipe, folder: Path) -> tuple[Recipe, dict[str, Any]]:
     write_copies(folder, facts, new)
     facts |= {kept[source.path]: recorded[kept[source.path]] for source in sources if source.path in kept}
     return recipe.with_plugins([str(folder / copy) for copy in facts]), facts
+
+
+def check_files_read(folder: Path, sources: Iterable[PluginSource]) -> None:
+    """Raises ConfigError where the run in `folder` was trained with other contents of a file that these plugins read:
+    its name tells of their source alone."""
+    results = folder / RESULTS_FILE
+    sources = list(sources)
+    if not sources or not results.is_file():
+        return
+    recorded = (read_json(results).get("provenance") or {}).get("plugin_files") or {}
+    for source in sources:
+        for name, read in files_beside(source).items():
+            if recorded.get(name, read.sha256) != read.sha256:
+                raise ConfigError(
+                    f"{folder}: was trained with another {name} (sha256 {recorded[name][:8]}, now {read.sha256[:8]}), "
+                    f"which {source.name} reads; restore the file, move the folder away, or name another --results-dir"
+                )
 
 
 def read_files(plugins: Iterable[Plugin], recipe: Recipe | None = None) -> dict[str, ReadFile]:

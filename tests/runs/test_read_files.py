@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from hf_arch.checkpoints import plugin_copies
+from hf_arch.core.errors import ConfigError
 from hf_arch.core.plugins import separate_plugins
+from hf_arch.experiments.planning.prepare import prepare_set
 from hf_arch.recipe.recipe import Recipe
+from hf_arch.runs.files import RESULTS_FILE
 from hf_arch.runs.plugins import keep_read_files, read_files, text_files
 
 PLUGIN = """
@@ -43,3 +48,36 @@ def test_files_are_kept_and_the_corpus_is_known(corpus: str, tmp_path: Path, mon
         keep_read_files(files, tmp_path / "run")
     kept = {file.relative_to(tmp_path / "run").as_posix() for file in (tmp_path / "run").rglob("*.txt")}
     assert kept == {"plugins/tables/one.txt", "plugins/read/text.txt"}
+
+
+def test_a_planned_run_has_the_files_beside_its_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process loads the copy of the plugin, which looks for them next to itself."""
+    monkeypatch.setattr(plugin_copies, "LARGEST_KEPT", 100)
+    (tmp_path / "tables").mkdir()
+    table, large, plugin = tmp_path / "tables" / "one.txt", tmp_path / "large.txt", tmp_path / "reading.py"
+    table.write_text("1")
+    large.write_text("x" * 101)
+    plugin.write_text(PLUGIN.replace("TEXT", repr(str(large))))
+    with separate_plugins():
+        recipe = Recipe.from_dict(
+            {
+                "model": {"architecture": "llama", "ffn": "reading", "plugins": [str(plugin)]},
+                "probe": {"task": "parity", "setting": "cpu"},
+                "training": {"max_steps": 1},
+                "experiment": {"name": "t"},
+            }
+        )
+        (run,) = prepare_set(recipe, tmp_path / "results").runs
+        run.write_config()
+        kept = run.folder / "plugins"
+        assert (kept / "tables" / "one.txt").read_text() == "1"
+        assert (kept / "large.txt").is_symlink() and (kept / "large.txt").read_text() == large.read_text()
+        trained = {"provenance": {"plugin_files": {"tables/one.txt": "0" * 64}}}
+        (run.folder / RESULTS_FILE).write_text(json.dumps(trained))
+        with pytest.raises(
+            ConfigError, match=r"was trained with another tables/one\.txt \(sha256 00000000, now 6b86b273"
+        ):
+            prepare_set(recipe, tmp_path / "results")
+        (kept / "tables" / "one.txt").write_text("2")
+        with pytest.raises(ConfigError, match="not what the run is to be trained with; name another folder"):
+            run.write_config()

@@ -25,6 +25,7 @@ from hf_arch.experiments.planning.plan import Plan, PlannedRun, Planner
 from hf_arch.recipe.dotted import dotted
 from hf_arch.recipe.recipe import RUN_FACTS, SECTIONS, Recipe
 from hf_arch.runs.files import CONFIG_FILE, RESULTS_FILE
+from hf_arch.runs.plugins import check_files_read
 from hf_arch.runs.record import RunRecord, group_name, read_results
 
 if TYPE_CHECKING:
@@ -145,6 +146,7 @@ def _prepared(
         own |= run_facts.get(run.declared, {})
         folder = run_folder(run.recipe, results_dir, run.name, *points_to)
         plugins = tuple(plugin.source for plugin in run.recipe.kept_plugins)
+        check_files_read(folder, plugins)
         own["plugins"] = copy_facts(plugins, folder)
         config = {**run.recipe.with_plugins(list(own["plugins"])).to_dict(), RUN_FACTS: own}
         runs.append(ReadyRun(run.name, folder, config, run.recipe.training.get("max_steps"), plugins))
