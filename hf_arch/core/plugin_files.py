@@ -102,6 +102,13 @@ def files_read(source: PluginSource, texts: Iterable[str] = ()) -> dict[str, Rea
     return found
 
 
+def opened_beside(source: PluginSource) -> list[str]:
+    """Paths, from the folder of this plugin, of the files below it that it was seen to open; without Python."""
+    opened = {path for module in _modules(source) for path in _opened.get(module, {})}
+    found = files_read(source).items()
+    return sorted(name for name, file in found if file.below and str(file.path) in opened and file.path.suffix != ".py")
+
+
 def _modules(source: PluginSource) -> set[str]:
     """The modules that a plugin and the files next to it that it imports became."""
     found, waiting = set(), [source]

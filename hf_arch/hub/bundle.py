@@ -21,6 +21,7 @@ from typing import Any
 
 from hf_arch import __version__
 from hf_arch.core.errors import ConfigError
+from hf_arch.core.plugin_files import opened_beside
 from hf_arch.core.plugins import PLUGIN_MODULE as PLUGIN
 from hf_arch.core.plugins import current_module, plugin_of_module
 from hf_arch.core.registry import ACTIVATIONS, ARCHITECTURES, NORMS, POSITIONS
@@ -130,6 +131,11 @@ class _Source:
         if hasattr(loaded, "__path__"):
             raise ValueError(f"{module} is a package: import from the module that defines the name, so that it bundles")
         self.plugin = plugin_of_module(module)  # whose text is what was run, also where the file was changed since
+        if self.plugin is not None and (read := opened_beside(self.plugin.source)):
+            raise ConfigError(
+                f"{self.plugin.source.name}: reads {', '.join(read)} next to it, which a model that brings its code "
+                "cannot take along; write the values into the plugin, or into options of its part"
+            )
         text = Path(str(loaded.__file__)).read_bytes() if self.plugin is None else self.plugin.source.text
         self.lines = text.decode("utf-8").split("\n")
         self.tree = ast.parse("\n".join(self.lines))

@@ -71,7 +71,7 @@ def _types(model: nn.Module) -> dict[str, int]:
     return dict(found)
 
 
-def _starts(model: nn.Module) -> dict[str, tuple[str, int]]:
+def _starts(model: nn.Module) -> dict[str, list[str | int]]:
     """Of matrices that weight decay reaches and that are no constants: others have one start under every seed."""
     digests: dict[str, Any] = {}
     numbers: Counter[str] = Counter()
@@ -84,7 +84,7 @@ def _starts(model: nn.Module) -> dict[str, tuple[str, int]]:
             place = re.sub(r"\.\d+\.", ".*.", name)
             digests.setdefault(place, hashlib.sha256()).update(sample.numpy().tobytes())
             numbers[place] += parameter.numel()
-    return {place: (digest.hexdigest()[:12], numbers[place]) for place, digest in digests.items()}
+    return {place: [digest.hexdigest()[:12], numbers[place]] for place, digest in digests.items()}
 
 
 def _not_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -115,6 +115,17 @@ def test_an_architecture_and_any_mix_of_components_load_without_the_package(
     check(done, [folder.name for folder in folders])
 
 
+def test_a_plugin_that_reads_a_file_beside_it_is_refused(tmp_path: Path) -> None:
+    plugin = tmp_path / "reading_mean.py"
+    (tmp_path / "table.txt").write_text("1")
+    read = "from pathlib import Path\nTABLE = (Path(__file__).parent / 'table.txt').read_text()\n"
+    text = PLUGIN.replace("running_mean_of_a_test", "reading_mean_of_a_test")
+    plugin.write_text(text.replace("from torch import Tensor\n", f"from torch import Tensor\n{read}", 1))
+    load_plugin(plugin)
+    with pytest.raises(ConfigError, match=r"reading_mean\.py: reads table\.txt next to it, which a model that brings"):
+        repository(tmp_path, "llama", mixer=["reading_mean_of_a_test", "attention"])
+
+
 PLUGIN = '''
 """A mixer in a file of its own."""
 
