@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
 import pytest
 
 from hf_arch.core.plugin_files import files_read, packages_of, unwatched
-from hf_arch.core.plugins import load_plugin
+from hf_arch.core.plugins import load_plugin, separate_plugins
 
 NUMBERS = count()
 PLUGIN = """
@@ -39,7 +40,7 @@ def later(path):
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A plugin with a table, weights, a later file, and a module of a folder on the path."""
     place, elsewhere = tmp_path / "mine", tmp_path / "elsewhere"
     (place / "data").mkdir(parents=True)
@@ -55,7 +56,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (place / "data" / "late.bin").write_bytes(b"late")
     (place / "unused.txt").write_text("")
     (tmp_path / "given.json").write_text("{}")
-    return place
+    with separate_plugins():  # which worker processes of later tests would load too
+        yield place
 
 
 @pytest.mark.filterwarnings("ignore")
