@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
 import pytest
 
+from hf_arch.core import plugins
 from hf_arch.core.plugin_files import files_read, packages_of, unwatched
-from hf_arch.core.plugins import load_plugin, separate_plugins
+from hf_arch.core.plugins import load_plugin
 
 NUMBERS = count()
 PLUGIN = """
@@ -40,7 +40,7 @@ def later(path):
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A plugin with a table, weights, a later file, and a module of a folder on the path."""
     place, elsewhere = tmp_path / "mine", tmp_path / "elsewhere"
     (place / "data").mkdir(parents=True)
@@ -56,8 +56,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (place / "data" / "late.bin").write_bytes(b"late")
     (place / "unused.txt").write_text("")
     (tmp_path / "given.json").write_text("{}")
-    with separate_plugins():  # which worker processes of later tests would load too
-        yield place
+    # Worker processes of later tests would load it too, without that path.
+    monkeypatch.setattr(plugins, "_plugins", dict(plugins._plugins))
+    return place
 
 
 @pytest.mark.filterwarnings("ignore")
