@@ -1,10 +1,11 @@
 """How much of the spread of training speed the load of the machine explains, over runs of one model in a folder.
 
-    python -m tools.load_and_speed FOLDER [FOLDER ...]
+    python -m tools.load_and_speed [FOLDER ...]
 
-Runs with `machine_load` and one thread are grouped by model, precision and steps; within groups, the logarithm of
-tokens a second is fitted on the logarithm of the share of its processor time that a run had, and on the other processes
-for each core. What `analysis/audits/machine.py` takes as its limits was read off this.
+Without a folder, over the records of the atlas that know it (`docs/atlas/mqar.jsonl`). Runs with `machine_load` and one
+thread are grouped by model, precision and steps; within groups, the logarithm of tokens a second is fitted on the
+logarithm of the share of its processor time that a run had, on the other processes for each core, and on these once the
+share is known. What `analysis/audits/machine.py` takes as its limits was read off this.
 """
 
 from __future__ import annotations
@@ -17,11 +18,17 @@ from pathlib import Path
 
 import numpy as np
 
+from tools.atlas_records import RECORDS, lines
+
 
 def main(folders: list[str]) -> None:
+    results = [
+        json.loads(file.read_text()) for folder in folders for file in sorted(Path(folder).rglob("results.json"))
+    ]
+    if not folders:
+        results = [line["results"] for line in lines(RECORDS / "mqar.jsonl")]
     groups: dict[tuple[object, ...], list[tuple[float, float, float]]] = defaultdict(list)
-    for file in sorted(file for folder in folders for file in Path(folder).rglob("results.json")):
-        facts = json.loads(file.read_text())
+    for facts in results:
         load = facts.get("machine_load") or {}
         if facts.get("status") != "completed" or load.get("threads") != 1 or not load.get("processor_share"):
             continue
@@ -39,11 +46,18 @@ def main(folders: list[str]) -> None:
     print(f"{len(within)} runs of {len(several)} models; speed within a model: {speed.std():.1%} (sd of its logarithm)")
     print(f"share of processor time {np.exp(runs[:, 0].min()):.2f} to {np.exp(runs[:, 0].max()):.2f}")
     print(f"others for each core {runs[:, 1].min():.2f} to {runs[:, 1].max():.2f}")
-    for name, values in (("log share", within[:, 0]), ("others for each core", within[:, 1])):
-        slope = float(values @ speed / (values @ values))
-        rest = speed - slope * values
+    share, others = within[:, 0], within[:, 1]
+    alone = others - share * float(share @ others / (share @ share))
+    known = speed - share * float(share @ speed / (share @ share))
+    for name, values, of in (
+        ("log share", share, speed),
+        ("others for each core", others, speed),
+        ("others for each core, the share known", alone, known),
+    ):
+        slope = float(values @ of / (values @ values))
+        rest = of - slope * values
         half = 1.96 * sqrt(float(rest @ rest) / degrees / float(values @ values))
-        explained = 1 - float(rest @ rest) / float(speed @ speed)
+        explained = 1 - float(rest @ rest) / float(of @ of)
         five = log(1.05) / abs(slope)
         print(f"{name}: slope {slope:.2f} ± {half:.2f}, explains {explained:.0%}, 5 % at {five:.3f}")
 

@@ -22,7 +22,7 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.util import source_from_cache
 from inspect import currentframe
 from pathlib import Path
@@ -212,7 +212,14 @@ def _imported_files(source: PluginSource) -> Iterator[str]:
 def _digest(path: str) -> str | None:
     """sha256 of a file; None where it is gone."""
     try:
-        with unwatched(), open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        facts = os.stat(path)
+        return _digest_of(path, facts.st_mtime_ns, facts.st_size, facts.st_ino)
     except OSError:
         return None
+
+
+@lru_cache(maxsize=1024)
+def _digest_of(path: str, *_facts: int) -> str:
+    """The same: a file of weights is asked for by every run of a set, and read again only where it has changed."""
+    with unwatched(), open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

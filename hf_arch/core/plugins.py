@@ -97,8 +97,19 @@ class _AnotherVersion(ConfigError):
 
 
 def loading_plugin() -> Plugin | None:
-    """The plugin whose file is being executed, to which whatever is registered now belongs."""
-    return _loading[-1] if _loading else None
+    """The plugin whose file is being executed, to which whatever is registered now belongs. What a module of the
+    package registers, which a plugin is the first to import, is not the plugin's."""
+    return _loading[-1] if _loading and not _package_is_imported() else None
+
+
+def _package_is_imported() -> bool:
+    """Whether the innermost module whose body this thread executes is one of the package."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "<module>":
+            return str(frame.f_globals.get("__name__")).startswith(f"{__name__.partition('.')[0]}.")
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
 
 
 def load_plugin(path: str | os.PathLike, *, reload: bool = False) -> Plugin:

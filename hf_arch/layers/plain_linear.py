@@ -38,7 +38,7 @@ def is_plain_linear(module: nn.Module) -> bool:
 def project(layer: nn.Module, x: Tensor) -> Tensor:
     """`layer(x)` for x [..., I] and a Linear layer; in a decoding step on a CPU by a faster product, whose sums may be
     in another order."""
-    if torch.compiler.is_compiling() or watches_modules() or not is_plain_linear(layer):
+    if torch.compiler.is_compiling() or x.numel() != x.shape[-1] or watches_modules() or not is_plain_linear(layer):
         return layer(x)
     weight: Any = layer.weight
     bias: Any = layer.bias

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,3 +83,27 @@ def test_a_file_that_is_no_python_is_refused(tmp_path):
     (tmp_path / "broken.py").write_text("def f(:\n")
     with pytest.raises(ConfigError, match=r"plugin: .*broken\.py: .*SyntaxError"):
         load_plugin(tmp_path / "broken.py")
+
+
+FIRST = """
+from hf_arch.core.plugins import separate_plugins
+from hf_arch.core.registry import FFNS, load_plugin
+
+with separate_plugins():
+    load_plugin("mine.py")
+    print(FFNS.owner("glu"), FFNS.owner("mine_of_a_test").name)
+print("glu" in list(FFNS), "mine_of_a_test" in list(FFNS))
+"""
+
+
+def test_a_part_of_the_package_that_a_plugin_imports_first_is_not_the_plugins(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from hf_arch.core.registry import FFNS\n"
+        "from hf_arch.layers.ffns.ffn import MLP\n\n\n"
+        "def enter():\n    @FFNS.register('mine_of_a_test')\n    class Mine(MLP):\n        pass\n\n\n"
+        "enter()\n"
+    )
+    command = [sys.executable, "-c", FIRST]
+    environment = {**os.environ, "PYTHONPATH": str(Path(hf_arch.__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True)
+    assert done.stdout.split() == ["None", "mine.py", "True", "False"]

@@ -38,7 +38,8 @@ def test_the_factor_on_embeddings_is_trained_on_both_sides(
     records = [RunRecord.load(folder) for folder in run_folders(results)]
     scales = {run.name: run.experiment["config"]["embedding_multiplier"] for run in records if run.completed}
     control = next(one for one in comparison.controls if "embedding scale" in one.removes)
-    assert scales[name] == pytest.approx(32**0.5) and scales[control.runs[0]] == scales["llama"] == 1.0
+    first, second = control.runs  # the factor is taken from yoco, and given to llama where griffin cannot lose it
+    assert scales[name] == pytest.approx(32**0.5) and scales["llama"] == 1.0 and scales[first] == scales[second]
     assert "embedding scale" in comparison.confounding_checks(name, "llama")
     assert "embedding scale" not in control.confounds and control.after.difference is not None
     assert "once " in control.sentence and "embeddings and logits are multiplied by the same" in control.sentence

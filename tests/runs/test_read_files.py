@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-import hf_arch
 from hf_arch.checkpoints import plugin_copies
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.plugins import separate_plugins
@@ -16,7 +15,6 @@ from hf_arch.recipe.recipe import Recipe
 from hf_arch.runs.files import RESULTS_FILE
 from hf_arch.runs.plugins import keep_read_files, read_files, text_files
 
-hf_arch.list_architectures()  # what is first imported inside `separate_plugins` is gone afterwards
 PLUGIN = """
 from pathlib import Path
 

@@ -23,6 +23,7 @@ TRAPS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "other work next to one side": ("load", load(3.0, 4.5), IDLE),
     "other work when one side began": ("load", load(4.0, 1.0), IDLE),
     "processor time that one side did not get": ("load", load(0.2, 1.0, share=0.6), IDLE),
+    "a queue twice as long behind equal shares": ("load", load(13.0, 13.0, share=0.55), load(7.0, 7.0, share=0.55)),
     "six per cent of the processor time": ("load", load(5.0, 5.0, share=0.55), load(5.0, 5.0, share=0.585)),
     "more next to one side of several threads": ("load", load(9.0, 9.0, threads=2), load(7.0, 7.0, threads=2)),
     "other threads": ("device", provenance(threads=1), provenance(threads=2)),
