@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import pickle
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,12 @@ from hf_arch.experiments.planning.plan import plan_runs
 from hf_arch.recipe.recipe import read_recipe
 
 PACKAGE = Path(__file__).parents[2] / "hf_arch"
-NODES = {file: [*ast.walk(ast.parse(file.read_text(encoding="utf-8")))] for file in sorted(PACKAGE.rglob("*.py"))}
+
+
+@cache
+def nodes_of_files() -> dict[Path, list[ast.AST]]:
+    """Every node of the package by its file; in a function, because reading it all takes more than a second."""
+    return {file: [*ast.walk(ast.parse(file.read_text(encoding="utf-8")))] for file in sorted(PACKAGE.rglob("*.py"))}
 
 
 def refused(model: dict[str, object]) -> ConfigError:
@@ -109,8 +115,9 @@ def test_nothing_decides_by_the_text_of_an_error_or_the_name_of_a_class() -> Non
     """No comparison, `in`, `startswith` or pattern over `str(error)` or a class's `__name__`."""
     text = re.compile(r"str\(\w*(error|exception|reason)\w*\)|\.reason\b|__class__\.__name__|type\(\w+\)\.__name__")
     found = []
-    for file in sorted(set(NODES) - set(PACKAGE.glob("models/*.py"))):  # meets caches by their names
-        for node in NODES[file]:
+    nodes = nodes_of_files()
+    for file in sorted(set(nodes) - set(PACKAGE.glob("models/*.py"))):  # meets caches by their names
+        for node in nodes[file]:
             decides = isinstance(node, ast.Compare) or (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Attribute)
@@ -135,7 +142,7 @@ def test_every_error_names_its_field_first_and_is_plain_english() -> None:
     field = re.compile(r"(?:[\w.{}\[\]/-]+|{}'s)(?: [\w.{}\[\]/-]+,?){0,3}: \S")
     odd = re.compile(r"(?<!there )\bis no (?!longer\b)|\basked for\b|\bin silence\b|\balike\b|\bhonour")
     found, read = [], 0
-    for file, nodes in NODES.items():
+    for file, nodes in nodes_of_files().items():
         for node in nodes:
             called = node.func if isinstance(node, ast.Call) else None
             if not isinstance(called, ast.Name) or not called.id.endswith("ConfigError") or not node.args:

@@ -173,7 +173,8 @@ def run(model: Any, ids: Tensor, mask: Tensor, pieces: list[int], **options: Any
 # Compiling takes ten seconds for each: the fast suite does it for one of attention and recurrences, CI for one of each
 # kind.
 COMPILED = [pytest.param(name, marks=() if name == "mixed" else pytest.mark.slow) for name in ARCHITECTURES]
-STATEFUL = [name for name in ARCHITECTURES if perturbed_model(name)._is_stateful]
+ATTENTION = {"full_attention", "sliding_attention"}
+STATEFUL = [name for name in ARCHITECTURES if not ATTENTION.issuperset(hf_arch.tiny_config(name).layer_types)]
 
 
 @torch.no_grad()

@@ -96,10 +96,11 @@ NOT_ASKED_HERE = re.compile(
     r"|is_\w+|chunk_size\w*"
 )
 """Sizes, the mixer itself, and what no loss rests on."""
+DEFAULTS = ArchConfig()
 KEYS = {
     key: value
-    for key, value in ArchConfig().to_dict().items()
-    if key in vars(ArchConfig()) and not NOT_ASKED_HERE.fullmatch(key)
+    for key, value in DEFAULTS.to_dict().items()
+    if key in vars(DEFAULTS) and not NOT_ASKED_HERE.fullmatch(key)
 }
 
 
