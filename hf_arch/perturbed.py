@@ -61,7 +61,8 @@ class _Copies:
     """
 
     def __init__(self, original: Any):
-        self._original, self._tensors = original, {}
+        self._original = original
+        self._tensors: dict[int, torch.Tensor] = {}
         buffer = io.BytesIO()
         pickler = pickle.Pickler(buffer, pickle.HIGHEST_PROTOCOL)
         pickler.persistent_id = self._tensor_id  # type: ignore[method-assign]

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests.fresh import Fresh, fresh_processes
+
 torch.set_num_threads(1)
 gc.disable()  # while the tests are collected, which only adds to the heap
 
@@ -39,6 +41,13 @@ def interrupts_are_heard() -> None:
 def imports_before_tests() -> None:
     """transformers greets on stdout where W&B is offline: not in the midst of a test, please."""
     import transformers.integrations.integration_utils  # noqa: F401
+
+
+@pytest.fixture(scope="session")
+def fresh() -> Iterator[Fresh]:
+    """Runs programs in processes in which nobody has imported transformers or hf_arch."""
+    with fresh_processes() as run:
+        yield run
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.experiments.synthetic import write_run
+from tests.fresh import Fresh
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "transformers", "datasets", "evaluate", "accelerate", "pandas", "matplotlib", "scipy", "statsmodels"}
@@ -22,17 +23,19 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], env=env, capture_output=True, text=True, timeout=240)
 
 
-def modules_after(statement: str) -> set[str]:
-    done = python("-c", f"{statement}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))")
+SHOW_MODULES = "import json, sys\nprint(json.dumps(sorted(sys.modules)))"
+
+
+def modules_in(done: subprocess.CompletedProcess[str]) -> set[str]:
     assert done.returncode == 0, done.stderr
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
 def test_import_loads_nothing_heavy():
-    assert not modules_after("import hf_arch") & HEAVY
+    assert not modules_in(python("-c", f"import hf_arch\n{SHOW_MODULES}")) & HEAVY
 
 
-def test_the_auto_classes_know_every_architecture():
+def test_the_auto_classes_know_every_architecture(fresh: Fresh):
     """Whatever is imported first: see test_import_order.py."""
     code = """
 import socket
@@ -47,14 +50,14 @@ for name in hf_arch.list_architectures():
     config = AutoConfig.for_model("hfa_" + name)
     assert AutoModelForCausalLM._model_mapping[type(config)]
 """
-    loaded = modules_after(code)
+    loaded = modules_in(fresh(f"{code}\n{SHOW_MODULES}"))
     assert "torch._inductor.compile_fx" not in loaded
     assert not loaded & {
         f"hf_arch.{layer}" for layer in ("data", "training", "experiments", "evaluation", "hub", "cli")
     }
 
 
-def test_help_and_completion_show_what_is_public():
+def test_help_and_completion_show_what_is_public(fresh: Fresh):
     code = """
 import hf_arch, pydoc
 assert set(hf_arch.__all__) <= set(dir(hf_arch))
@@ -63,7 +66,7 @@ for name in hf_arch.__all__:
     value = getattr(hf_arch, name)
     assert not callable(value) or f"{name}(" in page and value.__doc__.split("\\n")[0] in page, name
 """
-    done = python("-c", code)
+    done = fresh(code)
     assert done.returncode == 0, done.stderr
 
 
@@ -125,7 +128,7 @@ print(sorted({{"torch", "transformers"}} & set(sys.modules)))
     assert done.stdout == "[]\n"
 
 
-def test_a_model_is_built_without_trainer_which_knows_its_parameters_later() -> None:
+def test_a_model_is_built_without_trainer_which_knows_its_parameters_later(fresh: Fresh) -> None:
     code = """
 import hf_arch, sys, torch
 from transformers import AutoModelForCausalLM
@@ -135,7 +138,7 @@ print("transformers.trainer" in sys.modules)
 from transformers import Trainer
 print(Trainer.get_decay_parameter_names.exempts_by_module, hasattr(Trainer.get_decay_parameter_names, "__wrapped__"))
 """
-    done = python("-c", code)
+    done = fresh(code)
     assert [line for line in done.stdout.splitlines() if "W" not in line] == ["False", "True True"], done.stderr
 
 
@@ -173,7 +176,7 @@ finally:
     assert look() == first and kept.read_text() == whole
 
 
-@pytest.mark.parametrize("look", [["info", "gla"], ["list", "--components"]])
+@pytest.mark.parametrize("look", [["info", "gla"], pytest.param(["list", "--components"], marks=pytest.mark.slow)])
 def test_a_first_look_searches_no_cycles_among_what_it_imports(look: list[str], tmp_path: Path) -> None:
     """Neither while it imports nor at its end, which took a third of its processor time."""
     code = f"""

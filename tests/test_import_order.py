@@ -5,20 +5,16 @@ No model code of ours is imported by somebody else's import: every statement her
 
 from __future__ import annotations
 
-import json
-import os
 import pkgutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from tests.fresh import Fresh
+
 pytestmark = pytest.mark.timeout(900)  # each of some twenty processes imports transformers
 
-ROOT = Path(__file__).parents[1]
 STATEMENTS = [
     "from transformers import LlamaForCausalLM",
     "from transformers.modeling_layers import GradientCheckpointingLayer",
@@ -40,34 +36,57 @@ assert "hfa_gla" in CONFIG_MAPPING.keys()
 CONFIG_MAPPING.values(), CONFIG_MAPPING.items(), list(CONFIG_MAPPING)
 """
 
+PROGRAM = """
+import gc, sys
+from importlib.abc import MetaPathFinder
+
+gc.disable()  # the process ends before there is much to find
+statement, hf_arch_first, loads_models = sys.argv[1], *map(int, sys.argv[2:])
+
+
+class Intruder(MetaPathFinder):
+    '''Executes a statement while another module imports `name`.'''
+
+    def __init__(self, name, statement):
+        self.name, self.statement = name, statement
+
+    def find_spec(self, fullname, path, target=None):
+        if fullname == self.name:
+            sys.meta_path.remove(self)
+            exec(self.statement, {"__name__": "intruder"})
+
+
+if hf_arch_first:
+    import hf_arch
+exec(statement, {"__name__": "__main__", "Intruder": Intruder})
+models = sorted(name for name in sys.modules if name.startswith(("hf_arch.models", "hf_arch.layers")))
+assert not models or loads_models, f"imported by somebody else's import: {models}"
+import hf_arch
+from transformers import AutoConfig
+config = AutoConfig.for_model("hfa_gla", hidden_size=32, num_hidden_layers=1, num_attention_heads=4, vocab_size=11)
+from transformers import AutoModelForCausalLM
+assert type(AutoModelForCausalLM.from_config(config)).__name__ == "HfaGLAForCausalLM"
+"""
+
 
 class Failures:
     """What statements raise, each as the first import of a process."""
 
-    def __init__(self, server: subprocess.Popen[str]):
-        self.server = server
+    def __init__(self, fresh: Fresh):
+        self._fresh = fresh
 
     def __call__(self, statements: list[str], hf_arch_first: bool = True, loads_models: bool = False) -> dict[str, str]:
-        assert self.server.stdin is not None and self.server.stdout is not None
-        task = {"statements": statements, "hf_arch_first": hf_arch_first, "loads_models": loads_models}
-        self.server.stdin.write(json.dumps(task) + "\n")
-        self.server.stdin.flush()
-        answer = self.server.stdout.readline()
-        while answer and not answer.startswith("{"):  # what an import prints
-            answer = self.server.stdout.readline()
-        assert answer, "the process that forks has ended"
-        return json.loads(answer)
+        found = {}
+        for statement in statements:
+            done = self._fresh(PROGRAM, statement, str(int(hf_arch_first)), str(int(loads_models)))
+            if done.returncode:
+                found[statement] = done.stderr
+        return found
 
 
-@pytest.fixture(scope="module")
-def failures() -> Iterator[Failures]:
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "tests" / "import_orders.py")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True) as server:
-        yield Failures(server)
-        assert server.stdin is not None
-        server.stdin.close()
-        assert server.wait(60) == 0
+@pytest.fixture
+def failures(fresh: Fresh) -> Failures:
+    return Failures(fresh)
 
 
 @pytest.mark.parametrize("hf_arch_first", [True, False])

@@ -3,11 +3,9 @@ again."""
 
 from __future__ import annotations
 
+import os
 import shutil
-import subprocess
-import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,8 +14,9 @@ from transformers import AutoModelForCausalLM
 import hf_arch
 from hf_arch.checks import INVARIANTS, check_model
 from hf_arch.core.registry import load_plugin
+from tests.fresh import ROOT
 
-MIXER = Path(__file__).parents[1] / "recipes" / "new_mixer" / "moving_average.py"
+MIXER = ROOT / "recipes" / "new_mixer" / "moving_average.py"
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +70,7 @@ def test_a_wrong_option_is_named(mixer_file):
         )
 
 
-def test_saves_and_loads_in_a_new_process(config, mixer_file, tmp_path):
+def test_saves_and_loads_in_a_new_process(config, mixer_file, tmp_path, fresh):
     model, ids = AutoModelForCausalLM.from_config(config).eval(), torch.arange(3, 12)[None]
     model.save_pretrained(tmp_path)
     with torch.no_grad():
@@ -86,7 +85,7 @@ def test_saves_and_loads_in_a_new_process(config, mixer_file, tmp_path):
             12)[None]).logits.sum().item())
         """
     )
-    environment = {**__import__("os").environ, "HF_ARCH_PLUGINS": str(mixer_file)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_ARCH_PLUGINS": str(mixer_file)}
+    done = fresh(code, env=environment)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.split()[-1]) == expected

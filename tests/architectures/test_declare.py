@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -59,7 +57,7 @@ def test_a_pickled_model_gives_the_same_logits():
         assert torch.equal(pickle.loads(pickle.dumps(model))(ids).logits, model(ids).logits)
 
 
-def test_a_plugin_declares_an_architecture_of_its_own(tmp_path):
+def test_a_plugin_declares_an_architecture_of_its_own(tmp_path, fresh):
     (tmp_path / "thin.py").write_text(PLUGIN)
     code = f"""
 import hf_arch, pickle, torch
@@ -75,7 +73,7 @@ again = AutoModelForCausalLM.from_pretrained({str(tmp_path / "saved")!r})
 ids = torch.arange(8)[None]
 assert torch.equal(again(ids).logits, model(ids).logits)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = fresh(code)
     assert done.returncode == 0, done.stderr
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,12 @@ import pytest
 import yaml
 
 from hf_arch.cli import app
+from hf_arch.experiments.planning.prepare import PreparedSet
+from hf_arch.recipe.recipe import load_recipe
+from hf_arch.runs.files import CONFIG_FILE
+from hf_arch.training.run import run_training
 from tests.evaluation.tiny import saved_model
+from tests.fresh import COMMAND, ROOT, Fresh
 from tests.training.tiny import recipe_values, write_recipe, write_text
 
 KEYS = {"dry_run", "device", "hours", "basis", "memory_bytes", "disk_bytes", "warnings"}
@@ -82,14 +85,11 @@ def test_nothing_is_written(command: str, as_json: bool, work: Path, capsys: pyt
         pytest.param(["probe", "gla", "--task", "parity"], marks=pytest.mark.slow),
     ],
 )
-def test_json_is_all_that_a_process_prints_on_stdout(words: list[str], work: Path) -> None:
+def test_json_is_all_that_a_process_prints_on_stdout(words: list[str], work: Path, fresh: Fresh) -> None:
     write_recipe(work, write_text(work))
-    done = subprocess.run(
-        [sys.executable, "-m", "hf_arch", *words, "--dry-run", "--json"],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"},  # transformers then prints as it is imported
-    )
+    path = {"PYTHONPATH": str(ROOT), "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"}
+    # transformers then prints as it is imported
+    done = fresh(COMMAND, *words, "--dry-run", "--json", env=os.environ | path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["dry_run"] is True
 
@@ -107,7 +107,18 @@ def test_data_that_is_not_here_stays_away(name: str, work: Path, capsys: pytest.
     assert files(work) == before
 
 
-def test_a_dry_run_finds_the_data_and_the_runs_that_are_there(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def train_here(prepared: PreparedSet, *_: object) -> list[Any]:
+    """In the place of `train_set`: each run in this process, as its own would train it."""
+    for run in prepared.runs:
+        run.write_config()
+        run_training(load_recipe(run.folder / CONFIG_FILE), run.folder, resume=True, quiet=True)
+    return []
+
+
+def test_a_dry_run_finds_the_data_and_the_runs_that_are_there(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_arch.experiments.execution.sets.train_set", train_here)
     text = write_text(work)
     recipe = write_recipe(work, text, experiment={"name": "set", "seeds": 2}, training={"max_steps": 4})
     _, out, _ = call(capsys, "run", recipe, "--results-dir", "set", "--dry-run", "--json")

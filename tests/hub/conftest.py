@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,11 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 import hf_arch
+from tests.fresh import Fresh
 
 ROOT = Path(__file__).parents[2]
 
 BLOCK = """
-import sys
 
 
 class Blocked:
@@ -44,11 +43,11 @@ def save_tiny(folder: Path, name: str, **overrides: Any) -> Path:
 
 
 @pytest.fixture
-def python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs a script in a child process; `installed=False` makes any import of the package fail there."""
+def python(tmp_path: Path, fresh: Fresh) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a script in a new process; `installed=False` makes any import of the package fail there."""
 
     def run(
-        code: str, *arguments: str, installed: bool = True, env: dict[str, str] | None = None, timeout: float = 240
+        code: str, *arguments: str, installed: bool = True, env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         variables = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), **(env or {})}
         variables.pop("PYTHONPATH", None)
@@ -56,14 +55,7 @@ def python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
             variables["PYTHONPATH"] = str(ROOT)
         else:
             code = BLOCK + code
-        return subprocess.run(
-            [sys.executable, "-c", code, *arguments],
-            env=variables,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
+        return fresh(code, *arguments, env=variables, cwd=tmp_path)
 
     return run
 

@@ -111,7 +111,7 @@ def test_an_architecture_and_any_mix_of_components_load_without_the_package(
         mixed = repository(tmp_path / f"mix{index}", "llama", num_hidden_layers=3, mixer=mixer)
         folders.append(mixed.rename(mixed.with_name(f"mix{index}")))
     plugin.unlink()
-    done = python(STRANGER, *map(str, folders), installed=False, timeout=500)
+    done = python(STRANGER, *map(str, folders), installed=False)
     check(done, [folder.name for folder in folders])
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from hf_arch.checks import check_model
 from hf_arch.cli import app
 from hf_arch.core.registry import load_plugin
 from hf_arch.hub.repository import stage_model
+from tests.fresh import Fresh
 from tests.training.tiny import recipe_values, write_text
 
 IDEAS = Path(__file__).with_name("ideas")
@@ -71,7 +71,7 @@ def words_of(capsys: Any, *words: str) -> str:
     return printed.out
 
 
-def test_every_command_takes_them_together(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch):
+def test_every_command_takes_them_together(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, fresh: Fresh):
     """Train, generate, info, check and export of a model with six of them; the export runs without the package."""
     monkeypatch.chdir(tmp_path)
     fields = {key: value for name in FIVE for key, value in FIELDS[name].items() if key not in ("embeddings", "stream")}
@@ -96,9 +96,8 @@ def test_every_command_takes_them_together(tmp_path: Path, capsys: Any, monkeypa
     Path("staged").mkdir()
     stage_model(folder / "model", Path("staged"))
     save_file({"tokens": tokens, "logits": logits, "generated": generated}, "staged/expected.safetensors")
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", STRANGER, "staged"], capture_output=True, text=True, cwd=tmp_path, timeout=120
-    )
+    elsewhere = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = fresh(STRANGER, "staged", env=elsewhere, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
