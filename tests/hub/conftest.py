@@ -19,6 +19,7 @@ from tests.fresh import Fresh
 ROOT = Path(__file__).parents[2]
 
 BLOCK = """
+import sys
 
 
 class Blocked:
