@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from .core.errors import choice_error, nearest
 from .core.warn import warn_once
@@ -48,12 +49,13 @@ _PRECISION = {
 
 VARIABLES: dict[str, Variable] = {
     "HF_ARCH_BACKEND": Variable(
-        "`auto` uses flash-linear-attention's kernels on CUDA tensors where it is installed; `torch` never does.",
+        "`auto` uses flash-linear-attention's kernels on CUDA tensors where it is installed, and on a CPU C kernels "
+        "that are built once where there is a C compiler; `torch` uses neither.",
         *("auto", _OURS),
         choices=("auto", "torch"),
     ),
     "HF_ARCH_CACHE": Variable(
-        "The folder of downloaded and prepared data, tokenizers and measured speeds.",
+        "The folder of downloaded and prepared data, tokenizers, measured speeds and built C kernels.",
         *("~/.cache/hf_arch", _OURS, "a folder"),
     ),
     "HF_ARCH_CPU_FSDP": Variable(
@@ -88,6 +90,7 @@ VARIABLES: dict[str, Variable] = {
     "HF_ARCH_TEST_WORKERS": Variable("Processes of `scripts/test.sh`.", "2", _TESTS, "a number above 0"),
     "RANK": Variable("The number of this process among those of the run.", "0", _LAUNCH, "a number from 0"),
     "WORLD_SIZE": Variable("How many processes train the run.", "1", _LAUNCH, "a number above 0"),
+    "CC": Variable("The command that compiles the C kernels.", "cc, gcc or clang", _TRACK, "a command"),
     "PATH": Variable(
         "Where `hf-arch with COMMAND` looks for the command, after this Python's own folder.", "the system's", _LAUNCH
     ),
@@ -158,6 +161,12 @@ def read(name: str) -> str | None:
         if value not in variable.choices:
             raise choice_error(name, value, variable.choices)
     return value
+
+
+def cache_folder() -> Path:
+    """`HF_ARCH_CACHE`, else `~/.cache/hf_arch`."""
+    # Path.expanduser raises for an unknown `~name`, which stays here
+    return Path(os.path.expanduser(read("HF_ARCH_CACHE") or "~/.cache/hf_arch")).resolve()
 
 
 def is_on(name: str, default: bool = False) -> bool:

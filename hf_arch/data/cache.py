@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hf_arch.environment import read
+from hf_arch.environment import cache_folder
 
 
 def data_cache(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """The cache folder: `cache_dir`, else the environment's `HF_ARCH_CACHE`, else `~/.cache/hf_arch`."""
-    return user_path(cache_dir or read("HF_ARCH_CACHE") or "~/.cache/hf_arch").resolve()
+    return user_path(cache_dir).resolve() if cache_dir else cache_folder()
 
 
 def user_path(name: str | os.PathLike[str]) -> Path:

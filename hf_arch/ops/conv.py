@@ -11,6 +11,7 @@ positions only, bit for bit.
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from .custom_op import as_custom_op, manual_backward
 from .documents import document_keep
+from .native import Pointer, Struct, contiguous, fields, kernels_for, must_have_memory
 from .precision import state_dtype
 
 ACTIVATIONS = (None, "silu")
@@ -63,13 +65,18 @@ class _CausalConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, masks: Tensor | None, silu: bool) -> Tensor:
         taps, shift = _as_taps(x, weight, bias)
+        ctx.save_for_backward(x, weight, bias, masks)
+        ctx.silu = silu
+        kernels = kernels_for(x, taps, shift)
+        if kernels is not None:
+            sums = torch.empty(x.shape, dtype=taps.dtype)
+            kernels.causal_conv(ctypes.byref(_Conv.of(x, taps, shift, masks, silu)), Pointer(sums))
+            return sums.to(x.dtype)
         y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         for rows in _blocks(x):
             block_masks = None if masks is None else masks[:, rows]
             total = _shifted_sum(x[rows].to(taps.dtype), taps, shift, block_masks)
             y[rows] = F.silu(total, inplace=True) if silu else total
-        ctx.save_for_backward(x, weight, bias, masks)
-        ctx.silu = silu
         return y
 
     @staticmethod
@@ -77,26 +84,69 @@ class _CausalConv(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, all_masks = ctx.saved_tensors
         taps, shift = _as_taps(x, weight, bias)
-        grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        grad_taps, grad_bias = torch.zeros_like(taps), torch.zeros_like(taps[0])
-        for rows in _blocks(x):
-            inputs, grad = x[rows].to(taps.dtype), grad_y[rows].to(taps.dtype)
-            masks = None if all_masks is None else all_masks[:, rows]
-            # of the sums z: dL/dz = dL/dy act'(z); dL/dbias = sum_t dL/dz_t
-            if ctx.silu:
-                grad = torch.ops.aten.silu_backward(grad, _shifted_sum(inputs, taps, shift, masks))
-            if bias is not None:
-                grad_bias += grad.sum((0, 1))
-            # z_t = sum_j w_j x_{t-j}: dL/dx_s = sum_j w_j dL/dz_{s+j}, dL/dw_j = sum_t dL/dz_t x_{t-j}
-            grad_inputs = grad * taps[0]
-            grad_taps[0] += (grad * inputs).sum((0, 1))
-            for lag in range(1, min(len(taps), x.shape[1])):
-                later = grad[:, lag:] if masks is None else torch.where(masks[lag][:, lag:], grad[:, lag:], 0)
-                grad_inputs[:, :-lag].addcmul_(later, taps[lag])
-                grad_taps[lag] += (later * inputs[:, :-lag]).sum((0, 1))
-            grad_x[rows] = grad_inputs
+        kernels = kernels_for(x, taps, shift, grad_y)
+        if kernels is None:
+            grad_x, grad_taps, grad_bias = _gradients(x, taps, shift, all_masks, ctx.silu, grad_y)
+        else:
+            grad_x, grad_taps, grad_bias = _native_gradients(kernels, x, taps, shift, all_masks, ctx.silu, grad_y)
         grad_weight = grad_taps.flip(0).t().to(weight.dtype)
         return grad_x, grad_weight, None if bias is None else grad_bias.to(bias.dtype), None, None
+
+
+def _gradients(
+    x: Tensor, taps: Tensor, bias: Tensor | None, all_masks: Tensor | None, silu: bool, grad_y: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of x [B,T,C], taps [W,C] and bias [C]."""
+    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    grad_taps, grad_bias = torch.zeros_like(taps), torch.zeros_like(taps[0])
+    for rows in _blocks(x):
+        inputs, grad = x[rows].to(taps.dtype), grad_y[rows].to(taps.dtype)
+        masks = None if all_masks is None else all_masks[:, rows]
+        # of the sums z: dL/dz = dL/dy act'(z); dL/dbias = sum_t dL/dz_t
+        if silu:
+            grad = torch.ops.aten.silu_backward(grad, _shifted_sum(inputs, taps, bias, masks))
+        if bias is not None:
+            grad_bias += grad.sum((0, 1))
+        # z_t = sum_j w_j x_{t-j}: dL/dx_s = sum_j w_j dL/dz_{s+j}, dL/dw_j = sum_t dL/dz_t x_{t-j}
+        grad_inputs = grad * taps[0]
+        grad_taps[0] += (grad * inputs).sum((0, 1))
+        for lag in range(1, min(len(taps), x.shape[1])):
+            later = grad[:, lag:] if masks is None else torch.where(masks[lag][:, lag:], grad[:, lag:], 0)
+            grad_inputs[:, :-lag].addcmul_(later, taps[lag])
+            grad_taps[lag] += (later * inputs[:, :-lag]).sum((0, 1))
+        grad_x[rows] = grad_inputs
+    return grad_x, grad_taps, grad_bias
+
+
+class _Conv(Struct):
+    """What both kernels read, as `ops/kernels/causal_conv.c` has it."""
+
+    _fields_ = fields("batch length channels width silu threads", "x taps bias masks")
+
+    @classmethod
+    def of(cls, x: Tensor, taps: Tensor, bias: Tensor | None, masks: Tensor | None, silu: bool) -> _Conv:
+        sizes = (*x.shape, len(taps), int(silu), torch.get_num_threads())
+        return cls(*sizes, *contiguous(x.to(taps.dtype), taps, bias, masks))
+
+
+def _native_gradients(
+    kernels: ctypes.CDLL,
+    x: Tensor,
+    taps: Tensor,
+    bias: Tensor | None,
+    masks: Tensor | None,
+    silu: bool,
+    grad_y: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_gradients`, with sums over time for each row, which are added here."""
+    grad_x = torch.empty(x.shape, dtype=taps.dtype)
+    grad_taps, grad_bias = taps.new_zeros(len(x), *taps.shape), taps.new_zeros(len(x), x.shape[2])
+    conv = _Conv.of(x, taps, bias, masks, silu)
+    results = Pointer(grad_x), Pointer(grad_taps), Pointer(grad_bias)
+    must_have_memory(
+        kernels.causal_conv_backward(ctypes.byref(conv), Pointer(grad_y.to(taps.dtype).contiguous()), *results)
+    )
+    return grad_x.to(x.dtype), grad_taps.sum(0), grad_bias.sum(0)
 
 
 def _as_taps(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -20,7 +20,7 @@ from .chunk_states import chunk_states
 from .chunks import chunk_view, from_chunks, to_chunks
 from .decay import decay_products
 from .recurrence import LOG_DECAY, OPTION, ChunkedCall, Recurrence, default_scale
-from .vector_decay import chunk_vector_decay
+from .vector_decay import NativeVectorDecay, chunk_vector_decay, has_kernel
 
 SCALAR_CHUNK = 64
 VECTOR_CHUNK = 32
@@ -93,15 +93,29 @@ class LinearAttention(ChunkedCall[Tensor]):
     def chunk(self) -> tuple[Tensor, Tensor]:
         q, k, v, g, chunk = self.q, self.k, self.v, self.decay_per_step(), self.chunk_length()
         scale, keep = default_scale(self.scale, q), self.keep_chunks()
+        bonus = None if self.bonus is None else self.bonus.to(self.dtype)
+        if self.is_native():
+            query, key, decay, value = (x.to(self.dtype) for x in (q * scale, k, self.decay_per_channel(), v))
+            return NativeVectorDecay.apply(query, key, decay, self.keep(), value, bonus, self.start_state())
         if self.is_vector():
-            g = (g if g.dim() == 4 else g.unsqueeze(-1)).expand_as(q)
-            bonus = None if self.bonus is None else self.bonus.to(self.dtype)
+            g = self.decay_per_channel()
             query, key, decay, value = (chunk_view(x, chunk) for x in (q, k, g, v))
             o, state = chunk_vector_decay(query, key, decay, keep, value, bonus, self.start_state(), scale)
         else:
             query, key, value, decay = (to_chunks(x, chunk, self.dtype) for x in (q, k, v, g))
             o, state = _chunk_scalar_decay(query * scale, key, value, decay, keep, self.start_state())
         return from_chunks(o, q.shape[1], v.dtype), state
+
+    def is_native(self) -> bool:
+        """Whether the chunk form is the C kernel. With one decay a head, matrix products are as fast."""
+        given = (self.q, self.k, self.v, self.g, self.bonus, self.state)
+        sides = self.sizes["K"], self.sizes["V"]
+        return self.is_vector() and self.dtype == torch.float32 and has_kernel(sides, *given)
+
+    def decay_per_channel(self) -> Tensor:
+        """Log decays [B, T, H, K]."""
+        g = self.decay_per_step()
+        return (g if g.dim() == 4 else g.unsqueeze(-1)).expand_as(self.q)
 
     def covers(self) -> bool:
         g = self.g

@@ -12,11 +12,13 @@ its own and all later outputs and a_t = exp(dt_t A), elementwise in [E,N] but fo
 
 Training walks through time in place: the state of one step stays in the cache, while [B,T,E,N] would not fit anywhere.
 Every `CHUNK` steps the state is kept; the backward pass recomputes the others from there. It is an operator of its own
-(`torch.library`), so a compiler or a meta tensor sees one node and not T steps.
+(`torch.library`), so a compiler or a meta tensor sees one node and not T steps. On a CPU both passes are C kernels
+where there are such (`ops/native.py`).
 """
 
 from __future__ import annotations
 
+import ctypes
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -24,10 +26,12 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from .native import Pointer, Struct, contiguous, fields, kernels_for, must_have_memory
 from .precision import without_autocast
 from .recurrence import Call, Recurrence
 
-CHUNK = 8
+CHUNK = 8  # as in ops/kernels/selective_scan.c
+GROUP = 128  # channels whose gradients of B and C a kernel sums, as in ops/kernels/lanes.h
 # The module's own name: a copy of this file elsewhere (a model bundled with its code) registers operators of its own.
 NAMESPACE = re.sub(r"\W", "_", __name__)
 
@@ -119,6 +123,11 @@ def _scan(
     )
     y = dt.new_empty(x.shape)
     kept = dt.new_empty(_kept_chunks(length, for_backward), *state.shape)
+    kernels = kernels_for(dt, A, B, C, D, state, keep)
+    if kernels is not None:
+        scan = _Scan.of(x, dt, A_t, B, C, D, keep)
+        kernels.selective_scan(ctypes.byref(scan), Pointer(state), Pointer(y), Pointer(kept if for_backward else None))
+        return y.to(x.dtype), state, kept
     buffer = dt.new_empty(batch, min(CHUNK, length), *A_t.shape)
     inflow, B_steps, C_steps, y_steps = _rows(dt * x), _columns(B), _rows(C), _rows(y)
     with without_autocast(x):
@@ -167,6 +176,10 @@ def _scan_backward(
     grad = (
         dt.new_zeros(kept.shape[1:]) if grad_state is None else grad_state.clone(memory_format=torch.contiguous_format)
     )
+    kernels = kernels_for(grad_y, grad, dt, A, B, C, D, keep, kept)
+    if kernels is not None:
+        scan = _Scan.of(x, dt, A_t, B, C, D, keep)
+        return _native_backward(kernels, scan, grad_y.contiguous(), grad, x, dt, A, B, kept)
     grad_A = torch.zeros_like(grad)
     grad_inflow, grad_dt = torch.empty_like(grad_y), torch.empty_like(grad_y)
     grad_B, grad_C = B.new_empty(B.shape), C.new_empty(C.shape)
@@ -207,6 +220,45 @@ def _scan_backward(
         grad_D = (grad_y * x).sum((0, 1))
         grad_x.addcmul_(grad_y, D)
     return grad_x.to(x.dtype), grad_dt, grad_A.sum(0).t().contiguous(), grad_B, grad_C, grad_D, grad
+
+
+class _Scan(Struct):
+    """What both kernels read, as `ops/kernels/selective_scan.c` has it."""
+
+    _fields_ = fields("batch length width states threads", "x dt A B C D keep")
+
+    @classmethod
+    def of(cls, x: Tensor, dt: Tensor, A_t: Tensor, *others: Tensor | None) -> _Scan:
+        sizes = (*x.shape, A_t.shape[0], torch.get_num_threads())
+        return cls(*sizes, *contiguous(x.to(dt.dtype), dt, A_t, *others))
+
+
+class _Gradients(Struct):
+    _fields_ = fields("", "state x dt A B C D")
+
+
+def _native_backward(
+    kernels: ctypes.CDLL,
+    scan: _Scan,
+    grad_y: Tensor,
+    grad: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    kept: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As `_scan_backward`; `grad` [B,N,E] is that of the final state, and becomes that of the initial one."""
+    groups = -(-x.shape[2] // GROUP)
+    grad_x, grad_dt, grad_A = torch.empty_like(grad_y), torch.empty_like(grad_y), torch.zeros_like(grad)
+    grad_B, grad_C = B.new_empty(2, groups, *B.shape)
+    grad_D = dt.new_zeros(x.shape[0], x.shape[2])
+    to = _Gradients(grad, grad_x, grad_dt, grad_A, grad_B, grad_C, grad_D)
+    must_have_memory(
+        kernels.selective_scan_backward(ctypes.byref(scan), Pointer(kept), Pointer(grad_y), ctypes.byref(to))
+    )
+    sums = grad_A.sum(0).t().contiguous(), grad_B.sum(0), grad_C.sum(0), grad_D.sum(0)
+    return grad_x.to(x.dtype), grad_dt, *sums, grad
 
 
 @_scan_backward.register_fake

@@ -22,7 +22,7 @@ from .chunks import from_chunks, to_chunks
 from .logsumexp import EMPTY, KERNEL_MIN_GATE, time_softmax
 from .recurrence import LOG_DECAY, OPTION, ChunkedCall, Recurrence, default_scale
 from .value_decay import chunk_value_decay
-from .vector_decay import chunk_vector_decay
+from .vector_decay import NativeVectorDecay, chunk_vector_decay, has_kernel
 
 SlotState = tuple[Tensor, Tensor]
 AveragesState = tuple[Tensor, Tensor, Tensor]
@@ -65,9 +65,14 @@ class GatedSlotAttention(ChunkedCall[SlotState]):
         """Two chunked passes of linear attention, decaying along the slots; no decay is too strong."""
         chunk, keep = self.chunk_length(), self.keep_chunks()
         keys, values = self.start_state()
-        arrays = (to_chunks(x, chunk, self.dtype) for x in (self.q, self.k, self.v, self.s, self.f))
-        query, key, value, write, forget = arrays
+        arrays = (self.q, self.k, self.v, self.s, self.f)
+        query, key, value, write, forget = (to_chunks(x, chunk, self.dtype) for x in arrays)
         scores, keys = chunk_value_decay(query * self.scale, key, write, forget, keep, keys)
+        if self.dtype == torch.float32 and has_kernel((self.sizes["M"], self.sizes["V"]), *arrays, values):
+            read = from_chunks(scores, self.sizes["T"], self.dtype).softmax(-1)
+            value, write, forget = (x.to(self.dtype) for x in (self.v, self.s, self.f))
+            o, values = NativeVectorDecay.apply(read, write, forget, self.keep(), value, None, values)
+            return o, (keys, values)
         o, values = chunk_vector_decay(scores.softmax(-1), write, forget, keep, value, None, values, 1.0)
         return from_chunks(o, self.sizes["T"], self.v.dtype), (keys, values)
 

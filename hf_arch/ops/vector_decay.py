@@ -28,6 +28,8 @@ Legend: N chunks, B batch, H heads, C chunk (a power of two), K key dim, V value
 
 from __future__ import annotations
 
+import ctypes
+import math
 from typing import Any
 
 import torch
@@ -36,8 +38,10 @@ from torch import Tensor
 from .chunks import empty_chunks, empty_in_time_order, load_keep, load_rows, row_groups, store_rows
 from .custom_op import as_custom_op, manual_backward
 from .decay import Level, factorise, factorise_backward, suffix_sums
+from .native import Pointer, Struct, contiguous, fields, kernels_for, library, must_have_memory
 
 GROUP_VALUES = 2**19  # that a thread takes at once: two megabytes, near the best of the 0.4 to 6 tried
+NATIVE_STATE = 128 * 128
 
 
 class _VectorDecay(torch.autograd.Function):
@@ -154,3 +158,69 @@ def _per_chunk(bonus: Tensor, chunks: int) -> Tensor:
 
 
 chunk_vector_decay = as_custom_op(_VectorDecay, ("v", "state"), empty_chunks)
+
+
+def has_kernel(state: tuple[int, int], *tensors: Tensor | None) -> bool:
+    """Whether the C kernel is there for these tensors, and faster for heads whose state has these sides: where it
+    outgrows the first cache, matrix products are."""
+    return math.prod(state) <= NATIVE_STATE and kernels_for(*tensors) is not None
+
+
+class _Attention(Struct):
+    """What both kernels read, as `ops/kernels/vector_decay.c` has it."""
+
+    _fields_ = fields("batch length heads keys values threads", "q k g v bonus keep")
+
+
+class _Gradients(Struct):
+    _fields_ = fields("", "state q k g v bonus")
+
+
+class NativeVectorDecay(torch.autograd.Function):
+    """The same by a C kernel that walks through time, and in its backward pass once forwards and once backwards, with a
+    block of the state in the cache. It keeps its inputs alone.
+
+    q (scaled), k, g [B, T, H, K], v [B, T, H, V], bonus [H, K] or None, keep [B, T] or None, state [B, H, K, V], all
+    fp32 on a CPU, to o [B, T, H, V] and the final state [B, H, K, V].
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        g: Tensor,
+        keep: Tensor | None,
+        v: Tensor,
+        bonus: Tensor | None,
+        state: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        kernels: Any = library()
+        state_t = state.mT.clone(memory_format=torch.contiguous_format)
+        o = torch.empty(v.shape, dtype=v.dtype)
+        attention = _attention(q, k, g, v, bonus, keep)
+        must_have_memory(kernels.vector_decay(ctypes.byref(attention), Pointer(state_t), Pointer(o)))
+        ctx.save_for_backward(q, k, g, keep, v, bonus, state)
+        return o, state_t.mT
+
+    @staticmethod
+    @manual_backward
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, g, keep, v, bonus, state = ctx.saved_tensors
+        kernels: Any = library()
+        initial, grad_o = contiguous(state.mT, grads[0])
+        grad_state = grads[1].mT.clone(memory_format=torch.contiguous_format)
+        grad_q, grad_k = torch.zeros(q.shape), torch.zeros(q.shape)
+        grad_g, grad_v = torch.empty(q.shape), torch.empty(v.shape)
+        grad_bonus = None if bonus is None else q.new_zeros(len(q), *bonus.shape)
+        attention = _attention(q, k, g, v, bonus, keep)
+        to = _Gradients(grad_state, grad_q, grad_k, grad_g, grad_v, grad_bonus)
+        must_have_memory(
+            kernels.vector_decay_backward(ctypes.byref(attention), Pointer(initial), Pointer(grad_o), ctypes.byref(to))
+        )
+        of_bonus = None if grad_bonus is None else grad_bonus.sum(0)
+        return grad_q, grad_k, grad_g, None, grad_v, of_bonus, grad_state.mT
+
+
+def _attention(q: Tensor, k: Tensor, g: Tensor, v: Tensor, *others: Tensor | None) -> _Attention:
+    return _Attention(*q.shape, v.shape[-1], torch.get_num_threads(), *contiguous(q, k, g, v, *others))

@@ -150,7 +150,7 @@ class RunRecord:
     """{"class": ..., "code": hash of its plugin, "groups": [...]}: what stepped the parameters, each group with its
     settings and number of them."""
     kernels: str | None = None
-    """What computed the recurrences and attention: "torch", or the package that did."""
+    """What computed the recurrences and attention: "torch", "compiled C" (ops/native.py), or the package that did."""
     later_tokens: float | None = field(default=None, repr=False)
     """By how much logits change, against their rms, where only later tokens do: 0 for a causal model."""
     scoring_drift: float | None = field(default=None, repr=False)

@@ -20,6 +20,7 @@ from hf_arch.core.plugins import plugin_of_module
 from hf_arch.layers.compat import attention_implementation, uses_flash_attention
 from hf_arch.models.branch_scales import SITES
 from hf_arch.ops.backend import use_fla
+from hf_arch.ops.native import kernels_for
 from hf_arch.training.branches import model_layers, undisturbed, watched
 from hf_arch.training.compat import TorchDispatchMode
 
@@ -137,6 +138,8 @@ def _is_depthwise(module: nn.Module) -> bool:
 def _kernels(model: Any, like: Tensor) -> str:
     """Where recurrences run, and attention where that is no plain product of torch."""
     used = ["fla"] if use_fla(like) else []
+    if kernels_for(like) is not None:
+        used.append("compiled C")
     if uses_flash_attention(model.config):
         used.append(attention_implementation(model.config))
     return " ".join(used) or "torch"

@@ -1,0 +1,148 @@
+"""The C kernels of `ops/kernels`: built once for a machine by its C compiler, kept, and called for tensors on a CPU.
+
+Walks through time in which a step is a few vectors wide cost torch a call for each operation of each step, and its
+rows more passes over memory than they need; the kernels do one pass. Each stands inside an operator that has a form in
+plain torch, which is taken where there is no kernel: without a compiler, for fp64, off the CPU, in a model bundled with
+its code, and with `HF_ARCH_BACKEND=torch`. `tests/ops/test_native.py` holds the two against each other.
+
+A build is one call of the compiler, about two seconds. Its name in `$HF_ARCH_CACHE/kernels` is a hash of the sources,
+the compiler, the flags and the processor, so that none is used that another machine or version made.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..core.files import temporary_name
+from ..environment import cache_folder, read
+from .compat import watched
+
+SOURCES = Path(__file__).parent / "kernels"
+_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+_SECONDS = 120
+_PLAIN = (Tensor, torch.nn.Parameter)  # not those that stand for several or for none
+_log = logging.getLogger(__name__)
+
+
+def kernels_for(*tensors: Tensor | None) -> ctypes.CDLL | None:
+    """The library of kernels where it can work on all of these, which the caller widens to fp32: plain tensors on a
+    CPU, none of fp64, in a call whose single operations nobody looks at. Else None."""
+    for x in tensors:
+        if x is not None and (x.device.type != "cpu" or x.dtype == torch.float64 or type(x) not in _PLAIN):
+            return None
+    return None if read("HF_ARCH_BACKEND") == "torch" or watched() else library()
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL | None:
+    """The library, built where this machine has none yet; None where that is not possible, with the reason logged."""
+    sources = sorted(SOURCES.glob("*.[ch]"))
+    compiler = _compiler()
+    if not sources or compiler is None:
+        _log.info("no C kernels: %s", "their sources are not here" if not sources else "no C compiler is installed")
+        return None
+    try:
+        flags = _FLAGS if platform.system() == "Darwin" else (*_FLAGS, "-fopenmp")
+        target = _target(sources, compiler, flags)
+        if not target.exists():
+            _build([*compiler, *flags, *(str(source) for source in sources if source.suffix == ".c")], target)
+        return ctypes.CDLL(str(target))
+    except (OSError, subprocess.SubprocessError) as error:
+        _log.warning("the C kernels could not be built, plain torch takes their place: %s", _reason(error))
+        return None
+
+
+class Pointer(ctypes.c_void_p):
+    """The address of a contiguous tensor, which lives as long as this does, or of none.
+
+    Raises:
+        ValueError: a tensor that is not contiguous.
+    """
+
+    def __init__(self, x: Tensor | None) -> None:
+        if x is not None and not x.is_contiguous():
+            raise ValueError(
+                f"strides {x.stride()} of a tensor {tuple(x.shape)} are not allowed; it must be contiguous"
+            )
+        super().__init__(None if x is None else x.data_ptr())
+        self.tensor = x
+
+
+class Struct(ctypes.Structure):
+    """A struct of 64-bit integers, then addresses of contiguous tensors or of none, which it keeps alive."""
+
+    def __init__(self, *values: int | Tensor | None) -> None:
+        self._kept = [x if isinstance(x, int) else Pointer(x) for x in values]  # a name that no field has
+        super().__init__(*self._kept)
+
+
+def fields(integers: str, tensors: str) -> list[tuple[str, type]]:
+    """Of a `Struct`: the names of its integers, and of its tensors."""
+    return [
+        *((name, ctypes.c_int64) for name in integers.split()),
+        *((name, ctypes.c_void_p) for name in tensors.split()),
+    ]
+
+
+def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if x is None else x.contiguous() for x in tensors]
+
+
+def must_have_memory(failed: int) -> None:
+    """For kernels that return whether they had none."""
+    if failed:
+        raise MemoryError("no memory for a C kernel's sums")
+
+
+def _compiler() -> list[str] | None:
+    """The command of `$CC`, or of the machine's C compiler."""
+    for command in ((read("CC") or "").split(), ["cc"], ["gcc"], ["clang"]):
+        if command and (path := shutil.which(command[0])):
+            return [path, *command[1:]]
+    return None
+
+
+def _target(sources: list[Path], compiler: list[str], flags: tuple[str, ...]) -> Path:
+    """Where the library of these sources is kept."""
+    version = subprocess.run([*compiler, "--version"], capture_output=True, timeout=_SECONDS, check=True).stdout
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources))
+    digest.update(repr((compiler, version, flags, _processor())).encode())
+    return cache_folder() / "kernels" / f"{digest.hexdigest()[:24]}.so"
+
+
+def _processor() -> str:
+    """What `-march=native` looks at: the processor's model and what it can do."""
+    known = [platform.machine(), platform.processor()]
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return " ".join(known)
+    wanted = ("vendor_id", "cpu family", "model", "stepping", "flags", "Features", "CPU part")
+    return " ".join([*known, *sorted({line for line in lines if line.split(":")[0].strip() in wanted})])
+
+
+def _build(command: list[str], target: Path) -> None:
+    """Compiles to a name of its own and renames it, so that other processes see all of the library or nothing."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    made = temporary_name(target)
+    try:
+        subprocess.run([*command, "-o", str(made)], capture_output=True, timeout=_SECONDS, check=True)
+        os.replace(made, target)
+    finally:
+        made.unlink(missing_ok=True)
+
+
+def _reason(error: Exception) -> str:
+    said = getattr(error, "stderr", None)
+    return said.decode(errors="replace").strip().splitlines()[0] if said else str(error)

@@ -1,0 +1,71 @@
+"""What the C kernels gain on this machine: training steps of whole models with and without, in turn in one process.
+
+python scripts/kernel_ratio.py mamba gla gsa --width 384 --rows 4 --length 256
+
+Forward and backward pass on one thread, its processor time, the fastest of the rounds. `share` is llama's time over a
+model's, both as they are by default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+import hf_arch
+from hf_arch.environment import temporarily
+from hf_arch.ops.native import library
+
+
+def build(spec: str, width: int, layers: int) -> Any:
+    """A model from `name` or `name:layers`."""
+    name, _, given = spec.partition(":")
+    sizes = {"hidden_size": width, "num_hidden_layers": int(given or layers), "num_attention_heads": 6, "head_dim": 64}
+    sizes |= {"num_attention_heads": 4, "head_dim": width // 4} if width % 6 or width < 384 else {}
+    return AutoModelForCausalLM.from_config(
+        hf_arch.config_from_dict({"architecture": name, "vocab_size": 256, **sizes})
+    ).train()
+
+
+def step(model: Any, ids: torch.Tensor, backend: str) -> float:
+    """Milliseconds of this thread."""
+    with temporarily({"HF_ARCH_BACKEND": backend}, replace=True):
+        start = time.thread_time()
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        return 1e3 * (time.thread_time() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", help="architecture, or architecture:layers")
+    parser.add_argument("--width", type=int, default=384)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    if library() is None:
+        raise SystemExit("there are no C kernels on this machine: install a C compiler")
+    torch.set_num_threads(1)
+    models = {spec: build(spec, given.width, given.layers) for spec in dict.fromkeys(["llama", *given.models])}
+    ids = torch.randint(3, 250, (given.rows, given.length))
+    times: dict[tuple[str, str], list[float]] = {}
+    for number in range(given.rounds + 1):
+        for spec, model in models.items():
+            for backend in ("torch", "auto"):
+                taken = step(model, ids, backend)
+                if number:
+                    times.setdefault((spec, backend), []).append(taken)
+    fastest = {key: min(taken) for key, taken in times.items()}
+    print(f"{'model':28}{'torch, ms':>10}{'kernels':>10}{'gain':>7}{'share':>7}")
+    for spec in models:
+        plain, fast = fastest[spec, "torch"], fastest[spec, "auto"]
+        share = fastest["llama", "auto"] / fast
+        print(f"{spec:28}{plain:10.0f}{fast:10.0f}{plain / fast:7.2f}{share:7.2f}")
+
+
+if __name__ == "__main__":
+    main()
