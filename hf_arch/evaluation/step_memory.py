@@ -126,8 +126,8 @@ class _LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.equal.default and self.label == WEIGHTS:
             return True  # which rule draws a weight: its bytes are the same
-        if func is READ_SCALAR and self.label == REST:
-            return 0  # the last position: it is only compared with the size of the table
+        if func is READ_SCALAR and self.label in (REST, LOGITS):
+            return 0  # an end of the positions, or whether a label is wrong: compared with what is allowed, and no more
         inside = inside_custom_op(func) if self.looks_inside else None
         if func is GROUPED_PRODUCT:
             result = grouped_product(*args)

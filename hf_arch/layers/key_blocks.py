@@ -36,10 +36,9 @@ class KeyBlocks(NamedTuple):
         spread = index[:, None, :, None].expand_as(x)
         sums = x.new_zeros(*x.shape[:2], self.number + 1, x.shape[3], dtype=torch.promote_types(x.dtype, torch.float32))
         sums = sums.scatter_add(2, spread, x.to(sums.dtype))
-        sizes = torch.zeros(index.shape[0], self.number + 1, device=x.device).scatter_add(
-            1, index, index.new_ones(index.shape).float()
-        )
-        return (sums / sizes.clamp(min=1)[:, None, :, None].to(sums.dtype))[:, :, :-1]
+        sizes = sums.new_zeros(index.shape[0], self.number + 1)
+        sizes = sizes.scatter_add(1, index, sums.new_ones(1, 1).expand_as(index))
+        return (sums / sizes.clamp(min=1)[:, None, :, None])[:, :, :-1]
 
     def spread(self, chosen: Tensor) -> Tensor:
         """What holds for blocks [B, H, T, N] bool, for their keys [B, H, T, S]; False at padding."""

@@ -71,11 +71,10 @@ class LearnedPosition(Position):
     def embed(self, position_ids: Tensor, dtype: torch.dtype) -> Tensor:
         # Looked at on a CPU alone: elsewhere it would wait for the device at every step.
         if position_ids.device.type == "cpu" and position_ids.numel() and not torch.compiler.is_compiling():
-            last, count = int(position_ids.max()), self.embedding.num_embeddings
-            if last >= count:
-                raise IndexError(
-                    f"position {last}: the model has learned positions 0 to {count - 1}; take shorter rows"
-                )
+            (first, last), count = map(int, position_ids.aminmax()), self.embedding.num_embeddings
+            if first < 0 or last >= count:
+                wrong, remedy = (first, "count from 0") if first < 0 else (last, "take shorter rows")
+                raise IndexError(f"position {wrong}: the model has learned positions 0 to {count - 1}; {remedy}")
         return self.embedding(position_ids)
 
 

@@ -26,6 +26,7 @@ from ..layers.state import RECURRENT, RecurrentStateLayer
 
 REMEDY = "use DynamicCache(config=model.config)"
 _DOCUMENTS = "hfa_holds_documents"
+_STATES = "hfa_states"
 _KEYS_ALONE = frozenset({"full_attention", "sliding_attention"})
 
 
@@ -106,6 +107,33 @@ def check_windows(cache: Any, windows: list[int | None], length: int) -> None:
             f"past_key_values: layer {index} keeps the last {kept} tokens, but the model sees "
             f"{'all' if window is None else window} there; use a cache of the config that the model was made with"
         )
+
+
+def states_of(config: Any) -> dict[str, str]:
+    """What decides what a model of `config` keeps in a cache, by the name under which an error says it."""
+    layers = {
+        f"the mixer of layer {index}": str(mixer.effective(config, options))
+        for index, (mixer, options) in enumerate(config.mixer_specs)
+    }
+    return {"hidden_size": str(config.hidden_size), **layers}
+
+
+def remember_model(cache: Any, past: Any, states: dict[str, str]) -> None:
+    """Refuse a cache that a model of another config has filled: its states mean something else here.
+
+    Args:
+        cache: of the call, or None. past: the tokens in it; where they are 0, it is filled by this model now.
+        states: `states_of` the model.
+    """
+    if cache is None or isinstance(past, Tensor) or torch.compiler.is_compiling():
+        return
+    held = getattr(cache, _STATES, None)
+    if held is states:
+        return
+    if past and held is not None and held != states:
+        name = next(name for name in {**states, **held} if states.get(name) != held.get(name))
+        raise ValueError(f"past_key_values: a model whose config differs ({name}) has filled it; use a cache for each")
+    setattr(cache, _STATES, states)
 
 
 def remember_documents(cache: Any, is_first: bool, starts: Tensor | None, *, goes_on: bool) -> None:

@@ -21,11 +21,19 @@ from ..layers.compat import (
 from ..layers.pair_masks import pairs_as_blocks, valid_tokens
 from ..layers.plain_linear import project
 from .arguments import accept_either_name, cache_of
-from .common_names import aux_loss_coefficients
+from .common_names import aux_loss_coefficients, has_routed_layers
 from .configuration import ArchConfig
 from .decoder import ArchModel, LossInputs
 from .late_logits import LateLogits, output_class
-from .loss import OfLogits, chunked_cross_entropy, loss_chunk_size, penalise_max_logits, shifted_targets, target_weights
+from .loss import (
+    OfLogits,
+    check_targets,
+    chunked_cross_entropy,
+    loss_chunk_size,
+    penalise_max_logits,
+    shifted_targets,
+    target_weights,
+)
 from .losses.base import LogitLoss, LossContext, loss_names
 from .prefixes import check_labels
 from .pretrained import ArchPreTrainedModel
@@ -86,6 +94,8 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
             check_labels(token_type_ids, labels, kwargs.get("shift_labels"))
         asks = getattr(self.config, "output_router_logits", False) and kwargs.get("output_router_logits") is not False
         trains_routers = labels is not None and bool(self.training or asks)
+        if labels is None and self.training and not (asks or kwargs.get("output_router_logits")):
+            self._say_what_is_left_out()
         if trains_routers:
             kwargs["output_router_logits"] = True
         inputs = LossInputs() if self.losses and self.training and labels is not None else None
@@ -102,6 +112,9 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
             token_type_ids=token_type_ids,
             **kwargs,
         )
+        routed = isinstance(out, MoeModelOutputWithPast)
+        if labels is not None and (inputs is not None or (routed and trains_routers)):
+            _labelled(out.last_hidden_state, labels, 0)  # the losses of the model are over all tokens
         logits, loss, of_logits = self._logits_and_loss(out.last_hidden_state, labels, logits_to_keep, kwargs)
         if inputs is not None and labels is not None:
             context = self._loss_context(out, inputs, input_ids, labels, attention_mask, kwargs)
@@ -133,12 +146,15 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
 
         if labels is None:
             return head(), None, []
+        rows = _labelled(hidden, labels, logits_to_keep)
+        check_targets(shifted_targets(labels, kwargs.get("shift_labels")), self.vocab_size)
         further = [loss.of_logits for loss in self.losses if self.training and isinstance(loss, LogitLoss)]
         if not (self.training and self._chunk_size > 0):
-            logits = head()
-            return logits, *self._whole_loss(logits, labels, further, kwargs)
+            logits = self._logits(rows)
+            kept = slice_logits_to_keep(logits, logits_to_keep) if rows is hidden else logits
+            return kept, *self._whole_loss(logits, labels, further, kwargs)
         found = chunked_cross_entropy(
-            self._head_input(hidden),
+            self._head_input(rows),
             self.lm_head,
             labels,
             chunk_size=self._chunk_size,
@@ -188,8 +204,6 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
     ) -> LossContext:
         if any(loss.reads_ids for loss in self.losses) and input_ids is None:
             raise ValueError("inputs_embeds: losses that look tokens up need their ids; pass input_ids")
-        if input_ids is not None and out.last_hidden_state.shape[1] < labels.shape[1]:
-            raise ValueError("labels: they must be those of this call's tokens")
 
         valid, documents = _valid_and_documents(inputs, attention_mask, labels.shape)
         return LossContext(
@@ -205,6 +219,19 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
             exits=inputs.exits,
             chunk_size=self._chunk_size,
         )
+
+    def _say_what_is_left_out(self) -> None:
+        """Warn, once, where training without labels leaves losses of the model out: nobody else computes them."""
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return
+        left_out = list(self.loss_names)
+        if has_routed_layers(self.config) and any(aux_loss_coefficients(self.config, [*self.model.plan])):
+            left_out.append("the balance of the experts")
+        if left_out:
+            logger.warning_once(
+                f"labels: a forward in training got none, so that its loss is without {', '.join(left_out)}; pass "
+                "labels and take the model's own loss (label smoothing and a compute_loss_func do not), or add them"
+            )
 
     def _auxiliary(self, context: LossContext, of_logits: list[Tensor]) -> Tensor:
         """The sum of the auxiliary losses, which are kept by name."""
@@ -236,6 +263,23 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
         # Of the config, where TRL sets it after the model is built.
         coefficients = aux_loss_coefficients(self.config, [ffn.layer_idx for ffn in routed])
         return routed[0].routing_losses([ffn.options for ffn in routed], router_logits, mask, weights, coefficients)
+
+
+def _labelled(hidden: Tensor, labels: Tensor, logits_to_keep: int | Tensor) -> Tensor:
+    """Those of the hidden states [B, T, D] that `labels` are of: all, or those whose logits are kept.
+
+    Raises:
+        ValueError: labels of another shape.
+    """
+    kept = slice_logits_to_keep(hidden, logits_to_keep)
+    for rows in (hidden, kept):
+        if labels.shape == rows.shape[:2]:
+            return rows
+    batch, length = hidden.shape[:2]
+    fewer = f", or [{batch}, {kept.shape[1]}] of the logits to keep" if kept.shape[1] != length else ""
+    raise ValueError(
+        f"labels: shape {list(labels.shape)} is not allowed; pass [{batch}, {length}], as input_ids{fewer}"
+    )
 
 
 def _valid_and_documents(inputs: LossInputs, mask: Any, shape: torch.Size) -> tuple[Tensor | None, Tensor | None]:

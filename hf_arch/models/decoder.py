@@ -35,7 +35,7 @@ from ..layers.positions import ArchRotaryEmbedding
 from ..layers.state import count_tokens
 from .arguments import one_cache
 from .block import DecoderLayer
-from .cache_checks import is_paged
+from .cache_checks import is_paged, states_of
 from .configuration import ArchConfig
 from .inputs import read_inputs
 from .mask_plan import MaskPlan
@@ -87,7 +87,7 @@ class ArchModel(ArchPreTrainedModel):
         kinds = [kind for kind in dict.fromkeys(wanted) if kind is not None and kind in read]
         self.shared = nn.ModuleList([kind.build() for kind in kinds])
         self._shared_index = [kinds.index(kind) if kind in kinds else None for kind in wanted]
-        self._layer_types, self._windows = config.layer_types, config.windows
+        self._layer_types, self._windows, self._states = config.layer_types, config.windows, states_of(config)
         self.mask_plan = MaskPlan(config, self.plan, self.layers, biased=self.position.bias)
         parametrization, its_options = config.parametrization_spec
         self._input_factor = parametrization.input(config, its_options)

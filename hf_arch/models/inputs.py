@@ -10,7 +10,7 @@ from transformers.cache_utils import DynamicCache
 
 from ..layers.compat import uses_flash_attention
 from ..layers.documents import ARGUMENTS, Call, Documents, flash_arguments, read_documents
-from .cache_checks import check_windows, fitting_cache, is_paged, remember_documents
+from .cache_checks import check_windows, fitting_cache, is_paged, remember_documents, remember_model
 from .keywords import check_keywords
 from .serving import check_continuous_batching
 
@@ -36,6 +36,8 @@ def read_inputs(
         ValueError: see `documents.py`, `cache_checks.py` and `keywords.py`.
     """
     (batch, length), layer_types, config = embeds.shape[:2], model._layer_types, model.config
+    if not length:
+        raise ValueError("input_ids: 0 tokens are not allowed; pass one at least")
     if is_paged(cache) or is_paged(kwargs.get("cache")):  # continuous batching says everything in its own way
         check_continuous_batching(config)
         return Inputs(Documents(attention_mask, None, position_ids), cache, 0, kwargs)
@@ -47,6 +49,7 @@ def read_inputs(
     past = 0 if cache is None else cache.get_seq_length()
     if isinstance(past, Tensor) and length > 1 and not torch.compiler.is_compiling():
         past = int(past)
+    remember_model(cache, past, model._states)
     kwargs = check_keywords(type(model).__name__, kwargs, (past, length, embeds.device))
     told = {name: kwargs.pop(name) for name in ARGUMENTS if name in kwargs}
     call = Call(batch, length, past, embeds.device)

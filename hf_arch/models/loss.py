@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..layers.plain_linear import is_plain_linear
+from ..ops.compat import functorch_levels
 from ..ops.custom_op import manual_backward
 
 OfLogits = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -64,7 +65,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             for start in range(0, hidden.shape[0], chunk_size):
                 rows = slice(start, start + chunk_size)
                 kept = labels[rows] != IGNORE_INDEX
-                targets = labels[rows].clamp(min=0)[:, None]
+                targets = torch.where(kept, labels[rows], 0)[:, None]
                 block = hidden[rows].to(low)
                 logits = (block @ cast_weight.T).float()
                 if softcap is not None:
@@ -199,6 +200,19 @@ class _MaxLogitPenalty(torch.autograd.Function):
 def shifted_targets(labels: Tensor, shift_labels: Tensor | None) -> Tensor:
     """[B, T]: the next token of each, -100 where none counts."""
     return F.pad(labels, (0, 1), value=IGNORE_INDEX)[:, 1:] if shift_labels is None else shift_labels
+
+
+def check_targets(targets: Tensor, vocab_size: int) -> None:
+    """Raise a ValueError for a target that is no token. Looked at on a CPU alone: a GPU would wait, and stops by itself
+    at the product with the head."""
+    if targets.device.type != "cpu" or torch.compiler.is_compiling() or functorch_levels() or not targets.numel():
+        return
+    wrong = ((targets < 0) & (targets != IGNORE_INDEX)) | (targets >= vocab_size)
+    if bool(wrong.any()):
+        raise ValueError(
+            f"labels: {int(targets[wrong][0])} is not allowed; use ids of tokens, 0 to {vocab_size - 1}, and "
+            f"{IGNORE_INDEX} where none counts"
+        )
 
 
 def target_weights(

@@ -153,7 +153,7 @@ class Mixer(InitPolicies, KeepsFp32):
             if values.get("num_kv_heads", 0) is None:
                 values["num_kv_heads"] = config.num_key_value_heads
         if values.get("num_kv_heads", 0) is None:
-            values["num_kv_heads"] = values["num_heads"]
+            values["num_kv_heads"] = values.get("num_heads", config.num_attention_heads)
         return values
 
     @classmethod
