@@ -54,3 +54,8 @@ def rates_text(rates: Sequence[float]) -> str:
 
 def run_count(runs: Sequence[RunRecord]) -> str:
     return f"{len(runs)} run{'s' if len(runs) != 1 else ''}"
+
+
+def code_state(run: RunRecord) -> Any:
+    """What distinguishes two states of the code: the digest of the sources, or the commit."""
+    return run.provenance.get("source_sha256") or run.provenance.get("git_commit")

@@ -77,7 +77,7 @@ def files_read(source: PluginSource, texts: Iterable[str] = ()) -> dict[str, Rea
 
     A name is the path from the plugin's folder where the file lies below it, else the name of the file alone.
     """
-    folder = _folder(source)
+    folder = folder_of(source)
     own = {str(folder / name) for name in source.files}
     digests: dict[str, str | None] = {}
     for module in _modules(source):
@@ -174,7 +174,7 @@ def _is_installed(file: str) -> bool:
     return file.startswith(_installed())
 
 
-def _folder(source: PluginSource) -> Path:
+def folder_of(source: PluginSource) -> Path:
     """Where the plugin was executed from; it may have been asked for from another place since."""
     place = getattr(sys.modules.get(source.module), "__file__", None)
     return (Path(place) if place else source.path).parent

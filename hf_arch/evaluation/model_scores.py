@@ -29,7 +29,7 @@ from hf_arch.core.registry import METRICS
 from hf_arch.evaluation.loading import load_model, parse_device, parse_dtype
 from hf_arch.evaluation.metric_scores import score_metrics
 from hf_arch.evaluation.text_loss import TextOptions, score_text
-from hf_arch.runs.digest import DIGEST, seal_scores
+from hf_arch.runs.digest import DIGEST, ITEMS_DIGEST, seal_items, seal_scores
 from hf_arch.runs.files import CHECKPOINTS_DIR, EVALUATION_FILE, is_run
 from hf_arch.runs.items import drop_items, write_items
 from hf_arch.runs.provenance import provenance
@@ -176,9 +176,9 @@ def _evaluate_model(path: str, options: EvalOptions, tasks: Any, run: str | None
         },
     }
     if is_run(Path(path)):
-        _keep(Path(path), document)
         for task, table in items.items():
             write_items(Path(path), task, table)
+        _keep(Path(path), document)
     return document
 
 
@@ -203,9 +203,9 @@ def _evaluate_checkpoints(path: str, options: EvalOptions, tasks: Any) -> dict[s
     steps = [int(folder.name.rpartition("-")[2]) for folder in folders]
     document = {**documents[-1], "model": path, "results": results}
     document["settings"] = {**document["settings"], "average_of_checkpoints": steps}
-    _keep(Path(path), document)
     for task in results:
         drop_items(Path(path), task)
+    _keep(Path(path), document)
     return document
 
 
@@ -235,7 +235,8 @@ def _add(run: Path, document: dict[str, Any]) -> None:
     scores = {task: {**values, **made} for task, values in document["results"].items()}
     tasks = {**record.benchmarks, **scores}
     digest = seal_scores(run, tasks, scores)
-    write_json(run / EVALUATION_FILE, {**document, "model": run.name, "results": tasks, DIGEST: digest})
+    sealed = {DIGEST: digest, ITEMS_DIGEST: seal_items(run, scores)}
+    write_json(run / EVALUATION_FILE, {**document, "model": run.name, "results": tasks, **sealed})
 
 
 def print_scores(document: dict[str, Any]) -> None:

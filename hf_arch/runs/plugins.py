@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -16,16 +17,18 @@ from hf_arch.checkpoints.plugin_copies import (
     PLUGINS_DIR,
     RUN_FACTS,
     chosen_sources,
+    copies_in,
     copy_facts,
     files_beside,
     write_copies,
 )
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import read_json
-from hf_arch.core.plugin_files import ReadFile, files_read
+from hf_arch.core.plugin_files import ReadFile, files_read, folder_of
 from hf_arch.core.plugin_source import PluginSource
 from hf_arch.core.plugins import Plugin, load_source
 from hf_arch.core.registry import CORPORA
+from hf_arch.core.warn import warn_once
 from hf_arch.data.cache import data_cache, user_path
 from hf_arch.recipe.recipe import Recipe
 from hf_arch.runs.files import CONFIG_FILE, RESULTS_FILE
@@ -68,18 +71,45 @@ def keep_plugins(recipe: Recipe, folder: Path) -> tuple[Recipe, dict[str, Any]]:
 def check_files_read(folder: Path, sources: Iterable[PluginSource]) -> None:
     """Raises ConfigError where the run in `folder` was trained with other contents of a file that these plugins read:
     its name tells of their source alone."""
-    results = folder / RESULTS_FILE
-    sources = list(sources)
-    if not sources or not results.is_file():
-        return
-    recorded = (read_json(results).get("provenance") or {}).get("plugin_files") or {}
-    for source in sources:
+    recorded = recorded_files(folder)
+    for source in sources if recorded else ():
         for name, read in files_beside(source).items():
             if recorded.get(name, read.sha256) != read.sha256:
                 raise ConfigError(
                     f"{folder}: was trained with another {name} (sha256 {recorded[name][:8]}, now {read.sha256[:8]}), "
                     f"which {source.name} reads; restore the file, move the folder away, or name another --results-dir"
                 )
+
+
+def recorded_files(folder: Path) -> dict[str, str]:
+    """{name: sha256} of the files that the plugins of the run in `folder` have read by what it wrote last."""
+    results = folder / RESULTS_FILE
+    facts = read_json(results).get("provenance") if results.is_file() else None
+    found = facts.get("plugin_files") if isinstance(facts, Mapping) else None
+    return {str(name): str(sha256) for name, sha256 in found.items()} if isinstance(found, Mapping) else {}
+
+
+def check_kept_files(folder: Path) -> None:
+    """For a run that goes on in `folder`: raises ConfigError where a file that its plugins read is not what the run
+    began with, next to the plugin as this process has loaded it, or next to the copy in the run. Where the process
+    reads the copy, and the file that it is of has changed, that is said."""
+    recorded = recorded_files(folder)
+    for copy in copies_in(folder) if recorded else ():
+        used = folder_of(copy.read())
+        for name, sha256 in recorded.items():
+            for file in dict.fromkeys((copy.file.parent / name, used / name)):
+                if _hash_of(file) not in (None, sha256):
+                    raise ConfigError(
+                        f"--resume: {file}: not what the run was trained with (recorded sha256 {sha256[:8]}); restore "
+                        "the file, or begin a new run in another folder"
+                    )
+            if _hash_of(original := copy.original.parent / name) not in (None, sha256):
+                message = "plugin %s: %s, which it reads, is not what %s was begun with; the copy in the run is used"
+                warn_once((original, sha256), message, copy.file.name, original, folder.name)
+
+
+def _hash_of(file: Path) -> str | None:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
 def read_files(plugins: Iterable[Plugin], recipe: Recipe | None = None) -> dict[str, ReadFile]:

@@ -4,9 +4,8 @@
     write_results(folder, {...})               # results.json, whole or not at all
     write_config(folder, recipe, facts)        # experiment_config.json: the recipe, and what the run knows of itself
 
-A key that is missing reads as None; JSON that cannot be parsed is a one-line error naming the file, because a
-comparison that silently leaves out a run is worth less than none. Files without `schema_version` are those of before
-version 1, which differs from them by that key alone.
+A key that is missing reads as None; JSON that cannot be parsed is a one-line error naming the file. Files without
+`schema_version` are those of before version 1, which differs from them by that key alone.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import finite, read_json, write_json
 from hf_arch.core.formats import byte_size, duration, quantity
 from hf_arch.recipe.recipe import RUN_FACTS, Recipe
-from hf_arch.runs.digest import DIGEST, edited, seal_results
+from hf_arch.runs.digest import DIGEST, edited, facts_of_digest, seal_results
 from hf_arch.runs.file_shape import check_objects, check_version
 from hf_arch.runs.files import CONFIG_FILE, EVALUATION_FILE, METRICS_FILE, RESULTS_FILE, is_run, read_metrics
 from hf_arch.runs.items import item_name, item_tasks
@@ -179,8 +178,7 @@ class RunRecord:
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Reads a run folder. ConfigError where it holds no run, where its JSON is corrupt or of a newer version, or
-        where a number is none."""
+        """Reads a run folder. ConfigError where it holds none, its JSON is corrupt or newer, or a number is none."""
         folder = Path(folder)
         if not is_run(folder):
             raise ConfigError(f"{folder}: not a run folder (neither {RESULTS_FILE} nor {CONFIG_FILE} in it)")
@@ -346,17 +344,17 @@ def numbers_for(reader: Reader, runs: Iterable[RunRecord] = ()) -> list[Number]:
 
 
 def read_results(folder: Path) -> RunRecord | None:
-    """The record of results.json alone, for who waits for a run; None before there is one."""
-    file = folder / RESULTS_FILE
-    return RunRecord.from_files(folder, read_json(file), {}) if file.is_file() else None
+    """The record of results.json alone; None before there is one."""
+    return RunRecord.from_files(folder, read_json(file), {}) if (file := folder / RESULTS_FILE).is_file() else None
 
 
-def write_results(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes results.json, atomically, and returns what it holds. Raises ConfigError for a value of a wrong type."""
+def write_results(folder: Path, values: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Writes results.json, atomically, and returns what it holds; `config` is what `write_config` returned. Raises
+    ConfigError for a value of a wrong type."""
     RunRecord.from_files(folder, values, {})
-    results = seal_results(folder, {"schema_version": SCHEMA_VERSION, **values})
-    write_json(folder / RESULTS_FILE, results)
-    return results
+    sealed = seal_results(folder, {"schema_version": SCHEMA_VERSION, **values}, config)
+    write_json(folder / RESULTS_FILE, sealed)
+    return sealed
 
 
 def write_end(folder: Path, name: str | None, status: str, reason: str, **changes: Any) -> None:
@@ -372,18 +370,20 @@ def write_end(folder: Path, name: str | None, status: str, reason: str, **change
 
 def write_config(
     folder: Path, recipe: Recipe, facts: Mapping[str, Any], *, data_fingerprint: str | None = None
-) -> None:
-    """Writes experiment_config.json: the sections of the recipe, and in `run` the `facts`, over what the set that
-    planned this run has written there (its name and hash, its baseline, how it was matched)."""
+) -> dict[str, Any]:
+    """Writes experiment_config.json, and returns what it holds: the sections of the recipe, and in `run` the `facts`,
+    over what the set that planned this run has written there (its name and hash, its baseline, how it was matched)."""
     file = folder / CONFIG_FILE
-    planned = _section(read_json(file), RUN_FACTS) if file.is_file() else {}
-    identity = planned.get("hash") or recipe.stable_hash(*filter(None, [data_fingerprint]))
-    own = {"schema_version": SCHEMA_VERSION, **planned, "hash": identity, **facts}
+    before = read_json(file) if file.is_file() else {}
+    planned = _section(before, RUN_FACTS)
+    own = {"schema_version": SCHEMA_VERSION, **planned, **facts, **facts_of_digest(folder, before)}
+    own["hash"] = planned.get("hash") or recipe.stable_hash(*filter(None, [data_fingerprint]))
     values = recipe.to_dict()
     if plugins := values["model"].get("plugins"):  # the run's own copies move with its folder
         inside = {str(folder / copy): copy for copy in own.get("plugins") or {}}
         values["model"]["plugins"] = [inside.get(path, path) for path in plugins]
-    write_json(file, {**values, RUN_FACTS: own})
+    write_json(file, written := {**values, RUN_FACTS: own})
+    return written
 
 
 def group_name(name: str) -> str:

@@ -69,7 +69,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Registration:
-    """How a claim stands to the results: `before results`, `added later`, or `not registered` (there is no file).
+    """How a claim stands to the results: `before results`, `added later`, or `not registered` (there is no file, or
+    not the one that there was when the runs began).
 
     time: of the entry that first held it. removed: when it was taken out after results existed, None where it was not.
     metric: what the claim was first made of, where that was named. seeds: those that were said to be looked at, of the
@@ -101,11 +102,19 @@ class MadeClaim:
     registration: Registration
 
 
-UNREGISTERED = Registration("not registered")
+_NOT_SHOWN = "so that it cannot be shown to have been made before the results"
+UNREGISTERED = Registration("not registered", sentence=f"not registered: there is no {CLAIMS_FILE}, {_NOT_SHOWN}")
 UNREGISTERED_HERE = Registration(
-    "not registered", sentence=f"not registered: {CLAIMS_FILE} of the folder names none of its runs"
+    "not registered", sentence=f"not registered: {CLAIMS_FILE} of the folder names none of its runs, {_NOT_SHOWN}"
 )
 """Of runs in a folder whose claims are those of others: copied there, or trained there by `hf-arch train`."""
+GONE = Registration(
+    "not registered",
+    sentence=f"not registered: {CLAIMS_FILE}, which was there when its runs began, is gone, {_NOT_SHOWN}",
+)
+REWRITTEN = f"{CLAIMS_FILE} is not the one that was there when its runs began, {_NOT_SHOWN}"
+CLAIMS_FACT = "claims"
+"""In `run` of experiment_config.json: the hash of the last entry of claims.json when the run was begun."""
 
 
 def read_entries(folder: Path) -> list[Entry]:
@@ -188,6 +197,14 @@ def register(
     return [*about, entry]
 
 
+def claims_known(run: Path) -> str | None:
+    """The hash of the last entry that stands in claims.json next to a run that begins; None where nothing does."""
+    with suppress(ConfigError):
+        entries = read_entries(run.parent)
+        return entries[-1].hash if entries else None
+    return None
+
+
 def _with_results(folder: Path, names: Iterable[str]) -> list[Path]:
     """The folders of runs of these names, those of a sweep included, that have shown a number."""
     wanted = {group_name(name) for name in names}
@@ -233,17 +250,30 @@ def claims_made(runs: Sequence[RunRecord]) -> list[MadeClaim]:
             named = {group_name(name) for entry in about for name in entry.runs}
             covered = [run for run in here if named & {run.name, _folder_name(run.path)}]
             registered |= {id(run) for run in covered}
+            rewritten = any(_known_to(run) not in (None, *(entry.hash for entry in entries)) for run in covered)
             for claim in claims_made_by(about) if covered else ():
+                claim = _without_proof(claim) if rewritten else claim
                 # Of one claim in several folders: added later in one is added later.
-                if claim.claim not in made or claim.registration.status == "added later":
+                if claim.claim not in made or claim.registration.status != "before results":
                     made[claim.claim] = claim
         if entries:
             elsewhere |= {id(run) for run in here} - registered
     for run in runs:
         for text in claims_in(run.hypothesis) if id(run) not in registered else ():
-            found = UNREGISTERED_HERE if id(run) in elsewhere else UNREGISTERED
+            found = UNREGISTERED_HERE if id(run) in elsewhere else GONE if _known_to(run) else UNREGISTERED
             made.setdefault(text, MadeClaim(run.hypothesis, text, found))
     return list(made.values())
+
+
+def _known_to(run: RunRecord) -> str | None:
+    known = run.experiment.get(CLAIMS_FACT)
+    return None if known is None else str(known)
+
+
+def _without_proof(made: MadeClaim) -> MadeClaim:
+    """A claim of a file that is not the one that was there when the runs began."""
+    sentence = f"{made.registration.sentence}; but {REWRITTEN}"
+    return replace(made, registration=replace(made.registration, status="not registered", sentence=sentence))
 
 
 def current_hypotheses(runs: Sequence[RunRecord]) -> list[str]:

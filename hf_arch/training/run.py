@@ -16,7 +16,7 @@ from hf_arch.recipe.recipe import Recipe
 from hf_arch.runs.files import CHECKPOINTS_DIR, RESULTS_FILE
 from hf_arch.runs.model_report import two_columns
 from hf_arch.runs.numbers import Reader, read_number
-from hf_arch.runs.plugins import with_run_plugins
+from hf_arch.runs.plugins import check_kept_files, with_run_plugins
 from hf_arch.runs.provenance import environment
 from hf_arch.runs.record import numbers_for
 from hf_arch.training.arguments import build_arguments, check_model, check_optimizer
@@ -74,6 +74,7 @@ def run_training(
     if is_main_process():  # the others would find what it has begun to write
         check_folder(folder, resume)
     if resume:
+        check_kept_files(folder)
         recipe = with_run_plugins(recipe, folder)
     finished = resume and extend_to is None and is_finished(folder)
     if finished and not has_checkpoints(folder / CHECKPOINTS_DIR):

@@ -42,10 +42,12 @@ from hf_arch.recipe.build import changed_initialisation
 from hf_arch.recipe.recipe import Recipe
 from hf_arch.runs.files import CHECKPOINTS_DIR, METRICS_FILE, MODEL_DIR
 from hf_arch.runs.model_report import model_report, render_model_report, two_columns
-from hf_arch.runs.plugins import keep_plugins, keep_read_files, read_files, text_files
+from hf_arch.runs.plugins import keep_plugins, keep_read_files, read_files, recorded_files, text_files
 from hf_arch.runs.provenance import provenance
 from hf_arch.runs.record import write_config, write_results
+from hf_arch.runs.registration import CLAIMS_FACT, claims_known
 from hf_arch.training.callbacks import MetricsLog, ProgressLine
+from hf_arch.training.checkpoint_record import Change
 from hf_arch.training.checkpoints import divergence, where_to_go_on
 from hf_arch.training.earlier import earlier_look, earlier_seconds
 from hf_arch.training.first_look import first_look, optimizer_facts
@@ -85,6 +87,7 @@ class Stages:
         self.recipe, self.folder, self.task, self.config = recipe, folder, task, task.config
         self.plugins = recipe.plugins
         self.plugin_copies: dict[str, Any] = {}
+        self.config_written: dict[str, Any] | None = None
         self.args, self.precision, self.quiet, self.request = args, precision, quiet, request
         self.running: Running | None = None  # known once there is a trainer
         self.keeper, self.continuation = keeper, keeper.continuation
@@ -93,6 +96,8 @@ class Stages:
         self.started = time.time()
         self.stop = StopRequest()
         self.builder = choose_optimizer(task.training)
+        self.claims_known = claims_known(folder)
+        self.earlier_files = recorded_files(folder) if self.continuation.checkpoint else {}
         self.earlier_seconds = earlier_seconds(folder) if self.continuation.checkpoint else 0.0
         self.is_main = is_main_process()
         self.first_look = earlier_look(folder) if self.continuation.checkpoint else {}
@@ -176,6 +181,8 @@ class Stages:
         self.running = running(trainer, self.precision)
         check_running(self.running, self.request)
         self._write_config()
+        if self.plugins:  # a run that is killed has recorded what they read while the model was built
+            self._write_results({"status": "running"}, "running")
         for callback in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(callback)
         trainer.watch.on_event = log.record_event
@@ -299,14 +306,22 @@ class Stages:
             "config": json.loads(self.config.to_json_string(use_diff=False)),
             "changes": self._changes(),
             "plugins": self.plugin_copies,
+            CLAIMS_FACT: self.claims_known,
         }
         # The rows of a probe follow from its recipe, which is in the hash of a run's name already.
         points_to = None if self.recipe.probe is not None else self.task.fingerprint
-        write_config(self.folder, self.recipe, facts, data_fingerprint=points_to)
+        self.config_written = write_config(self.folder, self.recipe, facts, data_fingerprint=points_to)
 
     def _changes(self) -> list[dict[str, Any]]:
-        """What was changed since the run was begun, each with its step."""
-        return [dataclasses.asdict(change) for change in self.continuation.changes]
+        """What was changed since the run was begun, each with its step; files of plugins too, as far as they are read
+        by now."""
+        changes = [dataclasses.asdict(change) for change in self.continuation.changes]
+        files = read_files(self.plugins, self.recipe) if self.earlier_files else {}
+        for name, before in self.earlier_files.items():
+            if name in files and files[name].sha256 != before:
+                now = files[name].sha256
+                changes.append(dataclasses.asdict(Change(self.continuation.step, f"plugin file {name}", before, now)))
+        return changes
 
     def _wall_seconds(self) -> float:
         return self.earlier_seconds + time.time() - self.started
@@ -347,7 +362,7 @@ class Stages:
             },
         }
         if self.is_main:
-            return write_results(self.folder, results)
+            return write_results(self.folder, results, self.config_written)
         return results
 
     def _plugin_files(self) -> dict[str, Any]:

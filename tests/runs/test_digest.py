@@ -115,4 +115,9 @@ def test_a_claim_about_an_edited_run_is_confounded(tmp_path: Path) -> None:
     edit(folder / "results.json", digest=None)
     comparison = compare_runs(tmp_path)
     finding = next(found for found in comparison.findings if found.check == "edited")
+    assert finding.severity == "violation" and "taken out" in finding.sentence  # the same commit wrote others
+    for run in comparison.runs:
+        edit(run.path / "results.json", digest=None)
+    comparison = compare_runs(tmp_path)
+    finding = next(found for found in comparison.findings if found.check == "edited")
     assert finding.severity == "note" and "edited" not in comparison.verdicts[0].confounds

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hf_arch.analysis.finding import Finding, Severity, not_recorded
-from hf_arch.analysis.run_names import by_value, distinct, run_count, run_labels, run_names
+from hf_arch.analysis.run_names import by_value, code_state, distinct, run_count, run_labels, run_names
 from hf_arch.numerics import numerics_version
 from hf_arch.runs.numbers import read_number
 from hf_arch.runs.record import RunRecord
@@ -166,7 +166,7 @@ def check_code(runs: Sequence[RunRecord]) -> Finding:
         )
     if part := _other_part(runs):
         return part
-    states = by_value([run for run in runs if _code_state(run) is not None], _code_state)
+    states = by_value([run for run in runs if code_state(run) is not None], code_state)
     if len(states) > 1:
         text = "; ".join(f"{str(state)[:10]}: {run_names(group)}" for state, group in states.items())
         return Finding("code", "violation", f"The code of hf_arch changed between runs: {text}.", run_labels(runs))
@@ -312,11 +312,6 @@ def _own_version(run: RunRecord) -> dict[str, Any]:
     """What of our own version changes numbers; where that was not recorded, the version itself."""
     numerics = numerics_version(run.provenance)
     return {"hf_arch": run.provenance.get("hf_arch")} if numerics is None else {"numerics of hf_arch": numerics}
-
-
-def _code_state(run: RunRecord) -> Any:
-    """What distinguishes two states of the code: the digest of the sources, or the commit."""
-    return run.provenance.get("source_sha256") or run.provenance.get("git_commit")
 
 
 def _plugins(run: RunRecord) -> Mapping[str, Any]:
