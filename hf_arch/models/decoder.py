@@ -87,7 +87,7 @@ class ArchModel(ArchPreTrainedModel):
         kinds = [kind for kind in dict.fromkeys(wanted) if kind is not None and kind in read]
         self.shared = nn.ModuleList([kind.build() for kind in kinds])
         self._shared_index = [kinds.index(kind) if kind in kinds else None for kind in wanted]
-        self._layer_types, self._windows, self._states = config.layer_types, config.windows, states_of(config)
+        self._layer_types, self._windows, self.states = config.layer_types, config.windows, states_of(config)
         self.mask_plan = MaskPlan(config, self.plan, self.layers, biased=self.position.bias)
         parametrization, its_options = config.parametrization_spec
         self._input_factor = parametrization.input(config, its_options)

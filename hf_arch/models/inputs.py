@@ -49,7 +49,7 @@ def read_inputs(
     past = 0 if cache is None else cache.get_seq_length()
     if isinstance(past, Tensor) and length > 1 and not torch.compiler.is_compiling():
         past = int(past)
-    remember_model(cache, past, model._states)
+    remember_model(cache, past, model.states)
     kwargs = check_keywords(type(model).__name__, kwargs, (past, length, embeds.device))
     told = {name: kwargs.pop(name) for name in ARGUMENTS if name in kwargs}
     call = Call(batch, length, past, embeds.device)
