@@ -88,6 +88,8 @@ CHECKS: tuple[Check, ...] = (
     unseen.check_replaced,
     unseen.check_untracked,
     unseen.check_products,
+    unseen.check_uncounted,
+    unseen.check_gradients,
     unseen.check_gradient_hooks,
     unseen.check_types,
     unseen.check_starts,

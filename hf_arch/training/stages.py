@@ -67,7 +67,7 @@ from hf_arch.training.tasks.base import Task
 from hf_arch.training.tracking import describe_trackers, tracked
 from hf_arch.training.trainer import ArchTrainer
 from hf_arch.training.trunk import BranchPoints
-from hf_arch.training.unseen_parts import UnseenParts
+from hf_arch.training.unseen_parts import LookAgain, UnseenParts
 
 
 class Stages:
@@ -188,6 +188,7 @@ class Stages:
         trainer.watch.on_event = log.record_event
         trainer.callback_handler.callbacks.insert(0, log)  # before the trackers, which get the numbers that it adds
         trainer.add_callback(SlowdownWatch(log))
+        trainer.add_callback(LookAgain(self.unseen))
         trainer.add_callback(BranchPoints(self.folder))
         if not self.quiet:
             self._print_continuation()

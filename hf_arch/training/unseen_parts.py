@@ -4,7 +4,10 @@ of parameters, noise in training, and whether it computes something else when it
 A part of a plugin may do any of these without an error, and its loss is compared with that of a model that does not:
 
     untracked        numbers that are no parameters and change in training: buffers, tensors kept in attributes from
-                     the start (what is made on the way may be a cache)
+                     the start; of what is made on the way what changes between two steps, and not with the row that the
+                     model reads (as what it keeps of its last one does)
+    uncounted        parameters that the model has after training beyond those that its cost counts: made on the way
+    gradients        {place: [ratio, numbers]} of parameters whose gradient is not that of the loss (`true_gradients`)
     gradient_hooks   parameters whose gradient is changed before the optimiser sees it
     dtypes           {type: numbers} of the parameters
     noise            rms of what two forward passes in training mode differ by, over the rms of logits
@@ -28,11 +31,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import TrainerCallback
 
 from hf_arch.core.plugin_source import PLUGIN_MODULE
 from hf_arch.models.cost import model_cost
 from hf_arch.training.branches import undisturbed
 from hf_arch.training.compat import has_gradient_hook
+from hf_arch.training.true_gradients import untrue_gradients
 
 _DEEPEST = 3
 """Lists in lists in which tensors are looked for."""
@@ -47,21 +52,48 @@ class UnseenParts:
     def __init__(self, model: nn.Module) -> None:
         self.before = {name: _contents(tensor) for name, tensor in _not_parameters(model)}
         self.starts = _starts(model)
+        self.on_the_way: dict[str, tuple[Any, ...]] = {}
+
+    def look_again(self, model: nn.Module) -> None:
+        """At what was made since, after a step."""
+        found = {name: _contents(tensor) for name, tensor in _not_parameters(model)}
+        self.on_the_way = {**{name: was for name, was in found.items() if name not in self.before}, **self.on_the_way}
 
     def facts(self, model: nn.Module, row: Tensor) -> dict[str, Any]:
         """These numbers of the trained model; row: int64 [1, T], real tokens."""
         return {
-            "untracked": sum(
-                tensor.numel()
-                for name, tensor in _not_parameters(model)
-                if name in self.before and self.before[name] != _contents(tensor)
-            ),
+            "untracked": self._untracked(model, row),
+            "uncounted": _uncounted(model, row),
+            "gradients": _untrue_gradients(model, row),
             "gradient_hooks": sum(parameter.numel() for parameter in _hooked(model)),
             "dtypes": _types(model),
             **_by_mode(model, row),
             "products": _products(model, row),
             "starts": self.starts,
         }
+
+    def _untracked(self, model: nn.Module, row: Tensor) -> int:
+        known = {**self.before, **self.on_the_way}
+        changed = {
+            name: tensor.numel()
+            for name, tensor in _not_parameters(model)
+            if name in known and known[name] != _contents(tensor)
+        }
+        late = [name for name in changed if name in self.on_the_way]
+        kept_of_a_row = _changed_by_rows(model, row, late) if late else set()
+        return sum(count for name, count in changed.items() if name not in kept_of_a_row)
+
+
+class LookAgain(TrainerCallback):
+    """Lets the unseen parts look at the model after its first step here, and in the middle of the others."""
+
+    def __init__(self, parts: UnseenParts) -> None:
+        self.parts, self.steps = parts, 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.steps += 1
+        if model is not None and (self.steps == 1 or state.global_step == state.max_steps // 2):
+            self.parts.look_again(getattr(model, "module", model))
 
 
 def _types(model: nn.Module) -> dict[str, int]:
@@ -142,6 +174,30 @@ def _hooked(model: nn.Module) -> Iterator[nn.Parameter]:
         if has_gradient_hook(module):
             found |= {id(parameter): parameter for parameter in module.parameters()}
     yield from found.values()
+
+
+@torch.no_grad()
+def _changed_by_rows(model: nn.Module, row: Tensor, names: list[str]) -> set[str]:
+    """Those of the tensors that hold something of the row that the model was given last."""
+    held = []
+    with _as_it_was(model, row.device):
+        model.eval()
+        for ids in (row, (row + 1) % model.config.vocab_size):  # type: ignore[union-attr, operator]
+            _logits(model, ids)
+            held.append({name: _contents(tensor) for name, tensor in _not_parameters(model)})
+    return {name for name in names if held[0].get(name) != held[1].get(name)}
+
+
+def _uncounted(model: Any, row: Tensor) -> int:
+    """Of parameters that are whole here."""
+    with undisturbed(model):
+        counted = model_cost(model.config, row.shape[1]).params_total
+    return max(0, sum(parameter.numel() for parameter in model.parameters()) - int(counted))
+
+
+def _untrue_gradients(model: nn.Module, row: Tensor) -> dict[str, list[float]]:
+    with _as_it_was(model, row.device):
+        return untrue_gradients(model, row)
 
 
 @torch.no_grad()

@@ -95,3 +95,66 @@ def test_a_matrix_that_is_loaded_begins_alike_under_every_seed() -> None:
     first, second = found
     same = [place for place in first if first[place] == second[place]]
     assert same == ["model.embed_tokens.weight"] and len(first) > 3 and any("*" in place for place in first)
+
+
+def test_what_is_made_on_the_way_and_learns_is_counted() -> None:
+    """Not a cache, which stays as it is, nor what the model keeps of the row that it read last."""
+    model = model_of()
+    layer = model.model.layers[0]
+    layer.register_forward_hook(lambda module, given, out: setattr(module, "seen", given[0].detach().clone()))
+    parts = UnseenParts(model)
+    model(input_ids=ROW)
+    layer.memory, layer.table = torch.zeros(6), torch.ones(7)
+    parts.look_again(model)
+    layer.memory += 1
+    model(input_ids=ROW + 1)
+    assert parts.facts(model, ROW)["untracked"] == 6
+
+
+def test_parameters_that_are_made_in_the_first_forward_are_uncounted() -> None:
+    model = model_of()
+    parts = UnseenParts(model)
+    assert parts.facts(model, ROW)["uncounted"] == 0
+    model.model.layers[0].late = nn.Parameter(torch.zeros(11))
+    assert parts.facts(model, ROW)["uncounted"] == 11
+
+
+class Changed(torch.autograd.Function):
+    """The identity, whose gradient is `how` of what flows back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, how: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.how = how
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return ctx.how(grads[0]), None
+
+
+@pytest.mark.parametrize(
+    ("how", "low", "high"),
+    [
+        (lambda grad: 10 * grad, 0.05, 0.3),
+        (lambda grad: -grad, -2.0, -0.5),
+        (lambda grad: grad.clamp(-1e-5, 1e-5), 3.0, 1e6),
+    ],
+    ids=["times ten", "turned round", "clipped"],
+)
+def test_gradients_that_are_not_those_of_the_loss_are_seen(how: Any, low: float, high: float) -> None:
+    model = model_of()
+    for layer in model.model.layers:
+        layer.ffn.register_forward_hook(lambda module, given, out: Changed.apply(out, how))
+    found = measured(model)["gradients"]
+    of_ffn = {place: values for place, values in found.items() if ".ffn." in place}
+    assert of_ffn and all(low < ratio < high for ratio, _ in of_ffn.values()), found
+
+
+@pytest.mark.parametrize("name", hf_arch.list_architectures())
+def test_gradients_of_every_architecture_are_those_of_the_loss(name: str) -> None:
+    """As far as a claim would be confounded: a few parameters of a layer may be far off where an operation jumps."""
+    model = model_of(name)
+    facts = measured(model)
+    wrong = sum(count for ratio, count in facts["gradients"].values() if not 1 / 3 < ratio < 3)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert wrong <= 0.01 * total and facts["uncounted"] == facts["untracked"] == 0, facts

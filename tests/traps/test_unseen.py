@@ -42,6 +42,10 @@ def starts(loaded: int, drawn: int) -> Given:
 TRAPS: dict[str, tuple[str, tuple[Given, Given]]] = {
     "a memory in a buffer": ("parameters", (unseen(untracked=400_000), unseen())),
     "gradients that a hook clips": ("optimiser", (unseen(gradient_hooks=600_000), unseen())),
+    "parameters made in the first forward": ("parameters", (unseen(uncounted=400_000), unseen())),
+    "gradients times ten": ("optimiser", (unseen(gradients={"ffn.*.up": [0.1, 400_000]}), unseen())),
+    "gradients turned round": ("optimiser", (unseen(gradients={"ffn.*.up": [-1.0, 400_000]}), unseen())),
+    "gradients clipped inside": ("optimiser", (unseen(gradients={"ffn.*.up": [40.0, 400_000]}), unseen())),
     "parameters in bf16": ("precision", (unseen(dtypes={"float32": 600_000, "bfloat16": 600_000}), unseen())),
     "dropout of a plugin": ("dropout", (unseen(noise=0.2, mode_gap=0.15), unseen())),
     "dropout in one seed": ("dropout", (of_one_seed(noise=0.2, mode_gap=0.15), unseen())),
@@ -67,6 +71,12 @@ HONEST: dict[str, tuple[Given, Given]] = {
     "dropout on both sides": (unseen(noise=0.2, mode_gap=0.15), unseen(noise=0.3, mode_gap=0.2)),
     "biases that balance experts": (unseen(untracked=64), unseen()),
     "the same replaced on both sides": (replaced("torch.nn.init.normal_"), replaced("torch.nn.init.normal_")),
+    "a router that leaves out a part": (unseen(gradients={"ffn.*.router": [2.5, 400_000]}), unseen()),
+    "quantised on both sides": (
+        unseen(gradients={"ffn.*.up": [0.1, 400_000]}),
+        unseen(gradients={"ffn.*.up": [0.2, 400_000]}),
+    ),
+    "parameters as counted": (unseen(uncounted=0, gradients={}), unseen()),
     "a recurrence in chunks": (unseen(products=2.9), unseen(products=0.7)),
     "feature maps that begin as the identity": (starts(9_000, 1_000_000), starts(0, 1_100_000)),
     "loaded on both sides": (starts(300_000, 800_000), starts(300_000, 800_000)),

@@ -15,6 +15,8 @@ UNTRACKED = 0.01
 """Of all parameters: so many numbers that are none and yet learned do not count."""
 HOOKED = 0.01
 """How much more of all parameters may have a hook on their gradient on one side than on the other."""
+UNTRUE = 3.0
+"""Times: a backward pass that leaves out a part of the gradient (a router, a detached state) is often within it."""
 FIXED = 0.05
 """Of all parameters: of all architectures only `linear_attn` begins with fixed matrices, its feature maps, 1 % of a
 tiny model."""
@@ -50,6 +52,41 @@ def check_untracked(runs: Sequence[RunRecord]) -> Finding | None:
         f"counted: {max(shares.values()):.0%} of the parameters in {run_names(many)}."
     )
     return Finding("parameters", "violation", sentence, run_labels(many), _values(shares))
+
+
+def check_uncounted(runs: Sequence[RunRecord]) -> Finding | None:
+    """Parameters that are made in the first forward pass: the cost, which knows the model as it begins, has none of
+    them."""
+    shares = _numbers(runs, lambda run, facts: facts.get("uncounted", 0) / (run.numbers.get("params_total") or 1))
+    more = [run for run, share in shares.items() if share > UNTRACKED]
+    if not more:
+        return None
+    sentence = (
+        f"Parameters that are made while the model runs are not counted: {max(shares.values()):.0%} of the others in "
+        f"{run_names(more)}."
+    )
+    return Finding("parameters", "violation", sentence, run_labels(more), _values(shares))
+
+
+def check_gradients(runs: Sequence[RunRecord]) -> Finding | None:
+    """Gradients that are not those of the loss, on one side: a backward pass of one's own may give anything."""
+    shares = _numbers(runs, lambda run, facts: _untrue(facts) / (run.numbers.get("params_total") or 1))
+    if not shares or max(shares.values()) - min(shares.values()) <= HOOKED:
+        return None
+    wrong = [run for run, share in shares.items() if share > HOOKED]
+    ratios = {place: ratio for run in wrong for place, (ratio, _) in (run.unseen or {})["gradients"].items()}
+    place = max(ratios, key=lambda place: max(abs(ratios[place]), 1 / max(abs(ratios[place]), 1e-9)))
+    sentence = (
+        f"Gradients are not those of the loss, of {max(shares.values()):.0%} of the parameters in {run_names(wrong)}: "
+        f"of {place} the loss changes by {ratios[place]:.2g} times what its gradient says."
+    )
+    return Finding("optimiser", _severity("optimiser", runs), sentence, run_labels(wrong), _values(shares))
+
+
+def _untrue(facts: Mapping[str, Any]) -> float:
+    """Numbers whose gradient is more than `UNTRUE` times too large or too small, or of the other sign."""
+    found = (facts.get("gradients") or {}).values()
+    return float(sum(count for ratio, count in found if not 1 / UNTRUE < ratio < UNTRUE))
 
 
 def check_gradient_hooks(runs: Sequence[RunRecord]) -> Finding | None:
