@@ -30,6 +30,8 @@ from hf_arch.models.configuration import ArchConfig
 
 PACKAGE = "hf_arch"
 VERSIONS = f"{PACKAGE}.versions"
+KERNELS = f"{PACKAGE}.ops.native"
+"""Whose `SOURCES` are read from files, which transformers does not copy: their texts take the place of that."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,10 @@ class _Source:
         lines: list[str | None] = [*self.lines]
         for unneeded in self.dropped:
             _replace(lines, unneeded, None)
+        for node in self.tree.body if self.module == KERNELS else ():
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SOURCES":
+                texts = (f"    {name!r}: {text!r}," for name, text in sys.modules[KERNELS].SOURCES.items())
+                _replace(lines, node, "\n".join(["SOURCES = {", *texts, "}"]))
         for node, target in self.imports.items():
             imported = ", ".join(ast.unparse(alias) for alias in node.names)
             _replace(lines, node, f"{' ' * node.col_offset}from .{names[target]} import {imported}")

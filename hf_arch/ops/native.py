@@ -2,8 +2,8 @@
 
 Walks through time in which a step is a few vectors wide cost torch a call for each operation of each step, and its
 rows more passes over memory than they need; the kernels do one pass. Each stands inside an operator that has a form in
-plain torch, which is taken where there is no kernel: without a compiler, for fp64, off the CPU, in a model bundled with
-its code, and with `HF_ARCH_BACKEND=torch`. `tests/ops/test_native.py` holds the two against each other.
+plain torch, which is taken where there is no kernel: without a compiler, for fp64, off the CPU, and with
+`HF_ARCH_BACKEND=torch`. `tests/ops/test_native.py` holds the two against each other.
 
 A build is one call of the compiler, about two seconds. Its name in `$HF_ARCH_CACHE/kernels` is a hash of the sources,
 the compiler, the flags and the processor, so that none is used that another machine or version made.
@@ -18,6 +18,7 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
 from functools import lru_cache
 from pathlib import Path
 
@@ -28,7 +29,8 @@ from ..core.files import temporary_name
 from ..environment import cache_folder, read
 from .compat import watched
 
-SOURCES = Path(__file__).parent / "kernels"
+# By file name. A model that is bundled with its code has the texts themselves here: `hub/bundle.py` writes them.
+SOURCES = {path.name: path.read_text("utf-8") for path in sorted((Path(__file__).parent / "kernels").glob("*.[ch]"))}
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 _SECONDS = 120
 _PLAIN = (Tensor, torch.nn.Parameter)  # not those that stand for several or for none
@@ -47,16 +49,15 @@ def kernels_for(*tensors: Tensor | None) -> ctypes.CDLL | None:
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
     """The library, built where this machine has none yet; None where that is not possible, with the reason logged."""
-    sources = sorted(SOURCES.glob("*.[ch]"))
     compiler = _compiler()
-    if not sources or compiler is None:
-        _log.info("no C kernels: %s", "their sources are not here" if not sources else "no C compiler is installed")
+    if compiler is None:
+        _log.info("no C kernels: no C compiler is installed")
         return None
     try:
         flags = _FLAGS if platform.system() == "Darwin" else (*_FLAGS, "-fopenmp")
-        target = _target(sources, compiler, flags)
+        target = _target(compiler, flags)
         if not target.exists():
-            _build([*compiler, *flags, *(str(source) for source in sources if source.suffix == ".c")], target)
+            _build([*compiler, *flags], target)
         return ctypes.CDLL(str(target))
     except (OSError, subprocess.SubprocessError) as error:
         _log.warning("the C kernels could not be built, plain torch takes their place: %s", _reason(error))
@@ -113,11 +114,10 @@ def _compiler() -> list[str] | None:
     return None
 
 
-def _target(sources: list[Path], compiler: list[str], flags: tuple[str, ...]) -> Path:
-    """Where the library of these sources is kept."""
+def _target(compiler: list[str], flags: tuple[str, ...]) -> Path:
+    """Where the library is kept."""
     version = subprocess.run([*compiler, "--version"], capture_output=True, timeout=_SECONDS, check=True).stdout
-    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources))
-    digest.update(repr((compiler, version, flags, _processor())).encode())
+    digest = hashlib.sha256(repr((SOURCES, compiler, version, flags, _processor())).encode())
     return cache_folder() / "kernels" / f"{digest.hexdigest()[:24]}.so"
 
 
@@ -137,7 +137,11 @@ def _build(command: list[str], target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     made = temporary_name(target)
     try:
-        subprocess.run([*command, "-o", str(made)], capture_output=True, timeout=_SECONDS, check=True)
+        with tempfile.TemporaryDirectory() as folder:
+            for name, text in SOURCES.items():
+                Path(folder, name).write_text(text, "utf-8")
+            files = [str(Path(folder, name)) for name in SOURCES if name.endswith(".c")]
+            subprocess.run([*command, *files, "-o", str(made)], capture_output=True, timeout=_SECONDS, check=True)
         os.replace(made, target)
     finally:
         made.unlink(missing_ok=True)

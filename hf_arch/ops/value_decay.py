@@ -75,7 +75,7 @@ class _ValueDecay(torch.autograd.Function):
     @manual_backward
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, g, keep, states = ctx.saved_tensors
-        grad_o, grad_state = grads
+        grad_o, grad_state = grads[0].contiguous(), grads[1]
         decay = _decay(g, keep)
         query, key = q.flatten(0, 2), k.flatten(0, 2)
         # the same halving as in `vector_decay` gives dL/dA, and makes r and w of the factors of single steps

@@ -174,7 +174,7 @@ class Stages:
 
     def _set_up(self, trainer: ArchTrainer, log: MetricsLog, progress: ProgressLine) -> None:
         """The first look, the check of what runs, the callbacks, and the start-up report."""
-        self.unseen = UnseenParts(trainer.model)
+        self.unseen = UnseenParts(trainer.model, of_plugins=bool(self.plugins))
         if not self.continuation.checkpoint:
             with self.task.alone(trainer.model):
                 self.first_look = first_look(trainer.model, self.task.look())

@@ -7,7 +7,8 @@ A part of a plugin may do any of these without an error, and its loss is compare
                      the start; of what is made on the way what changes between two steps, and not with the row that the
                      model reads (as what it keeps of its last one does)
     uncounted        parameters that the model has after training beyond those that its cost counts: made on the way
-    gradients        {place: [ratio, numbers]} of parameters whose gradient is not that of the loss (`true_gradients`)
+    gradients        {place: [ratio, numbers]} of parameters whose gradient is not that of the loss (`true_gradients`),
+                     where a plugin has part in the run
     gradient_hooks   parameters whose gradient is changed before the optimiser sees it
     dtypes           {type: numbers} of the parameters
     noise            rms of what two forward passes in training mode differ by, over the rms of logits
@@ -47,9 +48,15 @@ _TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class UnseenParts:
-    """Looks at a model before its first step, and again after its last."""
+    """Looks at a model before its first step, and again after its last.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        of_plugins: whether it may have a backward pass that no test of this package has seen. Whether gradients are
+            those of the loss takes two forward passes for each kind of parameter, so that only these are asked.
+    """
+
+    def __init__(self, model: nn.Module, of_plugins: bool = True) -> None:
+        self.of_plugins = of_plugins
         self.before = {name: _contents(tensor) for name, tensor in _not_parameters(model)}
         self.starts = _starts(model)
         self.on_the_way: dict[str, tuple[Any, ...]] = {}
@@ -64,7 +71,7 @@ class UnseenParts:
         return {
             "untracked": self._untracked(model, row),
             "uncounted": _uncounted(model, row),
-            "gradients": _untrue_gradients(model, row),
+            "gradients": _untrue_gradients(model, row) if self.of_plugins else {},
             "gradient_hooks": sum(parameter.numel() for parameter in _hooked(model)),
             "dtypes": _types(model),
             **_by_mode(model, row),

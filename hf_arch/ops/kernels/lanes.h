@@ -57,20 +57,40 @@ static inline lanes where(integers condition, lanes x, lanes other) {
 #define LOG2_E 1.44269504f
 #define LN_2 0.69314718f
 
-/* 2^n p(r) with n = round(x), r = x - n and p of degree 6, relative error 2e-9 before rounding. Exactly 1 at 0, 1e-38
-   below -126, 2e38 above 127, and what is not a number stays none. */
-static inline lanes power_of_two(lanes x) {
-    const lanes low = all(-126.0f), high = all(127.4f), integral = all(12582912.0f); /* 1.5 * 2^23: adding it rounds */
-    x = where(x < low, low, x);
-    x = where(x > high, high, x);
-    const lanes shifted = x + integral, r = x - (shifted - integral);
-    lanes p = r * 1.535336117e-4f + 1.339887442e-3f;
-    p = p * r + 9.618437361e-3f;
-    p = p * r + 5.550332471e-2f;
-    p = p * r + 2.402264791e-1f;
-    p = p * r + 6.931472029e-1f;
-    p = p * r + 1.0f;
-    return (lanes)((integers)p + ((integers)shifted << 23));
+/* What is not a number stays none. */
+static inline lanes bounded(lanes x, float low, float high) {
+    x = where(x < all(low), all(low), x);
+    return where(x > all(high), all(high), x);
 }
 
-static inline lanes exponential(lanes x) { return power_of_two(x * LOG2_E); }
+#define ROUNDING 12582912.0f /* 1.5 * 2^23: what is added to it is rounded to an integer, which stands in its last bits */
+
+static inline lanes times_power_of_two(lanes p, lanes rounded) { return (lanes)((integers)p + ((integers)rounded << 23)); }
+
+/* 2^n p(r) with n = round(x), r = x - n and p of degree 6, relative error 2e-9 before rounding. Exactly 1 at 0,
+   1e-38 below -126, 2e38 above 127. */
+static inline lanes power_of_two(lanes x) {
+    x = bounded(x, -126.0f, 127.4f);
+    const lanes rounded = x + ROUNDING, r = x - (rounded - ROUNDING);
+    lanes p = r * 1.535336117e-04f + 1.339887442e-03f;
+    p = p * r + 9.618437361e-03f;
+    p = p * r + 5.550332471e-02f;
+    p = p * r + 2.402264791e-01f;
+    p = p * r + 6.931472029e-01f;
+    p = p * r + 1.0f;
+    return times_power_of_two(p, rounded);
+}
+
+/* The same of x / ln 2, whose rounding would cost |x| times the last bit: n ln 2 is subtracted in two parts. */
+static inline lanes exponential(lanes x) {
+    x = bounded(x, -87.3f, 88.3f);
+    const lanes rounded = x * LOG2_E + ROUNDING, n = rounded - ROUNDING;
+    const lanes r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    lanes p = r * 1.384365285e-03f + 8.374155316e-03f;
+    p = p * r + 4.166800205e-02f;
+    p = p * r + 1.666643126e-01f;
+    p = p * r + 4.999999420e-01f;
+    p = p * r + 1.000000032e+00f;
+    p = p * r + 1.0f;
+    return times_power_of_two(p, rounded);
+}
