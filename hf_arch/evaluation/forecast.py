@@ -17,6 +17,7 @@ from hf_arch.core.errors import ConfigError
 from hf_arch.evaluation.loading import load_model, parse_device, parse_dtype
 from hf_arch.evaluation.model_scores import PERPLEXITY, EvalOptions, last_checkpoints, require_harness, suite_runs
 from hf_arch.evaluation.text_loss import count_texts, score_text
+from hf_arch.ops.native import keep_nothing
 from hf_arch.runs.files import is_run
 
 ROWS = (4, 16)
@@ -31,6 +32,7 @@ def forecast_eval(path: str, options: EvalOptions) -> dict[str, Any]:
     Raises:
         ConfigError: as `evaluate_path`; rows of a task that are on the Hub alone are a warning.
     """
+    keep_nothing()
     runs = suite_runs(path)
     tasks, warnings = _tasks(options)
     models = [_model(str(run), options, tasks, warnings) for run in runs] if runs is not None else []

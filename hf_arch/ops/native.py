@@ -35,6 +35,7 @@ _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-sha
 _SECONDS = 120
 _PLAIN = (Tensor, torch.nn.Parameter)  # not those that stand for several or for none
 _log = logging.getLogger(__name__)
+_nothing_is_kept = False
 
 
 def kernels_for(*tensors: Tensor | None) -> ctypes.CDLL | None:
@@ -56,12 +57,22 @@ def library() -> ctypes.CDLL | None:
     try:
         flags = _FLAGS if platform.system() == "Darwin" else (*_FLAGS, "-fopenmp")
         target = _target(compiler, flags)
-        if not target.exists():
-            _build([*compiler, *flags], target)
-        return ctypes.CDLL(str(target))
+        if target.exists() or not _nothing_is_kept:
+            if not target.exists():
+                _build([*compiler, *flags], target)
+            return ctypes.CDLL(str(target))
+        with tempfile.TemporaryDirectory() as folder:
+            _build([*compiler, *flags], Path(folder, target.name))
+            return ctypes.CDLL(str(Path(folder, target.name)))
     except (OSError, subprocess.SubprocessError) as error:
         _log.warning("the C kernels could not be built, plain torch takes their place: %s", _reason(error))
         return None
+
+
+def keep_nothing() -> None:
+    """For dry runs, which write nothing: what this process builds is loaded and removed."""
+    global _nothing_is_kept
+    _nothing_is_kept = True
 
 
 class Pointer(ctypes.c_void_p):

@@ -26,6 +26,7 @@ from hf_arch.evaluation.step_time import MEASURED, MODELLED, StepTimer
 from hf_arch.experiments.planning.ladder import share_trained
 from hf_arch.experiments.planning.plan import PlannedRun, Skipped
 from hf_arch.experiments.planning.prepare import PreparedSet, ReadyRun
+from hf_arch.ops.native import keep_nothing
 from hf_arch.recipe.recipe import Recipe
 from hf_arch.training.arguments import DEFAULTS
 from hf_arch.training.precision import DECIDABLE, OVERRIDE, choose_precision, training_device
@@ -164,7 +165,8 @@ def forecast(
 
 
 def step_timer(processes: int = 1) -> StepTimer:
-    """A timer for this device, where so many processes train at a time."""
+    """A timer for this device, where so many processes train at a time, that writes nothing."""
+    keep_nothing()
     device = training_device()
     threads = max(1, usable_cores() // processes) if device.type == "cpu" and processes > 1 else None
     return StepTimer(device, _precision(device), threads)
