@@ -116,7 +116,9 @@ def test_the_card_says_of_a_claim_what_the_comparison_says(tmp_path: Path):
     assert facts is not None and facts["headline"] == comparison.headline
     [verdict], [control] = comparison.verdicts, comparison.controls
     claim, with_controls = facts["claims"]
-    assert verdict.outcome == "confounded" and claim == f"{verdict.claim}: **confounded**. {verdict.evidence}"
+    when = verdict.registration.sentence  # the study has no claims.json
+    assert when is not None and when.startswith("not registered") and verdict.outcome == "confounded"
+    assert claim == f"{verdict.claim}: **confounded** ({when}). {verdict.evidence}"
     assert with_controls.endswith(control.sentence)
 
 
