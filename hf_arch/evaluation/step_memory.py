@@ -32,6 +32,7 @@ from hf_arch.evaluation.fake_tensors import (
     inside_custom_op,
     tree_leaves,
 )
+from hf_arch.ops.native import on_shapes
 
 WEIGHTS, GRADIENTS, OPTIMIZER = "weights", "gradients", "optimizer"
 LOGITS, REST, BACKWARD = "logits and loss", "embeddings, norms, residuals", "backward"
@@ -45,20 +46,28 @@ MOMENTS = 2
 
 
 def step_memory(
-    config: PreTrainedConfig, batch: int, seq_len: int, precision: str = "fp32", checkpointing: bool = False
+    config: PreTrainedConfig,
+    batch: int,
+    seq_len: int,
+    precision: str = "fp32",
+    checkpointing: bool = False,
+    device: str = "cpu",
 ) -> dict[str, int]:
     """Bytes of each part at the moment when a step of `batch` rows of `seq_len` tokens holds most.
 
     precision: fp32, or bf16 for autocast over fp32 weights. checkpointing: activations of a block are recomputed.
+    device: the kind on which it runs; on a CPU this machine's C kernels, which take less than torch's forms.
 
     Raises:
         ConfigError: what the model keeps depends on the values of its input, such as which expert a token goes to.
     """
     period = _period(config)
     if period is None or config.num_hidden_layers <= FULL_DEPTHS * period:
-        return _whole(config, batch, seq_len, precision, checkpointing)
+        return _whole(config, batch, seq_len, precision, checkpointing, device)
     depths = (2 * period, FULL_DEPTHS * period)
-    low, high = (_whole(_with_depth(config, depth), batch, seq_len, precision, checkpointing) for depth in depths)
+    low, high = (
+        _whole(_with_depth(config, depth), batch, seq_len, precision, checkpointing, device) for depth in depths
+    )
     steps = (config.num_hidden_layers - depths[1]) / (depths[1] - depths[0])
     parts = high | low
     return {part: round(high.get(part, 0) + steps * (high.get(part, 0) - low.get(part, 0))) for part in parts}
@@ -80,11 +89,12 @@ def _with_depth(config: Any, layers: int) -> Any:
     return shallow
 
 
-def _whole(config: Any, batch: int, seq_len: int, precision: str, checkpointing: bool) -> dict[str, int]:
+def _whole(config: Any, batch: int, seq_len: int, precision: str, checkpointing: bool, device: str) -> dict[str, int]:
     """The count of every layer. First values play no part, and a policy of a plugin may look at them."""
     config = copy.deepcopy(config)
     config.init = None
-    with FakeTensorMode(), torch.random.fork_rng(devices=[]):
+    kernels = on_shapes() if device == "cpu" else nullcontext()
+    with FakeTensorMode(), torch.random.fork_rng(devices=[]), kernels:
         live = _LiveBytes(looks_inside=seq_len <= STEPS_LOOKED_AT)
         with live:
             live.label = WEIGHTS

@@ -130,7 +130,7 @@ class _Conv(Struct):
 
 
 def _native_gradients(
-    kernels: ctypes.CDLL,
+    kernels: Any,
     x: Tensor,
     taps: Tensor,
     bias: Tensor | None,

@@ -91,12 +91,12 @@ class LinearAttention(ChunkedCall[Tensor]):
         return self.bonus is not None or (self.g is not None and self.g.dim() == 4)
 
     def chunk(self) -> tuple[Tensor, Tensor]:
-        q, k, v, g, chunk = self.q, self.k, self.v, self.decay_per_step(), self.chunk_length()
-        scale, keep = default_scale(self.scale, q), self.keep_chunks()
+        q, k, v, scale = self.q, self.k, self.v, default_scale(self.scale, self.q)
         bonus = None if self.bonus is None else self.bonus.to(self.dtype)
         if self.is_native():
             query, key, decay, value = (x.to(self.dtype) for x in (q * scale, k, self.decay_per_channel(), v))
             return NativeVectorDecay.apply(query, key, decay, self.keep(), value, bonus, self.start_state())
+        g, chunk, keep = self.decay_per_step(), self.chunk_length(), self.keep_chunks()
         if self.is_vector():
             g = self.decay_per_channel()
             query, key, decay, value = (chunk_view(x, chunk) for x in (q, k, g, v))

@@ -19,8 +19,11 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,15 +39,44 @@ _SECONDS = 120
 _PLAIN = (Tensor, torch.nn.Parameter)  # not those that stand for several or for none
 _log = logging.getLogger(__name__)
 _nothing_is_kept = False
+_shapes_alone = False
 
 
-def kernels_for(*tensors: Tensor | None) -> ctypes.CDLL | None:
+def kernels_for(*tensors: Tensor | None) -> Any:
     """The library of kernels where it can work on all of these, which the caller widens to fp32: plain tensors on a
     CPU, none of fp64, in a call whose single operations nobody looks at. Else None."""
     for x in tensors:
-        if x is not None and (x.device.type != "cpu" or x.dtype == torch.float64 or type(x) not in _PLAIN):
+        if x is not None and (x.device.type != "cpu" or x.dtype == torch.float64):
             return None
-    return None if read("HF_ARCH_BACKEND") == "torch" or watched() else library()
+        if x is not None and type(x) not in _PLAIN and not _shapes_alone:
+            return None
+    seen = watched() and not _shapes_alone
+    return None if read("HF_ARCH_BACKEND") == "torch" or seen else loaded()
+
+
+def loaded() -> Any:
+    """The library, for a gradient whose forward pass it has computed; `_Nothing` within `on_shapes`."""
+    found = library()
+    return _Nothing() if found is not None and _shapes_alone else found
+
+
+class _Nothing:
+    """A library whose kernels leave their results as they were allocated."""
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        return lambda *arguments: 0
+
+
+@contextmanager
+def on_shapes() -> Iterator[None]:
+    """Within, tensors hold no numbers: a call allocates what it would for the kernels, which do not run. For who counts
+    memory on fake tensors."""
+    global _shapes_alone
+    before, _shapes_alone = _shapes_alone, True
+    try:
+        yield
+    finally:
+        _shapes_alone = before
 
 
 @lru_cache(maxsize=1)
@@ -55,8 +87,10 @@ def library() -> ctypes.CDLL | None:
         _log.info("no C kernels: no C compiler is installed")
         return None
     try:
-        flags = _FLAGS if platform.system() == "Darwin" else (*_FLAGS, "-fopenmp")
-        target = _target(compiler, flags)
+        version = subprocess.run([*compiler, "--version"], capture_output=True, timeout=_SECONDS, check=True).stdout
+        # torch's own OpenMP is gcc's; clang would bring a second one into the process
+        flags = _FLAGS if b"clang" in version else (*_FLAGS, "-fopenmp")
+        target = _target(compiler, version, flags)
         if target.exists() or not _nothing_is_kept:
             if not target.exists():
                 _build([*compiler, *flags], target)
@@ -87,7 +121,7 @@ class Pointer(ctypes.c_void_p):
             raise ValueError(
                 f"strides {x.stride()} of a tensor {tuple(x.shape)} are not allowed; it must be contiguous"
             )
-        super().__init__(None if x is None else x.data_ptr())
+        super().__init__(None if x is None or _shapes_alone else x.data_ptr())
         self.tensor = x
 
 
@@ -125,9 +159,8 @@ def _compiler() -> list[str] | None:
     return None
 
 
-def _target(compiler: list[str], flags: tuple[str, ...]) -> Path:
+def _target(compiler: list[str], version: bytes, flags: tuple[str, ...]) -> Path:
     """Where the library is kept."""
-    version = subprocess.run([*compiler, "--version"], capture_output=True, timeout=_SECONDS, check=True).stdout
     digest = hashlib.sha256(repr((SOURCES, compiler, version, flags, _processor())).encode())
     return cache_folder() / "kernels" / f"{digest.hexdigest()[:24]}.so"
 

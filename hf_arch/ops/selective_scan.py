@@ -238,7 +238,7 @@ class _Gradients(Struct):
 
 
 def _native_backward(
-    kernels: ctypes.CDLL,
+    kernels: Any,
     scan: _Scan,
     grad_y: Tensor,
     grad: Tensor,

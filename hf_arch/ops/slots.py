@@ -65,14 +65,16 @@ class GatedSlotAttention(ChunkedCall[SlotState]):
         """Two chunked passes of linear attention, decaying along the slots; no decay is too strong."""
         chunk, keep = self.chunk_length(), self.keep_chunks()
         keys, values = self.start_state()
-        arrays = (self.q, self.k, self.v, self.s, self.f)
-        query, key, value, write, forget = (to_chunks(x, chunk, self.dtype) for x in arrays)
+        arrays = (self.q, self.k, self.s, self.f)
+        query, key, write, forget = (to_chunks(x, chunk, self.dtype) for x in arrays)
         scores, keys = chunk_value_decay(query * self.scale, key, write, forget, keep, keys)
-        if self.dtype == torch.float32 and has_kernel((self.sizes["M"], self.sizes["V"]), *arrays, values):
+        sides = self.sizes["M"], self.sizes["V"]
+        if self.dtype == torch.float32 and has_kernel(sides, *arrays, self.v, values):
             read = from_chunks(scores, self.sizes["T"], self.dtype).softmax(-1)
             value, write, forget = (x.to(self.dtype) for x in (self.v, self.s, self.f))
             o, values = NativeVectorDecay.apply(read, write, forget, self.keep(), value, None, values)
             return o, (keys, values)
+        value = to_chunks(self.v, chunk, self.dtype)
         o, values = chunk_vector_decay(scores.softmax(-1), write, forget, keep, value, None, values, 1.0)
         return from_chunks(o, self.sizes["T"], self.v.dtype), (keys, values)
 

@@ -38,7 +38,7 @@ from torch import Tensor
 from .chunks import empty_chunks, empty_in_time_order, load_keep, load_rows, row_groups, store_rows
 from .custom_op import as_custom_op, manual_backward
 from .decay import Level, factorise, factorise_backward, suffix_sums
-from .native import Pointer, Struct, contiguous, fields, kernels_for, library, must_have_memory
+from .native import Pointer, Struct, contiguous, fields, kernels_for, loaded, must_have_memory
 
 GROUP_VALUES = 2**19  # that a thread takes at once: two megabytes, near the best of the 0.4 to 6 tried
 NATIVE_STATE = 128 * 128
@@ -195,7 +195,7 @@ class NativeVectorDecay(torch.autograd.Function):
         bonus: Tensor | None,
         state: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        kernels: Any = library()
+        kernels = loaded()
         state_t = state.mT.clone(memory_format=torch.contiguous_format)
         o = torch.empty(v.shape, dtype=v.dtype)
         attention = _attention(q, k, g, v, bonus, keep)
@@ -207,7 +207,7 @@ class NativeVectorDecay(torch.autograd.Function):
     @manual_backward
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, g, keep, v, bonus, state = ctx.saved_tensors
-        kernels: Any = library()
+        kernels = loaded()
         initial, grad_o = contiguous(state.mT, grads[0])
         grad_state = grads[1].mT.clone(memory_format=torch.contiguous_format)
         grad_q, grad_k = torch.zeros(q.shape), torch.zeros(q.shape)

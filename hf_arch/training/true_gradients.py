@@ -72,12 +72,14 @@ def _slope(
 ) -> tuple[float, float]:
     kept = [one.detach().clone() for one, _ in group]
     losses = []
-    for sign in (1.0, -1.0):
-        for (one, grad), was in zip(group, kept, strict=True):
-            one.copy_(was.add(grad, alpha=sign * step / length))
-        losses.append(float(_loss(model, row)))
-    for (one, _), was in zip(group, kept, strict=True):
-        one.copy_(was)
+    try:
+        for sign in (1.0, -1.0):
+            for (one, grad), was in zip(group, kept, strict=True):
+                one.copy_(was.add(grad, alpha=sign * step / length))
+            losses.append(float(_loss(model, row)))
+    finally:  # an interrupt must not leave the trained weights moved
+        for (one, _), was in zip(group, kept, strict=True):
+            one.copy_(was)
     change = losses[0] - losses[1]
     return change / (2 * step * length), change
 

@@ -13,6 +13,7 @@ from hf_arch.core.errors import ConfigError
 from hf_arch.evaluation import step_memory as counted
 from hf_arch.evaluation.step_memory import step_memory
 from hf_arch.evaluation.tensor_memory import peak_tensor_bytes
+from hf_arch.ops.native import library
 
 BATCH, LENGTH = 4, 96
 
@@ -68,14 +69,20 @@ OTHERWISE = ("llama", "gla", "mamba", "hybrid")
         for name in NAMES
     ],
 )
-def test_a_step_takes_what_its_shapes_say(
-    name: str, precision: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of torch's forms: C kernels, which shapes do not see, need less."""
-    monkeypatch.setenv("HF_ARCH_BACKEND", "torch")
+def test_a_step_takes_what_its_shapes_say(name: str, precision: str, checkpointing: bool) -> None:
     model = config(name)
     parts = step_memory(model, BATCH, LENGTH, precision, checkpointing)
     assert sum(parts.values()) == pytest.approx(measured(model, precision, checkpointing), rel=0.15)
+
+
+@pytest.mark.parametrize("name", ["gla", "mamba"])
+def test_torchs_forms_are_counted_without_the_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, for which a plan is made on this machine."""
+    model = config(name)
+    parts, native = (step_memory(model, BATCH, LENGTH, "fp32", True, device) for device in ("cuda", "cpu"))
+    assert library() is None or sum(native.values()) < sum(parts.values())
+    monkeypatch.setenv("HF_ARCH_BACKEND", "torch")
+    assert sum(parts.values()) == pytest.approx(measured(model, "fp32", True), rel=0.15)
 
 
 def test_parts_are_named_and_weights_and_states_are_exact() -> None:

@@ -116,7 +116,9 @@ class Planned:
             bool(training.get("gradient_checkpointing") or training.get("activation_checkpointing")),
         )
         self._memory: Callable[[int, bool], dict[str, int]] = lru_cache(
-            lambda batch, checkpointing: step_memory(run.config, batch, self.length, self._autocast, checkpointing)
+            lambda batch, checkpointing: step_memory(
+                run.config, batch, self.length, self._autocast, checkpointing, "cuda"
+            )
         )
 
     @property

@@ -302,7 +302,8 @@ class _Memory:
         started = time.perf_counter()
         try:
             autocast = "fp32" if precision == "fp32" else "bf16"
-            parts = step_memory(planned.config, batch, planned.recipe.sequence_length, autocast, checkpointing)
+            length, device = planned.recipe.sequence_length, training_device().type
+            parts = step_memory(planned.config, batch, length, autocast, checkpointing, device)
             return sum(parts.values())
         except ConfigError:
             return None  # it depends on which expert a token goes to
