@@ -22,7 +22,9 @@ from .backend import needs_gradients, refuses_gated_gradients
 from .chunks import chunk_view, from_chunks
 from .delta_chunks import chunk_gated_delta
 from .dplr_chunks import MAX_DECAY, chunk_dplr
+from .native_delta import NativeDelta
 from .recurrence import LOG_DECAY, OPTION, ChunkedCall, Recurrence, default_scale
+from .vector_decay import has_kernel
 
 
 @dataclass(eq=False, repr=False)
@@ -75,12 +77,22 @@ class DeltaRule(ChunkedCall[Tensor]):
         return o.transpose(1, 2), new_state
 
     def chunk(self) -> tuple[Tensor, Tensor]:
+        if self.is_native():
+            arrays = (self.q, self.k, self.v, self.beta, self.g)
+            q, k, v, beta, g = (None if x is None else x.to(self.dtype) for x in arrays)
+            query = q * default_scale(self.scale, q)
+            return NativeDelta.apply(query, k, None, None, beta, g, self.keep(), v, self.start_state())
         chunk = self.chunk_length()
         q, k, v = (chunk_view(x, chunk) for x in (self.q, self.k, self.v))
         beta, g = (None if x is None else chunk_view(x.unsqueeze(-1), chunk) for x in (self.beta, self.g))
         scale = default_scale(self.scale, self.q)
         o, state = chunk_gated_delta(q, k, v, beta, g, self.keep_chunks(), self.start_state(), scale)
         return from_chunks(o, self.sizes["T"], self.v.dtype), state
+
+    def is_native(self) -> bool:
+        """Whether the chunk form is the C kernel."""
+        given = (self.q, self.k, self.v, self.beta, self.g, self.state)
+        return self.dtype == torch.float32 and has_kernel((self.sizes["K"], self.sizes["V"]), *given)
 
     def kernel(self) -> tuple[Tensor, Tensor]:
         """Without gates in half precision a kernel of its own, which refuses fp32."""
@@ -138,11 +150,20 @@ class DplrDeltaRule(ChunkedCall[Tensor]):
         return self.each_token(advance, read, decay, self.k, self.v, self.a, self.b)
 
     def chunk(self) -> tuple[Tensor, Tensor]:
+        if self.is_native():
+            r, k, a, b, w, v = (x.to(self.dtype) for x in (self.r, self.k, self.a, self.b, self.w, self.v))
+            query = r if self.scale == 1.0 else r * self.scale
+            return NativeDelta.apply(query, k, a, b, None, w, self.keep(), v, self.start_state())
         chunk = self.chunk_length()
         bounded = self.min_log_decay is not None and -self.min_log_decay * chunk <= MAX_DECAY
         arrays = (chunk_view(x, chunk) for x in (self.r, self.w, self.k, self.v, self.a, self.b))
         o, state = chunk_dplr(*arrays, self.keep_chunks(), self.start_state(), self.scale, bounded)
         return from_chunks(o, self.sizes["T"], self.v.dtype), state
+
+    def is_native(self) -> bool:
+        """Whether the chunk form is the C kernel."""
+        given = (self.r, self.w, self.k, self.v, self.a, self.b, self.state)
+        return self.dtype == torch.float32 and has_kernel((self.sizes["K"], self.sizes["V"]), *given)
 
     def kernel(self) -> tuple[Tensor, Tensor]:
         arrays = {name: x.to(self.v.dtype) for name, x in zip("qkab", (self.r, self.k, self.a, self.b), strict=True)}

@@ -21,7 +21,7 @@ from torch import Tensor
 from .chunks import from_chunks, to_chunks
 from .logsumexp import EMPTY, KERNEL_MIN_GATE, time_softmax
 from .recurrence import LOG_DECAY, OPTION, ChunkedCall, Recurrence, default_scale
-from .value_decay import chunk_value_decay
+from .value_decay import NativeValueDecay, chunk_value_decay
 from .vector_decay import NativeVectorDecay, chunk_vector_decay, has_kernel
 
 SlotState = tuple[Tensor, Tensor]
@@ -63,17 +63,17 @@ class GatedSlotAttention(ChunkedCall[SlotState]):
 
     def chunk(self) -> tuple[Tensor, SlotState]:
         """Two chunked passes of linear attention, decaying along the slots; no decay is too strong."""
-        chunk, keep = self.chunk_length(), self.keep_chunks()
         keys, values = self.start_state()
-        arrays = (self.q, self.k, self.s, self.f)
-        query, key, write, forget = (to_chunks(x, chunk, self.dtype) for x in arrays)
-        scores, keys = chunk_value_decay(query * self.scale, key, write, forget, keep, keys)
-        sides = self.sizes["M"], self.sizes["V"]
-        if self.dtype == torch.float32 and has_kernel(sides, *arrays, self.v, values):
-            read = from_chunks(scores, self.sizes["T"], self.dtype).softmax(-1)
-            value, write, forget = (x.to(self.dtype) for x in (self.v, self.s, self.f))
-            o, values = NativeVectorDecay.apply(read, write, forget, self.keep(), value, None, values)
+        arrays = (self.q, self.k, self.s, self.f, self.v)
+        sides = self.sizes["M"], max(self.sizes["K"], self.sizes["V"])
+        if self.dtype == torch.float32 and has_kernel(sides, *arrays, keys, values):
+            query, key, write, forget, value = (x.to(self.dtype) for x in arrays)
+            scores, keys = NativeValueDecay.apply(query * self.scale, key, forget, self.keep(), write, keys)
+            o, values = NativeVectorDecay.apply(scores.softmax(-1), write, forget, self.keep(), value, None, values)
             return o, (keys, values)
+        chunk, keep = self.chunk_length(), self.keep_chunks()
+        query, key, write, forget = (to_chunks(x, chunk, self.dtype) for x in arrays[:4])
+        scores, keys = chunk_value_decay(query * self.scale, key, write, forget, keep, keys)
         value = to_chunks(self.v, chunk, self.dtype)
         o, values = chunk_vector_decay(scores.softmax(-1), write, forget, keep, value, None, values, 1.0)
         return from_chunks(o, self.sizes["T"], self.v.dtype), (keys, values)

@@ -20,6 +20,7 @@ Legend: N chunks, B batch, H heads, C chunk (a power of two), K key dim, V value
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ from torch import Tensor
 
 from .custom_op import as_custom_op, manual_backward
 from .decay import Level, add_product, factorise, factorise_backward, scores_of_level, suffix_sums
+from .native import Pointer, contiguous, loaded, must_have_memory
+from .vector_decay import Gradients, native_attention
 
 
 class _ValueDecay(torch.autograd.Function):
@@ -117,3 +120,47 @@ def _decay(g: Tensor, keep: Tensor | None) -> Tensor:
 
 
 chunk_value_decay = as_custom_op(_ValueDecay, ("v", "state"))
+
+
+class NativeValueDecay(torch.autograd.Function):
+    """The same by the C kernels of `vector_decay`: its transpose, so that what one computes is a gradient of the other.
+
+    q (scaled), k [B, T, H, K], g, v [B, T, H, V], keep [B, T] or None, state [B, H, K, V], all fp32 on a CPU, to o
+    [B, T, H, V] and the final state.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, g: Tensor, keep: Tensor | None, v: Tensor, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        kernels = loaded()
+        o, final = torch.zeros(v.shape), torch.empty(state.shape)
+        attention, to = native_attention(v, v, g, k, None, keep), Gradients(final, o, *[None] * 4)
+        initial, query = contiguous(state, q)
+        must_have_memory(
+            kernels.value_decay(ctypes.byref(attention), Pointer(initial), Pointer(query), ctypes.byref(to))
+        )
+        ctx.save_for_backward(q, k, g, keep, v, state)
+        return o, final
+
+    @staticmethod
+    @manual_backward
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, g, keep, v, state = ctx.saved_tensors
+        kernels = loaded()
+        initial, query = contiguous(state, q)
+        grad_q, walked = torch.empty(q.shape), state.clone(memory_format=torch.contiguous_format)
+        attention = native_attention(grads[0], v, g, k, None, keep)
+        must_have_memory(kernels.vector_decay(ctypes.byref(attention), Pointer(walked), Pointer(grad_q)))
+        grad_state = grads[1].clone(memory_format=torch.contiguous_format)
+        o, grad_v, grad_g, grad_k = (
+            torch.zeros(v.shape),
+            torch.zeros(v.shape),
+            torch.empty(v.shape),
+            torch.empty(k.shape),
+        )
+        to = Gradients(grad_state, o, grad_v, grad_g, grad_k, None)
+        must_have_memory(
+            kernels.vector_decay_backward(ctypes.byref(attention), Pointer(initial), Pointer(query), ctypes.byref(to))
+        )
+        return grad_q, grad_k, grad_g, None, grad_v, grad_state

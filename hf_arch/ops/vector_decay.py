@@ -172,7 +172,7 @@ class _Attention(Struct):
     _fields_ = fields("batch length heads keys values threads", "q k g v bonus keep")
 
 
-class _Gradients(Struct):
+class Gradients(Struct):
     _fields_ = fields("", "state q k g v bonus")
 
 
@@ -198,7 +198,7 @@ class NativeVectorDecay(torch.autograd.Function):
         kernels = loaded()
         state_t = state.mT.clone(memory_format=torch.contiguous_format)
         o = torch.empty(v.shape, dtype=v.dtype)
-        attention = _attention(q, k, g, v, bonus, keep)
+        attention = native_attention(q, k, g, v, bonus, keep)
         must_have_memory(kernels.vector_decay(ctypes.byref(attention), Pointer(state_t), Pointer(o)))
         ctx.save_for_backward(q, k, g, keep, v, bonus, state)
         return o, state_t.mT
@@ -213,8 +213,8 @@ class NativeVectorDecay(torch.autograd.Function):
         grad_q, grad_k = torch.zeros(q.shape), torch.zeros(q.shape)
         grad_g, grad_v = torch.empty(q.shape), torch.empty(v.shape)
         grad_bonus = None if bonus is None else q.new_zeros(len(q), *bonus.shape)
-        attention = _attention(q, k, g, v, bonus, keep)
-        to = _Gradients(grad_state, grad_q, grad_k, grad_g, grad_v, grad_bonus)
+        attention = native_attention(q, k, g, v, bonus, keep)
+        to = Gradients(grad_state, grad_q, grad_k, grad_g, grad_v, grad_bonus)
         must_have_memory(
             kernels.vector_decay_backward(ctypes.byref(attention), Pointer(initial), Pointer(grad_o), ctypes.byref(to))
         )
@@ -222,5 +222,5 @@ class NativeVectorDecay(torch.autograd.Function):
         return grad_q, grad_k, grad_g, None, grad_v, of_bonus, grad_state.mT
 
 
-def _attention(q: Tensor, k: Tensor, g: Tensor, v: Tensor, *others: Tensor | None) -> _Attention:
+def native_attention(q: Tensor, k: Tensor, g: Tensor, v: Tensor, *others: Tensor | None) -> _Attention:
     return _Attention(*q.shape, v.shape[-1], torch.get_num_threads(), *contiguous(q, k, g, v, *others))

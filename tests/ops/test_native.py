@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_arch.ops import native
 from hf_arch.ops.conv import causal_conv1d
+from hf_arch.ops.delta_rule import delta_rule, dplr_delta_rule
 from hf_arch.ops.linear_attention import linear_attention
 from hf_arch.ops.selective_scan import selective_scan
 from hf_arch.ops.slots import gated_slot_attention
@@ -21,6 +23,7 @@ needs_kernels = pytest.mark.skipif(native.library() is None, reason="no C compil
 # Shapes around the 8 steps of a chunk, the lanes of a vector (4 to 16) and the 128 channels of a task.
 SCANS = [(1, 1, 3, 2), (2, 7, 16, 5), (2, 8, 8, 1), (1, 25, 131, 16), (3, 40, 257, 4)]
 HEADS = [(2, 5, 1, 3, 2), (2, 37, 3, 20, 13), (1, 70, 2, 32, 33), (1, 33, 1, 130, 60)]
+DELTAS = ["decay", "no decay", "rank one"]
 CONVS = [(1, 2, 3, 4), (2, 9, 16, 1), (2, 33, 131, 4), (1, 5, 257, 7)]
 
 
@@ -48,6 +51,40 @@ def head_inputs(batch: int, length: int, heads: int, keys: int, values: int, for
         **({"bonus": torch.rand(heads, keys)} if form.startswith("bonus") else {}),
         "initial_state": torch.randn(batch, heads, keys, values),
     }
+
+
+def delta_inputs(batch: int, length: int, heads: int, keys: int, values: int, form: str) -> dict[str, Tensor]:
+    """Of `delta_rule` with a decay a head or none, or of `dplr_delta_rule`."""
+    inputs = head_inputs(batch, length, heads, keys, values, "vector" if form == "rank one" else "a decay a head")
+    inputs["k"] = normalize(inputs["k"], dim=-1)
+    if form == "rank one":
+        a = normalize(torch.randn(batch, length, heads, keys), dim=-1)
+        r, w, b = inputs.pop("q"), inputs.pop("g"), -torch.rand(*a.shape[:3], 1) * a
+        return {**inputs, "r": r, "w": w, "a": a, "b": b}
+    if form == "no decay":
+        del inputs["g"]
+    return {**inputs, "beta": torch.rand(batch, length, heads)}
+
+
+def delta_of(form: str) -> Any:
+    return dplr_delta_rule.chunk if form == "rank one" else delta_rule.chunk
+
+
+def slots(**given: Any) -> tuple[Tensor, Tensor]:
+    """Gated slot attention with one state, that of its two."""
+    start = given.pop("initial_state", None)
+    if start is not None:
+        keys = given["k"].shape[-1]
+        given["initial_state"] = start[..., :keys].mT, start[..., keys:]
+    o, (keys, values) = gated_slot_attention.chunk(**given)
+    return o, torch.cat([keys.mT, values], -1)
+
+
+def slot_inputs(batch: int, length: int, heads: int, keys: int, values: int, number: int = 9) -> dict[str, Tensor]:
+    torch.manual_seed(length)
+    sides = {"q": keys, "k": keys, "v": values, "s": number, "f": number}
+    inputs = {name: torch.randn(batch, length, heads, side) for name, side in sides.items()}
+    return {**inputs, "f": -inputs["f"].abs(), "initial_state": torch.randn(batch, heads, number, keys + values)}
 
 
 def run(function: object, inputs: dict[str, Tensor], **options: object) -> list[Tensor]:
@@ -103,6 +140,11 @@ def test_what_is_not_a_number_stays_visible(place: str) -> None:
     inputs[place].view(-1)[-1] = float("nan")
     y, _ = selective_scan.chunk(**inputs)
     assert y.isnan().any()
+    for form, name in itertools.product(DELTAS, ("k", "v")):
+        deltas = delta_inputs(1, 12, 1, 5, 3, form)
+        deltas[name][0, 7, 0, 1] = float("nan")
+        o, _ = delta_of(form)(**deltas)
+        assert o[0, 7:].isnan().any(-1).all() and not o[0, :7].isnan().any()
     x = torch.randn(1, 9, 20)
     x[0, 4, 7] = float("nan")
     assert causal_conv1d(x, torch.randn(20, 4), activation="silu")[0][0, 4:8, 7].isnan().all()
@@ -147,18 +189,62 @@ def test_decaying_attention_is_that_of_torch(
 
 
 @needs_kernels
+@pytest.mark.parametrize("sizes", HEADS)
+@pytest.mark.parametrize("form", DELTAS)
 @pytest.mark.parametrize("documents", [False, True])
-def test_slots_are_those_of_torch(documents: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    inputs = {name: torch.randn(2, 37, 3, side) for name, side in {"q": 12, "k": 12, "v": 20, "s": 9}.items()}
-    inputs["f"] = -torch.rand(2, 37, 3, 9)
-    segments = torch.arange(37).div(9, rounding_mode="floor").expand(2, -1) if documents else None
+def test_the_delta_rule_is_that_of_torch(
+    sizes: tuple[int, ...], form: str, documents: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segments = torch.arange(sizes[1]).div(9, rounding_mode="floor").expand(sizes[0], -1) if documents else None
+    assert_same(delta_of(form), delta_inputs(*sizes, form), monkeypatch, segment_ids=segments)
 
-    def slots(**given: Any) -> tuple[Tensor, Tensor]:
-        o, (keys, values) = gated_slot_attention.chunk(**given)
-        return o, torch.cat([keys.mT, values], -1)
 
-    assert_same(slots, inputs, monkeypatch, segment_ids=segments)
+@needs_kernels
+@pytest.mark.parametrize("form", DELTAS)
+def test_the_delta_rule_holds_decays_that_vanish_and_half_precision(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = delta_inputs(2, 70, 2, 16, 16, form)
+    for name in {"g", "w"} & set(inputs):
+        inputs[name] = torch.where(torch.rand(inputs[name].shape) < 0.3, -200.0, inputs[name])
+    inputs |= {name: inputs[name].bfloat16() for name in ("q", "r", "k", "v") if name in inputs}
+    assert_same(delta_of(form), inputs, monkeypatch)
+
+
+@needs_kernels
+@pytest.mark.parametrize("form", DELTAS)
+def test_later_tokens_of_the_delta_rule_do_not_move_earlier_ones(form: str) -> None:
+    inputs = delta_inputs(1, 40, 2, 16, 24, form)
+    expected, _ = delta_of(form)(**inputs)
+    for name in set(inputs) - {"initial_state"}:
+        changed = inputs[name].clone()
+        changed[:, 21:] *= 0.5
+        found, _ = delta_of(form)(**{**inputs, name: changed})
+        assert torch.equal(found[:, :21], expected[:, :21]) and not torch.equal(found, expected), name
+
+
+@needs_kernels
+@pytest.mark.parametrize("form", DELTAS)
+def test_a_token_of_zeros_keeps_the_state_to_the_bit(form: str) -> None:
+    inputs = delta_inputs(2, 11, 3, 20, 13, form)
+    for name in {"k", "v", "beta", "g", "w", "a", "b"} & set(inputs):
+        inputs[name] = torch.zeros_like(inputs[name])
+    _, state = delta_of(form)(**inputs, output_final_state=True)
+    assert torch.equal(state, inputs["initial_state"])
+
+
+@needs_kernels
+@pytest.mark.parametrize("sizes", HEADS)
+@pytest.mark.parametrize("documents", [False, True])
+def test_slots_are_those_of_torch(sizes: tuple[int, ...], documents: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    segments = torch.arange(sizes[1]).div(9, rounding_mode="floor").expand(sizes[0], -1) if documents else None
+    assert_same(slots, slot_inputs(*sizes), monkeypatch, segment_ids=segments)
+
+
+@needs_kernels
+def test_slots_hold_decays_that_vanish_and_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = slot_inputs(2, 70, 2, 16, 16)
+    inputs["f"] = torch.where(torch.rand(inputs["f"].shape) < 0.3, -60.0, inputs["f"])
+    inputs |= {name: inputs[name].bfloat16() for name in ("q", "k", "v")}
+    assert_same(slots, inputs, monkeypatch)
 
 
 @needs_kernels
@@ -199,11 +285,12 @@ def test_gradients_are_made_for_what_wants_one(given: str, monkeypatch: pytest.M
 def test_threads_do_not_move_a_bit() -> None:
     before, found = torch.get_num_threads(), []
     scan, heads = scan_inputs(3, 40, 257, 4), head_inputs(3, 40, 3, 16, 24, "vector")
-    conv = {"x": torch.randn(2, 33, 300), "weight": torch.randn(300, 4)}
+    conv, slot = {"x": torch.randn(2, 33, 300), "weight": torch.randn(300, 4)}, slot_inputs(3, 40, 3, 16, 24, 16)
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            results = run(selective_scan.chunk, scan), run(linear_attention.chunk, heads)
+            results = run(selective_scan.chunk, scan), run(linear_attention.chunk, heads), run(slots, slot)
+            results += tuple(run(delta_of(form), delta_inputs(3, 40, 3, 16, 24, form)) for form in DELTAS)
             found.append([*itertools.chain(*results), *run(causal_conv1d, conv, activation="silu")])
     finally:
         torch.set_num_threads(before)

@@ -42,12 +42,38 @@ static inline void store(float *to, lanes x, int64_t count) {
         for (int64_t i = 0; i < count; i++) to[i] = x[i];
 }
 
+#if LANES == 16
+#define EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#elif LANES == 8
+#define EVEN 0, 2, 4, 6, 8, 10, 12, 14
+#define ODD 1, 3, 5, 7, 9, 11, 13, 15
+#else
+#define EVEN 0, 2, 4, 6
+#define ODD 1, 3, 5, 7
+#endif
+
+/* Sums of neighbours: of x, then of y. */
+static inline lanes pairs(lanes x, lanes y) {
+#ifdef __clang__
+    return __builtin_shufflevector(x, y, EVEN) + __builtin_shufflevector(x, y, ODD);
+#else
+    return __builtin_shuffle(x, y, (integers){EVEN}) + __builtin_shuffle(x, y, (integers){ODD});
+#endif
+}
+
 static inline float total(lanes x) {
-    float part[LANES];
-    memcpy(part, &x, sizeof x);
-    for (int half = LANES / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++) part[i] += part[i + half];
-    return part[0];
+    for (int left = LANES; left > 1; left /= 2) x = pairs(x, x);
+    return x[0];
+}
+
+/* The totals of LANES vectors that follow each other. */
+static inline lanes totals(const float *from) {
+    lanes x[LANES];
+    for (int i = 0; i < LANES; i++) x[i] = load_all(from + i * LANES);
+    for (int left = LANES / 2; left; left /= 2)
+        for (int i = 0; i < left; i++) x[i] = pairs(x[2 * i], x[2 * i + 1]);
+    return x[0];
 }
 
 static inline lanes where(integers condition, lanes x, lanes other) {

@@ -5,7 +5,7 @@
    A task is one head of one row. It walks through time with a block of the state, some values by all keys, that stays
    in the first cache: a step is  x_j = a S_j,  o_j += q . x_j,  S_j = x_j + v_j k  for each value j. */
 
-#include "lanes.h"
+#include "heads.h"
 
 #define STEPS 32     /* between kept states; hf_arch/ops/vector_decay.py has the same */
 #define BLOCK 4096   /* numbers of the block of a state */
@@ -20,6 +20,8 @@ typedef struct {
     const Attention *a;
     int64_t b, head, padded;
 } Head;
+
+static inline int64_t padded_keys(const Attention *a) { return (a->keys + LANES - 1) / LANES * LANES; }
 
 static inline int64_t key_row(const Head *h, int64_t t) { return ((h->b * h->a->length + t) * h->a->heads + h->head) * h->a->keys; }
 static inline int64_t value_row(const Head *h, int64_t t) { return ((h->b * h->a->length + t) * h->a->heads + h->head) * h->a->values; }
@@ -186,24 +188,21 @@ static void forward_head(const Head *h, float *room, float *state, float *o) {
     }
 }
 
+typedef struct {
+    const Attention *a;
+    float *state, *o;
+} Forward;
+
+static void forward_task(const void *call, int64_t b, int64_t head, float *room) {
+    const Forward *f = call;
+    const Head h = {f->a, b, head, padded_keys(f->a)};
+    forward_head(&h, room, f->state, f->o);
+}
+
 /* o, and the state in place. Returns 0, or 1 where there was no memory. */
 int vector_decay(const Attention *a, float *state, float *o) {
-    const int64_t padded = (a->keys + LANES - 1) / LANES * LANES;
-    int failed = 0;
-#pragma omp parallel for collapse(2) num_threads(a->threads) schedule(static)
-    for (int64_t b = 0; b < a->batch; b++)
-        for (int64_t head = 0; head < a->heads; head++) {
-            const Head h = {a, b, head, padded};
-            float *room = malloc(room_of(a, padded) * sizeof(float));
-            if (room) {
-                forward_head(&h, room, state, o);
-                free(room);
-            } else {
-#pragma omp atomic write
-                failed = 1;
-            }
-        }
-    return failed;
+    const Forward f = {a, state, o};
+    return each_head(a->batch, a->heads, a->threads, room_of(a, padded_keys(a)), forward_task, &f);
 }
 
 /* `state`: of dL/dS at the end on entry, of dL/dS at the start on return; q and k hold zeros on entry; bonus [batch, heads,
@@ -212,7 +211,7 @@ typedef struct {
     float *state, *q, *k, *g, *v, *bonus;
 } Gradients;
 
-/* Forwards through time: what the queries read of the state into to->q, and the state at the end of every STEPS steps. */
+/* Forwards through time: what the queries read of the state into to->q, and the state at the end of every STEPS steps into `ends`, or none. */
 static void backward_queries(const Head *h, int64_t first, int64_t count, const float *state, const float *grad_o, const Gradients *to, float *S,
                              Step *step, float *ends) {
     const Attention *a = h->a;
@@ -227,7 +226,7 @@ static void backward_queries(const Head *h, int64_t first, int64_t count, const 
             query_rows(S + j * h->padded, step->decay, step->k, step->v + j, step->grad + j, bonus, h->padded, step->sum);
         float *q = to->q + key_row(h, t);
         for (int64_t c = 0; c < a->keys; c += LANES) store(q + c, load(q + c, a->keys - c) + reads * load_all(step->sum + c), a->keys - c);
-        if ((t + 1) % STEPS == 0 || t + 1 == a->length) memcpy(ends + t / STEPS * count * h->padded, S, count * h->padded * sizeof(float));
+        if (ends && ((t + 1) % STEPS == 0 || t + 1 == a->length)) memcpy(ends + t / STEPS * count * h->padded, S, count * h->padded * sizeof(float));
     }
 }
 
@@ -304,22 +303,46 @@ static int64_t backward_room(const Attention *a, int64_t padded) {
     return room_of(a, padded) + chunks * (size + 1) * padded;
 }
 
+typedef struct {
+    const Attention *a;
+    const float *state, *grad_o;
+    const Gradients *to;
+} Backward;
+
+static void backward_task(const void *call, int64_t b, int64_t head, float *room) {
+    const Backward *w = call;
+    const Head h = {w->a, b, head, padded_keys(w->a)};
+    backward_head(&h, room, w->state, w->grad_o, w->to);
+}
+
 /* `state` is the initial one. Returns 0, or 1 where there was no memory. */
 int vector_decay_backward(const Attention *a, const float *state, const float *grad_o, const Gradients *to) {
-    const int64_t padded = (a->keys + LANES - 1) / LANES * LANES;
-    int failed = 0;
-#pragma omp parallel for collapse(2) num_threads(a->threads) schedule(static)
-    for (int64_t b = 0; b < a->batch; b++)
-        for (int64_t head = 0; head < a->heads; head++) {
-            const Head h = {a, b, head, padded};
-            float *room = malloc(backward_room(a, padded) * sizeof(float));
-            if (room) {
-                backward_head(&h, room, state, grad_o, to);
-                free(room);
-            } else {
-#pragma omp atomic write
-                failed = 1;
-            }
-        }
-    return failed;
+    const Backward w = {a, state, grad_o, to};
+    return each_head(a->batch, a->heads, a->threads, backward_room(a, padded_keys(a)), backward_task, &w);
+}
+
+static void values_task(const void *call, int64_t b, int64_t head, float *room) {
+    const Backward *w = call;
+    const Attention *a = w->a;
+    const Head h = {a, b, head, padded_keys(a)};
+    const int64_t size = block_of(a, h.padded);
+    Step step = step_in(room + size * h.padded, h.padded, size);
+    for (int64_t first = 0; first < a->values; first += size) {
+        const int64_t count = least(size, a->values - first);
+        backward_queries(&h, first, count, w->state, w->grad_o, w->to, room, &step, 0);
+        give(&h, room, first, count, w->to->state);
+    }
+    for (int64_t t = 0; t < a->length; t++) {
+        float own = 0, *o = w->to->q + key_row(&h, t);
+        const float *q = w->grad_o + value_row(&h, t), *k = a->v + value_row(&h, t), *v = a->k + key_row(&h, t);
+        for (int64_t j = 0; j < a->values; j++) own += q[j] * k[j];
+        for (int64_t c = 0; c < a->keys; c += LANES) store(o + c, load(o + c, a->keys - c) + own * load(v + c, a->keys - c), a->keys - c);
+    }
+}
+
+/* The same sums read the other way round, which is attention whose values decay: `a` has its values as keys, its keys as
+   values, and `queries` read what a gradient of o would. to->q, zeros on entry, becomes its o, to->state its final state. */
+int value_decay(const Attention *a, const float *state, const float *queries, const Gradients *to) {
+    const Backward w = {a, state, queries, to};
+    return each_head(a->batch, a->heads, a->threads, room_of(a, padded_keys(a)), values_task, &w);
 }

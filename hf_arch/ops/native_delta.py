@@ -1,0 +1,102 @@
+r"""The delta rule and its relatives with a diagonal plus rank-one transition by a C kernel that walks through time.
+
+    z_t = S_{t-1}^T a_t      S_t = D_t S_{t-1} + b_t z_t^T + k_t v_t^T                            o_t = S_t^T q_t
+    without a and b          S_t = D_t S_{t-1} + k_t u_t^T      u_t = beta_t (v_t - D_t S_{t-1}^T k_t)
+
+A walk costs a few products for each number of the state, no more than a chunk form's large products do, and no score, no
+system of equations and no product of decays beside them. Backwards, with R_t the gradient of S_t from later steps and
+G_t = R_t + q_t dL/do_t^T that with the step's own reading,
+
+    dL/dk = G v        dL/db = G z        dL/dv = G^T k        dL/dz = G^T b        dL/dS_{t-1} = D G + a dL/dz^T
+    dL/dq = S dL/do    dL/da = S_{t-1} dL/dz
+
+where the first line needs R alone, which is walked backwards, and the second S alone, which is walked forwards again: z is
+kept. The gradient of log decays is as in `vector_decay`, from sum_v S R: see `ops/kernels/delta_rule.c`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .custom_op import manual_backward
+from .native import Pointer, Struct, contiguous, fields, loaded, must_have_memory
+
+
+class _Delta(Struct):
+    """What both kernels read, as `ops/kernels/delta_rule.c` has it."""
+
+    _fields_ = fields("batch length heads keys values decays threads", "q k a b beta decay v keep")
+
+
+class _Gradients(Struct):
+    _fields_ = fields("", "state q k a b beta g v recalled")
+
+
+class NativeDelta(torch.autograd.Function):
+    """q (scaled), k [B, T, H, K], v [B, T, H, V], keep [B, T] or None, state [B, H, K, V]; then a and b [B, T, H, K] with a
+    log decay g [B, T, H, K], or None for both with beta [B, T, H] and g [B, T, H] or None. All fp32 on a CPU, to o
+    [B, T, H, V] and the final state.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        a: Tensor | None,
+        b: Tensor | None,
+        beta: Tensor | None,
+        g: Tensor | None,
+        keep: Tensor | None,
+        v: Tensor,
+        state: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        kernels = loaded()
+        final = state.clone(memory_format=torch.contiguous_format)
+        o, kept = torch.empty(v.shape), torch.empty(v.shape)
+        delta = _delta(q, k, a, b, beta, g, keep, v)
+        must_have_memory(kernels.delta_rule(ctypes.byref(delta), Pointer(final), Pointer(o), Pointer(kept)))
+        ctx.save_for_backward(q, k, a, b, beta, g, keep, v, state, kept)
+        return o, final
+
+    @staticmethod
+    @manual_backward
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        *given, state, kept = ctx.saved_tensors
+        q, _, a, b, beta, g, _, v = given
+        kernels = loaded()
+        initial, grad_o = contiguous(state, grads[0])
+        grad_state = grads[1].clone(memory_format=torch.contiguous_format)
+        grad_q, grad_a, grad_v, of_recalled = (torch.empty(x.shape) for x in (q, q, v, v))
+        grad_k, grad_b, grad_beta = (None if x is None else torch.zeros(x.shape) for x in (q, b, beta))
+        delta = _delta(*given)
+        # where documents alone decay, their gradient has a place and no use
+        grad_g = None if delta.decays == 0 else torch.empty(*q.shape[:3], delta.decays)
+        to = _Gradients(grad_state, grad_q, grad_k, grad_a, grad_b, grad_beta, grad_g, grad_v, of_recalled)
+        arguments = Pointer(initial), Pointer(grad_o), Pointer(kept), ctypes.byref(to)
+        must_have_memory(kernels.delta_rule_backward(ctypes.byref(delta), *arguments))
+        of_g = None if g is None or grad_g is None else grad_g.view(g.shape)
+        return grad_q, grad_k, None if a is None else grad_a, grad_b, grad_beta, of_g, None, grad_v, grad_state
+
+
+def _delta(
+    q: Tensor,
+    k: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    beta: Tensor | None,
+    g: Tensor | None,
+    keep: Tensor | None,
+    v: Tensor,
+) -> _Delta:
+    decay = None if g is None else g.exp()
+    if keep is not None:
+        starts = keep.unsqueeze(-1) if decay is None else keep.view(*keep.shape, *[1] * (decay.dim() - 2))
+        decay = starts.expand(q.shape[:3]) if decay is None else decay * starts
+    decays = 0 if decay is None else 1 if decay.dim() == 3 else q.shape[-1]
+    arrays = contiguous(q, k, k if a is None else a, b, beta, decay, v, keep)
+    return _Delta(*q.shape, v.shape[-1], decays, torch.get_num_threads(), *arrays)
