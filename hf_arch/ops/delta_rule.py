@@ -78,8 +78,8 @@ class DeltaRule(ChunkedCall[Tensor]):
 
     def chunk(self) -> tuple[Tensor, Tensor]:
         if self.is_native():
-            arrays = (self.q, self.k, self.v, self.beta, self.g)
-            q, k, v, beta, g = (None if x is None else x.to(self.dtype) for x in arrays)
+            q, k, v, beta = (x.to(self.dtype) for x in (self.q, self.k, self.v, self.beta))
+            g = None if self.g is None else self.g.to(self.dtype)
             query = q * default_scale(self.scale, q)
             return NativeDelta.apply(query, k, None, None, beta, g, self.keep(), v, self.start_state())
         chunk = self.chunk_length()

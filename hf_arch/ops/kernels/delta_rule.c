@@ -139,15 +139,17 @@ typedef struct {
     float *state, *o, *kept;
 } Forward;
 
-/* Values [first, first + count) of a head through all of time. */
-INLINE void forward_block(const int two, const Head *h, const Forward *f, int64_t first, int64_t count, float *room) {
+/* Steps [start, stop) of values [first, first + count). A room holds the state, block after block, and three rows of values. */
+INLINE void forward_block(const int two, const Head *h, const Forward *f, int64_t first, int64_t count, int64_t start, int64_t stop, float *room) {
     const Delta *d = h->d;
-    const int64_t keys = d->keys, size = whole(count);
-    float *state = room, *fresh = state + size * keys, *old = fresh + size, *read = old + size, *given = of_head(h, f->state) + first;
-    memset(fresh, 0, 2 * size * sizeof(float));
-    GROUPS(4, take_group(WIDE, given + j, d->values, count - j, keys, S))
-    Step before = step_at(h, 0);
-    for (int64_t t = 0; t < d->length; t++) {
+    const int64_t keys = d->keys, values = whole(d->values), size = whole(count);
+    float *state = room + first * keys, *fresh = room + values * keys + first, *old = fresh + values, *read = old + values, *given = of_head(h, f->state) + first;
+    if (start == 0) {
+        memset(fresh, 0, size * sizeof(float)), memset(old, 0, size * sizeof(float));
+        GROUPS(4, take_group(WIDE, given + j, d->values, count - j, keys, S))
+    }
+    Step before = step_at(h, start ? start - 1 : 0);
+    for (int64_t t = start; t < stop; t++) {
         const Step now = step_at(h, t);
         const int64_t at = step_of(h, t) * d->values + first;
         const float own = product(now.q, now.k, keys), back = two ? product(now.q, now.b, keys) : 0;
@@ -161,29 +163,32 @@ INLINE void forward_block(const int two, const Head *h, const Forward *f, int64_
         }
         before = now;
     }
-    const Step end = undecayed(before);
-    GROUPS(4, forward_group(WIDE, two, S, keys, &before, &end, fresh + j, old + j, read + j, read + j))
-    GROUPS(4, give_group(WIDE, S, d->values, count - j, keys, given + j))
+    if (stop == d->length) {
+        const Step end = undecayed(before);
+        GROUPS(4, forward_group(WIDE, two, S, keys, &before, &end, fresh + j, old + j, read + j, read + j))
+        GROUPS(4, give_group(WIDE, S, d->values, count - j, keys, given + j))
+    }
 }
 
 static void forward_head(const void *call, int64_t b, int64_t head, float *room) {
     const Forward *f = call;
     const Head h = {f->d, b, head};
-    const int64_t size = block_of(f->d);
-    for (int64_t first = 0; first < f->d->values; first += size) {
-        const int64_t count = least(size, f->d->values - first);
-        if (f->d->b)
-            forward_block(1, &h, f, first, count, room);
-        else
-            forward_block(0, &h, f, first, count, room);
-    }
+    const int64_t size = block_of(f->d), values = f->d->values, length = f->d->length;
+    for (int64_t start = 0; start < length; start += STEPS)
+        for (int64_t first = 0; first < values; first += size) {
+            const int64_t count = least(size, values - first), stop = least(length, start + STEPS);
+            if (f->d->b)
+                forward_block(1, &h, f, first, count, start, stop, room);
+            else
+                forward_block(0, &h, f, first, count, start, stop, room);
+        }
 }
 
 /* o, and the state in place; `kept` like v is for the gradient: what was recalled, or v less that where no b writes it back.
    Returns 0, or 1 where there was no memory. */
 int delta_rule(const Delta *d, float *state, float *o, float *kept) {
     const Forward f = {d, state, o, kept};
-    return each_head(d->batch, d->heads, d->threads, block_of(d) * (d->keys + 3), forward_head, &f);
+    return each_head(d->batch, d->heads, d->threads, whole(d->values) * (d->keys + 3), forward_head, &f);
 }
 
 /* `state`: of dL/dS at the end on entry, of dL/dS at the start on return. k, b and beta hold zeros on entry. `recalled` like
@@ -204,19 +209,25 @@ INLINE void turn_group(const int WIDE, const float *S, int64_t keys, int64_t pad
         for (int64_t i = 0; i < WIDE * LANES; i++) to[i * padded + c] = S[c * WIDE * LANES + i];
 }
 
-/* Backwards through time for values [first, first + count): what was written, into to->v, to->recalled, to->k, to->b and
-   to->beta; k and b without a step's own reading. The gradient of the state after the last step of every STEPS, before
-   that step's reading, into ends [chunks, values, padded]. */
-INLINE void backward_block(const int two, const Head *h, const Backward *w, int64_t first, int64_t count, float *room, float *ends) {
+/* Steps stop - 1 to start of values [first, first + count): what was written, into to->v, to->recalled, to->k, to->b and
+   to->beta; k and b without a step's own reading. The gradient of the state after the last of these steps, before that
+   step's reading, into ends [values, padded]. A room holds the gradient of the state, block after block, six rows of values
+   and two of keys in lanes. */
+INLINE void backward_block(const int two, const Head *h, const Backward *w, int64_t first, int64_t count, int64_t start, int64_t stop, float *room,
+                           float *ends) {
     const Delta *d = h->d;
     const Gradients *to = w->to;
-    const int64_t keys = d->keys, size = whole(count), padded = whole(keys);
-    float *state = room, *fresh = state + size * keys, *old = fresh + size, *to_fresh = old + size, *to_old = to_fresh + size, *grad = to_old + size,
-          *to_recalled = grad + size, *to_k = to_recalled + size, *to_b = to_k + padded * LANES, *given = of_head(h, to->state) + first;
-    memset(grad, 0, 2 * size * sizeof(float));
-    GROUPS(2, take_group(WIDE, given + j, d->values, count - j, keys, S))
-    Step next = undecayed(step_at(h, d->length - 1));
-    for (int64_t t = d->length - 1; t >= 0; t--) {
+    const int64_t keys = d->keys, values = whole(d->values), size = whole(count), padded = whole(keys);
+    float *state = room + first * keys, *grad = room + values * keys + first, *to_recalled = grad + values, *fresh = to_recalled + values,
+          *old = fresh + values, *to_fresh = old + values, *to_old = to_fresh + values, *to_k = room + values * (keys + 6), *to_b = to_k + padded * LANES,
+          *given = of_head(h, to->state) + first;
+    const int is_last = stop == d->length;
+    if (is_last) {
+        memset(grad, 0, size * sizeof(float)), memset(to_recalled, 0, size * sizeof(float));
+        GROUPS(2, take_group(WIDE, given + j, d->values, count - j, keys, S))
+    }
+    Step next = is_last ? undecayed(step_at(h, stop - 1)) : step_at(h, stop);
+    for (int64_t t = stop - 1; t >= start; t--) {
         const Step now = step_at(h, t);
         const int64_t step = step_of(h, t), at = step * d->values + first;
         const float own = product(now.q, now.k, keys), back = two ? product(now.q, now.b, keys) : 0;
@@ -226,8 +237,7 @@ INLINE void backward_block(const int two, const Head *h, const Backward *w, int6
         }
         memset(to_k, 0, (1 + two) * padded * LANES * sizeof(float));
         GROUPS(2, backward_group(WIDE, two, S, keys, &next, &now, grad + j, to_recalled + j, fresh + j, old + j, to_fresh + j, to_old + j, to_k, to_b))
-        if ((t + 1) % STEPS == 0 || t + 1 == d->length)
-            GROUPS(2, turn_group(WIDE, S, keys, padded, ends + (t / STEPS * whole(d->values) + first + j) * padded))
+        if (t + 1 == stop) GROUPS(2, turn_group(WIDE, S, keys, padded, ends + (first + j) * padded))
         lanes of_beta = all(0);
         for (int64_t c = 0; c < size; c += LANES) {
             const lanes of_o = load(w->grad_o + at + c, count - c), of_fresh = load_all(to_fresh + c) + own * of_o;
@@ -244,8 +254,10 @@ INLINE void backward_block(const int two, const Head *h, const Backward *w, int6
         }
         next = now;
     }
-    GROUPS(2, backward_group(WIDE, 0, S, keys, &next, &next, grad + j, to_recalled + j, fresh + j, 0, to_fresh + j, 0, to_k, 0))
-    GROUPS(2, give_group(WIDE, S, d->values, count - j, keys, given + j))
+    if (start == 0) {
+        GROUPS(2, backward_group(WIDE, 0, S, keys, &next, &next, grad + j, to_recalled + j, fresh + j, 0, to_fresh + j, 0, to_k, 0))
+        GROUPS(2, give_group(WIDE, S, d->values, count - j, keys, given + j))
+    }
 }
 
 /* A step for WIDE vectors of keys, `count` keys: to_a = S to_recalled, S *= decay, to_q = S grad, S += writes k fresh + b old. */
@@ -270,27 +282,27 @@ INLINE void again_group(const int WIDE, const int two, float *restrict S, int64_
     EACH store(to_q + i * LANES, read[i], count - i * LANES);
 }
 
-/* Forwards through time for WIDE vectors of keys from `first` on: what recalled and read, into to->a and to->q, without a
-   step's own reading; and sum_v S dL/dS at the end of every STEPS into passed [chunks, padded]. */
-INLINE void again_block(const int WIDE, const int two, const Head *h, const Backward *w, int64_t first, float *S, const float *ends, float *passed) {
+/* Steps [start, stop) for WIDE vectors of keys from `first` on: what recalled and read, into to->a and to->q, without a
+   step's own reading; and sum_v S dL/dS after the last of them into passed [padded]. A room holds the state, block after
+   block. */
+INLINE void again_block(const int WIDE, const int two, const Head *h, const Backward *w, int64_t first, int64_t start, int64_t stop, float *room,
+                        const float *ends, float *passed) {
     const Delta *d = h->d;
     const int64_t keys = d->keys, padded = whole(keys), values = d->values, count = least(keys - first, WIDE * LANES);
     const float *given = of_head(h, w->state) + first * values;
-    for (int64_t v = 0; v < values; v++)
+    float *S = room + first * values;
+    for (int64_t v = 0; start == 0 && v < values; v++)
         for (int64_t c = 0; c < WIDE * LANES; c++) S[v * WIDE * LANES + c] = c < count ? given[c * values + v] : 0;
-    for (int64_t t = 0; t < d->length; t++) {
+    for (int64_t t = start; t < stop; t++) {
         const Step now = step_at(h, t);
         const int64_t at = step_of(h, t) * values, row = step_of(h, t) * keys + first;
         again_group(WIDE, two, S, values, &now, first, count, two ? d->v + at : w->kept + at, w->kept + at, w->grad_o + at, w->to->recalled + at,
                     w->to->a + row, w->to->q + row);
-        if ((t + 1) % STEPS == 0 || t + 1 == d->length) {
-            const float *R = ends + t / STEPS * whole(values) * padded + first;
-            lanes sum[2] = {all(0), all(0)};
-            for (int64_t v = 0; v < values; v++)
-                EACH sum[i] += load_all(S + (v * WIDE + i) * LANES) * load_all(R + v * padded + i * LANES);
-            EACH store_all(passed + t / STEPS * padded + first + i * LANES, sum[i]);
-        }
     }
+    lanes sum[2] = {all(0), all(0)};
+    for (int64_t v = 0; v < values; v++)
+        EACH sum[i] += load_all(S + (v * WIDE + i) * LANES) * load_all(ends + v * padded + first + i * LANES);
+    EACH store_all(passed + first + i * LANES, sum[i]);
 }
 
 /* With P_t = sum_v S dL/dS after a step, before its own reading: dL/dg_t = P_t + q dL/dq - k dL/dk - b dL/db and P_{t-1} =
@@ -330,19 +342,26 @@ static void backward_decays(const Head *h, const Backward *w, const float *passe
 }
 
 static int64_t backward_room(const Delta *d) {
-    const int64_t padded = whole(d->keys), size = block_of(d), block = size * (d->keys + 6) + 2 * padded * LANES, again = 2 * LANES * d->values;
-    return block > again ? block : again;
+    const int64_t padded = whole(d->keys), values = whole(d->values);
+    return values * (padded + 6) + 2 * padded * LANES;
 }
 
 INLINE void backward_walks(const int two, const Head *h, const Backward *w, float *room, float *ends, float *passed) {
     const Delta *d = h->d;
-    const int64_t size = block_of(d);
-    for (int64_t first = 0; first < d->values; first += size) backward_block(two, h, w, first, least(size, d->values - first), room, ends);
-    for (int64_t first = 0; first < d->keys; first += 2 * LANES)
-        if (d->keys - first > LANES)
-            again_block(2, two, h, w, first, room, ends, passed);
-        else
-            again_block(1, two, h, w, first, room, ends, passed);
+    const int64_t size = block_of(d), padded = whole(d->keys), chunks = (d->length + STEPS - 1) / STEPS;
+    for (int64_t n = chunks - 1; n >= 0; n--)
+        for (int64_t first = 0; first < d->values; first += size)
+            backward_block(two, h, w, first, least(size, d->values - first), n * STEPS, least(d->length, (n + 1) * STEPS), room,
+                           ends + n * whole(d->values) * padded);
+    for (int64_t n = 0; n < chunks; n++)
+        for (int64_t first = 0; first < d->keys; first += 2 * LANES) {
+            const int64_t stop = least(d->length, (n + 1) * STEPS);
+            const float *end = ends + n * whole(d->values) * padded;
+            if (d->keys - first > LANES)
+                again_block(2, two, h, w, first, n * STEPS, stop, room, end, passed + n * padded);
+            else
+                again_block(1, two, h, w, first, n * STEPS, stop, room, end, passed + n * padded);
+        }
 }
 
 static void backward_head(const void *call, int64_t b, int64_t head, float *room) {
