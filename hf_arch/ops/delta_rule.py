@@ -78,10 +78,10 @@ class DeltaRule(ChunkedCall[Tensor]):
 
     def chunk(self) -> tuple[Tensor, Tensor]:
         if self.is_native():
-            q, k, v, beta = (x.to(self.dtype) for x in (self.q, self.k, self.v, self.beta))
-            g = None if self.g is None else self.g.to(self.dtype)
-            query = q * default_scale(self.scale, q)
-            return NativeDelta.apply(query, k, None, None, beta, g, self.keep(), v, self.start_state())
+            query, key, value, strength = (x.to(self.dtype) for x in (self.q, self.k, self.v, self.beta))
+            decay = None if self.g is None else self.g.to(self.dtype)
+            query = query * default_scale(self.scale, query)
+            return NativeDelta.apply(query, key, None, None, strength, decay, self.keep(), value, self.start_state())
         chunk = self.chunk_length()
         q, k, v = (chunk_view(x, chunk) for x in (self.q, self.k, self.v))
         beta, g = (None if x is None else chunk_view(x.unsqueeze(-1), chunk) for x in (self.beta, self.g))

@@ -37,8 +37,8 @@ class _Gradients(Struct):
 
 
 class NativeDelta(torch.autograd.Function):
-    """q (scaled), k [B, T, H, K], v [B, T, H, V], keep [B, T] or None, state [B, H, K, V]; then a and b [B, T, H, K] with
-    a log decay g [B, T, H, K], or None for both with beta [B, T, H] and g [B, T, H] or None. All fp32 on a CPU, to o
+    """q (scaled), k [B, T, H, K], v [B, T, H, V], keep [B, T] or None, state [B, H, K, V]; a, b and a log decay g
+    [B, T, H, K] without beta, or beta [B, T, H] and g [B, T, H] or None without a and b. All fp32 on a CPU, to o
     [B, T, H, V] and the final state.
     """
 
@@ -57,7 +57,7 @@ class NativeDelta(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         kernels = loaded()
         final = state.clone(memory_format=torch.contiguous_format)
-        o, kept = torch.empty(v.shape), torch.empty(v.shape)
+        o, kept = v.new_empty(v.shape), v.new_empty(v.shape)
         delta = _delta(q, k, a, b, beta, g, keep, v)
         must_have_memory(kernels.delta_rule(ctypes.byref(delta), Pointer(final), Pointer(o), Pointer(kept)))
         ctx.save_for_backward(q, k, a, b, beta, g, keep, v, state, kept)
@@ -71,11 +71,11 @@ class NativeDelta(torch.autograd.Function):
         kernels = loaded()
         initial, grad_o = contiguous(state, grads[0])
         grad_state = grads[1].clone(memory_format=torch.contiguous_format)
-        grad_q, grad_a, grad_v, of_recalled = (torch.empty(x.shape) for x in (q, q, v, v))
-        grad_k, grad_b, grad_beta = (None if x is None else torch.zeros(x.shape) for x in (q, b, beta))
+        grad_q, grad_a, grad_v, of_recalled = (x.new_empty(x.shape) for x in (q, q, v, v))
+        grad_k, grad_b, grad_beta = (None if x is None else x.new_zeros(x.shape) for x in (q, b, beta))
         delta = _delta(*given)
         # where documents alone decay, their gradient has a place and no use
-        grad_g = None if delta.decays == 0 else torch.empty(*q.shape[:3], delta.decays)
+        grad_g = None if delta.decays == 0 else q.new_empty(*q.shape[:3], delta.decays)
         to = _Gradients(grad_state, grad_q, grad_k, grad_a, grad_b, grad_beta, grad_g, grad_v, of_recalled)
         arguments = Pointer(initial), Pointer(grad_o), Pointer(kept), ctypes.byref(to)
         must_have_memory(kernels.delta_rule_backward(ctypes.byref(delta), *arguments))

@@ -134,7 +134,7 @@ class NativeValueDecay(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, g: Tensor, keep: Tensor | None, v: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor]:
         kernels = loaded()
-        o, final = torch.zeros(v.shape), torch.empty(state.shape)
+        o, final = v.new_zeros(v.shape), state.new_empty(state.shape)
         attention, to = native_attention(v, v, g, k, None, keep), Gradients(final, o, *[None] * 4)
         initial, query = contiguous(state, q)
         must_have_memory(
@@ -149,16 +149,12 @@ class NativeValueDecay(torch.autograd.Function):
         q, k, g, keep, v, state = ctx.saved_tensors
         kernels = loaded()
         initial, query = contiguous(state, q)
-        grad_q, walked = torch.empty(q.shape), state.clone(memory_format=torch.contiguous_format)
+        grad_q, walked = q.new_empty(q.shape), state.clone(memory_format=torch.contiguous_format)
         attention = native_attention(grads[0], v, g, k, None, keep)
         must_have_memory(kernels.vector_decay(ctypes.byref(attention), Pointer(walked), Pointer(grad_q)))
         grad_state = grads[1].clone(memory_format=torch.contiguous_format)
-        o, grad_v, grad_g, grad_k = (
-            torch.zeros(v.shape),
-            torch.zeros(v.shape),
-            torch.empty(v.shape),
-            torch.empty(k.shape),
-        )
+        o, grad_v = v.new_zeros(v.shape), v.new_zeros(v.shape)
+        grad_g, grad_k = v.new_empty(v.shape), k.new_empty(k.shape)
         to = Gradients(grad_state, o, grad_v, grad_g, grad_k, None)
         must_have_memory(
             kernels.vector_decay_backward(ctypes.byref(attention), Pointer(initial), Pointer(query), ctypes.byref(to))
