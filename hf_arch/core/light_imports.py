@@ -14,7 +14,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import import_module
 from importlib.abc import MetaPathFinder
@@ -47,12 +47,12 @@ class _Finder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        make = _STAND_INS.get(fullname)
-        if fullname != NAMES_MODULE and make is None:
-            return None
-        action = _keep_names if make is None else _nothing
-        around = nullcontext if make is None else partial(_standing_in, make)
-        return followed_spec(fullname, path, target, action, lambda finder: finder is self, around)
+        if fullname == NAMES_MODULE:
+            return followed_spec(fullname, path, target, _keep_names, lambda finder: finder is self)
+        if (make := _STAND_INS.get(fullname)) is not None:
+            around = partial(_standing_in, make)
+            return followed_spec(fullname, path, target, _nothing, lambda finder: finder is self, around)
+        return None
 
 
 def _nothing(_module: ModuleType) -> None:
@@ -64,9 +64,7 @@ def _standing_in(make: Callable[[], ModuleType]) -> Iterator[None]:
     """A stand-in under the name of a module, where that is not loaded, inside alone."""
     stand_in = make()
     if stand_in.__name__ not in sys.modules:
-        if (
-            "." not in stand_in.__name__
-        ):  # whoever asks whether it is installed looks here; of a part it imports the rest
+        if "." not in stand_in.__name__:  # whoever asks whether it is installed looks here; of a part, at the package
             stand_in.__spec__ = find_spec(stand_in.__name__)
         sys.modules[stand_in.__name__] = stand_in
     try:
