@@ -13,7 +13,6 @@ from .core.errors import ConfigError, describe_choices, unknown_key_error
 from .core.options import mistyped, one_line
 from .core.plugins import load_plugins
 from .core.registry import ARCHITECTURES, FFNS, MIXERS
-from .deferred import load_all
 from .deprecations import current_names
 from .models.components import option_names
 from .models.configuration import ArchConfig
@@ -21,8 +20,6 @@ from .models.cost import ModelCost, model_cost
 from .models.describe import describe
 
 __all__ = ["config_from_dict", "config_options", "cost", "describe", "list_architectures", "tiny_config"]
-
-load_all()
 
 
 def list_architectures() -> list[str]:

@@ -17,13 +17,14 @@ import pkgutil
 import sys
 import warnings
 from collections.abc import Collection, Iterator, Sequence
+from functools import cache
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .core.followed_loader import FollowedLoader
+from .core.followed_loader import followed_spec
 
 CONFIG_MODULE = "transformers.models.auto.configuration_auto"
 MODEL_MODULE = "transformers.models.auto.modeling_auto"
@@ -36,13 +37,9 @@ AUTO_CLASSES = (
 )
 # What a module has to hold before its tables can be replaced.
 _NEEDED: dict[str, tuple[str, ...]] = {CONFIG_MODULE: ("CONFIG_MAPPING",), MODEL_MODULE: AUTO_CLASSES}
-PACKAGES = (
-    *("layers.mixers", "layers.ffns", "layers.streams", "layers.sites", "layers.embeddings", "layers.depths"),
-    *("models.losses", "models.architectures"),
-)
-"""Where everything registers itself that `load_all` imports; architectures last."""
+ARCHITECTURES = "models.architectures"
+"""The package whose modules declare an architecture each, but for these two."""
 NO_ARCHITECTURES = ("base", "declare")
-"""The modules of the last package that declare none."""
 
 
 def register_with_auto_classes() -> None:
@@ -64,26 +61,44 @@ def _enter_loaded_tables() -> None:
 
 
 def load_all() -> None:
-    """Import every part and every architecture, which registers them. Modules that are loaded cost a look-up."""
-    if _LazyEntries.loaded:
-        return
-    # No lock of our own: the import system's locks know how to avoid deadlocks between threads, ours would not.
-    for name in PACKAGES:
-        package = importlib.import_module(f".{name}", __package__)
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{package.__name__}.{module.name}")
+    """Import every architecture, which registers it. Modules that are loaded cost a look-up."""
+    _import_modules(ARCHITECTURES)
     _LazyEntries.loaded = True
 
 
-def complete_registries() -> None:
-    """`load_all`, unless this thread is in the middle of importing one of those modules."""
-    if not _LazyEntries.loaded and not _inside_an_import(__package__, installed=False):
-        load_all()
+def import_entries(home: str, name: str | None) -> None:
+    """Import the module `home`, or where that is a package its module `name` if there is one; every module of it for
+    None, unless this thread is in the middle of importing one of ours."""
+    # No lock of our own: the import system's locks know how to avoid deadlocks between threads, ours would not.
+    if name is not None:
+        package = importlib.import_module(f".{home}", __package__)
+        if name in _modules(*getattr(package, "__path__", [])):
+            importlib.import_module(f"{package.__name__}.{name}")
+    elif not _inside_an_import(__package__, installed=False):
+        load_all() if home == ARCHITECTURES else _import_modules(home)
+
+
+def _import_modules(home: str) -> None:
+    if home in _complete:
+        return
+    package = importlib.import_module(f".{home}", __package__)
+    for name in _modules(*getattr(package, "__path__", [])):
+        importlib.import_module(f"{package.__name__}.{name}")
+    _complete.add(home)
+
+
+_complete: set[str] = set()
+
+
+@cache
+def _modules(*folders: str) -> list[str]:
+    """The names of the modules of a package; none where it is a plain module, which has no folders."""
+    return [module.name for module in pkgutil.iter_modules(folders)]
 
 
 def model_types() -> list[str]:
     """The model_type of every architecture of the package, read from the names of its files."""
-    found = pkgutil.iter_modules([str(Path(__file__).parent.joinpath(*PACKAGES[-1].split(".")))])
+    found = pkgutil.iter_modules([str(Path(__file__).parent.joinpath(*ARCHITECTURES.split(".")))])
     return [f"hfa_{module.name}" for module in found if module.name not in NO_ARCHITECTURES]
 
 
@@ -91,7 +106,7 @@ class _LazyEntries(dict[Any, Any]):
     """The entries that were registered with a table, ours among them as soon as somebody wants to see them.
 
     Args:
-        entries: what is registered already. promised: keys that `load_all` will register.
+        entries: what is registered already. promised: keys that the modules of our architectures will register.
     """
 
     loaded = False
@@ -105,7 +120,7 @@ class _LazyEntries(dict[Any, Any]):
 
     def __missing__(self, key: Any) -> Any:
         if not self.loaded and key in self.promised:
-            load_all()
+            import_entries(ARCHITECTURES, key.removeprefix("hfa_"))
             if super().__contains__(key):
                 return super().__getitem__(key)
         raise KeyError(key)
@@ -166,9 +181,9 @@ def _is_ready(module: ModuleType) -> bool:
 def _enter_tables(module: ModuleType) -> None:
     """Replace the registered entries of a module's tables by lazy ones; after a reload, also register again."""
     if module.__name__ == CONFIG_MODULE:
-        tables, promised = [module.CONFIG_MAPPING], model_types()
+        tables = [module.CONFIG_MAPPING]
     else:
-        tables, promised = [getattr(module, name)._model_mapping for name in AUTO_CLASSES], []
+        tables = [getattr(module, name)._model_mapping for name in AUTO_CLASSES]
     plain = [table for table in tables if not isinstance(getattr(table, "_extra_content", None), _LazyEntries)]
     for table in plain:
         if not hasattr(table, "_extra_content"):
@@ -178,8 +193,10 @@ def _enter_tables(module: ModuleType) -> None:
                 stacklevel=2,
             )
             return
-        table._extra_content = _LazyEntries(table._extra_content, promised)
-    register_again = getattr(sys.modules.get(f"{__package__}.{PACKAGES[-1]}.base"), "register_again", None)
+        table._extra_content = _LazyEntries(
+            table._extra_content, model_types() if module.__name__ == CONFIG_MODULE else ()
+        )
+    register_again = getattr(sys.modules.get(f"{__package__}.{ARCHITECTURES}.base"), "register_again", None)
     if plain and register_again is not None:
         register_again()
 
@@ -206,12 +223,7 @@ class _TableFinder(MetaPathFinder):
             if fullname.startswith("transformers."):
                 _enter_loaded_tables()  # one may have been on its way to us before this finder was there
             return None
-        others = (finder for finder in sys.meta_path if not _finds_tables(finder) and hasattr(finder, "find_spec"))
-        found = (finder.find_spec(fullname, path, target) for finder in others)
-        spec = next((spec for spec in found if spec is not None), None)
-        if spec is not None and spec.loader is not None:
-            spec.loader = FollowedLoader(spec.loader, _enter_tables)  # type: ignore[assignment]
-        return spec
+        return followed_spec(fullname, path, target, _enter_tables, _finds_tables)
 
 
 def _finds_tables(finder: Any) -> bool:

@@ -55,7 +55,7 @@ VARIABLES: dict[str, Variable] = {
         choices=("auto", "torch"),
     ),
     "HF_ARCH_CACHE": Variable(
-        "The folder of downloaded and prepared data, tokenizers, measured speeds and built C kernels.",
+        "The folder of downloaded and prepared data, tokenizers, measured speeds, C kernels and names in transformers.",
         *("~/.cache/hf_arch", _OURS, "a folder"),
     ),
     "HF_ARCH_CPU_FSDP": Variable(

@@ -24,7 +24,7 @@ import hf_arch
 PACKAGE = Path(__file__).parents[1] / "hf_arch"
 COMPAT = (
     *("layers/compat.py", "training/compat.py", "evaluation/compat.py", "evaluation/fake_tensors.py", "deferred.py"),
-    "ops/compat.py",
+    *("ops/compat.py", "core/light_imports.py"),
 )
 LIBRARIES = ("transformers", "accelerate", "torch", "lm_eval", "peft", "datasets", "huggingface_hub")
 RESTS = {
@@ -161,6 +161,19 @@ def test_the_tables_of_the_auto_classes_can_be_replaced():
     for name in AUTO_CLASSES:
         mapping = getattr(modeling_auto, name)._model_mapping
         assert isinstance(mapping._extra_content, _LazyEntries), f"{name} has no _extra_content, {what}"
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "rests"),
+    [
+        ("transformers.utils.import_utils", "define_import_structure", "reading 3,000 files of transformers once"),
+        ("transformers.trainer", "datasets", "a Trainer without `datasets`"),
+        ("transformers.loss.loss_for_object_detection", "linear_sum_assignment", "models without scipy"),
+        ("transformers.loss.loss_utils", "LOSS_MAPPING", "models without scipy"),
+    ],
+)
+def test_what_commands_leave_out_of_imports_is_there(module: str, name: str, rests: str):
+    assert hasattr(importlib.import_module(module), name), f"no {module}.{name}, on which rests: {rests}"
 
 
 def test_the_tables_of_names_are_there():

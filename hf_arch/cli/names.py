@@ -14,7 +14,7 @@ from rich.table import Table
 import hf_arch
 from hf_arch import environment
 from hf_arch.core.recipes import recipe_names, recipes_folder
-from hf_arch.deferred import NO_ARCHITECTURES, PACKAGES
+from hf_arch.deferred import ARCHITECTURES, NO_ARCHITECTURES
 
 
 def architecture_rows() -> list[dict[str, str]]:
@@ -34,7 +34,7 @@ def declared_architectures() -> list[dict[str, str]]:
     Raises:
         ValueError: a declaration whose name, summary or paper is no literal.
     """
-    folder = Path(hf_arch.__file__).parent.joinpath(*PACKAGES[-1].split("."))
+    folder = Path(hf_arch.__file__).parent.joinpath(*ARCHITECTURES.split("."))
     files = [file for file in sorted(folder.glob("*.py")) if file.stem not in (*NO_ARCHITECTURES, "__init__")]
     found = [row for file in files for row in _declared_in(file)]
     return sorted(found, key=lambda row: row["name"])

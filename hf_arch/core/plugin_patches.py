@@ -2,16 +2,20 @@
 
 A plugin registers parts by name, and a recipe says which are used. One that replaces a function in passing changes
 every run of its process, and no recipe tells: gradients that are clipped otherwise, an average of weights, another
-loss. What is there when the first plugin is loaded is compared with what is there later.
+loss. What is there when the first plugin is loaded, or at the end of a module's import where that is later, is compared
+with what is there in the end.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from types import FunctionType, ModuleType
 from typing import Any
 
+from .followed_loader import followed_spec
 from .plugin_source import PLUGIN_MODULE
 
 _OTHERS = (
@@ -29,14 +33,43 @@ _before: dict[str, dict[str, Any]] = {}
 
 
 def remember() -> None:
-    """Keeps what there is before the first plugin is executed; later calls change nothing."""
+    """Keeps what there is before the first plugin is executed, and from then on what a module of ours has that is
+    imported; later calls change nothing."""
     if not _before:
         for name, module in _watched():
             _before[name] = dict(_entries(name, module))
+        sys.meta_path.insert(0, _Imports())
+
+
+class _Imports(MetaPathFinder):
+    """Finds modules of ours as the others do, to keep what they have before a plugin that imports them gets them."""
+
+    keeps_modules_of_hf_arch = True
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if not fullname.startswith("hf_arch."):
+            return None
+        return followed_spec(fullname, path, target, self.keep, _keeps_modules)
+
+    def keep(self, module: ModuleType) -> None:
+        """Keeps what a module has that was imported just now; of other libraries' tables ours fill some at theirs."""
+        fills = module.__name__.endswith(".compat")
+        entries = dict(_entries(module.__name__, module)).items()
+        kept = {name: entry for name, entry in entries if not (fills and type(entry) in (list, dict))}
+        _before.setdefault(module.__name__, kept)
+
+
+def _keeps_modules(finder: Any) -> bool:
+    """Whether it is our finder, also one of before a reload, which is of another class."""
+    return getattr(finder, "keeps_modules_of_hf_arch", False)
 
 
 def replaced() -> list[str]:
     """Dotted names of what is no longer what it was, or comes from a plugin, sorted."""
+    if not _before:  # no plugin was loaded
+        return []
     found = set()
     for module_name, module in _watched():
         before, now = _before.get(module_name, {}), dict(_entries(module_name, module))

@@ -10,16 +10,19 @@ from contextlib import contextmanager
 from dotenv import load_dotenv
 
 from hf_arch import environment
+from hf_arch.core.light_imports import lighten_imports
 
 
 def prepare_process() -> None:
-    """What every process of ours sets at its start: the keys in `.env`, and no chatter of libraries."""
+    """What every process of ours sets at its start: the keys in `.env`, no chatter of libraries, and no imports of
+    theirs without need."""
     environment.set_variable("TOKENIZERS_PARALLELISM", "false")
     # Installed, torchao says at every import of transformers which kernels it was not built with.
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
     load_dotenv(".env")  # of the working folder alone; what the environment has already wins
     environment.warn_unknown()
+    lighten_imports()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ entries that they register.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from .bundled import BUNDLED
@@ -36,12 +36,14 @@ class Registry(Generic[T]):
         base: str | None = None,
         listing: str | None = "hf-arch list --components",
         *,
-        plugins_alone: bool = False,
+        home: str | None = None,
+        elsewhere: Mapping[str, str] | None = None,
     ):
         """`base`: the class, by its path, that what a plugin registers has to be a subclass of. `listing`: the command
-        that lists the entries, None where there is none. `plugins_alone`: the package itself registers nothing here, so
-        that a look imports none of it."""
-        self.kind, self.base, self._plugins_alone = kind, base, plugins_alone
+        that lists the entries, None where there is none. `home`: the module of `hf_arch` that registers the entries, or
+        the package whose modules do, each the entry of its own name, so that a look for one imports that one alone;
+        None where those who need the entries import them. `elsewhere`: {name: module of the home} of the others."""
+        self.kind, self.base, self.home, self.elsewhere = kind, base, home, elsewhere or {}
         self.listing = None if BUNDLED else listing
         self.__doc__ = doc
         self._entries: dict[str, T] = {}
@@ -67,6 +69,7 @@ class Registry(Generic[T]):
         """The same for the entry of a `plugin`. Raises `ConfigError` where the name is taken."""
         if plugin is not None:
             self._require_base(name, entry)
+            self._import(name)  # what the package calls so is taken
         holder = self.owner(name)
         if holder is not None and holder is not plugin:
             make_room(holder, self, name, plugin)
@@ -124,6 +127,10 @@ class Registry(Generic[T]):
         return self.get(name)
 
     def __contains__(self, name: object) -> bool:
+        if name in self._entries:
+            return True
+        self._import(str(name))
+        load_environment_plugins()
         if name not in self._entries:
             self._complete()
         return name in self._entries
@@ -137,14 +144,23 @@ class Registry(Generic[T]):
         return sorted(self._entries.items())
 
     def _complete(self) -> None:
-        """Import whatever registers something: of the package, and what `HF_ARCH_PLUGINS` names. The code that came
-        with a model is complete as it is."""
-        if BUNDLED:
-            return
-        if not self._plugins_alone:
-            # By name, so that no bundle takes that module along.
-            importlib.import_module("hf_arch.deferred").complete_registries()
+        """Import whatever registers something here: of the package, and what `HF_ARCH_PLUGINS` names."""
+        self._import(None)
         load_environment_plugins()
+
+    def _import(self, name: str | None) -> None:
+        """Import what of the package may register `name` here, or anything. The code that came with a model is complete
+        as it is."""
+        if self.home is not None and not BUNDLED:
+            # By name, so that no bundle takes that module along.
+            module = None if name is None else self.elsewhere.get(name, name)
+            importlib.import_module("hf_arch.deferred").import_entries(self.home, module)
+
+
+def import_all_entries() -> None:
+    """Import whatever of the package registers something, for a process that others are forked from. No plugin."""
+    for registry in list(registries):
+        registry._import(None)
 
 
 def _identity(entry: Any) -> str:
@@ -155,21 +171,51 @@ def _identity(entry: Any) -> str:
     return f"{module}{entry.__qualname__}"
 
 
-MIXERS: Registry[Any] = Registry("mixer", "Token mixers: subclasses of `hf_arch.layers.mixers.base.Mixer`.")
-FFNS: Registry[Any] = Registry("ffn", "Channel mixers: subclasses of `hf_arch.layers.ffns.ffn.FeedForward`.")
-NORMS: Registry[Any] = Registry("norm", "Norms: modules built as `norm(dim, eps)`.")
+MIXERS: Registry[Any] = Registry(
+    "mixer",
+    "Token mixers: subclasses of `hf_arch.layers.mixers.base.Mixer`.",
+    home="layers.mixers",
+    elsewhere={"kv_builder": "shared_kv", "cross_attention": "shared_kv"},
+)
+FFNS: Registry[Any] = Registry(
+    "ffn",
+    "Channel mixers: subclasses of `hf_arch.layers.ffns.ffn.FeedForward`.",
+    home="layers.ffns",
+    elsewhere=dict.fromkeys(("none", "mlp", "glu"), "ffn"),
+)
+NORMS: Registry[Any] = Registry("norm", "Norms: modules built as `norm(dim, eps)`.", home="layers.norms")
 POSITIONS: Registry[Any] = Registry(
-    "position", "Position encodings: subclasses of `hf_arch.layers.positions.Position`."
+    "position",
+    "Position encodings: subclasses of `hf_arch.layers.positions.Position`.",
+    home="layers.positions",
 )
-STREAMS: Registry[Any] = Registry("stream", "Residual streams: subclasses of `hf_arch.layers.streams.base.Stream`.")
-SITES: Registry[Any] = Registry("site", "Modules at places of a block: subclasses of `hf_arch.layers.sites.base.Site`.")
+STREAMS: Registry[Any] = Registry(
+    "stream",
+    "Residual streams: subclasses of `hf_arch.layers.streams.base.Stream`.",
+    home="layers.streams",
+    elsewhere={"add": "base"},
+)
+SITES: Registry[Any] = Registry(
+    "site", "Modules at places of a block: subclasses of `hf_arch.layers.sites.base.Site`.", home="layers.sites"
+)
 EMBEDDINGS: Registry[Any] = Registry(
-    "embedding", "Beside the token embedding: subclasses of `hf_arch.layers.embeddings.base.Embedding`."
+    "embedding",
+    "Beside the token embedding: subclasses of `hf_arch.layers.embeddings.base.Embedding`.",
+    home="layers.embeddings",
 )
-DEPTHS: Registry[Any] = Registry("depth", "How often layers run: subclasses of `hf_arch.layers.depths.base.Depth`.")
-LOSSES: Registry[Any] = Registry("loss", "Auxiliary losses: subclasses of `hf_arch.models.losses.base.AuxiliaryLoss`.")
+DEPTHS: Registry[Any] = Registry(
+    "depth",
+    "How often layers run: subclasses of `hf_arch.layers.depths.base.Depth`.",
+    home="layers.depths",
+    elsewhere={"plain": "base", "shared": "loop"},
+)
+LOSSES: Registry[Any] = Registry(
+    "loss", "Auxiliary losses: subclasses of `hf_arch.models.losses.base.AuxiliaryLoss`.", home="models.losses"
+)
 PARAMETRIZATIONS: Registry[Any] = Registry(
-    "parametrization", "What changes with size: subclasses of `hf_arch.layers.parametrization.Parametrization`."
+    "parametrization",
+    "What changes with size: subclasses of `hf_arch.layers.parametrization.Parametrization`.",
+    home="layers.parametrization",
 )
 OPTIMIZERS: Registry[Any] = Registry(
     "optimizer",
@@ -185,6 +231,7 @@ INITS: Registry[Any] = Registry(
     "init",
     "Initialisation policies that `model.init` names: subclasses of `hf_arch.models.init_policy.InitPolicy`.",
     base="hf_arch.models.init_policy.InitPolicy",
+    home="models.init_policy",
 )
 METRICS: Registry[Any] = Registry(
     "metric",
@@ -195,9 +242,10 @@ COLUMNS: Registry[Any] = Registry(
     "column",
     "Columns of tables and reports: subclasses of `hf_arch.runs.columns.ReportColumn`.",
     base="hf_arch.runs.columns.ReportColumn",
-    plugins_alone=True,
 )
-ACTIVATIONS: Registry[Callable] = Registry("activation", "Elementwise functions of one tensor.")
+ACTIVATIONS: Registry[Callable] = Registry(
+    "activation", "Elementwise functions of one tensor.", home="layers.activations"
+)
 CORPORA: Registry[Any] = Registry(
     "corpus", "Corpora: functions as `hf_arch.data.corpus.OpenCorpus`.", listing="hf-arch list --corpora"
 )
@@ -205,5 +253,8 @@ PROBES: Registry[Any] = Registry(
     "probe", "Synthetic probes: `hf_arch.data.probes.probe.Probe` values.", listing="hf-arch list --probes"
 )
 ARCHITECTURES: Registry[Any] = Registry(
-    "architecture", "Architectures: `hf_arch.models.architectures.base.Architecture` entries.", listing="hf-arch list"
+    "architecture",
+    "Architectures: `hf_arch.models.architectures.base.Architecture` entries.",
+    listing="hf-arch list",
+    home="models.architectures",
 )

@@ -125,15 +125,13 @@ def _linear_weights(module: nn.Module) -> int:
 
 @lru_cache(maxsize=64)
 def _meta_model(model_type: str, config_json: str) -> Any:
-    for _, architecture in ARCHITECTURES.items():
-        if architecture.config.model_type == model_type:
-            values = json.loads(config_json)
-            config = architecture.config(**{key: values[key] for key in values if key not in _NOT_ARGUMENTS})
-            with torch.device("meta"):
-                return architecture.causal_lm(config)
-    raise choice_error(
-        "model", model_type.removeprefix("hfa_"), ARCHITECTURES, ARCHITECTURES.listing, "not a registered architecture"
-    )
+    name = model_type.removeprefix("hfa_")
+    if name not in ARCHITECTURES or (architecture := ARCHITECTURES[name]).config.model_type != model_type:
+        raise choice_error("model", name, ARCHITECTURES, ARCHITECTURES.listing, "not a registered architecture")
+    values = json.loads(config_json)
+    config = architecture.config(**{key: values[key] for key in values if key not in _NOT_ARGUMENTS})
+    with torch.device("meta"):
+        return architecture.causal_lm(config)
 
 
 _NOT_ARGUMENTS = ("model_type", "architectures")

@@ -8,7 +8,7 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-from ..core.followed_loader import FollowedLoader
+from ..core.followed_loader import followed_spec
 
 
 def after_import(name: str, action: Callable[[ModuleType], None]) -> None:
@@ -34,13 +34,9 @@ class _Waiting(MetaPathFinder):
             return None
         self.searching = True  # the others may hand the search on to everybody
         try:
-            others = [finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec")]
-            spec = next((spec for finder in others if (spec := finder.find_spec(fullname, path, target))), None)
+            return followed_spec(fullname, path, target, self.told, lambda finder: finder is self)
         finally:
             self.searching = False
-        if spec is not None and spec.loader is not None:
-            spec.loader = FollowedLoader(spec.loader, self.told)  # type: ignore[assignment]
-        return spec
 
     def told(self, module: ModuleType) -> None:
         """The module is there: nothing more to wait for."""

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -167,8 +168,13 @@ def cpu_name() -> str:
 
 
 def source_digest() -> str:
-    """Hash over the package's own Python files: distinguishes two states of a checkout with the same version."""
-    root = Path(hf_arch.__file__).parent
+    """Hash over the package's own Python files: distinguishes two states of a checkout with the same version. What they
+    are when this process asks first is what it has imported."""
+    return _digest_of(Path(hf_arch.__file__).parent)
+
+
+@cache
+def _digest_of(root: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
@@ -190,9 +196,13 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def git_commit() -> str | None:
     """Commit of the checkout that the package lies in, with `+changes` where files differ; None where it is no
-    checkout.
+    checkout. As this process finds it first, as the sources.
     """
-    root = Path(hf_arch.__file__).parent
+    return _commit_of(Path(hf_arch.__file__).parent)
+
+
+@cache
+def _commit_of(root: Path) -> str | None:
     try:
         commit = _git(root, "rev-parse", "HEAD")
         return f"{commit}+changes" if _git(root, "status", "--porcelain", "--", ".") else commit
@@ -205,6 +215,7 @@ def _git(root: Path, *arguments: str) -> str:
     return result.stdout.strip()
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)

@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from hf_arch.core.collector import without_collection
+from hf_arch.core.registry import import_all_entries
 
 MODULES = (
     *("hf_arch.api", "hf_arch.training.run"),
     *("transformers.models.auto.tokenization_auto", "transformers.models.encoder_decoder", "rich._emoji_codes"),
 )
-"""What a run imports, and what a first run was seen to import late."""
+"""What a run imports besides the parts that its recipe names, and what a first run was seen to import late."""
 SAFE_THREADS = ("jemalloc_bg_thd",)
 """Threads that survive a fork: pyarrow's allocator takes its locks before one and starts its thread anew after it."""
 MESSAGE_BYTES = 65536
@@ -45,6 +46,7 @@ def serve(control: int) -> list[str]:
     with without_collection():
         for module in MODULES:
             import_module(module)
+        import_all_entries()
     threads = lost_threads()
     _send(channel, {"lost": threads})
     if threads:
