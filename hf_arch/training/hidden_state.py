@@ -68,7 +68,8 @@ def hidden_state(model: nn.Module, row: Tensor) -> dict[str, float | None]:
 def _logits(model: nn.Module, row: Tensor, training: bool) -> Tensor:
     model.train(training)
     torch.manual_seed(0)
-    found: Tensor = model(input_ids=row, use_cache=False).logits
+    # of its class: the forward of a model that was trained in bf16 is wrapped, and that of a new one is not
+    found: Tensor = type(model).forward(model, input_ids=row, use_cache=False).logits
     return found.float()
 
 

@@ -74,15 +74,19 @@ class UnseenParts:
     def facts(self, model: nn.Module, row: Tensor, whole: Tensor | None = None) -> dict[str, Any]:
         """These numbers of the trained model; row: int64 [1, T], real tokens; whole: a longer row for what grows with
         its length."""
+        untracked, modes = (
+            self._untracked(model, row),
+            _by_mode(model, row),
+        )  # passes in training mode may move averages
         return {
-            "untracked": self._untracked(model, row),
+            "untracked": untracked,
+            **modes,
+            **(_hidden_state(model, row) if self.of_plugins else {}),
             "uncounted": _uncounted(model, row),
             "gradients": _untrue_gradients(model, row) if self.of_plugins else {},
             "gradient_hooks": sum(parameter.numel() for parameter in _hooked(model)),
             "dtypes": _types(model),
-            **_by_mode(model, row),
             **self._counted(model, row if whole is None else whole),
-            **(_hidden_state(model, row) if self.of_plugins else {}),
             "starts": self.starts,
         }
 

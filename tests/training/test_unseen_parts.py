@@ -93,6 +93,22 @@ def test_training_mode_is_compared_with_itself_and_with_evaluation(noisy: bool, 
     assert facts[fact] > 0.1 and (noisy or facts["noise"] == 0.0)
 
 
+def test_looking_does_not_move_an_average_before_it_is_compared() -> None:
+    """An average that follows the weights in each pass in training mode, and is scored in their place."""
+    model = model_of()
+    head = model.get_output_embeddings()
+    held = {"mean": torch.zeros_like(head.weight)}
+
+    def average(module: nn.Module, given: Any, out: Tensor) -> Tensor:
+        if not module.training:
+            return given[0] @ held["mean"].T
+        held["mean"].lerp_(module.weight.detach(), 0.5)
+        return out
+
+    head.register_forward_hook(average)
+    assert measured(model)["mode_gap"] > 0.1
+
+
 def test_a_matrix_that_is_loaded_begins_alike_under_every_seed() -> None:
     found = []
     for seed in (1, 2):
