@@ -91,7 +91,8 @@ class Doing(MLP):
         if self.does == "nearly":
             out = Times.apply(out, 1.1)
         if self.does == "rounded":
-            out = out + (torch.round(out * 16) / 16 - out).detach()
+            size = out.detach().abs().amax() / 64
+            out = out + (torch.round(out / size) * size - out).detach()
         if self.does == "target":
             out = out - 0.1 * (out - out.mean(-1, keepdim=True).detach())
         if self.does == "statistics":
