@@ -94,6 +94,7 @@ CHECKS: tuple[Check, ...] = (
     unseen.check_types,
     unseen.check_starts,
     unseen.check_modes,
+    unseen.check_outside,
     results.check_metrics,
     machine.check_devices,
     machine.check_load,

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
@@ -19,6 +20,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils import logging
 
+from ..core.errors import ConfigError
 from ..core.registry import NORMS, POSITIONS
 from ..layers.compat import (
     CACHE_ARGUMENT,
@@ -92,7 +94,14 @@ class ArchModel(ArchPreTrainedModel):
         parametrization, its_options = config.parametrization_spec
         self._input_factor = parametrization.input(config, its_options)
         self.gradient_checkpointing = False
+        self._refuse_lazy()
         self.post_init()
+
+    def _refuse_lazy(self) -> None:
+        """Parameters without a size cannot be drawn, counted or matched."""
+        for name, parameter in self.named_parameters():
+            if is_lazy(parameter):
+                raise ConfigError(f"model: {name} has no size before a forward pass; lazy modules are not supported")
 
     def _norm(self) -> nn.Module:
         return NORMS.get(self.config.norm, "norm")(self.config.hidden_size, self.config.norm_eps)

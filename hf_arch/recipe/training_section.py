@@ -28,6 +28,7 @@ RESERVED_TRAINING = {
     "fsdp_config": "launch by `accelerate launch --config_file recipes/accelerate/fsdp2.yaml`",
     "deepspeed": "launch by `accelerate launch --config_file recipes/accelerate/zero1.yaml`",
     "ignore_data_skip": "a resumed run seeks to its rows by itself, and would skip them twice",
+    "dataloader_in_order": "the order of the rows is a function of `training.data_seed` and the step, with any workers",
     "train_sampling_strategy": "the order of the rows is a function of `training.data_seed` and the step",
     "length_column_name": "all rows have one length",
     "dataloader_drop_last": "batches run on from one pass over the rows into the next, so none is cut short",

@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     PreTrainedModel,
@@ -259,7 +258,7 @@ class Stages:
         if not math.isfinite(scores["final_val_loss"]):
             raise divergence(f"the validation loss became {scores['final_val_loss']}", steps, self.args)
         with self.task.alone(trainer.accelerator.unwrap_model(trainer.model)):
-            seen = {} if look is None else {**look.facts(), "unseen": self._unseen(trainer, look.row)}
+            seen = {} if look is None else {**look.facts(), "unseen": self._unseen(trainer, look)}
             trainer.save_model(str(self.folder / MODEL_DIR))  # every process takes part where the weights are sharded
         (self.folder / MODEL_DIR / "training_args.bin").unlink(missing_ok=True)  # a pickle, and it names folders
         numbers: dict[str, Any] = {
@@ -279,10 +278,10 @@ class Stages:
         self.task.save_beside(self.folder / MODEL_DIR)
         return {**numbers, **self.task.measure(trainer)}
 
-    def _unseen(self, trainer: ArchTrainer, row: Tensor) -> dict[str, Any]:
+    def _unseen(self, trainer: ArchTrainer, look: LastLook) -> dict[str, Any]:
         """What no configuration tells of the model, and the callbacks that a plugin added."""
         added = [type(one) for one in trainer.callback_handler.callbacks if from_plugin(type(one))]
-        facts = self.unseen.facts(trainer.accelerator.unwrap_model(trainer.model), row)
+        facts = self.unseen.facts(trainer.accelerator.unwrap_model(trainer.model), look.row, look.whole)
         return {**facts, "callbacks": sorted(one.__name__ for one in added)}
 
     def _last_look(self, trainer: ArchTrainer) -> LastLook | None:

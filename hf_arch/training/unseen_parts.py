@@ -14,9 +14,12 @@ A part of a plugin may do any of these without an error, and its loss is compare
     noise            rms of what two forward passes in training mode differ by, over the rms of logits
     mode_gap         rms of what training mode and evaluation mode differ by, over the rms of logits: an average of
                      weights that is scored in their place, or branches that are left out
+    reloaded, counts, clock
+                     what logits rest on besides the weights, where a plugin has part in the run (`hidden_state`)
     starts           {name of a matrix, layers as *: [hash of its first values, numbers]}: equal under two seeds where
                      it was not drawn but loaded, or frozen from elsewhere
-    products         FLOPs of the matrix products of a row that torch counts, over those that the cost of the model says
+    products, least_products, training_products
+                     matrix products that torch counts, over those that the cost of the model says (`counted_products`)
 """
 
 from __future__ import annotations
@@ -31,13 +34,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback
 
 from hf_arch.core.plugin_source import PLUGIN_MODULE
 from hf_arch.models.cost import model_cost
 from hf_arch.training.branches import undisturbed
 from hf_arch.training.compat import has_gradient_hook
+from hf_arch.training.counted_products import counted_products
+from hf_arch.training.hidden_state import hidden_state
 from hf_arch.training.true_gradients import untrue_gradients
 
 _DEEPEST = 3
@@ -51,8 +55,9 @@ class UnseenParts:
     """Looks at a model before its first step, and again after its last.
 
     Args:
-        of_plugins: whether it may have a backward pass that no test of this package has seen. Whether gradients are
-            those of the loss takes two forward passes for each kind of parameter, so that only these are asked.
+        of_plugins: whether it may have a backward pass or a cost that no test of this package has seen. Whether
+            gradients are those of the loss takes two forward passes for each kind of parameter, so that only these are
+            asked.
     """
 
     def __init__(self, model: nn.Module, of_plugins: bool = True) -> None:
@@ -66,18 +71,28 @@ class UnseenParts:
         found = {name: _contents(tensor) for name, tensor in _not_parameters(model)}
         self.on_the_way = {**{name: was for name, was in found.items() if name not in self.before}, **self.on_the_way}
 
-    def facts(self, model: nn.Module, row: Tensor) -> dict[str, Any]:
-        """These numbers of the trained model; row: int64 [1, T], real tokens."""
+    def facts(self, model: nn.Module, row: Tensor, whole: Tensor | None = None) -> dict[str, Any]:
+        """These numbers of the trained model; row: int64 [1, T], real tokens; whole: a longer row for what grows with
+        its length."""
+        untracked, modes = (
+            self._untracked(model, row),
+            _by_mode(model, row),
+        )  # passes in training mode may move averages
         return {
-            "untracked": self._untracked(model, row),
+            "untracked": untracked,
+            **modes,
+            **(_hidden_state(model, row) if self.of_plugins else {}),
             "uncounted": _uncounted(model, row),
             "gradients": _untrue_gradients(model, row) if self.of_plugins else {},
             "gradient_hooks": sum(parameter.numel() for parameter in _hooked(model)),
             "dtypes": _types(model),
-            **_by_mode(model, row),
-            "products": _products(model, row),
+            **self._counted(model, row if whole is None else whole),
             "starts": self.starts,
         }
+
+    def _counted(self, model: nn.Module, row: Tensor) -> dict[str, float | None]:
+        with _as_it_was(model, row.device):
+            return counted_products(model, row, self.of_plugins)
 
     def _untracked(self, model: nn.Module, row: Tensor) -> int:
         known = {**self.before, **self.on_the_way}
@@ -207,6 +222,11 @@ def _untrue_gradients(model: nn.Module, row: Tensor) -> dict[str, list[float]]:
         return untrue_gradients(model, row)
 
 
+def _hidden_state(model: nn.Module, row: Tensor) -> dict[str, float | None]:
+    with _as_it_was(model, row.device):
+        return hidden_state(model, row)
+
+
 @torch.no_grad()
 def _by_mode(model: nn.Module, row: Tensor) -> dict[str, float]:
     """`noise` and `mode_gap`. Buffers, modes and random numbers are afterwards as they were."""
@@ -224,15 +244,6 @@ def _by_mode(model: nn.Module, row: Tensor) -> dict[str, float]:
         "noise": float((first - second).square().mean().sqrt()) / size,
         "mode_gap": float((first - scored).square().mean().sqrt()) / size,
     }
-
-
-@torch.no_grad()
-def _products(model: Any, row: Tensor) -> float:
-    with undisturbed(model):
-        said = model_cost(model.config, row.shape[1]).flops_per_token_forward * row.numel()
-        with FlopCounterMode(display=False) as counter:
-            model(input_ids=row, use_cache=False)
-    return float(counter.get_total_flops() / max(said, 1.0))
 
 
 def _logits(model: nn.Module, row: Tensor) -> Tensor:

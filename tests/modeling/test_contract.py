@@ -130,3 +130,18 @@ def test_a_mixer_without_forward_says_so():
 
     with pytest.raises(NotImplementedError, match="Nothing defines no `forward`"):
         Nothing(relay("publish"), RelayOptions(), 0)(torch.ones(1, 2, 4))
+
+
+@MIXERS.register("lazy_of_a_test")
+class Lazy(Relay):
+    def __init__(self, config: Any, options: RelayOptions, layer_idx: int) -> None:
+        super().__init__(config, options, layer_idx)
+        self.late = torch.nn.LazyLinear(config.hidden_size)
+
+
+@pytest.mark.parametrize("make", [AutoModelForCausalLM.from_config, lambda config: hf_arch.cost(config, 8)])
+def test_a_lazy_module_is_refused_in_one_line(make: Any) -> None:
+    config = hf_arch.tiny_config("mixed", mixer=["lazy_of_a_test", "attention"])
+    with pytest.raises(ConfigError, match=r"^model: layers\.0\.mixer\.late\.\w+ has no size") as refused:
+        make(config)
+    assert "\n" not in str(refused.value)

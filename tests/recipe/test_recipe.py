@@ -75,6 +75,7 @@ MISTAKES = [
     ("model: {architecture: llama}\ntraining: {precision: bf61}", "nearest: 'bf16'"),
     ("model: {architecture: llama}\ntraining: {bf16: true}", "training.bf16: not a key of a recipe"),
     ("model: {architecture: llama}\ntraining: {ignore_data_skip: false}", "training.ignore_data_skip: not a key"),
+    ("model: {architecture: llama}\ntraining: {dataloader_in_order: false}", "with any workers"),
     ("model: {architecture: llama}\ntraining: {train_sampling_strategy: group_by_length}", "is a function of"),
     ("model: {architecture: llama}\ntraining: {bf16_full_eval: true}", "evaluations are in `training.precision`"),
     ("model: {architecture: llama}\ntraining: {remove_unused_columns: true}", "it would drop the target"),

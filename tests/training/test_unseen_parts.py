@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +13,17 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 import hf_arch
+from hf_arch.analysis.audits.unseen import TRAINS_MORE, UNDERSTATED
+from hf_arch.training.counted_products import counted_products
+from hf_arch.training.hidden_state import hidden_state
 from hf_arch.training.unseen_parts import UnseenParts
+from tests.suite.models import ONE_OF_EACH_KIND
 
 ROW = torch.arange(3, 35)[None]
+EVERY = [
+    pytest.param(name, marks=[] if name in ONE_OF_EACH_KIND else pytest.mark.slow)
+    for name in hf_arch.list_architectures()
+]
 
 
 def model_of(name: str = "llama") -> Any:
@@ -83,6 +93,22 @@ def test_training_mode_is_compared_with_itself_and_with_evaluation(noisy: bool, 
     assert facts[fact] > 0.1 and (noisy or facts["noise"] == 0.0)
 
 
+def test_looking_does_not_move_an_average_before_it_is_compared() -> None:
+    """An average that follows the weights in each pass in training mode, and is scored in their place."""
+    model = model_of()
+    head = model.get_output_embeddings()
+    held = {"mean": torch.zeros_like(head.weight)}
+
+    def average(module: nn.Module, given: Any, out: Tensor) -> Tensor:
+        if not module.training:
+            return given[0] @ held["mean"].T
+        held["mean"].lerp_(module.weight.detach(), 0.5)
+        return out
+
+    head.register_forward_hook(average)
+    assert measured(model)["mode_gap"] > 0.1
+
+
 def test_a_matrix_that_is_loaded_begins_alike_under_every_seed() -> None:
     found = []
     for seed in (1, 2):
@@ -117,6 +143,95 @@ def test_parameters_that_are_made_in_the_first_forward_are_uncounted() -> None:
     assert parts.facts(model, ROW)["uncounted"] == 0
     model.model.layers[0].late = nn.Parameter(torch.zeros(11))
     assert parts.facts(model, ROW)["uncounted"] == 11
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_cost_of_every_architecture_is_what_its_cheapest_form_takes(name: str) -> None:
+    model = model_of(name)
+    before = model.config._attn_implementation, model.config._experts_implementation
+    facts = counted_products(model, ROW)
+    assert facts["least_products"] is not None and facts["least_products"] < UNDERSTATED, facts
+    assert facts["training_products"] is not None and facts["training_products"] < TRAINS_MORE, facts
+    assert before == (model.config._attn_implementation, model.config._experts_implementation)
+
+
+@pytest.mark.parametrize("name", ["llama", "gated_delta_net", "moe"])
+@pytest.mark.parametrize("in_training", [False, True], ids=["always", "in training"])
+def test_products_that_no_cost_says_are_counted(name: str, in_training: bool) -> None:
+    """As many again as the model has, beside attention, a recurrence in chunks, or experts."""
+    model = model_of(name)
+    size, layers = model.config.hidden_size, model.model.layers
+    width = int(hf_arch.cost(model.config, ROW.shape[1]).flops_per_token_forward / (2 * 2 * size * len(layers)))
+
+    def more(module: nn.Module, given: Any, out: Any) -> Any:
+        if module.training or not in_training:
+            x = given[0]
+            return out + 0 * (x @ x.new_ones(size, width)) @ x.new_ones(width, size)
+        return out
+
+    for layer in layers:
+        layer.ffn_norm.register_forward_hook(more)
+    facts = counted_products(model, ROW)
+    fact = facts["training_products" if in_training else "least_products"]
+    assert fact is not None and fact > 1.3, facts
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_what_every_architecture_computes_is_in_its_weights(name: str) -> None:
+    model = model_of(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    facts = measured(model)
+    assert facts["reloaded"] < 1e-4 and facts["counts"] == facts["clock"] == 0.0, facts
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def counted(module: Any) -> float:
+    module.passes += 1
+    return 1.0 if module.passes > 30 else 0.5
+
+
+def counted_in_a_buffer(module: Any) -> float:
+    return 1.0 if int(module.count) > 3 else 0.5
+
+
+def by_a_name(module: Any) -> float:
+    return 1.0 if datetime.datetime.now() > datetime.datetime.fromtimestamp(module.begun) else 0.5
+
+
+@pytest.mark.parametrize(
+    ("fact", "factor"),
+    [
+        ("reloaded", counted),
+        ("counts", counted_in_a_buffer),
+        ("clock", lambda module: 1.0 if time.time() > module.begun else 0.5),
+        ("clock", by_a_name),
+    ],
+)
+@pytest.mark.parametrize("in_training", [False, True], ids=["always", "in training"])
+def test_what_a_model_computes_besides_its_weights_is_seen(fact: str, factor: Any, in_training: bool) -> None:
+    begun = time.time()
+
+    class Other(type(model_of())):  # type: ignore[misc]
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.begun = begun - 86_400
+            self.register_buffer("count", torch.tensor(0))
+            if factor is counted:
+                self.passes = 0
+
+        def forward(self, *args: Any, **given: Any) -> Any:
+            out = super().forward(*args, **given)
+            if self.training or not in_training:
+                out.logits = out.logits * factor(self)
+            return out
+
+    model = Other(hf_arch.tiny_config("llama"))
+    if factor is counted:
+        model.passes = 100
+    model.count += 10
+    found = hidden_state(model, ROW)
+    assert (found[fact] or 0.0) > 0.1, found
+    assert all(value in (0.0, None) for other, value in found.items() if other != fact), found
 
 
 class Changed(torch.autograd.Function):

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 SEEDS = (1, 2, 3)
 PLUGIN = """
 import json
+import time
 from pathlib import Path
 
 import torch
@@ -44,6 +45,17 @@ def step(weight):
     weight.grad = None
 
 
+class Times(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return ctx.factor * grad, None
+
+
 @FFNS.register("doing")
 class Doing(MLP):
     def __init__(self, config, options, layer_idx):
@@ -56,7 +68,13 @@ class Doing(MLP):
             for layer in self.hidden:
                 layer.weight.register_post_accumulate_grad_hook(step)
         self.register_buffer("memory", torch.zeros(self.size, self.size), persistent=False)
-        self.average = None
+        self.average, self.passes = None, 0
+        if self.does == "counter":
+            self.register_buffer("counter", torch.tensor(0))
+        if self.does == "scale":
+            self.register_buffer("scale", torch.tensor(1.0))
+        if self.does == "statistics":
+            self.statistics = nn.BatchNorm1d(self.size, affine=False)
         if self.does == "hook":
             self.register_full_backward_hook(lambda module, into, out: tuple(one.clamp(-1e-4, 1e-4) for one in into))
         if self.does == "bf16":
@@ -68,6 +86,42 @@ class Doing(MLP):
         out = super().forward(x, context=context)
         if self.does == "noise" and self.training:
             out = out * torch.empty_like(out).bernoulli_(0.8) / 0.8
+        if self.does == "tenfold":
+            out = Times.apply(out, 10.0)
+        if self.does == "nearly":
+            out = Times.apply(out, 1.1)
+        if self.does == "rounded":
+            size = out.detach().abs().amax() / 64
+            out = out + (torch.round(out / size) * size - out).detach()
+        if self.does == "target":
+            out = out - 0.1 * (out - out.mean(-1, keepdim=True).detach())
+        if self.does == "statistics":
+            out = self.statistics(out.transpose(1, 2)).transpose(1, 2)
+        if self.does == "scale":
+            if self.training:
+                with torch.no_grad():
+                    self.scale.lerp_(out.square().mean().sqrt() + 1e-3, 0.1)
+            out = out * (1 + 0.1 * self.scale)
+        if self.does == "steps":
+            self.passes += self.training
+            out = out * (0.5 if self.passes > 12 else 1.0)
+        if self.does == "counter":
+            self.counter += self.training
+            out = out * torch.where(self.counter > 12, 0.5, 1.0)
+        if self.does == "clock":
+            out = out * (0.5 if self.training and time.time() > begun + 1 else 1.0)
+        if self.does == "late":
+            if not hasattr(self, "late"):
+                self.late = nn.Parameter(torch.randn(self.size, self.size) / self.size)
+            out = out + x @ self.late
+        if self.does == "made":
+            if not hasattr(self, "made"):
+                self.made = torch.zeros(self.size, self.size)
+            if self.training:
+                with torch.no_grad():
+                    flat = x.detach().flatten(0, -2)
+                    self.made.lerp_(flat.T @ out.detach().flatten(0, -2) / len(flat), 0.1)
+            out = out + x @ self.made
         if self.does == "hidden":
             out = out + self.hidden[1](torch.relu(self.hidden[0](x)))
         if self.does == "memory":
@@ -90,10 +144,13 @@ class Doing(MLP):
                     out = super().forward(x, context=context)
                     for weight, was in zip(weights, kept):
                         weight.copy_(was)
-        if self.does == "products":
-            for _ in range(40):
+        if self.does in ("products", "some products"):
+            for _ in range(40 if self.does == "products" else 2):
                 out = out + 0 * super().forward(x, context=context)
         return out
+
+
+begun = time.time()
 
 
 class Watching(TrainerCallback):
@@ -119,8 +176,16 @@ CAUSES = {
     "memory": "parameters",
     "average": "scoring",
     "products": "flops",
+    "some products": "flops",
+    "steps": "scoring",
+    "counter": "schedule",
+    "clock": "scoring",
     "replace": "code",
+    "tenfold": "optimiser",
+    "late": "parameters",
+    "made": "parameters",
 }
+HONEST = ("", "nearly", "rounded", "target", "statistics", "scale")
 
 
 def train_side(root: Path, name: str, heads: int, what: str) -> None:
@@ -152,10 +217,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("what", ["", *CAUSES])
+@pytest.mark.parametrize("what", [*HONEST, *CAUSES])
 def test_what_a_plugin_does_on_one_side_is_named(what: str, place: Path) -> None:
-    train_side(place, "four", 4, what)
     try:
+        train_side(place, "four", 4, what)
         comparison = compare_runs(place / "runs")
         checks = {finding.check for finding in comparison.confounds("four", "two")}
         outcomes = {verdict.outcome for verdict in comparison.verdicts}
@@ -163,9 +228,9 @@ def test_what_a_plugin_does_on_one_side_is_named(what: str, place: Path) -> None
         assert json.loads(copy.read_text()) == what
     finally:
         for seed in SEEDS:
-            shutil.rmtree(place / "runs" / f"four-{seed}")
-    if not what:
-        assert checks <= {"still learning"}
+            shutil.rmtree(place / "runs" / f"four-{seed}", ignore_errors=True)  # not all there where training failed
+    if what in HONEST:
+        assert checks <= ({"still learning", "plugin files"} if what else {"still learning"}), checks
     else:
         assert {"plugin files", CAUSES[what]} <= checks, checks
         assert not outcomes & {"supported", "contradicted"}

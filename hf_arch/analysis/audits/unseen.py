@@ -23,22 +23,50 @@ tiny model."""
 NOISY, NOISY_IN_HALF = 1e-3, 1e-2
 """Of the rms of logits: below it is rounding, of parameters in fp32, and where some are in bf16 or fp16."""
 
-PRODUCTS = 4.0
-"""Times the FLOPs that a cost says: forms in chunks multiply up to 2.9 times as much as a recurrence costs (`mamba3`,
-of all architectures at 64 tokens and their tiny widths, where they do so most)."""
+UNDERSTATED = 1.1
+"""Times the FLOPs that a cost says, in the products of the cheapest form: at most 1.04 in every architecture here."""
+UNCOUNTED_FORM = 4.0
+"""The same of whole rows, where tokens one at a time cannot be counted: forms in chunks multiply up to 3.6 times as
+much as a recurrence costs (`mamba3`, of all architectures at 48 tokens and their tiny widths, where they do most)."""
+TRAINS_MORE = 1.3
+"""Times three forward passes, in the products of a step of training: 0.84 to 1.11 in every architecture here."""
 
 
 def check_products(runs: Sequence[RunRecord]) -> Finding | None:
     """A cost is what a part says of itself; the products that torch counts are what it does."""
-    ratios = _numbers(runs, lambda run, facts: facts.get("products", 0.0))
-    more = [run for run, ratio in ratios.items() if ratio > PRODUCTS]
-    if not more:
-        return None
+    true = _numbers(runs, _over_its_cost)
+    wrong = [run for run, ratio in true.items() if ratio > UNDERSTATED]
+    if not wrong:
+        return _check_uncounted_forms(runs)
+    apart = max(true.values()) / max(min(true.values()), 1.0) > UNDERSTATED
     sentence = (
-        f"The cost of {run_names(more)} is not what it does: a row takes {max(ratios.values()):.1f} times the FLOPs "
-        "that its parts say, in matrix products alone."
+        f"The cost of {run_names(wrong)} is not what it does: training takes {max(true.values()):.2f} times the FLOPs "
+        "that its parts say, in matrix products alone, so that equal FLOPs are not equal."
     )
-    return Finding("flops", "violation", sentence, run_labels(more), _values(ratios))
+    return Finding("flops", "violation" if apart else "note", sentence, run_labels(wrong), _values(true))
+
+
+def _over_its_cost(run: RunRecord, facts: Mapping[str, Any]) -> float:
+    """The products of the cheapest form, and those of a step of training where they are more than three forward passes,
+    over the FLOPs that a cost says."""
+    trains = float(facts.get("training_products", 1.0))
+    return max(float(facts.get("least_products") or 0.0), 1.0) * (trains if trains > TRAINS_MORE else 1.0)
+
+
+def _check_uncounted_forms(runs: Sequence[RunRecord]) -> Finding | None:
+    """Whole rows alone, where a part takes no tokens one at a time; and all that older records have."""
+    whole = _numbers(runs, lambda run, facts: facts.get("products", 0.0))
+    beyond = [run for run in whole if whole[run] > UNCOUNTED_FORM and not (run.unseen or {}).get("least_products")]
+    refused = [run for run in whole if whole[run] > UNDERSTATED and (run.unseen or {}).get("least_products", 1) is None]
+    if not beyond and not refused:
+        return None
+    found = beyond or refused
+    sentence = (
+        f"The cost of {run_names(found)} {'is not' if beyond else 'may not be'} what it does: a row takes "
+        f"{max(whole[run] for run in found):.1f} times the FLOPs that its parts say, in matrix products alone. Tokens "
+        "one at a time, which tell what a form in chunks adds, were not counted."
+    )
+    return Finding("flops", "violation" if beyond else "note", sentence, run_labels(found), _values(whole))
 
 
 def check_untracked(runs: Sequence[RunRecord]) -> Finding | None:
@@ -127,12 +155,39 @@ def check_modes(runs: Sequence[RunRecord]) -> Finding | None:
     if noisy or not other:
         return None
     sentence = (
-        f"Scored as another model than was trained (weights that are averaged, or branches left out, in evaluation "
-        f"mode): logits of {run_names(other)} differ by {max(gaps.values()):.0%} between the modes."
+        f"Scored as another model than was trained (averages of weights or of a batch's statistics, or branches left "
+        f"out, in evaluation mode): logits of {run_names(other)} differ by {max(gaps.values()):.0%} between the modes."
     )
-    return Finding(
-        "scoring", "violation" if len(other) < len(gaps) else "note", sentence, run_labels(other), _values(gaps)
-    )
+    severity: Severity = "violation" if len(other) < len(gaps) and any(map(_may_average, other)) else "note"
+    return Finding("scoring", severity, sentence, run_labels(other), _values(gaps))
+
+
+def _may_average(run: RunRecord) -> bool:
+    """Whether a run may hold averages of weights besides them: tensors as large, or what a new model has not."""
+    facts = run.unseen or {}
+    many = facts.get("untracked", 0) > UNTRACKED * (run.numbers.get("params_total") or 1)
+    return many or facts.get("reloaded") is None or facts["reloaded"] > _rounding(run)
+
+
+OUTSIDE = {
+    "reloaded": ("scoring", "rest on what is in no weights: a new model with the same ones gives others"),
+    "clock": ("scoring", "change with the time of day"),
+    "counts": ("schedule", "change with a count of steps, a schedule of its own"),
+}
+"""{fact: (check, what it says of logits)} of what a model computes by more than its weights."""
+
+
+def check_outside(runs: Sequence[RunRecord]) -> Finding | None:
+    """What a model computes is in its weights: not in a count of steps, in the time, or where nothing saves it."""
+    for fact, (check, words) in OUTSIDE.items():
+        gaps = _numbers(runs, lambda run, facts: facts.get(fact) or 0.0)  # noqa: B023
+        other = [run for run, gap in gaps.items() if gap > _rounding(run)]
+        if other:
+            sentence = f"Logits of {run_names(other)} {words} (by {max(gaps.values()):.0%})."
+            everywhere = len(other) == len(gaps) and fact != "clock"  # no two runs have one time
+            severity = "note" if everywhere else _severity(check, runs)
+            return Finding(check, severity, sentence, run_labels(other), _values(gaps))
+    return None
 
 
 def check_starts(runs: Sequence[RunRecord]) -> Finding | None:
