@@ -19,9 +19,15 @@ import pytest
 import torch
 
 from tests.fresh import Fresh, fresh_processes
+from tests.sampling import mark_the_rest
 
 torch.set_num_threads(1)
 gc.disable()  # while the tests are collected, which only adds to the heap
+
+
+@pytest.hookimpl(tryfirst=True)  # before the marks are looked at
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    mark_the_rest(items)
 
 
 def pytest_collection_finish() -> None:

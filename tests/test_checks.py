@@ -62,6 +62,7 @@ def broken(folder: Path, name: str, registered: str | None = None) -> Path:
     return path
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_found_under_its_name(name: str, tmp_path: Path) -> None:
     [(checked, results)] = check_file(broken(tmp_path, name)).items()
@@ -169,6 +170,7 @@ def test_another_reference_is_a_failure(tmp_path: Path) -> None:
     assert list(_failed(check_file(tmp_path / "referred.py")["referred"])) == ["reference"]
 
 
+@pytest.mark.rest
 def test_rounding_is_not_accused(tmp_path: Path) -> None:
     """A mixer that multiplies by 3e3 and divides again after a cancellation: wrong by 1e-3 in fp32, right in fp64."""
     text = new_files("mixer", "rounding")["rounding.py"]

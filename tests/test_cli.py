@@ -56,6 +56,7 @@ def test_train_tells_what_it_does_and_what_came_of_it(text: Path, tmp_path: Path
     assert json.loads((tmp_path / "run" / "results.json").read_text())["steps"] == 2
 
 
+@pytest.mark.rest
 def test_a_folder_is_found_by_name_and_hash(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = write_recipe(tmp_path, text)
@@ -67,6 +68,7 @@ def test_a_folder_is_found_by_name_and_hash(text: Path, tmp_path: Path, monkeypa
     assert call("train", recipe, "training.max_steps=1", "--resume")[0] == 0
 
 
+@pytest.mark.rest
 def test_generate_is_reproducible_and_streams_to_stdout(trained: Path) -> None:
     first = call("generate", trained, "--prompt", "the king", "--max-new-tokens", 12, "--seed", 4)
     again = call("generate", trained / "model", "--prompt", "the king", "--max-new-tokens", 12, "--seed", 4)

@@ -87,6 +87,7 @@ def write_sizes(root: Path, losses: list[float], tokens: list[int] | None = None
     return root
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize(
     "losses, words",
     [

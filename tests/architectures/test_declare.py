@@ -57,6 +57,7 @@ def test_a_pickled_model_gives_the_same_logits():
         assert torch.equal(pickle.loads(pickle.dumps(model))(ids).logits, model(ids).logits)
 
 
+@pytest.mark.rest
 def test_a_plugin_declares_an_architecture_of_its_own(tmp_path, fresh):
     (tmp_path / "thin.py").write_text(PLUGIN)
     code = f"""

@@ -38,6 +38,7 @@ def config_of(changes: dict[str, Any], **more: Any) -> Any:
     return hf_arch.tiny_config("mixed", **{"num_hidden_layers": 4, **changes, **more})
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("changes", CHOICES, ids=str)
 def test_every_invariant(changes: dict[str, Any]) -> None:
     assert [result for result in check_model(config_of(changes)) if not result.passed] == []

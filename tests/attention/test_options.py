@@ -49,6 +49,7 @@ def _mixer(options: dict[str, Any]) -> dict[str, Any]:
     return {"type": "attention", "num_kv_heads": 2, **options}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_an_option_keeps_the_invariants(options: dict[str, Any]) -> None:
     config = hf_arch.tiny_config("llama", mixer=_mixer(options), num_hidden_layers=2)

@@ -52,6 +52,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("command", ["train", "run", "probe", "data", "eval"])
 @pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
 def test_nothing_is_written(command: str, as_json: bool, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,6 +116,7 @@ def train_here(prepared: PreparedSet, *_: object) -> list[Any]:
     return []
 
 
+@pytest.mark.rest
 def test_a_dry_run_finds_the_data_and_the_runs_that_are_there(
     work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +160,7 @@ def test_a_prepared_store_is_what_the_sample_said(work: Path, capsys: pytest.Cap
         assert again["ready"] and again["hours"] == 0
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize(
     ("seeds", "expected"),
     [
@@ -201,6 +204,7 @@ def test_mistakes_end_it_like_the_command_itself(
     assert files(work) == before
 
 
+@pytest.mark.rest
 def test_run_takes_seeds_match_and_rates_as_probe_does(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = write_recipe(work, write_text(work), experiment={"name": "set", **CLAIM})
     words = ["run", recipe, "--seeds", 2, "--match", "flops", "--dry-run", "--json"]

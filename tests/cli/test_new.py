@@ -22,6 +22,7 @@ def run(capsys, *words: str) -> tuple[int, str, str]:
     return end.value.code, printed.out, printed.err
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_written_works(kind, tmp_path, capsys, monkeypatch):
     name = f"my_{kind}_2"
@@ -121,6 +122,7 @@ PLANTED = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("kind", "planted"), [(kind, fault) for kind, faults in PLANTED.items() for fault in faults])
 def test_faults_are_found(kind, planted, tmp_path, capsys):
     """The checks of what `new` writes can fail: each on a fault of its own."""

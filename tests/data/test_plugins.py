@@ -56,6 +56,7 @@ def test_a_corpus_is_prepared_by_worker_processes_too(tmp_path: Path, cache: Pat
     assert data.meta.attribution == "Notes, CC0."
 
 
+@pytest.mark.rest
 def test_the_environment_names_the_plugin(tmp_path: Path):
     code = (
         "from pathlib import Path; from hf_arch.data import DataOptions; from hf_arch.data.corpora import open_corpus;"

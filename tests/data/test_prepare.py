@@ -264,6 +264,7 @@ def test_a_mixture_shares_one_tokenizer(tmp_path: Path, cache: Path):
     assert prepare_data(other, cache_dir=cache, progress=False).fingerprint != data.fingerprint
 
 
+@pytest.mark.rest
 def test_the_first_rows_of_a_mixture_are_of_every_corpus(tmp_path: Path, cache: Path):
     """A validation loss on fewer than all rows was of the first corpus alone, its bits per byte by the bytes of all."""
     paths = [tmp_path / f"{letter}.txt" for letter in "abc"]

@@ -276,6 +276,7 @@ def test_global_random_numbers_are_left_alone(probe: Probe):
     assert torch.equal(first, probe.data("train", 0, probe.cpu, examples=10).inputs)
 
 
+@pytest.mark.sampled(4)
 @ALL
 def test_the_cpu_twin_has_rows_enough_and_is_smaller(probe: Probe):
     small, full = probe.data("train", 0, probe.cpu), probe.data("train", 0, examples=1)

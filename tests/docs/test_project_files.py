@@ -30,6 +30,7 @@ def check(schema: str, path: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.sampled(2)
 @needs_schemas
 @pytest.mark.parametrize(("schema", "path"), SHAPES, ids=lambda value: value.name if isinstance(value, Path) else "")
 def test_each_has_its_published_shape(schema: str, path: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from hf_arch.training.run import run_training
 from tests.training.tiny import recipe_values, write_text
 
 
+@pytest.mark.rest
 def test_scores_are_the_mean_of_the_last_checkpoints(tmp_path: Path) -> None:
     text = write_text(tmp_path)
     training = {"max_steps": 3, "save_steps": 1, "save_total_limit": 3, "eval_strategy": "no", "learning_rate": 0.05}

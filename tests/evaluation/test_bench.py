@@ -101,6 +101,7 @@ def test_another_function_is_not_measured_as_a_counterpart() -> None:
         _check_same(ours, other)
 
 
+@pytest.mark.rest
 def test_all_are_measured_at_all_lengths() -> None:
     said: list[str] = []
     found = find_candidates(
@@ -192,6 +193,7 @@ def test_a_limit_is_the_slower_of_products_and_memory() -> None:
     assert by_memory["decode"] == pytest.approx((4 * weights + cost.state_bytes(16)) / 1e6)
 
 
+@pytest.mark.rest
 def test_a_row_has_its_share_of_what_the_machine_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hf_arch.evaluation.roofline.SECONDS", 0.02)
     limits = measure_roofline(CPU)

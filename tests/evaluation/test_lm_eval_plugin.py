@@ -65,6 +65,7 @@ def harness(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.rest
 def test_one_import_enters_the_model_and_the_module_is_lm_evals_command_line(harness: Path) -> None:
     program = (
         "import runpy, sys, hf_arch.lm_eval\nfrom lm_eval.api.registry import models\n"

@@ -61,6 +61,7 @@ OTHERWISE = ("llama", "gla", "mamba", "hybrid")
 """Of which the fast suite also counts a step in bf16 and one with checkpoints."""
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("name", "precision", "checkpointing"),
     [
@@ -75,6 +76,7 @@ def test_a_step_takes_what_its_shapes_say(name: str, precision: str, checkpointi
     assert sum(parts.values()) == pytest.approx(measured(model, precision, checkpointing), rel=0.15)
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("name", ["gla", "mamba"])
 def test_torchs_forms_are_counted_without_the_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, for which a plan is made on this machine."""
@@ -94,6 +96,7 @@ def test_parts_are_named_and_weights_and_states_are_exact() -> None:
     assert len([part for part in parts if part.startswith("mixer ")]) == 2 and parts["ffn"] > 0
 
 
+@pytest.mark.rest
 def test_checkpointing_keeps_less_and_rows_more() -> None:
     model = config("llama", num_hidden_layers=4)
     plain, checkpointed, fewer = (
@@ -103,6 +106,7 @@ def test_checkpointing_keeps_less_and_rows_more() -> None:
     assert fewer < checkpointed < plain
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("changes", [{}, {"mixer": ["mamba", {"type": "attention", "window": 32}]}])
 def test_a_deep_model_is_continued_from_two_depths(monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]) -> None:
     model, length = config("mixed" if changes else "llama", num_hidden_layers=12, **changes), 40

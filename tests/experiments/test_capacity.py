@@ -85,6 +85,7 @@ def test_time_and_cost_follow_from_the_stated_mfu(recipe: Path) -> None:
     assert epochs.tokens is epochs.seconds is epochs.cost is None
 
 
+@pytest.mark.rest
 def test_the_nearest_that_fits_keeps_the_batch(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = plan(recipe, 1).placements[0].total / 1e6
     small_gpu(monkeypatch, 0.8 * needed)

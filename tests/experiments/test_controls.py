@@ -110,6 +110,7 @@ def test_claims_name_runs_or_architectures() -> None:
     assert claimed_pairs(hypothesis, runs) == [("one", "two"), ("three", "one")]
 
 
+@pytest.mark.rest
 def test_the_command_shows_trains_and_reports_them(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -77,6 +77,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(next((folder / "model").glob("*.safetensors")))
 
 
+@pytest.mark.rest
 def test_no_step_is_trained_twice_and_a_branch_is_the_run_from_step_0(
     tmp_path: Path, text: Path, steps: list[int]
 ) -> None:
@@ -119,6 +120,7 @@ def test_no_step_is_trained_twice_and_a_branch_is_the_run_from_step_0(
     assert rates[-1] < max(rates)
 
 
+@pytest.mark.rest
 def test_a_trunk_that_is_another_run_is_refused_and_one_without_a_checkpoint_is_said(
     tmp_path: Path, text: Path, steps: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:

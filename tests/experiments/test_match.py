@@ -141,6 +141,7 @@ def check(size: Callable[[Mapping[str, int]], float], target: float, options: Ma
     assert found.size == size(found.changes)
 
 
+@pytest.mark.rest
 @given(
     architecture=st.sampled_from(["gpt2", "llama", "gla", "mamba", "retnet", "delta_net"]),
     heads=st.sampled_from([1, 2, 3, 4, 6]),

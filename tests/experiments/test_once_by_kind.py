@@ -129,6 +129,7 @@ EXPECTED = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", EXPECTED)
 def test_planned_and_compared_once(
     kind: str, tmp_path: Path, counts: collections.Counter[str], monkeypatch: pytest.MonkeyPatch

@@ -133,6 +133,7 @@ def test_matching_keeps_reference_and_says_the_residual() -> None:
     assert "training FLOPs per token" in other.describe() and "from the reference" in other.describe()
 
 
+@pytest.mark.rest
 def test_what_cannot_be_matched_is_an_error_or_a_skipped_point() -> None:
     runs = {"llama": {}, "deep": {"model.num_hidden_layers": 60}}
     with pytest.raises(ConfigError, match="run 'deep' comes to"):

@@ -49,6 +49,7 @@ def test_facts_are_memorised(tmp_path: Path) -> None:
     assert results["accuracy"] == results["best_accuracy"]
 
 
+@pytest.mark.rest
 def test_a_row_is_read_from_the_last_state_alone(tmp_path: Path) -> None:
     rows = {"vocab_size": 4, "sequence_length": 4, "examples": 256}
     asked = recipe("gla", "compression", "training.max_steps=300", "training.eval_steps=50", options=rows)
@@ -186,6 +187,7 @@ def test_the_same_seed_gives_the_same_rows_and_weights(tmp_path: Path) -> None:
     assert fingerprints[0][0] == fingerprints[2][0] and fingerprints[0][1] != fingerprints[2][1]
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("task", PROBES)
 @pytest.mark.parametrize("setting", ["cpu", "paper"])
 def test_every_probe_can_be_planned(task: str, setting: str) -> None:

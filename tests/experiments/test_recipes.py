@@ -71,6 +71,7 @@ FEW_RUNS_FIRST = [
 ]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("path", FEW_RUNS_FIRST)
 def test_a_recipe_can_be_planned_at_every_scale(path: Path) -> None:
     head = path.read_text().splitlines()

@@ -44,6 +44,7 @@ def _near(golden, actual, expected):
     torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
 
 
+@pytest.mark.sampled(10)
 @torch.no_grad()
 def test_logits(golden):
     model, _, _, tensors = golden

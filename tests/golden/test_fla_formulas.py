@@ -211,6 +211,7 @@ def test_logits(case: Any, length: int) -> None:
     _assert_near(model(ids, use_cache=False).logits, logits(config, state, ids))
 
 
+@pytest.mark.sampled(10)
 def test_gradients(case: Any) -> None:
     config, state, model = case
     ids = _ids(21)
@@ -234,6 +235,7 @@ def test_gradients(case: Any) -> None:
     assert checked == set(leaves)
 
 
+@pytest.mark.sampled(10)
 @torch.no_grad()
 def test_padded_packed_and_decoded(case: Any) -> None:
     config, state, model = case
@@ -251,6 +253,7 @@ def test_padded_packed_and_decoded(case: Any) -> None:
     _assert_near(model(ids[:1], position_ids=positions, use_cache=False).logits, expected)
 
 
+@pytest.mark.sampled(10)
 @torch.no_grad()
 def test_both_directions(case: Any) -> None:
     config, state, model = case

@@ -96,6 +96,7 @@ def check(done: subprocess.CompletedProcess[str], names: list[str]) -> None:
 REST = [name for name in hf_arch.list_architectures() if name not in ONE_OF_EACH_KIND]
 
 
+@pytest.mark.rest
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("names", [ONE_OF_EACH_KIND, pytest.param(REST, marks=pytest.mark.slow)], ids=["kinds", "rest"])
 def test_an_architecture_and_any_mix_of_components_load_without_the_package(

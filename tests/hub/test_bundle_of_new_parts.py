@@ -24,6 +24,7 @@ MODELS = {
 }
 
 
+@pytest.mark.rest
 @pytest.mark.timeout(600)
 def test_new_parts_are_bundled(tmp_path: Path, python):
     folders = []

@@ -91,6 +91,7 @@ def expected_logits(folder: Path) -> float:
         return model(**AutoTokenizer.from_pretrained(folder)("the king", return_tensors="pt")).logits.sum().item()
 
 
+@pytest.mark.rest
 def test_a_run_is_pushed_pulled_and_pushed_again(hub, push, pull, run_folder):
     call = {"path": run_folder, "repo_id": "alice/tiny", "checkpoints": True}
     first, again = push(call, call)

@@ -25,6 +25,7 @@ assert not any(name.split(".")[0] in ("hf_arch", "transformers") for name in sys
 """
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("name", ["gpt2", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_a_program_gives_the_models_logits_at_other_batches_and_lengths(name: str, tmp_path: Path, python, capsys):
     source = save_tiny(tmp_path / "model", name, max_position_embeddings=64)

@@ -31,11 +31,13 @@ def test_the_files_are_short() -> None:
     assert all(len((IDEAS / f"{name}.py").read_text().splitlines()) < 60 for name in NAMES)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_check_takes_a_file(name: str, capsys: Any) -> None:
     assert "idea_" in words_of(capsys, "check", str(IDEAS / f"{name}.py"))
 
 
+@pytest.mark.rest
 def test_every_command_takes_them_together(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_ARCH_CACHE", str(tmp_path / "cache"))

@@ -125,6 +125,7 @@ def filled(command: tuple[str, ...], folder: Path, recipe: Path, run: Path) -> l
     return [str(places.get(word, word)) for word in command]
 
 
+@pytest.mark.rest
 def test_a_run_keeps_all_that_it_uses(trained: Any) -> None:
     _, _, run = trained
     results = json.loads((run / "results.json").read_text())

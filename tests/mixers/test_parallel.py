@@ -94,6 +94,7 @@ def test_beams_and_a_static_cache_generate_the_same() -> None:
     assert torch.equal(*beams)
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("name", ["three, a window, two states", "states of more than one kind"])
 def test_compiled_and_in_bfloat16_it_is_the_same(name: str) -> None:
     model, tokens = model_of(MIXTURES[name], branch_norm=True), ids(14)

@@ -54,6 +54,7 @@ def test_the_files_are_short():
     assert all(len(path.read_text().splitlines()) < 60 for path in IDEAS.glob("*.py"))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", FIELDS)
 def test_an_idea_holds_every_invariant(name: str):
     load_plugin(IDEAS / f"{name}.py")
@@ -71,6 +72,7 @@ def words_of(capsys: Any, *words: str) -> str:
     return printed.out
 
 
+@pytest.mark.rest
 def test_every_command_takes_them_together(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, fresh: Fresh):
     """Train, generate, info, check and export of a model with six of them; the export runs without the package."""
     monkeypatch.chdir(tmp_path)
@@ -101,6 +103,7 @@ def test_every_command_takes_them_together(tmp_path: Path, capsys: Any, monkeypa
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["canon", "ngram", "loop", "multi_token"])
 def test_check_takes_a_file(name: str, tmp_path: Path, capsys: Any):
     path = tmp_path / "checked.py"

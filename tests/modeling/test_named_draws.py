@@ -42,6 +42,7 @@ def test_ablations_share_what_they_have_in_common(name: str) -> None:
     assert len(common) >= len(first) - 2 and all(torch.equal(first[key], other[key]) for key in common)
 
 
+@pytest.mark.sampled(10)
 @ALL
 def test_a_model_shares_its_base_whatever_its_head(name: str) -> None:
     whole = parameters(name, 3)

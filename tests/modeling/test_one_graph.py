@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 import hf_arch
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("name", ["llama", "gla"])
 def test_a_forward_is_one_graph(name: str) -> None:
     model = AutoModelForCausalLM.from_config(hf_arch.tiny_config(name)).eval()

@@ -77,6 +77,7 @@ def test_the_table_of_completep():
         torch.testing.assert_close(model(IDS).logits, 5 / 4 * nn.functional.linear(hidden, model.lm_head.weight))
 
 
+@pytest.mark.rest
 def test_training_moves_activations_alike_at_every_width_under_mup_alone():
     widths = (64, 512)
     assert all(result.passed for result in coordinate_check("gla", {}, widths))

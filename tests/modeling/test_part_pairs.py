@@ -33,12 +33,14 @@ def _holds(**parts: Any) -> bool:
     return True
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("name", OURS)
 def test_what_a_mixer_says_of_its_values_is_so(name: str) -> None:
     for parts in ON_QKV:
         _holds(mixer=["attention", name], num_hidden_layers=2, **parts)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", [name for name in STREAMS if STREAMS[name].__module__.startswith("hf_arch.")])
 def test_streams_flow_through_every_order_of_runs(name: str) -> None:
     ffns: list[Any] = ["glu", ["glu", "none"]]

@@ -59,6 +59,7 @@ def failures(config: Any) -> list[Any]:
     return [result for result in check_model(config) if not result.passed]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", PARTS)
 def test_every_part_holds_every_invariant(name: str):
     assert not failures(config_of(PARTS[name]))
@@ -75,6 +76,7 @@ def test_every_registered_part_is_tried():
         assert tried[key] | plain.get(key, set()) == ours
 
 
+@pytest.mark.rest
 def test_all_together_hold_every_invariant():
     assert not failures(config_of(TOGETHER))
     assert not failures(config_of(TOGETHER, tie_word_embeddings=True, stream="parallel", embedding_norm=True))
@@ -104,6 +106,7 @@ def random_parts(seed: int) -> dict[str, Any]:
     }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 40))])
 def test_random_mixtures_hold_every_invariant(seed: int):
     for attempt in range(100):
@@ -116,6 +119,7 @@ def test_random_mixtures_hold_every_invariant(seed: int):
     assert not failures(config), changes
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", [*PARTS, "together"])
 def test_costs_are_those_counted(name: str):
     """FLOPs of products, forward, prefill, step and training, and the bytes of the cache."""
@@ -148,6 +152,7 @@ def test_costs_are_those_counted(name: str):
     assert cost.params_embedding == model.num_parameters() - model.num_parameters(exclude_embeddings=True)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", [*PARTS, "together"])
 def test_a_static_cache_gives_the_same(name: str):
     model = perturbed_model(config_of(TOGETHER if name == "together" else PARTS[name]))

@@ -39,6 +39,7 @@ def start_of(model: Any) -> Tensor:
     return model.model.embed_tokens(IDS)
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("kind", ["scaled", "unet", "gate"])
 @pytest.mark.parametrize("scale", ["none", "scalar", "vector"])
 @pytest.mark.parametrize("x0", ["none", "identity"])
@@ -225,6 +226,7 @@ def test_ramps_over_the_layers():
     assert model.stream.backout.item() == pytest.approx(0.2)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", STREAMS)
 def test_costs_what_torch_counts(name: str):
     config = hf_arch.tiny_config("llama", stream=STREAMS[name], **LAYERS)

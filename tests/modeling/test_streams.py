@@ -65,6 +65,7 @@ WITH_EXPERTS = [
 ]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("architecture", "name"), [*(("mixed", name) for name in STREAMS), *WITH_EXPERTS])
 def test_every_stream_holds_every_invariant(architecture: str, name: str):
     failed = [
@@ -75,6 +76,7 @@ def test_every_stream_holds_every_invariant(architecture: str, name: str):
     assert not failed, failed
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", STREAMS)
 def test_both_kinds_of_checkpointing_give_the_same_gradients(name: str):
     wanted = None

@@ -19,6 +19,7 @@ def decayed_by_trainer(model: nn.Module, folder: str) -> set[str]:
     return set(Trainer(model, arguments).get_decay_parameter_names(model))
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_everyone_exempts_the_same(name: str, tmp_path) -> None:
     made = AutoModelForCausalLM.from_config(hf_arch.tiny_config(name))

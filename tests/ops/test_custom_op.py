@@ -28,6 +28,7 @@ class Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize(("length", "packed"), [(64, False), (75, True)], ids=["row", "documents"])
 @pytest.mark.parametrize("name", [name for name in CASES if name not in OWN])
 def test_operators_give_the_same(name: str, length: int, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,6 +110,7 @@ def check(message: str | None) -> None:
 QUICK = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 
 
+@pytest.mark.rest
 @QUICK
 @given(recipe=mutated())
 @example(recipe=VALID)
@@ -119,6 +120,7 @@ def test_any_change_of_a_recipe_is_planned_or_refused_in_one_line(recipe: dict[s
     check(message)
 
 
+@pytest.mark.rest
 @QUICK
 @given(at=st.integers(0, 1500), cut=st.integers(0, 30), put=st.binary(max_size=4) | st.text("\t:{}[]&*!|>-'\"#%@`? \n"))
 @example(at=0, cut=0, put=b"\xff\xfe\x00")
@@ -208,6 +210,7 @@ MISTAKES: list[tuple[str, Any, tuple[str, ...]]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize(("place", "value", "named"), MISTAKES, ids=lambda entry: str(entry)[:40])
 def test_a_mistake_on_the_command_line_names_field_value_and_nearest(
     place: str, value: Any, named: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

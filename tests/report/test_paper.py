@@ -70,6 +70,7 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.rest
 def test_every_number_reads_back_equal(suite: Path, folder: Path) -> None:
     comparison = compare_runs(suite)
     runs = read(folder / "csv" / "runs.csv")
@@ -194,6 +195,7 @@ def test_any_text_becomes_plain_ascii_with_balanced_braces(text: str) -> None:
     assert all(" " <= character <= "~" or character == "\n" for character in ascii_lines(text))
 
 
+@pytest.mark.rest
 def test_an_error_leaves_nothing_behind(suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_folder: Path, _name: str) -> None:
         raise OSError("disk full")
@@ -238,6 +240,7 @@ def test_mistakes_are_one_line(suite: Path, tmp_path: Path, monkeypatch: pytest.
     assert not (tmp_path / "a.pdf").exists()
 
 
+@pytest.mark.rest
 @pytest.mark.chromium
 @pytest.mark.skipif(not any(map(shutil.which, BROWSERS)), reason="needs a browser to print")
 def test_the_page_is_printed(suite: Path, tmp_path: Path) -> None:

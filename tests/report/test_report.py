@@ -98,6 +98,7 @@ def read(page: str) -> References:
     return parser
 
 
+@pytest.mark.rest
 def test_the_page_refers_to_nothing_outside(page: str) -> None:
     parsed = read(page)
     assert all(reference.startswith("#") for reference in parsed.references)
@@ -127,6 +128,7 @@ def test_the_page_holds_table_audit_verdicts_samples_and_provenance(page: str, s
     assert "MemoryError: no room" in text
 
 
+@pytest.mark.rest
 def test_the_page_opens_with_the_answer(page: str, wide_page: str) -> None:
     """Headline, claims and one figure; the figure stands nowhere else; only then the audit and the table."""
     parts = ('class="headline"', 'id="claims"', "Difference to gpt2", 'id="audit"', 'id="table"', 'class="charts"')
@@ -239,6 +241,7 @@ def test_a_curve_ends_at_the_number_of_the_table_or_says_why_not(tmp_path: Path)
         assert any(np.isclose(line.get_ydata()[-1], 1.6, atol=1e-9) for line in axes.lines)
 
 
+@pytest.mark.rest
 def test_a_page_of_many_runs_opens_with_its_words_and_one_long_interval_hides_no_other(tmp_path: Path) -> None:
     for index in range(MOST_ROWS_BESIDE + 1):
         for seed in range(3):

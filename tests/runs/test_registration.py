@@ -228,6 +228,7 @@ def recipe(folder: Path, hypothesis: str, **experiment: Any) -> Path:
     return file
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("kind", ["plain", "rates"])
 def test_the_claims_are_there_before_the_first_run_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, capsys: pytest.CaptureFixture[str]

@@ -93,6 +93,7 @@ def logits(run: Path) -> torch.Tensor:
         return model(torch.arange(3, 12)[None]).logits
 
 
+@pytest.mark.rest
 def test_a_run_is_what_it_was_trained_with(
     text: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +239,7 @@ class HfaLlamaOfMineConfig(ArchConfig):
 """
 
 
+@pytest.mark.rest
 def test_every_command_knows_what_a_plugin_registers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "whole.py"
     file.write_text(WHOLE)

@@ -14,11 +14,13 @@ from tests.suite.models import ARCHITECTURES, ONE_OF_EACH_KIND
 KINDS_FIRST = [pytest.param(name, marks=() if name in ONE_OF_EACH_KIND else pytest.mark.slow) for name in ARCHITECTURES]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", KINDS_FIRST)
 def test_nothing_fails(name):
     assert [result for result in check_model(hf_arch.tiny_config(name)) if not result.passed] == []
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("mixer", "ffn"),
     [

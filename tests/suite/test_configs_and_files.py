@@ -43,6 +43,7 @@ def test_saved_and_loaded_is_bit_equal(name, tmp_path):
     assert torch.equal(loaded(ids, use_cache=False).logits, model(ids, use_cache=False).logits)
 
 
+@pytest.mark.sampled(10)
 @torch.no_grad()
 def test_tied_and_untied_heads_survive_a_file(name, tmp_path):
     for tied in (True, False):
@@ -67,6 +68,7 @@ def test_meta_device_then_load(name):
         assert torch.equal(empty(ids, use_cache=False).logits, model(ids, use_cache=False).logits)
 
 
+@pytest.mark.sampled(10)
 def test_heads(name):
     config, ids = hf_arch.tiny_config(name, num_labels=3), token_ids()
     assert AutoModel.from_config(config)(ids).last_hidden_state.shape == (2, 21, config.hidden_size)
@@ -86,6 +88,7 @@ def test_initial_loss_is_that_of_guessing(name):
     assert abs(model(ids, labels=ids).loss.item() - 4.575) < 0.25
 
 
+@pytest.mark.sampled(10)
 def test_weights_are_initialised_once_and_finite(name):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(hf_arch.tiny_config(name))

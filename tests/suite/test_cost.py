@@ -36,6 +36,7 @@ def test_parameters_are_exact(name):
     assert cost.params_embedding < cost.params_active <= cost.params_total
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("length", [1, 2, 7, 40])
 def test_state_bytes_are_those_of_the_cache(name, length):

@@ -52,6 +52,7 @@ def test_gradients_of_each_row_are_those_of_the_rows(name: str) -> None:
         torch.testing.assert_close({key: value[index] for key, value in each.items()}, backward(model, row))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ATTENTION)
 def test_forward_mode_and_products_with_the_hessian(name: str) -> None:
     _, loss, weights = setup(name)
@@ -138,6 +139,7 @@ def test_it_is_known_what_encloses_a_call() -> None:
     assert [both for *_, both in seen] == [False, True, True, True, True, True]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["llama", "gla", "mamba", "gated_delta_net", "rwkv7", "hgrn", "retnet"])
 def test_an_exported_program_runs_with_gradients(name: str) -> None:
     """Where gradients are enabled it gives the model's logits and the model's gradients."""

@@ -94,6 +94,7 @@ def assert_equal_to_separate(name: str, batch: int, use_cache: bool, of: Collect
         close(model(ids, use_cache=use_cache, **every[way]).logits, expected)
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_documents_described_in_any_way_equal_separate_ones(name: str) -> None:
     # How they are described is read before any layer runs: all of the product for one of each kind is enough.
@@ -177,6 +178,7 @@ ATTENTION = {"full_attention", "sliding_attention"}
 STATEFUL = [name for name in ARCHITECTURES if not ATTENTION.issuperset(hf_arch.tiny_config(name).layer_types)]
 
 
+@pytest.mark.rest
 @torch.no_grad()
 @pytest.mark.parametrize("name", COMPILED)
 def test_padding_anywhere_compiled_as_eager(name: str) -> None:
@@ -197,6 +199,7 @@ def test_padding_anywhere_compiled_as_eager(name: str) -> None:
     close(run(compiled, ids, whole, [9, 11, 1]), model(ids, use_cache=False).logits[whole.bool()])
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("name", COMPILED)
 def test_gradients_of_padded_rows_compiled_as_eager(name: str) -> None:
     model, ids = perturbed_model(name), token_ids(3, TOTAL)
@@ -214,6 +217,7 @@ def test_gradients_of_padded_rows_compiled_as_eager(name: str) -> None:
             close(its, grad)
 
 
+@pytest.mark.rest
 @torch.no_grad()
 @pytest.mark.parametrize("name", COMPILED)
 def test_documents_compiled_equal_separate_ones(name: str) -> None:
@@ -225,6 +229,7 @@ def test_documents_compiled_equal_separate_ones(name: str) -> None:
             close(torch.compile(model, backend="eager")(ids, use_cache=False, **given).logits, expected)
 
 
+@pytest.mark.sampled(10)
 @torch.no_grad()
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_padding_next_to_documents(name: str) -> None:
@@ -309,6 +314,7 @@ def test_what_is_not_supported_is_refused_by_name(name: str, case: str) -> None:
         perturbed_model(name)(token_ids(2, TOTAL), **given)
 
 
+@pytest.mark.sampled(2)
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["llama", pytest.param("mamba2", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", ["two ways", "falling borders", "numbers that return", "segment_ids"])
@@ -360,6 +366,7 @@ def test_attention_follows_any_mask_over_pairs() -> None:
     assert not torch.allclose(plain(ids, attention_mask=prefix).logits[:, 0], plain(ids).logits[:, 0])
 
 
+@pytest.mark.sampled(10)
 @torch.no_grad()
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_documents_after_a_filled_cache_are_refused(name: str) -> None:
@@ -394,6 +401,7 @@ def test_the_last_document_goes_on_in_states_from_given_positions(name: str) -> 
     close(model(ids[:, TOTAL:], position_ids=positions, past_key_values=cache).logits, expected)
 
 
+@pytest.mark.rest
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["llama", "mamba2"])
 def test_a_compiled_model_does_not_continue_documents(name: str) -> None:
@@ -500,6 +508,7 @@ def test_continuous_batching_is_refused_before_it_starts(name: str) -> None:
         model.generate_batch([[3, 4, 5]], generation_config=GenerationConfig(max_new_tokens=2, eos_token_id=-1))
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("name", ["llama", "gpt2", "moe"])
 def test_continuous_batching_gives_the_same_tokens(name: str) -> None:
     model = perturbed_model(name, eos_token_id=None)

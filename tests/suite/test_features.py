@@ -23,6 +23,7 @@ VALUES = {
 }
 
 
+@pytest.mark.sampled(1)
 @torch.no_grad()
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_feature_shows_or_is_refused(name: str) -> None:

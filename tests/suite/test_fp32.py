@@ -51,6 +51,7 @@ def test_the_one_list_names_them_all(name):
     assert dynamics(model).keys() <= kept_in_fp32(model).keys()
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize(
     "cast",
     [
@@ -92,6 +93,7 @@ def test_a_cast_keeps_gradients_with_their_parameters(name):
         assert parameter.grad is None or parameter.grad.dtype == parameter.dtype, key
 
 
+@pytest.mark.sampled(10)
 def test_loading_and_saving_again(name, tmp_path):
     original = perturbed_model(name)
     original.save_pretrained(tmp_path / "fp32")
@@ -108,6 +110,7 @@ def test_loading_and_saving_again(name, tmp_path):
             assert state[key].dtype == value.dtype and torch.equal(state[key], value), key
 
 
+@pytest.mark.sampled(10)
 def test_every_way_of_building(name, tmp_path):
     config = hf_arch.tiny_config(name)
     original = AutoModelForCausalLM.from_config(config)

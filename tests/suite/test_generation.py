@@ -22,6 +22,7 @@ def _both(name, **kwargs):
     return outputs
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize(
     "kwargs",
     [
@@ -57,6 +58,7 @@ def test_left_padded_batch_equals_singles(name):
         assert torch.equal(out[9:], single[0, 9 - n :])
 
 
+@pytest.mark.sampled(10)
 def test_static_cache_gives_the_same_tokens(name):
     model, ids = perturbed_model(name), token_ids(2, 6)
     options = {"max_new_tokens": 7, "do_sample": False, "eos_token_id": None, "disable_compile": True}
@@ -64,6 +66,7 @@ def test_static_cache_gives_the_same_tokens(name):
     assert torch.equal(static, model.generate(ids, **options))
 
 
+@pytest.mark.sampled(10)
 @torch.no_grad()
 def test_a_returned_cache_continues(name):
     model, ids = perturbed_model(name), token_ids(1, 6)
@@ -82,6 +85,7 @@ def test_logits_to_keep(name):
     close(model(ids, logits_to_keep=2, use_cache=False).logits, model(ids, use_cache=False).logits[:, -2:], 1e-6)
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("drafts_by", ["model", "lookup"])
 def test_assisted_generation_gives_the_same_tokens_or_is_refused(name, drafts_by):
     """It takes drafted tokens back, which keys and values can and a recurrent state cannot."""

@@ -99,6 +99,7 @@ def assert_same(head, name, folder, **overrides):
     assert parts == pytest.approx(whole, rel=2e-3)  # the log rounds losses to four places
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     ("name", "head"),
     [

@@ -102,6 +102,7 @@ def _without_dropout(model):
     return model.train()
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("put_around", [wrapped, parametrised, hooked])
 def test_evaluation_and_cached_steps(name, put_around):
     ids = token_ids(2, 13)
@@ -116,6 +117,7 @@ def test_evaluation_and_cached_steps(name, put_around):
             close(out.logits[:, 0], whole[:, step])
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("put_around", [wrapped, parametrised, hooked])
 def test_training_with_the_chunked_loss(name, put_around):
     """The same loss, and in every delta the gradient that follows from the merged weight's."""
@@ -138,6 +140,7 @@ def test_training_with_the_chunked_loss(name, put_around):
                 close(module.down.grad, module.up.T @ grad)
 
 
+@pytest.mark.rest
 def test_a_compiled_training_step_with_an_adapted_head():
     ids = token_ids(2, 11)
     expected, actual = _without_dropout(merged(_model("llama"))), _without_dropout(wrapped(_model("llama")))

@@ -110,6 +110,7 @@ def test_packed_documents_equal_separate_ones(name, lengths):
     close(packed, torch.cat(separate, 1))
 
 
+@pytest.mark.sampled(10)
 def test_packed_gradients_equal_separate_ones(name):
     model, lengths = perturbed_model(name), [9, 12]
     ids = token_ids(1, sum(lengths))

@@ -40,6 +40,7 @@ def test_every_parameter_gets_a_finite_gradient(name):
     assert all(gradient.isfinite().all() for gradient in gradients.values())
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_gradient_checkpointing_changes_nothing(name, use_reentrant):
     model, ids = _without_dropout(name), token_ids()
@@ -49,6 +50,7 @@ def test_gradient_checkpointing_changes_nothing(name, use_reentrant):
     _same_gradients(_gradients(model, [ids]), plain)
 
 
+@pytest.mark.sampled(10)
 def test_accumulation_equals_one_batch(name):
     """Eight batches of one row give the gradients of one batch of eight, tokens weighted by num_items_in_batch."""
     model, ids = _without_dropout(name), token_ids(8, 13)
@@ -59,6 +61,7 @@ def test_accumulation_equals_one_batch(name):
     _same_gradients(_gradients(model, ids.split(1), num_items_in_batch=count), whole, 1e-4)
 
 
+@pytest.mark.sampled(10)
 def test_chunked_loss_equals_full_logits(name):
     model, ids = _without_dropout(name), token_ids(2, 15)
     model.config.loss_chunk_size = 0
@@ -71,6 +74,7 @@ def test_chunked_loss_equals_full_logits(name):
     _same_gradients(_gradients(model, [ids]), full)
 
 
+@pytest.mark.sampled(10)
 def test_loss_falls_on_a_learnable_task(name):
     """Repeating a period of four tokens: the loss must fall below half within sixty steps, and stay there for three."""
     torch.manual_seed(0)
@@ -107,6 +111,7 @@ def test_bfloat16_weights_run(name):
         assert model.generate(ids, max_new_tokens=3, eos_token_id=None).shape == (2, 15)
 
 
+@pytest.mark.sampled(10)
 def test_gradients_in_double_precision(name):
     """Along a random direction of all parameters: nothing on the way falls back to fp32, and nothing is left out.
 

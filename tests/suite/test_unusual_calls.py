@@ -26,6 +26,7 @@ def _row_by_row(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
     return torch.cat(rows)
 
 
+@pytest.mark.sampled(10)
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("name", "options"), [*((name, {}) for name in ARCHITECTURES), *(("llama", each) for each in POSITIONS)]
@@ -78,6 +79,7 @@ def test_rows_of_a_cache_are_chosen_and_repeated_with_all_that_it_holds(name: st
     close(model(ids[:, 9:].repeat_interleave(2, 0), past_key_values=cache).logits, whole[:, 9:].repeat_interleave(2, 0))
 
 
+@pytest.mark.rest
 def test_experts_under_a_block_mask_of_flex_attention() -> None:
     model, ids = perturbed_model("moe"), token_ids(2, 128)
     mask = create_block_mask(lambda b, h, q, k: q >= k, 2, None, 128, 128, device="cpu")

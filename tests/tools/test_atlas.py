@@ -50,6 +50,7 @@ def compared() -> dict[str, Comparison]:
     return atlas_page.comparisons()
 
 
+@pytest.mark.rest
 def test_the_page_is_that_of_the_records(compared: dict[str, Comparison]) -> None:
     assert atlas_page.PAGE.read_text(encoding="utf-8") == atlas_page.page(compared=compared), (
         "write it anew: python -m tools.atlas page"
@@ -70,6 +71,7 @@ def test_the_page_names_what_else_differs(results: Path, tmp_path: Path) -> None
     assert row.endswith("short convolution |")
 
 
+@pytest.mark.rest
 def test_the_page_judges_all_rows_at_one_false_discovery_rate(tmp_path: Path) -> None:
     """A difference of p = 0.03 is one alone, and none among thirty that are noise."""
     results = tmp_path / "results"

@@ -82,6 +82,7 @@ def test_names_are_told_apart():
     assert loss_names(config) == ["z_loss", "multi_token", "z_loss_2"]
 
 
+@pytest.mark.rest
 def test_a_run_logs_them_by_name(tmp_path):
     losses = ["z_loss", "multi_token"]
 

@@ -65,6 +65,7 @@ def test_a_machine_is_measured_once_and_again_with_other_threads_or_a_damaged_fi
     assert set(json.loads((tmp_path / "precision.json").read_text())) == {precision_speed.machine_key()}
 
 
+@pytest.mark.rest
 def test_the_measurement_is_of_this_machine_and_draws_no_random_numbers() -> None:
     state = torch.get_rng_state()
     speed = precision_speed.measure_precisions("here", rounds=1)

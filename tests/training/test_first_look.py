@@ -75,6 +75,7 @@ def test_every_stream_can_be_measured(stream):
     assert any(value is not None for value in found["mixer"])
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("name", hf_arch.list_architectures())
 def test_it_leaves_no_trace(name):
     model = model_of(name).train()

@@ -51,6 +51,7 @@ def recipe(text: Path, metrics: Any, plugin: Path = REPETITION, **experiment: An
     )
 
 
+@pytest.mark.rest
 def test_a_run_measures_and_a_claim_is_judged_by_it(text: Path, tmp_path: Path) -> None:
     entry = {"type": "idea_repetition", "window": 2}
     for name, seed in (("tiny", 1), ("tiny", 2), ("other", 1), ("other", 2)):
@@ -100,6 +101,7 @@ def test_it_depends_neither_on_the_batch_nor_on_the_mode(text: Path) -> None:
     assert found[0] == pytest.approx(hits / 66)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("body", "expected"),
     [

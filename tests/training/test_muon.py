@@ -82,6 +82,7 @@ def test_a_matrix_steps_orthogonally_and_a_vector_as_under_adamw(text: Path, tmp
             torch.testing.assert_close(step, -parameter.grad.sign(), rtol=0, atol=1e-3)
 
 
+@pytest.mark.rest
 def test_a_resumed_run_is_equal_and_the_loss_falls(text: Path, tmp_path: Path) -> None:
     """State of both parts is saved and loaded: the same losses bit for bit."""
     quick = {"speed": False, "new_tokens": 1}

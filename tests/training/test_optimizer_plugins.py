@@ -54,6 +54,7 @@ def losses(folder: Path) -> dict[int, float]:
     return {row["step"]: row["loss"] for row in read_metrics(folder / "metrics.jsonl") if "loss" in row}
 
 
+@pytest.mark.rest
 def test_a_resumed_run_is_equal_and_the_run_keeps_the_code(text: Path, tmp_path: Path) -> None:
     settings = {"learning_rate": 0.002, "optim_args": {"beta1": 0.8}}
     whole = run_training(recipe(text, **settings), tmp_path / "whole", quiet=True)

@@ -31,6 +31,7 @@ def decide(monkeypatch: pytest.MonkeyPatch, bf16_ms: float) -> None:
     monkeypatch.setattr("hf_arch.training.precision.precision_speed", lambda: speed)
 
 
+@pytest.mark.rest
 @on_cpu
 def test_bf16_trains_on_a_cpu(text: Path, tmp_path: Path) -> None:
     """Its losses are near those of fp32 and not the same: the products were in bf16."""
@@ -41,6 +42,7 @@ def test_bf16_trains_on_a_cpu(text: Path, tmp_path: Path) -> None:
     assert half["precision_measured"] is None
 
 
+@pytest.mark.rest
 @on_cpu
 def test_auto_takes_the_faster_and_says_the_numbers(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -53,6 +55,7 @@ def test_auto_takes_the_faster_and_says_the_numbers(
     assert json.loads((tmp_path / "run" / "experiment_config.json").read_text())["run"]["precision"]["name"] == "bf16"
 
 
+@pytest.mark.rest
 @on_cpu
 def test_a_run_goes_on_in_the_precision_that_it_was_begun_in(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

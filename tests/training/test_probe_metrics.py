@@ -52,6 +52,7 @@ def values(folder: Path, **changes: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.rest
 def test_a_metric_is_measured_on_all_test_rows(tmp_path: Path) -> None:
     recipe = Recipe.from_dict(values(tmp_path))
     assert Recipe.from_dict(recipe.to_dict()) == recipe

@@ -26,6 +26,7 @@ def probe(folder: Path, task: dict[str, Any] = MQAR, extend_to: int | None = Non
     return run_training(recipe, folder, resume=folder.exists(), quiet=True, extend_to=extend_to)
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize(
     ("task", "training"),
     [(MQAR, {}), (MQAR, {"optim": "muon", "precision": "bf16"}), (COMPRESSION, {"lr_scheduler_type": "linear"})],
@@ -41,6 +42,7 @@ def test_a_resumed_probe_is_the_unbroken_one(task: dict[str, Any], training: dic
     assert whole["optimizer"]["class"] == ("MuonWithAdamW" if "optim" in training else "AdamW")
 
 
+@pytest.mark.rest
 def test_a_probe_goes_on_past_its_end(tmp_path: Path) -> None:
     probe(tmp_path / "run")
     results = probe(tmp_path / "run", extend_to=9)
@@ -64,6 +66,7 @@ def test_the_scores_are_of_the_weights_that_are_kept(tmp_path: Path) -> None:
     assert {name: results[name] for name in names} == {name: chosen[row] for name, row in names.items()}
 
 
+@pytest.mark.rest
 def test_accumulated_batches_are_one(tmp_path: Path) -> None:
     """The loss is the mean over the answers of the step, however many rows each micro-batch has. By SGD: AdamW's first
     steps are the signs of gradients, also where these are rounding alone."""
@@ -79,6 +82,7 @@ def test_accumulated_batches_are_one(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.rest
 def test_no_checkpoint_lies_where_the_probe_was_solved(tmp_path: Path) -> None:
     """A run that went on from there would train past the end of the unbroken one."""
     results = probe(tmp_path / "run", {**MQAR, "stop_accuracy": 1e-9}, max_steps=9, eval_steps=3)

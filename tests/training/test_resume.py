@@ -192,6 +192,7 @@ def every_key() -> Iterator[tuple[str, Any]]:
 KEYS = {key: CHOSEN.get(key, value) for key, value in every_key()}
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("key", KEYS)
 def test_a_changed_key_is_refused_or_has_no_effect(text: Path, broken: Path, compared: None, key: str) -> None:
     before = contents(broken)

@@ -217,6 +217,7 @@ def test_a_finished_run_is_not_trained_again(finished: Path, text: Path) -> None
         train(recipe(text), finished)
 
 
+@pytest.mark.rest
 def test_a_failure_is_written_down(text: Path, tmp_path: Path) -> None:
     """The loss explodes: the status says failed, the reason says where and what to try."""
     diverging = recipe(text, training={"learning_rate": 1e30, "warmup_steps": 0, "max_grad_norm": 0.0})

@@ -127,6 +127,7 @@ def test_options_are_strict(training: dict[str, Any], expected: str, text: Path,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.rest
 def test_a_resumed_run_is_equal_and_the_run_keeps_the_code(text: Path, tmp_path: Path) -> None:
     settings = {"lr_scheduler_kwargs": {"decay_steps": 3, "floor": 0.1}}
     whole = run_training(recipe(text, **settings), tmp_path / "whole", quiet=True)
@@ -153,6 +154,7 @@ def test_a_resumed_run_is_equal_and_the_run_keeps_the_code(text: Path, tmp_path:
     assert check_schedule([unlogged]).severity == "ok"  # its last decay is known from the schedule
 
 
+@pytest.mark.rest
 def test_an_extended_run_is_from_there_on_one_of_its_new_length(text: Path, tmp_path: Path) -> None:
     run_training(recipe(text), tmp_path / "run", quiet=True)
     results = run_training(recipe(text), tmp_path / "run", quiet=True, extend_to=9)
