@@ -9,18 +9,149 @@ typedef struct {
     const uint8_t *masks;
 } Conv;
 
-static inline int reaches(const Conv *c, int64_t b, int64_t t, int64_t lag) {
-    return lag <= t && (!c->masks || c->masks[(lag * c->batch + b) * c->length + t]);
+#define INLINE static inline __attribute__((always_inline))
+
+/* How many lags, from 0 on, are in the row and of the document of token t. */
+static inline int64_t lags_of(const Conv *c, int64_t b, int64_t t) {
+    int64_t lags = 1;
+    while (lags < c->width && lags <= t && (!c->masks || c->masks[(lags * c->batch + b) * c->length + t])) lags++;
+    return lags;
 }
 
-/* The sum of token t of row b before the activation, for the `count` channels from e on. */
-static inline lanes sum_before(const Conv *c, int64_t b, int64_t t, int64_t e, int64_t count) {
-    const float *x = c->x + (b * c->length + t) * c->channels + e;
+/* From how many tokens, itself and later ones, token t is reached: a later one reaches it over all those between. */
+static inline int64_t reached_by(const Conv *c, int64_t b, int64_t t) {
+    int64_t lags = 1;
+    while (lags < c->width && t + lags < c->length && lags_of(c, b, t + lags) > lags) lags++;
+    return lags;
+}
+
+static inline int64_t row_of(const Conv *c, int64_t b, int64_t t) { return (b * c->length + t) * c->channels; }
+
+/* `call` with the channels e to last in vectors: `count` is LANES, but for the end of a row. */
+#define VECTORS(e, last, call) \
+    { \
+        for (; e + LANES <= last; e += LANES) { enum { count = LANES }; call; } \
+        if (e < last) { const int64_t count = last - e; call; } \
+    }
+
+typedef struct {
+    const float *grad_y;
+    float *x, *taps, *bias; /* of one row of the batch but for x */
+} Gradients;
+
+/* The usual case, four taps: a vector of channels walks through the tokens of a block with its inputs, taps and sums in
+   registers. */
+#define USUAL 4
+#define BLOCK 16
+
+typedef struct {
+    lanes taps[USUAL], bias;
+} Taps;
+
+INLINE Taps taps_at(const Conv *c, int64_t e, int64_t count) {
+    Taps w = {.bias = c->bias ? load(c->bias + e, count) : all(0)};
+    for (int lag = 0; lag < USUAL; lag++) w.taps[lag] = load(c->taps + lag * c->channels + e, count);
+    return w;
+}
+
+INLINE lanes input_at(const Conv *c, int64_t b, int64_t t, int64_t e, int64_t count) {
+    return t < 0 ? all(0) : load(c->x + row_of(c, b, t) + e, count);
+}
+
+INLINE lanes weighted(const Taps *w, lanes sum, const lanes *x, int64_t lags) {
+    for (int64_t lag = 0; lag < lags; lag++) sum += x[lag] * w->taps[lag];
+    return sum;
+}
+
+/* The same over as many lags as `among` gives, which is all of them but at borders of documents. */
+#define WEIGHTED(sum, x, among) (!masked || (among) == USUAL ? weighted(&w, sum, x, USUAL) : weighted(&w, sum, x, among))
+
+INLINE void forward_block(const int masked, const Conv *c, int64_t b, int64_t t, int64_t end, int64_t e, int64_t count, float *y) {
+    const Taps w = taps_at(c, e, count);
+    lanes x[USUAL] = {all(0), input_at(c, b, t - 1, e, count), input_at(c, b, t - 2, e, count), input_at(c, b, t - 3, e, count)};
+    for (; t < end; t++) {
+        x[0] = load(c->x + row_of(c, b, t) + e, count);
+        lanes z = WEIGHTED(w.bias, x, lags_of(c, b, t));
+        if (c->silu) z /= 1.0f + exponential(-z);
+        store(y + row_of(c, b, t) + e, z, count);
+        x[3] = x[2], x[2] = x[1], x[1] = x[0];
+    }
+}
+
+/* Tokens end - 1 to t; `later` [USUAL - 1, GROUP] holds dL/dz of the next ones and then of these. */
+INLINE void backward_block(const int masked, const Conv *c, const Gradients *to, int64_t b, int64_t t, int64_t end, int64_t e, int64_t count, float *later) {
+    const Taps w = taps_at(c, e, count);
+    lanes sums[USUAL], of_bias = load(to->bias + e, count), z[USUAL], x[USUAL];
+    for (int lag = 0; lag < USUAL; lag++) {
+        sums[lag] = load(to->taps + lag * c->channels + e, count);
+        z[lag] = lag ? load(later + (lag - 1) * GROUP, count) : all(0);
+        x[lag] = lag < USUAL - 1 ? input_at(c, b, end - 1 - lag, e, count) : all(0);
+    }
+    while (end-- > t) {
+        const int64_t at = row_of(c, b, end) + e;
+        x[3] = input_at(c, b, end - 3, e, count);
+        z[0] = load(to->grad_y + at, count);
+        const int64_t lags = masked ? lags_of(c, b, end) : USUAL;
+        if (c->silu) {
+            const lanes sum = WEIGHTED(w.bias, x, lags), s = 1.0f / (1.0f + exponential(-sum));
+            z[0] *= s * (1.0f + sum * (1.0f - s));
+        }
+        of_bias += z[0];
+        for (int lag = 0; lag < USUAL; lag++)
+            if (lag < lags) sums[lag] += z[0] * x[lag];
+        store(to->x + at, WEIGHTED(all(0), z, reached_by(c, b, end)), count);
+        z[3] = z[2], z[2] = z[1], z[1] = z[0];
+        x[0] = x[1], x[1] = x[2], x[2] = x[3];
+    }
+    store(to->bias + e, of_bias, count);
+    for (int lag = 0; lag < USUAL; lag++) store(to->taps + lag * c->channels + e, sums[lag], count);
+    for (int lag = 1; lag < USUAL; lag++) store(later + (lag - 1) * GROUP, z[lag], count);
+}
+
+/* A copy of the call that no store can change, so that it stays in registers too. */
+#define KEPT(c, given) const Conv kept = *given, *c = &kept
+
+static void forward_columns(const Conv *given, int64_t b, int64_t first, int64_t last, float *y) {
+    KEPT(c, given);
+    for (int64_t t = 0; t < c->length; t += BLOCK) {
+        const int64_t end = least(c->length, t + BLOCK);
+        int64_t e = first;
+        if (c->masks)
+            VECTORS(e, last, forward_block(1, c, b, t, end, e, count, y))
+        else
+            VECTORS(e, last, forward_block(0, c, b, t, end, e, count, y))
+    }
+}
+
+static void backward_columns(const Conv *given, const Gradients *to, int64_t b, int64_t first, int64_t last, float *later) {
+    KEPT(c, given);
+    memset(later, 0, (USUAL - 1) * GROUP * sizeof(float));
+    for (int64_t end = c->length; end > 0; end -= BLOCK) {
+        const int64_t t = end > BLOCK ? end - BLOCK : 0;
+        int64_t e = first;
+        if (c->masks)
+            VECTORS(e, last, backward_block(1, c, to, b, t, end, e, count, later + e - first))
+        else
+            VECTORS(e, last, backward_block(0, c, to, b, t, end, e, count, later + e - first))
+    }
+}
+
+/* The sum of a token before the activation, for the `count` channels from e on, which x points to. */
+INLINE lanes sum_before(const Conv *c, const float *x, int64_t e, int64_t count, int64_t lags) {
     lanes z = load(x, count) * load(c->taps + e, count);
     if (c->bias) z += load(c->bias + e, count);
-    for (int64_t lag = 1; lag < c->width; lag++)
-        if (reaches(c, b, t, lag)) z += load(x - lag * c->channels, count) * load(c->taps + lag * c->channels + e, count);
+    for (int64_t lag = 1; lag < lags; lag++) z += load(x - lag * c->channels, count) * load(c->taps + lag * c->channels + e, count);
     return z;
+}
+
+INLINE void forward_vector(const Conv *c, int64_t at, int64_t e, int64_t count, int64_t lags, float *y) {
+    lanes z = sum_before(c, c->x + at + e, e, count, lags);
+    if (c->silu) z /= 1.0f + exponential(-z);
+    store(y + at + e, z, count);
+}
+
+INLINE void forward_token(const Conv *c, int64_t at, int64_t e, int64_t last, int64_t lags, float *y) {
+    VECTORS(e, last, forward_vector(c, at, e, count, lags, y))
 }
 
 void causal_conv(const Conv *c, float *y) {
@@ -29,34 +160,58 @@ void causal_conv(const Conv *c, float *y) {
     for (int64_t b = 0; b < c->batch; b++)
         for (int64_t group = 0; group < groups; group++) {
             const int64_t last = least(c->channels, (group + 1) * GROUP);
-            for (int64_t t = 0; t < c->length; t++)
-                for (int64_t e = group * GROUP; e < last; e += LANES) {
-                    const int64_t count = least(LANES, last - e);
-                    lanes z = sum_before(c, b, t, e, count);
-                    if (c->silu) z /= 1.0f + exponential(-z);
-                    store(y + (b * c->length + t) * c->channels + e, z, count);
-                }
+            if (c->width == USUAL) {
+                forward_columns(c, b, group * GROUP, last, y);
+                continue;
+            }
+            for (int64_t t = 0; t < c->length; t++) forward_token(c, row_of(c, b, t), group * GROUP, last, lags_of(c, b, t), y);
         }
 }
 
-/* Of token t: dL/dz_t into `row`, and what it adds to dL/dw [width, channels] and dL/dbias [channels]. */
-static void backward_sums(const Conv *c, int64_t b, int64_t t, int64_t e, int64_t last, const float *grad_y, float *row, float *to_taps,
-                          float *to_bias) {
-    const int64_t at = (b * c->length + t) * c->channels;
-    for (const int64_t begin = e; e < last; e += LANES) {
-        const int64_t count = least(LANES, last - e);
-        lanes grad = load(grad_y + at + e, count);
-        if (c->silu) {
-            const lanes z = sum_before(c, b, t, e, count), s = 1.0f / (1.0f + exponential(-z));
-            grad *= s * (1.0f + z * (1.0f - s));
-        }
-        store(row + e - begin, grad, count);
-        if (c->bias) store(to_bias + e, load(to_bias + e, count) + grad, count);
-        for (int64_t lag = 0; lag < c->width; lag++)
-            if (reaches(c, b, t, lag)) {
-                float *tap = to_taps + lag * c->channels + e;
-                store(tap, load(tap, count) + grad * load(c->x + at - lag * c->channels + e, count), count);
-            }
+/* Of a token: dL/dz into `row`, and what it adds to dL/dw [width, channels] and dL/dbias [channels]. */
+INLINE void backward_vector(const Conv *c, const Gradients *to, int64_t at, int64_t e, int64_t count, int64_t lags, float *row) {
+    const float *x = c->x + at + e;
+    lanes grad = load(to->grad_y + at + e, count);
+    if (c->silu) {
+        const lanes z = sum_before(c, x, e, count, lags), s = 1.0f / (1.0f + exponential(-z));
+        grad *= s * (1.0f + z * (1.0f - s));
+    }
+    store(row, grad, count);
+    if (c->bias) store(to->bias + e, load(to->bias + e, count) + grad, count);
+    for (int64_t lag = 0; lag < lags; lag++) {
+        float *tap = to->taps + lag * c->channels + e;
+        store(tap, load(tap, count) + grad * load(x - lag * c->channels, count), count);
+    }
+}
+
+INLINE void backward_token(const Conv *c, const Gradients *to, int64_t at, int64_t e, int64_t last, int64_t lags, float *row) {
+    const int64_t first = e;
+    VECTORS(e, last, backward_vector(c, to, at, e, count, lags, row + e - first))
+}
+
+/* dL/dx of a token, from dL/dz of it and of the `lags` - 1 tokens after it that reach back to it, in `rows`. */
+INLINE void inputs_vector(const Conv *c, const Gradients *to, int64_t at, int64_t e, int64_t count, int64_t lags, const float *const *rows, int64_t in) {
+    lanes grad = all(0);
+    for (int64_t lag = 0; lag < lags; lag++) grad += load(rows[lag] + in, count) * load(c->taps + lag * c->channels + e, count);
+    store(to->x + at + e, grad, count);
+}
+
+INLINE void inputs_token(const Conv *c, const Gradients *to, int64_t at, int64_t e, int64_t last, int64_t lags, const float *const *rows) {
+    const int64_t first = e;
+    VECTORS(e, last, inputs_vector(c, to, at, e, count, lags, rows, e - first))
+}
+
+/* One group of channels of one row of the batch; `room` holds dL/dz of the last `width` tokens, in turn. */
+static void backward_group(const Conv *c, const Gradients *to, int64_t b, int64_t first, int64_t last, float *room, const float **rows) {
+    if (c->width == USUAL) {
+        backward_columns(c, to, b, first, last, room);
+        return;
+    }
+    for (int64_t t = c->length - 1; t >= 0; t--) {
+        const int64_t at = row_of(c, b, t), lags = reached_by(c, b, t);
+        backward_token(c, to, at, first, last, lags_of(c, b, t), room + t % c->width * GROUP);
+        for (int64_t lag = 0; lag < lags; lag++) rows[lag] = room + (t + lag) % c->width * GROUP;
+        inputs_token(c, to, at, first, last, lags, rows);
     }
 }
 
@@ -68,26 +223,16 @@ int causal_conv_backward(const Conv *c, const float *grad_y, float *to_x, float 
 #pragma omp parallel for collapse(2) num_threads(c->threads) schedule(static)
     for (int64_t b = 0; b < c->batch; b++)
         for (int64_t group = 0; group < groups; group++) {
-            const int64_t first = group * GROUP, last = least(c->channels, first + GROUP);
-            float *rows = malloc(c->width * GROUP * sizeof(float)); /* dL/dz of the last `width` tokens, in turn */
-            if (!rows) {
+            const Gradients to = {grad_y, to_x, to_taps + b * c->width * c->channels, to_bias + b * c->channels};
+            float *room = malloc(c->width * GROUP * sizeof(float));
+            const float **rows = malloc(c->width * sizeof(float *));
+            if (room && rows)
+                backward_group(c, &to, b, group * GROUP, least(c->channels, (group + 1) * GROUP), room, rows);
+            else {
 #pragma omp atomic write
                 failed = 1;
-                continue;
             }
-            for (int64_t t = c->length - 1; t >= 0; t--) {
-                backward_sums(c, b, t, first, last, grad_y, rows + t % c->width * GROUP, to_taps + b * c->width * c->channels,
-                              to_bias + b * c->channels);
-                for (int64_t e = first; e < last; e += LANES) {
-                    const int64_t count = least(LANES, last - e);
-                    lanes grad = all(0);
-                    for (int64_t lag = 0; lag < c->width && t + lag < c->length; lag++)
-                        if (reaches(c, b, t + lag, lag))
-                            grad += load(rows + (t + lag) % c->width * GROUP + e - first, count) *
-                                    load(c->taps + lag * c->channels + e, count);
-                    store(to_x + (b * c->length + t) * c->channels + e, grad, count);
-                }
-            }
+            free(room);
             free(rows);
         }
     return failed;
