@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What a change must pass: format, lint, types and the fast test suite (sixteen minutes on two cores with other work).
+# What a change must pass: format, lint, types and the fast test suite (CONTRIBUTING.md says how long it takes).
 # Usage: bash scripts/test.sh [pytest arguments ...]     e.g. tests/mixers -x
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
