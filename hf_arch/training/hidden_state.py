@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import datetime
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -105,14 +106,14 @@ def _counts(buffer: Tensor) -> bool:
 
 
 def _at_another_time(logits: Callable[[], list[Tensor]], shift: float) -> list[Tensor]:
-    with _clocks_set(shift):
+    with clocks_set(shift):
         return logits()
 
 
 @contextmanager
-def _clocks_set(shift: float) -> Iterator[None]:
-    """The clocks of Python, moved by so many seconds: where they are called by their modules, and under the names that
-    plugins gave them."""
+def clocks_set(shift: float) -> Iterator[None]:
+    """The clocks of Python, moved by so many seconds for this thread alone (those of a tracker stay true): where
+    they are called by their modules, and under the names that plugins gave them."""
     moved: dict[int, Any] = {}
     for name in _CLOCKS:
         moved[id(getattr(time, name))] = _moved(getattr(time, name), shift)
@@ -128,21 +129,24 @@ def _clocks_set(shift: float) -> Iterator[None]:
 
 
 def _moved(clock: Callable[[], Any], shift: Any) -> Callable[[], Any]:
-    return lambda: clock() + shift
+    mine = threading.get_ident()
+    return lambda: clock() + shift if threading.get_ident() == mine else clock()
 
 
 def _moved_datetime(shift: float) -> type:
+    by = _moved(datetime.timedelta, datetime.timedelta(seconds=shift))
+
     class Moved(datetime.datetime):
         @classmethod
         def now(cls, tz: Any = None) -> Any:
-            return super().now(tz) + datetime.timedelta(seconds=shift)
+            return super().now(tz) + by()
 
         @classmethod
         def utcnow(cls) -> Any:
-            return super().utcnow() + datetime.timedelta(seconds=shift)
+            return super().utcnow() + by()
 
         @classmethod
         def today(cls) -> Any:
-            return super().today() + datetime.timedelta(seconds=shift)
+            return super().today() + by()
 
     return Moved

@@ -74,10 +74,8 @@ class UnseenParts:
     def facts(self, model: nn.Module, row: Tensor, whole: Tensor | None = None) -> dict[str, Any]:
         """These numbers of the trained model; row: int64 [1, T], real tokens; whole: a longer row for what grows with
         its length."""
-        untracked, modes = (
-            self._untracked(model, row),
-            _by_mode(model, row),
-        )  # passes in training mode may move averages
+        untracked = self._untracked(model, row)  # before passes in training mode, which may move averages
+        modes = _by_mode(model, row)
         return {
             "untracked": untracked,
             **modes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM
 import hf_arch
 from hf_arch.analysis.audits.unseen import TRAINS_MORE, UNDERSTATED
 from hf_arch.training.counted_products import counted_products
-from hf_arch.training.hidden_state import hidden_state
+from hf_arch.training.hidden_state import clocks_set, hidden_state
 from hf_arch.training.unseen_parts import UnseenParts
 from tests.suite.models import ONE_OF_EACH_KIND
 
@@ -273,3 +274,14 @@ def test_gradients_of_every_architecture_are_those_of_the_loss(name: str) -> Non
     wrong = sum(count for ratio, count in facts["gradients"].values() if not 1 / 3 < ratio < 3)
     total = sum(parameter.numel() for parameter in model.parameters())
     assert wrong <= 0.01 * total and facts["uncounted"] == facts["untracked"] == 0, facts
+
+
+def test_clocks_are_set_for_the_thread_that_asks_alone() -> None:
+    """A tracker's thread that waits by the clock would see ten million seconds pass."""
+    day, before = datetime.datetime.now, time.time()
+    with ThreadPoolExecutor(1) as other, clocks_set(1e7):
+        assert other.submit(lambda: time.time()).result() - before < 1e6
+        assert other.submit(lambda: datetime.datetime.now()).result() - day() < datetime.timedelta(days=1)
+        assert time.time() - before >= 1e7
+        assert datetime.datetime.now() - day() > datetime.timedelta(days=100)
+    assert time.time() - before < 1e6
