@@ -4,12 +4,14 @@
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch._library.custom_ops import OPDEFS
 from torch._subclasses.fake_tensor import DataDependentOutputException as DataDependentOutputException
 from torch._subclasses.fake_tensor import DynamicOutputShapeException as DynamicOutputShapeException
+from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from torch.utils._pytree import tree_leaves as tree_leaves
@@ -35,3 +37,33 @@ def inside_custom_op(func: Any) -> Callable[..., Any] | None:
     name = func._schema.name
     definition = OPDEFS.get(name) if name.startswith("hf_arch") else None
     return None if definition is None else definition._init_fn
+
+
+def written(func: Any, args: Any, kwargs: Any) -> Any:
+    """What an operation returns that only writes numbers into tensors which it is given: those tensors, as they are.
+    None where it makes a tensor, changes a shape, or writes into one whose numbers are known."""
+    names = _returned_arguments(func)
+    if names is None:
+        return None
+    found = [args[place] if place < len(args) else kwargs.get(name) for place, name in names]
+    for x in found:
+        if not isinstance(x, FakeTensor) or x.constant is not None or x.numel() == 0:  # an empty `out` is made to fit
+            return None
+    return found[0] if len(found) == 1 else tuple(found)
+
+
+@cache
+def _returned_arguments(func: Any) -> list[tuple[int, str]] | None:
+    """(place, name) of the arguments that an operation writes and returns; None where it returns anything else."""
+    if torch.Tag.inplace_view in func.tags or not func._schema.returns:
+        return None
+    places = {
+        frozenset(argument.alias_info.before_set): (place, argument.name)
+        for place, argument in enumerate(func._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    }
+    wanted = [
+        None if one.alias_info is None or not one.alias_info.is_write else frozenset(one.alias_info.before_set)
+        for one in func._schema.returns
+    ]
+    return [places[key] for key in wanted if key] if all(key in places for key in wanted) else None

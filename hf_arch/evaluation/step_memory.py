@@ -31,6 +31,7 @@ from hf_arch.evaluation.fake_tensors import (
     grouped_product,
     inside_custom_op,
     tree_leaves,
+    written,
 )
 from hf_arch.ops.native import on_shapes
 
@@ -138,6 +139,8 @@ class _LiveBytes(TorchDispatchMode):
             return True  # which rule draws a weight: its bytes are the same
         if func is READ_SCALAR and self.label in (REST, LOGITS):
             return 0  # an end of the positions, or whether a label is wrong: compared with what is allowed, and no more
+        if (same := written(func, args, kwargs or {})) is not None:
+            return same  # and no bytes: on shapes there is nothing to compute
         inside = inside_custom_op(func) if self.looks_inside else None
         if func is GROUPED_PRODUCT:
             result = grouped_product(*args)
