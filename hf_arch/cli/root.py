@@ -329,8 +329,8 @@ def plan(
     - `hf-arch plan pretrain/llama-124m --gpu H100 --count 64 --nodes 8`
     """
     with only_results_on_stdout():
-        from hf_arch.cli.plan import plan_capacity, print_plans, to_json
-
+        with without_collection():
+            from hf_arch.cli.plan import plan_capacity, print_plans, to_json
         cluster, plans = plan_capacity(recipe, overrides or [], scale, run, (gpu, count, nodes), mfu, price)
     if as_json:
         print_json(to_json(cluster, plans))

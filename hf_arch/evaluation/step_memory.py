@@ -15,6 +15,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,7 +31,9 @@ from hf_arch.evaluation.fake_tensors import (
     TorchDispatchMode,
     grouped_product,
     inside_custom_op,
+    tree_flatten,
     tree_leaves,
+    tree_unflatten,
     written,
 )
 from hf_arch.ops.native import on_shapes
@@ -62,16 +65,37 @@ def step_memory(
     Raises:
         ConfigError: what the model keeps depends on the values of its input, such as which expert a token goes to.
     """
+    step = _Step(batch, seq_len, precision, checkpointing, device)
     period = _period(config)
     if period is None or config.num_hidden_layers <= FULL_DEPTHS * period:
-        return _whole(config, batch, seq_len, precision, checkpointing, device)
+        return _whole(config, step)
     depths = (2 * period, FULL_DEPTHS * period)
-    low, high = (
-        _whole(_with_depth(config, depth), batch, seq_len, precision, checkpointing, device) for depth in depths
-    )
+    low, high = (_whole(_with_depth(config, depth), step) for depth in depths)
     steps = (config.num_hidden_layers - depths[1]) / (depths[1] - depths[0])
     parts = high | low
     return {part: round(high.get(part, 0) + steps * (high.get(part, 0) - low.get(part, 0))) for part in parts}
+
+
+@dataclass
+class _Step:
+    """The arguments of `step_memory`, and what calls of our own operators took, by what they were given."""
+
+    batch: int
+    seq_len: int
+    precision: str
+    checkpointing: bool
+    device: str
+    calls: dict[Any, _Call] = field(default_factory=dict)
+
+
+@dataclass
+class _Call:
+    """Bytes that a call of an operator holds at most, results included; of each result, which fills a storage of its
+    own, the arguments that make one like it; and how the results stand together."""
+
+    most: int
+    results: list[dict[str, Any]]
+    tree: Any
 
 
 def _period(config: Any) -> int | None:
@@ -90,25 +114,25 @@ def _with_depth(config: Any, layers: int) -> Any:
     return shallow
 
 
-def _whole(config: Any, batch: int, seq_len: int, precision: str, checkpointing: bool, device: str) -> dict[str, int]:
+def _whole(config: Any, step: _Step) -> dict[str, int]:
     """The count of every layer. First values play no part, and a policy of a plugin may look at them."""
     config = copy.deepcopy(config)
     config.init = None
-    kernels = on_shapes() if device == "cpu" else nullcontext()
+    kernels = on_shapes() if step.device == "cpu" else nullcontext()
     with FakeTensorMode(), torch.random.fork_rng(devices=[]), kernels:
-        live = _LiveBytes(looks_inside=seq_len <= STEPS_LOOKED_AT)
+        live = _LiveBytes(step.calls if step.seq_len <= STEPS_LOOKED_AT else None)
         with live:
             live.label = WEIGHTS
             model = AutoModelForCausalLM.from_config(config).train()
-            if checkpointing:
+            if step.checkpointing:
                 model.activation_checkpointing_enable({"use_reentrant": False})
             live.label = OPTIMIZER
             moments = [torch.zeros_like(p) for p in model.parameters() if p.requires_grad for _ in range(MOMENTS)]
             _follow(model, live)
             live.label = LOGITS
             live.restart()
-            ids = torch.zeros(batch, seq_len, dtype=torch.long)
-            autocast = torch.autocast("cpu", dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+            ids = torch.zeros(step.batch, step.seq_len, dtype=torch.long)
+            autocast = torch.autocast("cpu", dtype=torch.bfloat16) if step.precision == "bf16" else nullcontext()
             try:
                 with autocast:
                     loss = model(input_ids=ids, labels=ids, use_cache=False).loss
@@ -125,10 +149,12 @@ def _whole(config: Any, batch: int, seq_len: int, precision: str, checkpointing:
 class _LiveBytes(TorchDispatchMode):
     """Counts the bytes of all storages that are alive, each under the label that held when it was made."""
 
-    def __init__(self, looks_inside: bool) -> None:
+    def __init__(self, calls: dict[Any, _Call] | None) -> None:
+        """calls: what our own operators took is looked up and entered here; None where it is not counted."""
         super().__init__()
         self.label = WEIGHTS
-        self.looks_inside = looks_inside
+        self.calls = calls
+        self.total = self._highest = 0
         self.held: Counter[str] = Counter()
         self.peak: dict[str, int] = {}
         self._most = 0
@@ -141,17 +167,37 @@ class _LiveBytes(TorchDispatchMode):
             return 0  # an end of the positions, or whether a label is wrong: compared with what is allowed, and no more
         if (same := written(func, args, kwargs or {})) is not None:
             return same  # and no bytes: on shapes there is nothing to compute
-        inside = inside_custom_op(func) if self.looks_inside else None
+        inside = inside_custom_op(func) if self.calls is not None else None
         if func is GROUPED_PRODUCT:
             result = grouped_product(*args)
         elif inside is None:
             result = func(*args, **(kwargs or {}))
         else:
-            with self:
-                result = inside(*args, **(kwargs or {}))
+            result = self._walk(inside, args, kwargs or {})
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
                 self._add(leaf.untyped_storage())
+        return result
+
+    def _walk(self, inside: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """The results of an operator of ours, and what it holds on its way: as before where a call was given the
+        same."""
+        assert self.calls is not None
+        leaves, _ = tree_flatten((args, kwargs))
+        key = (inside, torch.is_autocast_enabled("cpu"), *map(_described, leaves))
+        before, highest = self.total, self._highest
+        known = self.calls.get(key)
+        if known is not None:
+            self._look(known.most)
+            return tree_unflatten([torch.empty_strided(**like) for like in known.results], known.tree)
+        self._highest = before
+        with self:
+            result = inside(*args, **kwargs)
+        most, self._highest = self._highest - before, max(highest, self._highest)
+        results, tree = tree_flatten(result)
+        if self.total - before == sum(x.numel() * x.element_size() for x in results):
+            likes = [{"size": x.shape, "stride": x.stride(), "dtype": x.dtype, "device": x.device} for x in results]
+            self.calls[key] = _Call(most, likes, tree)
         return result
 
     def restart(self) -> None:
@@ -173,17 +219,27 @@ class _LiveBytes(TorchDispatchMode):
             return
         entry = self._entries[key] = [self.label, storage.nbytes()]
         self.held[self.label] += entry[1]
+        self.total += entry[1]
         weakref.finalize(storage, self._free, key).atexit = False
         self._look()
 
     def _free(self, key: int) -> None:
         label, size = self._entries.pop(key)
         self.held[label] -= size
+        self.total -= size
 
-    def _look(self) -> None:
-        total = sum(self.held.values())
+    def _look(self, more: int = 0) -> None:
+        """Whether what is held, and `more` under the label of now, is the most so far."""
+        total = self.total + more
+        self._highest = max(self._highest, total)
         if total > self._most:
             self._most, self.peak = total, dict(self.held)
+            self.peak[self.label] = self.peak.get(self.label, 0) + more
+
+
+def _described(x: Any) -> Any:
+    """What of an argument decides what an operator allocates."""
+    return (x.shape, x.stride(), x.dtype, x.device) if isinstance(x, torch.Tensor) else x
 
 
 def _follow(model: Any, live: _LiveBytes) -> None:

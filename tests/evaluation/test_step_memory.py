@@ -87,6 +87,22 @@ def test_torchs_forms_are_counted_without_the_kernels(name: str, monkeypatch: py
     assert sum(parts.values()) == pytest.approx(measured(model, "fp32", True), rel=0.15)
 
 
+@pytest.mark.parametrize(
+    ("name", "device", "precision", "checkpointing"),
+    [("mamba", "cuda", "fp32", False), ("hgrn", "cuda", "bf16", True), ("mamba", "cpu", "fp32", True)],
+)
+def test_what_is_left_out_takes_nothing(
+    name: str, device: str, precision: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Operations that write into a tensor they are given are not carried out, and equal calls of an operator once."""
+    model = config(name, num_hidden_layers=3)
+    arguments = (model, BATCH, 40, precision, checkpointing, device)
+    quick = step_memory(*arguments)
+    monkeypatch.setattr(counted, "written", lambda *_: None)
+    monkeypatch.setattr(counted, "_described", lambda _: object())
+    assert quick == step_memory(*arguments)
+
+
 def test_parts_are_named_and_weights_and_states_are_exact() -> None:
     model = config("mixed", mixer=["gla", "attention"])
     parts = step_memory(model, BATCH, LENGTH)
