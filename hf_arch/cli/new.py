@@ -10,6 +10,7 @@ import typer
 
 from hf_arch.cli import completion
 from hf_arch.cli.panels import LOOK
+from hf_arch.core.collector import without_collection
 from hf_arch.core.errors import ConfigError, choice_error
 from hf_arch.core.files import write_atomic
 
@@ -86,13 +87,17 @@ def new_files(kind: str, name: str) -> dict[str, str]:
 
 
 def _taken(kind: str) -> set[str]:
-    from hf_arch.data.probes import PROBES
-    from hf_arch.file_checks import MODEL_PARTS
-    from hf_arch.plugin_checks import KINDS as OTHERS
+    """The names of this kind; parts of other kinds are not imported."""
+    from hf_arch.core.registry import registries
 
-    if kind in OTHERS:
-        return set(OTHERS[kind][0])
-    return set(PROBES if kind == "probe" else MODEL_PARTS[kind][0])
+    table = next(table for table in registries if table.kind == kind)
+    with without_collection():
+        if table.home is None:  # it does not know what registers here
+            import hf_arch.data.probes
+            import hf_arch.optimizers.choose
+            import hf_arch.plugin_checks
+            import hf_arch.schedules.choose  # noqa: F401
+        return set(table)
 
 
 def _filled(template: str, kind: str, name: str) -> str:

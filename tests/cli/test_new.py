@@ -58,6 +58,7 @@ def test_its_test_runs(tmp_path, capsys):
         (["mixer", "Bad-Name"], "name: 'Bad-Name' is not allowed"),
         (["mixer", "gla"], "'gla' is a mixer of hf_arch already"),
         (["probe", "mqar"], "'mqar' is a probe of hf_arch already"),
+        (["schedule", "cosine"], "'cosine' is a schedule of hf_arch already"),
     ],
 )
 def test_refusals_write_nothing(words, message, tmp_path, capsys):
