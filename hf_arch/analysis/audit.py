@@ -31,8 +31,9 @@ from hf_arch.analysis.audits import (
     training,
     unseen,
 )
-from hf_arch.analysis.checks import confounds
+from hf_arch.analysis.checks import SPEEDS, confounds
 from hf_arch.analysis.finding import SEVERITIES, Finding
+from hf_arch.analysis.question import asks_how
 from hf_arch.runs.record import RunRecord
 
 Check = Callable[[Sequence[RunRecord]], Finding | None]
@@ -105,6 +106,9 @@ CHECKS: tuple[Check, ...] = (
 OF_CLAIMS = (*CHECKS, results.check_dropped)
 """The audit of a claim has one more: runs that did not complete are said once in the table, and may be why it holds."""
 
+OF_HOW = ("timing", "one change")
+"""What is found where runs compute the same numbers in another way and nothing else: of a speed it is the question."""
+
 
 def audit(runs: Sequence[RunRecord], checks: Sequence[Check] = CHECKS) -> list[Finding]:
     """Every check over these runs; violations first, then notes, then what was found in order."""
@@ -126,4 +130,9 @@ def confounds_of(runs: Sequence[RunRecord], metric: str) -> list[Finding]:
     """What besides the claim may explain a difference in `metric` between these runs: the violations of an audit of
     them alone."""
     found = [*tokenizer.other_measure(runs, metric), *machine.uneven_load(runs, metric), *audit(runs, OF_CLAIMS)]
-    return [finding for finding in found if finding.severity == "violation" and confounds(finding.check, metric)]
+    asked = OF_HOW if metric in SPEEDS and asks_how(runs) else ()
+    return [
+        finding
+        for finding in found
+        if finding.severity == "violation" and confounds(finding.check, metric) and finding.check not in asked
+    ]
