@@ -30,6 +30,7 @@ from hf_arch.analysis.audits import (
     tokenizer,
     training,
     unseen,
+    weights,
 )
 from hf_arch.analysis.checks import SPEEDS, confounds
 from hf_arch.analysis.finding import SEVERITIES, Finding
@@ -96,6 +97,14 @@ CHECKS: tuple[Check, ...] = (
     unseen.check_starts,
     unseen.check_modes,
     unseen.check_outside,
+    weights.check_scored_weights,
+    weights.check_between_steps,
+    weights.check_hidden_losses,
+    weights.check_unmoved,
+    weights.check_rates,
+    weights.check_scoring_work,
+    weights.check_overstated,
+    weights.check_held_state,
     results.check_metrics,
     machine.check_devices,
     machine.check_load,
