@@ -31,10 +31,11 @@ IDEAS: dict[str, tuple[str, set[str]]] = {
     "mixer": ("mixer", ACROSS),
     "stream": ("stream", set()),
     "loss": ("losses", set()),
-    "position": ("position", set()),
+    "position": ("position", {"branch scale"}),
     "site": ("sites", SIZES | {"short convolution"}),
 }
-"""{kind: (its key, what may be named)}."""
+"""{kind: (its key, what may be named)}. Cosines that are added to embeddings make the stream larger, and every branch
+smaller against it."""
 
 
 def train_here(root: str, kind: str) -> None:
