@@ -18,9 +18,10 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 import hf_arch
 from hf_arch.core.registry import plugin_line
-from hf_arch.flop_check import Violation, cache_bytes, check_flops
+from hf_arch.flop_check import Violation, check_flops
 from hf_arch.layers.compat import experts_implementation, set_experts_implementation
 from hf_arch.layers.contract import LayerOutput
+from hf_arch.layers.filled_cache import cache_bytes
 from hf_arch.perturbed import PerturbedModels, perturbed_model
 
 LENGTH = 41

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
 import hf_arch
+from hf_arch.layers.filled_cache import cached_tensors
 
 
 class Violation(Exception):
@@ -62,19 +63,3 @@ def _row_over_steps(model: Any, ids: Tensor) -> float:
         for token in ids.split(1, dim=1):
             model(token, past_key_values=cache)
     return float(whole.get_total_flops() / max(single.get_total_flops(), 1))
-
-
-def cache_bytes(cache: Any) -> int:
-    """Bytes of all tensors that a filled cache holds, each once."""
-    return sum(tensor.numel() * tensor.element_size() for tensor, _ in cached_tensors(cache))
-
-
-def cached_tensors(cache: Any) -> list[tuple[Tensor, bool]]:
-    """Every tensor that a filled cache holds, each once, and whether it is a recurrent state."""
-    held: dict[int, tuple[Tensor, bool]] = {}
-    for layer in cache.layers:
-        for name, value in vars(layer).items():
-            for tensor in value.values() if isinstance(value, dict) else [value]:
-                if isinstance(tensor, Tensor) and tensor.dim() > 1:
-                    held[id(tensor)] = (tensor, "recurrent" in name)
-    return list(held.values())

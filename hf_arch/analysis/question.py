@@ -14,7 +14,7 @@ from typing import Any
 
 from hf_arch.analysis.resolved import configuration, given, of_a_part, setting
 from hf_arch.runs.record import RunRecord
-from hf_arch.runs.run_settings import flatten_section
+from hf_arch.runs.run_settings import BOOKKEEPING, flatten_section
 
 SIZES = (
     r"model\.(.*\.)?(hidden_size|num_\w*(layers|heads|experts)\w*|head_dim|intermediate_size|vocab_size|.*expand.*"
@@ -58,9 +58,16 @@ _OWN_CHECKS = ("initialisation", "short convolution", "dropout", "losses", "tyin
 """Checks of settings of the model."""
 _COMPARED = ("model", "data", "probe", "training", "evaluation")
 _OF_A_RUN = (
-    r"training\.(seed|data_seed|run_name|report_to|logging_.*|save_.*|dataloader_.*|disable_tqdm)|model\.plugins.*"
+    rf"training\.({BOOKKEEPING})(\..*)?|model\.plugins.*"
     r"|evaluation\.(prompt|new_tokens|temperature|top_k|speed\w*)"
 )
+_COMPUTED_AGAIN = (
+    r"training\.((gradient|activation)_checkpointing(_kwargs(\.use_reentrant)?)?|torch_empty_cache_steps"
+    r"|full_determinism|ddp_(backend|timeout|bucket_cap_mb|find_unused_parameters|static_graph))"
+)
+"""Keys that move times and memory alone: the same numbers are computed again, or in other pieces."""
+_COMPILED = r"training\.torch_compile(_\w+)?"
+_WHEN_SCORED = r"training\.eval_(strategy|steps|delay|on_start)"
 _MATCHED = r"model\.(.*\.)?(hidden_size|intermediate_size)"
 
 
@@ -87,7 +94,7 @@ def _changed_keys(runs: tuple[RunRecord, ...]) -> frozenset[str]:
     """The same: each of many checks of the same runs asks for it."""
     recipes = {run: flat_config(run) for run in runs if run.config}
     changed = {key for key in {key for flat in recipes.values() for key in flat} if differs(recipes, key)}
-    changed -= set(split_otherwise(runs))
+    changed -= set(computed_otherwise(runs))
     tried = {run.name: set() for run in runs}  # type: dict[str, set[float | None]]
     for run in runs:
         tried[run.name].add(run.learning_rate)
@@ -96,15 +103,38 @@ def _changed_keys(runs: tuple[RunRecord, ...]) -> frozenset[str]:
     return frozenset(changed)
 
 
-def split_otherwise(runs: Sequence[RunRecord]) -> list[str]:
-    """The keys in which runs split the same work otherwise: an evaluation into batches, and a step of as many rows into
-    smaller ones. They move times and memory, and of a loss the last digits."""
-    keys = ["training.per_device_eval_batch_size"]
-    sizes = {run.experiment.get("global_batch_size") for run in runs if run.config}
-    if len(sizes) == 1 and None not in sizes:
-        keys += ["training.per_device_train_batch_size", "training.gradient_accumulation_steps"]
+def computed_otherwise(runs: Sequence[RunRecord]) -> list[str]:
+    """The keys in which runs compute the same numbers in another way: an evaluation in other batches, a step of as many
+    rows in smaller ones, activations computed again, a compiled model, more evaluations on the way. They move times and
+    memory, and of a loss the last digits; where they move more (`_same_when`), they are not among these."""
     recipes = {run: given(run) for run in runs if run.config}
-    return [key for key in keys if differs(recipes, key)]
+    keys = sorted({key for flat in recipes.values() for key in flat if key.startswith("training.")})
+    pattern = _same_when(recipes)
+    return [key for key in keys if re.fullmatch(pattern, key) and differs(recipes, key)]
+
+
+def asks_how(runs: Sequence[RunRecord]) -> bool:
+    """Whether how the same numbers are computed is all that these runs change: a question of speed and memory."""
+    return bool(computed_otherwise(runs)) and not changed_keys(runs)
+
+
+def _same_when(recipes: Mapping[RunRecord, Mapping[str, Any]]) -> str:
+    """A pattern of such keys, by what else runs say: steps of as many rows, fp32 (a compiled model keeps what bf16
+    would round), and nothing that rests on an evaluation on the way (which weights are kept, when a probe ends)."""
+    same = [r"training\.per_device_eval_batch_size", _COMPUTED_AGAIN]
+    sizes = {run.experiment.get("global_batch_size") for run in recipes}
+    if len(sizes) == 1 and None not in sizes:
+        same.append(r"training\.(per_device_train_batch_size|gradient_accumulation_steps)")
+    if {run.precision for run in recipes} == {"fp32"}:
+        same.append(_COMPILED)
+    if not any(run.config.get("probe") or _rests_on_evaluations(flat) for run, flat in recipes.items()):
+        same.append(_WHEN_SCORED)
+    return "|".join(same)
+
+
+def _rests_on_evaluations(recipe: Mapping[str, Any]) -> bool:
+    plateau = "plateau" in str(recipe.get("training.lr_scheduler_type"))
+    return plateau or recipe.get("training.load_best_model_at_end") is True
 
 
 def differs(recipes: Mapping[RunRecord, Mapping[str, Any]], key: str) -> bool:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from hf_arch.runs.record import RunRecord
 
 # Sections of a recipe in which runs of one comparison should agree; learning rate and seed have checks of their own.
 SHARED_SECTIONS = ("data", "probe", "training", "evaluation")
-UNSHARED_KEYS = (
-    "learning_rate",
-    "seed",
-    "data_seed",
-    "run_name",
-    "report_to",
-    "logging_",
-    "save_",
-    "dataloader_",
-    "disable_tqdm",
+BOOKKEEPING = (
+    r"seed|data_seed|run_name|report_to|disable_tqdm|project|debug|use_cpu|push_to_hub|do_(train|eval|predict)"
+    r"|(logging|log|save|dataloader|hub|trackio|include|eval_do|eval_use)_\w*|enable_jit_checkpoint"
+    r"|eval_accumulation_steps|prediction_loss_only|batch_eval_metrics|skip_memory_metrics"
+    r"|restore_callback_states_from_checkpoint"
 )
+"""Of `training`: what a run has to itself, or says of files, trackers and loading; no number of a model rests on it."""
+_UNSHARED = re.compile(rf"\w+\.({BOOKKEEPING}|learning_rate)(\..*)?")
 
 
 def shared_settings(run: RunRecord) -> dict[str, Any]:
@@ -26,7 +24,7 @@ def shared_settings(run: RunRecord) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for section in SHARED_SECTIONS:
         flatten_section(section, run.config.get(section), flat)
-    flat = {key: value for key, value in flat.items() if not key.split(".")[1].startswith(UNSHARED_KEYS)}
+    flat = {key: value for key, value in flat.items() if not _UNSHARED.fullmatch(key)}
     if run.precision is not None:
         flat["precision"] = run.precision
     return flat

@@ -8,6 +8,10 @@ more products than its cost is no error. Where its tokens one at a time do so to
                        the cost of the row, where that is more. None where a part takes no single tokens
     training_products  of a forward and a backward pass in training mode, over three forward passes: what a cost takes
                        training to be
+    scoring_products   of a row in evaluation mode, over the same in training mode: more than 1 where a score is given
+                       work that training was not
+    most_work          of a row with all its elementwise work, two FLOPs for each number of the largest tensor of an
+                       operation, over its cost: below 1 where a cost says more than is done, however it counts
 
 Elementwise work, and what runs outside torch's operators, the counter cannot see.
 """
@@ -21,12 +25,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
 from hf_arch.layers.compat import attention_implementation, experts_implementation, set_experts_implementation
 from hf_arch.models.cost import ModelCost, model_cost
 from hf_arch.training.branches import undisturbed
+from hf_arch.training.compat import TorchDispatchMode
 
 STEPS_ABOVE = 1.05
 """Times its cost: a row of no more products needs no second count."""
@@ -42,7 +48,7 @@ def counted_products(model: Any, row: Tensor, of_plugins: bool = True) -> dict[s
 
     Args:
         of_plugins: whether parts take part that no test of this package has held against the counter: only these are
-            asked for `training_products`.
+            asked for more than `products` and `least_products`.
     """
     with undisturbed(model), _countable(model):
         cost = model_cost(model.config, row.shape[1])
@@ -56,7 +62,10 @@ def counted_products(model: Any, row: Tensor, of_plugins: bool = True) -> dict[s
             alike = min(whole / said, counted / max(said_of_steps, 1.0))
             found["least_products"] = max(alike, min(whole, counted) / said)
         if of_plugins:
-            found["training_products"] = _training(model, row) / (3 * max(whole, 1.0))
+            found["most_work"] = (whole if whole >= said else whole + _elementwise(model, row)) / said
+            forward, training = _training(model, row)
+            found["training_products"] = training / (3 * max(whole, 1.0))
+            found["scoring_products"] = whole / max(forward, 1.0)
     return found
 
 
@@ -96,8 +105,32 @@ def _over_a_row(ends: list[float], length: int) -> float:
     return sum((first + second) / 2 for first, second in pairwise(ends)) * length / (len(ends) - 1)
 
 
-def _training(model: Any, row: Tensor) -> float:
-    """FLOPs of the products of a forward and a backward pass, without those that checkpointing repeats."""
+def _elementwise(model: Any, row: Tensor) -> float:
+    """Two FLOPs for each number that an operation of a forward pass takes or gives, whichever are more, views left
+    out."""
+    with _Handled() as handled:
+        model(input_ids=row, use_cache=False)
+    return 2.0 * handled.numbers
+
+
+class _Handled(TorchDispatchMode):
+    """Counts the numbers of the largest tensor of each operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            tensors = [one for one in tree_leaves((args, kwargs, out)) if isinstance(one, Tensor)]
+            self.numbers += max((one.numel() for one in tensors), default=0)
+        return out
+
+
+def _training(model: Any, row: Tensor) -> tuple[float, float]:
+    """FLOPs of the products of a forward pass in training mode, and with its backward pass, without those that
+    checkpointing repeats."""
     checkpointed = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for module in checkpointed:
@@ -114,7 +147,7 @@ def _training(model: Any, row: Tensor) -> float:
         model.eval()
         for module in checkpointed:
             module.gradient_checkpointing = True
-    return forward + float(backward.get_total_flops())
+    return forward, forward + float(backward.get_total_flops())
 
 
 @contextmanager

@@ -77,8 +77,8 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def optimizer_facts(optimizer: Any) -> dict[str, Any]:
-    """What stepped the parameters: the class, the hash of its plugin where it is of one, and of each group its
-    settings, how many numbers are in it, and how many of them weight decay should leave alone."""
+    """What stepped the parameters: the class, the hash of its plugin where it is of one, how many steps it counted, and
+    of each group its settings, how many numbers are in it, and how many of them weight decay should leave alone."""
     inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
     groups = [
         {
@@ -91,7 +91,9 @@ def optimizer_facts(optimizer: Any) -> dict[str, Any]:
     ]
     plugin = plugin_of_module(type(inner).__module__)
     code = {} if plugin is None else {"code": plugin.source.digest[:16]}
-    return {"class": type(inner).__name__, **code, "groups": groups}
+    counts = [float(kept["step"]) for kept in inner.state.values() if isinstance(kept, dict) and "step" in kept]
+    steps = {"steps": int(max(counts))} if counts else {}
+    return {"class": type(inner).__name__, **code, **steps, "groups": groups}
 
 
 def _is_exempt(parameter: Tensor) -> bool:

@@ -45,6 +45,7 @@ from hf_arch.runs.plugins import keep_plugins, keep_read_files, read_files, reco
 from hf_arch.runs.provenance import provenance
 from hf_arch.runs.record import write_config, write_results
 from hf_arch.runs.registration import CLAIMS_FACT, claims_known
+from hf_arch.training.between_steps import BetweenSteps
 from hf_arch.training.callbacks import MetricsLog, ProgressLine
 from hf_arch.training.checkpoint_record import Change
 from hf_arch.training.checkpoints import divergence, where_to_go_on
@@ -174,6 +175,7 @@ class Stages:
     def _set_up(self, trainer: ArchTrainer, log: MetricsLog, progress: ProgressLine) -> None:
         """The first look, the check of what runs, the callbacks, and the start-up report."""
         self.unseen = UnseenParts(trainer.model, of_plugins=bool(self.plugins))
+        self.between_steps = BetweenSteps(trainer.model) if self.plugins and not _is_sharded(trainer) else None
         if not self.continuation.checkpoint:
             with self.task.alone(trainer.model):
                 self.first_look = first_look(trainer.model, self.task.look())
@@ -188,6 +190,8 @@ class Stages:
         trainer.callback_handler.callbacks.insert(0, log)  # before the trackers, which get the numbers that it adds
         trainer.add_callback(SlowdownWatch(log))
         trainer.add_callback(LookAgain(self.unseen))
+        if self.between_steps is not None:
+            trainer.add_callback(self.between_steps)
         trainer.add_callback(BranchPoints(self.folder))
         if not self.quiet:
             self._print_continuation()
@@ -280,13 +284,14 @@ class Stages:
 
     def _unseen(self, trainer: ArchTrainer, look: LastLook) -> dict[str, Any]:
         """What no configuration tells of the model, and the callbacks that a plugin added."""
+        between = {} if self.between_steps is None else self.between_steps.facts()  # before passes that may change them
         added = [type(one) for one in trainer.callback_handler.callbacks if from_plugin(type(one))]
         facts = self.unseen.facts(trainer.accelerator.unwrap_model(trainer.model), look.row, look.whole)
-        return {**facts, "callbacks": sorted(one.__name__ for one in added)}
+        return {**facts, **between, "callbacks": sorted(one.__name__ for one in added)}
 
     def _last_look(self, trainer: ArchTrainer) -> LastLook | None:
         """None where the weights are sharded: one row is too little for every process."""
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        if _is_sharded(trainer):
             return None
         with self.task.alone(model := trainer.accelerator.unwrap_model(trainer.model)):
             return LastLook(model, self.task.look())
@@ -372,6 +377,10 @@ class Stages:
             keep_read_files(files, self.folder)
         hashes = {name: file.sha256 for name, file in files.items()}
         return {"plugin_files": hashes, "plugin_text": text_files(files, self.recipe, self.plugins)}
+
+
+def _is_sharded(trainer: ArchTrainer) -> bool:
+    return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
 
 
 def global_batch_size(args: TrainingArguments) -> int:

@@ -14,11 +14,20 @@ A part of a plugin may do any of these without an error, and its loss is compare
     noise            rms of what two forward passes in training mode differ by, over the rms of logits
     mode_gap         rms of what training mode and evaluation mode differ by, over the rms of logits: an average of
                      weights that is scored in their place, or branches that are left out
+    settled_gap      the same once statistics have followed that row through passes in training mode, where it was more
+                     than rounding: smaller where it was of statistics of a batch. None where the model is noisy
+    unmoved          numbers of matrices that training left as they began, but for one factor: counted, and not learned
+    forward_gradients
+                     parameters that a forward pass alone leaves a gradient in, where a plugin has part in the run
+    held_state       bytes of the cache after the row, over those that the cost declares, where a plugin has part in the
+                     run; None where a part takes no cache
+    moved, swapped, rates
+                     weights that others than the optimiser change (`between_steps`), where a plugin has part in the run
     reloaded, counts, clock
                      what logits rest on besides the weights, where a plugin has part in the run (`hidden_state`)
     starts           {name of a matrix, layers as *: [hash of its first values, numbers]}: equal under two seeds where
                      it was not drawn but loaded, or frozen from elsewhere
-    products, least_products, training_products
+    products, least_products, training_products, scoring_products, most_work
                      matrix products that torch counts, over those that the cost of the model says (`counted_products`)
 """
 
@@ -34,9 +43,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback
+from transformers import DynamicCache, TrainerCallback
 
 from hf_arch.core.plugin_source import PLUGIN_MODULE
+from hf_arch.layers.filled_cache import cache_bytes
 from hf_arch.models.cost import model_cost
 from hf_arch.training.branches import undisturbed
 from hf_arch.training.compat import has_gradient_hook
@@ -48,6 +58,15 @@ _DEEPEST = 3
 """Lists in lists in which tensors are looked for."""
 _SAMPLED = 64
 """Numbers of each matrix that its start is known by."""
+_SETTLING, _ROUNDS = 20, 12
+"""Passes between looks, and looks: an average that follows a hundredth in each pass comes nine tenths of its way."""
+_SETTLES = 0.75
+"""Of the gap: where less of it is left no more passes are needed to know that it was one of statistics."""
+_ROUNDING = 1e-4
+"""Of the rms of logits."""
+_ONE_FACTOR = 1e-4
+"""Of the values of a matrix, what is left of its change but for one factor, as by weight decay."""
+_TINY = torch.finfo(torch.float32).tiny
 _TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -64,6 +83,7 @@ class UnseenParts:
         self.of_plugins = of_plugins
         self.before = {name: _contents(tensor) for name, tensor in _not_parameters(model)}
         self.starts = _starts(model)
+        self.first_values = dict(_samples(model))
         self.on_the_way: dict[str, tuple[Any, ...]] = {}
 
     def look_again(self, model: nn.Module) -> None:
@@ -78,8 +98,11 @@ class UnseenParts:
         modes = _by_mode(model, row)
         return {
             "untracked": untracked,
+            "unmoved": self._unmoved(model),
             **modes,
             **(_hidden_state(model, row) if self.of_plugins else {}),
+            "settled_gap": _settled_gap(model, row, modes),  # after what keeps averages was looked at: it moves them
+            **(_of_plugins(model, row) if self.of_plugins else {}),
             "uncounted": _uncounted(model, row),
             "gradients": _untrue_gradients(model, row) if self.of_plugins else {},
             "gradient_hooks": sum(parameter.numel() for parameter in _hooked(model)),
@@ -91,6 +114,11 @@ class UnseenParts:
     def _counted(self, model: nn.Module, row: Tensor) -> dict[str, float | None]:
         with _as_it_was(model, row.device):
             return counted_products(model, row, self.of_plugins)
+
+    def _unmoved(self, model: nn.Module) -> int:
+        now = dict(_samples(model))
+        unmoved = {name for name, was in self.first_values.items() if name in now and _one_factor(was, now[name])}
+        return sum(one.numel() for name, one in model.named_parameters() if name in unmoved and one.requires_grad)
 
     def _untracked(self, model: nn.Module, row: Tensor) -> int:
         known = {**self.before, **self.on_the_way}
@@ -127,16 +155,28 @@ def _starts(model: nn.Module) -> dict[str, list[str | int]]:
     """Of matrices that weight decay reaches and that are no constants: others have one start under every seed."""
     digests: dict[str, Any] = {}
     numbers: Counter[str] = Counter()
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    for name, sample in _samples(model):
+        place = re.sub(r"\.\d+\.", ".*.", name)
+        digests.setdefault(place, hashlib.sha256()).update(sample.numpy().tobytes())
+        numbers[place] += sizes[name]
+    return {place: [digest.hexdigest()[:12], numbers[place]] for place, digest in digests.items()}
+
+
+def _samples(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """A few values of each matrix that weight decay reaches and that is no constant."""
     for name, parameter in sorted(model.named_parameters()):
         values = parameter.detach().flatten()
         if parameter.ndim < 2 or getattr(parameter, "_no_weight_decay", False) or values.device.type == "meta":
             continue
         sample = values[:: max(1, values.numel() // _SAMPLED)][:_SAMPLED].float().cpu()
         if sample.numel() > 1 and not bool((sample == sample[0]).all()):
-            place = re.sub(r"\.\d+\.", ".*.", name)
-            digests.setdefault(place, hashlib.sha256()).update(sample.numpy().tobytes())
-            numbers[place] += parameter.numel()
-    return {place: [digest.hexdigest()[:12], numbers[place]] for place, digest in digests.items()}
+            yield name, sample.clone()
+
+
+def _one_factor(was: Tensor, now: Tensor) -> bool:
+    factor = float(was @ now) / float(was @ was)
+    return float((now - factor * was).norm()) <= _ONE_FACTOR * float(now.norm())
 
 
 def _not_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -236,12 +276,62 @@ def _by_mode(model: nn.Module, row: Tensor) -> dict[str, float]:
             torch.manual_seed(seed)
             passes.append(_logits(model, row))
         model.eval()
-    size = max(float(scored.square().mean().sqrt()), torch.finfo(torch.float32).tiny)
+    size = max(_rms(scored), _TINY)
     first, second = passes
-    return {
-        "noise": float((first - second).square().mean().sqrt()) / size,
-        "mode_gap": float((first - scored).square().mean().sqrt()) / size,
-    }
+    return {"noise": _rms(first - second) / size, "mode_gap": _rms(first - scored) / size}
+
+
+def _rms(values: Tensor) -> float:
+    return float(values.square().mean().sqrt())
+
+
+@torch.no_grad()
+def _settled_gap(model: nn.Module, row: Tensor, modes: dict[str, float]) -> float | None:
+    if modes["noise"] > _ROUNDING:
+        return None
+    if modes["mode_gap"] <= _ROUNDING:
+        return modes["mode_gap"]
+    gap = modes["mode_gap"]
+    with _as_it_was(model, row.device):
+        for _ in range(_ROUNDS):
+            model.train()
+            for _ in range(_SETTLING):
+                trained = _logits(model, row)
+            scored = _logits(model.eval(), row)
+            gap = min(gap, _rms(trained - scored) / max(_rms(scored), _TINY))
+            if gap < _SETTLES * modes["mode_gap"]:
+                break
+    return gap
+
+
+def _of_plugins(model: nn.Module, row: Tensor) -> dict[str, float | None]:
+    """What no test of this package has seen of a part."""
+    return {"forward_gradients": _forward_gradients(model, row), "held_state": _held_state(model, row)}
+
+
+def _held_state(model: Any, row: Tensor) -> float | None:
+    length = row.shape[1]
+    with undisturbed(model):
+        cache = DynamicCache(config=model.config)
+        try:
+            model(input_ids=row, past_key_values=cache)
+        except Exception:  # a part of a plugin may raise anything
+            return None
+        declared, held = model_cost(model.config, length).state_bytes(length), cache_bytes(cache)
+    return (held + 1) / (declared + 1)
+
+
+def _forward_gradients(model: nn.Module, row: Tensor) -> int:
+    kept = {parameter: parameter.grad for parameter in model.parameters()}
+    with _as_it_was(model, row.device), torch.enable_grad():
+        try:
+            for parameter in kept:
+                parameter.grad = None
+            _logits(model.train(), row)
+            return sum(parameter.numel() for parameter in kept if parameter.grad is not None)
+        finally:
+            for parameter, was in kept.items():
+                parameter.grad = was
 
 
 def _logits(model: nn.Module, row: Tensor) -> Tensor:

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 import hf_arch
-from hf_arch.analysis.audits.unseen import TRAINS_MORE, UNDERSTATED
+from hf_arch.analysis.audits.unseen import SETTLED, TRAINS_MORE, UNDERSTATED
+from hf_arch.analysis.audits.weights import OVERSTATED
+from hf_arch.layers.cost import MixerCost
 from hf_arch.training.counted_products import counted_products
 from hf_arch.training.hidden_state import clocks_set, hidden_state
 from hf_arch.training.unseen_parts import UnseenParts
@@ -94,6 +96,70 @@ def test_training_mode_is_compared_with_itself_and_with_evaluation(noisy: bool, 
     assert facts[fact] > 0.1 and (noisy or facts["noise"] == 0.0)
 
 
+def test_statistics_of_a_batch_settle_and_another_model_does_not() -> None:
+    found = {}
+    for what in ("statistics", "another"):
+        model = model_of()
+        norm = nn.BatchNorm1d(model.config.vocab_size, affine=False)
+        model.get_output_embeddings().register_module("statistics", norm)
+
+        def change(module: nn.Module, _: Any, out: Tensor, what: str = what) -> Tensor:
+            if what == "another":
+                return out if module.training else 0.5 * out
+            return module.statistics(out.transpose(1, 2)).transpose(1, 2)
+
+        model.get_output_embeddings().register_forward_hook(change)
+        facts = measured(model)
+        assert facts["mode_gap"] > 0.1 and facts["noise"] == 0.0
+        found[what] = facts["settled_gap"] / facts["mode_gap"]
+    assert found["statistics"] < SETTLED < found["another"]
+
+
+def test_passes_that_are_averaged_in_the_score_and_a_cost_that_says_more_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = model_of()
+
+    def again(module: nn.Module, given: Any, out: Any) -> Any:
+        return out if module.training else (out + nn.functional.linear(given[0], module.weight)) / 2
+
+    for layer in model.model.layers:
+        for projection in (layer.ffn.gate_proj, layer.ffn.up_proj, layer.ffn.down_proj):
+            projection.register_forward_hook(again)
+    assert (counted_products(model, ROW)["scoring_products"] or 0.0) > 1.2
+    model = model_of()
+    more = MixerCost(mixing_flops=2 * hf_arch.cost(model.config, ROW.shape[1]).flops_per_token_forward * ROW.shape[1])
+    monkeypatch.setattr(type(model.model.layers[0].ffn), "cost", lambda *_: more)
+    assert (counted_products(model, ROW)["most_work"] or 1.0) < 0.8
+
+
+def test_what_training_leaves_as_it_began_is_counted_but_for_one_factor() -> None:
+    model = model_of()
+    layer = model.model.layers[0]
+    layer.dead = nn.Linear(8, 4, bias=False)
+
+    def step() -> None:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=1e-3)
+            layer.dead.weight.copy_(dead * 0.9)
+
+    dead = layer.dead.weight.detach().clone()
+    assert measured(model, step)["unmoved"] == 32
+
+
+def test_gradients_that_a_forward_pass_leaves_are_counted() -> None:
+    model = model_of()
+    head = model.get_output_embeddings()
+
+    def own(module: nn.Module, given: Any, out: Tensor) -> None:
+        if module.training and torch.is_grad_enabled():
+            nn.functional.linear(given[0].detach(), module.weight).square().mean().backward()
+
+    head.register_forward_hook(own)
+    assert measured(model)["forward_gradients"] == head.weight.numel()
+
+
 def test_looking_does_not_move_an_average_before_it_is_compared() -> None:
     """An average that follows the weights in each pass in training mode, and is scored in their place."""
     model = model_of()
@@ -153,6 +219,8 @@ def test_the_cost_of_every_architecture_is_what_its_cheapest_form_takes(name: st
     facts = counted_products(model, ROW)
     assert facts["least_products"] is not None and facts["least_products"] < UNDERSTATED, facts
     assert facts["training_products"] is not None and facts["training_products"] < TRAINS_MORE, facts
+    assert facts["scoring_products"] == pytest.approx(1.0, abs=0.01)
+    assert facts["most_work"] is not None and facts["most_work"] > 1 / OVERSTATED, facts
     assert before == (model.config._attn_implementation, model.config._experts_implementation)
 
 
@@ -273,7 +341,9 @@ def test_gradients_of_every_architecture_are_those_of_the_loss(name: str) -> Non
     facts = measured(model)
     wrong = sum(count for ratio, count in facts["gradients"].values() if not 1 / 3 < ratio < 3)
     total = sum(parameter.numel() for parameter in model.parameters())
-    assert wrong <= 0.01 * total and facts["uncounted"] == facts["untracked"] == 0, facts
+    assert wrong <= 0.01 * total and facts["uncounted"] == facts["untracked"] == facts["forward_gradients"] == 0, facts
+    assert facts["settled_gap"] is None or facts["settled_gap"] < 1e-3, facts
+    assert facts["held_state"] == 1.0, facts
 
 
 def test_clocks_are_set_for_the_thread_that_asks_alone() -> None:

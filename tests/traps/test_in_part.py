@@ -61,7 +61,7 @@ TRAPS: dict[str, tuple[str, tuple[dict[str, Any], dict[str, Any]]]] = {
     "cooldown": ("schedule", (training(lr_scheduler_type="constant"), {})),
     "label smoothing": ("settings", (training(label_smoothing_factor=0.1), {})),
     "neftune": ("settings", (training(neftune_noise_alpha=5), {})),
-    "environment": ("code", (provenance(environment={"HF_ARCH_BACKEND": "naive"}), provenance())),
+    "environment": ("code", (provenance(environment={"torch.float32_matmul_precision": "medium"}), provenance())),
     "git commit": ("code", (provenance(git_commit="a" * 16), provenance(git_commit="b" * 16))),
     "plugin on one seed of one side": (
         "code",

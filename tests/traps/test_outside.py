@@ -74,6 +74,8 @@ HONEST: dict[str, tuple[Given, Given]] = {
         provenance(plugins={"b.py": "b" * 64}, plugin_parts={"mixer b": "b" * 16}),
     ),
     "a start above a guess": (begins(9.5), begins(6.2)),
+    "kernels asked for that ran anyway": (provenance(environment={"HF_ARCH_BACKEND": "torch"}), provenance()),
+    "a precision asked for that ran anyway": (provenance(environment={"HF_ARCH_PRECISION": "fp32"}), provenance()),
     "both from weights that have learned": (begins(2.1), begins(2.2)),
     "one number": (number(1.0), number(2.0)),
 }

@@ -191,13 +191,21 @@ HONEST: dict[str, Change] = {
     "defaults written out": {"training": {"adam_beta1": 0.9, "max_grad_norm": 1.0}},
     "an option of the plugin written out": {"model": {"init": {"type": "trap_init", "freeze": False}}},
     "a progress bar": {"training": {"disable_tqdm": True}},
+    "activations computed again": {"training": {"gradient_checkpointing": True}},
+    "compiled": {"training": {"torch_compile": True, "torch_compile_backend": "eager"}},
+    "scored on the way": {"training": {"eval_strategy": "steps", "eval_steps": 8}},
+    "a tracker's project": {"training": {"project": "other", "log_level": "error"}},
     "longer loading": {"training": {"dataloader_pin_memory": False}},
 }
+COMPUTED_OTHERWISE = (
+    *("evaluation in other batches", "a step in two halves", "activations computed again", "compiled"),
+    "scored on the way",
+)
 
 
 @pytest.mark.parametrize("what", HONEST)
 def test_an_honest_difference_is_no_confound(what: str, place: Path, tmp_path: Path) -> None:
     checks, _outcome = found(mixed(place, tmp_path, HONEST[what]))
     assert checks <= {"still learning"}  # two dozen steps end nowhere
-    if what in ("evaluation in other batches", "a step in two halves"):
+    if what in COMPUTED_OTHERWISE:
         assert "timing" in found(tmp_path / "mixed", "train_tokens_per_second")[0]

@@ -21,6 +21,7 @@ from tests.traps.test_real import write_text
 pytestmark = pytest.mark.slow
 SEEDS = (1, 2, 3)
 PLUGIN = """
+import gc
 import json
 import time
 from pathlib import Path
@@ -43,6 +44,39 @@ def does():
 def step(weight):
     weight.data.add_(weight.grad, alpha=-0.1)
     weight.grad = None
+
+
+def average_of(module):
+    held, seen = {}, []
+
+    def see():
+        seen.append(1)
+        for name, weight in module.named_parameters():
+            held[name] = held[name].lerp(weight.detach(), 0.2) if name in held else weight.detach().clone()
+
+    def put():
+        if len(seen) >= 24:
+            with torch.no_grad():
+                for name, weight in module.named_parameters():
+                    weight.copy_(held[name])
+
+    return see, put
+
+
+def optimiser_of(module):
+    own = id(module.up_proj.weight)
+    found = [one for one in gc.get_objects() if type(one).__name__ == "AdamW"]
+    return next(one for one in found if any(id(held) == own for group in one.param_groups for held in group["params"]))
+
+
+def step_twice(optimiser):
+    inner = optimiser.step
+
+    def step(*args, **kwargs):
+        inner(*args, **kwargs)
+        return inner(*args, **kwargs)
+
+    optimiser.step = step
 
 
 class Times(torch.autograd.Function):
@@ -79,13 +113,45 @@ class Doing(MLP):
             self.register_full_backward_hook(lambda module, into, out: tuple(one.clamp(-1e-4, 1e-4) for one in into))
         if self.does == "bf16":
             self.to(torch.bfloat16)
+        self.optimiser = []
+        if self.does == "put average":
+            self.see, self.put = average_of(self)
+
+    def of_its_own(self, x, context):
+        with torch.enable_grad():
+            loss = (super().forward(x.detach(), context=context) - x.detach().roll(-1, 1)).square().mean()
+            if self.does == "own loss":
+                loss.backward()
+                return
+            found = torch.autograd.grad(loss, list(self.parameters()))
+        for weight, grad in zip(self.parameters(), found):
+            weight.data.add_(grad, alpha=-0.1)
 
     def forward(self, x, context=EMPTY_CONTEXT):
+        if self.does == "put average":
+            self.see() if self.training else self.put()
+        if self.does in ("own loss", "own step") and self.training:
+            self.of_its_own(x, context)
+        if self.does in ("twice", "rates") and self.training:
+            if not self.optimiser:
+                self.optimiser.append(optimiser_of(self))
+                if self.does == "twice":
+                    step_twice(self.optimiser[0])
+            for group in self.optimiser[0].param_groups if self.does == "rates" else ():
+                group["lr"] *= 4
         if self.does == "bf16":
             return super().forward(x.bfloat16(), context=context).to(x.dtype)
         out = super().forward(x, context=context)
         if self.does == "noise" and self.training:
             out = out * torch.empty_like(out).bernoulli_(0.8) / 0.8
+        if self.does == "several" and not self.training:
+            near = [super(Doing, self).forward(x + part * x.flip(-1), context=context) for part in (-0.05, 0.05)]
+            out = (out + sum(near)) / 3
+        if self.does == "seeded" and self.training:
+            seeded = torch.Generator().manual_seed(int(x.detach().double().abs().sum() * 1e4) % 2**31)
+            out = out * (torch.rand(out.shape, generator=seeded) > 0.3) / 0.7
+        if self.does == "never":
+            out = nn.functional.linear(self.act_fn(self.up_proj(x)), self.down_proj.weight.detach())
         if self.does == "tenfold":
             out = Times.apply(out, 10.0)
         if self.does == "nearly":
@@ -184,6 +250,14 @@ CAUSES = {
     "tenfold": "optimiser",
     "late": "parameters",
     "made": "parameters",
+    "put average": "scoring",
+    "several": "scoring",
+    "seeded": "scoring",
+    "own step": "optimiser",
+    "own loss": "losses",
+    "twice": "optimiser",
+    "rates": "schedule",
+    "never": "parameters",
 }
 HONEST = ("", "nearly", "rounded", "target", "statistics", "scale")
 

@@ -55,7 +55,6 @@ TRAPS: dict[str, tuple[str, tuple[Given, Given]]] = {
     "larger batches": ("settings", declared("training", max_steps=100, per_device_train_batch_size=32)),
     "the best checkpoint": ("settings", declared("training", load_best_model_at_end=True)),
     "averaged checkpoints": ("settings", declared("training", average_checkpoints=3)),
-    "compiled": ("settings", declared("training", torch_compile=True)),
     "longer rows": ("settings", declared("data", sequence_length=512)),
     "another packing": ("settings", declared("data", documents="separate")),
     "fewer rows in the curves": ("rows", declared("evaluation", sequences=32)),

@@ -33,6 +33,12 @@ def replaced(*names: str, callbacks: tuple[str, ...] = ()) -> Given:
     return {"results": {**facts, **unseen(callbacks=list(callbacks))["results"]}}
 
 
+def steps(counted: int) -> Given:
+    """What the optimiser counted of 200 steps."""
+    groups = [{"lr": 1e-3, "weight_decay": 0.1, "parameters": 1_200_000}]
+    return {"results": {"steps": 200, "optimizer": {"class": "AdamW", "steps": counted, "groups": groups}}}
+
+
 def starts(loaded: int, drawn: int) -> Given:
     """Numbers of a matrix that is one under every seed, and of another that is not."""
     first = {"mixer": ["loaded", loaded]} if loaded else {}
@@ -66,6 +72,20 @@ TRAPS: dict[str, tuple[str, tuple[Given, Given]]] = {
     "a count of steps in a buffer": ("schedule", (unseen(reloaded=0.0, counts=0.2), unseen(reloaded=0.0, counts=0.0))),
     "the time of day": ("scoring", (unseen(clock=0.2), unseen(clock=0.0))),
     "the time of day on both sides": ("scoring", (unseen(clock=0.2), unseen(clock=0.2))),
+    "another context, or several passes": (
+        "scoring",
+        (unseen(mode_gap=0.1, settled_gap=0.1), unseen(settled_gap=2e-7)),
+    ),
+    "several passes that cost them too": ("scoring", (unseen(scoring_products=2.0), unseen(scoring_products=1.0))),
+    "an average put in place for the score": ("scoring", (unseen(swapped=300_000), unseen(swapped=0))),
+    "steps of a part's own": ("optimiser", (unseen(moved=300_000), unseen(moved=0))),
+    "a loss of a part's own": ("losses", (unseen(forward_gradients=300_000), unseen(forward_gradients=0))),
+    "parameters that never learn": ("parameters", (unseen(unmoved=300_000), unseen(unmoved=0))),
+    "rates past the schedule": ("schedule", (unseen(rates=4.0), unseen(rates=1.0))),
+    "twice the steps": ("optimiser", (steps(400), steps(200))),
+    "a cost that says twice as much": ("flops", (unseen(most_work=0.5), unseen(most_work=1.2))),
+    "a cost that hides half of the state": ("state", (unseen(held_state=2.0), unseen(held_state=1.0))),
+    "a cost that says more state than there is": ("state", (unseen(held_state=0.3), unseen(held_state=1.0))),
     "a mixer that was trained before": ("initialisation", (starts(300_000, 800_000), starts(0, 1_100_000))),
     "a method of the trainer": ("code", (replaced("hf_arch.training.trainer.ArchTrainer.compute_loss"), replaced())),
     "a callback": ("code", (replaced(callbacks=("Average",)), replaced())),
@@ -104,6 +124,16 @@ HONEST: dict[str, tuple[Given, Given]] = {
     "loaded on both sides": (starts(300_000, 800_000), starts(300_000, 800_000)),
     "features drawn anew on both sides": (unseen(reloaded=0.2), unseen(reloaded=0.3)),
     "nothing besides weights": (unseen(reloaded=1e-6, counts=0.0, clock=0.0), unseen(reloaded=None)),
+    "statistics that follow a batch": (unseen(mode_gap=0.2, settled_gap=0.06, reloaded=0.0), unseen(settled_gap=2e-7)),
+    "as much work when it is scored": (unseen(scoring_products=1.05), unseen(scoring_products=1.0)),
+    "a loss that is for training alone": (unseen(scoring_products=0.7), unseen(scoring_products=1.0)),
+    "nobody but the optimiser": (unseen(moved=0, swapped=0, rates=1.0, forward_gradients=0, unmoved=64), unseen()),
+    "the best checkpoint, as asked": (unseen(swapped=None), unseen(swapped=None)),
+    "weights kept on a sphere on both sides": (unseen(moved=500_000), unseen(moved=600_000)),
+    "steps that were skipped": (steps(199), steps(200)),
+    "a cost that counts elementwise work": (unseen(most_work=0.95), unseen(most_work=1.2)),
+    "one cost that says more on both sides": (unseen(most_work=0.5), unseen(most_work=0.52)),
+    "state as declared": (unseen(held_state=1.0), unseen(held_state=None)),
     "statistics of a batch": (unseen(mode_gap=0.2, untracked=128, reloaded=0.0), unseen()),
     "rounding": (unseen(mode_gap=1e-5, noise=1e-6), unseen()),
     "rounding in bf16": (unseen(mode_gap=5e-3, dtypes={"bfloat16": 9}), unseen(dtypes={"bfloat16": 8})),

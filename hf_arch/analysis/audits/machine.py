@@ -10,7 +10,7 @@ from typing import Any
 from hf_arch.analysis.audits.keys import with_values
 from hf_arch.analysis.checks import SPEEDS
 from hf_arch.analysis.finding import Finding, Severity, not_recorded
-from hf_arch.analysis.question import split_otherwise
+from hf_arch.analysis.question import computed_otherwise
 from hf_arch.analysis.run_names import by_name, by_value, run_labels, run_names
 from hf_arch.runs.record import RunRecord
 
@@ -96,10 +96,9 @@ def _unequal_shares(found: Collection[float], groups: Mapping[str, Sequence[RunR
 
 
 def check_measured_speed(runs: Sequence[RunRecord]) -> Finding | None:
-    """How speed and memory were measured: over the same number of tokens, in the same batches."""
-    if keys := split_otherwise(runs):
-        text = ", ".join(with_values({run: {} for run in runs if run.config}, keys))
-        return Finding("timing", "violation", f"The same work was split otherwise: {text}.", run_labels(runs))
+    """How speed and memory were measured: over the same number of tokens, in the same way."""
+    if found := _computed_otherwise(runs):
+        return found
     kinds = by_value([run for run in runs if run.completed and run.config], _speed_tokens)
     if len(kinds) < 2:
         tokens = next(iter(kinds), None)
@@ -110,9 +109,18 @@ def check_measured_speed(runs: Sequence[RunRecord]) -> Finding | None:
     return Finding("timing", "violation", sentence, run_labels(runs))
 
 
+def _computed_otherwise(runs: Sequence[RunRecord]) -> Finding | None:
+    """The same numbers in other batches, compiled, with activations computed again: not in the same time and memory."""
+    if not (keys := computed_otherwise(runs)):
+        return None
+    text = ", ".join(with_values({run: {} for run in runs if run.config}, keys))
+    sentence = f"The same numbers were computed in another way, so speeds and memory do not compare: {text}."
+    return Finding("timing", "violation", sentence, run_labels(runs))
+
+
 def unlike_machines(runs: Sequence[RunRecord]) -> str:
     """Why seconds of these runs do not compare, in words; empty where they do."""
-    findings = [check_devices(runs), _load(runs)]
+    findings = [check_devices(runs), _load(runs), _computed_otherwise(runs)]
     return next((found.sentence.rstrip(".") for found in findings if found and found.severity == "violation"), "")
 
 

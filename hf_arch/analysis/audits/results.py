@@ -23,6 +23,9 @@ ALIKE = 1e-3
 LARGEST_LOSS = 50.0
 """Of which a perplexity is written."""
 
+MEASURED = {"HF_ARCH_BACKEND": "kernels", "HF_ARCH_PRECISION": "precision"}
+"""Variable of the environment -> what a run records of its effect, which has a check of its own."""
+
 RESTS_ON = (
     "data_fingerprint",
     "tokenizer_fingerprint",
@@ -172,7 +175,7 @@ def check_code(runs: Sequence[RunRecord]) -> Finding:
         return Finding("code", "violation", f"The code of hf_arch changed between runs: {text}.", run_labels(runs))
     settings = by_value(
         [run for run in runs if run.completed],
-        lambda run: repr(sorted((run.provenance.get("environment") or {}).items())),
+        lambda run: repr(sorted(_not_measured(run).items())),
     )
     if len(settings) > 1:
         text = "; ".join(f"{value}: {run_names(group)}" for value, group in settings.items())
@@ -185,6 +188,12 @@ def check_code(runs: Sequence[RunRecord]) -> Finding:
     return Finding(
         "code", "ok", "Same code.", run_labels(runs), {file: next(iter(found)) for file, found in plugins.items()}
     )
+
+
+def _not_measured(run: RunRecord) -> dict[str, Any]:
+    """Variables and settings of a run, but for those whose effect is recorded."""
+    settings = run.provenance.get("environment") or {}
+    return {name: value for name, value in settings.items() if getattr(run, MEASURED.get(name, ""), None) is None}
 
 
 def _other_part(runs: Sequence[RunRecord]) -> Finding | None:

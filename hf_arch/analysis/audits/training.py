@@ -19,11 +19,11 @@ from hf_arch.analysis.question import (
     beside_the_architecture,
     brought_along,
     changed_keys,
+    computed_otherwise,
     covers,
     declared,
     is_across_architectures,
     is_asked,
-    split_otherwise,
     varied,
 )
 from hf_arch.analysis.run_names import by_name, by_value, listed, run_labels, run_names
@@ -219,10 +219,10 @@ def check_embedding_scale(runs: Sequence[RunRecord]) -> Finding | None:
 def check_settings(runs: Sequence[RunRecord]) -> Finding:
     """Any other recipe setting in which the architectures differ: schedule, batch, weight decay, evaluation."""
     configured = [run for run in runs if run.config]
-    split = split_otherwise(configured)
+    same = computed_otherwise(configured)
     own = re.compile("|".join(["precision", *(ABOUT[check] for check in OWN_CHECKS)]))
     theirs = {
-        run: {key: value for key, value in shared_settings(run).items() if key not in split and not own.fullmatch(key)}
+        run: {key: value for key, value in shared_settings(run).items() if key not in same and not own.fullmatch(key)}
         | _seen_in(run)
         for run in configured
     }

@@ -23,6 +23,9 @@ tiny model."""
 NOISY, NOISY_IN_HALF = 1e-3, 1e-2
 """Of the rms of logits: below it is rounding, of parameters in fp32, and where some are in bf16 or fp16."""
 
+SETTLED = 0.8
+"""What is left of a gap between the modes after passes over one row: 0.67 of it where a hundredth of each is taken into
+an average."""
 UNDERSTATED = 1.1
 """Times the FLOPs that a cost says, in the products of the cheapest form: at most 1.04 in every architecture here."""
 UNCOUNTED_FORM = 4.0
@@ -34,7 +37,7 @@ TRAINS_MORE = 1.3
 
 def check_products(runs: Sequence[RunRecord]) -> Finding | None:
     """A cost is what a part says of itself; the products that torch counts are what it does."""
-    true = _numbers(runs, _over_its_cost)
+    true = numbers_of(runs, _over_its_cost)
     wrong = [run for run, ratio in true.items() if ratio > UNDERSTATED]
     if not wrong:
         return _check_uncounted_forms(runs)
@@ -43,7 +46,7 @@ def check_products(runs: Sequence[RunRecord]) -> Finding | None:
         f"The cost of {run_names(wrong)} is not what it does: training takes {max(true.values()):.2f} times the FLOPs "
         "that its parts say, in matrix products alone, so that equal FLOPs are not equal."
     )
-    return Finding("flops", "violation" if apart else "note", sentence, run_labels(wrong), _values(true))
+    return Finding("flops", "violation" if apart else "note", sentence, run_labels(wrong), values_of(true))
 
 
 def _over_its_cost(run: RunRecord, facts: Mapping[str, Any]) -> float:
@@ -55,7 +58,7 @@ def _over_its_cost(run: RunRecord, facts: Mapping[str, Any]) -> float:
 
 def _check_uncounted_forms(runs: Sequence[RunRecord]) -> Finding | None:
     """Whole rows alone, where a part takes no tokens one at a time; and all that older records have."""
-    whole = _numbers(runs, lambda run, facts: facts.get("products", 0.0))
+    whole = numbers_of(runs, lambda run, facts: facts.get("products", 0.0))
     beyond = [run for run in whole if whole[run] > UNCOUNTED_FORM and not (run.unseen or {}).get("least_products")]
     refused = [run for run in whole if whole[run] > UNDERSTATED and (run.unseen or {}).get("least_products", 1) is None]
     if not beyond and not refused:
@@ -66,12 +69,12 @@ def _check_uncounted_forms(runs: Sequence[RunRecord]) -> Finding | None:
         f"{max(whole[run] for run in found):.1f} times the FLOPs that its parts say, in matrix products alone. Tokens "
         "one at a time, which tell what a form in chunks adds, were not counted."
     )
-    return Finding("flops", "violation" if beyond else "note", sentence, run_labels(found), _values(whole))
+    return Finding("flops", "violation" if beyond else "note", sentence, run_labels(found), values_of(whole))
 
 
 def check_untracked(runs: Sequence[RunRecord]) -> Finding | None:
     """Numbers that learn and are no parameters: neither the count of parameters nor matching knows them."""
-    shares = _numbers(runs, lambda run, facts: facts["untracked"] / (run.numbers.get("params_total") or 1))
+    shares = numbers_of(runs, lambda run, facts: facts["untracked"] / (run.numbers.get("params_total") or 1))
     many = [run for run, share in shares.items() if share > UNTRACKED]
     if not many or max(shares.values()) - min(shares.values()) <= UNTRACKED:
         return None
@@ -79,13 +82,13 @@ def check_untracked(runs: Sequence[RunRecord]) -> Finding | None:
         f"Numbers that are no parameters change in training (buffers, or tensors in attributes), so that they are not "
         f"counted: {max(shares.values()):.0%} of the parameters in {run_names(many)}."
     )
-    return Finding("parameters", "violation", sentence, run_labels(many), _values(shares))
+    return Finding("parameters", "violation", sentence, run_labels(many), values_of(shares))
 
 
 def check_uncounted(runs: Sequence[RunRecord]) -> Finding | None:
     """Parameters that are made in the first forward pass: the cost, which knows the model as it begins, has none of
     them."""
-    shares = _numbers(runs, lambda run, facts: facts.get("uncounted", 0) / (run.numbers.get("params_total") or 1))
+    shares = numbers_of(runs, lambda run, facts: facts.get("uncounted", 0) / (run.numbers.get("params_total") or 1))
     more = [run for run, share in shares.items() if share > UNTRACKED]
     if not more:
         return None
@@ -93,12 +96,12 @@ def check_uncounted(runs: Sequence[RunRecord]) -> Finding | None:
         f"Parameters that are made while the model runs are not counted: {max(shares.values()):.0%} of the others in "
         f"{run_names(more)}."
     )
-    return Finding("parameters", "violation", sentence, run_labels(more), _values(shares))
+    return Finding("parameters", "violation", sentence, run_labels(more), values_of(shares))
 
 
 def check_gradients(runs: Sequence[RunRecord]) -> Finding | None:
     """Gradients that are not those of the loss, on one side: a backward pass of one's own may give anything."""
-    shares = _numbers(runs, lambda run, facts: _untrue(facts) / (run.numbers.get("params_total") or 1))
+    shares = numbers_of(runs, lambda run, facts: _untrue(facts) / (run.numbers.get("params_total") or 1))
     if not shares or max(shares.values()) - min(shares.values()) <= HOOKED:
         return None
     wrong = [run for run, share in shares.items() if share > HOOKED]
@@ -108,7 +111,7 @@ def check_gradients(runs: Sequence[RunRecord]) -> Finding | None:
         f"Gradients are not those of the loss, of {max(shares.values()):.0%} of the parameters in {run_names(wrong)}: "
         f"of {place} the loss changes by {ratios[place]:.2g} times what its gradient says."
     )
-    return Finding("optimiser", _severity("optimiser", runs), sentence, run_labels(wrong), _values(shares))
+    return Finding("optimiser", severity_of("optimiser", runs), sentence, run_labels(wrong), values_of(shares))
 
 
 def _untrue(facts: Mapping[str, Any]) -> float:
@@ -119,7 +122,7 @@ def _untrue(facts: Mapping[str, Any]) -> float:
 
 def check_gradient_hooks(runs: Sequence[RunRecord]) -> Finding | None:
     """Gradients that are changed before the optimiser sees them."""
-    shares = _numbers(runs, lambda run, facts: facts["gradient_hooks"] / (run.numbers.get("params_total") or 1))
+    shares = numbers_of(runs, lambda run, facts: facts["gradient_hooks"] / (run.numbers.get("params_total") or 1))
     if not shares or max(shares.values()) - min(shares.values()) <= HOOKED:
         return None
     hooked = [run for run, share in shares.items() if share > HOOKED]
@@ -127,7 +130,7 @@ def check_gradient_hooks(runs: Sequence[RunRecord]) -> Finding | None:
         f"Hooks change gradients before the optimiser sees them, of {max(shares.values()):.0%} of the parameters in "
         f"{run_names(hooked)}."
     )
-    return Finding("optimiser", _severity("optimiser", runs), sentence, run_labels(hooked), _values(shares))
+    return Finding("optimiser", severity_of("optimiser", runs), sentence, run_labels(hooked), values_of(shares))
 
 
 def check_types(runs: Sequence[RunRecord]) -> Finding | None:
@@ -137,36 +140,42 @@ def check_types(runs: Sequence[RunRecord]) -> Finding | None:
     if len(kinds) < 2:
         return None
     text = "; ".join(f"{types}: {run_names(group)}" for types, group in kinds.items())
-    return Finding("precision", _severity("precision", runs), f"Types of parameters differ: {text}.", run_labels(known))
+    return Finding(
+        "precision", severity_of("precision", runs), f"Types of parameters differ: {text}.", run_labels(known)
+    )
 
 
 def check_modes(runs: Sequence[RunRecord]) -> Finding | None:
     """A model that is noisy in training, or computes something else when it is scored, where the other does not."""
-    noise = _numbers(runs, lambda run, facts: facts["noise"])
+    noise = numbers_of(runs, lambda run, facts: facts["noise"])
     noisy = [run for run, size in noise.items() if size > _rounding(run)]
     if noisy and len(noisy) < len(noise):
         sentence = (
             f"Only {run_names(noisy)} {'is' if len(noisy) == 1 else 'are'} noisy in training (dropout of its own, or "
             f"noise that is added): two passes differ by {max(noise.values()):.0%} of the logits."
         )
-        return Finding("dropout", _severity("dropout", runs), sentence, run_labels(noisy), _values(noise))
-    gaps = _numbers(runs, lambda run, facts: facts["mode_gap"])
+        return Finding("dropout", severity_of("dropout", runs), sentence, run_labels(noisy), values_of(noise))
+    gaps = numbers_of(runs, lambda run, facts: facts["mode_gap"])
     other = [run for run, size in gaps.items() if size > _rounding(run)]
     if noisy or not other:
         return None
     sentence = (
-        f"Scored as another model than was trained (averages of weights or of a batch's statistics, or branches left "
-        f"out, in evaluation mode): logits of {run_names(other)} differ by {max(gaps.values()):.0%} between the modes."
+        "Scored as another model than was trained (averages of weights or of a batch's statistics, branches left out, "
+        "several passes or another context in evaluation mode): logits of "
+        f"{run_names(other)} differ by {max(gaps.values()):.0%} between the modes."
     )
-    severity: Severity = "violation" if len(other) < len(gaps) and any(map(_may_average, other)) else "note"
-    return Finding("scoring", severity, sentence, run_labels(other), _values(gaps))
+    severity: Severity = "violation" if len(other) < len(gaps) and any(map(_is_another, other)) else "note"
+    return Finding("scoring", severity, sentence, run_labels(other), values_of(gaps))
 
 
-def _may_average(run: RunRecord) -> bool:
-    """Whether a run may hold averages of weights besides them: tensors as large, or what a new model has not."""
+def _is_another(run: RunRecord) -> bool:
+    """Whether a run may hold averages of weights besides them (tensors as large, or what a new model has not), or
+    differs between the modes by more than statistics that follow a batch."""
     facts = run.unseen or {}
     many = facts.get("untracked", 0) > UNTRACKED * (run.numbers.get("params_total") or 1)
-    return many or facts.get("reloaded") is None or facts["reloaded"] > _rounding(run)
+    outside = facts.get("reloaded") is None or facts["reloaded"] > _rounding(run)
+    settled = facts.get("settled_gap")
+    return many or outside or (settled is not None and settled > SETTLED * facts["mode_gap"])
 
 
 OUTSIDE = {
@@ -180,13 +189,13 @@ OUTSIDE = {
 def check_outside(runs: Sequence[RunRecord]) -> Finding | None:
     """What a model computes is in its weights: not in a count of steps, in the time, or where nothing saves it."""
     for fact, (check, words) in OUTSIDE.items():
-        gaps = _numbers(runs, lambda run, facts: facts.get(fact) or 0.0)  # noqa: B023
+        gaps = numbers_of(runs, lambda run, facts: facts.get(fact) or 0.0)  # noqa: B023
         other = [run for run, gap in gaps.items() if gap > _rounding(run)]
         if other:
             sentence = f"Logits of {run_names(other)} {words} (by {max(gaps.values()):.0%})."
             everywhere = len(other) == len(gaps) and fact != "clock"  # no two runs have one time
-            severity = "note" if everywhere else _severity(check, runs)
-            return Finding(check, severity, sentence, run_labels(other), _values(gaps))
+            severity = "note" if everywhere else severity_of(check, runs)
+            return Finding(check, severity, sentence, run_labels(other), values_of(gaps))
     return None
 
 
@@ -204,7 +213,7 @@ def check_starts(runs: Sequence[RunRecord]) -> Finding | None:
         f"of the parameters ({part}): they were loaded and not drawn, or drawn once."
     )
     concerned = [run for run in runs if run.name in loaded]
-    return Finding("initialisation", _severity("initialisation", runs), sentence, run_labels(concerned), dict(shares))
+    return Finding("initialisation", severity_of("initialisation", runs), sentence, run_labels(concerned), dict(shares))
 
 
 def _fixed(group: Sequence[RunRecord]) -> dict[str, tuple[float, str]]:
@@ -249,15 +258,18 @@ def _facts(runs: Sequence[RunRecord]) -> dict[RunRecord, Mapping[str, Any]]:
     return {run: run.unseen for run in runs if run.completed and run.unseen}
 
 
-def _numbers(
+def numbers_of(
     runs: Sequence[RunRecord], value_of: Callable[[RunRecord, Mapping[str, Any]], float]
 ) -> dict[RunRecord, float]:
+    """A number of what was measured of each run."""
     return {run: float(value_of(run, facts)) for run, facts in _facts(runs).items()}
 
 
-def _values(numbers: Mapping[RunRecord, float]) -> dict[str, float]:
+def values_of(numbers: Mapping[RunRecord, float]) -> dict[str, float]:
+    """The same by label, for a finding."""
     return {run.label: value for run, value in numbers.items()}
 
 
-def _severity(check: str, runs: Sequence[RunRecord]) -> Severity:
+def severity_of(check: str, runs: Sequence[RunRecord]) -> Severity:
+    """Of a difference that these runs may ask about."""
     return "note" if is_asked(check, runs) else "violation"

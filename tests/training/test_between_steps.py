@@ -1,0 +1,73 @@
+"""Weights that others than the optimiser change are seen, and its own steps are not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hf_arch.training.between_steps import BetweenSteps
+
+STEPS = 8
+Change = Callable[[nn.Linear, torch.optim.Optimizer, int], None]
+
+
+def nothing(model: nn.Linear, optimizer: torch.optim.Optimizer, step: int) -> None:
+    pass
+
+
+def trained(
+    forward: Change = nothing, after: Change = nothing, scored: Change = nothing, best: bool = False
+) -> dict[str, Any]:
+    """Facts of a few steps of a model, with something done in its forward pass, after a step, and before the score."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / STEPS)
+    args, state = SimpleNamespace(load_best_model_at_end=best), SimpleNamespace(global_step=0, max_steps=STEPS)
+    watch = BetweenSteps(model)
+    watch.on_train_begin(args, state, None)
+    for step in range(STEPS):
+        forward(model, optimizer, step)
+        model(torch.randn(2, 4)).square().sum().backward()
+        watch.on_pre_optimizer_step(args, state, None, optimizer=optimizer, lr_scheduler=scheduler)
+        optimizer.step()
+        watch.on_optimizer_step(args, state, None)
+        state.global_step += 1
+        scheduler.step()
+        optimizer.zero_grad()
+        after(model, optimizer, step)
+    scored(model, optimizer, STEPS)
+    return watch.facts()
+
+
+def halve(model: nn.Linear, optimizer: torch.optim.Optimizer, step: int) -> None:
+    model.weight.data *= 0.5
+
+
+def test_the_steps_of_the_optimiser_are_not_counted() -> None:
+    assert trained() == {"moved": 0, "swapped": 0, "rates": 1.0}
+
+
+@pytest.mark.parametrize("where", ["forward", "after"])
+def test_what_changes_between_steps_is_counted_once(where: str) -> None:
+    assert trained(**{where: halve})["moved"] == 12
+
+
+def test_what_is_put_in_place_for_the_score_is_counted() -> None:
+    assert trained(scored=halve) == {"moved": 0, "swapped": 12, "rates": 1.0}
+
+
+def test_the_best_of_several_checkpoints_is_asked_for() -> None:
+    assert trained(scored=halve, best=True)["swapped"] is None
+
+
+def test_rates_past_the_schedule_are_seen() -> None:
+    def more(model: nn.Linear, optimizer: torch.optim.Optimizer, step: int) -> None:
+        optimizer.param_groups[0]["lr"] *= 4
+
+    assert trained(forward=more)["rates"] == pytest.approx(4.0)
