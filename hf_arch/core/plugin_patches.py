@@ -86,9 +86,14 @@ def from_plugin(value: Any) -> bool:
 
 
 def _wrapped_by_us(before: Any, now: Any) -> bool:
-    """Whether it is a function of hf_arch around what was there, as a model of ours puts around a method of Trainer."""
-    ours = isinstance(now, FunctionType) and str(now.__globals__.get("__name__")).startswith("hf_arch.")
-    return ours and getattr(now, "__wrapped__", None) is before is not None
+    """Whether it is a function around what was there that no plugin put there: of hf_arch, as a model of ours has it
+    around a method of Trainer, or of torch's compiler, which also watches modules as they are made."""
+    if not isinstance(now, FunctionType):
+        return False
+    home, inner = str(now.__globals__.get("__name__")), getattr(now, "__wrapped__", None)
+    if inner is None:
+        return home == "torch._dynamo.mutation_guard"
+    return home.startswith(("hf_arch.", "torch._dynamo.")) and inner is before
 
 
 def _watched() -> Iterator[tuple[str, ModuleType]]:

@@ -60,7 +60,11 @@ def hidden_state(model: nn.Module, row: Tensor) -> dict[str, float | None]:
     for fact, counters in (("reloaded", True), ("counts", False)):
         if (other := _new_model(model, counters)) is None:
             return found
-        found[fact] = gap = _gap(now, [_logits(other, row, training) for training in (False, True)])
+        try:
+            then = [_logits(other, row, training) for training in (False, True)]
+        except Exception:  # nor may it give anything without what it was given in training
+            return found
+        found[fact] = gap = _gap(now, then)
         if gap > _NOISE:  # so much is the new model's, whatever its counters
             return found
     return found

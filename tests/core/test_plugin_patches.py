@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+import torch
 import transformers.trainer
 from transformers import Trainer
 
@@ -41,3 +42,10 @@ def test_a_function_in_its_place_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 def test_another_function_of_ours_in_its_place_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trainer, "get_decay_parameter_names", weight_decay.exempt_parameter_names)
     assert "transformers.trainer.Trainer.get_decay_parameter_names" in plugin_patches.replaced()
+
+
+@pytest.mark.slow
+def test_what_the_compiler_of_torch_wraps_is_no_plugins() -> None:
+    before = plugin_patches.replaced()
+    torch.compile(torch.nn.Linear(3, 3), backend="eager")(torch.zeros(2, 3)).sum().backward()
+    assert plugin_patches.replaced() == before

@@ -23,7 +23,7 @@ SEEDS = (1, 2)
 LIST = ("site", "loss")
 """Kinds of which a model has several."""
 SIZES = {"parameters"}
-ACROSS = {*SIZES, "learning rate", "flops", "branch scale"}
+ACROSS = {*SIZES, "state", "learning rate", "branch scale"}
 """What differs between mixers without anything to hide: neither was matched, scaled alike, or tuned."""
 IDEAS: dict[str, tuple[str, set[str]]] = {
     "ffn": ("ffn", SIZES),

@@ -66,7 +66,7 @@ def average_of(module):
 def optimiser_of(module):
     own = id(module.up_proj.weight)
     found = [one for one in gc.get_objects() if type(one).__name__ == "AdamW"]
-    return next(one for one in found if any(id(held) == own for group in one.param_groups for held in group["params"]))
+    return [one for one in found if any(id(held) == own for group in one.param_groups for held in group["params"])]
 
 
 def step_twice(optimiser):
@@ -134,11 +134,12 @@ class Doing(MLP):
             self.of_its_own(x, context)
         if self.does in ("twice", "rates") and self.training:
             if not self.optimiser:
-                self.optimiser.append(optimiser_of(self))
-                if self.does == "twice":
-                    step_twice(self.optimiser[0])
-            for group in self.optimiser[0].param_groups if self.does == "rates" else ():
-                group["lr"] *= 4
+                self.optimiser = optimiser_of(self)
+                for optimiser in self.optimiser if self.does == "twice" else ():
+                    step_twice(optimiser)
+            for optimiser in self.optimiser if self.does == "rates" else ():
+                for group in optimiser.param_groups:
+                    group["lr"] *= 4
         if self.does == "bf16":
             return super().forward(x.bfloat16(), context=context).to(x.dtype)
         out = super().forward(x, context=context)

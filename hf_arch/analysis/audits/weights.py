@@ -140,6 +140,8 @@ def _shares(runs: Sequence[RunRecord], fact: str, check: str, words: Callable[[s
     many = [run for run, share in shares.items() if share > SHARE]
     if not many:
         return None
-    severity: Severity = "note" if min(shares.values()) > SHARE else severity_of(check, runs)
+    # a question about sizes or losses is none about parameters that never learn, or losses that nothing records
+    severity: Severity = severity_of(check, runs) if check == "optimiser" else "violation"
+    severity = "note" if min(shares.values()) > SHARE else severity
     sentence = f"{words(run_names(many), f'{max(shares.values()):.0%}')}."
     return Finding(check, severity, sentence, run_labels(many), values_of(shares))
