@@ -13,6 +13,7 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+from torch.utils._pytree import tree_leaves as tree_leaves
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import LabelSmoother
 

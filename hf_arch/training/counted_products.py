@@ -25,14 +25,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
 from hf_arch.layers.compat import attention_implementation, experts_implementation, set_experts_implementation
 from hf_arch.models.cost import ModelCost, model_cost
 from hf_arch.training.branches import undisturbed
-from hf_arch.training.compat import TorchDispatchMode
+from hf_arch.training.compat import TorchDispatchMode, tree_leaves
 
 STEPS_ABOVE = 1.05
 """Times its cost: a row of no more products needs no second count."""
