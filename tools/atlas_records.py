@@ -14,6 +14,8 @@ from typing import Any
 
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import read_json, write_atomic, write_json
+from hf_arch.recipe.recipe import RUN_FACTS
+from hf_arch.runs.digest import DIGESTS
 from hf_arch.runs.files import CONFIG_FILE, RESULTS_FILE, run_folders
 from hf_arch.runs.provenance import source_digest
 from hf_arch.runs.record import RunRecord
@@ -55,10 +57,15 @@ def restore(task: str, results: Path, records: Path = RECORDS, *, sweep: bool = 
         if (folder / RESULTS_FILE).exists() or not (sweep or "config" in line):
             continue
         if "config" in line:
-            write_json(folder / CONFIG_FILE, line["config"])
+            write_json(folder / CONFIG_FILE, _unsealed(line["config"]))
         write_json(folder / RESULTS_FILE, line["results"])
         written += 1
     return written
+
+
+def _unsealed(config: dict[str, Any]) -> dict[str, Any]:
+    """Without the word that results.json has a digest, which records leave out: it would count as taken out."""
+    return {key: {**value, DIGESTS: 0} if key == RUN_FACTS else value for key, value in config.items()}
 
 
 def check_source(task: str, records: Path = RECORDS) -> None:

@@ -9,9 +9,14 @@ import pytest
 import yaml
 
 import hf_arch
+from hf_arch.analysis.audits.edits import check_edited
 from hf_arch.analysis.comparison import Comparison
 from hf_arch.core.errors import ConfigError
-from hf_arch.runs.files import RESULTS_FILE
+from hf_arch.core.files import read_json, write_json
+from hf_arch.recipe.recipe import RUN_FACTS
+from hf_arch.runs.digest import DIGEST, DIGESTS
+from hf_arch.runs.files import CONFIG_FILE, RESULTS_FILE
+from hf_arch.runs.record import RunRecord
 from tests.experiments.synthetic import write_run
 from tools import atlas, atlas_page, atlas_records
 
@@ -113,6 +118,16 @@ def test_records_stand_for_the_runs(results: Path, tmp_path: Path) -> None:
     for file in (tmp_path / "again").rglob(RESULTS_FILE):
         before = json.loads((results / file.relative_to(tmp_path / "again")).read_text())
         assert json.loads(file.read_text()) == {key: value for key, value in before.items() if key != "sample"}
+
+
+def test_records_are_not_taken_for_edited(results: Path, tmp_path: Path) -> None:
+    for folder in results.glob("llama*"):  # as a run writes it
+        config = read_json(folder / CONFIG_FILE)
+        write_json(folder / CONFIG_FILE, {**config, RUN_FACTS: {**config.get(RUN_FACTS, {}), DIGESTS: 1}})
+        write_json(folder / RESULTS_FILE, {**read_json(folder / RESULTS_FILE), DIGEST: {"seed": "0" * 16}})
+    atlas_records.restore("text", tmp_path / "again", saved(results, tmp_path))
+    found = check_edited([RunRecord.load(folder) for folder in (tmp_path / "again").glob("llama*")])
+    assert found is not None and found.severity == "note"
 
 
 def test_records_are_kept_when_their_folders_are_gone(results: Path, tmp_path: Path) -> None:
