@@ -28,7 +28,8 @@ A part of a plugin may do any of these without an error, and its loss is compare
     starts           {name of a matrix, layers as *: [hash of its first values, numbers]}: equal under two seeds where
                      it was not drawn but loaded, or frozen from elsewhere
     products, least_products, training_products, scoring_products, most_work
-                     matrix products that torch counts, over those that the cost of the model says (`counted_products`)
+                     matrix products that torch counts, over those that the cost of the model says (`counted_products`);
+                     in their place `uncountable`, the reason, where a part of a plugin cannot be counted
 """
 
 from __future__ import annotations
@@ -111,9 +112,15 @@ class UnseenParts:
             "starts": self.starts,
         }
 
-    def _counted(self, model: nn.Module, row: Tensor) -> dict[str, float | None]:
+    def _counted(self, model: nn.Module, row: Tensor) -> dict[str, Any]:
         with _as_it_was(model, row.device):
-            return counted_products(model, row, self.of_plugins)
+            try:
+                return counted_products(model, row, self.of_plugins)
+            except Exception as error:  # an operation of a plugin may refuse torch's counters: no run is lost by that
+                if not self.of_plugins:
+                    raise
+                reason, _, _ = str(error).strip().partition("\n")
+                return {"uncountable": f"{type(error).__name__}: {reason}"}
 
     def _unmoved(self, model: nn.Module) -> int:
         now = dict(_samples(model))

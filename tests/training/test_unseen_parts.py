@@ -133,6 +133,17 @@ def test_passes_that_are_averaged_in_the_score_and_a_cost_that_says_more_are_cou
     assert (counted_products(model, ROW)["most_work"] or 1.0) < 0.8
 
 
+def test_a_part_that_refuses_the_counters_loses_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**options: Any) -> None:
+        raise TypeError("no implementation found\nand more")
+
+    monkeypatch.setattr("hf_arch.training.counted_products.FlopCounterMode", refuse)
+    facts = measured(model_of())
+    assert facts["uncountable"] == "TypeError: no implementation found" and "products" not in facts
+    with pytest.raises(TypeError):
+        UnseenParts(model := model_of(), of_plugins=False).facts(model, ROW)
+
+
 def test_what_training_leaves_as_it_began_is_counted_but_for_one_factor() -> None:
     model = model_of()
     layer = model.model.layers[0]

@@ -62,7 +62,7 @@ def _check_uncounted_forms(runs: Sequence[RunRecord]) -> Finding | None:
     beyond = [run for run in whole if whole[run] > UNCOUNTED_FORM and not (run.unseen or {}).get("least_products")]
     refused = [run for run in whole if whole[run] > UNDERSTATED and (run.unseen or {}).get("least_products", 1) is None]
     if not beyond and not refused:
-        return None
+        return _check_uncountable(runs)
     found = beyond or refused
     sentence = (
         f"The cost of {run_names(found)} {'is not' if beyond else 'may not be'} what it does: a row takes "
@@ -70,6 +70,15 @@ def _check_uncounted_forms(runs: Sequence[RunRecord]) -> Finding | None:
         "one at a time, which tell what a form in chunks adds, were not counted."
     )
     return Finding("flops", "violation" if beyond else "note", sentence, run_labels(found), values_of(whole))
+
+
+def _check_uncountable(runs: Sequence[RunRecord]) -> Finding | None:
+    """Operations that torch's counters refuse: the cost is what the part says."""
+    said = {run: str(facts["uncountable"]) for run, facts in _facts(runs).items() if facts.get("uncountable")}
+    if not said:
+        return None
+    sentence = f"Matrix products of {run_names(list(said))} could not be counted, so that its cost is its own word: "
+    return Finding("flops", "note", f"{sentence}{next(iter(said.values()))}.", run_labels(said))
 
 
 def check_untracked(runs: Sequence[RunRecord]) -> Finding | None:

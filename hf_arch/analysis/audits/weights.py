@@ -4,7 +4,8 @@ the schedule, and the ones that it left; and whether a part takes what its cost 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 from hf_arch.analysis.audits.unseen import numbers_of, severity_of, values_of
 from hf_arch.analysis.finding import Finding, Severity
@@ -12,7 +13,9 @@ from hf_arch.analysis.run_names import run_labels, run_names
 from hf_arch.runs.record import RunRecord
 
 SHARE = 0.01
-"""Of all parameters: so much more on one side than on the other."""
+"""Of all parameters."""
+ALIKE = 2.0
+"""Times the share of one side on the other: both do the same."""
 OTHER_RATE = 1.01
 """Times the rate of the schedule."""
 OVERSTATED = 1.1
@@ -21,50 +24,51 @@ SCORES_MORE = 1.1
 """Times the products of a row in training mode, in evaluation mode: 1.0 in every architecture here."""
 
 
-def check_scored_weights(runs: Sequence[RunRecord]) -> Finding | None:
-    """The weights that are scored are those that the last step left."""
-    return _shares(
-        runs,
-        "swapped",
-        "scoring",
-        lambda who, share: f"Weights that training did not end with are scored: {share} in {who}",
-    )
+def _shares(runs: Sequence[RunRecord], fact: str, check: str, words: str) -> Finding | None:
+    """A finding where a fact is more than `SHARE` of the parameters: a note where every side has as much of it, up to
+    `ALIKE` times. `words` have places for {share} and {who}."""
+    shares = numbers_of(runs, lambda run, facts: (facts.get(fact) or 0.0) / (run.numbers.get("params_total") or 1))
+    many = [run for run, share in shares.items() if share > SHARE]
+    if not many:
+        return None
+    # a question about sizes or losses is none about parameters that never learn, or losses that nothing records
+    severity: Severity = severity_of(check, runs) if check == "optimiser" else "violation"
+    if min(shares.values()) > max(SHARE, max(shares.values()) / ALIKE):
+        severity = "note"
+    sentence = words.format(share=f"{max(shares.values()):.0%}", who=run_names(many))
+    return Finding(check, severity, sentence, run_labels(many), values_of(shares))
 
 
-def check_between_steps(runs: Sequence[RunRecord]) -> Finding | None:
-    """No step of a part's own, and no weights that are set anew, between the steps of the optimiser."""
-    return _shares(
-        runs,
-        "moved",
-        "optimiser",
-        lambda who, share: f"Weights change between the steps of the optimiser, {share} of the parameters in {who}",
-    )
-
-
-def check_hidden_losses(runs: Sequence[RunRecord]) -> Finding | None:
-    """Gradients that a forward pass leaves are of a loss that nothing else knows."""
-    return _shares(
-        runs,
-        "forward_gradients",
-        "losses",
-        lambda who, share: (
-            f"Forward passes of {who} leave gradients by themselves, of {share} of the parameters: a loss "
-            "that is not recorded"
-        ),
-    )
-
-
-def check_unmoved(runs: Sequence[RunRecord]) -> Finding | None:
-    """Parameters that never learn are counted, and matched by, as those that do."""
-    return _shares(
-        runs,
-        "unmoved",
-        "parameters",
-        lambda who, share: (
-            f"Training left {share} of the parameters in {who} as they began, so that fewer are compared "
-            "than are counted"
-        ),
-    )
+check_scored_weights = partial(
+    _shares,
+    fact="swapped",
+    check="scoring",
+    words="Weights that training did not end with are scored: {share} of the parameters in {who}.",
+)
+"""The weights that are scored are those that the last step left."""
+check_between_steps = partial(
+    _shares,
+    fact="moved",
+    check="optimiser",
+    words="Weights change between the steps of the optimiser, {share} of the parameters in {who}.",
+)
+"""No step of a part's own, and no weights that are set anew, between the steps of the optimiser."""
+check_hidden_losses = partial(
+    _shares,
+    fact="forward_gradients",
+    check="losses",
+    words="Forward passes of {who} leave gradients by themselves, of {share} of the parameters: a loss that is not "
+    "recorded.",
+)
+"""Gradients that a forward pass leaves are of a loss that nothing else knows."""
+check_unmoved = partial(
+    _shares,
+    fact="unmoved",
+    check="parameters",
+    words="Training left {share} of the parameters in {who} as they began, so that fewer are compared than "
+    "are counted.",
+)
+"""Parameters that never learn are counted, and matched by, as those that do."""
 
 
 def check_rates(runs: Sequence[RunRecord]) -> Finding | None:
@@ -132,16 +136,3 @@ def check_held_state(runs: Sequence[RunRecord]) -> Finding | None:
     apart = max(ratios.values()) / min(ratios.values()) > OVERSTATED
     severity: Severity = "violation" if apart else "note"
     return Finding("state", severity, f"{sentence}state is not equal.", run_labels(other), values_of(ratios))
-
-
-def _shares(runs: Sequence[RunRecord], fact: str, check: str, words: Callable[[str, str], str]) -> Finding | None:
-    """A finding where a fact is more than `SHARE` of the parameters, and by more than that on one side."""
-    shares = numbers_of(runs, lambda run, facts: (facts.get(fact) or 0.0) / (run.numbers.get("params_total") or 1))
-    many = [run for run, share in shares.items() if share > SHARE]
-    if not many:
-        return None
-    # a question about sizes or losses is none about parameters that never learn, or losses that nothing records
-    severity: Severity = severity_of(check, runs) if check == "optimiser" else "violation"
-    severity = "note" if min(shares.values()) > SHARE else severity
-    sentence = f"{words(run_names(many), f'{max(shares.values()):.0%}')}."
-    return Finding(check, severity, sentence, run_labels(many), values_of(shares))
