@@ -6,6 +6,7 @@ is part of, under `run.control` of its experiment_config.json.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -122,7 +123,9 @@ def _sentence(
     assert before.difference is not None
     sign = -1.0 if before.difference.mean < 0 else 1.0
     unit = " nats" if number.unit.startswith("nats") else ""
-    apart = f"{sign * before.difference.mean:.2f}{unit} between {before.first} and {before.second}"
+    first = abs(before.difference.mean)
+    decimals = max(2, 1 - math.floor(math.log10(first / 0.95))) if first else 2  # two digits, and 0.098 is 0.10
+    apart = f"{first:.{decimals}f}{unit} between {before.first} and {before.second}"
     left = after.difference
     if left is None:
         return (
@@ -132,10 +135,10 @@ def _sentence(
     mean, interval, sure = sign * left.mean, "", False
     if left.low is not None and left.high is not None:
         low, high = sorted((sign * left.low, sign * left.high))
-        interval, sure = f" [{low:.2f}, {high:.2f}]", low > 0 or high < 0
-    remains = f"{mean:.2f}{interval} of it remains"
-    if sure and mean > abs(before.difference.mean):
-        remains = f"it grows to {mean:.2f}{interval}"
+        interval, sure = f" [{low:.{decimals}f}, {high:.{decimals}f}]", low > 0 or high < 0
+    remains = f"{mean:.{decimals}f}{interval} of it remains"
+    if sure and round(mean, decimals) > round(first, decimals):
+        remains = f"it grows to {mean:.{decimals}f}{interval}"
     elif sure and mean < 0:
-        remains = f"it is reversed, {mean:.2f}{interval},"
+        remains = f"it is reversed, {mean:.{decimals}f}{interval},"
     return f"{apart}; {remains} once {words}{rest}"

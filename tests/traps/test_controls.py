@@ -103,6 +103,25 @@ def test_what_controls_leave_is_said_as_it_is(loss: float, said: str, tmp_path: 
     assert control.sentence in comparison.headline
 
 
+def test_a_small_difference_has_the_digits_to_be_told_from_what_is_left(tmp_path: Path) -> None:
+    """Of 0.0221 and 0.0238 two decimals make 0.02 and "it grows to 0.02"."""
+    for seed in (1, 2, 3, 4):
+        noise = seed / 100_000
+        write_run(tmp_path, "gla", seed, loss=1.5 + noise, hypothesis=CLAIM, **scaled(0.004))
+        write_run(tmp_path, "llama", seed, loss=1.5221, hypothesis=CLAIM)
+        write_run(
+            tmp_path,
+            "gla+branch_scale",
+            seed,
+            loss=1.4983 + noise,
+            hypothesis=CLAIM,
+            results={"architecture": "gla"},
+            config={"run": {"control": {"of": "gla", "stages": [STAGE]}}},
+        )
+    [control] = compare_runs(tmp_path).controls
+    assert "0.022 nats between gla and llama; it grows to 0.024 [" in control.sentence
+
+
 def test_controls_are_a_family_of_their_own_and_no_part_of_the_audit_of_the_set(tmp_path: Path) -> None:
     comparison = study(tmp_path, tokens_seen=2_000_000)
     assert comparison.families == {"claims": 1, "pairs": 1, "controls": 1}

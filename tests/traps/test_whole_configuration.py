@@ -131,6 +131,17 @@ def test_what_an_architecture_brings_is_named(tmp_path: Path) -> None:
     assert verdict.outcome == "supported"
 
 
+def test_values_are_spelt_as_in_a_recipe_and_do_not_fill_a_page(tmp_path: Path) -> None:
+    few, _ = judged(tmp_path / "few", full_config(own=True, other=None), full_config(own=False, other=7))
+    keys = [f"own_{number}" for number in range(9)]
+    many, _ = judged(
+        tmp_path / "many", full_config(**{key: [1] * 40 for key in keys}), full_config(**dict.fromkeys(keys, 2))
+    )
+    said = [next(f.sentence for f in each.findings if f.check == "brought along") for each in (few, many)]
+    assert "model.own (true: gla; false: llama)" in said[0] and "model.other (null: gla; 7: llama)" in said[0]
+    assert said[1].endswith(f" {', '.join(f'model.{key}' for key in keys)}.")
+
+
 def test_models_of_one_recipe_do_not_differ(tmp_path: Path) -> None:
     """The question is of training; the models differ in what no recipe says."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -36,9 +37,16 @@ def with_values(settings: Mapping[RunRecord, Mapping[str, Any]], keys: Iterable[
     """`key (value: its runs; ...)` of each key: as `settings` of a run say it, else what it came to."""
     found = []
     for key in keys:
-        values = by_value(settings, lambda run, key=key: repr(_value(run, settings[run], key)))  # type: ignore[misc]
+        values = by_value(settings, lambda run, key=key: as_in_a_recipe(_value(run, settings[run], key)))  # type: ignore[misc]
         found.append(f"{key} ({'; '.join(f'{value}: {run_names(group)}' for value, group in values.items())})")
     return found
+
+
+def as_in_a_recipe(value: Any) -> str:
+    """A value as YAML spells it on one line, strings of a single value without quotes."""
+    if isinstance(value, str) and value:
+        return value
+    return json.dumps(value, default=str, ensure_ascii=False)
 
 
 def _value(run: RunRecord, said: Mapping[str, Any], key: str) -> Any:

@@ -43,6 +43,8 @@ ENOUGH_LOGGED = 3
 """Steps with a logged gradient before the end of a run that ended early."""
 FROZEN_APART = 0.01
 """How much more of all parameters may be stepped on one side than on the other."""
+READABLE = 700
+"""Characters that values of what architectures bring along may fill; where they would fill more, keys stand alone."""
 GROUPS_APART = 0.1
 """How much more of all parameters may decay on one side than on the other."""
 
@@ -276,6 +278,8 @@ def check_brought_along(runs: Sequence[RunRecord]) -> Finding | None:
     if not (keys := brought_along(runs)):
         return None
     text = listed(_came_to(runs, keys), limit=12)
+    if len(text) > READABLE:
+        text = listed(keys, limit=12)
     changed = {key for key in changed_keys(runs) if key.startswith("model.")}
     if changed or is_across_architectures(runs):
         sentence = f"With what the recipes change come other values of {text}."
