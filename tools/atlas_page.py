@@ -163,7 +163,7 @@ def _against(comparison: Comparison, baseline: str) -> dict[str, str]:
     tested = {name: pair.p_value for name, pair in pairs.items() if pair.p_value is not None}
     for name, q in zip(tested, false_discovery_control(list(tested.values())).tolist() if tested else (), strict=True):
         pairs[name] = replace(pairs[name], p_adjusted=q, family=len(tested), factor=1.0)
-    words = {name: pair.words for name, pair in pairs.items()}
+    words = {name: pair.brief for name, pair in pairs.items()}
     for name, pair in pairs.items():
         if pair.verdict in ("better", "worse") and comparison.confounding_checks(name, baseline):
             words[name] += ", confounded"

@@ -198,12 +198,13 @@ class Comparison:
         pair = self.pair(name, self.baseline) if self.baseline else None
         if pair is None or self.baseline is None:
             return ""
-        return self.words(pair)
+        return self.words(pair, pair.brief)
 
-    def words(self, pair: PairedDifference) -> str:
-        """A pair's difference in words, with what confounds it."""
+    def words(self, pair: PairedDifference, said: str | None = None) -> str:
+        """A pair's difference in words, its own or those given, with what confounds it."""
+        said = pair.words if said is None else said
         checks = self.confounding_checks(pair.first, pair.second) if pair.verdict in ("better", "worse") else ()
-        return f"{pair.words}, confounded ({', '.join(checks)})" if checks else pair.words
+        return f"{said}, confounded ({', '.join(checks)})" if checks else said
 
     def __repr__(self) -> str:
         """The headline: all of it would fill a notebook."""

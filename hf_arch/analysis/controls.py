@@ -6,7 +6,6 @@ is part of, under `run.control` of its experiment_config.json.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -124,7 +123,7 @@ def _sentence(
     sign = -1.0 if before.difference.mean < 0 else 1.0
     unit = " nats" if number.unit.startswith("nats") else ""
     first = abs(before.difference.mean)
-    decimals = max(2, 1 - math.floor(math.log10(first / 0.95))) if first else 2  # two digits, and 0.098 is 0.10
+    decimals = 3 if first < 0.095 else 2  # so that 0.022 is told from 0.024
     apart = f"{first:.{decimals}f}{unit} between {before.first} and {before.second}"
     left = after.difference
     if left is None:

@@ -41,16 +41,14 @@ class Counts:
         """The same from the other side."""
         return Counts(self.second, self.second_n, self.first, self.first_n, self.threshold)
 
-    def words(self, level: float) -> str:
-        """`3 of 3 seeds [0.29, 1.00] against 0 of 3 [0.00, 0.71] reach 0.99`, with intervals for the shares."""
+    def words(self, level: float | None = None) -> str:
+        """`3 of 3 seeds against 0 of 3 reach 0.99`; with a level also intervals, `3 of 3 seeds [0.29, 1.00]`."""
         first, second = (
-            f"{count} of {n}{{}} [{low:.2f}, {high:.2f}]"
-            for count, n, (low, high) in (
-                (self.first, self.first_n, clopper_pearson(self.first, self.first_n, level)),
-                (self.second, self.second_n, clopper_pearson(self.second, self.second_n, level)),
-            )
+            f"{count} of {n}{of}"
+            + ("" if level is None else " [{:.2f}, {:.2f}]".format(*clopper_pearson(count, n, level)))
+            for count, n, of in ((self.first, self.first_n, " seeds"), (self.second, self.second_n, ""))
         )
-        return f"{first.format(' seeds')} against {second.format('')} reach {self.threshold:g}"
+        return f"{first} against {second} reach {self.threshold:g}"
 
 
 @lru_cache(maxsize=4096)

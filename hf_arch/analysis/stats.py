@@ -127,12 +127,21 @@ class PairedDifference:
     @property
     def words(self) -> str:
         """The verdict with its numbers: `better by 0.021 [0.012, 0.030]`."""
+        return self._verdict_with(
+            "" if self.counts is None else f"{self.counts.words(1 - ALPHA / self.factor)}, Barnard's exact test"
+        )
+
+    @property
+    def brief(self) -> str:
+        """`words` for a row of a table: of seeds that are counted, without intervals and the name of the test."""
+        return self._verdict_with("" if self.counts is None else self.counts.words())
+
+    def _verdict_with(self, counted: str) -> str:
         if self.difference is None:
             return "no shared seed: not compared"
         difference = self.difference
         if self.counts is not None and difference.n > 1:
-            counted = self.counts.words(1 - ALPHA / self.factor)
-            return f"{self.verdict} ({counted}, Barnard's exact test; mean {difference.mean:+.3g})"
+            return f"{self.verdict} ({counted}; mean {difference.mean:+.3g})"
         if self.verdict == "same":
             return "the same on every seed"
         if difference.low is None or difference.high is None or self.verdict == "one seed":
@@ -144,7 +153,8 @@ class PairedDifference:
         decimals = max(0, 1 - math.floor(math.log10((high - low) / 2)))
         decimals = min(decimals, 4) if abs(mean) >= 1e-3 else decimals
         if self.verdict == "undecided":
-            return f"undecided ({mean:+.{decimals}f} [{low:+.{decimals}f}, {high:+.{decimals}f}])"
+            own = max(decimals, min(4, -math.floor(math.log10(abs(mean))))) if mean else decimals  # no "-0"
+            return f"undecided ({mean:+.{own}f} [{low:+.{decimals}f}, {high:+.{decimals}f}])"
         if mean < 0:
             mean, low, high = -mean, -high, -low
         return f"{self.verdict} by {mean:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"

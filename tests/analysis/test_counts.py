@@ -60,6 +60,7 @@ def test_a_solved_probe_is_judged_by_counts_and_another_by_means() -> None:
     pair = paired_difference("a", "b", solved, unsolved, lower_is_better=False, solved_at=0.99)
     assert pair.counts == Counts(3, 3, 0, 3, 0.99) and pair.p_value == pytest.approx(2 / 64)
     assert pair.verdict == "better" and "3 of 3 seeds [0.29, 1.00] against 0 of 3 [0.00, 0.71]" in pair.words
+    assert pair.brief.startswith("better (3 of 3 seeds against 0 of 3 reach 0.99; mean +")
     assert pair.reversed().verdict == "worse"
     both = paired_difference("a", "b", solved, {1: 0.999, 2: 1.0, 3: 0.998}, False, solved_at=0.99)
     assert both.p_value == 1.0 and both.verdict == "undecided"

@@ -153,6 +153,11 @@ def test_interval_and_verdict_are_of_one_family() -> None:
     assert pair.difference is not None and pair.difference.high < 0  # of this pair alone
 
 
+def test_a_difference_is_never_minus_nothing_however_wide_its_interval() -> None:
+    pair = paired_difference("a", "b", by_seed([1.0, 1.0]), by_seed([10.3, -7.6]))
+    assert pair.words == "undecided (-0.4 [-114, +113])"
+
+
 def test_intervals_leave_out_zero_where_the_corrected_test_rejects() -> None:
     draw = np.random.default_rng(7)
     for _ in range(40):

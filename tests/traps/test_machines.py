@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from hf_arch.analysis.compare import compare_runs
+from tests.experiments.synthetic import write_run
 from tests.traps.test_planted import judged, provenance
 
 SPEED = "train_tokens_per_second"
@@ -67,6 +68,14 @@ def test_equal_load_confounds_nothing_and_is_said(given: dict[str, Any], severit
     finding = next(finding for finding in comparison.findings if finding.check == "load")
     assert finding.severity == severity
     assert "load" not in compare_runs(tmp_path, metric=SPEED).confounding_checks("gla", "llama")
+
+
+def test_the_loads_of_many_are_said_by_their_range(tmp_path: Path) -> None:
+    for number in range(9):
+        write_run(tmp_path, f"run{number}", 1, loss=1.5, **load(number, number + 1.0))
+    [found] = [finding for finding in compare_runs(tmp_path).findings if finding.check == "load"]
+    assert "from 0.00 (run0) to 2.00 (run8) other processes for each core." in found.sentence
+    assert len(found.values["others"]) == 9
 
 
 def test_several_threads_may_wait_for_each_other(tmp_path: Path) -> None:

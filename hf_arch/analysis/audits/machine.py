@@ -26,6 +26,8 @@ which explains 82 % of the spread within a model: 5 % of the share are 5 % of th
 SHARED = 1.0
 """By how much the other processes for each core may differ where shares are known and every core is shared: what they
 cost beside the share is 5 % at 1.07."""
+FEW = 6
+"""Names whose loads are said one by one."""
 
 
 def check_devices(runs: Sequence[RunRecord]) -> Finding:
@@ -65,15 +67,15 @@ def _load(runs: Sequence[RunRecord]) -> Finding | None:
     said: dict[Severity, str] = {}
     values: dict[str, dict[str, float]] = {}
     for key, value_of, busy, uneven, words in (
-        ("others", _others, BUSY, _unequal_others, "{:.2f} other processes for each core"),
-        ("taken", _taken, TAKEN, _unequal_shares, "{:.0%} of its processor time not had"),
+        ("others", _others, BUSY, _unequal_others, ("{:.2f}", "other processes for each core")),
+        ("taken", _taken, TAKEN, _unequal_shares, ("{:.0%}", "of its processor time not had")),
     ):
         found = {name: share for name, group in known.items() if (share := _mean(group, value_of)) is not None}
         values[key] = found
         severity: Severity = "violation" if found and uneven(found.values(), known) else "note"
         if not found or (severity == "note" and max(found.values()) < busy):
             continue
-        said.setdefault(severity, ", ".join(f"{name} {words.format(share)}" for name, share in found.items()))
+        said.setdefault(severity, _shares(found, *words))
     if not said:
         return Finding("load", "ok", "Nothing else kept the machine busy.", run_labels(runs), values)
     if text := said.get("violation"):
@@ -81,6 +83,14 @@ def _load(runs: Sequence[RunRecord]) -> Finding | None:
         return Finding("load", "violation", sentence, run_labels(runs), values)
     sentence = f"The machine was busy, so speeds are not those of an idle one: {said['note']}."
     return Finding("load", "note", sentence, run_labels(runs), values)
+
+
+def _shares(found: Mapping[str, float], spelt: str, words: str) -> str:
+    """`a 0.10 and b 2.40 other processes for each core`; of many their range, and where its ends are."""
+    if len(found) <= FEW:
+        return ", ".join(f"{name} {spelt.format(share)} {words}" for name, share in found.items())
+    least, most = min(found, key=found.__getitem__), max(found, key=found.__getitem__)
+    return f"from {spelt.format(found[least])} ({least}) to {spelt.format(found[most])} ({most}) {words}"
 
 
 def _unequal_others(found: Collection[float], groups: Mapping[str, Sequence[RunRecord]]) -> bool:
