@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,12 @@ from torch.nn import functional as F
 from ..core.registry import ACTIVATIONS
 from ..ops.compat import transformed
 from ..ops.custom_op import manual_backward
+from ..ops.silu_gate import silu_gated
+
+
+def gated(x: Tensor, gate: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+    """`activation(gate) * x`, in one pass where that is known."""
+    return silu_gated(x, gate) if activation is F.silu else activation(gate) * x
 
 
 @ACTIVATIONS.register("gelu_tanh")

@@ -1,13 +1,14 @@
 """Root-mean-square norms (Zhang & Sennrich 2019), y = x / sqrt(mean(x^2) + eps) * w, plain or gated, and the L2 norm.
 
 Statistics and products are fp32 (fp64 for fp64 input). Where a gradient is needed on a CPU, one gradient written by
-hand works through cache-sized blocks of rows, several times as fast as autograd's elementwise passes over the whole.
-Under torch.func and forward-mode differentiation the plain operations run, and a second derivative is taken through
-them.
+hand works in C, row by row, or through cache-sized blocks of rows, several times as fast as autograd's elementwise
+passes over the whole. Under torch.func and forward-mode differentiation the plain operations run, and a second
+derivative is taken through them.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,10 +18,13 @@ from torch.nn import functional as F
 
 from .compat import transformed
 from .custom_op import manual_backward
+from .native import Pointer, Struct, contiguous, fields, kernels_for
 from .one_row import is_plain_row
 from .precision import state_dtype
 
 BLOCK_ELEMENTS = 2**18  # of one block of rows: on a CPU it and its gradients stay in the cache
+ROWS = 32  # whose gradients of the weight a kernel sums, as in ops/kernels/norm.c
+_WORTH_THREADS = 2**15  # elements
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -110,9 +114,15 @@ class _Norm(torch.autograd.Function):
         factor: float,
         gate_first: bool,
     ) -> Tensor:
+        ctx.save_for_backward(x, weight, gate)
+        ctx.eps, ctx.factor, ctx.gate_first = eps, factor, gate_first
         y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         dtype = state_dtype(x)
         scale = None if weight is None else weight.to(dtype)
+        kernels = _kernels_for(x, gate)
+        if kernels is not None:
+            kernels.norm(*_arguments(x, scale, gate, ctx), Pointer(y))
+            return y
         for x_rows, gate_rows, y_rows in _blocks(weight, x, gate, y):
             block = x_rows.to(dtype)
             opening = None if gate_rows is None else F.silu(gate_rows.to(dtype))
@@ -124,8 +134,6 @@ class _Norm(torch.autograd.Function):
             if opening is not None and not gate_first:
                 block.mul_(opening)
             y_rows.copy_(block)
-        ctx.save_for_backward(x, weight, gate)
-        ctx.eps, ctx.factor, ctx.gate_first = eps, factor, gate_first
         return y
 
     @staticmethod
@@ -140,6 +148,9 @@ class _Norm(torch.autograd.Function):
         x, weight, gate = ctx.saved_tensors
         dtype = state_dtype(x)
         scale = None if weight is None else weight.to(dtype)
+        kernels = _kernels_for(x, gate, grad_y)
+        if kernels is not None:
+            return _native_gradients(kernels, x, weight, scale, gate, ctx, grad_y)
         grad_x, grad_gate = (None if each is None else x.new_empty(x.shape, dtype=each.dtype) for each in (x, gate))
         grad_scale = None if scale is None else torch.zeros_like(scale)
         for x_rows, gate_rows, grad_rows, grad_x_rows, grad_gate_rows in _blocks(
@@ -170,6 +181,39 @@ class _Norm(torch.autograd.Function):
             grad_x_rows.copy_(grad)
         grad_weight = None if weight is None or grad_scale is None else grad_scale.to(weight.dtype)
         return grad_x, grad_weight, grad_gate, None, None, None
+
+
+class _Rows(Struct):
+    """What both kernels read, as `ops/kernels/norm.c` has it."""
+
+    _fields_ = fields("rows groups width gate_first threads", "x weight gate")
+
+
+def _kernels_for(*tensors: Tensor | None) -> Any:
+    """The kernels where all of these are fp32: others are widened a block at a time, in the cache."""
+    return None if any(x is not None and x.dtype != torch.float32 for x in tensors) else kernels_for(*tensors)
+
+
+def _arguments(x: Tensor, scale: Tensor | None, gate: Tensor | None, ctx: Any) -> tuple[Any, ...]:
+    """Those that both kernels begin with."""
+    groups = len(scale) if scale is not None and scale.dim() == 2 else 1
+    threads = torch.get_num_threads() if x.numel() >= _WORTH_THREADS else 1
+    rows = x.numel() // max(1, groups * x.shape[-1])
+    given = _Rows(rows, groups, x.shape[-1], int(ctx.gate_first), threads, *contiguous(x, scale, gate))
+    return ctypes.byref(given), ctypes.c_float(ctx.factor), ctypes.c_float(ctx.eps)
+
+
+def _native_gradients(
+    kernels: Any, x: Tensor, weight: Tensor | None, scale: Tensor | None, gate: Tensor | None, ctx: Any, grad_y: Tensor
+) -> tuple[Tensor | None, ...]:
+    grad_x, grad_gate = (None if each is None else torch.empty(x.shape) for each in (x, gate))
+    grad_scale = None
+    if scale is not None:
+        grad_scale = scale.new_zeros(-(-x.numel() // max(1, scale.numel() * ROWS)), *scale.shape)
+    results = (Pointer(grad_x), Pointer(grad_gate), Pointer(grad_scale))
+    kernels.norm_backward(*_arguments(x, scale, gate, ctx), Pointer(grad_y.contiguous()), *results)
+    grad_weight = None if weight is None or grad_scale is None else grad_scale.sum(0).to(weight.dtype)
+    return grad_x, grad_weight, grad_gate, None, None, None
 
 
 def _differentiable_backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ...core.errors import ConfigError
 from ...core.options import Options, options
 from ...core.registry import ACTIVATIONS, FFNS
+from ..activations import gated
 from ..contract import EMPTY_CONTEXT, LayerContext, LayerOutput, check_signature
 from ..fp32 import KeepsFp32
 from ..initial import InitPolicies
@@ -217,7 +218,7 @@ class GatedMLP(FeedForward):
         gate, up = project(self.gate_proj, hidden_states), project(self.up_proj, hidden_states)
         gate, up = context.at("ffn_hidden", hidden_states, gate, up)
         gate = gate if self.gate_multiplier == 1 else gate * self.gate_multiplier
-        out = project(self.down_proj, self.act_fn(gate) * up)
+        out = project(self.down_proj, gated(up, gate, self.act_fn))
         return out if self.output_multiplier == 1 else out * self.output_multiplier
 
 

@@ -21,6 +21,7 @@ from ...core.options import Options, options
 from ...core.registry import MIXERS
 from ...ops.precision import state_dtype
 from ...ops.selective_scan import selective_scan
+from ...ops.silu_gate import silu_gated
 from ..attention_product import cache_element_bytes
 from ..contract import LayerContext
 from ..fp32 import Fp32BiasLinear
@@ -110,7 +111,7 @@ class SelectiveStateSpace(RecurrentMixer):
         out = state.advance(
             selective_scan, hidden, dt, -torch.exp(self.A_log.to(dtype)), B, C, self.D.to(dtype), layout=layout
         )
-        return self.out_proj(out.to(gate.dtype) * F.silu(gate))
+        return self.out_proj(silu_gated(out.to(gate.dtype), gate))
 
     def cost(self, seq_len: int) -> MixerCost:
         """h B^T into the state, S C out of it: 4 E N FLOPs a token, E = D expand; E N fp32 numbers and the window."""

@@ -21,6 +21,7 @@ from ...core.options import Options, options
 from ...core.registry import MIXERS
 from ...ops.norm import silu_gated_rms_norm
 from ...ops.precision import state_dtype
+from ...ops.silu_gate import silu_gated
 from ...ops.ssd import ssd
 from ..attention_product import cache_element_bytes
 from ..contract import LayerContext
@@ -136,7 +137,7 @@ class StateSpaceDual(RecurrentMixer):
         dt = layout.zero_padding(self.step_sizes(step))  # a step of 0 leaves the state alone
         heads = inner.unflatten(-1, (self.num_heads, -1))
         out = self.recur(heads, dt, B.unflatten(-1, groups), C.unflatten(-1, groups), extra, layout, state).flatten(2)
-        return project(self.out_proj, self.norm(out, gate) if self.options.use_norm else out * F.silu(gate))
+        return project(self.out_proj, self.norm(out, gate) if self.options.use_norm else silu_gated(out, gate))
 
     def multiplied(self, gate: Tensor, hidden: Tensor, step: Tensor, extra: Tensor) -> tuple[Tensor, ...]:
         """The parts of what leaves `in_proj`, each times its factor."""

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import initialization as init
 
 from ...core.errors import ConfigError
@@ -22,6 +21,7 @@ from ...core.options import Options, options
 from ...core.registry import MIXERS
 from ...ops.linear_attention import linear_attention
 from ...ops.precision import state_dtype
+from ...ops.silu_gate import silu_gated
 from ..attention_product import cache_element_bytes
 from ..contract import LayerContext
 from ..fp32 import Fp32BiasLinear
@@ -95,7 +95,7 @@ class DynamicTimeMix(LinearHeadsMixer):
         out = state.advance(
             linear_attention, q, k, v, repeat_kv_heads(self.sizes, decay), bonus=self.bonus, scale=1.0, layout=layout
         )
-        return self.o_proj(self.o_norm(out) * F.silu(self.g_proj(x_g)))
+        return self.o_proj(silu_gated(self.o_norm(out), self.g_proj(x_g)))
 
     def shifted(self, x: Tensor, delta: Tensor) -> tuple[Tensor, ...]:
         """The five inputs x + delta * m, each [B, T, D]."""

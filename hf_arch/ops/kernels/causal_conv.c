@@ -93,7 +93,7 @@ INLINE void backward_block(const int masked, const Conv *c, const Gradients *to,
         z[0] = load(to->grad_y + at, count);
         const int64_t lags = masked ? lags_of(c, b, end) : USUAL;
         if (c->silu) {
-            const lanes sum = WEIGHTED(w.bias, x, lags), s = 1.0f / (1.0f + exponential(-sum));
+            const lanes sum = WEIGHTED(w.bias, x, lags), s = sigmoid(sum);
             z[0] *= s * (1.0f + sum * (1.0f - s));
         }
         of_bias += z[0];
@@ -173,7 +173,7 @@ INLINE void backward_vector(const Conv *c, const Gradients *to, int64_t at, int6
     const float *x = c->x + at + e;
     lanes grad = load(to->grad_y + at + e, count);
     if (c->silu) {
-        const lanes z = sum_before(c, x, e, count, lags), s = 1.0f / (1.0f + exponential(-z));
+        const lanes z = sum_before(c, x, e, count, lags), s = sigmoid(z);
         grad *= s * (1.0f + z * (1.0f - s));
     }
     store(row, grad, count);

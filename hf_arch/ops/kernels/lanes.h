@@ -120,3 +120,5 @@ static inline lanes exponential(lanes x) {
     p = p * r + 1.0f;
     return times_power_of_two(p, rounded);
 }
+
+static inline lanes sigmoid(lanes x) { return 1.0f / (1.0f + exponential(-x)); }

@@ -1,0 +1,34 @@
+/* y = x silu(gate) and its gradient, elementwise over `count` numbers. */
+
+#include "lanes.h"
+
+#define BLOCK 4096 /* numbers of one task */
+
+#define VECTORS(...) \
+    { \
+        int64_t c = task * BLOCK; \
+        const int64_t end = least(count, c + BLOCK); \
+        for (; c + LANES <= end; c += LANES) { enum { most = LANES }; __VA_ARGS__; } \
+        if (c < end) { const int64_t most = end - c; __VA_ARGS__; } \
+    }
+
+void silu_gate(int64_t count, int64_t threads, const float *x, const float *gate, float *y) {
+    const int64_t tasks = (count + BLOCK - 1) / BLOCK;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t task = 0; task < tasks; task++)
+        VECTORS({
+            const lanes z = load(gate + c, most);
+            store(y + c, load(x + c, most) * z * sigmoid(z), most);
+        })
+}
+
+void silu_gate_backward(int64_t count, int64_t threads, const float *x, const float *gate, const float *grad_y, float *grad_x, float *grad_gate) {
+    const int64_t tasks = (count + BLOCK - 1) / BLOCK;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t task = 0; task < tasks; task++)
+        VECTORS({
+            const lanes z = load(gate + c, most), s = sigmoid(z), silu = z * s, grad = load(grad_y + c, most);
+            store(grad_gate + c, grad * load(x + c, most) * (s + silu * (1.0f - s)), most);
+            store(grad_x + c, grad * silu, most);
+        })
+}

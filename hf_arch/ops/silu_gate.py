@@ -1,0 +1,73 @@
+"""A product with a SiLU gate, `x silu(gate)`: of SwiGLU (Shazeer 2020) and of the output gates of recurrences.
+
+Where a gradient is needed on a CPU, forward and backward pass are one walk in C each and nothing but the two factors is
+kept, where autograd keeps silu(gate) too and takes five passes over memory. Elsewhere, and for other dtypes than fp32,
+it is plain torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .custom_op import manual_backward
+from .native import Pointer, kernels_for
+
+_WORTH_THREADS = 2**15  # elements
+
+
+def silu_gated(x: Tensor, gate: Tensor) -> Tensor:
+    """`x * silu(gate)`.
+
+    Args:
+        x, gate: floating tensors of one shape.
+
+    Returns:
+        The product, in the dtype that torch's product has.
+    """
+    wanted = torch.is_grad_enabled() and (x.requires_grad or gate.requires_grad)
+    if wanted and x.shape == gate.shape and x.dtype == gate.dtype == torch.float32 and kernels_for(x, gate) is not None:
+        return _Gate.apply(x, gate)
+    return x * F.silu(gate)
+
+
+class _Gate(torch.autograd.Function):
+    """dL/dx = silu(gate) dL/dy, dL/dgate = silu'(gate) x dL/dy. Saves its inputs alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor) -> Tensor:
+        ctx.save_for_backward(x, gate)
+        y = torch.empty(x.shape)
+        kernels_for(x, gate).silu_gate(*_sizes(x), *_pointers(x, gate), Pointer(y))
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, ...]:
+        if torch.is_grad_enabled():  # create_graph=True
+            x, gate = (each.view_as(each) for each in ctx.saved_tensors)
+            return torch.autograd.grad(x * F.silu(gate), (x, gate), grad_y, create_graph=True)
+        return _Gate.by_hand(ctx, grad_y)
+
+    @staticmethod
+    @manual_backward
+    def by_hand(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor]:
+        x, gate = ctx.saved_tensors
+        kernels = kernels_for(x, gate, grad_y)
+        if kernels is None or grad_y.dtype != torch.float32:
+            return grad_y * F.silu(gate), torch.ops.aten.silu_backward(grad_y * x, gate)
+        grad_x, grad_gate = torch.empty(x.shape), torch.empty(x.shape)
+        kernels.silu_gate_backward(*_sizes(x), *_pointers(x, gate, grad_y), Pointer(grad_x), Pointer(grad_gate))
+        return grad_x, grad_gate
+
+
+def _sizes(x: Tensor) -> tuple[Any, Any]:
+    threads = torch.get_num_threads() if x.numel() >= _WORTH_THREADS else 1
+    return ctypes.c_int64(x.numel()), ctypes.c_int64(threads)
+
+
+def _pointers(*tensors: Tensor) -> list[Pointer]:
+    return [Pointer(x.contiguous()) for x in tensors]

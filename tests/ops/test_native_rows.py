@@ -1,0 +1,121 @@
+"""The C kernels of norms and gates, row by row, against their forms in torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hf_arch.ops.norm import l2_norm, rms_norm, silu_gated_rms_norm
+from hf_arch.ops.silu_gate import silu_gated
+from tests.ops.test_native import needs_kernels
+
+
+def rowwise(kind: str) -> Any:
+    """A norm or a gate as a function of its tensors."""
+    return {
+        "norm": lambda x, weight=None: rms_norm(x, weight, 1e-3),
+        "l2": lambda x: l2_norm(x, 1e-3),
+        "gate after": lambda x, gate, weight=None: silu_gated_rms_norm(x, weight, gate, 1e-3),
+        "gate first": lambda x, gate, weight=None: silu_gated_rms_norm(x, weight, gate, 1e-3, gate_first=True),
+        "gate alone": silu_gated,
+    }[kind]
+
+
+def rowwise_inputs(kind: str, shape: tuple[int, ...], weight: tuple[int, ...] | None = None) -> dict[str, Tensor]:
+    torch.manual_seed(shape[0])
+    gate = {"gate": 3 * torch.randn(shape)} if "gate" in kind else {}
+    return {"x": torch.randn(shape), **gate, **({} if weight is None else {"weight": torch.randn(weight)})}
+
+
+def run_rowwise(kind: str, inputs: dict[str, Tensor]) -> list[Tensor]:
+    given = {name: x.clone().requires_grad_() for name, x in inputs.items()}
+    y = rowwise(kind)(**given)
+    (y * torch.linspace(-1, 1, y.numel()).view(y.shape)).sum().backward()
+    return [y.detach(), *(x.grad for x in given.values())]
+
+
+ROWWISE = [
+    *((kind, weight) for kind in ("norm", "gate after", "gate first") for weight in (None, 1, 2)),
+    ("l2", None),
+    ("gate alone", None),
+]
+
+
+@needs_kernels
+@pytest.mark.parametrize(("kind", "weight"), ROWWISE)
+@pytest.mark.parametrize("shape", [(1, 1, 3), (5, 3, 16), (33, 2, 37), (70, 1, 300)])
+def test_norms_and_gates_are_those_of_torch(
+    kind: str, weight: int | None, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that fill no vector, groups with weights of their own, more rows than a task has."""
+    inputs = rowwise_inputs(kind, shape, None if weight is None else shape[-weight:])
+    found = run_rowwise(kind, inputs)
+    monkeypatch.setenv("HF_ARCH_BACKEND", "torch")
+    expected = run_rowwise(kind, inputs)
+    if shape[-1] > 3:
+        assert any(not torch.equal(x, y) for x, y in zip(found, expected, strict=True)), "both took the same form"
+    for x, y in zip(found, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5 * float(y.abs().max()))
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", ["norm", "gate after", "gate first", "gate alone"])
+def test_a_row_moves_no_other_one_and_what_is_not_a_number_stays_in_it(kind: str) -> None:
+    inputs = rowwise_inputs(kind, (70, 2, 37))
+    y, *gradients = run_rowwise(kind, inputs)
+    inputs["x"][40, 1, 5] = float("nan")
+    assert run_rowwise(kind, inputs)[0][40, 1].isnan().any()
+    for other, before in zip(run_rowwise(kind, inputs), (y, *gradients), strict=True):
+        same = [torch.equal(row, old) for row, old in zip(other, before, strict=True)]
+        assert all(same[:40] + same[41:])
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", ["gate after", "gate first", "gate alone"])
+def test_gates_are_shut_and_open_far_from_zero(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = rowwise_inputs(kind, (4, 2, 24))
+    inputs["gate"] = torch.tensor([-1e4, -100.0, -30.0, 0.0, 30.0, 1e4]).repeat(4, 2, 4)
+    found = run_rowwise(kind, inputs)
+    monkeypatch.setenv("HF_ARCH_BACKEND", "torch")
+    for x, y in zip(found, run_rowwise(kind, inputs), strict=True):
+        torch.testing.assert_close(
+            x, y, rtol=1e-5, atol=1e-30 if y.abs().max() < 1e-30 else 1e-5 * float(y.abs().max())
+        )
+
+
+@needs_kernels
+def test_second_derivatives_of_a_gate_are_those_of_torch() -> None:
+    x, gate = (torch.randn(5, 20, requires_grad=True) for _ in range(2))
+    found = [
+        torch.autograd.grad(torch.autograd.grad(y.square().sum(), (x, gate), create_graph=True)[1].sum(), (x, gate))
+        for y in (silu_gated(x, gate), x * torch.nn.functional.silu(gate))
+    ]
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize(("kind", "weight"), ROWWISE)
+def test_threads_do_not_move_a_bit(kind: str, weight: int | None) -> None:
+    shape, before, found = (99, 2, 300), torch.get_num_threads(), []
+    inputs = rowwise_inputs(kind, shape, None if weight is None else shape[-weight:])
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(run_rowwise(kind, inputs))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, three) for one, three in zip(*found, strict=True))
+
+
+@needs_kernels
+def test_half_precision_is_widened_in_blocks() -> None:
+    x = torch.randn(9, 40).bfloat16().requires_grad_()
+    gate = torch.randn(9, 40).bfloat16()
+    for y in (silu_gated_rms_norm(x, None, gate, 1e-5), silu_gated(x, gate)):
+        assert y.dtype == torch.bfloat16
+    expected = (x.float() * torch.nn.functional.silu(gate.float())).detach()
+    torch.testing.assert_close(silu_gated(x, gate).float(), expected, rtol=2e-2, atol=2e-2)
