@@ -166,18 +166,3 @@ def inclusive_frequencies(config: RotarySpec, device: torch.device | None = None
     pairs = rotated_features(config) // 2
     exponents = torch.arange(pairs, dtype=torch.int64, device=device).float() / max(pairs - 1, 1)
     return 1.0 / (config.rope_parameters["rope_theta"] ** exponents), 1.0
-
-
-def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, head_axis: int = 1) -> Tensor:
-    """Rotate x by the half-split form of RoPE: y = x cos + [-x_2, x_1] sin over the first `cos.shape[-1]` features.
-
-    Args:
-        x: [B, H, T, K] (head_axis 1) or [B, T, H, K] (head_axis 2).
-        cos, sin: [B, T, R] with R <= K; features past R pass unchanged.
-    """
-    cos, sin = cos.unsqueeze(head_axis), sin.unsqueeze(head_axis)
-    rotated = cos.shape[-1]
-    turn, rest = (x, None) if rotated == x.shape[-1] else (x[..., :rotated], x[..., rotated:])
-    first, second = turn.chunk(2, -1)
-    turned = turn * cos + torch.cat((-second, first), -1) * sin
-    return turned if rest is None else torch.cat((turned, rest), -1)

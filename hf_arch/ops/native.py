@@ -36,6 +36,8 @@ from .compat import watched
 SOURCES = {path.name: path.read_text("utf-8") for path in sorted((Path(__file__).parent / "kernels").glob("*.[ch]"))}
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 _SECONDS = 120
+WORTH_THREADS = 2**15
+"""From so many elements on a pass over memory is worth more than one thread."""
 _PLAIN = (Tensor, torch.nn.Parameter)  # not those that stand for several or for none
 _log = logging.getLogger(__name__)
 _nothing_is_kept = False
@@ -110,14 +112,15 @@ def keep_nothing() -> None:
 
 
 class Pointer(ctypes.c_void_p):
-    """The address of a contiguous tensor, which lives as long as this does, or of none.
+    """The address of a contiguous tensor, which lives as long as this does, or of none; of any where the kernel is told
+    its strides.
 
     Raises:
         ValueError: a tensor that is not contiguous.
     """
 
-    def __init__(self, x: Tensor | None) -> None:
-        if x is not None and not x.is_contiguous():
+    def __init__(self, x: Tensor | None, strided: bool = False) -> None:
+        if x is not None and not strided and not x.is_contiguous():
             raise ValueError(
                 f"strides {x.stride()} of a tensor {tuple(x.shape)} are not allowed; it must be contiguous"
             )

@@ -18,13 +18,12 @@ from torch.nn import functional as F
 
 from .compat import transformed
 from .custom_op import manual_backward
-from .native import Pointer, Struct, contiguous, fields, kernels_for
+from .native import WORTH_THREADS, Pointer, Struct, contiguous, fields, kernels_for
 from .one_row import is_plain_row
 from .precision import state_dtype
 
 BLOCK_ELEMENTS = 2**18  # of one block of rows: on a CPU it and its gradients stay in the cache
 ROWS = 32  # whose gradients of the weight a kernel sums, as in ops/kernels/norm.c
-_WORTH_THREADS = 2**15  # elements
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -197,7 +196,7 @@ def _kernels_for(*tensors: Tensor | None) -> Any:
 def _arguments(x: Tensor, scale: Tensor | None, gate: Tensor | None, ctx: Any) -> tuple[Any, ...]:
     """Those that both kernels begin with."""
     groups = len(scale) if scale is not None and scale.dim() == 2 else 1
-    threads = torch.get_num_threads() if x.numel() >= _WORTH_THREADS else 1
+    threads = torch.get_num_threads() if x.numel() >= WORTH_THREADS else 1
     rows = x.numel() // max(1, groups * x.shape[-1])
     given = _Rows(rows, groups, x.shape[-1], int(ctx.gate_first), threads, *contiguous(x, scale, gate))
     return ctypes.byref(given), ctypes.c_float(ctx.factor), ctypes.c_float(ctx.eps)

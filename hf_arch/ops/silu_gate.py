@@ -15,9 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .custom_op import manual_backward
-from .native import Pointer, kernels_for
-
-_WORTH_THREADS = 2**15  # elements
+from .native import WORTH_THREADS, Pointer, kernels_for
 
 
 def silu_gated(x: Tensor, gate: Tensor) -> Tensor:
@@ -65,7 +63,7 @@ class _Gate(torch.autograd.Function):
 
 
 def _sizes(x: Tensor) -> tuple[Any, Any]:
-    threads = torch.get_num_threads() if x.numel() >= _WORTH_THREADS else 1
+    threads = torch.get_num_threads() if x.numel() >= WORTH_THREADS else 1
     return ctypes.c_int64(x.numel()), ctypes.c_int64(threads)
 
 

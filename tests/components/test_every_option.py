@@ -9,7 +9,8 @@ from transformers import DynamicCache
 
 from hf_arch.core.registry import ACTIVATIONS, FFNS, NORMS, POSITIONS
 from hf_arch.layers.norms import ArchRMSNorm, GatedRMSNorm
-from hf_arch.layers.positions import alibi_slopes, apply_rotary
+from hf_arch.layers.positions import alibi_slopes
+from hf_arch.ops.rotary import apply_rotary
 from tests.suite.models import close, perturbed_model, token_ids
 
 CHOICES = [

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_arch.ops.norm import l2_norm, rms_norm, silu_gated_rms_norm
+from hf_arch.ops.rotary import apply_rotary
 from hf_arch.ops.silu_gate import silu_gated
 from tests.ops.test_native import needs_kernels
 
@@ -95,6 +96,42 @@ def test_second_derivatives_of_a_gate_are_those_of_torch() -> None:
     ]
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def turned(x: Tensor, angles: Tensor, head_axis: int, weights: Tensor, create_graph: bool = False) -> list[Tensor]:
+    x = x.detach().requires_grad_()
+    y = apply_rotary(x, angles.cos(), angles.sin(), head_axis)
+    (grad,) = torch.autograd.grad((y * weights).sum(), x, create_graph=create_graph)
+    return [y, grad]
+
+
+@needs_kernels
+@pytest.mark.parametrize("head_axis", [1, 2])
+@pytest.mark.parametrize(("width", "share"), [(8, 8), (42, 42), (40, 12)])
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("strided", [False, True])
+def test_rotations_are_those_of_torch(
+    head_axis: int, width: int, share: int, rows: int, strided: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole heads and a share of them, angles for all rows or for each, heads before tokens and after, in any strides;
+    angles whose halves differ."""
+    torch.manual_seed(width)
+    x = torch.randn(3, 5, 7, 2 * width)[..., :width] if strided else torch.randn(3, 7, 5, width).transpose(1, 2)
+    angles = torch.randn(rows, x.shape[3 - head_axis], share)
+    weights = torch.linspace(-1, 1, x.numel()).view(x.shape)
+    found = turned(x, angles, head_axis, weights)
+    monkeypatch.setenv("HF_ARCH_BACKEND", "torch")
+    for one, other in zip(found, turned(x, angles, head_axis, weights), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    monkeypatch.delenv("HF_ARCH_BACKEND")
+    torch.testing.assert_close(turned(x, angles, head_axis, weights, create_graph=True)[1], found[1])
+
+
+@needs_kernels
+def test_learned_angles_get_a_gradient() -> None:
+    x, cos, sin = (torch.randn(1, *shape, requires_grad=True) for shape in ((2, 5, 8), (5, 8), (5, 8)))
+    found = torch.autograd.grad(apply_rotary(x, cos, sin).square().sum(), (x, cos, sin))
+    assert all(grad.abs().max() > 0 for grad in found)
 
 
 @needs_kernels

@@ -18,10 +18,10 @@ from ...core.errors import ConfigError
 from ...core.options import Options, options
 from ...core.registry import MIXERS
 from ...ops.precision import state_dtype
+from ...ops.rotary import apply_rotary
 from ...ops.slots import abc_attention
 from ..contract import LayerContext
 from ..layout import SequenceLayout
-from ..positions import apply_rotary
 from ..rope_parameters import RotarySpec
 from ..state import LayerState
 from .base import MixerCost

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from ...core.errors import ConfigError
 from ...core.options import Options, options
 from ...core.registry import POSITIONS
+from ...ops.rotary import apply_rotary
 from ..attention_product import cache_element_bytes
 from ..contract import EMPTY_CONTEXT, LayerContext, LayerOutput
 from ..initial import TRANSFORMERS
 from ..key_positions import KeyPositions, key_positions
 from ..norms import AllHeadsRMSNorm, ArchRMSNorm, OffsetRMSNorm
 from ..plain_linear import project
-from ..positions import apply_rotary
 from ..rope_parameters import RotarySpec
 from .base import CacheKind, Mixer, divide
 

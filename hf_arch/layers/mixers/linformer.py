@@ -25,10 +25,10 @@ from ...core.options import Options, options
 from ...core.registry import MIXERS, POSITIONS
 from ...ops.blocks import BlockPlan, from_blocks, plan_blocks, to_blocks
 from ...ops.precision import state_dtype
+from ...ops.rotary import apply_rotary
 from ..attention_product import cache_element_bytes
 from ..contract import LayerContext
 from ..layout import SequenceLayout
-from ..positions import apply_rotary
 from ..rope_parameters import RotarySpec
 from ..state import LayerState
 from .base import MixerCost, RecurrentMixer, SharedParameters, divide

@@ -21,13 +21,13 @@ from ...core.errors import ConfigError
 from ...core.options import Options, options
 from ...core.registry import MIXERS
 from ...ops.precision import state_dtype
+from ...ops.rotary import apply_rotary
 from ..attention_product import AttentionProduct, cache_element_bytes
 from ..compat import uses_flash_attention
 from ..contract import EMPTY_CONTEXT, LayerContext
 from ..initial import FLA, TRANSFORMERS
 from ..norms import ArchRMSNorm
 from ..plain_linear import is_plain_linear
-from ..positions import apply_rotary
 from ..rope_parameters import RotarySpec
 from .base import CacheKind, Mixer, MixerCost
 from .windows import Windowed, tokens_kept

@@ -19,10 +19,10 @@ from ...core.errors import ConfigError
 from ...core.options import Options, options
 from ...core.registry import MIXERS
 from ...ops.linear_attention import linear_attention
+from ...ops.rotary import apply_rotary
 from ..contract import LayerContext
 from ..initial import FLA
 from ..layout import SequenceLayout
-from ..positions import apply_rotary
 from ..rope_parameters import RotarySpec
 from ..state import LayerState
 from .base import CacheKind

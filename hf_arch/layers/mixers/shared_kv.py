@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from ...core.errors import ConfigError
 from ...core.options import Options, options
 from ...core.registry import MIXERS
+from ...ops.rotary import apply_rotary
 from ..attention_product import AttentionProduct, cache_element_bytes
 from ..contract import EMPTY_CONTEXT, LayerContext, LayerOutput
 from ..norms import ArchRMSNorm
-from ..positions import apply_rotary
 from ..rope_parameters import RotarySpec
 from .base import CacheKind, Mixer, MixerCost, divide
 
