@@ -69,18 +69,37 @@ def append_keys(cache: Any, index: int, key: Tensor, value: Tensor) -> tuple[Ten
 
     Args:
         cache: transformers' cache of the whole model. index: of the layer in it.
+
+    Raises:
+        ValueError: the layer holds keys or values of other sizes.
     """
     layer: Any = cache.layers[index] if index < len(cache.layers) else None
     if type(layer) is not DynamicLayer or not _may_grow(cache, key):
+        _check_sizes(layer, index, (key, value))
         return cache.update(key, value, index)
     room: Room | None = layer.__dict__.get(_ROOM)
     if room is None or not room.is_of(layer) or not room.fits((key, value)):
+        _check_sizes(layer, index, (key, value))
         held = layer.update(key, value)
         layer.__dict__[_ROOM] = Room(held)
         return held
     room.append((key, value))
     layer.keys, layer.values = room.held
     return room.held
+
+
+def _check_sizes(layer: Any, index: int, new: tuple[Tensor, Tensor]) -> None:
+    for name, tokens in zip(("keys", "values"), new, strict=True):
+        held = getattr(layer, name, None)
+        if not isinstance(held, Tensor) or held.dim() != 4:
+            continue  # empty
+        found, own = (held.shape[1], held.shape[3]), (tokens.shape[1], tokens.shape[3])
+        if found != own:
+            raise ValueError(
+                f"past_key_values: {name} of layer {index} have {found[0]} heads of {found[1]}, but the model's "
+                f"{own[0]} of {own[1]}; use a cache that this model fills. Prefix tuning needs num_key_value_heads of "
+                "hidden_size / num_attention_heads in every layer, which latent attention does not have"
+            )
 
 
 def _may_grow(cache: Any, key: Tensor) -> bool:

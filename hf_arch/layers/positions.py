@@ -66,12 +66,14 @@ class LearnedPosition(Position):
 
     def __init__(self, config: Any):
         super().__init__(config)
-        self.embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.count = config.max_position_embeddings
+        self.embedding = nn.Embedding(self.count, config.hidden_size)
 
     def embed(self, position_ids: Tensor, dtype: torch.dtype) -> Tensor:
         # Looked at on a CPU alone: elsewhere it would wait for the device at every step.
         if position_ids.device.type == "cpu" and position_ids.numel() and not torch.compiler.is_compiling():
-            (first, last), count = map(int, position_ids.aminmax()), self.embedding.num_embeddings
+            first, last = map(int, position_ids.aminmax())
+            count = getattr(self.embedding, "num_embeddings", self.count)  # an adapter around it has no such number
             if first < 0 or last >= count:
                 wrong, remedy = (first, "count from 0") if first < 0 else (last, "take shorter rows")
                 raise IndexError(f"position {wrong}: the model has learned positions 0 to {count - 1}; {remedy}")

@@ -60,6 +60,30 @@ def accept_either_name(method: Callable[..., Any]) -> Callable[..., Any]:
     return accept
 
 
+class EitherName(dict[str, Any]):
+    """What `generate` calls a model with. The cache is one entry under the name of this version of transformers, which
+    libraries that change the inputs on their way, as PEFT's prompts do, may read and set under either name."""
+
+    def __getitem__(self, name: str) -> Any:
+        return super().__getitem__(_canonical(name))
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(_canonical(name), value)
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(_canonical(name))
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return super().get(_canonical(name), default)
+
+    def pop(self, name: str, *default: Any) -> Any:
+        return super().pop(_canonical(name), *default)
+
+
+def _canonical(name: Any) -> Any:
+    return CACHE_ARGUMENT if name in CACHE_NAMES else name
+
+
 def cache_of(output: Any) -> Any:
     """The cache in a model's or `generate`'s output, under the name that this version of transformers gives it."""
     return getattr(output, CACHE_ARGUMENT)

@@ -20,7 +20,7 @@ from ..layers.compat import (
 )
 from ..layers.pair_masks import pairs_as_blocks, valid_tokens
 from ..layers.plain_linear import project
-from .arguments import accept_either_name, cache_of
+from .arguments import EitherName, accept_either_name, cache_of
 from .common_names import aux_loss_coefficients, has_routed_layers
 from .configuration import ArchConfig
 from .decoder import ArchModel, LossInputs
@@ -52,7 +52,6 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
     _fsdp_plan: ClassVar[dict[str, str]] = {"lm_head": "keep_full_weight"}
     model_class: ClassVar[type[ArchModel]] = ArchModel
     generate = accept_either_name(CheckedGenerationMixin.generate)
-    prepare_inputs_for_generation = accept_either_name(CheckedGenerationMixin.prepare_inputs_for_generation)
 
     def __init__(self, config: ArchConfig):
         super().__init__(config)
@@ -71,6 +70,11 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
         """See ArchModel."""
         kwargs.pop("config", None)
         return self.model.create_masks_for_generate(**kwargs)
+
+    @accept_either_name
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As transformers' own."""
+        return EitherName(super().prepare_inputs_for_generation(*args, **kwargs))
 
     @can_return_tuple
     def forward(

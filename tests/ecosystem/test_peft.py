@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from .conftest import make_model
@@ -68,6 +68,23 @@ def test_generation_with_an_adapter_is_recomputation(name: str) -> None:
     for _ in range(5):
         with torch.no_grad():
             seen = torch.cat((seen, model(seen, use_cache=False).logits[:, -1:].argmax(-1)), 1)
+    assert torch.equal(made, seen)
+
+
+@pytest.mark.parametrize("method", [PromptTuningConfig, PromptEncoderConfig])
+def test_generation_behind_a_learned_prompt_is_recomputation(name: str, method: Any) -> None:
+    given = {} if method is PromptTuningConfig else {"encoder_hidden_size": 8}
+    torch.manual_seed(0)
+    model = get_peft_model(make_model(name), method(num_virtual_tokens=4, task_type="CAUSAL_LM", **given)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    prompt = IDS[:, :6]
+    made = model.generate(input_ids=prompt, max_new_tokens=5, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    seen = prompt
+    for _ in range(5):
+        with torch.no_grad():
+            seen = torch.cat((seen, model(input_ids=seen, use_cache=False).logits[:, -1:].argmax(-1)), 1)
     assert torch.equal(made, seen)
 
 

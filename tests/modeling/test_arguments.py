@@ -68,6 +68,36 @@ def test_two_different_caches_are_refused_and_one_told_twice_is_one(auto_class):
     assert first.get_seq_length() == 3
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("argument", CACHE_NAMES)
+@torch.no_grad()
+def test_who_changes_the_inputs_of_generate_finds_the_cache_under_either_name(name, argument):
+    """PEFT's prompts put vectors before the tokens where the cache is empty; they look for it under one name."""
+    model, ids = perturbed_model(name), token_ids(2, 5)
+    prompt = torch.randn(2, 3, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    own, seen = model.prepare_inputs_for_generation, []
+
+    def with_prompt(*args, **kwargs):
+        inputs = own(*args, **kwargs)
+        assert argument in inputs and inputs[argument] is inputs.get(argument)
+        seen.append(inputs[argument].get_seq_length())
+        if not seen[-1]:
+            embeds = model.get_input_embeddings()(inputs.pop("input_ids"))
+            inputs["inputs_embeds"] = torch.cat((prompt, embeds), 1)
+            inputs[argument] = DynamicCache(config=model.config)
+            assert set(inputs).isdisjoint({*CACHE_NAMES} - {CACHE_ARGUMENT})
+        inputs["position_ids"] = inputs["attention_mask"] = None
+        return inputs
+
+    model.prepare_inputs_for_generation = with_prompt
+    made = model.generate(ids, max_new_tokens=4, do_sample=False, eos_token_id=None)
+    assert seen == [0, 8, 9, 10]
+    for _ in range(4):
+        embeds = torch.cat((prompt, model.get_input_embeddings()(ids)), 1)
+        ids = torch.cat((ids, model(inputs_embeds=embeds, use_cache=False).logits[:, -1:].argmax(-1)), 1)
+    assert torch.equal(made, ids)
+
+
 @pytest.mark.parametrize("argument", [*REFUSED_NAMES, "anything"])
 @pytest.mark.parametrize("auto_class", EVERY)
 @torch.no_grad()

@@ -458,6 +458,20 @@ def test_other_caches_are_refused_in_one_line(name: str) -> None:
         model(ids[:1], past_key_values=cache)
 
 
+@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
+@pytest.mark.parametrize("name", ["llama", "mla"])
+def test_keys_of_other_sizes_are_refused_in_one_line(name: str, grad: bool) -> None:
+    """As PEFT's prefix tuning fills them for latent attention."""
+    model, ids = perturbed_model(name), token_ids(2, 8)
+    for sizes in ((5, 8), (1, 6)):
+        filled = DynamicCache(config=model.config)
+        for index in range(model.config.num_hidden_layers):
+            filled.update(torch.zeros(2, sizes[0], 3, sizes[1]), torch.zeros(2, sizes[0], 3, sizes[1]), index)
+        with torch.set_grad_enabled(grad), pytest.raises(ValueError, match="past_key_values: keys of layer 0") as error:
+            model(ids, past_key_values=filled)
+        assert "\n" not in str(error.value)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_cache_without_a_config_gets_the_layers_of_the_model(name: str) -> None:

@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import nn
 
+from hf_arch.core.registry import EMBEDDINGS, POSITIONS
+from hf_arch.layers.norms import ArchRMSNorm
 from hf_arch.models.late_logits import LateLogits
 
 from .models import ARCHITECTURES, close, perturbed_model, token_ids
@@ -138,6 +140,38 @@ def test_training_with_the_chunked_loss(name, put_around):
                 grad = expected.get_submodule(path).weight.grad
                 close(module.up.grad, grad @ module.down.T)
                 close(module.down.grad, module.up.T @ grad)
+
+
+class Around(nn.Module):
+    """A layer inside another one, of which nothing is known but that it can be called."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {}) for name in ARCHITECTURES),
+        *(("llama", {"embeddings": each}) for each in EMBEDDINGS if "hf_arch." in EMBEDDINGS[each].__module__),
+        *(("llama", {"position": each}) for each in POSITIONS if "hf_arch." in POSITIONS[each].__module__),
+        ("llama", {"stream": {"type": "unet", "skip": "gate"}}),
+    ],
+)
+def test_a_layer_is_asked_for_nothing_but_its_result(name, options):
+    """Linear layers, embeddings and norms in wrappers without attributes, as some adapters are."""
+    model, ids = perturbed_model(name, **options), token_ids(2, 11)
+    expected = model(ids, use_cache=False).logits
+    for path, module in list(model.named_modules()):
+        if path and isinstance(module, (nn.Linear, nn.Embedding, ArchRMSNorm, nn.LayerNorm)):
+            parent, _, child = path.rpartition(".")
+            setattr(model.get_submodule(parent), child, Around(module))
+    close(model(ids, use_cache=False).logits, expected)
 
 
 @pytest.mark.rest

@@ -91,7 +91,7 @@ class BigramEmbedding(Embedding):
         assert ids is not None
         recent = recent_ids(ids, 1, context, self.slot)
         own, before = recent[..., 0].int(), recent[..., 1].int()
-        last = self.table.num_embeddings - 1
+        last = self.rows(self.config, self.options) - 1
         hashed = torch.bitwise_xor(own * 36313, before * 27191).remainder(last)
         row = self.table(torch.where(before < 0, last, hashed).long())
         if self.options.signs:

@@ -43,8 +43,8 @@ class UNetLayer(ScaledLayer):
         half = config.num_hidden_layers // 2
         self.pushes, pops = layer_idx < half, layer_idx >= config.num_hidden_layers - half
         self.skip_scale = nn.Parameter(torch.empty(1)) if pops else None
-        width = min(GATE_CHANNELS, config.hidden_size)
-        self.skip_gate = nn.Linear(width, 1, bias=False) if pops and options.skip == "gate" else None
+        self.gate_width = min(GATE_CHANNELS, config.hidden_size)
+        self.skip_gate = nn.Linear(self.gate_width, 1, bias=False) if pops and options.skip == "gate" else None
 
     def init_weights(self) -> None:
         super().init_weights()
@@ -57,7 +57,7 @@ class UNetLayer(ScaledLayer):
         if self.skip_scale is not None:
             factor: Tensor = self.skip_scale
             if self.skip_gate is not None:
-                channels = state[1][..., : self.skip_gate.in_features]
+                channels = state[1][..., : self.gate_width]
                 factor = torch.sigmoid(factor) * 2 * torch.sigmoid(self.skip_gate(channels))
             state = (state[0] + factor * state[-1], *state[1:-1])
         return super().enter(state)
