@@ -53,6 +53,7 @@ from hf_arch.training.branches import undisturbed
 from hf_arch.training.compat import has_gradient_hook
 from hf_arch.training.counted_products import counted_products
 from hf_arch.training.hidden_state import hidden_state
+from hf_arch.training.plugin_globals import PluginGlobals
 from hf_arch.training.true_gradients import untrue_gradients
 
 _DEEPEST = 3
@@ -85,6 +86,7 @@ class UnseenParts:
         self.before = {name: _contents(tensor) for name, tensor in _not_parameters(model)}
         self.starts = _starts(model)
         self.first_values = dict(_samples(model))
+        self.globals = PluginGlobals(model)
         self.on_the_way: dict[str, tuple[Any, ...]] = {}
 
     def look_again(self, model: nn.Module) -> None:
@@ -101,7 +103,7 @@ class UnseenParts:
             "untracked": untracked,
             "unmoved": self._unmoved(model),
             **modes,
-            **(_hidden_state(model, row) if self.of_plugins else {}),
+            **(_hidden_state(model, row, self.globals) if self.of_plugins else {}),
             "settled_gap": _settled_gap(model, row, modes),  # after what keeps averages was looked at: it moves them
             **(_of_plugins(model, row) if self.of_plugins else {}),
             "uncounted": _uncounted(model, row),
@@ -267,9 +269,9 @@ def _untrue_gradients(model: nn.Module, row: Tensor) -> dict[str, list[float]]:
         return untrue_gradients(model, row)
 
 
-def _hidden_state(model: nn.Module, row: Tensor) -> dict[str, float | None]:
+def _hidden_state(model: nn.Module, row: Tensor, plugins: PluginGlobals) -> dict[str, float | None]:
     with _as_it_was(model, row.device):
-        return hidden_state(model, row)
+        return hidden_state(model, row, plugins)
 
 
 @torch.no_grad()
@@ -311,9 +313,12 @@ def _settled_gap(model: nn.Module, row: Tensor, modes: dict[str, float]) -> floa
     return gap
 
 
-def _of_plugins(model: nn.Module, row: Tensor) -> dict[str, float | None]:
+def _of_plugins(model: nn.Module, row: Tensor) -> dict[str, Any]:
     """What no test of this package has seen of a part."""
-    return {"forward_gradients": _forward_gradients(model, row), "held_state": _held_state(model, row)}
+    return {
+        "forward_gradients": _forward_gradients(model, row),
+        "held_state": _held_state(model, row),
+    }
 
 
 def _held_state(model: Any, row: Tensor) -> float | None:

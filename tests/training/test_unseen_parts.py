@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,9 +18,11 @@ from transformers import AutoModelForCausalLM
 import hf_arch
 from hf_arch.analysis.audits.unseen import SETTLED, TRAINS_MORE, UNDERSTATED
 from hf_arch.analysis.audits.weights import OVERSTATED
+from hf_arch.core.plugin_source import PLUGIN_MODULE
 from hf_arch.layers.cost import MixerCost
 from hf_arch.training.counted_products import counted_products
 from hf_arch.training.hidden_state import clocks_set, hidden_state
+from hf_arch.training.plugin_globals import PluginGlobals
 from hf_arch.training.unseen_parts import UnseenParts
 from tests.suite.models import ONE_OF_EACH_KIND
 
@@ -306,12 +310,37 @@ def test_what_a_model_computes_besides_its_weights_is_seen(fact: str, factor: An
             return out
 
     model = Other(hf_arch.tiny_config("llama"))
+    begun_with = PluginGlobals(model)
     if factor is counted:
         model.passes = 100
     model.count += 10
-    found = hidden_state(model, ROW)
+    found = hidden_state(model, ROW, begun_with)
     assert (found[fact] or 0.0) > 0.1, found
     assert all(value in (0.0, None) for other, value in found.items() if other != fact), found
+
+
+@pytest.mark.parametrize("where", ["module", "class"])
+def test_what_a_plugin_keeps_for_all_models_is_in_no_weights(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new process has none of it, and a new model of this one has."""
+    plugin: Any = ModuleType(f"{PLUGIN_MODULE}keeps")
+    plugin.Part = type("Part", (), {"__module__": plugin.__name__, "seen": {}})
+    plugin.seen, plugin.limit = {}, 4
+    monkeypatch.setitem(sys.modules, plugin.__name__, plugin)
+
+    class Other(type(model_of())):  # type: ignore[misc]
+        def forward(self, *args: Any, **given: Any) -> Any:
+            out = super().forward(*args, **given)
+            seen = plugin.seen if where == "module" else plugin.Part.seen
+            out.logits = out.logits * (0.5 if len(seen) > plugin.limit else 1.0)
+            return out
+
+    model = Other(hf_arch.tiny_config("llama"))
+    began = PluginGlobals(model)
+    assert hidden_state(model, ROW, began)["reloaded"] == 0.0
+    seen = plugin.seen if where == "module" else plugin.Part.seen
+    seen.update(dict.fromkeys(range(9)))
+    assert (hidden_state(model, ROW, began)["reloaded"] or 0.0) > 0.1
+    assert len(seen) == 9 and seen is (plugin.seen if where == "module" else plugin.Part.seen)
 
 
 class Changed(torch.autograd.Function):
