@@ -17,6 +17,8 @@ A part of a plugin may do any of these without an error, and its loss is compare
     settled_gap      the same once statistics have followed that row through passes in training mode, where it was more
                      than rounding: smaller where it was of statistics of a batch. None where the model is noisy
     unmoved          numbers of matrices that training left as they began, but for one factor: counted, and not learned
+    product_types    in which types it multiplies, in training and when it is scored (`product_types`), where a plugin
+                     has part in the run
     forward_gradients
                      parameters that a forward pass alone leaves a gradient in, where a plugin has part in the run
     held_state       bytes of the cache after the row, over those that the cost declares, where a plugin has part in the
@@ -54,6 +56,7 @@ from hf_arch.training.compat import has_gradient_hook
 from hf_arch.training.counted_products import counted_products
 from hf_arch.training.hidden_state import hidden_state
 from hf_arch.training.plugin_globals import PluginGlobals
+from hf_arch.training.product_types import product_types
 from hf_arch.training.true_gradients import untrue_gradients
 
 _DEEPEST = 3
@@ -318,7 +321,16 @@ def _of_plugins(model: nn.Module, row: Tensor) -> dict[str, Any]:
     return {
         "forward_gradients": _forward_gradients(model, row),
         "held_state": _held_state(model, row),
+        "product_types": _product_types(model, row),
     }
+
+
+def _product_types(model: nn.Module, row: Tensor) -> dict[str, dict[str, float]]:
+    with _as_it_was(model, row.device):
+        try:
+            return product_types(model, row)
+        except Exception:  # an operation of a plugin may refuse to be looked at
+            return {}
 
 
 def _held_state(model: Any, row: Tensor) -> float | None:

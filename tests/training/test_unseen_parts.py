@@ -100,6 +100,19 @@ def test_training_mode_is_compared_with_itself_and_with_evaluation(noisy: bool, 
     assert facts[fact] > 0.1 and (noisy or facts["noise"] == 0.0)
 
 
+def test_products_in_half_precision_are_counted_by_mode() -> None:
+    model = model_of()
+    layer = model.model.layers[0].ffn.up_proj
+
+    def halve(module: nn.Module, given: Any, out: Tensor) -> Tensor:
+        return out if module.training else nn.functional.linear(given[0].bfloat16(), module.weight.bfloat16()).float()
+
+    assert measured(model)["product_types"] == {mode: {"float32": 1.0} for mode in ("training", "scoring")}
+    layer.register_forward_hook(halve)
+    found = measured(model)["product_types"]
+    assert set(found["training"]) == {"float32"} and 0.01 < found["scoring"]["bfloat16"] < 0.5
+
+
 def test_statistics_of_a_batch_settle_and_another_model_does_not() -> None:
     found = {}
     for what in ("statistics", "another"):
