@@ -103,6 +103,7 @@ CHECKS: tuple[Check, ...] = (
     weights.check_between_steps,
     weights.check_hidden_losses,
     weights.check_unmoved,
+    weights.check_given_up,
     weights.check_rates,
     weights.check_scoring_work,
     weights.check_overstated,

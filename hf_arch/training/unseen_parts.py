@@ -19,6 +19,8 @@ A part of a plugin may do any of these without an error, and its loss is compare
     unmoved          numbers of matrices that training left as they began, but for one factor: counted, and not learned
     product_types    in which types it multiplies, in training and when it is scored (`product_types`), where a plugin
                      has part in the run
+    given_up         numbers of parameters that learned as the run began, and at its end are frozen, or no longer there
+                     (tied to others)
     forward_gradients
                      parameters that a forward pass alone leaves a gradient in, where a plugin has part in the run
     held_state       bytes of the cache after the row, over those that the cost declares, where a plugin has part in the
@@ -89,6 +91,7 @@ class UnseenParts:
         self.before = {name: _contents(tensor) for name, tensor in _not_parameters(model)}
         self.starts = _starts(model)
         self.first_values = dict(_samples(model))
+        self.learning = {name: one.numel() for name, one in model.named_parameters() if one.requires_grad}
         self.globals = PluginGlobals(model)
         self.on_the_way: dict[str, tuple[Any, ...]] = {}
 
@@ -105,6 +108,7 @@ class UnseenParts:
         return {
             "untracked": untracked,
             "unmoved": self._unmoved(model),
+            "given_up": self._given_up(model),
             **modes,
             **(_hidden_state(model, row, self.globals) if self.of_plugins else {}),
             "settled_gap": _settled_gap(model, row, modes),  # after what keeps averages was looked at: it moves them
@@ -131,6 +135,10 @@ class UnseenParts:
         now = dict(_samples(model))
         unmoved = {name for name, was in self.first_values.items() if name in now and _one_factor(was, now[name])}
         return sum(one.numel() for name, one in model.named_parameters() if name in unmoved and one.requires_grad)
+
+    def _given_up(self, model: nn.Module) -> int:
+        now = {name for name, one in model.named_parameters() if one.requires_grad}
+        return sum(count for name, count in self.learning.items() if name not in now)
 
     def _untracked(self, model: nn.Module, row: Tensor) -> int:
         known = {**self.before, **self.on_the_way}

@@ -100,6 +100,18 @@ def test_training_mode_is_compared_with_itself_and_with_evaluation(noisy: bool, 
     assert facts[fact] > 0.1 and (noisy or facts["noise"] == 0.0)
 
 
+def test_parameters_that_are_frozen_or_tied_on_the_way_are_given_up() -> None:
+    model = model_of()
+    layer = model.model.layers[0].ffn
+
+    def give_up() -> None:
+        layer.up_proj.weight.requires_grad_(False)
+        layer.gate_proj = layer.up_proj
+
+    assert measured(model)["given_up"] == 0
+    assert measured(model, give_up)["given_up"] == 2 * layer.up_proj.weight.numel()
+
+
 def test_products_in_half_precision_are_counted_by_mode() -> None:
     model = model_of()
     layer = model.model.layers[0].ffn.up_proj

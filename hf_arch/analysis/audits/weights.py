@@ -69,6 +69,14 @@ check_unmoved = partial(
     "are counted.",
 )
 """Parameters that never learn are counted, and matched by, as those that do."""
+check_given_up = partial(
+    _shares,
+    fact="given_up",
+    check="parameters",
+    words="{share} of the parameters in {who} learned as training began and no longer at its end: frozen, or tied to "
+    "others.",
+)
+"""As many parameters learn as are counted, to the end."""
 
 
 def check_rates(runs: Sequence[RunRecord]) -> Finding | None:
