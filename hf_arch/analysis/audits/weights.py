@@ -77,6 +77,14 @@ check_given_up = partial(
     "others.",
 )
 """As many parameters learn as are counted, to the end."""
+check_saved = partial(
+    _shares,
+    fact="saved",
+    check="scoring",
+    words="The model that was saved is not the one that was scored: {share} of the parameters in {who} differ, so that "
+    "later scores are of another.",
+)
+"""What is saved, and scored by `hf-arch eval`, is what the run was scored with."""
 
 
 def check_rates(runs: Sequence[RunRecord]) -> Finding | None:
