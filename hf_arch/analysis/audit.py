@@ -102,6 +102,7 @@ CHECKS: tuple[Check, ...] = (
     unseen.check_modes,
     unseen.check_outside,
     passes.check_product_types,
+    passes.check_other_rows,
     weights.check_scored_weights,
     weights.check_between_steps,
     weights.check_hidden_losses,

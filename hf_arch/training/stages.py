@@ -290,14 +290,14 @@ class Stages:
         """What no configuration tells of the model, and of what stands around it."""
         between = {} if self.between_steps is None else self.between_steps.facts()  # before passes that may change them
         facts = self.unseen.facts(trainer.accelerator.unwrap_model(trainer.model), look.row, look.whole)
-        return {**facts, **between, **self.surroundings.facts()}
+        return {**facts, **between, **self.surroundings.facts(), **look.of_a_batch()}
 
     def _last_look(self, trainer: ArchTrainer) -> LastLook | None:
         """None where the weights are sharded: one row is too little for every process."""
         if _is_sharded(trainer):
             return None
         with self.task.alone(model := trainer.accelerator.unwrap_model(trainer.model)):
-            return LastLook(model, self.task.look())
+            return LastLook(model, self.task.look(), self.task.scored_together(trainer) if self.plugins else None)
 
     def _write_config(self) -> None:
         if not self.is_main:
