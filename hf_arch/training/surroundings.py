@@ -78,10 +78,10 @@ def saved_otherwise(model: nn.Module, folder: Path) -> int:
 
 def random_states() -> dict[str, str]:
     """Hashes of where the random numbers of torch, NumPy and Python stand."""
-    _, key, place, *_ = np.random.get_state()
+    of_numpy = np.random.get_state(legacy=False)["state"]
     states = {
         "torch": torch.get_rng_state().numpy().tobytes(),
-        "numpy": key.tobytes() + repr(place).encode(),
+        "numpy": of_numpy["key"].tobytes() + repr(of_numpy["pos"]).encode(),
         "python": repr(random.getstate()).encode(),
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():
