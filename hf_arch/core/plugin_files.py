@@ -72,6 +72,12 @@ def unwatched() -> Iterator[None]:
         _paused -= 1
 
 
+def read_again(path: Path) -> None:
+    """Keeps a file that is read without being opened: one that was mapped before, as the rows of the data are."""
+    if _watches and not _paused and (module := _plugin_on_stack(currentframe())) is not None:
+        _opened.setdefault(module, {})[os.path.abspath(path)] = None
+
+
 def files_read(source: PluginSource, texts: Iterable[str] = ()) -> dict[str, ReadFile]:
     """{name: file} of what this plugin has read so far, and of what it or `texts` name.
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
-from types import FunctionType, ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 from .followed_loader import followed_spec
@@ -26,6 +27,12 @@ _OTHERS = (
     *("transformers.trainer", "transformers.optimization", "transformers.trainer_callback"),
     *("transformers.modeling_utils", "accelerate.accelerator", "accelerate.optimizer", "accelerate.data_loader"),
 )
+_SEARCHED = (
+    *("torch.nn.", "torch.optim.", "torch.autograd", "torch.amp.", "torch.utils.data", "accelerate."),
+    *("transformers.trainer", "transformers.integrations.", "transformers.masking_utils", "transformers.modeling_"),
+)
+"""How the names of further modules begin, in which functions of plugins are looked for: what else changes there is
+theirs."""
 _CONSTANTS = (bool, int, float, str, tuple, frozenset)
 _MISSING = object()
 _before: dict[str, dict[str, Any]] = {}
@@ -74,12 +81,38 @@ def replaced() -> list[str]:
     for module_name, module in _watched():
         before, now = _before.get(module_name, {}), dict(_entries(module_name, module))
         found |= {f"{module_name}.{name}" for name, value in now.items() if from_plugin(value)}
+        found |= {f"{module_name}.{name}" for name in _hooks_of_plugins(module)}
         found |= {f"{module_name}.{name}" for name, value in before.items() if _differs(value, now.get(name, _MISSING))}
+    for module_name, module in list(sys.modules.items()):
+        if module_name.startswith(_SEARCHED) and module_name not in _OTHERS and isinstance(module, ModuleType):
+            entries = _entries(module_name, module)
+            found |= {f"{module_name}.{name}" for name, value in entries if from_plugin(value)}
     return sorted(found)
 
 
+def attached(*holders: Any) -> list[str]:
+    """What plugins put on these objects, of classes that are none of theirs: methods in the place of the class's own,
+    and hooks. {class.name}, sorted."""
+    found = set()
+    for holder in holders:
+        kind = type(holder)
+        if from_plugin(kind):
+            continue  # its own code, as the recipe names it
+        names = [key for key, value in vars(holder).items() if hasattr(kind, key) and from_plugin(value)]
+        found |= {f"{kind.__name__}.{name}" for name in (*names, *_hooks_of_plugins(holder))}
+    return sorted(found)
+
+
+def _hooks_of_plugins(holder: Any) -> list[str]:
+    """The tables of hooks of a module of torch's, or of an object, in which there is a function of a plugin."""
+    tables = {name: value for name, value in list(vars(holder).items()) if name.endswith("_hooks")}
+    return [name for name, table in tables.items() if isinstance(table, dict) and any(map(from_plugin, table.values()))]
+
+
 def from_plugin(value: Any) -> bool:
-    """Whether a function or class was defined in a plugin."""
+    """Whether a function or class was defined in a plugin, or a method or partial function is of one."""
+    while isinstance(value, (partial, MethodType)):
+        value = value.func if isinstance(value, partial) else value.__func__
     if isinstance(value, FunctionType):
         return str(value.__globals__.get("__name__")).startswith(PLUGIN_MODULE)
     return isinstance(value, type) and value.__module__.startswith(PLUGIN_MODULE)

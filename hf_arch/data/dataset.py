@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch.utils.data import ConcatDataset, Dataset
 
+from hf_arch.core.plugin_files import read_again
+
 
 class TokenStream:
     """Memory-mapped shards end to end. Pickles as file names, so that DataLoader workers map the files themselves."""
@@ -54,6 +56,7 @@ class TokenStream:
         number = int(np.searchsorted(self._ends, start, side="right"))
         while done < row.size:
             base = int(self._ends[number]) - self.shards[number][1]
+            read_again(self.shards[number][0])
             part = self._map(number)[start + done - base : stop - base]
             row[done : done + part.size] = part
             done += part.size

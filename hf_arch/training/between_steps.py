@@ -1,7 +1,8 @@
 """Whether weights change by the optimiser's steps alone, at the rates of the schedule, and are scored as they then are.
 
-A part of a plugin may take a step of its own in its forward pass, or put an average in the place of weights before they
-are scored. Around a few steps, of each parameter two sums are compared:
+A part of a plugin may take a step of its own in its forward pass or in an evaluation, or put an average in the place of
+weights before they are scored. Around a few steps, and every evaluation and checkpoint, of each parameter two sums are
+compared:
 
     moved    numbers of parameters that changed between two steps of the optimiser
     swapped  those that changed between its last step and the end of the score; None where the recipe asks for the best
@@ -46,6 +47,10 @@ class BetweenSteps(TrainerCallback):
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         done = state.global_step + 1
         if done < _FIRST or done >= state.max_steps or done % max(1, state.max_steps // _PARTS) == 0:
+            self.after = _weights(self.model)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.after is None and (control.should_evaluate or control.should_save):
             self.after = _weights(self.model)
 
     def facts(self) -> dict[str, float | None]:

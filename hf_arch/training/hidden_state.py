@@ -3,7 +3,8 @@ what it learned where nothing saves it.
 
 Each is what logits of a row, in training mode or in evaluation mode, change by, over their rms:
 
-    reloaded  in a new model with the same weights and buffers: what it keeps elsewhere
+    reloaded  in a new model with the same weights and buffers, as a new process has it: what is kept elsewhere, in
+              attributes of the model or in the module of a plugin
     counts    in one whose counters (buffers of whole numbers) are those of a new model: a schedule of its own
     clock     where clocks are set forward and back
 
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_arch.core.plugin_source import PLUGIN_MODULE
+from hf_arch.training.plugin_globals import PluginGlobals
 
 _SHIFTS = (-10_000_019.0, 10_000_019.0, 3_607.5)
 """Seconds: before whatever a plugin took as its start, far behind it, and to another half of a second."""
@@ -35,9 +37,9 @@ _NOISE = 1e-4
 
 
 @torch.no_grad()
-def hidden_state(model: nn.Module, row: Tensor) -> dict[str, float | None]:
-    """These numbers; row: int64 [1, T]. The model is afterwards as it was, but for what the caller restores: modes,
-    random numbers and buffers."""
+def hidden_state(model: nn.Module, row: Tensor, plugins: PluginGlobals) -> dict[str, float | None]:
+    """These numbers; row: int64 [1, T]; plugins: as they were before training. The model is afterwards as it was, but
+    for what the caller restores: modes, random numbers and buffers."""
     found: dict[str, float | None] = {"reloaded": None, "counts": None, "clock": None}
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
 
@@ -58,12 +60,13 @@ def hidden_state(model: nn.Module, row: Tensor) -> dict[str, float | None]:
         if name in buffers and buffers[name].shape == buffer.shape:
             buffer.copy_(buffers[name])
     for fact, counters in (("reloaded", True), ("counts", False)):
-        if (other := _new_model(model, counters)) is None:
-            return found
-        try:
-            then = [_logits(other, row, training) for training in (False, True)]
-        except Exception:  # nor may it give anything without what it was given in training
-            return found
+        with plugins.as_they_began():
+            if (other := _new_model(model, counters)) is None:
+                return found
+            try:
+                then = [_logits(other, row, training) for training in (False, True)]
+            except Exception:  # nor may it give anything without what it was given in training
+                return found
         found[fact] = gap = _gap(now, then)
         if gap > _NOISE:  # so much is the new model's, whatever its counters
             return found

@@ -34,7 +34,6 @@ import hf_arch
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.failures import Interrupted, TrainingError
 from hf_arch.core.one_writer import only_writer
-from hf_arch.core.plugin_patches import from_plugin
 from hf_arch.numerics import NUMERICS_VERSION
 from hf_arch.optimizers.choose import choose_optimizer
 from hf_arch.recipe.build import changed_initialisation
@@ -63,6 +62,7 @@ from hf_arch.training.schedule import rates_of
 from hf_arch.training.slowdown import SlowdownWatch
 from hf_arch.training.startup import training_rows
 from hf_arch.training.step_watch import DEFAULT_MAX_SKIPPED_STEPS, StepWatch
+from hf_arch.training.surroundings import Surroundings, saved_otherwise
 from hf_arch.training.tasks.base import Task
 from hf_arch.training.tracking import describe_trackers, tracked
 from hf_arch.training.trainer import ArchTrainer
@@ -176,6 +176,7 @@ class Stages:
         """The first look, the check of what runs, the callbacks, and the start-up report."""
         self.unseen = UnseenParts(trainer.model, of_plugins=bool(self.plugins))
         self.between_steps = BetweenSteps(trainer.model) if self.plugins and not _is_sharded(trainer) else None
+        self.surroundings = Surroundings(trainer)
         if not self.continuation.checkpoint:
             with self.task.alone(trainer.model):
                 self.first_look = first_look(trainer.model, self.task.look())
@@ -190,6 +191,7 @@ class Stages:
         trainer.callback_handler.callbacks.insert(0, log)  # before the trackers, which get the numbers that it adds
         trainer.add_callback(SlowdownWatch(log))
         trainer.add_callback(LookAgain(self.unseen))
+        trainer.add_callback(self.surroundings)
         if self.between_steps is not None:
             trainer.add_callback(self.between_steps)
         trainer.add_callback(BranchPoints(self.folder))
@@ -262,8 +264,10 @@ class Stages:
         if not math.isfinite(scores["final_val_loss"]):
             raise divergence(f"the validation loss became {scores['final_val_loss']}", steps, self.args)
         with self.task.alone(trainer.accelerator.unwrap_model(trainer.model)):
-            seen = {} if look is None else {**look.facts(), "unseen": self._unseen(trainer, look)}
+            seen: dict[str, Any] = {} if look is None else {**look.facts(), "unseen": self._unseen(trainer, look)}
             trainer.save_model(str(self.folder / MODEL_DIR))  # every process takes part where the weights are sharded
+        if self.plugins and look is not None and self.is_main:
+            seen["unseen"]["saved"] = saved_otherwise(look.model, self.folder / MODEL_DIR)
         (self.folder / MODEL_DIR / "training_args.bin").unlink(missing_ok=True)  # a pickle, and it names folders
         numbers: dict[str, Any] = {
             "optimizer": optimizer_facts(trainer.optimizer),
@@ -283,18 +287,17 @@ class Stages:
         return {**numbers, **self.task.measure(trainer)}
 
     def _unseen(self, trainer: ArchTrainer, look: LastLook) -> dict[str, Any]:
-        """What no configuration tells of the model, and the callbacks that a plugin added."""
+        """What no configuration tells of the model, and of what stands around it."""
         between = {} if self.between_steps is None else self.between_steps.facts()  # before passes that may change them
-        added = [type(one) for one in trainer.callback_handler.callbacks if from_plugin(type(one))]
         facts = self.unseen.facts(trainer.accelerator.unwrap_model(trainer.model), look.row, look.whole)
-        return {**facts, **between, "callbacks": sorted(one.__name__ for one in added)}
+        return {**facts, **between, **self.surroundings.facts(), **look.of_a_batch()}
 
     def _last_look(self, trainer: ArchTrainer) -> LastLook | None:
         """None where the weights are sharded: one row is too little for every process."""
         if _is_sharded(trainer):
             return None
         with self.task.alone(model := trainer.accelerator.unwrap_model(trainer.model)):
-            return LastLook(model, self.task.look())
+            return LastLook(model, self.task.look(), self.task.scored_together(trainer) if self.plugins else None)
 
     def _write_config(self) -> None:
         if not self.is_main:

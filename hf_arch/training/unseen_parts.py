@@ -17,6 +17,10 @@ A part of a plugin may do any of these without an error, and its loss is compare
     settled_gap      the same once statistics have followed that row through passes in training mode, where it was more
                      than rounding: smaller where it was of statistics of a batch. None where the model is noisy
     unmoved          numbers of matrices that training left as they began, but for one factor: counted, and not learned
+    product_types    in which types it multiplies, in training and when it is scored (`product_types`), where a plugin
+                     has part in the run
+    given_up         numbers of parameters that learned as the run began, and at its end are frozen, or no longer there
+                     (tied to others)
     forward_gradients
                      parameters that a forward pass alone leaves a gradient in, where a plugin has part in the run
     held_state       bytes of the cache after the row, over those that the cost declares, where a plugin has part in the
@@ -53,6 +57,8 @@ from hf_arch.training.branches import undisturbed
 from hf_arch.training.compat import has_gradient_hook
 from hf_arch.training.counted_products import counted_products
 from hf_arch.training.hidden_state import hidden_state
+from hf_arch.training.plugin_globals import PluginGlobals
+from hf_arch.training.product_types import product_types
 from hf_arch.training.true_gradients import untrue_gradients
 
 _DEEPEST = 3
@@ -85,6 +91,8 @@ class UnseenParts:
         self.before = {name: _contents(tensor) for name, tensor in _not_parameters(model)}
         self.starts = _starts(model)
         self.first_values = dict(_samples(model))
+        self.learning = {name: one.numel() for name, one in model.named_parameters() if one.requires_grad}
+        self.globals = PluginGlobals(model)
         self.on_the_way: dict[str, tuple[Any, ...]] = {}
 
     def look_again(self, model: nn.Module) -> None:
@@ -100,8 +108,9 @@ class UnseenParts:
         return {
             "untracked": untracked,
             "unmoved": self._unmoved(model),
+            "given_up": self._given_up(model),
             **modes,
-            **(_hidden_state(model, row) if self.of_plugins else {}),
+            **(_hidden_state(model, row, self.globals) if self.of_plugins else {}),
             "settled_gap": _settled_gap(model, row, modes),  # after what keeps averages was looked at: it moves them
             **(_of_plugins(model, row) if self.of_plugins else {}),
             "uncounted": _uncounted(model, row),
@@ -126,6 +135,10 @@ class UnseenParts:
         now = dict(_samples(model))
         unmoved = {name for name, was in self.first_values.items() if name in now and _one_factor(was, now[name])}
         return sum(one.numel() for name, one in model.named_parameters() if name in unmoved and one.requires_grad)
+
+    def _given_up(self, model: nn.Module) -> int:
+        now = {name for name, one in model.named_parameters() if one.requires_grad}
+        return sum(count for name, count in self.learning.items() if name not in now)
 
     def _untracked(self, model: nn.Module, row: Tensor) -> int:
         known = {**self.before, **self.on_the_way}
@@ -267,9 +280,9 @@ def _untrue_gradients(model: nn.Module, row: Tensor) -> dict[str, list[float]]:
         return untrue_gradients(model, row)
 
 
-def _hidden_state(model: nn.Module, row: Tensor) -> dict[str, float | None]:
+def _hidden_state(model: nn.Module, row: Tensor, plugins: PluginGlobals) -> dict[str, float | None]:
     with _as_it_was(model, row.device):
-        return hidden_state(model, row)
+        return hidden_state(model, row, plugins)
 
 
 @torch.no_grad()
@@ -311,9 +324,21 @@ def _settled_gap(model: nn.Module, row: Tensor, modes: dict[str, float]) -> floa
     return gap
 
 
-def _of_plugins(model: nn.Module, row: Tensor) -> dict[str, float | None]:
+def _of_plugins(model: nn.Module, row: Tensor) -> dict[str, Any]:
     """What no test of this package has seen of a part."""
-    return {"forward_gradients": _forward_gradients(model, row), "held_state": _held_state(model, row)}
+    return {
+        "forward_gradients": _forward_gradients(model, row),
+        "held_state": _held_state(model, row),
+        "product_types": _product_types(model, row),
+    }
+
+
+def _product_types(model: nn.Module, row: Tensor) -> dict[str, dict[str, float]]:
+    with _as_it_was(model, row.device):
+        try:
+            return product_types(model, row)
+        except Exception:  # an operation of a plugin may refuse to be looked at
+            return {}
 
 
 def _held_state(model: Any, row: Tensor) -> float | None:

@@ -21,9 +21,14 @@ def nothing(model: nn.Linear, optimizer: torch.optim.Optimizer, step: int) -> No
 
 
 def trained(
-    forward: Change = nothing, after: Change = nothing, scored: Change = nothing, best: bool = False
+    forward: Change = nothing,
+    after: Change = nothing,
+    evaluated: Change = nothing,
+    scored: Change = nothing,
+    best: bool = False,
 ) -> dict[str, Any]:
-    """Facts of a few steps of a model, with something done in its forward pass, after a step, and before the score."""
+    """Facts of a few steps of a model, with something done in its forward pass, after a step, in an evaluation after
+    the fifth, and before the score."""
     torch.manual_seed(0)
     model = nn.Linear(4, 3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
@@ -38,6 +43,10 @@ def trained(
         optimizer.step()
         watch.on_optimizer_step(args, state, None)
         state.global_step += 1
+        control = SimpleNamespace(should_evaluate=state.global_step == 5, should_save=False)
+        watch.on_step_end(args, state, control)
+        if control.should_evaluate:
+            evaluated(model, optimizer, step)
         scheduler.step()
         optimizer.zero_grad()
         after(model, optimizer, step)
@@ -53,7 +62,7 @@ def test_the_steps_of_the_optimiser_are_not_counted() -> None:
     assert trained() == {"moved": 0, "swapped": 0, "rates": 1.0}
 
 
-@pytest.mark.parametrize("where", ["forward", "after"])
+@pytest.mark.parametrize("where", ["forward", "after", "evaluated"])
 def test_what_changes_between_steps_is_counted_once(where: str) -> None:
     assert trained(**{where: halve})["moved"] == 12
 

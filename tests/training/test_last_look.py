@@ -46,6 +46,28 @@ class SeesBlocks(Attention):
         return super().forward(torch.cat([mixed, hidden_states[:, whole:]], 1), context)
 
 
+@MIXERS.register("sees_rows")
+class SeesRows(Attention):
+    """Takes the mean over its batch away when it is scored."""
+
+    Options = AttentionOptions
+
+    def forward(self, hidden_states: Tensor, context=None):  # type: ignore[override]
+        out = super().forward(hidden_states, context)
+        return out if self.training else out - 0.5 * out.mean(0, keepdim=True)
+
+
+@MIXERS.register("sees_ahead_in_batches")
+class SeesAheadInBatches(Attention):
+    """Mixes the next token in where there are more rows than a look takes."""
+
+    Options = AttentionOptions
+
+    def forward(self, hidden_states: Tensor, context=None):  # type: ignore[override]
+        ahead = hidden_states.roll(-1, 1) if len(hidden_states) > 10 else 0.0
+        return super().forward(hidden_states + ahead, context)
+
+
 @MIXERS.register("learns_when_scored")
 class LearnsWhenScored(Attention):
     """Keeps something of every row in evaluation mode, by a way that torch does not count."""
@@ -61,7 +83,9 @@ class LearnsWhenScored(Attention):
 
 def look(name: str, row: Tensor = ROW, **overrides: Any) -> dict[str, Any]:
     torch.manual_seed(0)
-    return LastLook(AutoModelForCausalLM.from_config(hf_arch.tiny_config(name, **overrides)), row).facts()
+    batch = torch.randint(3, 60, (12, 32))
+    found = LastLook(AutoModelForCausalLM.from_config(hf_arch.tiny_config(name, **overrides)), row, batch)
+    return {**found.facts(), **found.of_a_batch()}
 
 
 @pytest.mark.parametrize("name", ["llama", "gla", "mamba", "moe"])
@@ -69,11 +93,22 @@ def look(name: str, row: Tensor = ROW, **overrides: Any) -> dict[str, Any]:
 def test_a_causal_model_leaves_rounding_alone(name: str, length: int) -> None:
     found = look(name, ROW[:, :length])
     assert found["later_tokens"] < 1e-4 and found["scoring_drift"] == 0.0
+    assert found["other_rows"] < 1e-5 and found["batch_gap"] < 1e-5
 
 
 def test_one_token_ahead_is_seen_and_so_is_what_scoring_changes() -> None:
     assert look("llama", mixer="sees_ahead")["later_tokens"] > 0.1
     assert look("llama", mixer="learns_when_scored")["scoring_drift"] > 0.01
+
+
+def test_other_rows_of_a_batch_are_seen() -> None:
+    found = look("llama", mixer="sees_rows")
+    assert found["other_rows"] > 0.01 and found["later_tokens"] < 1e-4 and found["scoring_drift"] == 0.0
+
+
+def test_rows_that_are_scored_otherwise_than_looked_at_are_seen() -> None:
+    found = look("llama", mixer="sees_ahead_in_batches", initializer_range=1.0)
+    assert found["later_tokens"] < 1e-4 and found["other_rows"] < 1e-4 and found["batch_gap"] > 0.01
 
 
 def test_blocks_longer_than_a_short_row_are_seen() -> None:

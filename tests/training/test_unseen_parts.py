@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,9 +18,11 @@ from transformers import AutoModelForCausalLM
 import hf_arch
 from hf_arch.analysis.audits.unseen import SETTLED, TRAINS_MORE, UNDERSTATED
 from hf_arch.analysis.audits.weights import OVERSTATED
+from hf_arch.core.plugin_source import PLUGIN_MODULE
 from hf_arch.layers.cost import MixerCost
 from hf_arch.training.counted_products import counted_products
 from hf_arch.training.hidden_state import clocks_set, hidden_state
+from hf_arch.training.plugin_globals import PluginGlobals
 from hf_arch.training.unseen_parts import UnseenParts
 from tests.suite.models import ONE_OF_EACH_KIND
 
@@ -94,6 +98,31 @@ def test_training_mode_is_compared_with_itself_and_with_evaluation(noisy: bool, 
     model.get_output_embeddings().register_forward_hook(change)
     facts = measured(model)
     assert facts[fact] > 0.1 and (noisy or facts["noise"] == 0.0)
+
+
+def test_parameters_that_are_frozen_or_tied_on_the_way_are_given_up() -> None:
+    model = model_of()
+    layer = model.model.layers[0].ffn
+
+    def give_up() -> None:
+        layer.up_proj.weight.requires_grad_(False)
+        layer.gate_proj = layer.up_proj
+
+    assert measured(model)["given_up"] == 0
+    assert measured(model, give_up)["given_up"] == 2 * layer.up_proj.weight.numel()
+
+
+def test_products_in_half_precision_are_counted_by_mode() -> None:
+    model = model_of()
+    layer = model.model.layers[0].ffn.up_proj
+
+    def halve(module: nn.Module, given: Any, out: Tensor) -> Tensor:
+        return out if module.training else nn.functional.linear(given[0].bfloat16(), module.weight.bfloat16()).float()
+
+    assert measured(model)["product_types"] == {mode: {"float32": 1.0} for mode in ("training", "scoring")}
+    layer.register_forward_hook(halve)
+    found = measured(model)["product_types"]
+    assert set(found["training"]) == {"float32"} and 0.01 < found["scoring"]["bfloat16"] < 0.5
 
 
 def test_statistics_of_a_batch_settle_and_another_model_does_not() -> None:
@@ -306,12 +335,37 @@ def test_what_a_model_computes_besides_its_weights_is_seen(fact: str, factor: An
             return out
 
     model = Other(hf_arch.tiny_config("llama"))
+    begun_with = PluginGlobals(model)
     if factor is counted:
         model.passes = 100
     model.count += 10
-    found = hidden_state(model, ROW)
+    found = hidden_state(model, ROW, begun_with)
     assert (found[fact] or 0.0) > 0.1, found
     assert all(value in (0.0, None) for other, value in found.items() if other != fact), found
+
+
+@pytest.mark.parametrize("where", ["module", "class"])
+def test_what_a_plugin_keeps_for_all_models_is_in_no_weights(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new process has none of it, and a new model of this one has."""
+    plugin: Any = ModuleType(f"{PLUGIN_MODULE}keeps")
+    plugin.Part = type("Part", (), {"__module__": plugin.__name__, "seen": {}})
+    plugin.seen, plugin.limit = {}, 4
+    monkeypatch.setitem(sys.modules, plugin.__name__, plugin)
+
+    class Other(type(model_of())):  # type: ignore[misc]
+        def forward(self, *args: Any, **given: Any) -> Any:
+            out = super().forward(*args, **given)
+            seen = plugin.seen if where == "module" else plugin.Part.seen
+            out.logits = out.logits * (0.5 if len(seen) > plugin.limit else 1.0)
+            return out
+
+    model = Other(hf_arch.tiny_config("llama"))
+    began = PluginGlobals(model)
+    assert hidden_state(model, ROW, began)["reloaded"] == 0.0
+    seen = plugin.seen if where == "module" else plugin.Part.seen
+    seen.update(dict.fromkeys(range(9)))
+    assert (hidden_state(model, ROW, began)["reloaded"] or 0.0) > 0.1
+    assert len(seen) == 9 and seen is (plugin.seen if where == "module" else plugin.Part.seen)
 
 
 class Changed(torch.autograd.Function):

@@ -28,15 +28,32 @@ def of_one_seed(**changes: Any) -> Given:
     return {"results": lambda seed: unseen(**(changes if seed == 3 else {}))["results"]}
 
 
-def replaced(*names: str, callbacks: tuple[str, ...] = ()) -> Given:
+def replaced(*names: str, callbacks: tuple[str, ...] = (), attached: tuple[str, ...] = ()) -> Given:
     facts = provenance(replaced=list(names))["results"]
-    return {"results": {**facts, **unseen(callbacks=list(callbacks))["results"]}}
+    return {"results": {**facts, **unseen(callbacks=list(callbacks), attached=list(attached))["results"]}}
 
 
 def steps(counted: int) -> Given:
     """What the optimiser counted of 200 steps."""
     groups = [{"lr": 1e-3, "weight_decay": 0.1, "parameters": 1_200_000}]
     return {"results": {"steps": 200, "optimizer": {"class": "AdamW", "steps": counted, "groups": groups}}}
+
+
+def halves(training: float, scoring: float, precision: str = "fp32") -> Given:
+    """Shares of the products that are in bf16."""
+    modes = {"training": training, "scoring": scoring}
+    types = {mode: {"bfloat16": share, "float32": 1 - share} for mode, share in modes.items()}
+    return {"results": {**unseen(product_types=types)["results"], "precision": precision}}
+
+
+def random_states(first: str, others: str) -> Given:
+    """Where the random numbers of torch stand at the end, of the first seed and of each other one."""
+
+    def of(seed: int) -> Given:
+        state = first if seed == 1 else others if others == first else f"{others}-{seed}"
+        return unseen(random_states={"torch": state, "numpy": f"state-{seed}"})["results"]
+
+    return {"results": of}
 
 
 def starts(loaded: int, drawn: int) -> Given:
@@ -87,6 +104,17 @@ TRAPS: dict[str, tuple[str, tuple[Given, Given]]] = {
     "a cost that says twice as much": ("flops", (unseen(most_work=0.5), unseen(most_work=1.2))),
     "a cost that hides half of the state": ("state", (unseen(held_state=2.0), unseen(held_state=1.0))),
     "a cost that says more state than there is": ("state", (unseen(held_state=0.3), unseen(held_state=1.0))),
+    "statistics over the rows that are scored together": ("scoring", (unseen(other_rows=0.1), unseen(other_rows=0.0))),
+    "rows scored otherwise in a batch": ("scoring", (unseen(batch_gap=0.02), unseen(batch_gap=0.0))),
+    "the same on both sides": ("scoring", (unseen(other_rows=0.1), unseen(other_rows=0.2))),
+    "a part in bf16 when it is scored": ("precision", (halves(0.0, 0.3), halves(0.0, 0.0))),
+    "a part in bf16": ("precision", (halves(0.3, 0.3), unseen())),
+    "a run in bf16 that is scored in fp32": ("precision", (halves(0.9, 0.0, "bf16"), halves(0.9, 0.9, "bf16"))),
+    "parameters that are frozen on the way": ("parameters", (unseen(given_up=300_000), unseen(given_up=0))),
+    "another model is saved than scored": ("scoring", (unseen(saved=300_000), unseen(saved=0))),
+    "clipping that a part changes": ("settings", (unseen(arguments={"max_grad_norm": [1.0, 0.01]}), unseen())),
+    "random numbers that a part seeds": ("seeds", (random_states("one", "one"), random_states("one", "other"))),
+    "a hook on the optimiser": ("code", (replaced(attached=("AdamW._optimizer_step_pre_hooks",)), replaced())),
     "a mixer that was trained before": ("initialisation", (starts(300_000, 800_000), starts(0, 1_100_000))),
     "a method of the trainer": ("code", (replaced("hf_arch.training.trainer.ArchTrainer.compute_loss"), replaced())),
     "a callback": ("code", (replaced(callbacks=("Average",)), replaced())),
@@ -137,6 +165,14 @@ HONEST: dict[str, tuple[Given, Given]] = {
     "products that nobody can count": (unseen(uncountable="TypeError: none"), unseen()),
     "state as declared": (unseen(held_state=1.0), unseen(held_state=None)),
     "statistics of a batch": (unseen(mode_gap=0.2, untracked=128, reloaded=0.0), unseen()),
+    "rounding in another batch": (unseen(other_rows=2e-3, batch_gap=3e-4), unseen(other_rows=0.0)),
+    "a part that keeps fp32 in a run in bf16": (halves(0.5, 0.5, "bf16"), halves(0.9, 0.9, "bf16")),
+    "all in fp32": (halves(0.0, 0.0), unseen()),
+    "settings that both sides change": (unseen(arguments={"seed": [1, 2]}), unseen(arguments={"seed": [1, 2]})),
+    "nothing around the model": (
+        unseen(arguments={}, attached=[], given_up=0, saved=0),
+        random_states("one", "other"),
+    ),
     "rounding": (unseen(mode_gap=1e-5, noise=1e-6), unseen()),
     "rounding in bf16": (unseen(mode_gap=5e-3, dtypes={"bfloat16": 9}), unseen(dtypes={"bfloat16": 8})),
 }

@@ -259,8 +259,9 @@ def _rounding(run: RunRecord) -> float:
 
 
 def _replaced(run: RunRecord) -> tuple[str, ...]:
-    callbacks = (run.unseen or {}).get("callbacks") or ()
-    return (*map(str, run.provenance.get("replaced") or ()), *(f"callback {name}" for name in callbacks))
+    facts = run.unseen or {}
+    callbacks = [f"callback {name}" for name in facts.get("callbacks") or ()]
+    return (*map(str, run.provenance.get("replaced") or ()), *map(str, facts.get("attached") or ()), *callbacks)
 
 
 def _facts(runs: Sequence[RunRecord]) -> dict[RunRecord, Mapping[str, Any]]:

@@ -69,6 +69,22 @@ check_unmoved = partial(
     "are counted.",
 )
 """Parameters that never learn are counted, and matched by, as those that do."""
+check_given_up = partial(
+    _shares,
+    fact="given_up",
+    check="parameters",
+    words="{share} of the parameters in {who} learned as training began and no longer at its end: frozen, or tied to "
+    "others.",
+)
+"""As many parameters learn as are counted, to the end."""
+check_saved = partial(
+    _shares,
+    fact="saved",
+    check="scoring",
+    words="The model that was saved is not the one that was scored: {share} of the parameters in {who} differ, so that "
+    "later scores are of another.",
+)
+"""What is saved, and scored by `hf-arch eval`, is what the run was scored with."""
 
 
 def check_rates(runs: Sequence[RunRecord]) -> Finding | None:

@@ -63,6 +63,10 @@ class Task(ABC):
     def look(self) -> Tensor:
         """A row [1, T] that the model is shown before the first step."""
 
+    def scored_together(self, trainer: ArchTrainer) -> Tensor | None:
+        """The first rows [B, T] that `score` gives the model at once; None where that is no loss of their tokens."""
+        return None
+
     @abstractmethod
     def trainer_options(self, args: TrainingArguments) -> dict[str, Any]:
         """What the trainer of this task is made with: its rows, its collator, and options of its own."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments, default_data_collator
 
 from hf_arch.data import SeededOrder, prepare_data
+from hf_arch.data.dataset import first_rows
 from hf_arch.data.seen_rows import seen_text, text_fingerprint
 from hf_arch.data.text_bytes import text_bytes
 from hf_arch.data.validation_parts import validation_part
@@ -68,11 +70,17 @@ class LanguageModelTask(Task):
             "processing_class": self.data.tokenizer,
         }
 
+    def scored_together(self, trainer: ArchTrainer) -> Tensor | None:
+        rows = first_rows(self.validation, self.recipe.evaluation.final_sequences)[: self._rows_at_once(trainer)]
+        return torch.stack([self.validation[row]["input_ids"] for row in rows])
+
+    def _rows_at_once(self, trainer: ArchTrainer) -> int:
+        fitting = min(SCORED_TOKENS, SCORED_LOGITS // self.config.vocab_size) // self.sequence_length
+        return max(trainer.args.per_device_eval_batch_size, fitting)
+
     def score(self, trainer: ArchTrainer, log: MetricsLog) -> dict[str, Any]:
         sequences = self.recipe.evaluation.final_sequences
-        fitting = min(SCORED_TOKENS, SCORED_LOGITS // self.config.vocab_size) // self.sequence_length
-        rows = max(trainer.args.per_device_eval_batch_size, fitting)
-        scored = trainer.score(self.validation, sequences, rows)
+        scored = trainer.score(self.validation, sequences, self._rows_at_once(trainer))
         return {
             "final_val_loss": scored.loss,
             "final_val_perplexity": scored.perplexity,
