@@ -54,8 +54,8 @@ class _Rotate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        cos, sin = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: linear in the gradient, with angles the other way round
+            cos, sin = ctx.saved_tensors  # once: under checkpoints a second look is an error
             return _plain(grad, cos, _turned_back(sin), ctx.head_axis), None, None, None
         return _Rotate.by_hand(ctx, grad)
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from hf_arch.ops.norm import l2_norm, rms_norm, silu_gated_rms_norm
 from hf_arch.ops.rotary import apply_rotary
@@ -125,6 +126,18 @@ def test_rotations_are_those_of_torch(
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
     monkeypatch.delenv("HF_ARCH_BACKEND")
     torch.testing.assert_close(turned(x, angles, head_axis, weights, create_graph=True)[1], found[1])
+
+
+@needs_kernels
+def test_checkpoints_look_at_what_is_saved_once() -> None:
+    x, cos, sin = torch.randn(1, 2, 5, 8, requires_grad=True), torch.randn(1, 5, 8), torch.randn(1, 5, 8)
+
+    def passes(x: Tensor) -> Tensor:
+        return silu_gated(silu_gated_rms_norm(apply_rotary(x, cos, sin), None, x, 1e-3), x)
+
+    (expected,) = torch.autograd.grad(passes(x).square().sum(), x)
+    (found,) = torch.autograd.grad(checkpoint(passes, x, use_reentrant=False).square().sum(), x)
+    assert torch.equal(found, expected)
 
 
 @needs_kernels
