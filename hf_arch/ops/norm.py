@@ -205,7 +205,7 @@ def _arguments(x: Tensor, scale: Tensor | None, gate: Tensor | None, ctx: Any) -
 def _native_gradients(
     kernels: Any, x: Tensor, weight: Tensor | None, scale: Tensor | None, gate: Tensor | None, ctx: Any, grad_y: Tensor
 ) -> tuple[Tensor | None, ...]:
-    grad_x, grad_gate = (None if each is None else torch.empty(x.shape) for each in (x, gate))
+    grad_x, grad_gate = (None if each is None else torch.empty(x.shape, dtype=x.dtype) for each in (x, gate))
     grad_scale = None
     if scale is not None:
         grad_scale = scale.new_zeros(-(-x.numel() // max(1, scale.numel() * ROWS)), *scale.shape)

@@ -39,7 +39,7 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Tensor) -> Tensor:
         ctx.save_for_backward(x, gate)
-        y = torch.empty(x.shape)
+        y = torch.empty(x.shape, dtype=x.dtype)
         kernels_for(x, gate).silu_gate(*_sizes(x), *_pointers(x, gate), Pointer(y))
         return y
 
@@ -57,7 +57,7 @@ class _Gate(torch.autograd.Function):
         kernels = kernels_for(x, gate, grad_y)
         if kernels is None or grad_y.dtype != torch.float32:
             return grad_y * F.silu(gate), torch.ops.aten.silu_backward(grad_y * x, gate)
-        grad_x, grad_gate = torch.empty(x.shape), torch.empty(x.shape)
+        grad_x, grad_gate = (torch.empty(x.shape, dtype=x.dtype) for _ in range(2))
         kernels.silu_gate_backward(*_sizes(x), *_pointers(x, gate, grad_y), Pointer(grad_x), Pointer(grad_gate))
         return grad_x, grad_gate
 

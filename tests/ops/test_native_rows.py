@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from hf_arch.ops.linear_attention import linear_attention
 from hf_arch.ops.norm import l2_norm, rms_norm, silu_gated_rms_norm
 from hf_arch.ops.rotary import apply_rotary
 from hf_arch.ops.silu_gate import silu_gated
-from tests.ops.test_native import needs_kernels
+from tests.ops.test_native import head_inputs, needs_kernels, run
 
 
 def rowwise(kind: str) -> Any:
@@ -169,3 +170,26 @@ def test_half_precision_is_widened_in_blocks() -> None:
         assert y.dtype == torch.bfloat16
     expected = (x.float() * torch.nn.functional.silu(gate.float())).detach()
     torch.testing.assert_close(silu_gated(x, gate).float(), expected, rtol=2e-2, atol=2e-2)
+
+
+@needs_kernels
+def test_the_default_dtype_does_not_matter() -> None:
+    x, gate, angles = (torch.randn(1, 2, 5, 8) for _ in range(3))
+    inputs = head_inputs(2, 9, 2, 16, 8, "vector")
+
+    def results() -> list[Tensor]:
+        leaf = x.clone().requires_grad_()
+        turned = apply_rotary(leaf, angles[:, 0].cos(), angles[:, 0].sin())
+        y = silu_gated(silu_gated_rms_norm(turned, gate[0, 0, 0], gate, 1e-3), l2_norm(leaf))
+        y.sum().backward()
+        return [y.detach(), leaf.grad, *run(linear_attention.chunk, inputs)]  # type: ignore[list-item]
+
+    expected = results()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = results()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(one.dtype == torch.float32 for one in found)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
