@@ -122,6 +122,7 @@ def imported(file: str) -> dict[str, str]:
 NAMES = sorted({(name, module) for file in COMPAT for name, module in imported(file).items()})
 
 
+@pytest.mark.rest
 def test_importing_the_trainer_prints_nothing():
     """transformers prints a line about W&B, which a run that does not use it need not hear of."""
     env = {**os.environ, "WANDB_MODE": "offline", "PYTHONPATH": str(PACKAGE.parent)}

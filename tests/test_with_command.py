@@ -31,6 +31,7 @@ def test_a_command_and_its_children_know_our_models(tmp_path: Path) -> None:
     assert done.returncode == 0 and "HfaGLAForCausalLM" in done.stdout, done.stderr[-2000:]
 
 
+@pytest.mark.rest
 def test_options_and_the_exit_code_are_the_commands_own(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import os; os.environ['OWN'] = 'here'")
     program = "import os, sys; print(sys.argv[1:], os.environ['OWN']); sys.exit(7)"

@@ -77,6 +77,7 @@ def test_two_seeds_are_refused() -> None:
     )
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("seeds", [3, 5, 8])
 def test_the_interval_covers_the_ratio(seeds: int) -> None:
     """Noise of a seed moves both curves; that of a run only its own."""

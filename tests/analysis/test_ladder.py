@@ -40,6 +40,7 @@ def test_known_constants_are_recovered() -> None:
     assert fit.predict(np.asarray([1e8]), np.asarray([1e9])) == pytest.approx(law(1e8, 1e9), rel=1e-3)
 
 
+@pytest.mark.rest
 def test_the_bootstrap_covers_the_constants() -> None:
     covered = np.zeros(3)
     for seed in range(10):

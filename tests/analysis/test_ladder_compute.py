@@ -88,6 +88,7 @@ def studies(errors: str, count: int) -> list[Study]:
     return [compute_study(pair, errors, seed) for pair in PAIRS for seed in range(count)]
 
 
+@pytest.mark.rest
 def test_the_bands_cover_the_truth() -> None:
     """Of 8 ladders, one in four of another form than is fitted, at most two are outside at one compute: 1 % have
     three where 5 % are outside."""

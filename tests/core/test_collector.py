@@ -52,6 +52,7 @@ def test_only_the_first_is_for_ever() -> None:
     assert gc.get_freeze_count() <= first and len(later) == 1000
 
 
+@pytest.mark.rest
 def test_the_process_of_a_run_collects_again_once_it_has_imported(tmp_path: Path) -> None:
     program = (
         "import gc, sys\nfrom pathlib import Path\nfrom hf_arch.experiments.execution.child import train_folder\n"

@@ -97,6 +97,7 @@ def test_any_change_of_a_file_is_seen(tmp_path: Path) -> None:
     assert state_differs()
 
 
+@pytest.mark.rest
 def test_stand_ins_import_the_library_when_it_is_used() -> None:
     code = """
 import sys

@@ -96,6 +96,7 @@ print("glu" in list(FFNS), "mine_of_a_test" in list(FFNS))
 """
 
 
+@pytest.mark.rest
 def test_a_part_of_the_package_that_a_plugin_imports_first_is_not_the_plugins(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from hf_arch.core.registry import FFNS\n"

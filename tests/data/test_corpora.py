@@ -91,6 +91,7 @@ class TestWithoutADownload:
 
 
 class TestPythonDocs:
+    @pytest.mark.rest
     def test_prepared_like_any_other(self, cache: Path):
         options = DataOptions(corpus="python-docs", tokenizer="byte", sequence_length=64, max_train_tokens=20_000)
         data = prepare_data(options, cache_dir=cache, progress=False)

@@ -368,6 +368,7 @@ class TestShards:
             with pytest.raises(ValueError, match=r"^data\.corpus: shard '.*train-00001-of-00002\.bin'[^\n]*again$"):
                 call()
 
+    @pytest.mark.rest
     def test_worker_processes_write_the_same_bytes(self, options: DataOptions, tmp_path: Path, cache: Path, capfd):
         alone = prepare_shards(options, tmp_path / "one", shards=2, cache_dir=cache, progress=False)
         shared = prepare_shards(options, tmp_path / "two", shards=2, workers=2, cache_dir=cache, progress=True)

@@ -77,6 +77,7 @@ def test_a_trained_vocabulary_has_the_size_asked_for():
     assert len(build("bpe")) == 320
 
 
+@pytest.mark.rest
 def test_auto_tokenizer_loads_them_without_the_package(tmp_path: Path):
     code = """
 import json, sys

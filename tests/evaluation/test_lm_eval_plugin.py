@@ -29,6 +29,7 @@ def test_the_package_declares_nothing_that_torch_loads() -> None:
     assert set(project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]) == {"recipes"}
 
 
+@pytest.mark.rest
 def test_importing_torch_and_our_package_leaves_no_finder_but_that_of_the_auto_classes() -> None:
     program = (
         "import sys; before = len(sys.meta_path)\nimport torch, hf_arch\n"

@@ -61,7 +61,7 @@ OTHERWISE = ("llama", "gla", "mamba", "hybrid")
 """Of which the fast suite also counts a step in bf16 and one with checkpoints."""
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("name", "precision", "checkpointing"),
     [
@@ -87,6 +87,7 @@ def test_torchs_forms_are_counted_without_the_kernels(name: str, monkeypatch: py
     assert sum(parts.values()) == pytest.approx(measured(model, "fp32", True), rel=0.15)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("name", "device", "precision", "checkpointing"),
     [("mamba", "cuda", "fp32", False), ("hgrn", "cuda", "bf16", True), ("mamba", "cpu", "fp32", True)],

@@ -99,6 +99,7 @@ def test_the_nearest_that_fits_keeps_the_batch(recipe: Path, monkeypatch: pytest
     assert plan(recipe, 1).nearest is None
 
 
+@pytest.mark.rest
 def test_every_distinct_run_is_planned_once(recipe: Path) -> None:
     cluster, plans = plan_capacity(str(recipe), [], None, None, ("h100", 2, 1), 0.4, None)
     assert {planned.name for planned in plans} == {"llama", "gla"}

@@ -107,6 +107,7 @@ def test_a_forked_run_has_the_numbers_of_a_spawned_one_and_plugins_of_its_own(
         assert numbers["provenance"]["threads"] == 2
 
 
+@pytest.mark.rest
 def test_a_forked_run_is_a_child_in_a_session_of_its_own_and_is_stopped_as_one(
     tmp_path: Path, start: fork_client.Start
 ) -> None:
@@ -167,6 +168,7 @@ print(lost_threads())
 """
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize(
     ("lines", "lost"),
     [
@@ -215,6 +217,7 @@ def test_a_server_for_a_set_takes_no_folder_along(
         assert (wrong / "log.txt").read_text().startswith("error: ") and "learning_rate" in process.describe_end()
 
 
+@pytest.mark.rest
 def test_runs_are_spawned_after_the_server_has_gone(
     tmp_path: Path, start: fork_client.Start, caplog: pytest.LogCaptureFixture
 ) -> None:

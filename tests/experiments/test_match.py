@@ -91,6 +91,7 @@ def test_round_numbers_are_preferred() -> None:
     assert found.changes == {"intermediate_size": 1024}
 
 
+@pytest.mark.rest
 def test_what_cannot_be_matched_is_said() -> None:
     models = {"small": sizer("parameters", architecture="llama")}
     models["deep"] = sizer("parameters", architecture="llama", num_hidden_layers=40)

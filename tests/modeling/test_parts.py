@@ -106,7 +106,7 @@ def random_parts(seed: int) -> dict[str, Any]:
     }
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.rest
 @pytest.mark.parametrize("seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 40))])
 def test_random_mixtures_hold_every_invariant(seed: int):
     for attempt in range(100):

@@ -87,6 +87,7 @@ def test_every_number_reads_back_equal(suite: Path, folder: Path) -> None:
         assert (row["first"], row["second"], float(row["p_value"])) == (pair.first, pair.second, pair.p_value)
 
 
+@pytest.mark.rest
 def test_every_curve_reads_back_equal(suite: Path, folder: Path) -> None:
     rows = read(folder / "csv" / "curves.csv")
     logged = [row for run in compare_runs(suite).runs for row in run.metrics]

@@ -266,6 +266,7 @@ def test_a_single_run_and_a_failed_suite_make_a_page(tmp_path: Path) -> None:
     assert "No run completed" in write_report(tmp_path / "failed", png=False).read_text()
 
 
+@pytest.mark.rest
 def test_the_command_writes_where_it_is_told(suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "deep" / "page.html"
     assert report_command(str(suite), str(output)) == 0

@@ -314,7 +314,7 @@ def test_what_is_not_supported_is_refused_by_name(name: str, case: str) -> None:
         perturbed_model(name)(token_ids(2, TOTAL), **given)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.rest
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["llama", pytest.param("mamba2", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", ["two ways", "falling borders", "numbers that return", "segment_ids"])
@@ -342,6 +342,7 @@ def test_recurrent_layers_refuse_other_masks_over_pairs(name: str) -> None:
             model(ids, attention_mask=mask)
 
 
+@pytest.mark.rest
 @torch.no_grad()
 @pytest.mark.parametrize("name", [case for case in COMPILED if case.values[0] in STATEFUL])
 def test_compiled_recurrent_layers_refuse_other_masks_over_pairs(name: str) -> None:

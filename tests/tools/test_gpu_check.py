@@ -123,6 +123,7 @@ def test_failures_and_counts_of_tests_are_summarised() -> None:
     assert "1 failed, 1 passed" in page and "`test_ops.py::test_a[ssd-fla]`: wrong" in page
 
 
+@pytest.mark.rest
 def test_the_script_writes_its_json_and_its_tables(tmp_path: Path) -> None:
     command = ["bash", "scripts/gpu_check.sh", "--small", "--out", str(tmp_path), "--only", "machine,crossover"]
     environment = {**os.environ, "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}

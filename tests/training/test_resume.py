@@ -344,6 +344,7 @@ class Norm(nn.RMSNorm):
 """
 
 
+@pytest.mark.rest
 def test_an_edited_plugin_is_refused_by_name(text: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     plugin = tmp_path / "my_norm.py"
     plugin.write_text(PLUGIN.format(name="norm of a resumed run", comment="first"))
@@ -435,6 +436,7 @@ def test_a_checkpoint_whose_saving_was_cut_off_is_passed_over(text: Path, whole:
     assert_equal_runs(folder, whole)
 
 
+@pytest.mark.rest
 def test_a_copy_elsewhere_goes_on_and_so_does_a_run_resumed_twice(text: Path, whole: Path, tmp_path: Path) -> None:
     asked = values(text, training={"save_steps": 1, "save_total_limit": None})
     run_training(Recipe.from_dict(asked), tmp_path / "every", quiet=True)
@@ -445,6 +447,7 @@ def test_a_copy_elsewhere_goes_on_and_so_does_a_run_resumed_twice(text: Path, wh
     assert_equal_runs(second, whole)
 
 
+@pytest.mark.rest
 def test_a_loss_that_is_logged_over_a_checkpoint_counts_every_step(text: Path, tmp_path: Path) -> None:
     """Trainer would forget what it had added up since the last logged step."""
     asked = values(text, training={"logging_steps": 4, "save_steps": 3})
@@ -453,6 +456,7 @@ def test_a_loss_that_is_logged_over_a_checkpoint_counts_every_step(text: Path, t
     assert_equal_runs(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.rest
 def test_the_best_checkpoint_of_a_copied_run_is_its_own(text: Path, tmp_path: Path) -> None:
     best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "learning_rate": 0.5, "warmup_steps": 0}
     asked = values(text, training={"eval_steps": 2, "save_steps": 2, "save_total_limit": None, **best})
@@ -482,6 +486,7 @@ def test_another_version_is_a_change_kept_at_its_step(
 LENGTHS = {"save_steps": 3, "max_steps": 6, "eval_steps": 3}
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "schedule",
     [

@@ -92,6 +92,7 @@ def test_the_saved_model_is_the_one_that_was_measured(finished: Path, text: Path
     assert not (finished / "model" / "training_args.bin").exists()
 
 
+@pytest.mark.rest
 def test_fingerprints_follow_the_seed_and_nothing_else(finished: Path, text: Path, tmp_path: Path) -> None:
     first = json.loads((finished / "results.json").read_text())
     changed = recipe(text, model={"hidden_size": 16, "initializer_range": 0.1}, training={"max_steps": 1, "seed": 3})
@@ -103,6 +104,7 @@ def test_fingerprints_follow_the_seed_and_nothing_else(finished: Path, text: Pat
     assert other["order_fingerprint"] != first["order_fingerprint"]
 
 
+@pytest.mark.rest
 def test_weights_and_order_have_a_seed_each(text: Path, tmp_path: Path) -> None:
     """Either can be changed alone, both are recorded, and a resumed run has to have the same two."""
     first = train(recipe(text, training={"max_steps": 3}), tmp_path / "first")
@@ -141,6 +143,7 @@ def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MetricsLog, "on_log", on_log)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_a_resumed_run_equals_one_that_was_never_broken(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dropout: float
@@ -162,12 +165,14 @@ def test_a_resumed_run_equals_one_that_was_never_broken(
     assert steps == sorted(steps)
 
 
+@pytest.mark.rest
 def test_evaluation_leaves_training_alone(text: Path, tmp_path: Path) -> None:
     for steps in (1, 6):
         train(recipe(text, model={"residual_dropout": 0.3}, training={"eval_steps": steps}), tmp_path / str(steps))
     assert losses(tmp_path / "1") == losses(tmp_path / "6")
 
 
+@pytest.mark.rest
 def test_a_run_broken_before_its_first_checkpoint_starts_over(
     text: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +184,7 @@ def test_a_run_broken_before_its_first_checkpoint_starts_over(
     assert losses(tmp_path / "run") == losses(finished)
 
 
+@pytest.mark.rest
 def test_a_run_goes_on_with_the_batch_that_it_was_begun_with(text: Path, tmp_path: Path) -> None:
     """The rows of a step follow from it; processes and accumulation may be exchanged for rows."""
     train(recipe(text, training={"max_steps": 3}), tmp_path / "run")

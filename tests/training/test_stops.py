@@ -64,6 +64,7 @@ def test_a_run_that_stops_where_an_evaluation_is_due_is_the_uninterrupted_one(
     assert_equal_runs(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.rest
 def test_an_evaluation_that_is_made_up_for_twice_is_one_row(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -128,6 +128,7 @@ def test_a_run_that_skipped_most_of_its_steps_failed(text: Path, tmp_path: Path,
     assert results(tmp_path / "run")["status"] == "failed"
 
 
+@pytest.mark.rest
 def test_skipped_steps_are_remembered_over_a_resumption(
     text: Path, tmp_path: Path, spoil: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +163,7 @@ def full_disk(*_args: Any, **_kwargs: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("where", ["_save_optimizer_and_scheduler", "save_model"])
 def test_a_full_disk_leaves_the_last_good_checkpoint(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
@@ -219,6 +221,7 @@ def send_at(step: int, number: int, monkeypatch: pytest.MonkeyPatch, times: int 
     monkeypatch.setattr(ArchTrainer, "training_step", training_step)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_after_its_step_and_the_run_goes_on_from_there(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
@@ -260,6 +263,7 @@ def test_a_signal_outside_of_training_stops_at_once(
     assert results(tmp_path / "run")["status"] == "interrupted"
 
 
+@pytest.mark.rest
 def test_wall_time_adds_up_where_the_run_was_killed(text: Path, tmp_path: Path) -> None:
     """A killed run leaves results that say "running": then the last row of its metrics knows the time."""
     train(text, tmp_path / "run", max_steps=3)

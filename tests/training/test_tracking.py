@@ -29,6 +29,7 @@ def train(text: Path, folder: Path, **training: Any) -> None:
     run_training(recipe, folder, quiet=True)
 
 
+@pytest.mark.rest
 def test_tensorboard_gets_what_metrics_get(text: Path, tmp_path: Path) -> None:
     """Also the numbers of ours, in the run's folder, and a second run in its own."""
     accumulators = pytest.importorskip(
@@ -45,6 +46,7 @@ def test_tensorboard_gets_what_metrics_get(text: Path, tmp_path: Path) -> None:
         assert len(events.Scalars("eval/loss")) == 2
 
 
+@pytest.mark.rest
 def test_norms_of_the_groups_make_up_the_whole(text: Path, tmp_path: Path) -> None:
     for clip in (0.0, 0.01):  # as they are before clipping
         train(text, tmp_path / str(clip), max_grad_norm=clip, max_steps=2)

@@ -112,6 +112,7 @@ def test_parameters_that_are_frozen_or_tied_on_the_way_are_given_up() -> None:
     assert measured(model, give_up)["given_up"] == 2 * layer.up_proj.weight.numel()
 
 
+@pytest.mark.rest
 def test_products_in_half_precision_are_counted_by_mode() -> None:
     model = model_of()
     layer = model.model.layers[0].ffn.up_proj
@@ -399,6 +400,7 @@ def test_gradients_that_are_not_those_of_the_loss_are_seen(how: Any, low: float,
     assert of_ffn and all(low < ratio < high for ratio, _ in of_ffn.values()), found
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", hf_arch.list_architectures())
 def test_gradients_of_every_architecture_are_those_of_the_loss(name: str) -> None:
     """As far as a claim would be confounded: a few parameters of a layer may be far off where an operation jumps."""

@@ -98,6 +98,7 @@ def test_the_file_beside_the_plugin_that_was_changed_is_refused(cut_off: Path) -
         go_on(cut_off, resume=True)
 
 
+@pytest.mark.rest
 def test_a_run_that_reads_its_copy_says_what_changed(cut_off: Path) -> None:
     """As the processes of a set do, which load the recipe in the folder of the run."""
     (cut_off / "side" / "scale.txt").write_text("3.0")
