@@ -55,6 +55,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         behind = self.norm_position in ("sandwich", "output")
         self.stream = stream_class.Layer(config, stream_options, layer_idx)
         self.mixer = mixer_class(config, mixer_options, layer_idx)
+        self.mixer_writes = self.mixer.writes  # here, since what is put around the mixer later has no such attribute
         self.mixer_norm = _norm(config) if first else None
         self.mixer_post_norm = _norm(config) if behind else None
         self.ffn = None if ffn_class is NoFeedForward else ffn_class(config, ffn_options, layer_idx)
@@ -75,7 +76,7 @@ class DecoderLayer(GradientCheckpointingLayer):
             and self.norm_position == "pre"
             and self.residual_multiplier == 1
             and set(self.branch_scales.values()) == {1}
-            and self.mixer.writes
+            and self.mixer_writes
             and not (self.shares_norm or self.sites or self.needs or self.publishes)
         )
 
@@ -114,9 +115,8 @@ class DecoderLayer(GradientCheckpointingLayer):
         state = self._normed_stream(state, norm)
         x = self._normed(run("read", state, "mixer"), norm)
         (x,) = own.at("mixer_input", x, x)
-        mixer = self.mixer
-        mixed = LayerOutput.of(mixer(x, context=own))
-        if mixer.writes:
+        mixed = LayerOutput.of(self.mixer(x, context=own))
+        if self.mixer_writes:
             state = self._write(state, mixed.hidden_states, "mixer", norm, self.mixer_post_norm)
         router_logits = None
         if ffn is not None:
@@ -128,7 +128,7 @@ class DecoderLayer(GradientCheckpointingLayer):
             fed = LayerOutput.of(ffn(x, context=own.changed(shared=context.shared)))
             router_logits = fed.router_logits
             state = self._write(state, fed.hidden_states, "ffn", norm, self.ffn_post_norm)
-        assert not sites, f"layer of {type(mixer).__name__}: nothing was applied at {', '.join(sites)}"
+        assert not sites, f"layer of {type(self.mixer).__name__}: nothing was applied at {', '.join(sites)}"
         state = run("leave", state)
         if router_logits is None and not self.publishes and len(state) == 1:
             return state[0]

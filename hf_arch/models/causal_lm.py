@@ -60,6 +60,8 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.losses = nn.ModuleList([loss(config, options) for loss, options in config.loss_specs])
         self.loss_names = loss_names(config)
+        ffns = config.ffn_specs  # a layer that runs again routes again
+        self._routed = [(layer, *ffns[layer]) for layer in self.model.plan if ffns[layer][0].routed]
         parametrization, given = config.parametrization_spec
         self._output_factor = parametrization.output(config, given)
         self.auxiliary_losses: dict[str, Tensor] = {}
@@ -261,12 +263,10 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
             mask = valid_tokens(mask, shape[1]).expand(shape).to(router_logits[0].device)
         else:
             mask = None  # none, or flex attention's BlockMask, a function of pairs
-        blocks: Any = self.model.layers
-        ran = [blocks[index].ffn for index in self.model.plan]  # a layer that runs again routes again
-        routed = [ffn for ffn in ran if ffn is not None and ffn.routed]
+        layers, kinds, options = zip(*self._routed, strict=True)
         # Of the config, where TRL sets it after the model is built.
-        coefficients = aux_loss_coefficients(self.config, [ffn.layer_idx for ffn in routed])
-        return routed[0].routing_losses([ffn.options for ffn in routed], router_logits, mask, weights, coefficients)
+        coefficients = aux_loss_coefficients(self.config, [*layers])
+        return kinds[0].routing_losses([*options], router_logits, mask, weights, coefficients)
 
 
 def _labelled(hidden: Tensor, labels: Tensor, logits_to_keep: int | Tensor) -> Tensor:

@@ -137,6 +137,11 @@ class ArchModel(ArchPreTrainedModel):
                 "gradient checkpointing runs layers twice, which a cache cannot follow; no cache is used"
             )
             use_cache, past_key_values = False, None
+        if len(self.layers) != len(self._shared_index):
+            raise ValueError(
+                f"model: {len(self.layers)} layers, but it was built with {len(self._shared_index)}; they cannot be "
+                "added or cut later, as by PEFT's layer_replication; set num_hidden_layers and copy the weights"
+            )
         inputs = read_inputs(self, inputs_embeds, attention_mask, position_ids, past_key_values, use_cache, {**kwargs})
         (attention_mask, segment_ids, position_ids), past_key_values, past, given = inputs
         types, shape = given.pop("token_type_ids", None), (inputs_embeds.shape[0], inputs_embeds.shape[1])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, PromptEncoderConfig, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from .conftest import make_model
@@ -71,15 +71,19 @@ def test_generation_with_an_adapter_is_recomputation(name: str) -> None:
     assert torch.equal(made, seen)
 
 
-@pytest.mark.parametrize("method", [PromptTuningConfig, PromptEncoderConfig])
+@pytest.mark.parametrize("method", [PromptTuningConfig, PromptEncoderConfig, PrefixTuningConfig])
 def test_generation_behind_a_learned_prompt_is_recomputation(name: str, method: Any) -> None:
-    given = {} if method is PromptTuningConfig else {"encoder_hidden_size": 8}
+    given = {"encoder_hidden_size": 8} if method is PromptEncoderConfig else {}
     torch.manual_seed(0)
     model = get_peft_model(make_model(name), method(num_virtual_tokens=4, task_type="CAUSAL_LM", **given)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     prompt = IDS[:, :6]
+    if method is PrefixTuningConfig and name not in ("llama", "moe"):  # it fills plain keys in every layer
+        with pytest.raises(ValueError, match=r"past_key_values: .* Prefix tuning"):
+            model.generate(input_ids=prompt, max_new_tokens=5)
+        return
     made = model.generate(input_ids=prompt, max_new_tokens=5, do_sample=False, eos_token_id=-1, pad_token_id=0)
     seen = prompt
     for _ in range(5):

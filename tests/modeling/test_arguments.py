@@ -149,3 +149,15 @@ def test_checkpointing_takes_the_cache_away_from_the_layers(name):
         if cache is not None:
             assert all(getattr(layer, "keys", None) is None for layer in cache.layers)
     assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("order", [(0,), (0, 1, 1)])
+@torch.no_grad()
+def test_layers_added_or_cut_after_the_model_was_built_are_refused(order):
+    """PEFT's layer_replication does so; the added ones would not run."""
+    model = perturbed_model("llama")
+    model.model.layers = torch.nn.ModuleList([model.model.layers[index] for index in order])
+    for use_cache in (False, True):
+        with pytest.raises(ValueError, match=f"model: {len(order)} layers, but it was built with 2") as error:
+            model(token_ids(1, 4), use_cache=use_cache)
+        assert "\n" not in str(error.value)

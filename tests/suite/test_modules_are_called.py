@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from hf_arch.core.registry import EMBEDDINGS, POSITIONS
+from hf_arch.layers.ffns.ffn import FeedForward
+from hf_arch.layers.mixers.base import Mixer
 from hf_arch.layers.norms import ArchRMSNorm
 from hf_arch.models.late_logits import LateLogits
 
@@ -161,17 +163,21 @@ class Around(nn.Module):
         *(("llama", {"embeddings": each}) for each in EMBEDDINGS if "hf_arch." in EMBEDDINGS[each].__module__),
         *(("llama", {"position": each}) for each in POSITIONS if "hf_arch." in POSITIONS[each].__module__),
         ("llama", {"stream": {"type": "unet", "skip": "gate"}}),
+        ("llama", {"norm_position": "sandwich"}),
+        ("llama", {"mixer": {"type": "parallel", "branches": [{"type": "attention"}, {"type": "gla"}]}}),
     ],
 )
 def test_a_layer_is_asked_for_nothing_but_its_result(name, options):
-    """Linear layers, embeddings and norms in wrappers without attributes, as some adapters are."""
+    """Mixers, feed-forwards, projections, embeddings and norms in wrappers without attributes, as some adapters are."""
     model, ids = perturbed_model(name, **options), token_ids(2, 11)
-    expected = model(ids, use_cache=False).logits
-    for path, module in list(model.named_modules()):
-        if path and isinstance(module, (nn.Linear, nn.Embedding, ArchRMSNorm, nn.LayerNorm)):
+    expected, loss = model(ids, use_cache=False).logits, _without_dropout(model)(ids, labels=ids).loss
+    kinds = (nn.Linear, nn.Embedding, ArchRMSNorm, nn.LayerNorm, Mixer, FeedForward)
+    for path, module in reversed(list(model.named_modules())):
+        if path and isinstance(module, kinds):
             parent, _, child = path.rpartition(".")
             setattr(model.get_submodule(parent), child, Around(module))
-    close(model(ids, use_cache=False).logits, expected)
+    close(model(ids, labels=ids).loss, loss)
+    close(model.eval()(ids, use_cache=False).logits, expected)
 
 
 @pytest.mark.rest
