@@ -46,7 +46,7 @@ class SeesBlocks(Attention):
         return super().forward(torch.cat([mixed, hidden_states[:, whole:]], 1), context)
 
 
-@MIXERS.register("sees_rows")
+@MIXERS.register("sees_the_batch")
 class SeesRows(Attention):
     """Takes the mean over its batch away when it is scored."""
 
@@ -102,7 +102,7 @@ def test_one_token_ahead_is_seen_and_so_is_what_scoring_changes() -> None:
 
 
 def test_other_rows_of_a_batch_are_seen() -> None:
-    found = look("llama", mixer="sees_rows")
+    found = look("llama", mixer="sees_the_batch")
     assert found["other_rows"] > 0.01 and found["later_tokens"] < 1e-4 and found["scoring_drift"] == 0.0
 
 
