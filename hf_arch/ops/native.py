@@ -5,7 +5,7 @@ rows more passes over memory than they need; the kernels do one pass. Each stand
 plain torch, which is taken where there is no kernel: without a compiler, for fp64, off the CPU, and with
 `HF_ARCH_BACKEND=torch`. `tests/ops/test_native.py` holds the two against each other.
 
-A build is one call of the compiler, about two seconds. Its name in `$HF_ARCH_CACHE/kernels` is a hash of the sources,
+A build is one call of the compiler, some seconds. Its name in `$HF_ARCH_CACHE/kernels` is a hash of the sources,
 the compiler, the flags and the processor, so that none is used that another machine or version made.
 """
 
