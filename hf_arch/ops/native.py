@@ -36,7 +36,7 @@ from .compat import watched
 SOURCES = {path.name: path.read_text("utf-8") for path in sorted((Path(__file__).parent / "kernels").glob("*.[ch]"))}
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 _SECONDS = 120
-WORTH_THREADS = 2**15
+_WORTH_THREADS = 2**15
 """From so many elements on a pass over memory is worth more than one thread."""
 _PLAIN = (Tensor, torch.nn.Parameter)  # not those that stand for several or for none
 _log = logging.getLogger(__name__)
@@ -142,6 +142,11 @@ def fields(integers: str, tensors: str) -> list[tuple[str, type]]:
         *((name, ctypes.c_int64) for name in integers.split()),
         *((name, ctypes.c_void_p) for name in tensors.split()),
     ]
+
+
+def threads_for(x: Tensor) -> int:
+    """For a pass over the memory of x."""
+    return torch.get_num_threads() if x.numel() >= _WORTH_THREADS else 1
 
 
 def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from .compat import transformed
 from .custom_op import manual_backward
-from .native import WORTH_THREADS, Pointer, Struct, contiguous, fields, kernels_for
+from .native import Pointer, Struct, contiguous, fields, kernels_for, threads_for
 from .one_row import is_plain_row
 from .precision import state_dtype
 
@@ -89,7 +89,8 @@ def _blockwise(*tensors: Tensor | None) -> bool:
     transforms."""
     given = [x for x in tensors if x is not None]
     needed = torch.is_grad_enabled() and any(x.requires_grad for x in given)
-    return needed and given[0].device.type == "cpu" and not torch.compiler.is_compiling() and not transformed()
+    on_cpu = all(x.device.type == "cpu" for x in given)  # products in place take no notice of a weight that is on meta
+    return needed and on_cpu and not torch.compiler.is_compiling() and not transformed()
 
 
 class _Norm(torch.autograd.Function):
@@ -118,7 +119,7 @@ class _Norm(torch.autograd.Function):
         y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         dtype = state_dtype(x)
         scale = None if weight is None else weight.to(dtype)
-        kernels = _kernels_for(x, gate)
+        kernels = _kernels_for(x, scale, gate)
         if kernels is not None:
             kernels.norm(*_arguments(x, scale, gate, ctx), Pointer(y))
             return y
@@ -147,7 +148,7 @@ class _Norm(torch.autograd.Function):
         x, weight, gate = ctx.saved_tensors
         dtype = state_dtype(x)
         scale = None if weight is None else weight.to(dtype)
-        kernels = _kernels_for(x, gate, grad_y)
+        kernels = _kernels_for(x, scale, gate, grad_y)
         if kernels is not None:
             return _native_gradients(kernels, x, weight, scale, gate, ctx, grad_y)
         grad_x, grad_gate = (None if each is None else x.new_empty(x.shape, dtype=each.dtype) for each in (x, gate))
@@ -188,17 +189,22 @@ class _Rows(Struct):
     _fields_ = fields("rows groups width gate_first threads", "x weight gate")
 
 
-def _kernels_for(*tensors: Tensor | None) -> Any:
-    """The kernels where all of these are fp32: others are widened a block at a time, in the cache."""
-    return None if any(x is not None and x.dtype != torch.float32 for x in tensors) else kernels_for(*tensors)
+def _kernels_for(x: Tensor, scale: Tensor | None, *like_x: Tensor | None) -> Any:
+    """The kernels where all of these are fp32, since others are widened a block at a time, in the cache; and of the
+    shapes that they read, since what torch repeats or refuses has no meaning in memory."""
+    tensors = (x, scale, *like_x)
+    if any(each is not None and each.dtype != torch.float32 for each in tensors):
+        return None
+    if scale is not None and scale.shape != x.shape[-scale.dim() :]:
+        return None
+    return None if any(each is not None and each.shape != x.shape for each in like_x) else kernels_for(*tensors)
 
 
 def _arguments(x: Tensor, scale: Tensor | None, gate: Tensor | None, ctx: Any) -> tuple[Any, ...]:
     """Those that both kernels begin with."""
     groups = len(scale) if scale is not None and scale.dim() == 2 else 1
-    threads = torch.get_num_threads() if x.numel() >= WORTH_THREADS else 1
     rows = x.numel() // max(1, groups * x.shape[-1])
-    given = _Rows(rows, groups, x.shape[-1], int(ctx.gate_first), threads, *contiguous(x, scale, gate))
+    given = _Rows(rows, groups, x.shape[-1], int(ctx.gate_first), threads_for(x), *contiguous(x, scale, gate))
     return ctypes.byref(given), ctypes.c_float(ctx.factor), ctypes.c_float(ctx.eps)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .custom_op import manual_backward
-from .native import WORTH_THREADS, Pointer, Struct, fields, kernels_for
+from .native import Pointer, Struct, fields, kernels_for, threads_for
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, head_axis: int = 1) -> Tensor:
@@ -27,11 +27,19 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, head_axis: int = 1) -> Ten
         x: [B, H, T, K] (head_axis 1) or [B, T, H, K] (head_axis 2).
         cos, sin: [B or 1, T, R] with R <= K; features past R pass unchanged.
     """
-    given = (x, cos, sin)
     wanted = torch.is_grad_enabled() and x.requires_grad and not (cos.requires_grad or sin.requires_grad)
-    if wanted and all(each.dtype == torch.float32 for each in given) and kernels_for(*given) is not None:
-        return _Rotate.apply(*given, head_axis)
-    return _plain(*given, head_axis)
+    if wanted and not torch.compiler.is_compiling() and _readable(x, cos, sin, head_axis):
+        return _Rotate.apply(x, cos, sin, head_axis)
+    return _plain(x, cos, sin, head_axis)
+
+
+def _readable(x: Tensor, cos: Tensor, sin: Tensor, head_axis: int) -> bool:
+    """Whether there is a kernel, and these have the types and shapes that it reads; others torch repeats or refuses."""
+    if x.dim() != 4 or cos.dim() != 3 or cos.shape != sin.shape or cos.shape[-1] % 2:
+        return False
+    batch, length, width = x.shape[0], x.shape[3 - head_axis], x.shape[3]
+    fits = cos.shape[0] in (1, batch) and cos.shape[1] == length and cos.shape[2] <= width
+    return fits and {x.dtype, cos.dtype, sin.dtype} == {torch.float32} and kernels_for(x, cos, sin) is not None
 
 
 def _plain(x: Tensor, cos: Tensor, sin: Tensor, head_axis: int) -> Tensor:
@@ -94,7 +102,7 @@ def _by_kernel(x: Tensor, cos: Tensor, sin: Tensor, head_axis: int, backward: bo
         *(x.stride(axis) for axis in order),
         *(y.stride(axis) for axis in order),
         0 if len(cos) == 1 else cos.stride(0),
-        torch.get_num_threads() if x.numel() >= WORTH_THREADS else 1,
+        threads_for(x),
         cos,
         sin,
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .custom_op import manual_backward
-from .native import WORTH_THREADS, Pointer, kernels_for
+from .native import Pointer, kernels_for, threads_for
 
 
 def silu_gated(x: Tensor, gate: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def silu_gated(x: Tensor, gate: Tensor) -> Tensor:
     Returns:
         The product, in the dtype that torch's product has.
     """
-    wanted = torch.is_grad_enabled() and (x.requires_grad or gate.requires_grad)
+    wanted = torch.is_grad_enabled() and (x.requires_grad or gate.requires_grad) and not torch.compiler.is_compiling()
     if wanted and x.shape == gate.shape and x.dtype == gate.dtype == torch.float32 and kernels_for(x, gate) is not None:
         return _Gate.apply(x, gate)
     return x * F.silu(gate)
@@ -46,8 +46,9 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, ...]:
         if torch.is_grad_enabled():  # create_graph=True
-            x, gate = (each.view_as(each) for each in ctx.saved_tensors)
-            return torch.autograd.grad(x * F.silu(gate), (x, gate), grad_y, create_graph=True)
+            x, gate = ctx.saved_tensors
+            sigmoid = gate.sigmoid()
+            return grad_y * F.silu(gate), grad_y * x * sigmoid * (1 + gate * (1 - sigmoid))
         return _Gate.by_hand(ctx, grad_y)
 
     @staticmethod
@@ -63,8 +64,7 @@ class _Gate(torch.autograd.Function):
 
 
 def _sizes(x: Tensor) -> tuple[Any, Any]:
-    threads = torch.get_num_threads() if x.numel() >= WORTH_THREADS else 1
-    return ctypes.c_int64(x.numel()), ctypes.c_int64(threads)
+    return ctypes.c_int64(x.numel()), ctypes.c_int64(threads_for(x))
 
 
 def _pointers(*tensors: Tensor) -> list[Pointer]:

@@ -163,13 +163,57 @@ def test_threads_do_not_move_a_bit(kind: str, weight: int | None) -> None:
 
 
 @needs_kernels
-def test_half_precision_is_widened_in_blocks() -> None:
-    x = torch.randn(9, 40).bfloat16().requires_grad_()
-    gate = torch.randn(9, 40).bfloat16()
-    for y in (silu_gated_rms_norm(x, None, gate, 1e-5), silu_gated(x, gate)):
-        assert y.dtype == torch.bfloat16
-    expected = (x.float() * torch.nn.functional.silu(gate.float())).detach()
-    torch.testing.assert_close(silu_gated(x, gate).float(), expected, rtol=2e-2, atol=2e-2)
+@pytest.mark.parametrize("kind", ["gate after", "gate first", "gate alone"])
+def test_half_precision_has_no_kernel(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = {name: x.bfloat16() for name, x in rowwise_inputs(kind, (9, 40)).items()}
+    found = run_rowwise(kind, inputs)
+    monkeypatch.setenv("HF_ARCH_BACKEND", "torch")
+    for one, other in zip(found, run_rowwise(kind, inputs), strict=True):
+        assert one.dtype == torch.bfloat16 and torch.equal(one, other)
+
+
+@needs_kernels
+@pytest.mark.parametrize("size", [1, 7, 9])
+def test_shapes_that_no_kernel_reads_are_torchs(size: int) -> None:
+    """A weight of one number is repeated, others are refused; so are angles of other rows or lengths."""
+    x, weight = torch.randn(2, 3, 8, requires_grad=True), torch.randn(size)
+    if size == 1:
+        torch.testing.assert_close(rms_norm(x, weight, 1e-3), rms_norm(x, weight.expand(8), 1e-3))
+    else:
+        with pytest.raises(RuntimeError):
+            rms_norm(x, weight, 1e-3)
+    heads = torch.randn(2, 4, 5, 8, requires_grad=True)
+    for shape in ((size + 2, 5, 8), (2, size + 5, 8), (2, 5, 2 * size + 8)):
+        with pytest.raises(RuntimeError):
+            apply_rotary(heads, torch.randn(shape), torch.randn(shape))
+    with pytest.raises(RuntimeError):
+        silu_gated(x, torch.randn(2, 3, size + 8))
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        rms_norm(x, torch.randn(8, device="meta"), 1e-3).sum().item()
+
+
+@needs_kernels
+@pytest.mark.parametrize("fixed", ["x", "gate"])
+def test_a_second_derivative_where_one_factor_is_fixed(fixed: str) -> None:
+    tensors = {"x": torch.randn(5, 20), "gate": torch.randn(5, 20)}
+    (name,) = set(tensors) - {fixed}
+    leaf = tensors[name].requires_grad_()
+    found = [
+        torch.autograd.grad(torch.autograd.grad(y.square().sum(), leaf, create_graph=True)[0].sum(), leaf)[0]
+        for y in (silu_gated(**tensors), tensors["x"] * torch.nn.functional.silu(tensors["gate"]))
+    ]
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+
+
+@needs_kernels
+def test_a_compiler_traces_torchs_forms_in_one_graph() -> None:
+    x, cos, sin = torch.randn(1, 2, 5, 8, requires_grad=True), torch.randn(1, 5, 8), torch.randn(1, 5, 8)
+
+    def passes(x: Tensor) -> Tensor:
+        return silu_gated(apply_rotary(x, cos, sin), x)
+
+    compiled = torch.compile(passes, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), passes(x))
 
 
 @needs_kernels

@@ -43,10 +43,15 @@ def with_values(settings: Mapping[RunRecord, Mapping[str, Any]], keys: Iterable[
 
 
 def as_in_a_recipe(value: Any) -> str:
-    """A value as YAML spells it on one line, strings of a single value without quotes."""
-    if isinstance(value, str) and value:
+    """A value as YAML spells it on one line: strings in quotes where they would read as something else."""
+    written = json.dumps(value, default=str, ensure_ascii=False)
+    if not isinstance(value, str) or not value:
+        return written
+    try:
+        json.loads(value)
+    except ValueError:
         return value
-    return json.dumps(value, default=str, ensure_ascii=False)
+    return written
 
 
 def _value(run: RunRecord, said: Mapping[str, Any], key: str) -> Any:

@@ -86,7 +86,7 @@ def _load(runs: Sequence[RunRecord]) -> Finding | None:
 
 
 def _shares(found: Mapping[str, float], spelt: str, words: str) -> str:
-    """`a 0.10 and b 2.40 other processes for each core`; of many their range, and where its ends are."""
+    """`a 0.10 other processes for each core, b 2.40 other ...`; of many their range, and where its ends are."""
     if len(found) <= FEW:
         return ", ".join(f"{name} {spelt.format(share)} {words}" for name, share in found.items())
     least, most = min(found, key=found.__getitem__), max(found, key=found.__getitem__)

@@ -52,16 +52,18 @@ def check_other_rows(runs: Sequence[RunRecord]) -> Finding | None:
     mixing = [run for run, change in changes.items() if change > SEES]
     gaps = numbers_of(runs, lambda run, facts: facts.get("batch_gap") or 0.0)
     apart = [run for run, gap in gaps.items() if gap > NATS and run not in mixing]
-    if apart and not mixing:
-        sentence = (
-            f"Rows have another loss in a batch, as they are scored, than by themselves in {run_names(apart)} (by "
-            f"{max(gaps.values()):.2g} nats a token)."
+    sentences = []
+    if mixing:
+        sentences.append(
+            f"Logits of {run_names(mixing)} change with the other rows of a batch (by {max(changes.values()):.0%}), so "
+            "that the loss rests on which rows are scored together."
         )
-        return Finding("scoring", "violation", sentence, run_labels(apart), values_of(gaps))
-    if not mixing:
+    if apart:
+        sentences.append(
+            f"Rows have another loss in a batch, as they are scored, than by themselves in {run_names(apart)} (by "
+            f"{max(gaps[run] for run in apart):.2g} nats a token)."
+        )
+    if not sentences:
         return None
-    sentence = (
-        f"Logits of {run_names(mixing)} change with the other rows of a batch (by {max(changes.values()):.0%}), so "
-        "that the loss rests on which rows are scored together."
-    )
-    return Finding("scoring", "violation", sentence, run_labels(mixing), values_of(changes))
+    values = values_of(changes if mixing else gaps)
+    return Finding("scoring", "violation", " ".join(sentences), run_labels([*mixing, *apart]), values)
