@@ -12,7 +12,8 @@ from scipy.stats import false_discovery_control
 
 from hf_arch.analysis.columns import interval_text
 from hf_arch.analysis.compare import compare_runs
-from hf_arch.analysis.comparison import Comparison, Group
+from hf_arch.analysis.comparison import Comparison
+from hf_arch.analysis.groups import Group
 from hf_arch.core.errors import ConfigError
 from hf_arch.runs.record import NUMBERS, RunRecord
 from tools.atlas_records import RECIPES, RECORDS, ROOT, TASKS, lines, restore

@@ -21,7 +21,8 @@ from hf_arch.analysis.stats import PairedDifference, holm, paired_difference
 from hf_arch.core.formats import duration, quantity
 
 if TYPE_CHECKING:
-    from hf_arch.analysis.comparison import Comparison, Group
+    from hf_arch.analysis.groups import Group
+    from hf_arch.analysis.measured import Measured
     from hf_arch.runs.record import RunRecord
 
 LOSS, CURVE = "final_val_loss", "val_loss"
@@ -199,25 +200,25 @@ def rate_lines(pairs: Sequence[PairBudgets]) -> list[str]:
     return [*lines, *(f"No exchange rate of {'; '.join(names)}: {reason}." for reason, names in refused.items())]
 
 
-def pair_budgets(comparison: Comparison) -> list[PairBudgets]:
+def pair_budgets(measured: Measured) -> list[PairBudgets]:
     """The pairs of the claims, then those with the baseline, on all axes; Holm's correction is over the pairs of an
     axis. None where the metric is not the validation loss (which alone has curves), and for the runs of a ladder."""
-    if comparison.metric != LOSS or any(run.experiment.get("ladder") for run in comparison.runs):
+    if measured.metric != LOSS or any(run.experiment.get("ladder") for run in measured.runs):
         return []
-    names = {group.name: group.reference.architecture for group in comparison.groups if group.counted}
-    pairs = [pair for made in comparison.claims for pair in claimed_pairs(made.claim, names)]
-    pairs += [(name, comparison.baseline) for name in names if comparison.baseline not in (None, name)]
+    names = {group.name: group.reference.architecture for group in measured.groups if group.counted}
+    pairs = [pair for made in measured.claims for pair in claimed_pairs(made.claim, names)]
+    pairs += [(name, measured.baseline) for name in names if measured.baseline not in (None, name)]
     seen: set[frozenset[str]] = set()
     found = []
     for first, second in pairs:
         if frozenset((first, second)) not in seen:
             seen.add(frozenset((first, second)))
-            found.append(_pair(comparison, first, second))
+            found.append(_pair(measured, first, second))
     return _corrected(found)
 
 
-def _pair(comparison: Comparison, first: str, second: str) -> PairBudgets:
-    one, other = comparison.group(first), comparison.group(second)
+def _pair(measured: Measured, first: str, second: str) -> PairBudgets:
+    one, other = measured.group(first), measured.group(second)
     seeds = sorted(one.by_seed(LOSS).keys() & other.by_seed(LOSS).keys())
     runs = [[run for seed in seeds for run in group.counted if (run.seed or 0) == seed] for group in (one, other)]
     unlike = _unlike(runs[0], runs[1])
@@ -231,7 +232,7 @@ def _pair(comparison: Comparison, first: str, second: str) -> PairBudgets:
         if decays
         else ""
     )
-    axes = tuple(_at_budget(axis, comparison, (one, other), runs, curves, unlike) for axis in AXES)
+    axes = tuple(_at_budget(axis, measured, (one, other), runs, curves, unlike) for axis in AXES)
     rates: list[ExchangeRate] = []
     for (name, curve), (goal, target) in (
         ((first, curves[0]), (second, curves[1])),
@@ -243,13 +244,13 @@ def _pair(comparison: Comparison, first: str, second: str) -> PairBudgets:
             rates += exchange_rates(name, goal, curve, target)
     if machines := _machines(runs):
         rates = [_without_seconds(rate, machines) for rate in rates]
-    confounds = tuple(c for c in comparison.confounding_checks(first, second) if c not in ABOUT_BUDGETS)
+    confounds = tuple(c for c in measured.confounding_checks(first, second) if c not in ABOUT_BUDGETS)
     return PairBudgets(first, second, axes, tuple(rates), confounds)
 
 
 def _at_budget(
     axis: str,
-    comparison: Comparison,
+    measured: Measured,
     groups: tuple[Group, Group],
     runs: list[list[RunRecord]],
     curves: list[SeedCurves],
@@ -262,7 +263,7 @@ def _at_budget(
         return AtBudget(axis, reason=f"not compared: {machines}")
     budget = min(spent[0], spent[1])
     if max(spent[0], spent[1]) <= (1 + EQUAL) * budget:
-        return AtBudget(axis, budget, comparison.pair(groups[0].name, groups[1].name))
+        return AtBudget(axis, budget, measured.pair(groups[0].name, groups[1].name))
     if unlike:
         return AtBudget(axis, budget, reason=f"not compared: {unlike}")
     losses = [

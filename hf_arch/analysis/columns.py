@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from hf_arch.analysis.groups import Group
+from hf_arch.analysis.measured import Measured
 from hf_arch.analysis.stats import Interval, t_interval
 from hf_arch.core.formats import MISSING, with_half_width
+from hf_arch.runs.columns import FilledColumn
 from hf_arch.runs.numbers import Number, Reader
 from hf_arch.runs.record import numbers_for
-
-if TYPE_CHECKING:
-    from hf_arch.analysis.comparison import Comparison, Group
-    from hf_arch.runs.columns import FilledColumn
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,7 @@ class Column:
     key: str
     title: str
     help: str
-    cell: Callable[[Comparison, Group], str]
+    cell: Callable[[Measured, Group], str]
 
 
 def interval_text(interval: Interval | None, decimals: int = 3) -> str:
@@ -42,7 +40,7 @@ def seeds_text(group: Group) -> str:
 
 
 def _number_column(number: Number) -> Column:
-    def cell(_comparison: Comparison, group: Group) -> str:
+    def cell(_measured: Measured, group: Group) -> str:
         if number.decimals is not None:
             return interval_text(group.interval(number.key), number.decimals)
         mean = group.mean(number.key)
@@ -55,7 +53,7 @@ _VERSUS_BASELINE = Column(
     "versus_baseline",
     "vs baseline",
     "paired difference by seed to the baseline, with the interval of Holm's correction over all pairs",
-    lambda comparison, group: comparison.versus_baseline(group.name) or MISSING,
+    lambda measured, group: measured.versus_baseline(group.name) or MISSING,
 )
 
 
@@ -63,12 +61,12 @@ def _columns() -> list[Column]:
     columns = [_number_column(number) for number in numbers_for(Reader.TABLE)]
     after = next(index for index, column in enumerate(columns) if column.key == "final_val_loss")
     columns.insert(after + 1, _VERSUS_BASELINE)
-    seeds = Column("seeds", "seeds", "completed seeds behind the row", lambda _comparison, group: seeds_text(group))
+    seeds = Column("seeds", "seeds", "completed seeds behind the row", lambda _measured, group: seeds_text(group))
     rate = Column(
         "learning_rate",
         "lr",
         "learning rate of the row: the best of those tried",
-        lambda _comparison, group: (
+        lambda _measured, group: (
             MISSING if group.reference.learning_rate is None else f"{group.reference.learning_rate:.3g}"
         ),
     )
@@ -91,9 +89,9 @@ def benchmark_scores(group: Group) -> dict[str, Interval]:
     return {name: t_interval(found) for name, found in values.items()}
 
 
-def benchmark_columns(comparison: Comparison) -> list[Column]:
+def benchmark_columns(measured: Measured) -> list[Column]:
     """A column for each task and score of `hf-arch eval` that any group has, in the order of the tasks' names."""
-    scores = {group.name: benchmark_scores(group) for group in comparison.groups}
+    scores = {group.name: benchmark_scores(group) for group in measured.groups}
     names = sorted({name for found in scores.values() for name in found})
 
     def column(name: str) -> Column:
@@ -106,20 +104,20 @@ def benchmark_columns(comparison: Comparison) -> list[Column]:
     return [column(name) for name in names]
 
 
-def metric_columns(comparison: Comparison) -> list[Column]:
+def metric_columns(measured: Measured) -> list[Column]:
     """A column for each number that plugins measured of the runs."""
     return [
         _number_column(number)
-        for number in numbers_for(Reader.TABLE, comparison.runs)
+        for number in numbers_for(Reader.TABLE, measured.runs)
         if number.key not in {column.key for column in COLUMNS}
     ]
 
 
-def plugin_columns(comparison: Comparison) -> list[Column]:
+def plugin_columns(measured: Measured) -> list[Column]:
     """A column for each that a plugin registers."""
 
     def column(filled: FilledColumn) -> Column:
-        def cell(_comparison: Comparison, group: Group) -> str:
+        def cell(_measured: Measured, group: Group) -> str:
             numbers, texts = filled.numbers(group.counted), filled.texts(group.counted)
             if not numbers:
                 return ", ".join(texts) or MISSING
@@ -130,18 +128,18 @@ def plugin_columns(comparison: Comparison) -> list[Column]:
 
         return Column(filled.name, filled.number.column, filled.number.help, cell)
 
-    return [column(filled) for filled in comparison.plugin_columns]
+    return [column(filled) for filled in measured.plugin_columns]
 
 
-def filled_columns(comparison: Comparison) -> list[Column]:
+def filled_columns(measured: Measured) -> list[Column]:
     """The columns that hold a value for any group."""
     return [
         column
         for column in (
             *COLUMNS,
-            *metric_columns(comparison),
-            *plugin_columns(comparison),
-            *benchmark_columns(comparison),
+            *metric_columns(measured),
+            *plugin_columns(measured),
+            *benchmark_columns(measured),
         )
-        if any(column.cell(comparison, group) != MISSING for group in comparison.groups)
+        if any(column.cell(measured, group) != MISSING for group in measured.groups)
     ]

@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from hf_arch.analysis.audit import audit_set
 from hf_arch.analysis.budgets import pair_budgets
-from hf_arch.analysis.comparison import Comparison, Group, solved_at
+from hf_arch.analysis.comparison import Comparison
 from hf_arch.analysis.controls import controlled_claims, controls_command
+from hf_arch.analysis.groups import Group, solved_at
 from hf_arch.analysis.item_tests import item_tests
 from hf_arch.analysis.ladder import ladder_of, rung_pairs
 from hf_arch.analysis.ladder_audit import audit_by_rung
+from hf_arch.analysis.measured import Measured
 from hf_arch.analysis.scaling_laws import scaling_laws
 from hf_arch.analysis.stats import all_pairs, t_interval
 from hf_arch.analysis.verdicts import judge
@@ -68,7 +69,7 @@ def compare_runs(
     ladder = ladder_of(groups, metric, baseline, sign == 1)
     if ladder is not None:
         baseline = ladder.named(ladder.rungs[0].base) or baseline
-    comparison = Comparison(
+    measured = Measured(
         groups=tuple(groups),
         metric=metric,
         claimed_metric=claimed,
@@ -77,17 +78,18 @@ def compare_runs(
         findings=tuple(audit_set(runs) if ladder is None else audit_by_rung(runs)),
         ladder=ladder,
         claims=tuple(claims_made(runs)),
-        item_tests=tuple(item_tests(groups)),
-        scaling=tuple(scaling_laws(groups, metric, sign == 1)),
         plugin_columns=tuple(plugin_columns(runs)),
     )
-    comparison = replace(
-        comparison,
-        verdicts=tuple(judge(comparison.claims, comparison)),
-        controls=tuple(controlled_claims(comparison)),
-        budgets=tuple(pair_budgets(comparison)),
+    verdicts = tuple(judge(measured.claims, measured))
+    return Comparison.of(
+        measured,
+        verdicts=verdicts,
+        controls=tuple(controlled_claims(measured)),
+        controls_command=controls_command(measured) if any(verdict.confounds for verdict in verdicts) else None,
+        item_tests=tuple(item_tests(groups)),
+        scaling=tuple(scaling_laws(groups, metric, sign == 1)),
+        budgets=tuple(pair_budgets(measured)),
     )
-    return replace(comparison, controls_command=controls_command(comparison))
 
 
 def undecided_claims(comparison: Comparison) -> list[str]:

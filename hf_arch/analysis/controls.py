@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from hf_arch.analysis.measured import Measured
 from hf_arch.analysis.stats import PairedDifference, paired_difference
 from hf_arch.runs.claims import claim_matches
 from hf_arch.runs.numbers import Number
-
-if TYPE_CHECKING:
-    from hf_arch.analysis.comparison import Comparison
 
 
 @dataclass(frozen=True)
@@ -59,14 +57,14 @@ def claimed_pairs(hypothesis: str, runs: Mapping[str, str]) -> list[tuple[str, s
     return list(dict.fromkeys(pairs))
 
 
-def controlled_claims(comparison: Comparison) -> list[Controlled]:
-    """Every claim of the comparison at every stage of its controls that was trained, in the order of the stages."""
-    groups = {group.name: group.reference.architecture for group in comparison.groups}
-    stages = sorted(_stages(comparison), key=lambda stage: len(stage["removes"]))
-    controls = comparison.control_names
+def controlled_claims(measured: Measured) -> list[Controlled]:
+    """Every claim at every stage of its controls that was trained, in the order of the stages."""
+    groups = {group.name: group.reference.architecture for group in measured.groups}
+    stages = sorted(_stages(measured), key=lambda stage: len(stage["removes"]))
+    controls = measured.control_names
     originals = {name: architecture for name, architecture in groups.items() if name not in controls}
     found = []
-    for made in comparison.claims:
+    for made in measured.claims:
         for match in claim_matches(made.claim):
             first, second = (_run_called(match[side], originals) for side in ("first", "second"))
             if first is None or second is None:
@@ -76,33 +74,30 @@ def controlled_claims(comparison: Comparison) -> list[Controlled]:
                 if set(stage["pair"]) != set(sides):
                     continue
                 runs = tuple(stage["runs"] if tuple(stage["pair"]) == sides else reversed(stage["runs"]))
-                before, after = comparison.pair(*sides), comparison.pair(*runs)
+                before, after = measured.pair(*sides), measured.pair(*runs)
                 if before is None or before.difference is None:
                     continue
                 if after is None or after.difference is None:
-                    after = paired_difference(runs[0], runs[1], {}, {}, comparison.lower_is_better)
-                still = comparison.confounding_checks(*runs) if after.values else ()
-                sentence = _sentence(before, after, stage["words"], comparison.number, still)
+                    after = paired_difference(runs[0], runs[1], {}, {}, measured.lower_is_better)
+                still = measured.confounding_checks(*runs) if after.values else ()
+                sentence = _sentence(before, after, stage["words"], measured.number, still)
                 found.append(Controlled(match[0], tuple(stage["removes"]), runs, before, after, sentence, still))
     return found
 
 
-def controls_command(comparison: Comparison) -> str | None:
-    """The command that trains the controls, where a claim was decided over a violation of the audit and no control was
-    trained, or not to its end; None otherwise."""
-    controls = comparison.control_names
-    if comparison.ladder is not None or (controls and all(comparison.group(name).counted for name in controls)):
+def controls_command(measured: Measured) -> str | None:
+    """The command that trains the controls; None where they were trained to their end, and of a ladder."""
+    controls = measured.control_names
+    if measured.ladder is not None or (controls and all(measured.group(name).counted for name in controls)):
         return None
-    if not any(verdict.confounds for verdict in comparison.verdicts):
-        return None
-    commands = {run.experiment.get("command") for run in comparison.runs}
+    commands = {run.experiment.get("command") for run in measured.runs}
     (command,) = commands if len(commands) == 1 else (None,)
     return f"{command or 'hf-arch run RECIPE'} --controls"
 
 
-def _stages(comparison: Comparison) -> list[dict[str, Any]]:
+def _stages(measured: Measured) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
-    for run in comparison.runs:
+    for run in measured.runs:
         control = run.experiment.get("control")
         for stage in control.get("stages", ()) if isinstance(control, Mapping) else ():
             found.setdefault(repr(stage), dict(stage))

@@ -26,7 +26,7 @@ from hf_arch.runs.items import read_items
 if TYPE_CHECKING:
     import pandas as pd
 
-    from hf_arch.analysis.comparison import Group
+    from hf_arch.analysis.groups import Group
 
 SCORES = {"right": True, "bits_per_byte": False, "margin": True}
 """{score of an item: whether higher is better}."""

@@ -32,7 +32,7 @@ from hf_arch.analysis.stats import PairedDifference, all_pairs
 from hf_arch.core.formats import quantity
 
 if TYPE_CHECKING:
-    from hf_arch.analysis.comparison import Group
+    from hf_arch.analysis.groups import Group
 
 MINIMA = 4
 """Computes at which isoFLOP minima are given."""

@@ -11,7 +11,7 @@ from hf_arch.analysis.question import SIZES, changed_keys
 from hf_arch.analysis.scaling import Refused, ScalingFit, fit_scaling
 
 if TYPE_CHECKING:
-    from hf_arch.analysis.comparison import Group
+    from hf_arch.analysis.groups import Group
 
 FEWEST_SIZES = 3
 NARROWEST = 1.1

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hf_arch.analysis.claim_tests import (
     ClaimTest,
@@ -27,14 +27,13 @@ from hf_arch.analysis.claim_tests import (
 )
 from hf_arch.analysis.counts import Counts
 from hf_arch.analysis.finding import Finding
+from hf_arch.analysis.headline import headline
+from hf_arch.analysis.measured import Measured
 from hf_arch.analysis.sequential import over_looks
 from hf_arch.analysis.stats import PairedDifference, holm_factors, paired_difference
 from hf_arch.runs.claims import CLAIM, number_in
 from hf_arch.runs.record import definitions
 from hf_arch.runs.registration import UNREGISTERED, MadeClaim, Registration
-
-if TYPE_CHECKING:
-    from hf_arch.analysis.comparison import Comparison
 
 DECIDED: tuple[Outcome, ...] = ("supported", "contradicted")
 OF_TWO_RUNS = ("learning rate", "schedule", "still learning")
@@ -83,18 +82,18 @@ class Verdict:
         return asdict(self)
 
 
-def judge(claims: Sequence[MadeClaim], comparison: Comparison) -> list[Verdict]:
+def judge(claims: Sequence[MadeClaim], measured: Measured) -> list[Verdict]:
     """One verdict on each claim that was made, after Holm's correction over all of them."""
-    tests = [_test(made.claim, comparison) for made in claims]
+    tests = [_test(made.claim, measured) for made in claims]
     by_key = {test.key: 1.0 if test.p_value is None else test.p_value for _names, test in filter(None, tests)}
     factors = dict(zip(by_key, holm_factors(list(by_key.values())).tolist(), strict=True))
     verdicts = []
     for made, found in zip(claims, tests, strict=True):
         if found is None:
-            verdict = Verdict(made.hypothesis, made.claim, "not judged", _unjudged_words(made.claim, comparison))
+            verdict = Verdict(made.hypothesis, made.claim, "not judged", _unjudged_words(made.claim, measured))
         else:
             names, test = found
-            verdict = _verdict(made, test, factors[test.key], len(by_key), names, comparison)
+            verdict = _verdict(made, test, factors[test.key], len(by_key), names, measured)
         verdicts.append(replace(verdict, registration=made.registration))
     return verdicts
 
@@ -103,18 +102,18 @@ Found = tuple[tuple[str, ...], ClaimTest]
 """The names of the groups that a claim is about, and its test."""
 
 
-def _test(claim: str, comparison: Comparison) -> Found | None:
+def _test(claim: str, measured: Measured) -> Found | None:
     """The test of a claim, over all looks where seeds were added as they were needed; None where it is about nothing
     that is here."""
     match = CLAIM.fullmatch(claim)
-    plan = comparison.seed_plan
-    found = None if match is None else _test_of(match, _View(comparison))
+    plan = measured.seed_plan
+    found = None if match is None else _test_of(match, _View(measured))
     if match is None or plan is None or found is None:
         return found
     names, test = found
-    groups = [comparison.group(name).by_seed(comparison.metric) for name in names]
+    groups = [measured.group(name).by_seed(measured.metric) for name in names]
     reached = min(max((seed for seed in group if seed <= plan.most), default=0) for group in groups)
-    views = [_View(comparison, count) for count in plan.looks if count <= reached]
+    views = [_View(measured, count) for count in plan.looks if count <= reached]
     looks = [look[1] for view in views if (look := _test_of(match, view)) is not None]
     if not looks or len(looks) < len(views):  # the first look is still to come
         return names, replace(test, p_value=None, otherwise="undecided")
@@ -124,28 +123,28 @@ def _test(claim: str, comparison: Comparison) -> Found | None:
 
 @dataclass(frozen=True)
 class _View:
-    """A comparison, or what it was when seeds 1 to `count` were there."""
+    """What was measured, or what it was when seeds 1 to `count` were there."""
 
-    comparison: Comparison
+    measured: Measured
     count: int | None = None
 
     def values(self, name: str) -> dict[int, float]:
         """{seed: value} of a group."""
-        found = self.comparison.group(name).by_seed(self.comparison.metric)
+        found = self.measured.group(name).by_seed(self.measured.metric)
         return found if self.count is None else {seed: x for seed, x in found.items() if 1 <= seed <= self.count}
 
     def pair(self, first: str, second: str) -> PairedDifference:
         """The difference of two groups."""
-        whole = self.comparison
+        whole = self.measured
         return paired_difference(
             first, second, self.values(first), self.values(second), whole.lower_is_better, whole.solved_at
         )
 
 
 def _test_of(match: re.Match[str], view: _View) -> Found | None:
-    comparison, relation = view.comparison, match["relation"]
+    measured, relation = view.measured, match["relation"]
     bound = None if match["bound"] is None else float(match["bound"])
-    first, second = (_group_name(match[side], comparison) for side in ("first", "second"))
+    first, second = (_group_name(match[side], measured) for side in ("first", "second"))
     number = number_in(match["second"]) if second is None else None
     if first is None:
         return None
@@ -153,7 +152,7 @@ def _test_of(match: re.Match[str], view: _View) -> Found | None:
         return _counted(match, first, second, number, view)
     if number is not None and relation.startswith(("at ", "within ")):
         values = list(view.values(first).values())
-        return (first,), number_test(relation, bound, number, first, comparison.metric_name, values)
+        return (first,), number_test(relation, bound, number, first, measured.metric_name, values)
     if second is None or first == second or relation.startswith("at "):
         return None
     pair = view.pair(first, second)
@@ -163,12 +162,12 @@ def _test_of(match: re.Match[str], view: _View) -> Found | None:
 
 def _counted(match: re.Match[str], first: str, second: str | None, number: float | None, view: _View) -> Found | None:
     """The test of a claim about how many seeds reached a number; None where there is no such number or side."""
-    comparison = view.comparison
+    measured = view.measured
     written = match["reached"] or match["level"]
-    threshold = comparison.solved_at if written is None else float(written)
+    threshold = measured.solved_at if written is None else float(written)
     if threshold is None:
         return None
-    better = (lambda value: value <= threshold) if comparison.lower_is_better else (lambda value: value >= threshold)
+    better = (lambda value: value <= threshold) if measured.lower_is_better else (lambda value: value >= threshold)
 
     def reached(name: str) -> tuple[int, int]:
         values = view.values(name).values()
@@ -184,18 +183,18 @@ def _counted(match: re.Match[str], first: str, second: str | None, number: float
     return (first, second), often_test(match["relation"], view.pair(first, second), counts)
 
 
-def _unjudged_words(claim: str, comparison: Comparison) -> str:
-    names = ", ".join(group.name for group in comparison.groups)
+def _unjudged_words(claim: str, measured: Measured) -> str:
+    names = ", ".join(group.name for group in measured.groups)
     if CLAIM.fullmatch(claim):
-        return f"It names runs without a result here; there are results of {names}. {comparison.headline}"
-    return f"It is not of the form 'A better than B'. {comparison.headline}"
+        return f"It names runs without a result here; there are results of {names}. {headline(measured)}"
+    return f"It is not of the form 'A better than B'. {headline(measured)}"
 
 
 def _verdict(
-    made: MadeClaim, test: ClaimTest, factor: float, family: int, names: tuple[str, ...], comparison: Comparison
+    made: MadeClaim, test: ClaimTest, factor: float, family: int, names: tuple[str, ...], measured: Measured
 ) -> Verdict:
     """The verdict on a claim about the groups of these names, after an audit of their runs alone."""
-    found = [*comparison.confounds(*names), *_other_metric(made, comparison), *_missing_seeds(made, names, comparison)]
+    found = [*measured.confounds(*names), *_other_metric(made, measured), *_missing_seeds(made, names, measured)]
     if len(names) == 1:  # against a number: only what spoils the number itself
         found = [finding for finding in found if finding.check not in OF_TWO_RUNS]
     statistics = test.outcome(factor)
@@ -221,21 +220,21 @@ def _verdict(
     )
 
 
-def _other_metric(made: MadeClaim, comparison: Comparison) -> list[Finding]:
+def _other_metric(made: MadeClaim, measured: Measured) -> list[Finding]:
     """A finding where a claim is judged by another number than it was made of."""
-    claimed = made.registration.metric or comparison.claimed_metric
-    if not claimed or claimed == comparison.metric:
+    claimed = made.registration.metric or measured.claimed_metric
+    if not claimed or claimed == measured.metric:
         return []
-    known = definitions(comparison.runs)
+    known = definitions(measured.runs)
     words = known[claimed].words if claimed in known else claimed
-    sentence = f"The claim was made of the {words}, and is judged by the {comparison.metric_name}."
+    sentence = f"The claim was made of the {words}, and is judged by the {measured.metric_name}."
     return [Finding("metric", "violation", sentence, ())]
 
 
-def _missing_seeds(made: MadeClaim, names: Sequence[str], comparison: Comparison) -> list[Finding]:
+def _missing_seeds(made: MadeClaim, names: Sequence[str], measured: Measured) -> list[Finding]:
     """A finding where a seed that was to be looked at has no result on any side: what is judged was then chosen, or the
     set has not ended."""
-    there = {seed for name in names for seed in comparison.group(name).by_seed(comparison.metric)}
+    there = {seed for name in names for seed in measured.group(name).by_seed(measured.metric)}
     missing = [str(seed) for seed in made.registration.seeds if seed not in there]
     if not missing or not there:
         return []
@@ -247,10 +246,10 @@ def _missing_seeds(made: MadeClaim, names: Sequence[str], comparison: Comparison
     return [Finding("dropped runs", "violation", sentence, ())]
 
 
-def _group_name(text: str, comparison: Comparison) -> str | None:
-    if any(group.name == text for group in comparison.groups):
+def _group_name(text: str, measured: Measured) -> str | None:
+    if any(group.name == text for group in measured.groups):
         return text
-    if comparison.ladder is not None and (named := comparison.ladder.named(text)) is not None:
+    if measured.ladder is not None and (named := measured.ladder.named(text)) is not None:
         return named
-    having = [group.name for group in comparison.groups if group.reference.architecture == text]
+    having = [group.name for group in measured.groups if group.reference.architecture == text]
     return having[0] if len(having) == 1 else None

@@ -34,7 +34,8 @@ from hf_arch.report.scaling_figures import scaling_figures
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from hf_arch.analysis.comparison import Comparison, Group
+    from hf_arch.analysis.comparison import Comparison
+    from hf_arch.analysis.groups import Group
     from hf_arch.analysis.stats import Interval
 
 MAX_CURVES = 12

@@ -17,7 +17,8 @@ from hf_arch.report.plots import INK, Figure, series_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from hf_arch.analysis.comparison import Comparison, Group
+    from hf_arch.analysis.comparison import Comparison
+    from hf_arch.analysis.groups import Group
 
 
 def seconds_per_token(group: Group) -> float | None:

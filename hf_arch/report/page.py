@@ -19,7 +19,8 @@ from markupsafe import Markup
 from hf_arch.analysis.budgets import pair_lines, rate_lines
 from hf_arch.analysis.columns import filled_columns
 from hf_arch.analysis.compare import compare_runs
-from hf_arch.analysis.comparison import Comparison, Group
+from hf_arch.analysis.comparison import Comparison
+from hf_arch.analysis.groups import Group
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import write_atomic
 from hf_arch.core.formats import duration

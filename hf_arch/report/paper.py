@@ -16,7 +16,8 @@ from pathlib import Path
 
 from hf_arch.analysis.budgets import pair_lines, rate_lines
 from hf_arch.analysis.columns import Column, filled_columns
-from hf_arch.analysis.comparison import Comparison, Group
+from hf_arch.analysis.comparison import Comparison
+from hf_arch.analysis.groups import Group
 from hf_arch.analysis.stats import Interval
 from hf_arch.core.formats import MISSING
 from hf_arch.report.bibliography import Reference, bibliography, references
