@@ -9,25 +9,16 @@ a share of 0.1), so another way to write the same thing is no difference. A diff
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, TrainingArguments
-
-from hf_arch.optimizers.choose import choose_optimizer, trainer_arguments
-from hf_arch.optimizers.parameters import matrix_names
-from hf_arch.runs.provenance import plugin_hashes
-from hf_arch.training.decay import decay_parameter_names
-from hf_arch.training.step_watch import DEFAULT_MAX_SKIPPED_STEPS
+from transformers import TrainingArguments
 
 if TYPE_CHECKING:
     from hf_arch.recipe.recipe import Recipe
-    from hf_arch.training.tasks.base import Task
 
 _TRACKERS = "only where the numbers are sent, and under which name"
 _PRINTED = "only what is printed"
@@ -57,15 +48,8 @@ WITHOUT_EFFECT: dict[str, str] = {
 }
 """Keys of a recipe that may change when a run is resumed, each with the reason why no number depends on it."""
 
-# Where a run lies, which machine it is on and what the launcher chose: no options of a recipe. What of it matters is
-# compared elsewhere (`precision`), or kept as part of the environment (processes, and how they divide a batch).
-_NO_SETTINGS = (
-    *("output_dir", "local_rank", "resume_from_checkpoint", "hub_token", "fsdp", "fsdp_config", "deepspeed"),
-    *("bf16", "fp16", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
-)
 _CHOICE_OF_BEST = ("training.save_strategy", "training.save_steps")
 _SHARES = ("logging_steps", "eval_steps", "save_steps")
-_NO_MODEL = ("transformers_version", "_name_or_path")
 
 
 @dataclass(frozen=True)
@@ -115,29 +99,6 @@ class RunIdentity:
         return int(self.training["max_steps"])
 
 
-def describe_run(task: Task, args: TrainingArguments, precision: str, order: str) -> RunIdentity:
-    """The identity of a run of `task`; `order` is its order fingerprint."""
-    recipe, written = task.recipe, task.recipe.to_dict()
-    model = json.loads(task.config.to_json_string(use_diff=False))
-    identity = RunIdentity(
-        model=_dotted({key: value for key, value in model.items() if key not in _NO_MODEL}),
-        data={
-            "fingerprint": task.fingerprint,
-            "tokenizer": task.tokenizer_fingerprint,
-            "sequence_length": task.sequence_length,
-            "rows": list(task.rows),
-            "order": order,
-        },
-        training={**_resolved(task.training, args), "precision": precision},
-        evaluation=written.get("evaluation", {}),
-        batch={"sequences": args.train_batch_size * args.gradient_accumulation_steps * args.world_size},
-        optimiser=_parameter_hashes(task.config),
-        plugins={name: digest[:16] for name, digest in plugin_hashes(recipe.plugins).items()},
-        recipe=_dotted({key: value for key, value in written.items() if key != "experiment"}),
-    )
-    return RunIdentity.from_dict(identity.to_dict())
-
-
 def compare(begun: RunIdentity, now: RunIdentity) -> list[Difference]:
     """What differs, but for the keys in `WITHOUT_EFFECT`; consequences of a difference that is named are left out."""
     found = _of_section("data", begun, now, ("fingerprint", "tokenizer", "sequence_length", "rows"))
@@ -167,32 +128,9 @@ def recipe_differences(begun: Mapping[str, Any], recipe: Recipe) -> list[Differe
     """The same from two recipes alone, for a finished run without checkpoints; `begun` is the one in its folder."""
     now, found = recipe.to_dict(), []
     for section in ("model", "data", "probe", "training", "evaluation"):
-        sides = [_dotted(values.get(section) or {}, f"{section}.") for values in (begun, now)]
+        sides = [flat(values.get(section) or {}, f"{section}.") for values in (begun, now)]
         found += [entry for entry in _unequal("", *sides) if entry.key not in WITHOUT_EFFECT]
     return [entry for entry in found if entry.key != "model.plugins"]
-
-
-def _resolved(own: Mapping[str, Any], args: TrainingArguments) -> dict[str, Any]:
-    """The arguments as they are meant; `own` is the `training` section, for what is no name of TrainingArguments."""
-    values = {key: value for key, value in args.to_dict().items() if key not in _NO_SETTINGS}
-    values |= resolved_steps(args)
-    values["use_cpu"] = args.device.type == "cpu"  # several processes without a GPU set it by themselves
-    values["max_skipped_steps"] = own.get("max_skipped_steps", DEFAULT_MAX_SKIPPED_STEPS)
-    values["zero_redundancy"] = own.get("zero_redundancy", False)
-    if own.get("optim") and not trainer_arguments(own):
-        values |= {"optim": own["optim"], "optim_args": dataclasses.asdict(choose_optimizer(own).options)}
-    return values
-
-
-def _parameter_hashes(config: PreTrainedConfig) -> dict[str, str]:
-    """From the model without its weights, on the meta device."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    every = [
-        f"{name} {tuple(parameter.shape)} {parameter.requires_grad}" for name, parameter in model.named_parameters()
-    ]
-    lists = {"parameters": every, "decayed": decay_parameter_names(model), "matrices": matrix_names(model)}
-    return {key: hashlib.sha256("\n".join(names).encode()).hexdigest()[:16] for key, names in lists.items()}
 
 
 def _of_section(
@@ -232,9 +170,10 @@ def _unequal(prefix: str, begun: Mapping[str, Any], now: Mapping[str, Any]) -> l
     return [Difference(f"{prefix}{key}", old, new) for key, old, new in pairs if old != new]
 
 
-def _dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one, with dotted keys."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
-    return flat
+        inner = isinstance(value, Mapping) and value
+        found |= flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return found

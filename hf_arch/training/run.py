@@ -20,8 +20,9 @@ from hf_arch.runs.plugins import check_kept_files, with_run_plugins
 from hf_arch.runs.provenance import environment
 from hf_arch.runs.record import numbers_for
 from hf_arch.training.arguments import build_arguments, check_model, check_optimizer
+from hf_arch.training.checkpoint_keeper import CheckpointKeeper
+from hf_arch.training.describe_run import describe_run
 from hf_arch.training.earlier import check_folder, decided_precision, is_finished
-from hf_arch.training.identity import describe_run
 from hf_arch.training.launch import (
     check_arguments,
     check_launch,
@@ -31,7 +32,6 @@ from hf_arch.training.launch import (
     requested_precision,
 )
 from hf_arch.training.resume import (
-    CheckpointKeeper,
     Continuation,
     check_finished,
     check_finished_recipe,

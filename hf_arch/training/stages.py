@@ -46,6 +46,7 @@ from hf_arch.runs.record import write_config, write_results
 from hf_arch.runs.registration import CLAIMS_FACT, claims_known
 from hf_arch.training.between_steps import BetweenSteps
 from hf_arch.training.callbacks import MetricsLog, ProgressLine
+from hf_arch.training.checkpoint_keeper import CheckpointKeeper, LateEvaluation
 from hf_arch.training.checkpoint_record import Change
 from hf_arch.training.checkpoints import divergence, where_to_go_on
 from hf_arch.training.earlier import earlier_look, earlier_seconds
@@ -57,7 +58,6 @@ from hf_arch.training.machine_load import MachineLoad
 from hf_arch.training.memory import PeakMemory
 from hf_arch.training.peak_flops import peak_flops
 from hf_arch.training.precision import Precision
-from hf_arch.training.resume import CheckpointKeeper, LateEvaluation
 from hf_arch.training.schedule import rates_of
 from hf_arch.training.slowdown import SlowdownWatch
 from hf_arch.training.startup import training_rows

@@ -34,6 +34,7 @@ from hf_arch.optimizers.choose import build_optimizer, check_parametrization, ch
 from hf_arch.optimizers.parameters import trained_parameters
 from hf_arch.training.arguments import optimizer_settings
 from hf_arch.training.auxiliary_losses import AuxiliaryLosses
+from hf_arch.training.checkpoint_keeper import CheckpointKeeper
 from hf_arch.training.checkpoints import divergence, where_to_go_on
 from hf_arch.training.compat import AlignedLabelSmoother, HookedTrainer
 from hf_arch.training.cpu_fsdp import fsdp_on_cpus
@@ -41,7 +42,6 @@ from hf_arch.training.decay import decay_parameter_names
 from hf_arch.training.expert_balance import ExpertBalance
 from hf_arch.training.gradient_norms import gradient_norms, parameter_groups
 from hf_arch.training.interruption import StopAfterStep, StopRequest
-from hf_arch.training.resume import CheckpointKeeper
 from hf_arch.training.schedule import Rates, RateSchedule, follow_schedule
 from hf_arch.training.step_watch import StepWatch
 

@@ -25,7 +25,8 @@ from hf_arch.evaluation.step_memory import step_memory
 from hf_arch.evaluation.step_time import MEASURED, MODELLED, StepTimer
 from hf_arch.experiments.planning.ladder import share_trained
 from hf_arch.experiments.planning.plan import PlannedRun, Skipped
-from hf_arch.experiments.planning.prepare import PreparedSet, ReadyRun
+from hf_arch.experiments.planning.prepare import PreparedSet
+from hf_arch.experiments.planning.ready_run import ReadyRun
 from hf_arch.ops.native import keep_nothing
 from hf_arch.recipe.recipe import Recipe
 from hf_arch.training.arguments import DEFAULTS

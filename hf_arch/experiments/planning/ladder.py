@@ -30,7 +30,7 @@ from hf_arch.schedules.choose import choose_schedule, schedule_names
 from hf_arch.training.arguments import DEFAULTS
 
 if TYPE_CHECKING:
-    from hf_arch.experiments.planning.prepare import ReadyRun
+    from hf_arch.experiments.planning.ready_run import ReadyRun
 
 ALIASES = {"wsd": "warmup_stable_decay"}
 """Short names of trunks."""

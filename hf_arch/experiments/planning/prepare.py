@@ -12,64 +12,22 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from hf_arch.checkpoints.plugin_copies import copy_facts, write_copies
+from hf_arch.checkpoints.plugin_copies import copy_facts
 from hf_arch.core.errors import ConfigError, choice_error
-from hf_arch.core.files import write_json
-from hf_arch.core.plugin_source import PluginSource
 from hf_arch.core.waiting import announced
 from hf_arch.data import PreparedData, prepare_data
 from hf_arch.data.find import FoundData, find_data
 from hf_arch.experiments.planning.folders import run_folder
 from hf_arch.experiments.planning.ladder import lay_out_ladder, with_branches
 from hf_arch.experiments.planning.plan import Plan, PlannedRun, Planner
+from hf_arch.experiments.planning.ready_run import ReadyRun
 from hf_arch.recipe.dotted import dotted
 from hf_arch.recipe.recipe import RUN_FACTS, SECTIONS, Recipe
-from hf_arch.runs.files import CONFIG_FILE, RESULTS_FILE
 from hf_arch.runs.plugins import check_files_read
-from hf_arch.runs.record import RunRecord, group_name, read_results
+from hf_arch.runs.record import group_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class ReadyRun:
-    """A run with the folder that it will fill. `config` is what its experiment_config.json begins as: a recipe of one
-    run, with nothing left to plan. `plugins` are the files that it uses, as they were read while it was planned."""
-
-    name: str
-    folder: Path
-    config: Mapping[str, Any]
-    steps: int | None = None
-    plugins: tuple[PluginSource, ...] = ()
-
-    def write_config(self) -> None:
-        """Writes what the process of the run begins with: its plugins, and its experiment_config.json."""
-        write_copies(self.folder, (self.config.get(RUN_FACTS) or {}).get("plugins") or {}, self.plugins)
-        write_json(self.folder / CONFIG_FILE, self.config)
-
-    @property
-    def record(self) -> RunRecord | None:
-        """What it has written; None before it has."""
-        return read_results(self.folder)
-
-    @property
-    def status(self) -> str | None:
-        """What its results file says, or None before there is one."""
-        record = self.record
-        return None if record is None else record.status
-
-    @property
-    def written(self) -> int | None:
-        """When its results file was written last, in ns; None before there is one."""
-        file = self.folder / RESULTS_FILE
-        return file.stat().st_mtime_ns if file.is_file() else None
-
-    @property
-    def reason(self) -> str:
-        """Why the run ended as it did, in its own words."""
-        record = self.record
-        return (record.exit_reason if record is not None else None) or "ended before it wrote any results"
 
 
 @dataclass(frozen=True)
