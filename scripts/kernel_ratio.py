@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 import hf_arch
 from hf_arch.environment import temporarily
 from hf_arch.experiments.planning.match import match_model, model_size
-from hf_arch.ops.native import library
+from hf_arch.ops.native import compiler
 from hf_arch.recipe.match import MatchOptions
 
 
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--equal-parameters", action="store_true")
     given = parser.parse_args()
-    if library() is None:
+    if compiler() is None:
         raise SystemExit("there are no C kernels on this machine: install a C compiler")
     torch.set_num_threads(1)
     sizes = {spec: configure(spec, given.width, given.layers) for spec in dict.fromkeys(["llama", *given.models])}

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from .custom_op import as_custom_op, manual_backward
 from .documents import document_keep
-from .native import Pointer, Struct, contiguous, fields, kernels_for, must_have_memory
+from .native import Kernels, Pointer, Struct, contiguous, fields, must_have_memory
 from .precision import state_dtype
 
+KERNELS = Kernels("causal_conv.c")
 ACTIVATIONS = (None, "silu")
 # Elements of one block of rows: its inputs, sums and gradients (fp32) share the second-level cache.
 _BLOCK_ELEMENTS = 1 << 18
@@ -67,7 +68,7 @@ class _CausalConv(torch.autograd.Function):
         taps, shift = _as_taps(x, weight, bias)
         ctx.save_for_backward(x, weight, bias, masks)
         ctx.silu = silu
-        kernels = kernels_for(x, taps, shift)
+        kernels = KERNELS.for_tensors(x, taps, shift)
         if kernels is not None:
             sums = torch.empty(x.shape, dtype=taps.dtype)
             kernels.causal_conv(ctypes.byref(_Conv.of(x, taps, shift, masks, silu)), Pointer(sums))
@@ -84,7 +85,7 @@ class _CausalConv(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, all_masks = ctx.saved_tensors
         taps, shift = _as_taps(x, weight, bias)
-        kernels = kernels_for(x, taps, shift, grad_y)
+        kernels = KERNELS.for_tensors(x, taps, shift, grad_y)
         if kernels is None:
             grad_x, grad_taps, grad_bias = _gradients(x, taps, shift, all_masks, ctx.silu, grad_y)
         else:

@@ -22,7 +22,7 @@ from .backend import needs_gradients, refuses_gated_gradients
 from .chunks import chunk_view, from_chunks
 from .delta_chunks import chunk_gated_delta
 from .dplr_chunks import MAX_DECAY, chunk_dplr
-from .native_delta import NativeDelta
+from .native_delta import KERNELS, NativeDelta
 from .recurrence import LOG_DECAY, OPTION, ChunkedCall, Recurrence, default_scale
 from .vector_decay import has_kernel
 
@@ -92,7 +92,7 @@ class DeltaRule(ChunkedCall[Tensor]):
     def is_native(self) -> bool:
         """Whether the chunk form is the C kernel."""
         given = (self.q, self.k, self.v, self.beta, self.g, self.state)
-        return self.dtype == torch.float32 and has_kernel((self.sizes["K"], self.sizes["V"]), *given)
+        return self.dtype == torch.float32 and has_kernel(KERNELS, (self.sizes["K"], self.sizes["V"]), *given)
 
     def kernel(self) -> tuple[Tensor, Tensor]:
         """Without gates in half precision a kernel of its own, which refuses fp32."""
@@ -163,7 +163,7 @@ class DplrDeltaRule(ChunkedCall[Tensor]):
     def is_native(self) -> bool:
         """Whether the chunk form is the C kernel."""
         given = (self.r, self.w, self.k, self.v, self.a, self.b, self.state)
-        return self.dtype == torch.float32 and has_kernel((self.sizes["K"], self.sizes["V"]), *given)
+        return self.dtype == torch.float32 and has_kernel(KERNELS, (self.sizes["K"], self.sizes["V"]), *given)
 
     def kernel(self) -> tuple[Tensor, Tensor]:
         arrays = {name: x.to(self.v.dtype) for name, x in zip("qkab", (self.r, self.k, self.a, self.b), strict=True)}

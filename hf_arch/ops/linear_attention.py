@@ -20,7 +20,7 @@ from .chunk_states import chunk_states
 from .chunks import chunk_view, from_chunks, to_chunks
 from .decay import decay_products
 from .recurrence import LOG_DECAY, OPTION, ChunkedCall, Recurrence, default_scale
-from .vector_decay import NativeVectorDecay, chunk_vector_decay, has_kernel
+from .vector_decay import KERNELS, NativeVectorDecay, chunk_vector_decay, has_kernel
 
 SCALAR_CHUNK = 64
 VECTOR_CHUNK = 32
@@ -110,7 +110,7 @@ class LinearAttention(ChunkedCall[Tensor]):
         """Whether the chunk form is the C kernel. With one decay a head, matrix products are as fast."""
         given = (self.q, self.k, self.v, self.g, self.bonus, self.state)
         sides = self.sizes["K"], self.sizes["V"]
-        return self.is_vector() and self.dtype == torch.float32 and has_kernel(sides, *given)
+        return self.is_vector() and self.dtype == torch.float32 and has_kernel(KERNELS, sides, *given)
 
     def decay_per_channel(self) -> Tensor:
         """Log decays [B, T, H, K]."""

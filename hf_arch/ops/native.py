@@ -1,12 +1,14 @@
-"""The C kernels of `ops/kernels`: built once for a machine by its C compiler, kept, and called for tensors on a CPU.
+"""The C kernels of `ops/kernels`: each source built once for a machine by its C compiler, kept, and called for tensors
+on a CPU.
 
 Walks through time in which a step is a few vectors wide cost torch a call for each operation of each step, and its
 rows more passes over memory than they need; the kernels do one pass. Each stands inside an operator that has a form in
 plain torch, which is taken where there is no kernel: without a compiler, for fp64, off the CPU, and with
 `HF_ARCH_BACKEND=torch`. `tests/ops/test_native.py` holds the two against each other.
 
-A build is one call of the compiler, some seconds. Its name in `$HF_ARCH_CACHE/kernels` is a hash of the sources,
-the compiler, the flags and the processor, so that none is used that another machine or version made.
+A build is one call of the compiler, 0.2 to 4 s, at the first call that a source is needed for: a model pays for its own
+operators. Its name in `$HF_ARCH_CACHE/kernels` is a hash of the source, the headers, the compiler, the flags and the
+processor, so that none is used that another machine or version made. One of several processes builds, the others wait.
 """
 
 from __future__ import annotations
@@ -19,9 +21,10 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ import torch
 from torch import Tensor
 
 from ..core.files import temporary_name
+from ..core.one_writer import only_writer
 from ..environment import cache_folder, read
 from .compat import watched
 
@@ -36,30 +40,69 @@ from .compat import watched
 SOURCES = {path.name: path.read_text("utf-8") for path in sorted((Path(__file__).parent / "kernels").glob("*.[ch]"))}
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 _SECONDS = 120
+_PAUSE = 0.05  # between two looks at what another process builds
 _WORTH_THREADS = 2**15
 """From so many elements on a pass over memory is worth more than one thread."""
 _PLAIN = (Tensor, torch.nn.Parameter)  # not those that stand for several or for none
 _log = logging.getLogger(__name__)
 _nothing_is_kept = False
 _shapes_alone = False
+_unbuilt: set[str] = set()
 
 
-def kernels_for(*tensors: Tensor | None) -> Any:
-    """The library of kernels where it can work on all of these, which the caller widens to fp32: plain tensors on a
-    CPU, none of fp64, in a call whose single operations nobody looks at. Else None."""
-    for x in tensors:
-        if x is not None and (x.device.type != "cpu" or x.dtype == torch.float64):
+class Kernels:
+    """The kernels of one source, held by the operator that calls them.
+
+    Args:
+        source: a file name of `SOURCES`.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+
+    def for_tensors(self, *tensors: Tensor | None) -> Any:
+        """The library where it can work on all of these, which the caller widens to fp32: plain tensors on a CPU, none
+        of fp64, in a call whose single operations nobody looks at. Else None."""
+        if watched() and not _shapes_alone:
             return None
-        if x is not None and type(x) not in _PLAIN and not _shapes_alone:
+        for x in tensors:
+            if x is not None and (x.device.type != "cpu" or x.dtype == torch.float64):
+                return None
+            if x is not None and type(x) not in _PLAIN and not _shapes_alone:
+                return None
+        return None if read("HF_ARCH_BACKEND") == "torch" else self.loaded()
+
+    def loaded(self) -> Any:
+        """The library, for a gradient whose forward pass it has computed; `_Nothing` within `on_shapes`."""
+        return _Nothing() if _shapes_alone and self.library is not None else self.library
+
+    @cached_property
+    def library(self) -> ctypes.CDLL | None:
+        """The library, built where this machine has none yet; None where that is not possible, with the reason
+        logged."""
+        found = compiler()
+        if found is None:
             return None
-    seen = watched() and not _shapes_alone
-    return None if read("HF_ARCH_BACKEND") == "torch" or seen else loaded()
+        command, identity = found
+        texts = {name: text for name, text in SOURCES.items() if name == self.source or name.endswith(".h")}
+        digest = hashlib.sha256(repr((texts, identity)).encode()).hexdigest()
+        target = cache_folder() / "kernels" / Path(self.source).stem / f"{digest[:24]}.so"
+        try:
+            if target.exists() or not _nothing_is_kept:
+                _build_once(command, texts, target)
+                return ctypes.CDLL(str(target))
+            with tempfile.TemporaryDirectory() as folder:
+                _build(command, texts, Path(folder, target.name))
+                return ctypes.CDLL(str(Path(folder, target.name)))
+        except (OSError, subprocess.SubprocessError) as error:
+            _unbuilt.add(self.source)
+            _log.warning("%s could not be built, plain torch takes its place: %s", self.source, _reason(error))
+            return None
 
 
-def loaded() -> Any:
-    """The library, for a gradient whose forward pass it has computed; `_Nothing` within `on_shapes`."""
-    found = library()
-    return _Nothing() if found is not None and _shapes_alone else found
+def all_built() -> bool:
+    """Whether no source failed that this process has asked for."""
+    return not _unbuilt
 
 
 class _Nothing:
@@ -79,30 +122,6 @@ def on_shapes() -> Iterator[None]:
         yield
     finally:
         _shapes_alone = before
-
-
-@lru_cache(maxsize=1)
-def library() -> ctypes.CDLL | None:
-    """The library, built where this machine has none yet; None where that is not possible, with the reason logged."""
-    compiler = _compiler()
-    if compiler is None:
-        _log.info("no C kernels: no C compiler is installed")
-        return None
-    try:
-        version = subprocess.run([*compiler, "--version"], capture_output=True, timeout=_SECONDS, check=True).stdout
-        # torch's own OpenMP is gcc's; clang would bring a second one into the process
-        flags = _FLAGS if b"clang" in version else (*_FLAGS, "-fopenmp")
-        target = _target(compiler, version, flags)
-        if target.exists() or not _nothing_is_kept:
-            if not target.exists():
-                _build([*compiler, *flags], target)
-            return ctypes.CDLL(str(target))
-        with tempfile.TemporaryDirectory() as folder:
-            _build([*compiler, *flags], Path(folder, target.name))
-            return ctypes.CDLL(str(Path(folder, target.name)))
-    except (OSError, subprocess.SubprocessError) as error:
-        _log.warning("the C kernels could not be built, plain torch takes their place: %s", _reason(error))
-        return None
 
 
 def keep_nothing() -> None:
@@ -159,18 +178,25 @@ def must_have_memory(failed: int) -> None:
         raise MemoryError("no memory for a C kernel's sums")
 
 
-def _compiler() -> list[str] | None:
-    """The command of `$CC`, or of the machine's C compiler."""
+@lru_cache(maxsize=1)
+def compiler() -> tuple[list[str], str] | None:
+    """The command, with flags, of `$CC` or of the machine's C compiler, and all that its output depends on besides the
+    sources; None where there is none."""
     for command in ((read("CC") or "").split(), ["cc"], ["gcc"], ["clang"]):
         if command and (path := shutil.which(command[0])):
-            return [path, *command[1:]]
-    return None
-
-
-def _target(compiler: list[str], version: bytes, flags: tuple[str, ...]) -> Path:
-    """Where the library is kept."""
-    digest = hashlib.sha256(repr((SOURCES, compiler, version, flags, _processor())).encode())
-    return cache_folder() / "kernels" / f"{digest.hexdigest()[:24]}.so"
+            break
+    else:
+        _log.info("no C kernels: no C compiler is installed")
+        return None
+    command = [path, *command[1:]]
+    try:
+        version = subprocess.run([*command, "--version"], capture_output=True, timeout=_SECONDS, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        _log.warning("no C kernels, plain torch takes their place: %s --version: %s", path, _reason(error))
+        return None
+    # torch's own OpenMP is gcc's; clang would bring a second one into the process
+    command += _FLAGS if b"clang" in version else (*_FLAGS, "-fopenmp")
+    return command, repr((command, version, _processor()))
 
 
 def _processor() -> str:
@@ -184,15 +210,27 @@ def _processor() -> str:
     return " ".join([*known, *sorted({line for line in lines if line.split(":")[0].strip() in wanted})])
 
 
-def _build(command: list[str], target: Path) -> None:
-    """Compiles to a name of its own and renames it, so that other processes see all of the library or nothing."""
+def _build_once(command: list[str], texts: dict[str, str], target: Path) -> None:
+    """Builds where no other process has, or does: that is waited for, but no longer than a build may take, since a
+    process that was forked during one keeps its lock."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    patience = time.monotonic() + _SECONDS
+    while not target.exists():
+        with only_writer(target.parent, wait=False) as alone:
+            if (alone or time.monotonic() > patience) and not target.exists():
+                _build(command, texts, target)
+        if not alone:
+            time.sleep(_PAUSE)
+
+
+def _build(command: list[str], texts: dict[str, str], target: Path) -> None:
+    """Compiles to a name of its own and renames it, so that other processes see all of the library or nothing."""
     made = temporary_name(target)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            for name, text in SOURCES.items():
+            for name, text in texts.items():
                 Path(folder, name).write_text(text, "utf-8")
-            files = [str(Path(folder, name)) for name in SOURCES if name.endswith(".c")]
+            files = [str(Path(folder, name)) for name in texts if name.endswith(".c")]
             subprocess.run([*command, *files, "-o", str(made)], capture_output=True, timeout=_SECONDS, check=True)
         os.replace(made, target)
     finally:

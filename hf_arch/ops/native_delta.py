@@ -23,7 +23,9 @@ import torch
 from torch import Tensor
 
 from .custom_op import manual_backward
-from .native import Pointer, Struct, contiguous, fields, loaded, must_have_memory
+from .native import Kernels, Pointer, Struct, contiguous, fields, must_have_memory
+
+KERNELS = Kernels("delta_rule.c")
 
 
 class _Delta(Struct):
@@ -55,7 +57,7 @@ class NativeDelta(torch.autograd.Function):
         v: Tensor,
         state: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        kernels = loaded()
+        kernels = KERNELS.loaded()
         final = state.clone(memory_format=torch.contiguous_format)
         o, kept = v.new_empty(v.shape), v.new_empty(v.shape)
         delta = _delta(q, k, a, b, beta, g, keep, v)
@@ -68,7 +70,7 @@ class NativeDelta(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         *given, state, kept = ctx.saved_tensors
         q, _, a, b, beta, g, _, v = given
-        kernels = loaded()
+        kernels = KERNELS.loaded()
         initial, grad_o = contiguous(state, grads[0])
         grad_state = grads[1].clone(memory_format=torch.contiguous_format)
         grad_q, grad_a, grad_v, of_recalled = (x.new_empty(x.shape) for x in (q, q, v, v))

@@ -18,11 +18,12 @@ from torch.nn import functional as F
 
 from .compat import transformed
 from .custom_op import manual_backward
-from .native import Pointer, Struct, contiguous, fields, kernels_for, threads_for
+from .native import Kernels, Pointer, Struct, contiguous, fields, threads_for
 from .one_row import is_plain_row
 from .precision import state_dtype
 
 BLOCK_ELEMENTS = 2**18  # of one block of rows: on a CPU it and its gradients stay in the cache
+KERNELS = Kernels("norm.c")
 ROWS = 32  # whose gradients of the weight a kernel sums, as in ops/kernels/norm.c
 
 
@@ -197,7 +198,7 @@ def _kernels_for(x: Tensor, scale: Tensor | None, *like_x: Tensor | None) -> Any
         return None
     if scale is not None and scale.shape != x.shape[-scale.dim() :]:
         return None
-    return None if any(each is not None and each.shape != x.shape for each in like_x) else kernels_for(*tensors)
+    return None if any(each is not None and each.shape != x.shape for each in like_x) else KERNELS.for_tensors(*tensors)
 
 
 def _arguments(x: Tensor, scale: Tensor | None, gate: Tensor | None, ctx: Any) -> tuple[Any, ...]:

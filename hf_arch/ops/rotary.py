@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from .custom_op import manual_backward
-from .native import Pointer, Struct, fields, kernels_for, threads_for
+from .native import Kernels, Pointer, Struct, fields, threads_for
+
+KERNELS = Kernels("rotary.c")
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, head_axis: int = 1) -> Tensor:
@@ -39,7 +41,7 @@ def _readable(x: Tensor, cos: Tensor, sin: Tensor, head_axis: int) -> bool:
         return False
     batch, length, width = x.shape[0], x.shape[3 - head_axis], x.shape[3]
     fits = cos.shape[0] in (1, batch) and cos.shape[1] == length and cos.shape[2] <= width
-    return fits and {x.dtype, cos.dtype, sin.dtype} == {torch.float32} and kernels_for(x, cos, sin) is not None
+    return fits and {x.dtype, cos.dtype, sin.dtype} == {torch.float32} and KERNELS.for_tensors(x, cos, sin) is not None
 
 
 def _plain(x: Tensor, cos: Tensor, sin: Tensor, head_axis: int) -> Tensor:
@@ -71,7 +73,7 @@ class _Rotate(torch.autograd.Function):
     @manual_backward
     def by_hand(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         cos, sin = ctx.saved_tensors
-        if grad.dtype != torch.float32 or kernels_for(grad, cos, sin) is None:
+        if grad.dtype != torch.float32 or KERNELS.for_tensors(grad, cos, sin) is None:
             return _plain(grad, cos, _turned_back(sin), ctx.head_axis), None, None, None
         return _by_kernel(grad, cos, sin, ctx.head_axis, backward=True), None, None, None
 
@@ -106,7 +108,7 @@ def _by_kernel(x: Tensor, cos: Tensor, sin: Tensor, head_axis: int, backward: bo
         cos,
         sin,
     )
-    kernels_for(x).rotary(
+    KERNELS.for_tensors(x).rotary(
         ctypes.byref(rotation), ctypes.c_int64(backward), Pointer(x, strided=True), Pointer(y, strided=True)
     )
     return y

@@ -26,10 +26,11 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from .native import Pointer, Struct, contiguous, fields, kernels_for, must_have_memory
+from .native import Kernels, Pointer, Struct, contiguous, fields, must_have_memory
 from .precision import without_autocast
 from .recurrence import Call, Recurrence
 
+KERNELS = Kernels("selective_scan.c")
 CHUNK = 8  # as in ops/kernels/selective_scan.c
 GROUP = 128  # channels whose gradients of B and C a kernel sums, as in ops/kernels/lanes.h
 # The module's own name: a copy of this file elsewhere (a model bundled with its code) registers operators of its own.
@@ -123,7 +124,7 @@ def _scan(
     )
     y = dt.new_empty(x.shape)
     kept = dt.new_empty(_kept_chunks(length, for_backward), *state.shape)
-    kernels = kernels_for(dt, A, B, C, D, state, keep)
+    kernels = KERNELS.for_tensors(dt, A, B, C, D, state, keep)
     if kernels is not None:
         scan = _Scan.of(x, dt, A_t, B, C, D, keep)
         kernels.selective_scan(ctypes.byref(scan), Pointer(state), Pointer(y), Pointer(kept if for_backward else None))
@@ -176,7 +177,7 @@ def _scan_backward(
     grad = (
         dt.new_zeros(kept.shape[1:]) if grad_state is None else grad_state.clone(memory_format=torch.contiguous_format)
     )
-    kernels = kernels_for(grad_y, grad, dt, A, B, C, D, keep, kept)
+    kernels = KERNELS.for_tensors(grad_y, grad, dt, A, B, C, D, keep, kept)
     if kernels is not None:
         scan = _Scan.of(x, dt, A_t, B, C, D, keep)
         return _native_backward(kernels, scan, grad_y.contiguous(), grad, x, dt, A, B, kept)

@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .custom_op import manual_backward
-from .native import Pointer, kernels_for, threads_for
+from .native import Kernels, Pointer, threads_for
+
+KERNELS = Kernels("silu_gate.c")
 
 
 def silu_gated(x: Tensor, gate: Tensor) -> Tensor:
@@ -28,7 +30,8 @@ def silu_gated(x: Tensor, gate: Tensor) -> Tensor:
         The product, in the dtype that torch's product has.
     """
     wanted = torch.is_grad_enabled() and (x.requires_grad or gate.requires_grad) and not torch.compiler.is_compiling()
-    if wanted and x.shape == gate.shape and x.dtype == gate.dtype == torch.float32 and kernels_for(x, gate) is not None:
+    fits = x.shape == gate.shape and x.dtype == gate.dtype == torch.float32
+    if wanted and fits and KERNELS.for_tensors(x, gate) is not None:
         return _Gate.apply(x, gate)
     return x * F.silu(gate)
 
@@ -40,7 +43,7 @@ class _Gate(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, gate: Tensor) -> Tensor:
         ctx.save_for_backward(x, gate)
         y = torch.empty(x.shape, dtype=x.dtype)
-        kernels_for(x, gate).silu_gate(*_sizes(x), *_pointers(x, gate), Pointer(y))
+        KERNELS.for_tensors(x, gate).silu_gate(*_sizes(x), *_pointers(x, gate), Pointer(y))
         return y
 
     @staticmethod
@@ -55,7 +58,7 @@ class _Gate(torch.autograd.Function):
     @manual_backward
     def by_hand(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor]:
         x, gate = ctx.saved_tensors
-        kernels = kernels_for(x, gate, grad_y)
+        kernels = KERNELS.for_tensors(x, gate, grad_y)
         if kernels is None or grad_y.dtype != torch.float32:
             return grad_y * F.silu(gate), torch.ops.aten.silu_backward(grad_y * x, gate)
         grad_x, grad_gate = (torch.empty(x.shape, dtype=x.dtype) for _ in range(2))

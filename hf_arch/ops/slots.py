@@ -22,7 +22,7 @@ from .chunks import from_chunks, to_chunks
 from .logsumexp import EMPTY, KERNEL_MIN_GATE, time_softmax
 from .recurrence import LOG_DECAY, OPTION, ChunkedCall, Recurrence, default_scale
 from .value_decay import NativeValueDecay, chunk_value_decay
-from .vector_decay import NativeVectorDecay, chunk_vector_decay, has_kernel
+from .vector_decay import KERNELS, NativeVectorDecay, chunk_vector_decay, has_kernel
 
 SlotState = tuple[Tensor, Tensor]
 AveragesState = tuple[Tensor, Tensor, Tensor]
@@ -66,7 +66,7 @@ class GatedSlotAttention(ChunkedCall[SlotState]):
         keys, values = self.start_state()
         arrays = (self.q, self.k, self.s, self.f, self.v)
         sides = self.sizes["M"], max(self.sizes["K"], self.sizes["V"])
-        if self.dtype == torch.float32 and has_kernel(sides, *arrays, keys, values):
+        if self.dtype == torch.float32 and has_kernel(KERNELS, sides, *arrays, keys, values):
             query, key, write, forget, value = (x.to(self.dtype) for x in arrays)
             scores, keys = NativeValueDecay.apply(query * self.scale, key, forget, self.keep(), write, keys)
             o, values = NativeVectorDecay.apply(scores.softmax(-1), write, forget, self.keep(), value, None, values)

@@ -28,8 +28,8 @@ from torch import Tensor
 
 from .custom_op import as_custom_op, manual_backward
 from .decay import Level, add_product, factorise, factorise_backward, scores_of_level, suffix_sums
-from .native import Pointer, contiguous, loaded, must_have_memory
-from .vector_decay import Gradients, native_attention
+from .native import Pointer, contiguous, must_have_memory
+from .vector_decay import KERNELS, Gradients, native_attention
 
 
 class _ValueDecay(torch.autograd.Function):
@@ -133,7 +133,7 @@ class NativeValueDecay(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, g: Tensor, keep: Tensor | None, v: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor]:
-        kernels = loaded()
+        kernels = KERNELS.loaded()
         o, final = v.new_zeros(v.shape), state.new_empty(state.shape)
         attention, to = native_attention(v, v, g, k, None, keep), Gradients(final, o, *[None] * 4)
         initial, query = contiguous(state, q)
@@ -147,7 +147,7 @@ class NativeValueDecay(torch.autograd.Function):
     @manual_backward
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, g, keep, v, state = ctx.saved_tensors
-        kernels = loaded()
+        kernels = KERNELS.loaded()
         initial, query = contiguous(state, q)
         grad_q, walked = q.new_empty(q.shape), state.clone(memory_format=torch.contiguous_format)
         attention = native_attention(grads[0], v, g, k, None, keep)

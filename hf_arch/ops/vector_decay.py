@@ -38,8 +38,9 @@ from torch import Tensor
 from .chunks import empty_chunks, empty_in_time_order, load_keep, load_rows, row_groups, store_rows
 from .custom_op import as_custom_op, manual_backward
 from .decay import Level, factorise, factorise_backward, suffix_sums
-from .native import Pointer, Struct, contiguous, fields, kernels_for, loaded, must_have_memory
+from .native import Kernels, Pointer, Struct, contiguous, fields, must_have_memory
 
+KERNELS = Kernels("vector_decay.c")
 GROUP_VALUES = 2**19  # that a thread takes at once: two megabytes, near the best of the 0.4 to 6 tried
 NATIVE_STATE = 128 * 128
 
@@ -160,10 +161,10 @@ def _per_chunk(bonus: Tensor, chunks: int) -> Tensor:
 chunk_vector_decay = as_custom_op(_VectorDecay, ("v", "state"), empty_chunks)
 
 
-def has_kernel(state: tuple[int, int], *tensors: Tensor | None) -> bool:
-    """Whether the C kernel is there for these tensors, and faster for heads whose state has these sides: where it
+def has_kernel(kernels: Kernels, state: tuple[int, int], *tensors: Tensor | None) -> bool:
+    """Whether that C kernel is there for these tensors, and faster for heads whose state has these sides: where it
     outgrows the first cache, matrix products are."""
-    return math.prod(state) <= NATIVE_STATE and kernels_for(*tensors) is not None
+    return math.prod(state) <= NATIVE_STATE and kernels.for_tensors(*tensors) is not None
 
 
 class _Attention(Struct):
@@ -195,7 +196,7 @@ class NativeVectorDecay(torch.autograd.Function):
         bonus: Tensor | None,
         state: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        kernels = loaded()
+        kernels = KERNELS.loaded()
         state_t = state.mT.clone(memory_format=torch.contiguous_format)
         o = torch.empty(v.shape, dtype=v.dtype)
         attention = native_attention(q, k, g, v, bonus, keep)
@@ -207,7 +208,7 @@ class NativeVectorDecay(torch.autograd.Function):
     @manual_backward
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, g, keep, v, bonus, state = ctx.saved_tensors
-        kernels = loaded()
+        kernels = KERNELS.loaded()
         initial, grad_o = contiguous(state.mT, grads[0])
         grad_state = grads[1].mT.clone(memory_format=torch.contiguous_format)
         grad_q, grad_k = (torch.zeros(q.shape, dtype=q.dtype) for _ in range(2))

@@ -20,7 +20,8 @@ from hf_arch.core.plugins import plugin_of_module
 from hf_arch.layers.compat import attention_implementation, uses_flash_attention
 from hf_arch.models.branch_scales import SITES
 from hf_arch.ops.backend import use_fla
-from hf_arch.ops.native import kernels_for
+from hf_arch.ops.native import all_built
+from hf_arch.ops.rotary import KERNELS as ROTARY
 from hf_arch.training.branches import model_layers, undisturbed, watched
 from hf_arch.training.compat import TorchDispatchMode
 
@@ -51,6 +52,11 @@ def first_look(model: nn.Module, input_ids: Tensor) -> dict[str, Any]:
         "short_convolution": {"layers": sorted(convolved)},
         "kernels": _kernels(model, torch.empty(1, 2, device=row.device)),
     }
+
+
+def after_steps(look: dict[str, Any]) -> dict[str, Any]:
+    """A first look where steps have been taken since: torch took the place of kernels that could not be built."""
+    return look if all_built() or look.get("kernels") != "compiled C" else {**look, "kernels": "torch"}
 
 
 def _next_token_loss(logits: Tensor, row: Tensor) -> float | None:
@@ -140,7 +146,7 @@ def _is_depthwise(module: nn.Module) -> bool:
 def _kernels(model: Any, like: Tensor) -> str:
     """Where recurrences run, and attention where that is no plain product of torch."""
     used = ["fla"] if use_fla(like) else []
-    if kernels_for(like) is not None:
+    if ROTARY.for_tensors(like) is not None:  # the smallest source: whether the compiler works
         used.append("compiled C")
     if uses_flash_attention(model.config):
         used.append(attention_implementation(model.config))

@@ -50,7 +50,7 @@ from hf_arch.training.checkpoint_keeper import CheckpointKeeper, LateEvaluation
 from hf_arch.training.checkpoint_record import Change
 from hf_arch.training.checkpoints import divergence, where_to_go_on
 from hf_arch.training.earlier import earlier_look, earlier_seconds
-from hf_arch.training.first_look import first_look, optimizer_facts
+from hf_arch.training.first_look import after_steps, first_look, optimizer_facts
 from hf_arch.training.interruption import StopRequest
 from hf_arch.training.last_look import LastLook
 from hf_arch.training.launch import LaunchRequest, Running, check_running, is_main_process, running
@@ -360,7 +360,7 @@ class Stages:
             "changes": self._changes(),
             "init_overridden": bool(changed_initialisation(self.recipe, self.config)),
             "attribution": self.task.attribution,
-            **self.first_look,
+            **after_steps(self.first_look),
             **numbers,
             "wall_seconds": self._wall_seconds(),
             "provenance": {

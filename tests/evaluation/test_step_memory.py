@@ -13,7 +13,7 @@ from hf_arch.core.errors import ConfigError
 from hf_arch.evaluation import step_memory as counted
 from hf_arch.evaluation.step_memory import step_memory
 from hf_arch.evaluation.tensor_memory import peak_tensor_bytes
-from hf_arch.ops.native import library
+from hf_arch.ops.native import compiler
 
 BATCH, LENGTH = 4, 96
 
@@ -82,7 +82,7 @@ def test_torchs_forms_are_counted_without_the_kernels(name: str, monkeypatch: py
     """As on a GPU, for which a plan is made on this machine."""
     model = config(name)
     parts, native = (step_memory(model, BATCH, LENGTH, "fp32", True, device) for device in ("cuda", "cpu"))
-    assert library() is None or sum(native.values()) < sum(parts.values())
+    assert compiler() is None or sum(native.values()) < sum(parts.values())
     monkeypatch.setenv("HF_ARCH_BACKEND", "torch")
     assert sum(parts.values()) == pytest.approx(measured(model, "fp32", True), rel=0.15)
 

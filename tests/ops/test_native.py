@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from typing import Any
 
 import pytest
@@ -12,14 +11,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_arch.ops import native
+from hf_arch.ops import native, rotary
 from hf_arch.ops.conv import causal_conv1d
 from hf_arch.ops.delta_rule import delta_rule, dplr_delta_rule
 from hf_arch.ops.linear_attention import linear_attention
 from hf_arch.ops.selective_scan import selective_scan
 from hf_arch.ops.slots import gated_slot_attention
 
-needs_kernels = pytest.mark.skipif(native.library() is None, reason="no C compiler")
+needs_kernels = pytest.mark.skipif(rotary.KERNELS.library is None, reason="no C compiler")
 # Shapes around the 8 steps of a chunk, the lanes of a vector (4 to 16) and the 128 channels of a task.
 SCANS = [(1, 1, 3, 2), (2, 7, 16, 5), (2, 8, 8, 1), (1, 25, 131, 16), (3, 40, 257, 4)]
 HEADS = [(2, 5, 1, 3, 2), (2, 37, 3, 20, 13), (1, 70, 2, 32, 33), (1, 33, 1, 130, 60)]
@@ -306,55 +305,16 @@ def test_whoever_looks_at_single_operations_sees_those_of_torch() -> None:
     torch.testing.assert_close(traced(2 * x), causal_conv1d(2 * x, weight, activation="silu")[0])
     with FlopCounterMode(display=False):
         torch.testing.assert_close(causal_conv1d(x, weight, activation="silu")[0], expected)
-    assert native.kernels_for(x) is not None
+    assert rotary.KERNELS.for_tensors(x) is not None
     with FlopCounterMode(display=False):
-        assert native.kernels_for(x) is None
+        assert rotary.KERNELS.for_tensors(x) is None
 
 
 @pytest.mark.parametrize("other", [torch.randn(3).double(), torch.empty(3, device="meta")])
 def test_other_tensors_have_no_kernel(other: Tensor) -> None:
-    assert native.kernels_for(torch.randn(3), None, other) is None
+    assert rotary.KERNELS.for_tensors(torch.randn(3), None, other) is None
 
 
 def test_views_that_are_not_contiguous_are_no_argument() -> None:
     with pytest.raises(ValueError, match=r"strides \(1, 3\) of a tensor \(3, 2\) are not allowed"):
         native.Pointer(torch.randn(2, 3).t())
-
-
-@pytest.fixture
-def unbuilt(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_ARCH_CACHE", str(tmp_path))
-    monkeypatch.setattr(native, "library", native.library.__wrapped__)
-
-
-@pytest.mark.usefixtures("unbuilt")
-def test_without_a_compiler_torch_takes_their_place(
-    tmp_path: object, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("shutil.which", lambda name: None)
-    caplog.set_level(logging.INFO, logger="hf_arch.ops.native")
-    assert native.kernels_for(torch.randn(3)) is None
-    assert "no C compiler is installed" in caplog.text
-
-
-@needs_kernels
-@pytest.mark.usefixtures("unbuilt")
-def test_a_build_that_fails_is_said_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(native, "_FLAGS", ("--no-such-flag",))
-    assert native.kernels_for(torch.randn(3)) is None
-    (record,) = caplog.records
-    assert record.levelname == "WARNING" and "no-such-flag" in record.getMessage()
-    assert "\n" not in record.getMessage()
-
-
-@needs_kernels
-@pytest.mark.usefixtures("unbuilt")
-def test_another_processor_builds_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
-    given = ["cc"], b"1.0", ("-O3",)
-    before = native._target(*given)
-    monkeypatch.setattr(native, "_processor", lambda: "another")
-    assert (other := native._target(*given)) != before
-    monkeypatch.setitem(native.SOURCES, "lanes.h", "")
-    assert native._target(*given) not in (before, other)

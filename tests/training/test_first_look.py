@@ -14,7 +14,8 @@ import hf_arch
 from hf_arch.core.registry import MIXERS, STREAMS
 from hf_arch.layers.mixers.attention import Attention, AttentionOptions
 from hf_arch.ops import native
-from hf_arch.training.first_look import fingerprint, first_look, optimizer_facts
+from hf_arch.ops.vector_decay import KERNELS
+from hf_arch.training.first_look import after_steps, fingerprint, first_look, optimizer_facts
 
 
 def model_of(name: str, seed: int = 0, **overrides):
@@ -88,7 +89,19 @@ def test_it_leaves_no_trace(name):
     assert all(module.training for module in model.modules())
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    assert found["kernels"] == ("torch" if native.library() is None else "compiled C")
+    assert found["kernels"] == ("torch" if native.compiler() is None else "compiled C")
+
+
+@pytest.mark.skipif(native.compiler() is None, reason="no C compiler")
+def test_a_recurrence_whose_kernel_could_not_be_built_ran_in_torch(monkeypatch):
+    monkeypatch.setitem(native.SOURCES, "vector_decay.c", "no C")
+    monkeypatch.delitem(vars(KERNELS), "library", raising=False)
+    monkeypatch.setattr(native, "_unbuilt", set())
+    for name, expected in (("llama", "compiled C"), ("gla", "torch")):
+        model = model_of(name)
+        found = look(model)
+        model(input_ids=torch.arange(9)[None]).logits.sum().backward()
+        assert found["kernels"] == "compiled C" and after_steps(found) == {**found, "kernels": expected}
 
 
 def test_fingerprints_tell_starts_apart():
