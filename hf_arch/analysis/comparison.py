@@ -70,7 +70,7 @@ class Comparison(Measured):
         where = "of the table" if self.ladder is None else "of a rung"
         with_controls = self.families.get("controls", 0)
         counts = ((claims, "claim", ""), (pairs, "pair", f" {where}"), (with_controls, "pair", " with a control"))
-        parts = [f"{count} {what}{'' if count == 1 else 's'}{of}" for count, what, of in counts if count]
+        parts = [f"{count:,} {what}{'' if count == 1 else 's'}{of}" for count, what, of in counts if count]
         if not parts:
             return ""
         if max(claims, pairs, with_controls) == 1:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from hf_arch.runs.record import RunRecord
 
 T = TypeVar("T")
+FEW = 6
+"""Names that a sentence says one by one."""
 
 
 def by_value(items: Iterable[T], value_of: Callable[[T], Any]) -> dict[Any, list[T]]:
@@ -33,9 +35,17 @@ def run_names(runs: Iterable[RunRecord]) -> str:
     return listed(distinct(run.name for run in runs))
 
 
-def listed(names: Sequence[str], limit: int = 6) -> str:
+def listed(names: Sequence[str], limit: int = FEW) -> str:
     shown = ", ".join(names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def shares_of(found: Mapping[str, float], each: Callable[[str, float], str], spelt: str = "{:.0%}") -> str:
+    """`each` of a name and its value, joined; of many names the range, and where its ends are."""
+    if len(found) <= FEW:
+        return ", ".join(each(name, share) for name, share in found.items())
+    least, most = min(found, key=found.__getitem__), max(found, key=found.__getitem__)
+    return f"{spelt.format(found[least])} ({least}) to {spelt.format(found[most])} ({most})"
 
 
 def together(names: Sequence[str], word: str = "and") -> str:

@@ -201,7 +201,7 @@ def test_the_gradient_of_a_solved_task_says_nothing_of_clipping(logged: int, tmp
             (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     [found] = [finding for finding in compare_runs(tmp_path).findings if finding.check == "clipping"]
     assert found.severity == ("violation" if logged == 8 else "note")
-    assert ("on one side: in 0% of gla" if logged == 8 else "Too few were logged of gla") in found.sentence
+    assert ("on one side: in 0% (gla), 100% (llama)" if logged == 8 else "Too few were logged of gla") in found.sentence
 
 
 def test_one_outlier_does_not_decide(tmp_path: Path) -> None:

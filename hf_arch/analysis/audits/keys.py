@@ -14,6 +14,7 @@ from hf_arch.runs.record import RunRecord
 
 WHATEVER_SETS_THEM = ("losses", "dropout", "precision", "embedding scale")
 """Checks that look also at what an architecture has by default, where its recipe says nothing."""
+DIGITS = 6
 
 
 def about(check: str, run: RunRecord) -> dict[str, Any]:
@@ -38,8 +39,22 @@ def with_values(settings: Mapping[RunRecord, Mapping[str, Any]], keys: Iterable[
     found = []
     for key in keys:
         values = by_value(settings, lambda run, key=key: as_in_a_recipe(_value(run, settings[run], key)))  # type: ignore[misc]
-        found.append(f"{key} ({'; '.join(f'{value}: {run_names(group)}' for value, group in values.items())})")
+        short = [_short(value) for value in values]
+        shown = short if len(set(short)) == len(values) else list(values)
+        said = "; ".join(f"{value}: {run_names(group)}" for value, group in zip(shown, values.values(), strict=True))
+        found.append(f"{key} ({said})")
     return found
+
+
+def _short(written: str) -> str:
+    """A number of many digits with six of them."""
+    if len(written) <= DIGITS + 2:
+        return written
+    try:
+        number = json.loads(written)
+    except ValueError:
+        return written
+    return f"{number:.{DIGITS}g}" if isinstance(number, float) else written
 
 
 def as_in_a_recipe(value: Any) -> str:

@@ -11,7 +11,7 @@ from hf_arch.analysis.audits.keys import with_values
 from hf_arch.analysis.checks import SPEEDS
 from hf_arch.analysis.finding import Finding, Severity, not_recorded
 from hf_arch.analysis.question import computed_otherwise
-from hf_arch.analysis.run_names import by_name, by_value, run_labels, run_names
+from hf_arch.analysis.run_names import FEW, by_name, by_value, run_labels, run_names, shares_of
 from hf_arch.runs.record import RunRecord
 
 BUSY = 0.25
@@ -26,8 +26,6 @@ which explains 82 % of the spread within a model: 5 % of the share are 5 % of th
 SHARED = 1.0
 """By how much the other processes for each core may differ where shares are known and every core is shared: what they
 cost beside the share is 5 % at 1.07."""
-FEW = 6
-"""Names whose loads are said one by one."""
 
 
 def check_devices(runs: Sequence[RunRecord]) -> Finding:
@@ -87,10 +85,8 @@ def _load(runs: Sequence[RunRecord]) -> Finding | None:
 
 def _shares(found: Mapping[str, float], spelt: str, words: str) -> str:
     """`a 0.10 other processes for each core, b 2.40 other ...`; of many their range, and where its ends are."""
-    if len(found) <= FEW:
-        return ", ".join(f"{name} {spelt.format(share)} {words}" for name, share in found.items())
-    least, most = min(found, key=found.__getitem__), max(found, key=found.__getitem__)
-    return f"from {spelt.format(found[least])} ({least}) to {spelt.format(found[most])} ({most}) {words}"
+    text = shares_of(found, lambda name, share: f"{name} {spelt.format(share)} {words}", spelt)
+    return text if len(found) <= FEW else f"from {text} {words}"
 
 
 def _unequal_others(found: Collection[float], groups: Mapping[str, Sequence[RunRecord]]) -> bool:

@@ -47,8 +47,9 @@ def check_branch_scale(runs: Sequence[RunRecord]) -> Finding | None:
         return Finding("branch scale", "ok", sentence, run_labels(runs), {"ratio": ratio, "site": site})
     scales = {name: _scale(measured[name], site) for name in measured}
     where = "mixers" if site == "mixer" else "feed-forwards"
+    by = f" by a factor of {factor(ratio)}" if scales[small] else ""
     sentence = (
-        f"Branch scale at initialisation differs by a factor of {factor(ratio)}: {where} write {scales[small]:.2g} "
+        f"Branch scale at initialisation differs{by}: {where} write {scales[small]:.2g} "
         f"of the residual stream in {small}, {scales[large]:.2g} in {large}.{unseen}"
     )
     severity: Severity = "note" if is_asked("branch scale", runs) else "violation"

@@ -95,7 +95,7 @@ def _one_budget(runs: Sequence[RunRecord], rates: Sequence[float], values: dict[
     at_edge = [name for name, rate in best.items() if rate in (min(rates), max(rates))]
     values = {**values, "best": best}
     if at_edge:
-        text = "; ".join(f"{name}: {best[name]:.3g}" for name in at_edge)
+        text = _by_rate({name: best[name] for name in at_edge})
         sentence = f"The best learning rate lies at the end of the grid ({rates_text(rates)}): {text}."
         edge_runs = [run for run in runs if run.name in at_edge]
         return Finding("learning rate", "violation", sentence, run_labels(edge_runs), values)
@@ -122,7 +122,7 @@ def _chosen_rates(runs: Sequence[RunRecord], swept: dict[str, Any]) -> Finding:
         text = "; ".join(f"{listed(names)}: {tried}" for tried, names in budgets.items())
         return Finding("learning rate", "violation", f"Learning-rate budget differs: {text}.", run_labels(runs), values)
     if at_edge := [name for name, sweep in values.items() if _at_edge(sweep)]:
-        text = "; ".join(f"{name}: {values[name].get('chosen'):.3g}" for name in at_edge)
+        text = _by_rate({name: values[name]["chosen"] for name in at_edge})
         sentence = f"The chosen learning rate lies at the end of those that were tried ({budget}): {text}."
         edge_runs = [run for run in runs if run.name in at_edge]
         return Finding("learning rate", "violation", sentence, run_labels(edge_runs), values)
@@ -134,7 +134,7 @@ def _chosen_rates(runs: Sequence[RunRecord], swept: dict[str, Any]) -> Finding:
             f"The learning rate of {listed(same_rows)} was chosen on rows that are compared, or it is not recorded."
         )
         return Finding("learning rate", "violation", sentence, run_labels(runs), values)
-    text = "; ".join(f"{name} {sweep.get('chosen'):.3g}" for name, sweep in values.items())
+    text = _by_rate({name: sweep.get("chosen") for name, sweep in values.items()})
     sentence = f"Same learning-rate budget: each chose among {budget} on other rows ({text})."
     return Finding("learning rate", "ok", sentence, run_labels(runs), values)
 
@@ -147,6 +147,11 @@ def _budget_text(sweep: Mapping[str, Any]) -> str:
     if isinstance(sampled, Mapping):
         text = f"{sampled['trials']} rates sampled from {sampled['low']:g} to {sampled['high']:g}"
     return text if len(seeds) < 2 else f"{text} with {len(seeds)} seeds each"
+
+
+def _by_rate(rates: Mapping[str, Any]) -> str:
+    """`a, b: 0.001; c: 0.003`."""
+    return "; ".join(f"{listed(names)}: {rate:.3g}" for rate, names in by_value(rates, rates.__getitem__).items())
 
 
 def _is_chosen(rate: float | None, sweep: Mapping[str, Any]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from statistics import fmean
 from typing import Any
@@ -26,7 +26,7 @@ from hf_arch.analysis.question import (
     is_asked,
     varied,
 )
-from hf_arch.analysis.run_names import by_name, by_value, listed, run_labels, run_names
+from hf_arch.analysis.run_names import by_name, by_value, listed, run_labels, run_names, shares_of
 from hf_arch.runs.record import RunRecord
 from hf_arch.runs.run_settings import shared_settings
 
@@ -177,16 +177,18 @@ def check_clipping(runs: Sequence[RunRecord]) -> Finding | None:
     if min(shares.values()) > UNCLIPPED:
         if not unknown or {run.name for run in unknown} <= set(shares):
             return None
-        text = "; ".join(f"{share:.0%} of {name}" for name, share in shares.items())
         sentence = (
-            f"Gradients are clipped in {text} (of the logged steps). Too few were logged of {run_names(unknown)} "
+            f"Gradients are clipped in {_steps_of(shares)}. Too few were logged of {run_names(unknown)} "
             "before the probe was solved, where gradients vanish: log more often to know."
         )
         return Finding("clipping", "note", sentence, run_labels(runs), shares)
-    text = "; ".join(f"{share:.0%} of {name}" for name, share in shares.items())
     severity: Severity = "note" if is_asked("optimiser", runs) else "violation"
-    sentence = f"Gradients are clipped on one side: in {text} (of the logged steps)."
+    sentence = f"Gradients are clipped on one side: in {_steps_of(shares)}."
     return Finding("clipping", severity, sentence, run_labels(runs), shares)
+
+
+def _steps_of(shares: Mapping[str, float]) -> str:
+    return f"{shares_of(shares, lambda name, share: f'{share:.0%} ({name})')} of the logged steps"
 
 
 def check_precision(runs: Sequence[RunRecord]) -> Finding | None:
