@@ -22,11 +22,12 @@ A part of a plugin may do any of these without an error, and its loss is compare
     given_up         numbers of parameters that learned as the run began, and at its end are frozen, or no longer there
                      (tied to others)
     forward_gradients
-                     parameters that a forward pass alone leaves a gradient in, where a plugin has part in the run
+                     parameters whose gradient a forward pass alone leaves or changes, where a plugin has part in the run
     held_state       bytes of the cache after the row, over those that the cost declares, where a plugin has part in the
                      run; None where a part takes no cache
-    moved, swapped, rates
-                     weights that others than the optimiser change (`between_steps`), where a plugin has part in the run
+    moved, memory, swapped, rates, settings
+                     weights, and what the optimiser keeps and is set to, that others than it change (`between_steps`),
+                     where a plugin has part in the run
     reloaded, counts, clock
                      what logits rest on besides the weights, where a plugin has part in the run (`hidden_state`)
     starts           {name of a matrix, layers as *: [hash of its first values, numbers]}: equal under two seeds where
@@ -354,13 +355,15 @@ def _held_state(model: Any, row: Tensor) -> float | None:
 
 
 def _forward_gradients(model: nn.Module, row: Tensor) -> int:
-    kept = {parameter: parameter.grad for parameter in model.parameters()}
+    """Numbers of the parameters whose gradient a forward pass changes, as one does that takes a step of its own, or that
+    multiplies what earlier parts of the batch have left."""
+    kept = {parameter: parameter.grad for parameter in model.parameters() if parameter.requires_grad}
     with _as_it_was(model, row.device), torch.enable_grad():
         try:
             for parameter in kept:
-                parameter.grad = None
+                parameter.grad = torch.ones_like(parameter)
             _logits(model.train(), row)
-            return sum(parameter.numel() for parameter in kept if parameter.grad is not None)
+            return sum(one.numel() for one in kept if one.grad is None or not bool((one.grad == 1).all()))
         finally:
             for parameter, was in kept.items():
                 parameter.grad = was

@@ -53,12 +53,19 @@ check_between_steps = partial(
     words="Weights change between the steps of the optimiser, {share} of the parameters in {who}.",
 )
 """No step of a part's own, and no weights that are set anew, between the steps of the optimiser."""
+check_memory = partial(
+    _shares,
+    fact="memory",
+    check="optimiser",
+    words="What the optimiser keeps of gradients changes between its steps, for {share} of the parameters in {who}.",
+)
+"""Moments are of the gradients that were: to set them anew is another optimiser."""
 check_hidden_losses = partial(
     _shares,
     fact="forward_gradients",
     check="losses",
-    words="Forward passes of {who} leave gradients by themselves, of {share} of the parameters: a loss that is not "
-    "recorded.",
+    words="Forward passes of {who} leave or change gradients by themselves, of {share} of the parameters: those of a "
+    "loss that is not recorded.",
 )
 """Gradients that a forward pass leaves are of a loss that nothing else knows."""
 check_unmoved = partial(
