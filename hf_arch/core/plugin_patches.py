@@ -26,7 +26,7 @@ _OTHERS = (
     *("torch.optim", "torch.optim.optimizer", "torch.optim.adamw", "torch.optim.adam", "torch.optim.lr_scheduler"),
     *("transformers.trainer", "transformers.optimization", "transformers.trainer_callback"),
     *("transformers.modeling_utils", "accelerate.accelerator", "accelerate.optimizer", "accelerate.data_loader"),
-    *("transformers.activations", "transformers.masking_utils", "transformers.modeling_rope_utils", "torch.library"),
+    *("transformers.activations", "transformers.masking_utils", "transformers.modeling_rope_utils"),
     *("transformers.loss.loss_utils", "transformers.trainer_pt_utils"),
 )
 _COMPUTE = ("CPU", "CUDA", "Autograd", "AutogradCPU", "AutogradCUDA")
@@ -37,8 +37,6 @@ _SEARCHED = (
 """How the names of further modules begin, in which functions of plugins are looked for: what else changes there is
 theirs."""
 _CONSTANTS = (bool, int, float, str, tuple, frozenset)
-_OPERATORS = "_impls"
-"""Of `torch.library`: `namespace/operator/key` of each function that Python code gave an operator of torch."""
 _MISSING = object()
 _before: dict[str, dict[str, Any]] = {}
 """{module: {name: value}} as it was, of functions, classes, methods, constants and tables."""
@@ -54,6 +52,7 @@ def remember() -> None:
     if not _before:
         for name, module in _watched():
             _before[name] = dict(_entries(name, module))
+        _before["torch.ops"] = dict.fromkeys(operators_replaced(), True)
         sys.meta_path.insert(0, _Imports())
 
 
@@ -86,7 +85,7 @@ def replaced() -> list[str]:
     """Dotted names of what is no longer what it was, or comes from a plugin, sorted."""
     if not _before:  # no plugin was loaded
         return []
-    found = set()
+    found = {f"torch.ops.{name}" for name in operators_replaced() if name not in _before.get("torch.ops", {})}
     for module_name, module in _watched():
         before, now = _before.get(module_name, {}), dict(_entries(module_name, module))
         found |= {f"{module_name}.{name}" for name, value in now.items() if from_plugin(value)}
@@ -153,8 +152,6 @@ def _entries(module_name: str, module: ModuleType) -> Iterator[tuple[str, Any]]:
                 yield from ((f"{name}.{key}", of) for key, entry in list(vars(value).items()) if (of := _method(entry)))
         elif isinstance(value, FunctionType) or (callable(value) and module_name in _OTHERS):
             yield name, value
-        elif module_name == "torch.library" and name == _OPERATORS:
-            yield name, frozenset(one for one in value if _computes(str(one)))
         elif name.isupper() and not name.startswith("_"):
             if isinstance(value, _CONSTANTS):
                 yield name, value
@@ -164,11 +161,12 @@ def _entries(module_name: str, module: ModuleType) -> Iterator[tuple[str, Any]]:
                 yield from _tables(name, value)
 
 
-def _computes(operator: str) -> bool:
-    """Whether it is what an operator of torch itself computes, and no shape or decomposition, which modules of torch
-    add as they are imported."""
-    namespace, _, key = operator.partition("/")
-    return namespace == "aten" and key.rpartition("/")[2] in _COMPUTE
+def operators_replaced() -> frozenset[str]:
+    """`aten/operator/key` of what Python code has operators of torch compute: no shapes or decompositions, which
+    modules of torch add as they are imported."""
+    library = sys.modules.get("torch.library")
+    found = map(str, getattr(library, "_impls", ()))
+    return frozenset(one for one in found if one.startswith("aten/") and one.rpartition("/")[2] in _COMPUTE)
 
 
 def _tables(name: str, value: Any) -> Iterator[tuple[str, _Table]]:

@@ -93,7 +93,7 @@ class EitherName(dict[str, Any]):
         for name, value in dict(*others, **named).items():
             self[name] = value
 
-    def __ior__(self, others: Any) -> EitherName:  # type: ignore[override, misc]
+    def __ior__(self, others: Any) -> EitherName:  # type: ignore[override]
         self.update(others)
         return self
 

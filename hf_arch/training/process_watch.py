@@ -45,7 +45,7 @@ def _in_effect() -> Iterator[str]:
     for thread, frame in sys._current_frames().items():
         if thread != own and _is_in_plugin(frame):
             yield f"thread {names.get(thread, 'without a name')}"
-    called = {"trace": sys.gettrace(), "profile": sys.getprofile()}
+    called: dict[str, Any] = {"trace": sys.gettrace(), "profile": sys.getprofile()}
     called |= {f"gc.callbacks.{index}": one for index, one in enumerate(gc.callbacks)}
     called |= {number.name: signal.getsignal(number) for number in signal.Signals}
     yield from (name for name, function in called.items() if function is not None and from_plugin(function))

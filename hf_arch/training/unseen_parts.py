@@ -22,7 +22,7 @@ A part of a plugin may do any of these without an error, and its loss is compare
     given_up         numbers of parameters that learned as the run began, and at its end are frozen, or no longer there
                      (tied to others)
     forward_gradients
-                     parameters whose gradient a forward pass alone leaves or changes, where a plugin has part in the run
+                     parameters whose gradient a forward pass changes, where a plugin has part in the run
     held_state       bytes of the cache after the row, over those that the cost declares, where a plugin has part in the
                      run; None where a part takes no cache
     moved, memory, swapped, rates, settings
@@ -355,8 +355,8 @@ def _held_state(model: Any, row: Tensor) -> float | None:
 
 
 def _forward_gradients(model: nn.Module, row: Tensor) -> int:
-    """Numbers of the parameters whose gradient a forward pass changes, as one does that takes a step of its own, or that
-    multiplies what earlier parts of the batch have left."""
+    """Numbers of the parameters whose gradient a forward pass changes: one that has a loss of its own, or multiplies
+    what earlier parts of the batch have left."""
     kept = {parameter: parameter.grad for parameter in model.parameters() if parameter.requires_grad}
     with _as_it_was(model, row.device), torch.enable_grad():
         try:
