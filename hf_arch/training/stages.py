@@ -300,7 +300,8 @@ class Stages:
         if _is_sharded(trainer):
             return None
         with self.task.alone(model := trainer.accelerator.unwrap_model(trainer.model)):
-            return LastLook(model, self.task.look(), self.task.scored_together(trainer) if self.plugins else None)
+            together = self.task.scored_together(trainer) if self.plugins else None
+            return LastLook(model, self.task.look(), together, self.task.isolates_documents)
 
     def _write_config(self) -> None:
         if not self.is_main:

@@ -6,7 +6,8 @@ A part of a plugin may do any of these without an error, and its loss is compare
     untracked        numbers that are no parameters and change in training: buffers, tensors kept in attributes from
                      the start; of what is made on the way what changes between two steps, and not with the row that the
                      model reads (as what it keeps of its last one does)
-    uncounted        parameters that the model has after training beyond those that its cost counts: made on the way
+    uncounted        parameters that the model has after training beyond those that its cost counts: made on the way; or
+                     how many fewer
     gradients        {place: [ratio, numbers]} of parameters whose gradient is not that of the loss (`true_gradients`),
                      where a plugin has part in the run
     gradient_hooks   parameters whose gradient is changed before the optimiser sees it
@@ -23,6 +24,8 @@ A part of a plugin may do any of these without an error, and its loss is compare
                      (tied to others)
     forward_gradients
                      parameters whose gradient a forward pass changes, where a plugin has part in the run
+    touched          parameters that a token passes through, over those that the cost calls active (`touched`), where a
+                     plugin has part in the run
     held_state       bytes of the cache after the row, over those that the cost declares, where a plugin has part in the
                      run; None where a part takes no cache
     moved, memory, swapped, rates, settings
@@ -60,6 +63,7 @@ from hf_arch.training.counted_products import counted_products
 from hf_arch.training.hidden_state import hidden_state
 from hf_arch.training.plugin_globals import PluginGlobals
 from hf_arch.training.product_types import product_types
+from hf_arch.training.touched import touched_share
 from hf_arch.training.true_gradients import untrue_gradients
 
 _DEEPEST = 3
@@ -273,7 +277,7 @@ def _uncounted(model: Any, row: Tensor) -> int:
     """Of parameters that are whole here."""
     with undisturbed(model):
         counted = model_cost(model.config, row.shape[1]).params_total
-    return max(0, sum(parameter.numel() for parameter in model.parameters()) - int(counted))
+    return sum(parameter.numel() for parameter in model.parameters()) - int(counted)
 
 
 def _untrue_gradients(model: nn.Module, row: Tensor) -> dict[str, list[float]]:
@@ -330,6 +334,7 @@ def _of_plugins(model: nn.Module, row: Tensor) -> dict[str, Any]:
     return {
         "forward_gradients": _forward_gradients(model, row),
         "held_state": _held_state(model, row),
+        "touched": touched_share(model, row),
         "product_types": _product_types(model, row),
     }
 

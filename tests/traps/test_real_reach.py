@@ -36,6 +36,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hf_arch.core.registry import FFNS
 from hf_arch.layers.contract import EMPTY_CONTEXT
+from hf_arch.layers.cost import MixerCost
 from hf_arch.layers.ffns.ffn import MLP
 from hf_arch.training.compat import AlignedLabelSmoother
 
@@ -107,6 +108,15 @@ def mask_labels():
 @FFNS.register("own")
 class Own(MLP):
     begun, steps = False, 0
+
+    def __init__(self, config, options, layer_idx):
+        super().__init__(config, options, layer_idx)
+#built#
+
+    def cost(self, seq_len):
+        cost = super().cost(seq_len)
+#cost#
+        return cost
 
     def first_training(self):
         pass
@@ -199,6 +209,17 @@ TRAPS: dict[str, tuple[str, str, str]] = {
         "looked",
         "for one in living('ArchTrainer'):\n    one.order = type(one.order)(one.order.num_rows, 99)",
     ),
+    "parameters that are counted and not there": (
+        "parameters",
+        "built",
+        "if self.up_proj.weight.device.type == 'meta':\n    self.more = nn.Linear(64, 64)",
+    ),
+    "active parameters": ("active parameters", "cost", "cost += MixerCost(inactive_parameters=4096)"),
+    "documents before": (
+        "scoring",
+        "each",
+        "out = out + 0.5 * nn.functional.pad(out, (0, 0, 1, 0))[:, :-1]",
+    ),
     "bytes of the text": ("data", "first", f"{VALIDATION}rows.num_bytes = int(1.5 * rows.num_bytes)"),
     "easier rows": (
         "data",
@@ -224,6 +245,14 @@ HONEST: dict[str, tuple[str, str]] = {
         "first",
         "helper = threading.Thread(target=list)\nhelper.start()\nhelper.join()",
     ),
+    "the token before, of its document": (
+        "each",
+        "before, documents = nn.functional.pad(out, (0, 0, 1, 0))[:, :-1], context.layout.segment_ids\n"
+        "if documents is not None:\n"
+        "    same = documents == nn.functional.pad(documents, (1, 0), value=-1)[:, :-1]\n"
+        "    before = before * same[..., None]\n"
+        "out = out + 0.5 * before",
+    ),
     "numbers of its own": ("each", "self.act_fn.seen = self.steps"),
 }
 
@@ -231,7 +260,7 @@ HONEST: dict[str, tuple[str, str]] = {
 def plugin_of(where: str, how: str) -> str:
     """The plugin with this at that place."""
     text = PLUGIN
-    for place in ("imported", "first", "looked", "each"):
+    for place in ("imported", "built", "cost", "first", "looked", "each"):
         text = text.replace(f"#{place}#", indent(how if place == where else "", "" if place == "imported" else " " * 8))
     return text
 
@@ -257,7 +286,7 @@ def train_side(root: Path, name: str, place: tuple[str, ...] | None) -> None:
         (root / name / "own.py").write_text(plugin_of(*place))
         model["plugins"] = [str(root / name / "own.py")]
     training = {**TINY["training"], "max_steps": 8, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
-    data = {"corpus": f"{root}/text.txt", "tokenizer": "byte", "sequence_length": 64}
+    data = {"corpus": f"{root}/text.txt", "tokenizer": "byte", "sequence_length": 64, "isolate_documents": True}
     for seed in SEEDS:
         side = "plain" if place is None else "own"
         folder, vary = root / name / "runs" / f"{side}-{seed}", {"vary": ["model.ffn"]}

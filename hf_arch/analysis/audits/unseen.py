@@ -99,6 +99,10 @@ def check_uncounted(runs: Sequence[RunRecord]) -> Finding | None:
     them."""
     shares = numbers_of(runs, lambda run, facts: facts.get("uncounted", 0) / (run.numbers.get("params_total") or 1))
     more = [run for run, share in shares.items() if share > UNTRACKED]
+    fewer = [run for run, share in shares.items() if share < -UNTRACKED]
+    if fewer and not more:
+        sentence = f"{-min(shares.values()):.0%} of the parameters that are counted are not in {run_names(fewer)}."
+        return Finding("parameters", "violation", sentence, run_labels(fewer), values_of(shares))
     if not more:
         return None
     sentence = (

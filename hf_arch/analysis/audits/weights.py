@@ -146,6 +146,19 @@ def check_overstated(runs: Sequence[RunRecord]) -> Finding | None:
     return Finding("flops", "violation" if apart else "note", sentence, run_labels(over), values_of(work))
 
 
+def check_touched(runs: Sequence[RunRecord]) -> Finding | None:
+    """A token passes through the parameters that a cost calls active, and no others."""
+    ratios = numbers_of(runs, lambda run, facts: facts.get("touched") or 0.0)
+    more = [run for run, ratio in ratios.items() if ratio > OVERSTATED]
+    if not more:
+        return None
+    sentence = (
+        f"A token passes through {max(ratios.values()):.2f} times the parameters that the cost of {run_names(more)} "
+    )
+    severity: Severity = "violation" if max(ratios.values()) > OVERSTATED * max(1.0, min(ratios.values())) else "note"
+    return Finding("active parameters", severity, f"{sentence}calls active.", run_labels(more), values_of(ratios))
+
+
 def check_held_state(runs: Sequence[RunRecord]) -> Finding | None:
     """A cache holds what a cost declares: state is matched, and compared, by that."""
     ratios = numbers_of(runs, lambda run, facts: facts.get("held_state") or 1.0)
