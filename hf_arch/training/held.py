@@ -21,6 +21,7 @@ _MOVES = frozenset(
         *("_initial_global_step", "_initial_num_input_tokens_seen", "current_gradient_accumulation_steps", "state"),
         *("_group_norms", "_logged_loss", "_logged_step", "_skipped_since_log", "scored_rows", "last_score", "_taken"),
         *("optimizer", "lr_scheduler", "train_dataloader", "eval_dataloader", "model_wrapped", "jit_mode_eval"),
+        *("_dataloader_references_ref", "sync_gradients"),
         *("_dataloaders", "_models", "_optimizers", "_schedulers", "_is_accelerate_prepared", "_custom_objects"),
         *("gradient_checkpointing", "_gradient_checkpointing_func", "_require_grads_hook", "_require_grads_hooks"),
         *("forward", "_original_forward", "_compiled_call_impl", "training", "max_seq_len_cached", "auxiliary_losses"),
@@ -36,14 +37,17 @@ class Held:
 
     def __init__(self, holders: Mapping[str, Any]) -> None:
         self.holders = dict(holders)
-        self.began = {name: dict(_contents(holder)) for name, holder in self.holders.items()}
+        self.began = {
+            name: {key: (value, _copy(value)) for key, value in _contents(holder)} for name, holder in holders.items()
+        }
 
     def changes(self) -> list[str]:
         """{holder.name} of what is another value or object now, sorted."""
         found = []
         for name, holder in self.holders.items():
             began, now = self.began[name], dict(_contents(holder))
-            found += [f"{name}.{key}" for key in began.keys() | now.keys() if not _same(began.get(key), now.get(key))]
+            found += [f"{name}.{key}" for key, was in began.items() if key not in now or not _same(*was, now[key])]
+            found += [f"{name}.{key}" for key in now if key not in began]
         return sorted(found)
 
 
@@ -55,7 +59,15 @@ def _contents(holder: Any) -> Iterator[tuple[str, Any]]:
     yield from ((key, value) for key, value in values.items() if key not in _MOVES)
 
 
-def _same(before: Any, now: Any) -> bool:
+def _copy(value: Any) -> Any:
+    """Of a list or mapping that holds simple values alone; None of others, which are known by being the same object."""
+    held = value.values() if type(value) is dict else value if type(value) is list else ()
+    return value.copy() if held and all(isinstance(one, _SIMPLE) for one in held) else None
+
+
+def _same(before: Any, copy: Any, now: Any) -> bool:
+    if copy is not None:
+        return type(now) is type(copy) and bool(now == copy)
     if isinstance(before, _SIMPLE) or isinstance(now, _SIMPLE):
         return type(before) is type(now) and bool(before == now)
     return before is now

@@ -42,6 +42,7 @@ class Surroundings(TrainerCallback):
         self.process = ProcessWatch()
         rows = {"train rows": trainer.train_dataset, "validation rows": trainer.eval_dataset, "order": trainer.order}
         around = {"trainer": trainer, "accelerator": trainer.accelerator, "configuration": trainer.model.config}
+        around["accumulation"] = trainer.accelerator.gradient_state
         self.held = Held({**around, **rows, **modules_of(trainer.model)})
         trainer.add_callback(self.process)
 

@@ -177,7 +177,7 @@ TRAPS: dict[str, tuple[str, str, str]] = {
     ),
     "smoother labels": ("code", "first", "trainer().label_smoother = AlignedLabelSmoother(epsilon=0.1)"),
     "the class of the head": ("code", "first", "model().lm_head.__class__ = Louder"),
-    "a factor of attention": ("code", "first", "model().model.layers[0].mixer.scaling *= 2"),
+    "a factor of attention": ("code", "first", "model().model.layers[0].mixer.product.scaling *= 2"),
     "betas": ("settings", "each", f"{GROUPS}group['betas'] = (0.5, 0.99) if self.steps % 16 else (0.9, 0.95)"),
     "a decay": ("settings", "each", f"{GROUPS}group['weight_decay'] = 1.0 if self.steps % 16 else 0.1"),
     "momentum": (
@@ -272,11 +272,10 @@ def train_here(root: str) -> None:
         if (child := os.fork()) == 0:
             try:
                 train_side(Path(root), name, place)
-            except BaseException:
+            except BaseException:  # its test finds no run
                 traceback.print_exc()
-                os._exit(1)
             os._exit(0)
-        assert os.waitpid(child, 0)[1] == 0, name
+        os.waitpid(child, 0)
 
 
 def train_side(root: Path, name: str, place: tuple[str, ...] | None) -> None:
