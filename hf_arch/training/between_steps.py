@@ -2,8 +2,8 @@
 
 A part of a plugin may take a step of its own in its forward pass or in an evaluation, put an average in the place of
 weights before they are scored, or reach for the optimiser. Around every step a few values of each parameter are
-compared, and of what the optimiser keeps of its gradients; around a few steps and every evaluation and checkpoint two
-sums over all values of each parameter:
+compared, around a quarter of them also of what the optimiser keeps of its gradients, and around a few steps and every
+evaluation and checkpoint two sums over all values of each parameter:
 
     moved     numbers of parameters that changed between two steps of the optimiser
     memory    those of which what the optimiser keeps changed between two of its steps
@@ -16,6 +16,7 @@ sums over all values of each parameter:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,6 +39,11 @@ def is_looked_at(state: TrainerState) -> bool:
     return done < _FIRST or done >= state.max_steps or done % max(1, state.max_steps // _PARTS) == 0
 
 
+def _is_drawn(step: int) -> bool:
+    """Of a quarter of the steps, without a period that a part could keep to."""
+    return hashlib.sha256(b"%d" % step).digest()[0] % 4 == 0
+
+
 class BetweenSteps(TrainerCallback):
     """To be added to a trainer of `model`, which is not wrapped, before what a plugin adds later."""
 
@@ -47,7 +53,7 @@ class BetweenSteps(TrainerCallback):
         self.moved: dict[str, int] = {}
         self.rates = 1.0
         self.keeps_last = True
-        self.samples = _Samples(model)
+        self.samples, self.memory = _Samples(model), _Samples(model, of_memory=True)
         self.first_rates: list[float] = []
         self.settings: dict[str, Any] = {}
         self.changed: dict[str, list[Any]] = {}
@@ -62,6 +68,7 @@ class BetweenSteps(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.samples.compare()
+        self.memory.compare()
         if self.after is not None:
             self.moved |= _changed(self.model, self.after, _weights(self.model))
         self.after = None
@@ -76,6 +83,8 @@ class BetweenSteps(TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.samples.keep(kwargs["optimizer"])
+        if is_looked_at(state) or _is_drawn(state.global_step):
+            self.memory.keep(kwargs["optimizer"])
         if is_looked_at(state):
             self.after = _weights(self.model)
 
@@ -87,10 +96,9 @@ class BetweenSteps(TrainerCallback):
         """These numbers; to be called right after the score."""
         known = self.after is not None and self.keeps_last
         swapped = _changed(self.model, self.after or {}, _weights(self.model))
-        moved, memory = self.samples.facts()
         return {
-            "moved": sum({**moved, **self.moved}.values()),
-            "memory": sum(memory.values()),
+            "moved": sum({**self.samples.facts(), **self.moved}.values()),
+            "memory": sum(self.memory.facts().values()),
             "swapped": sum(swapped.values()) if known else None,
             "rates": self.rates,
             "settings": self.changed,
@@ -104,58 +112,66 @@ class BetweenSteps(TrainerCallback):
 
 
 class _Samples:
-    """A few values of each parameter and of what the optimiser keeps of it, compared without waiting for the device."""
+    """A few values of each parameter, or of what the optimiser keeps of it, compared without waiting for the device."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, of_memory: bool = False) -> None:
         self.parameters = [(name, one) for name, one in model.named_parameters() if one.numel()]
-        self.kinds: list[tuple[str, bool, int]] = []
-        """Of each tensor: its parameter, whether it is of what the optimiser keeps, its size."""
+        self.of_memory = of_memory
+        self.kinds: list[tuple[str, int]] = []
+        """Of each tensor: its parameter, and its size."""
         self.tensors: list[Tensor] = []
+        self.views: list[tuple[int, Tensor]] = []
+        """Of each tensor: where its memory was, and the values there."""
         self.kept: Tensor | None = None
         self.changed: Tensor | None = None
-        self.found: set[tuple[str, bool, int]] = set()
+        self.found: set[str] = set()
 
     def keep(self, optimizer: Any) -> None:
         """What there is right after a step."""
-        named = list(self._tensors(optimizer))
-        kinds = [(*kind, tensor.numel()) for kind, tensor in named]
+        named = self._of_the_optimiser(optimizer) if self.of_memory else self.parameters
+        kinds = [(name, tensor.numel()) for name, tensor in named]
         if kinds != self.kinds:
             self._collect()
-            self.kinds, self.changed = kinds, None
+            self.kinds, self.views, self.changed = kinds, [], None
         self.tensors = [tensor for _, tensor in named]
         self.kept = self._values()
 
     def compare(self) -> None:
         """With what there is right before the next one."""
-        if self.kept is not None:
-            changed = self._values() != self.kept
+        if self.kept is not None and (now := self._values()) is not None:
+            changed = torch.ne(now, self.kept)
             self.changed = changed if self.changed is None else self.changed | changed
+        self.kept = None
 
-    def facts(self) -> tuple[dict[str, int], dict[str, int]]:
-        """{parameter: its numbers} of those that changed, and of those whose memory did."""
+    def facts(self) -> dict[str, int]:
+        """{parameter: its numbers} of those that changed."""
         self._collect()
-        sizes = {name: one.numel() for name, one in self.parameters}
-        moved, memory = (
-            {name: sizes[name] for name, of_memory, _ in self.found if of_memory == wanted} for wanted in (False, True)
-        )
-        return moved, memory
+        return {name: one.numel() for name, one in self.parameters if name in self.found}
 
     def _collect(self) -> None:
         if self.changed is not None:
-            parts = self.changed.split([min(size, _SAMPLED) for _, _, size in self.kinds])
-            self.found |= {kind for kind, part in zip(self.kinds, parts, strict=True) if bool(part.any())}
+            parts = self.changed.split([min(size, _SAMPLED) for _, size in self.kinds])
+            self.found |= {name for (name, _), part in zip(self.kinds, parts, strict=True) if bool(part.any())}
 
-    def _tensors(self, optimizer: Any) -> Iterator[tuple[tuple[str, bool], Tensor]]:
+    def _of_the_optimiser(self, optimizer: Any) -> list[tuple[str, Tensor]]:
         state = getattr(optimizer, "state", None)
-        for name, parameter in self.parameters:
-            yield (name, False), parameter
-            kept = state.get(parameter) if isinstance(state, dict) else None
-            for value in kept.values() if isinstance(kept, dict) else ():
-                if isinstance(value, Tensor) and value.numel() and value.device == parameter.device:
-                    yield (name, True), value
+        return [
+            (name, value)
+            for name, parameter in (self.parameters if isinstance(state, dict) else ())
+            if isinstance(kept := state.get(parameter), dict)  # type: ignore[union-attr]
+            for value in kept.values()
+            if isinstance(value, Tensor) and value.numel() and value.device == parameter.device
+        ]
 
-    def _values(self) -> Tensor:
-        return torch.cat([_sampled(tensor.detach()) for tensor in self.tensors])
+    def _values(self) -> Tensor | None:
+        if not self.tensors:
+            return None
+        if not self.views:
+            self.views = [(tensor.data_ptr(), _sampled(tensor.detach())) for tensor in self.tensors]
+        for index, tensor in enumerate(self.tensors):
+            if tensor.data_ptr() != self.views[index][0]:  # other memory was put in its place
+                self.views[index] = tensor.data_ptr(), _sampled(tensor.detach())
+        return torch.cat([view for _, view in self.views])
 
 
 def _sampled(values: Tensor) -> Tensor:

@@ -28,18 +28,25 @@ class GivenRows:
     def __init__(self) -> None:
         self.count = 0
         self.total: Tensor | None = None
+        self.weights: Tensor | None = None
+        self.shapes: list[tuple[str, int]] = []
 
     def add(self, batch: Mapping[str, Any]) -> None:
-        """Rows of whole numbers, [B, ...] under each key."""
-        found = {key: value for key in _KEYS if isinstance(value := batch.get(key), Tensor) and value.ndim}
+        """Rows of whole numbers, [B, T] under each key."""
+        found = {key: value.detach() for key in _KEYS if isinstance(value := batch.get(key), Tensor) and value.ndim > 1}
         if not found:
             return
-        rows = sum(_mixed(value, zlib.crc32(key.encode())) for key, value in found.items())
-        assert isinstance(rows, Tensor)
-        places = torch.arange(self.count, self.count + len(rows), device=rows.device)
-        total = ((2 * places + 1) * rows).sum()
+        shapes = [(key, value.shape[1]) for key, value in found.items()]
+        if shapes != self.shapes:
+            device = next(iter(found.values())).device
+            self.shapes, self.weights = shapes, torch.cat([_weights(*one) for one in shapes]).to(device)
+        assert self.weights is not None
+        sums = (torch.cat(list(found.values()), 1).to(torch.int64) * self.weights).sum(1)
+        sums = (sums ^ (sums >> _SHIFT)) * _FACTOR
+        places = torch.arange(2 * self.count + 1, 2 * (self.count + len(sums)), 2, device=sums.device)
+        total = ((sums ^ (sums >> _SHIFT)) * places).sum()
         self.total = total if self.total is None else self.total + total
-        self.count += len(rows)
+        self.count += len(sums)
 
     def watched(self, batches: Iterable[Mapping[str, Any]]) -> Iterator[Any]:
         """The same batches, each added once the next one is asked for."""
@@ -52,10 +59,6 @@ class GivenRows:
         return None if self.total is None else f"{int(self.total) % 2**64:016x}"
 
 
-def _mixed(values: Tensor, key: int) -> Tensor:
-    """A number of each row of int64 [B, ...], all of whose bits rest on all of it."""
-    flat = values.detach().flatten(1).to(torch.int64) if values.ndim > 1 else values.detach()[:, None].to(torch.int64)
-    weights = (2 * torch.arange(flat.shape[1], device=flat.device) + 2 * key + 1) * _FACTOR
-    sums = (flat * weights).sum(1)
-    sums = (sums ^ (sums >> _SHIFT)) * _FACTOR
-    return sums ^ (sums >> _SHIFT)
+def _weights(key: str, length: int) -> Tensor:
+    """An odd number of each place of a row, [T]."""
+    return (2 * torch.arange(length) + 2 * zlib.crc32(key.encode()) + 1) * _FACTOR

@@ -19,7 +19,16 @@ _MOVES = frozenset(
     (
         *("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged", "_created_lr_scheduler", "_mixed_mesh_grads"),
         *("_initial_global_step", "_initial_num_input_tokens_seen", "current_gradient_accumulation_steps", "state"),
-        *("_group_norms", "_logged_loss", "_logged_step", "_skipped_since_log", "scored_rows", "last_score", "_taken"),
+        *(
+            "_group_norms",
+            "_logged_loss",
+            "_logged_step",
+            "_skipped_since_log",
+            "scored_rows",
+            "last_score",
+            "_taken",
+            "_trial",
+        ),
         *("optimizer", "lr_scheduler", "train_dataloader", "eval_dataloader", "model_wrapped", "jit_mode_eval"),
         *("_dataloader_references_ref", "sync_gradients"),
         *("_dataloaders", "_models", "_optimizers", "_schedulers", "_is_accelerate_prepared", "_custom_objects"),
