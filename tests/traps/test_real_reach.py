@@ -188,9 +188,9 @@ TRAPS: dict[str, tuple[str, str, str]] = {
     "rates of the schedule": (
         "settings",
         "first",
-        "schedule = trainer().lr_scheduler.scheduler\nschedule.base_lrs = [5 * rate for rate in schedule.base_lrs]",
+        "schedule = trainer().lr_scheduler\nschedule.base_lrs = [5 * rate for rate in schedule.base_lrs]",
     ),
-    "a rate of one group": ("schedule", "first", "trainer().lr_scheduler.scheduler.base_lrs[-1] *= 5"),
+    "a rate of one group": ("schedule", "first", "trainer().lr_scheduler.base_lrs[-1] *= 5"),
     "steps between looks": (
         "optimiser",
         "each",

@@ -247,7 +247,7 @@ def check_replaced(runs: Sequence[RunRecord]) -> Finding | None:
     known = {run: _replaced(run) for run in runs if run.completed and "replaced" in run.provenance}
     kinds = by_value(list(known), lambda run: known[run])
     if len(kinds) < 2:
-        return _check_left_over(known)
+        return _check_left_over({run: tuple(map(str, run.provenance["replaced"] or ())) for run in known})
     common = set.intersection(*(set(names) for names in known.values()))
     text = "; ".join(
         f"{listed([name for name in names if name not in common]) or 'nothing'}: {run_names(group)}"
