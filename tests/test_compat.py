@@ -15,6 +15,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 from transformers.cache_utils import LinearAttentionLayer
 from transformers.models.auto import configuration_auto, modeling_auto
@@ -34,6 +37,8 @@ RESTS = {
     "FakeTensor": "the operations that counting memory leaves out",
     "FakeTensorMode": "the memory that `hf-arch plan` counts",
     "TorchDispatchMode": "the memory that `hf-arch plan` counts, and finding convolutions of a user's mixer",
+    "_get_current_dispatch_mode_stack": "the audit of what a plugin lets see every operation in training",
+    "_get_current_function_mode_stack": "the same, of every function",
     "tree_flatten": "calls of our own operators that counting memory looks up",
     "tree_leaves": "the memory that `hf-arch plan` counts",
     "tree_unflatten": "calls of our own operators that counting memory looks up",
@@ -346,3 +351,19 @@ def test_hooks_on_gradients_are_found():
     layer.weight.register_hook(lambda gradient: gradient)
     other.weight.register_post_accumulate_grad_hook(lambda parameter: None)
     assert all(map(has_gradient_hook, (layer, other, layer.weight, other.weight))), rests
+
+
+def test_what_holds_for_a_process_is_found():
+    from hf_arch.core.plugin_patches import operators_replaced
+    from hf_arch.training.compat import modes_of_operations, saves_tensors_otherwise
+
+    rests = "on which rests: the audit of what a plugin sets for the whole process"
+    assert not modes_of_operations() and not saves_tensors_otherwise(), rests
+    with TorchFunctionMode(), TorchDispatchMode(), saved_tensors_hooks(lambda one: one, lambda one: one):
+        assert len(modes_of_operations()) == 2 and saves_tensors_otherwise(), rests
+    before = operators_replaced()
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("silu", lambda x: x * torch.sigmoid(x), "CPU")
+    assert operators_replaced() - before == {"aten/silu/CPU"}, rests
+    del library
+    assert operators_replaced() == before, rests

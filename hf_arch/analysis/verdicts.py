@@ -235,15 +235,23 @@ def _missing_seeds(made: MadeClaim, names: Sequence[str], measured: Measured) ->
     """A finding where a seed that was to be looked at has no result on any side: what is judged was then chosen, or the
     set has not ended."""
     there = {seed for name in names for seed in measured.group(name).by_seed(measured.metric)}
-    missing = [str(seed) for seed in made.registration.seeds if seed not in there]
+    registered = made.registration.status != "not registered"
+    planned = made.registration.seeds if registered else _planned_seeds(names, measured)
+    missing = [str(seed) for seed in planned if seed not in there]
     if not missing or not there:
         return []
     have = "has" if len(missing) == 1 else "have"
     sentence = (
-        f"Of the seeds that were registered with the claim, {', '.join(missing)} {have} no result on either side: "
-        "those that are here may have been chosen."
+        f"Of the seeds that {'were registered with the claim' if registered else 'the runs say their set has'}, "
+        f"{', '.join(missing)} {have} no result on either side: those that are here may have been chosen."
     )
     return [Finding("dropped runs", "violation", sentence, ())]
+
+
+def _planned_seeds(names: Sequence[str], measured: Measured) -> list[int]:
+    """The seeds of the set as its runs record them, each for itself: wherever their folders were copied to."""
+    runs = [run for name in names for run in measured.group(name).runs]
+    return sorted({int(seed) for run in runs for seed in run.experiment.get("planned_seeds") or ()})
 
 
 def _group_name(text: str, measured: Measured) -> str | None:

@@ -34,11 +34,13 @@ from .plugin_source import PLUGIN_MODULE, PluginSource, imported_names
 
 @dataclass(frozen=True)
 class ReadFile:
-    """A file that a plugin reads. below: whether it lies in the plugin's folder, or below it."""
+    """A file that a plugin reads. below: whether it lies in the plugin's folder, or below it. earlier: whether it was
+    read for an earlier run of this process, and not since: the plugin may still hold what stood there."""
 
     path: Path
     sha256: str
     below: bool
+    earlier: bool = False
 
 
 WEIGHTS = frozenset(
@@ -48,6 +50,10 @@ WEIGHTS = frozenset(
 MODEL_CONFIG = "config.json"
 _opened: dict[str, dict[str, str | None]] = {}
 """{module of a plugin: {path: hash}}; None until it is hashed, and again after the file was opened once more."""
+_at_import: set[tuple[str, str]] = set()
+"""(module, path) of what was opened while a plugin was imported, once in a process: it counts for every run."""
+_earlier: set[tuple[str, str]] = set()
+"""The same of what runs that have ended opened, and none since."""
 _paused = 0
 _watches = False
 _BUILD_CACHES = ("torchinductor", f"{os.sep}triton")
@@ -75,7 +81,29 @@ def unwatched() -> Iterator[None]:
 def read_again(path: Path) -> None:
     """Keeps a file that is read without being opened: one that was mapped before, as the rows of the data are."""
     if _watches and not _paused and (module := _plugin_on_stack(currentframe())) is not None:
-        _opened.setdefault(module, {})[os.path.abspath(path)] = None
+        _keep(module, os.path.abspath(path))
+
+
+def end_run() -> None:
+    """What was opened by now, but at imports, was for the run that has ended here."""
+    _earlier.update((module, path) for module, paths in _opened.items() for path in paths)
+    _earlier.difference_update(_at_import)
+
+
+def _keep(module: str, path: str) -> None:
+    _opened.setdefault(module, {})[path] = None
+    _earlier.discard((module, path))
+    if _is_imported(currentframe()):
+        _at_import.add((module, path))
+
+
+def _is_imported(frame: FrameType | None) -> bool:
+    """Whether the body of a plugin's module is being executed."""
+    while frame is not None:
+        if frame.f_code.co_name == "<module>" and str(frame.f_globals.get("__name__")).startswith(PLUGIN_MODULE):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def files_read(source: PluginSource, texts: Iterable[str] = ()) -> dict[str, ReadFile]:
@@ -86,15 +114,18 @@ def files_read(source: PluginSource, texts: Iterable[str] = ()) -> dict[str, Rea
     folder = folder_of(source)
     own = {str(folder / name) for name in source.files}
     digests: dict[str, str | None] = {}
+    current: set[str] = set()
     for module in _modules(source):
         opened = _opened.get(module, {})
         for path in list(opened):
             opened[path] = opened[path] or _digest(path)
         digests |= opened
+        current |= {path for path in opened if (module, path) not in _earlier}
     loaded = {Path(path).parent for path in digests if Path(path).name == MODEL_CONFIG}
     weights = {path for place in loaded for path in _weights_in(place)}
-    for path in {*weights, *_named(source, texts, folder), *_imported_files(source)} - digests.keys():
-        digests[path] = _digest(path)
+    named = {*_named(source, texts, folder), *_imported_files(source)}
+    current |= {*named, *(path for path in weights if str(Path(path).with_name(MODEL_CONFIG)) in current)}
+    digests |= {path: _digest(path) for path in {*weights, *named} - digests.keys()}
     found: dict[str, ReadFile] = {}
     for path, digest in sorted(digests.items()):
         if path in own or digest is None:
@@ -104,7 +135,7 @@ def files_read(source: PluginSource, texts: Iterable[str] = ()) -> dict[str, Rea
         if name in found and found[name].sha256 == digest:
             continue
         key = name if name not in found else f"{digest[:8]}/{name}"
-        found[key] = ReadFile(Path(path), digest, below)
+        found[key] = ReadFile(Path(path), digest, below, earlier=path not in current)
     return found
 
 
@@ -144,7 +175,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
         with suppress(ValueError):
             file = source_from_cache(file)
     if not _is_installed(file):
-        _opened.setdefault(module, {})[file] = None
+        _keep(module, file)
 
 
 def _opened_to_read(mode: Any, flags: Any) -> bool:

@@ -9,7 +9,7 @@ with what is there in the end.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -26,7 +26,10 @@ _OTHERS = (
     *("torch.optim", "torch.optim.optimizer", "torch.optim.adamw", "torch.optim.adam", "torch.optim.lr_scheduler"),
     *("transformers.trainer", "transformers.optimization", "transformers.trainer_callback"),
     *("transformers.modeling_utils", "accelerate.accelerator", "accelerate.optimizer", "accelerate.data_loader"),
+    *("transformers.activations", "transformers.masking_utils", "transformers.modeling_rope_utils"),
+    *("transformers.loss.loss_utils", "transformers.trainer_pt_utils"),
 )
+_COMPUTE = ("CPU", "CUDA", "Autograd", "AutogradCPU", "AutogradCUDA")
 _SEARCHED = (
     *("torch.nn.", "torch.optim.", "torch.autograd", "torch.amp.", "torch.utils.data", "accelerate."),
     *("transformers.trainer", "transformers.integrations.", "transformers.masking_utils", "transformers.modeling_"),
@@ -36,7 +39,11 @@ theirs."""
 _CONSTANTS = (bool, int, float, str, tuple, frozenset)
 _MISSING = object()
 _before: dict[str, dict[str, Any]] = {}
-"""{module: {name: value}} as it was, of functions, classes, methods and constants."""
+"""{module: {name: value}} as it was, of functions, classes, methods, constants and tables."""
+
+
+class _Table(dict[str, Any]):
+    """The entries of a table that others may add to: of a registry, or of names that a configuration chooses among."""
 
 
 def remember() -> None:
@@ -45,6 +52,7 @@ def remember() -> None:
     if not _before:
         for name, module in _watched():
             _before[name] = dict(_entries(name, module))
+        _before["torch.ops"] = dict.fromkeys(operators_replaced(), True)
         sys.meta_path.insert(0, _Imports())
 
 
@@ -77,7 +85,7 @@ def replaced() -> list[str]:
     """Dotted names of what is no longer what it was, or comes from a plugin, sorted."""
     if not _before:  # no plugin was loaded
         return []
-    found = set()
+    found = {f"torch.ops.{name}" for name in operators_replaced() if name not in _before.get("torch.ops", {})}
     for module_name, module in _watched():
         before, now = _before.get(module_name, {}), dict(_entries(module_name, module))
         found |= {f"{module_name}.{name}" for name, value in now.items() if from_plugin(value)}
@@ -149,6 +157,30 @@ def _entries(module_name: str, module: ModuleType) -> Iterator[tuple[str, Any]]:
                 yield name, value
             elif type(value) in (list, dict):
                 yield name, value.copy()
+            elif not isinstance(value, ModuleType):
+                yield from _tables(name, value)
+
+
+def operators_replaced() -> frozenset[str]:
+    """`aten/operator/key` of what Python code has operators of torch compute: no shapes or decompositions, which
+    modules of torch add as they are imported."""
+    library = sys.modules.get("torch.library")
+    found = map(str, getattr(library, "_impls", ()))
+    return frozenset(one for one in found if one.startswith("aten/") and one.rpartition("/")[2] in _COMPUTE)
+
+
+def _tables(name: str, value: Any) -> Iterator[tuple[str, _Table]]:
+    """What an object keeps in mappings: itself, in its attributes, in those of its class. A registry of ours keeps who
+    owns an entry; what a plugin has registered is in the recipe."""
+    owned = getattr(value, "_owners", {})
+    if isinstance(value, dict):
+        yield name, _Table(dict.items(value))
+    elif isinstance(value, Mapping):  # of several layers, the upper of which hide entries of the others
+        yield name, _Table(value.items())
+    held = {**vars(type(value)), **getattr(value, "__dict__", {})}
+    for key, table in list(held.items()):
+        if type(table) is dict and not key.startswith("__") and table is not owned:
+            yield f"{name}.{key}", _Table({entry: of for entry, of in table.items() if entry not in owned})
 
 
 def _method(entry: Any) -> Callable[..., Any] | None:
@@ -165,6 +197,8 @@ def _differs(before: Any, now: Any) -> bool:
         return False
     if type(before) is not type(now):
         return True
+    if isinstance(before, _Table):
+        return any(_differs(value, now.get(key, _MISSING)) for key, value in before.items())
     if isinstance(before, dict):
         return before.keys() != now.keys() or any(_differs(before[key], now[key]) for key in before)
     if isinstance(before, list):

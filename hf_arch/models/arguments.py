@@ -64,11 +64,18 @@ class EitherName(dict[str, Any]):
     """What `generate` calls a model with. The cache is one entry under the name of this version of transformers, which
     libraries that change the inputs on their way, as PEFT's prompts do, may read and set under either name."""
 
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__()
+        self.update(*given, **named)
+
     def __getitem__(self, name: str) -> Any:
         return super().__getitem__(_canonical(name))
 
     def __setitem__(self, name: str, value: Any) -> None:
         super().__setitem__(_canonical(name), value)
+
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(_canonical(name))
 
     def __contains__(self, name: object) -> bool:
         return super().__contains__(_canonical(name))
@@ -78,6 +85,23 @@ class EitherName(dict[str, Any]):
 
     def pop(self, name: str, *default: Any) -> Any:
         return super().pop(_canonical(name), *default)
+
+    def setdefault(self, name: str, default: Any = None) -> Any:
+        return super().setdefault(_canonical(name), default)
+
+    def update(self, *others: Any, **named: Any) -> None:
+        for name, value in dict(*others, **named).items():
+            self[name] = value
+
+    def __ior__(self, others: Any) -> EitherName:  # type: ignore[override]
+        self.update(others)
+        return self
+
+    def __or__(self, others: Any) -> EitherName:  # type: ignore[override]
+        return EitherName(self).__ior__(others)
+
+    def copy(self) -> EitherName:
+        return EitherName(self)
 
 
 def _canonical(name: Any) -> Any:

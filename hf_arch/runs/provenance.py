@@ -26,6 +26,7 @@ from hf_arch.core.plugins import Plugin
 from hf_arch.data import SeededOrder
 from hf_arch.environment import hashes, read
 from hf_arch.numerics import NUMERICS_VERSION
+from hf_arch.runs.process_settings import process_settings
 
 PACKAGES = (
     "torch",
@@ -77,35 +78,6 @@ def provenance(device: torch.device, plugins: Iterable[Plugin] = ()) -> dict[str
         "git_commit": git_commit(),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
-
-
-def process_settings() -> dict[str, str]:
-    """What of torch's settings for the whole process moves numbers, where it is not as torch begins: a plugin may set
-    it in passing."""
-    found = {"torch.float32_matmul_precision": torch.get_float32_matmul_precision()}
-    found["torch.default_dtype"] = str(torch.get_default_dtype()).removeprefix("torch.")
-    found["torch.deterministic_algorithms"] = str(torch.are_deterministic_algorithms_enabled())
-    backends = torch.backends
-    found["torch.backends.mkldnn.enabled"] = str(backends.mkldnn.enabled)
-    found["torch.backends.cudnn.enabled"] = str(backends.cudnn.enabled)
-    rounds = getattr(
-        getattr(backends.mkldnn, "matmul", None), "fp32_precision", "ieee"
-    )  # tf32 is no way of computing on a processor
-    found["torch.backends.mkldnn.matmul.fp32_precision"] = "bf16" if rounds == "bf16" else "ieee"
-    fp16 = getattr(backends.cuda.matmul, "allow_fp16_accumulation", False)
-    found["torch.backends.cuda.matmul.allow_fp16_accumulation"] = str(fp16)
-    return {name: value for name, value in found.items() if value != _USUAL[name]}
-
-
-_USUAL = {
-    "torch.float32_matmul_precision": "highest",
-    "torch.default_dtype": "float32",
-    "torch.deterministic_algorithms": "False",
-    "torch.backends.mkldnn.enabled": "True",
-    "torch.backends.cudnn.enabled": "True",
-    "torch.backends.mkldnn.matmul.fp32_precision": "ieee",
-    "torch.backends.cuda.matmul.allow_fp16_accumulation": "False",
-}
 
 
 _SECRETS_AND_PLACES = re.compile(

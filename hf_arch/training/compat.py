@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_leaves as tree_leaves
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import LabelSmoother
@@ -126,6 +128,16 @@ def forget_gathered(optimizer: Any) -> None:
 def set_last_rates(scheduler: Any, rates: list[float]) -> None:
     """Make a scheduler of torch report these learning rates as its last ones."""
     scheduler._last_lr = rates
+
+
+def modes_of_operations() -> list[Any]:
+    """What sees every function, or every operation, of torch in this thread now: entered and not left."""
+    return [*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()]
+
+
+def saves_tensors_otherwise() -> bool:
+    """Whether something is called now with each tensor that is kept for a backward pass."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
 def has_gradient_hook(of: torch.nn.Parameter | torch.nn.Module) -> bool:

@@ -12,6 +12,10 @@ other tokens from position c on, a causal model gives equal logits before c:
     other_rows    = rms(logits(x) in a batch - in one of other rows, as many) / rms(logits(x))
     batch_gap     = | nats a token of rows in the first batch of a score - of each row by itself |
     scoring_drift =                       max |logits(x) before - after the score| / rms(logits(x))
+
+and of rows whose documents are to be read by themselves, with other tokens before a document that begins at c:
+
+    across_documents =                    max |logits(x) - logits(x')|[c:] / rms(logits(x))
 """
 
 from __future__ import annotations
@@ -39,11 +43,11 @@ class LastLook:
 
     Args:
         model: a causal LM of ours. row: int64 [B, T], real rows; the first one is taken. batch: int64 [B, T], rows as
-            they are scored together, where that is to be looked at.
+            they are scored together, where that is to be looked at. documents: whether they are to be isolated.
     """
 
-    def __init__(self, model: nn.Module, row: Tensor, batch: Tensor | None = None) -> None:
-        self.model, self.batch = model, batch
+    def __init__(self, model: nn.Module, row: Tensor, batch: Tensor | None = None, documents: bool = False) -> None:
+        self.model, self.batch, self.documents = model, batch, documents
         self.whole = row[:1, :LONGEST_WHOLE].to(next(model.parameters()).device)
         self.row = self.whole[:, :LONGEST]
         self.before = self._logits(self.row)
@@ -65,8 +69,19 @@ class LastLook:
         return {**found, "later_tokens": max(short, self._in_a_whole_row())}
 
     def of_a_batch(self) -> dict[str, float]:
-        """`other_rows` and `batch_gap`, once the facts are known."""
-        return {"other_rows": self.other_rows, "batch_gap": self.batch_gap}
+        """`other_rows`, `batch_gap` and `across_documents`, once the facts are known."""
+        across = {"across_documents": self._across_documents()} if self.documents else {}
+        return {"other_rows": self.other_rows, "batch_gap": self.batch_gap, **across}
+
+    def _across_documents(self) -> float:
+        length, vocabulary = self.row.shape[1], self.before.shape[-1]
+        cut = length // 2
+        positions = torch.arange(length, device=self.row.device)
+        positions[cut:] -= cut
+        rows = self.row.repeat(2, 1)
+        rows[1, :cut] = (rows[1, :cut] + 1) % vocabulary
+        one, other = self._logits(rows, position_ids=positions.expand(2, -1))
+        return _relative((one - other)[cut:], one)
 
     def _among_others(self, rows: Tensor, same: Tensor) -> float:
         """The last of these rows once more, among others; `same` are its logits."""
@@ -95,9 +110,9 @@ class LastLook:
             changes.append(_relative((self._logits(other)[0] - same)[:cut], same))
         return min(changes)
 
-    def _logits(self, rows: Tensor) -> Tensor:
+    def _logits(self, rows: Tensor, **more: Tensor) -> Tensor:
         with undisturbed(self.model):
-            logits: Tensor = self.model(input_ids=rows, use_cache=False).logits
+            logits: Tensor = self.model(input_ids=rows, use_cache=False, **more).logits
             return logits.float()
 
 

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_arch.data.probes import IGNORE, ProbeData
+from hf_arch.training.given_rows import GivenRows
 from hf_arch.training.trainer import ArchTrainer
 
 
@@ -129,14 +130,16 @@ class ProbeTrainer(ArchTrainer):
         data, device = self.eval_dataset.data, self.args.device
         counts = torch.zeros(3, data.vocab_size, dtype=torch.float64)  # right, asked, given
         nats, size = 0.0, self.args.per_device_eval_batch_size
-        processes = self.args.world_size
+        processes, self.scored_rows = self.args.world_size, GivenRows()
         mine = range(self.args.process_index * size, len(data.inputs), processes * size)
         # Sharded parameters are gathered by all processes together: each runs as many forwards as the first.
         for turn in range(len(range(0, len(data.inputs), processes * size))):
             begin = mine.start + turn * mine.step
             rows = slice(begin, begin + size) if turn < len(mine) else slice(0, 1)
             labels = data.labels[rows] if turn < len(mine) else torch.full_like(data.labels[rows], IGNORE)
-            logits = self.model(input_ids=data.inputs[rows].to(device), use_cache=False).logits
+            inputs = data.inputs[rows].to(device)
+            logits = self.model(input_ids=inputs, use_cache=False).logits
+            self.scored_rows.add({"input_ids": inputs, "labels": labels.to(device)})
             answered, answers = _answered(logits, labels.to(device))
             guesses = answered[:, : data.vocab_size].argmax(dim=-1)
             nats += F.cross_entropy(answered.float(), answers, reduction="sum").item()

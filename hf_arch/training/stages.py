@@ -34,6 +34,7 @@ import hf_arch
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.failures import Interrupted, TrainingError
 from hf_arch.core.one_writer import only_writer
+from hf_arch.core.plugin_files import end_run
 from hf_arch.numerics import NUMERICS_VERSION
 from hf_arch.optimizers.choose import choose_optimizer
 from hf_arch.recipe.build import changed_initialisation
@@ -146,6 +147,8 @@ class Stages:
         except BaseException as error:
             self._try_to_write("failed", f"{type(error).__name__}: {error}")
             raise
+        finally:
+            end_run()
 
     def _try_to_write(self, status: str, reason: str) -> None:
         """The end of a run that did not complete; if even that cannot be written, the original exception propagates."""
@@ -297,7 +300,8 @@ class Stages:
         if _is_sharded(trainer):
             return None
         with self.task.alone(model := trainer.accelerator.unwrap_model(trainer.model)):
-            return LastLook(model, self.task.look(), self.task.scored_together(trainer) if self.plugins else None)
+            together = self.task.scored_together(trainer) if self.plugins else None
+            return LastLook(model, self.task.look(), together, self.task.isolates_documents)
 
     def _write_config(self) -> None:
         if not self.is_main:
@@ -379,7 +383,12 @@ class Stages:
         if self.is_main:
             keep_read_files(files, self.folder)
         hashes = {name: file.sha256 for name, file in files.items()}
-        return {"plugin_files": hashes, "plugin_text": text_files(files, self.recipe, self.plugins)}
+        own = {name: file for name, file in files.items() if not file.earlier}
+        facts = {"plugin_files": hashes, "plugin_text": text_files(own, self.recipe, self.plugins)}
+        return {
+            **facts,
+            **({"plugin_files_earlier": sorted(files.keys() - own.keys())} if len(own) < len(files) else {}),
+        }
 
 
 def _is_sharded(trainer: ArchTrainer) -> bool:

@@ -2,10 +2,14 @@
 
 callbacks      those that a plugin added
 attached       methods of the trainer, the optimiser, its schedule and of modules that a plugin replaced on these
-               objects alone, and hooks that it put there: {what it is.name}
+               objects alone, hooks that it put there, and what these objects, the rows and the configuration of the
+               model hold that is no longer what the run began with: {what it is.name}
 arguments      {name: [as the run began, as it ended]} of the trainer's arguments
 random_states  {generator: hash} of the random numbers of this process after the last step: two seeds end alike
                where they were seeded on the way
+process        what held for the whole process while it trained (`process_watch`)
+given          the rows that the model was given in training (`from` a step on) and in the score, each as one number
+               (`given_rows`); of one process alone
 saved          numbers of parameters that `model/` does not have as they were scored
 """
 
@@ -13,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,8 @@ from torch import nn
 from transformers import TrainerCallback
 
 from hf_arch.core.plugin_patches import attached, from_plugin
+from hf_arch.training.held import Held, modules_of
+from hf_arch.training.process_watch import ProcessWatch
 from hf_arch.training.trainer import ArchTrainer
 
 
@@ -34,6 +39,12 @@ class Surroundings(TrainerCallback):
         self.trainer = trainer
         self.arguments = trainer.args.to_dict()
         self.random_states: dict[str, str] = {}
+        self.process = ProcessWatch()
+        rows = {"train rows": trainer.train_dataset, "validation rows": trainer.eval_dataset, "order": trainer.order}
+        around = {"trainer": trainer, "accelerator": trainer.accelerator, "configuration": trainer.model.config}
+        around["accumulation"] = trainer.accelerator.gradient_state
+        self.held = Held({**around, **rows, **modules_of(trainer.model)})
+        trainer.add_callback(self.process)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.random_states = random_states()
@@ -46,21 +57,21 @@ class Surroundings(TrainerCallback):
         changed = {name: [was, now.get(name)] for name, was in self.arguments.items() if now.get(name) != was}
         optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate's wrapper
         schedule = getattr(trainer.lr_scheduler, "scheduler", trainer.lr_scheduler)
+        model = trainer.accelerator.unwrap_model(trainer.model)
         around = (trainer, trainer.args, trainer.callback_handler, trainer.accelerator, optimizer, schedule)
         return {
             "callbacks": sorted(one.__name__ for one in added),
-            "attached": attached(*around, *_outside_plugins(trainer.accelerator.unwrap_model(trainer.model))),
+            "attached": sorted({*attached(*around, *modules_of(model).values()), *self.held.changes()}),
+            "process": sorted(self.process.found),
             "arguments": changed,
             "random_states": self.random_states,
+            "given": _given(trainer) if trainer.args.world_size == 1 else {},
         }
 
 
-def _outside_plugins(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules that are no plugin's, nor inside of one."""
-    if not from_plugin(type(module)):
-        yield module
-        for child in module.children():
-            yield from _outside_plugins(child)
+def _given(trainer: ArchTrainer) -> dict[str, Any]:
+    trained, scored = trainer.trained_rows.digest(), trainer.scored_rows.digest()
+    return {"from": trainer.start_step, "training": trained, "scored": scored}
 
 
 def saved_otherwise(model: nn.Module, folder: Path) -> int:

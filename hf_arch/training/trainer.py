@@ -40,6 +40,7 @@ from hf_arch.training.compat import AlignedLabelSmoother, HookedTrainer
 from hf_arch.training.cpu_fsdp import fsdp_on_cpus
 from hf_arch.training.decay import decay_parameter_names
 from hf_arch.training.expert_balance import ExpertBalance
+from hf_arch.training.given_rows import GivenRows
 from hf_arch.training.gradient_norms import gradient_norms, parameter_groups
 from hf_arch.training.interruption import StopAfterStep, StopRequest
 from hf_arch.training.schedule import Rates, RateSchedule, follow_schedule
@@ -121,6 +122,7 @@ class ArchTrainer(HookedTrainer):
         self._logged_step, self._skipped_since_log = start_step, 0
         self._group_norms: dict[str, torch.Tensor] = {}
         self._auxiliary = AuxiliaryLosses()
+        self.trained_rows, self.scored_rows = GivenRows(), GivenRows()  # of this process
 
     def create_accelerator_and_postprocess(self) -> None:
         """As Trainer's, which on CPUs would drop FSDP; whether that is asked for has been checked by then."""
@@ -198,17 +200,17 @@ class ArchTrainer(HookedTrainer):
             self._auxiliary.add(losses, factor if counted else factor / self.current_gradient_accumulation_steps)
         return loss
 
-    def training_step(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(self, model: torch.nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         if not self._losses:
             self._logged_loss = self.running_loss.clone()
-        loss = super().training_step(model, *args, **kwargs)
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self.trained_rows.add(inputs)
         self._losses.append(loss)
         return loss
 
     def gradient_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         """The norm before clipping. Trainer asks for it after the last backward pass of a step and before the
-        optimiser, which makes it the place to judge the step: without gradients an optimiser changes nothing.
-        """
+        optimiser, which makes it the place to judge the step: without gradients an optimiser changes nothing."""
         norm = super().gradient_norm(model, grad_norm)
         step = self.state.global_step + 1
         loss, norm_value = self._agreed(torch.stack(self._losses).sum(), norm)
@@ -241,8 +243,7 @@ class ArchTrainer(HookedTrainer):
 
     def _agreed(self, loss: torch.Tensor, norm: Any) -> tuple[float, float]:
         """Loss and gradient norm of the step, and in passing whether to stop: the same for all processes, which
-        otherwise would skip, save and wait for each other at different steps.
-        """
+        otherwise would skip, save and wait for each other at different steps."""
         if hasattr(norm, "full_tensor"):  # sharded
             norm = norm.full_tensor()
         norm = torch.as_tensor(math.nan if norm is None else norm, dtype=torch.float32, device=loss.device)
@@ -381,8 +382,11 @@ class ArchTrainer(HookedTrainer):
         loader = DataLoader(Subset(dataset, mine), batch_size=batch_size, generator=own)
         # Sharded parameters are gathered by all processes together: each has to run as many forwards as the first.
         rounds = -(-len(rows[:: self.args.world_size]) // batch_size)
+        self.scored_rows = GivenRows()
         with self.accelerator.autocast():
-            nats, tokens = sum_nats(self.model, self._padded(loader, rounds), self.args.device)
+            nats, tokens = sum_nats(
+                self.model, self.scored_rows.watched(self._padded(loader, rounds)), self.args.device
+            )
         sums = torch.tensor([nats, tokens], dtype=torch.float64, device=self.args.device)
         totals = self.accelerator.reduce(sums, reduction="sum")
         return TextLoss(totals[0].item(), int(totals[1]), dataset.num_bytes / dataset.num_tokens)

@@ -6,7 +6,8 @@ A part of a plugin may do any of these without an error, and its loss is compare
     untracked        numbers that are no parameters and change in training: buffers, tensors kept in attributes from
                      the start; of what is made on the way what changes between two steps, and not with the row that the
                      model reads (as what it keeps of its last one does)
-    uncounted        parameters that the model has after training beyond those that its cost counts: made on the way
+    uncounted        parameters that the model has after training beyond those that its cost counts: made on the way; or
+                     how many fewer
     gradients        {place: [ratio, numbers]} of parameters whose gradient is not that of the loss (`true_gradients`),
                      where a plugin has part in the run
     gradient_hooks   parameters whose gradient is changed before the optimiser sees it
@@ -22,11 +23,14 @@ A part of a plugin may do any of these without an error, and its loss is compare
     given_up         numbers of parameters that learned as the run began, and at its end are frozen, or no longer there
                      (tied to others)
     forward_gradients
-                     parameters that a forward pass alone leaves a gradient in, where a plugin has part in the run
+                     parameters whose gradient a forward pass changes, where a plugin has part in the run
+    touched          parameters that a token passes through, over those that the cost calls active (`touched`), where a
+                     plugin has part in the run
     held_state       bytes of the cache after the row, over those that the cost declares, where a plugin has part in the
                      run; None where a part takes no cache
-    moved, swapped, rates
-                     weights that others than the optimiser change (`between_steps`), where a plugin has part in the run
+    moved, memory, swapped, rates, settings
+                     weights, and what the optimiser keeps and is set to, that others than it change (`between_steps`),
+                     where a plugin has part in the run
     reloaded, counts, clock
                      what logits rest on besides the weights, where a plugin has part in the run (`hidden_state`)
     starts           {name of a matrix, layers as *: [hash of its first values, numbers]}: equal under two seeds where
@@ -59,6 +63,7 @@ from hf_arch.training.counted_products import counted_products
 from hf_arch.training.hidden_state import hidden_state
 from hf_arch.training.plugin_globals import PluginGlobals
 from hf_arch.training.product_types import product_types
+from hf_arch.training.touched import touched_share
 from hf_arch.training.true_gradients import untrue_gradients
 
 _DEEPEST = 3
@@ -272,7 +277,7 @@ def _uncounted(model: Any, row: Tensor) -> int:
     """Of parameters that are whole here."""
     with undisturbed(model):
         counted = model_cost(model.config, row.shape[1]).params_total
-    return max(0, sum(parameter.numel() for parameter in model.parameters()) - int(counted))
+    return sum(parameter.numel() for parameter in model.parameters()) - int(counted)
 
 
 def _untrue_gradients(model: nn.Module, row: Tensor) -> dict[str, list[float]]:
@@ -329,6 +334,7 @@ def _of_plugins(model: nn.Module, row: Tensor) -> dict[str, Any]:
     return {
         "forward_gradients": _forward_gradients(model, row),
         "held_state": _held_state(model, row),
+        "touched": touched_share(model, row),
         "product_types": _product_types(model, row),
     }
 
@@ -354,13 +360,15 @@ def _held_state(model: Any, row: Tensor) -> float | None:
 
 
 def _forward_gradients(model: nn.Module, row: Tensor) -> int:
-    kept = {parameter: parameter.grad for parameter in model.parameters()}
+    """Numbers of the parameters whose gradient a forward pass changes: one that has a loss of its own, or multiplies
+    what earlier parts of the batch have left."""
+    kept = {parameter: parameter.grad for parameter in model.parameters() if parameter.requires_grad}
     with _as_it_was(model, row.device), torch.enable_grad():
         try:
             for parameter in kept:
-                parameter.grad = None
+                parameter.grad = torch.ones_like(parameter)
             _logits(model.train(), row)
-            return sum(parameter.numel() for parameter in kept if parameter.grad is not None)
+            return sum(one.numel() for one in kept if one.grad is None or not bool((one.grad == 1).all()))
         finally:
             for parameter, was in kept.items():
                 parameter.grad = was

@@ -15,7 +15,7 @@ from transformers import (
 
 import hf_arch
 from hf_arch.layers.compat import CACHE_ARGUMENT
-from hf_arch.models.arguments import CACHE_NAMES, REFUSED_NAMES, cache_of
+from hf_arch.models.arguments import CACHE_NAMES, REFUSED_NAMES, EitherName, cache_of
 from tests.suite.models import close, perturbed_model, token_ids
 
 CACHED = [AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification]
@@ -96,6 +96,24 @@ def test_who_changes_the_inputs_of_generate_finds_the_cache_under_either_name(na
         embeds = torch.cat((prompt, model.get_input_embeddings()(ids)), 1)
         ids = torch.cat((ids, model(inputs_embeds=embeds, use_cache=False).logits[:, -1:].argmax(-1)), 1)
     assert torch.equal(made, ids)
+
+
+@pytest.mark.parametrize("name", CACHE_NAMES)
+def test_every_way_to_change_the_inputs_of_generate_takes_either_name(name):
+    changes = {
+        "update": lambda inputs: inputs.update({name: 2}, position_ids=None),
+        "update by name": lambda inputs: inputs.update(**{name: 2}),
+        "or": lambda inputs: inputs.__ior__({name: 2}),
+        "setdefault": lambda inputs: (inputs.pop(name), inputs.setdefault(name, 2)),
+        "del": lambda inputs: (inputs.__delitem__(name), inputs.__setitem__(name, 2)),
+    }
+    for what, change in changes.items():
+        inputs = EitherName({name: 1})
+        assert inputs.setdefault(name, 3) == 1
+        change(inputs)
+        assert [key for key in inputs if key in CACHE_NAMES] == [CACHE_ARGUMENT] and inputs[name] == 2, what
+    assert list(EitherName({name: 1}) | {name: 2}) == [CACHE_ARGUMENT]
+    assert list((EitherName({name: 1}) | {name: 2}).copy()) == [CACHE_ARGUMENT]
 
 
 @pytest.mark.parametrize("argument", [*REFUSED_NAMES, "anything"])

@@ -190,6 +190,16 @@ def test_what_happened_to_a_folder_is_seen(check: str, spoil: Callable[[Path], N
     assert check in verdict.confounds
 
 
+def test_seeds_of_a_set_that_both_sides_lack_are_missed_wherever_its_runs_are(tmp_path: Path) -> None:
+    planned = {"config": {"run": {"planned_seeds": [*SEEDS, 5]}}}
+    _, verdict = judged(tmp_path / "left out", planned, planned)
+    assert verdict.outcome == "confounded" and verdict.confounds == ("dropped runs",)
+    assert "5 has no result on either side" in verdict.evidence
+    planned = {"config": {"run": {"planned_seeds": list(SEEDS)}}}
+    _, verdict = judged(tmp_path / "whole", planned, planned)
+    assert verdict.outcome == "supported"
+
+
 @pytest.mark.parametrize("logged", [1, 8])
 def test_the_gradient_of_a_solved_task_says_nothing_of_clipping(logged: int, tmp_path: Path) -> None:
     """gla ends as soon as it has solved the task; llama is clipped throughout. How gla learned shows only where it was

@@ -62,6 +62,26 @@ def starts(loaded: int, drawn: int) -> Given:
     return {"results": lambda seed: unseen(starts={**first, "head": [f"drawn-{seed}", drawn]})["results"]}
 
 
+def given_rows(training: str, scored: str, first_step: int = 0) -> Given:
+    """Which rows the model was given, of each seed."""
+
+    def of(seed: int) -> Given:
+        rows = {"from": first_step, "training": f"{training}-{seed}", "scored": scored}
+        return unseen(given=rows)["results"]
+
+    return {"results": of}
+
+
+def read(*files: str, earlier: tuple[str, ...] = ()) -> Given:
+    """One plugin that reads these files, and holds those of an earlier run of its process."""
+    before = {"plugin_files_earlier": list(earlier)} if earlier else {}
+    return provenance(plugins={"m.py": "a"}, plugin_files=dict.fromkeys((*files, *earlier), "b"), **before)
+
+
+def left_over(**plugins: str) -> Given:
+    return provenance(plugins=plugins, replaced=["hf_arch.training.trainer.ArchTrainer.compute_loss"])
+
+
 TRAPS: dict[str, tuple[str, tuple[Given, Given]]] = {
     "a memory in a buffer": ("parameters", (unseen(untracked=400_000), unseen())),
     "gradients that a hook clips": ("optimiser", (unseen(gradient_hooks=600_000), unseen())),
@@ -117,6 +137,21 @@ TRAPS: dict[str, tuple[str, tuple[Given, Given]]] = {
     "a hook on the optimiser": ("code", (replaced(attached=("AdamW._optimizer_step_pre_hooks",)), replaced())),
     "a mixer that was trained before": ("initialisation", (starts(300_000, 800_000), starts(0, 1_100_000))),
     "a method of the trainer": ("code", (replaced("hf_arch.training.trainer.ArchTrainer.compute_loss"), replaced())),
+    "other rows in training": ("order", (given_rows("other", "same"), given_rows("rows", "same"))),
+    "other rows in the score": ("rows", (given_rows("rows", "other"), given_rows("rows", "same"))),
+    "other bytes of one text": (
+        "data",
+        ({"results": {"text_bytes": {"held_out": 150}}}, {"results": {"text_bytes": {"held_out": 100}}}),
+    ),
+    "a mode of the process": ("code", (unseen(process=["mode Watching"]), unseen(process=[]))),
+    "betas that a part changes": ("settings", (unseen(settings={"betas": [[0.9, 0.95], [0.5, 0.9]]}), unseen())),
+    "moments that a part sets": ("optimiser", (unseen(memory=300_000), unseen(memory=0))),
+    "what a plugin left to the others": ("code", (left_over(one="a"), left_over())),
+    "what one of two plugins left": ("code", (left_over(one="a"), left_over(two="b"))),
+    "parameters that are not there": ("parameters", (unseen(uncounted=-300_000), unseen(uncounted=0))),
+    "a dense part that says it is not": ("active parameters", (unseen(touched=1.4), unseen(touched=0.9))),
+    "documents that see each other": ("scoring", (unseen(across_documents=0.4), unseen(across_documents=0.0))),
+    "other files": ("plugin files", (read("one"), read())),
     "a callback": ("code", (replaced(callbacks=("Average",)), replaced())),
 }
 
@@ -173,6 +208,13 @@ HONEST: dict[str, tuple[Given, Given]] = {
         unseen(arguments={}, attached=[], given_up=0, saved=0),
         random_states("one", "other"),
     ),
+    "the same rows": (given_rows("rows", "same"), given_rows("rows", "same")),
+    "rows from another step on": (given_rows("late", "same", first_step=40), given_rows("rows", "same")),
+    "a mode on both sides": (unseen(process=["mode Watching"]), unseen(process=["mode Watching"])),
+    "a plugin on both sides that replaces": (left_over(one="a", two="b"), left_over(one="a")),
+    "a file of an earlier run": (read("one"), read(earlier=("one",))),
+    "experts that a token is not given": (unseen(touched=0.98), unseen(touched=None)),
+    "documents by themselves": (unseen(across_documents=0.0), unseen(across_documents=2e-4)),
     "rounding": (unseen(mode_gap=1e-5, noise=1e-6), unseen()),
     "rounding in bf16": (unseen(mode_gap=5e-3, dtypes={"bfloat16": 9}), unseen(dtypes={"bfloat16": 8})),
 }

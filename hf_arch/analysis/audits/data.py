@@ -52,11 +52,23 @@ def check_data(runs: Sequence[RunRecord]) -> Finding:
         return tokenizer.same_text(runs)
     found = same_fingerprint(runs, "data")
     texts = by_value([run for run in runs if run.text_fingerprint], lambda run: run.text_fingerprint)
-    if found.severity != "ok" or len(texts) < 2:
+    if found.severity == "ok" and len(texts) < 2:
+        return _other_bytes(runs) or found
+    if found.severity != "ok":
         return found
     text = "; ".join(f"{str(value)[:12]}: {run_names(group)}" for value, group in texts.items())
     sentence = f"Data differs in its tokens, though the corpus says that it is the same: {text}."
     return Finding("data", "violation", sentence, run_labels(runs))
+
+
+def _other_bytes(runs: Sequence[RunRecord]) -> Finding | None:
+    """The bytes that the loss of a text is shared out over are those of the text."""
+    counted = {run: found for run in runs if run.completed and (found := (run.text_bytes or {}).get("held_out"))}
+    if len(kinds := by_value(list(counted), lambda run: (run.data_fingerprint, counted[run]))) < 2:
+        return None
+    text = "; ".join(f"{count:,}: {run_names(group)}" for (_, count), group in kinds.items())
+    sentence = f"The bytes of one held-out text, over which bits per byte are counted, differ: {text}."
+    return Finding("data", "violation", sentence, run_labels(counted))
 
 
 def check_order(runs: Sequence[RunRecord]) -> Finding:
@@ -105,6 +117,38 @@ def check_rows(runs: Sequence[RunRecord]) -> Finding | None:
         "end at its numbers."
     )
     return Finding("rows", "note", sentence, run_labels(fewer), {"curves": _in_curve(run), "table": _in_table(run)})
+
+
+def check_given(runs: Sequence[RunRecord]) -> Finding | None:
+    """The rows that models were given are those that their orders and recipes name: the same for runs of one order, and
+    in every score of the same rows."""
+    given = {run: found for run in runs if run.completed and (found := (run.unseen or {}).get("given"))}
+    for check, what, rows_of in (("order", "training", _rows_of_training), ("rows", "scored", _rows_of_score)):
+        known = [run for run in given if given[run].get(what) and run.order_fingerprint]
+        for alike in by_value(known, lambda run: (*_text(run), *rows_of(run))).values():  # noqa: B023
+            kinds = by_value(alike, lambda run: given[run][what])  # noqa: B023
+            if len(kinds) > 1:
+                text = "; ".join(f"{value}: {run_names(group)}" for value, group in kinds.items())
+                sentence = (
+                    f"The rows that models were {'given in training' if check == 'order' else 'scored on'} differ, "
+                    f"though their recipes and orders say the same: tokens, labels or positions were changed ({text})."
+                )
+                return Finding(check, "violation", sentence, run_labels(alike))
+    return None
+
+
+def _text(run: RunRecord) -> tuple[Any, ...]:
+    return run.data_fingerprint, run.text_fingerprint, run.sequence_length
+
+
+def _rows_of_training(run: RunRecord) -> tuple[Any, ...]:
+    first = ((run.unseen or {}).get("given") or {}).get("from")
+    return run.order_fingerprint, first, run.numbers.get("tokens_seen"), run.experiment.get("global_batch_size")
+
+
+def _rows_of_score(run: RunRecord) -> tuple[Any, ...]:
+    """The test rows of a probe are another draw for each seed, as its order is."""
+    return _scored(run), run.order_fingerprint if run.config.get("probe") else None
 
 
 def check_seen(runs: Sequence[RunRecord]) -> Finding | None:

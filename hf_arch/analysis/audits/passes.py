@@ -7,7 +7,7 @@ from typing import Any
 
 from hf_arch.analysis.audits.model import SEES
 from hf_arch.analysis.audits.unseen import numbers_of, severity_of, values_of
-from hf_arch.analysis.finding import Finding
+from hf_arch.analysis.finding import Finding, Severity
 from hf_arch.analysis.run_names import run_labels, run_names
 from hf_arch.runs.record import RunRecord
 
@@ -67,3 +67,17 @@ def check_other_rows(runs: Sequence[RunRecord]) -> Finding | None:
         return None
     values = values_of(changes if mixing else gaps)
     return Finding("scoring", "violation", " ".join(sentences), run_labels([*mixing, *apart]), values)
+
+
+def check_documents(runs: Sequence[RunRecord]) -> Finding | None:
+    """Documents of a row see only themselves, where a recipe says so."""
+    changes = numbers_of(runs, lambda run, facts: facts.get("across_documents") or 0.0)
+    seeing = [run for run, change in changes.items() if change > SEES]
+    if not seeing:
+        return None
+    sentence = (
+        f"Documents are to be read by themselves (data.isolate_documents), and logits of {run_names(seeing)} change "
+        f"with the document before (by {max(changes.values()):.0%})."
+    )
+    severity: Severity = "violation" if len(seeing) < len(changes) else "note"
+    return Finding("scoring", severity, sentence, run_labels(seeing), values_of(changes))

@@ -21,16 +21,8 @@ def check_plugin_files(runs: Sequence[RunRecord]) -> Finding | None:
     if other := _other_contents(known):
         return other
     for group in by_value(known, lambda run: repr(sorted(_of(run, "plugins").items()))).values():
-        sets = by_value(group, lambda run: repr(sorted(_files(run) or ())))
-        if len(sets) > 1:
-            common = set.intersection(*(set(_files(run) or ()) for run in group))
-            text = "; ".join(
-                f"{listed(sorted(set(_files(same[0]) or ()) - common)) or 'none'}: {run_names(same)}"
-                for same in sets.values()
-            )
-            severity: Severity = "note" if _asks_a_plugin(group) else "violation"
-            sentence = f"The same plugin reads other files: {text}."
-            return Finding("plugin files", severity, sentence, run_labels(group))
+        if found := _other_files(group):
+            return found
     if weights := _weights_of_one_side(known):
         return weights
     names = sorted({name for run in known for name in _files(run) or ()})
@@ -68,6 +60,24 @@ def _other_contents(runs: Sequence[RunRecord]) -> Finding | None:
             sentence = f"The file {name} that a plugin reads differs between runs: {text}."
             return Finding("plugin files", severity, sentence, run_labels(runs), {name: sorted(found)})
     return None
+
+
+def _other_files(runs: Sequence[RunRecord]) -> Finding | None:
+    """A finding where one plugin reads other files in some of these runs. What it read for an earlier run of the same
+    process it may hold still, or not: a note where that explains the difference."""
+    read = {run: frozenset(_files(run) or ()) for run in runs}
+    sure = {run: read[run] - set(run.provenance.get("plugin_files_earlier") or ()) for run in runs}
+    if len(sets := by_value(runs, lambda run: sure[run])) < 2:
+        return None
+    common = frozenset.intersection(*sure.values())
+    text = "; ".join(f"{listed(sorted(names - common)) or 'none'}: {run_names(same)}" for names, same in sets.items())
+    if all(one <= other for one in sets for other in read.values()):
+        sentence = (
+            f"The same plugin reads other files ({text}), or holds what it read for an earlier run of its process."
+        )
+        return Finding("plugin files", "note", sentence, run_labels(runs))
+    severity: Severity = "note" if _asks_a_plugin(runs) else "violation"
+    return Finding("plugin files", severity, f"The same plugin reads other files: {text}.", run_labels(runs))
 
 
 def _weights_of_one_side(runs: Sequence[RunRecord]) -> Finding | None:

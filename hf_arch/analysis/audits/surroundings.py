@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from hf_arch.analysis.finding import Finding, Severity
-from hf_arch.analysis.run_names import by_name, by_value, run_labels, run_names
+from hf_arch.analysis.run_names import by_name, by_value, listed, run_labels, run_names
 from hf_arch.runs.record import RunRecord
 
 
 def check_arguments(runs: Sequence[RunRecord]) -> Finding | None:
-    """The arguments that a run began with, to its end."""
-    changed = {run: (run.unseen or {}).get("arguments") or {} for run in runs if run.completed and run.unseen}
+    """The arguments, and the settings of the optimiser, that a run began with, to its end."""
+    changed = {run: _changed(run.unseen) for run in runs if run.completed and run.unseen}
     kinds = by_value(list(changed), lambda run: repr(sorted(changed[run].items())))
     if not any(changed.values()):
         return None
@@ -19,6 +20,22 @@ def check_arguments(runs: Sequence[RunRecord]) -> Finding | None:
     severity: Severity = "violation" if len(kinds) > 1 else "note"
     sentence = f"Settings of training were changed while it ran, which no recipe tells: {'; '.join(texts)}."
     return Finding("settings", severity, sentence, run_labels(changed))
+
+
+def _changed(facts: Mapping[str, Any]) -> dict[str, list[Any]]:
+    return {**(facts.get("arguments") or {}), **(facts.get("settings") or {})}
+
+
+def check_process(runs: Sequence[RunRecord]) -> Finding | None:
+    """The same settings of torch, and nothing that sees every operation or runs beside the training, in each process
+    while it trained."""
+    known = {run: (run.unseen or {}).get("process") for run in runs if run.completed}
+    seen = {run: found for run, found in known.items() if found is not None}
+    if not any(seen.values()) or len(kinds := by_value(list(seen), lambda run: tuple(seen[run]))) < 2:
+        return None
+    text = "; ".join(f"{listed(found) or 'nothing'}: {run_names(group)}" for found, group in kinds.items())
+    sentence = f"What holds for the whole process in training differs: {text}."
+    return Finding("code", "violation", sentence, run_labels(seen))
 
 
 def _text(changed: dict[str, list[object]]) -> str:

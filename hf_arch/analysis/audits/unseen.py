@@ -99,6 +99,10 @@ def check_uncounted(runs: Sequence[RunRecord]) -> Finding | None:
     them."""
     shares = numbers_of(runs, lambda run, facts: facts.get("uncounted", 0) / (run.numbers.get("params_total") or 1))
     more = [run for run, share in shares.items() if share > UNTRACKED]
+    fewer = [run for run, share in shares.items() if share < -UNTRACKED]
+    if fewer and not more:
+        sentence = f"{-min(shares.values()):.0%} of the parameters that are counted are not in {run_names(fewer)}."
+        return Finding("parameters", "violation", sentence, run_labels(fewer), values_of(shares))
     if not more:
         return None
     sentence = (
@@ -243,7 +247,7 @@ def check_replaced(runs: Sequence[RunRecord]) -> Finding | None:
     known = {run: _replaced(run) for run in runs if run.completed and "replaced" in run.provenance}
     kinds = by_value(list(known), lambda run: known[run])
     if len(kinds) < 2:
-        return None
+        return _check_left_over({run: tuple(map(str, run.provenance["replaced"] or ())) for run in known})
     common = set.intersection(*(set(names) for names in known.values()))
     text = "; ".join(
         f"{listed([name for name in names if name not in common]) or 'nothing'}: {run_names(group)}"
@@ -251,6 +255,21 @@ def check_replaced(runs: Sequence[RunRecord]) -> Finding | None:
     )
     sentence = f"Plugins replace or add parts of the program itself: {text}."
     return Finding("code", "violation", sentence, run_labels(known))
+
+
+def _check_left_over(replaced: Mapping[RunRecord, tuple[str, ...]]) -> Finding | None:
+    """What a plugin replaced stays so for later runs of its process, also of those that do not use it, in which it may
+    act otherwise."""
+    plugins = {run: set(run.provenance.get("plugins") or ()) for run, names in replaced.items() if names}
+    if not any(plugins.values()) or set.intersection(*plugins.values()):
+        return None
+    groups = by_value(list(plugins), lambda run: tuple(sorted(plugins[run])))
+    text = "; ".join(f"{listed(names) or 'none'}: {run_names(group)}" for names, group in groups.items())
+    sentence = (
+        f"Parts of the program were replaced ({listed(next(iter(replaced.values())))}) in runs that share no plugin "
+        f"({text}): what one replaced was left to later runs of its process."
+    )
+    return Finding("code", "violation", sentence, run_labels(plugins))
 
 
 def _rounding(run: RunRecord) -> float:

@@ -53,12 +53,19 @@ check_between_steps = partial(
     words="Weights change between the steps of the optimiser, {share} of the parameters in {who}.",
 )
 """No step of a part's own, and no weights that are set anew, between the steps of the optimiser."""
+check_memory = partial(
+    _shares,
+    fact="memory",
+    check="optimiser",
+    words="What the optimiser keeps of gradients changes between its steps, for {share} of the parameters in {who}.",
+)
+"""Moments are of the gradients that were: to set them anew is another optimiser."""
 check_hidden_losses = partial(
     _shares,
     fact="forward_gradients",
     check="losses",
-    words="Forward passes of {who} leave gradients by themselves, of {share} of the parameters: a loss that is not "
-    "recorded.",
+    words="Forward passes of {who} leave or change gradients by themselves, of {share} of the parameters: those of a "
+    "loss that is not recorded.",
 )
 """Gradients that a forward pass leaves are of a loss that nothing else knows."""
 check_unmoved = partial(
@@ -137,6 +144,19 @@ def check_overstated(runs: Sequence[RunRecord]) -> Finding | None:
     )
     apart = max(work.values()) / min(work.values()) > OVERSTATED
     return Finding("flops", "violation" if apart else "note", sentence, run_labels(over), values_of(work))
+
+
+def check_touched(runs: Sequence[RunRecord]) -> Finding | None:
+    """A token passes through the parameters that a cost calls active, and no others."""
+    ratios = numbers_of(runs, lambda run, facts: facts.get("touched") or 0.0)
+    more = [run for run, ratio in ratios.items() if ratio > OVERSTATED]
+    if not more:
+        return None
+    sentence = (
+        f"A token passes through {max(ratios.values()):.2f} times the parameters that the cost of {run_names(more)} "
+    )
+    severity: Severity = "violation" if max(ratios.values()) > OVERSTATED * max(1.0, min(ratios.values())) else "note"
+    return Finding("active parameters", severity, f"{sentence}calls active.", run_labels(more), values_of(ratios))
 
 
 def check_held_state(runs: Sequence[RunRecord]) -> Finding | None:

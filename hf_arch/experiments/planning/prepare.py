@@ -118,6 +118,8 @@ def _set_facts(recipe: Recipe, plan: Plan) -> dict[str, Any]:
     experiment = recipe.experiment
     asked = {key for changes in experiment.runs.values() for key, _ in dotted(changes or {}, "experiment.runs")}
     facts: dict[str, Any] = {"question": sorted({*asked, *experiment.matrix})}
+    if isinstance(experiment.seeds, tuple) and experiment.seeds:
+        facts["planned_seeds"] = list(experiment.seeds)
     for key in experiment.vary:
         full = key if key.partition(".")[0] in SECTIONS else f"model.{key}"
         if not any(one == full or one.startswith(f"{full}.") for one in facts["question"]):

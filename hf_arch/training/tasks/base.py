@@ -32,7 +32,8 @@ class Task(ABC):
     train: rows of `input_ids`, `labels` and `shift_labels` [T] (int64); rows: how many to train on and to be scored on.
     fingerprint: hex hash of all that decides the rows. tokenizer_fingerprint: of what the ids mean.
     sequence_length: tokens in a row. training: the recipe's section over the task's defaults.
-    attribution: of the data, where it asks for one. keeps_random_numbers: whether training draws on from the random
+    attribution: of the data, where it asks for one. isolates_documents: whether documents of a row are not to see each
+    other. keeps_random_numbers: whether training draws on from the random
     numbers that made the weights, not from the seed anew.
     """
 
@@ -47,6 +48,7 @@ class Task(ABC):
     sequence_length: int
     training: Mapping[str, Any]
     attribution: str | None = None
+    isolates_documents: bool = False
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe

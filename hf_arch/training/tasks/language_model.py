@@ -39,6 +39,7 @@ class LanguageModelTask(Task):
         super().__init__(recipe)
         self.training = recipe.training
         self.sequence_length = recipe.data.sequence_length
+        self.isolates_documents = recipe.data.isolate_documents
         self.data = data = prepare_data(recipe.data)
         self.config = build_config(recipe, data.tokenizer)
         check_lengths(recipe.evaluation.lengths, self.config, data.validation)
