@@ -63,7 +63,7 @@ class Held:
 def _contents(holder: Any) -> Iterator[tuple[str, Any]]:
     values = dict(getattr(holder, "__dict__", {}))
     if isinstance(holder, nn.Module):
-        values = {**values, **holder._parameters, **holder._modules}
+        values |= {**dict(holder.named_parameters(recurse=False)), **dict(holder.named_children())}
     yield "__class__", type(holder)
     yield from ((key, value) for key, value in values.items() if key not in _MOVES)
 

@@ -382,11 +382,9 @@ class ArchTrainer(HookedTrainer):
         loader = DataLoader(Subset(dataset, mine), batch_size=batch_size, generator=own)
         # Sharded parameters are gathered by all processes together: each has to run as many forwards as the first.
         rounds = -(-len(rows[:: self.args.world_size]) // batch_size)
-        self.scored_rows = GivenRows()
+        given = self.scored_rows = GivenRows()
         with self.accelerator.autocast():
-            nats, tokens = sum_nats(
-                self.model, self.scored_rows.watched(self._padded(loader, rounds)), self.args.device
-            )
+            nats, tokens = sum_nats(self.model, given.watched(self._padded(loader, rounds)), self.args.device)
         sums = torch.tensor([nats, tokens], dtype=torch.float64, device=self.args.device)
         totals = self.accelerator.reduce(sums, reduction="sum")
         return TextLoss(totals[0].item(), int(totals[1]), dataset.num_bytes / dataset.num_tokens)

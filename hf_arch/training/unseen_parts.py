@@ -6,8 +6,7 @@ A part of a plugin may do any of these without an error, and its loss is compare
     untracked        numbers that are no parameters and change in training: buffers, tensors kept in attributes from
                      the start; of what is made on the way what changes between two steps, and not with the row that the
                      model reads (as what it keeps of its last one does)
-    uncounted        parameters that the model has after training beyond those that its cost counts: made on the way; or
-                     how many fewer
+    uncounted        parameters that the model has after training beyond those that its cost counts, or how many fewer
     gradients        {place: [ratio, numbers]} of parameters whose gradient is not that of the loss (`true_gradients`),
                      where a plugin has part in the run
     gradient_hooks   parameters whose gradient is changed before the optimiser sees it
@@ -23,9 +22,8 @@ A part of a plugin may do any of these without an error, and its loss is compare
     given_up         numbers of parameters that learned as the run began, and at its end are frozen, or no longer there
                      (tied to others)
     forward_gradients
-                     parameters whose gradient a forward pass changes, where a plugin has part in the run
-    touched          parameters that a token passes through, over those that the cost calls active (`touched`), where a
-                     plugin has part in the run
+                     parameters whose gradient passes change without a loss, where a plugin has part in the run
+    touched          parameters that a token passes through over those called active, of runs with plugins (`touched`)
     held_state       bytes of the cache after the row, over those that the cost declares, where a plugin has part in the
                      run; None where a part takes no cache
     moved, memory, swapped, rates, settings
@@ -360,18 +358,24 @@ def _held_state(model: Any, row: Tensor) -> float | None:
 
 
 def _forward_gradients(model: nn.Module, row: Tensor) -> int:
-    """Numbers of the parameters whose gradient a forward pass changes: one that has a loss of its own, or multiplies
-    what earlier parts of the batch have left."""
+    """Numbers of the parameters whose gradient a pass changes without a loss: one that has a loss of its own, in the
+    forward pass or in a backward pass that adds to what it is given (here zeros), or that multiplies what earlier parts
+    of a batch have left."""
     kept = {parameter: parameter.grad for parameter in model.parameters() if parameter.requires_grad}
     with _as_it_was(model, row.device), torch.enable_grad():
         try:
             for parameter in kept:
                 parameter.grad = torch.ones_like(parameter)
-            _logits(model.train(), row)
-            return sum(one.numel() for one in kept if one.grad is None or not bool((one.grad == 1).all()))
+            logits = _logits(model.train(), row)
+            logits.backward(torch.zeros_like(logits))
+            return sum(one.numel() for one in kept if one.grad is None or _is_other_than_one(one.grad))
         finally:
             for parameter, was in kept.items():
                 parameter.grad = was
+
+
+def _is_other_than_one(gradient: Tensor) -> bool:
+    return bool(((gradient != 1) & ~gradient.isnan()).any())
 
 
 def _logits(model: nn.Module, row: Tensor) -> Tensor:

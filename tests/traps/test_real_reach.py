@@ -69,6 +69,16 @@ class Watching(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
+class Adding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, loss):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, torch.ones(())
+
+
 class Louder(nn.Linear):
     def forward(self, x):
         return 1.3 * super().forward(x)
@@ -202,6 +212,11 @@ TRAPS: dict[str, tuple[str, str, str]] = {
         "each",
         f"{IN_TRAINING}for weight in self.parameters():\n        if weight.grad is not None:\n"
         "            weight.grad.mul_(5)",
+    ),
+    "a loss in the backward pass": (
+        "losses",
+        "each",
+        f"{IN_TRAINING}out = Adding.apply(out, 0.05 * out.square().mean())",
     ),
     "masked labels": ("order", "each", f"{IN_TRAINING}mask_labels()"),
     "another order": (

@@ -64,10 +64,10 @@ check_hidden_losses = partial(
     _shares,
     fact="forward_gradients",
     check="losses",
-    words="Forward passes of {who} leave or change gradients by themselves, of {share} of the parameters: those of a "
+    words="Passes of {who} leave, add or change gradients of {share} of the parameters without the loss: those of a "
     "loss that is not recorded.",
 )
-"""Gradients that a forward pass leaves are of a loss that nothing else knows."""
+"""Gradients that a pass leaves by itself are of a loss that nothing else knows."""
 check_unmoved = partial(
     _shares,
     fact="unmoved",
