@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask
 
 from .compat import assert_async
 from .pair_masks import pairs_as_blocks, unreadable_pairs
@@ -76,6 +77,8 @@ def read_documents(
     """
     told = {name: value for name, value in told.items() if value is not None}
     if attention_mask is not None and not isinstance(attention_mask, Tensor):
+        if not isinstance(attention_mask, (dict, BlockMask)):
+            raise ValueError(f"attention_mask: a {type(attention_mask).__name__} is not allowed; pass a tensor [B, S]")
         if told:
             raise ValueError(f"{min(told)}: documents need attention_mask=None or [B, T], not finished masks")
         if has_states and not isinstance(attention_mask, dict):

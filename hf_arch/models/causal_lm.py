@@ -116,6 +116,7 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             token_type_ids=token_type_ids,
+            return_dict=True,  # whatever the config says, which this class's own output follows
             **kwargs,
         )
         routed = isinstance(out, MoeModelOutputWithPast)

@@ -39,7 +39,7 @@ from .arguments import one_cache
 from .block import DecoderLayer
 from .cache_checks import is_paged, states_of
 from .configuration import ArchConfig
-from .inputs import read_inputs
+from .inputs import embedded, read_inputs
 from .mask_plan import MaskPlan
 from .prefixes import read_prefix
 from .pretrained import ArchPreTrainedModel
@@ -129,7 +129,7 @@ class ArchModel(ArchPreTrainedModel):
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
+            inputs_embeds = embedded(self.embed_tokens, input_ids, self.config.vocab_size)
         else:
             self._require_ids()
         if self.gradient_checkpointing and self.training and (use_cache or past_key_values is not None):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from ..layers.compat import uses_flash_attention
@@ -24,6 +24,37 @@ class Inputs(NamedTuple):
     kwargs: dict[str, Any]
 
 
+def embedded(embed: nn.Module, ids: Any, vocab_size: int) -> Tensor:
+    """The embeddings [B, T, D] of token ids [B, T].
+
+    Raises:
+        ValueError: anything else, or an id that is no token (on a CPU; a GPU stops by itself).
+    """
+    if not isinstance(ids, Tensor):
+        raise ValueError(f"input_ids: a {type(ids).__name__} is not allowed; pass an int64 tensor [B, T]")
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"input_ids: {ids.dtype} is not allowed; use torch.int64")
+    if ids.dim() != 2:
+        raise ValueError(f"input_ids: shape {list(ids.shape)} is not allowed; pass [B, T], as one row of [1, T]")
+    if not torch.compiler.is_compiling():
+        _require_some(ids)
+    try:
+        return embed(ids)
+    except IndexError:
+        wrong = ids[(ids < 0) | (ids >= vocab_size)]
+        if not wrong.numel():
+            raise
+        raise ValueError(
+            f"input_ids: {int(wrong[0])} is not allowed; use ids of tokens, 0 to {vocab_size - 1}"
+        ) from None
+
+
+def _require_some(ids: Tensor) -> None:
+    for size, what in zip(ids.shape[:2], ("rows", "tokens"), strict=True):
+        if not size:
+            raise ValueError(f"input_ids: 0 {what} are not allowed; pass one at least")
+
+
 def read_inputs(
     model: Any, embeds: Tensor, attention_mask: Any, position_ids: Any, cache: Any, use_cache: Any, kwargs: dict
 ) -> Inputs:
@@ -35,9 +66,13 @@ def read_inputs(
     Raises:
         ValueError: see `documents.py`, `cache_checks.py` and `keywords.py`.
     """
-    (batch, length), layer_types, config = embeds.shape[:2], model._layer_types, model.config
-    if not length:
-        raise ValueError("input_ids: 0 tokens are not allowed; pass one at least")
+    layer_types, config = model._layer_types, model.config
+    if not torch.compiler.is_compiling():
+        model.made_with.check_call(config)
+    if embeds.dim() != 3 or embeds.shape[-1] != config.hidden_size:
+        raise ValueError(f"inputs_embeds: shape {list(embeds.shape)} is not allowed; pass [B, T, {config.hidden_size}]")
+    _require_some(embeds)
+    batch, length = embeds.shape[:2]
     if is_paged(cache) or is_paged(kwargs.get("cache")):  # continuous batching says everything in its own way
         check_continuous_batching(config)
         return Inputs(Documents(attention_mask, None, position_ids), cache, 0, kwargs)

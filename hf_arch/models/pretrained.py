@@ -22,6 +22,7 @@ from .block import DecoderLayer
 from .configuration import ArchConfig
 from .init_policy import apply_policy, pending_parameters
 from .initialization import init_arch_weights, init_hidden_matrix
+from .made_with import MadeWith
 from .named_draws import NamedDraws, global_seed, named_draws
 from .weight_decay import mark_exempt_parameters, teach_trainer
 
@@ -50,6 +51,7 @@ class ArchPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: ArchConfig):
         super().__init__(config)
+        self.made_with = MadeWith(config)
         # Nothing is drawn between a model's and its base model's: both see the generator as the outermost found it.
         self._initial_seed = global_seed()
         self._draws: NamedDraws | None = None
@@ -67,6 +69,15 @@ class ArchPreTrainedModel(PreTrainedModel):
             torch.rand((), device="cpu")  # the next model is another one, also where no constructor drew anything
         teach_trainer()
         enter_lora_targets(self, self.config.model_type)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As PreTrainedModel's.
+
+        Raises:
+            ConfigError: the config was changed since the model was made, before anything is written.
+        """
+        self.made_with.check(self.config)
+        super().save_pretrained(*args, **kwargs)
 
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:
         """As PreTrainedModel's, which is called last of all when a model is made and when it is loaded."""

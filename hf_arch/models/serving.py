@@ -47,6 +47,18 @@ def _head_dim(config: Any) -> int:
     return config.head_dim or config.hidden_size // config.num_attention_heads
 
 
+def _refuse_padded_ends(mask: Any) -> None:
+    """What follows such a row would be read at its padding."""
+    if not isinstance(mask, torch.Tensor) or mask.dim() != 2 or not mask.numel():
+        return
+    padded = (mask[:, -1] == 0) & (mask != 0).any(1)
+    if bool(padded.any()):
+        raise ValueError(
+            f"attention_mask: row {int(padded.nonzero()[0])} ends with padding, which generate cannot continue; pad on "
+            "the left (tokenizer.padding_side = 'left')"
+        )
+
+
 class CheckedGenerationMixin(GenerationMixin):
     """GenerationMixin without the modes that would fail halfway or leave the model changed."""
 
@@ -57,8 +69,10 @@ class CheckedGenerationMixin(GenerationMixin):
         """As transformers' `generate`.
 
         Raises:
-            ValueError: `assistant_early_exit`, which sets `num_hidden_layers` on the config that caches are made from.
+            ValueError: `assistant_early_exit`, which sets `num_hidden_layers` on the config that caches are made from;
+                a row that ends with padding, after which transformers counts positions anew.
         """
+        _refuse_padded_ends(kwargs.get("attention_mask"))
         given = generation_config if generation_config is not None else self.generation_config
         layers = kwargs.get("assistant_early_exit", getattr(given, "assistant_early_exit", None))
         if layers is not None:

@@ -125,3 +125,54 @@ def test_chosen_blocks_do_not_depend_on_the_default_dtype(name: str) -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     close(actual, expected, 1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llama", "mamba2"])
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"input_ids": [[5, 6]]}, r"input_ids: a list is not allowed; pass an int64 tensor \[B, T\]"),
+        ({"input_ids": torch.tensor([5, 6])}, r"input_ids: shape \[2\] is not allowed; pass \[B, T\]"),
+        ({"input_ids": torch.tensor([[[5]]])}, r"input_ids: shape \[1, 1, 1\] is not allowed"),
+        ({"input_ids": torch.tensor([[5.0]])}, r"input_ids: torch\.float32 is not allowed; use torch\.int64"),
+        ({"input_ids": torch.tensor([[True]])}, r"input_ids: torch\.bool is not allowed"),
+        ({"input_ids": torch.tensor([[5, 97]])}, r"input_ids: 97 is not allowed; use ids of tokens, 0 to 96"),
+        ({"input_ids": torch.tensor([[-1, 4]])}, r"input_ids: -1 is not allowed"),
+        ({"input_ids": torch.zeros(0, 4).long()}, r"input_ids: 0 rows are not allowed"),
+        (
+            {"inputs_embeds": torch.zeros(1, 4, 7)},
+            r"inputs_embeds: shape \[1, 4, 7\] is not allowed; pass \[B, T, 32\]",
+        ),
+        ({"inputs_embeds": torch.zeros(4, 32)}, r"inputs_embeds: shape \[4, 32\] is not allowed"),
+        ({"input_ids": torch.tensor([[5]]), "attention_mask": [[1]]}, r"attention_mask: a list is not allowed"),
+    ],
+)
+def test_tokens_in_another_form_are_refused_in_one_line(name: str, given: Any, line: str) -> None:
+    with pytest.raises(ValueError, match=line) as caught:
+        perturbed_model(name)(**given)
+    assert "\n" not in str(caught.value)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llama", "moe", "mixed"])
+def test_a_config_that_asks_for_tuples_gets_them(name: str) -> None:
+    model, ids = perturbed_model(name), token_ids()
+    expected = model(ids, labels=ids)
+    model.config.return_dict = False
+    found = model(ids, labels=ids)
+    assert isinstance(found, tuple) and torch.equal(found[0], expected.loss) and torch.equal(found[1], expected.logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llama", "gla"])
+def test_generate_refuses_rows_that_end_with_padding(name: str) -> None:
+    """transformers reads the next token at the padding, and counts positions from there anew."""
+    model, ids = perturbed_model(name), token_ids(3, 6)
+    mask = torch.ones_like(ids)
+    mask[1, 4:] = 0
+    with pytest.raises(ValueError, match="attention_mask: row 1 ends with padding, which generate cannot continue"):
+        model.generate(ids, attention_mask=mask, max_new_tokens=2)
+    mask[1] = 0  # a row without tokens, as some loaders fill a batch up, harms no other
+    filled = model.generate(ids, attention_mask=mask, max_new_tokens=2)
+    assert torch.equal(filled[::2], model.generate(ids[::2], max_new_tokens=2))

@@ -119,6 +119,19 @@ def test_recurrences_refuse_in_one_line(name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_loads_of_experts_are_not_counted_under_a_transformation() -> None:
+    """They would be tensors of the transformation, dead after it."""
+    model, loss, weights = setup("moe")
+    row = token_ids(1, 9)[0]
+    expected = grad(loss)(weights, row)
+    model.train()
+    with pytest.raises(ValueError, match=r"torch\.func does not follow the loads that score_bias counts"):
+        grad(loss)(weights, row)
+    for layer in model.model.layers:
+        layer.ffn.options = layer.ffn.options.__class__(**{**vars(layer.ffn.options), "score_bias": False})
+    torch.testing.assert_close(grad(loss)(weights, row), expected)
+
+
 def test_it_is_known_what_encloses_a_call() -> None:
     seen: list[tuple[int, bool, bool]] = []
 

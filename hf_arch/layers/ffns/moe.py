@@ -24,6 +24,7 @@ from transformers import initialization as init
 from ...core.errors import ConfigError
 from ...core.options import Options, options, parse_options
 from ...core.registry import FFNS
+from ...ops.compat import functorch_levels
 from ...ops.precision import state_dtype, without_autocast
 from ..contract import EMPTY_CONTEXT, LayerContext, LayerOutput
 from ..fp32 import KeepsFp32
@@ -216,7 +217,16 @@ class MixtureOfExperts(FeedForward):
 
     @torch.no_grad()
     def count(self, chosen: Tensor, layout: SequenceLayout) -> None:
-        """Add the valid tokens that chose each expert to its load; a recomputed forward doubles all loads."""
+        """Add the valid tokens that chose each expert to its load; a recomputed forward doubles all loads.
+
+        Raises:
+            ValueError: under torch.func, whose tensors must not be kept.
+        """
+        if functorch_levels():
+            raise ValueError(
+                "ffn moe: torch.func does not follow the loads that score_bias counts in training; use model.eval(), "
+                "or score_bias=False"
+            )
         valid = torch.ones(chosen.shape[0], device=chosen.device)
         if layout.mask is not None:
             valid = layout.restore(layout.mask).flatten().to(valid)
