@@ -33,6 +33,7 @@ RESTS = {
     "OPDEFS": "the memory that `hf-arch plan` counts inside our own operators",
     "FakeTensor": "the operations that counting memory leaves out",
     "FakeTensorMode": "the memory that `hf-arch plan` counts",
+    "OpOverload": "the operations whose results counting memory looks up",
     "TorchDispatchMode": "the memory that `hf-arch plan` counts, and finding convolutions of a user's mixer",
     "tree_flatten": "calls of our own operators that counting memory looks up",
     "tree_leaves": "the memory that `hf-arch plan` counts",
