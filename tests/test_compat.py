@@ -36,6 +36,7 @@ RESTS = {
     "OPDEFS": "the memory that `hf-arch plan` counts inside our own operators",
     "FakeTensor": "the operations that counting memory leaves out",
     "FakeTensorMode": "the memory that `hf-arch plan` counts",
+    "OpOverload": "the operations whose results counting memory looks up",
     "TorchDispatchMode": "the memory that `hf-arch plan` counts, and finding convolutions of a user's mixer",
     "_get_current_dispatch_mode_stack": "the audit of what a plugin lets see every operation in training",
     "_get_current_function_mode_stack": "the same, of every function",

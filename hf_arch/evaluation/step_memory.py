@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from hf_arch.core.errors import ConfigError
 from hf_arch.evaluation.fake_tensors import (
     GROUPED_PRODUCT,
+    READ_DEVICE,
     READ_SCALAR,
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -34,8 +35,10 @@ from hf_arch.evaluation.fake_tensors import (
     tree_flatten,
     tree_leaves,
     tree_unflatten,
+    untraced,
     written,
 )
+from hf_arch.evaluation.known_results import KnownResults
 from hf_arch.ops.native import on_shapes
 
 WEIGHTS, GRADIENTS, OPTIMIZER = "weights", "gradients", "optimizer"
@@ -119,8 +122,8 @@ def _whole(config: Any, step: _Step) -> dict[str, int]:
     config = copy.deepcopy(config)
     config.init = None
     kernels = on_shapes() if step.device == "cpu" else nullcontext()
-    with FakeTensorMode(), torch.random.fork_rng(devices=[]), kernels:
-        live = _LiveBytes(step.calls if step.seq_len <= STEPS_LOOKED_AT else None)
+    with FakeTensorMode() as mode, torch.random.fork_rng(devices=[]), kernels:
+        live = _LiveBytes(mode, step.calls if step.seq_len <= STEPS_LOOKED_AT else None)
         with live:
             live.label = WEIGHTS
             model = AutoModelForCausalLM.from_config(config).train()
@@ -146,12 +149,15 @@ def _whole(config: Any, step: _Step) -> dict[str, int]:
         return {part: size for part, size in live.peak.items() if size}
 
 
+@untraced
 class _LiveBytes(TorchDispatchMode):
     """Counts the bytes of all storages that are alive, each under the label that held when it was made."""
 
-    def __init__(self, calls: dict[Any, _Call] | None) -> None:
-        """calls: what our own operators took is looked up and entered here; None where it is not counted."""
+    def __init__(self, mode: FakeTensorMode, calls: dict[Any, _Call] | None) -> None:
+        """mode: in which the tensors are. calls: what our own operators took is looked up and entered here; None where
+        it is not counted."""
         super().__init__()
+        self.mode, self.known = mode, KnownResults(mode)
         self.label = WEIGHTS
         self.calls = calls
         self.total = self._highest = 0
@@ -161,6 +167,8 @@ class _LiveBytes(TorchDispatchMode):
         self._entries: dict[int, list[Any]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is READ_DEVICE and not self.mode.in_kernel_invocation:
+            return args[0].fake_device
         if func is torch.ops.aten.equal.default and self.label == WEIGHTS:
             return True  # which rule draws a weight: its bytes are the same
         if func is READ_SCALAR and self.label in (REST, LOGITS):
@@ -171,10 +179,10 @@ class _LiveBytes(TorchDispatchMode):
         if func is GROUPED_PRODUCT:
             result = grouped_product(*args)
         elif inside is None:
-            result = func(*args, **(kwargs or {}))
+            result = self.known.of(func, args, kwargs or {})
         else:
             result = self._walk(inside, args, kwargs or {})
-        for leaf in tree_leaves(result):
+        for leaf in (result,) if isinstance(result, torch.Tensor) else tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
                 self._add(leaf.untyped_storage())
         return result

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import hf_arch
 from hf_arch.core.errors import ConfigError
+from hf_arch.evaluation import known_results
 from hf_arch.evaluation import step_memory as counted
 from hf_arch.evaluation.step_memory import step_memory
 from hf_arch.evaluation.tensor_memory import peak_tensor_bytes
@@ -101,6 +102,30 @@ def test_what_is_left_out_takes_nothing(
     quick = step_memory(*arguments)
     monkeypatch.setattr(counted, "written", lambda *_: None)
     monkeypatch.setattr(counted, "_described", lambda _: object())
+    assert quick == step_memory(*arguments)
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize(
+    ("name", "device", "precision", "checkpointing"),
+    [
+        ("gla", "cuda", "bf16", True),
+        ("mixed", "cpu", "fp32", False),
+        ("llama", "cuda", "bf16", False),
+        ("gpt2", "cpu", "fp32", True),
+        ("moe", "cuda", "bf16", False),
+        ("rwkv7", "cuda", "bf16", False),
+        ("mamba2", "cpu", "fp32", False),
+    ],
+)
+def test_results_looked_up_are_those_of_the_operations(
+    name: str, device: str, precision: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = config(name, **({"mixer": ["gla", "attention"]} if name == "mixed" else {}))
+    arguments = (model, BATCH, 40, precision, checkpointing, device)
+    step_memory(*arguments)
+    quick = step_memory(*arguments)  # of which all is known by now
+    monkeypatch.setattr(known_results.KnownResults, "of", lambda _self, func, args, kwargs: func(*args, **kwargs))
     assert quick == step_memory(*arguments)
 
 

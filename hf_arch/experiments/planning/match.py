@@ -7,6 +7,7 @@ values that come within half the tolerance the roundest is taken: multiples of 6
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -85,6 +86,7 @@ class _Values:
 
     def __init__(self, size: Sizer, field: str, target: float, by: str, problems: list[str]) -> None:
         self.field, self.by = field, by
+        self.known: dict[int, float] = {}
 
         @cache
         def at(value: int) -> Matched | None:
@@ -93,6 +95,7 @@ class _Values:
             except ConfigError as error:  # this value does not go with the others
                 problems.append(str(error))
                 return None
+            self.known[value] = reached / target - 1
             return Matched({field: value}, reached, reached / target - 1, by)
 
         self.at = at
@@ -105,14 +108,30 @@ class _Values:
         return True
 
     def largest_below(self) -> int:
-        """The largest value whose size does not exceed the target, by bisection: size grows with width."""
+        """The largest value whose size does not exceed the target: size grows with width. Each model is built, so the
+        next one is where the sizes so far say that the target lies; halves see to it that this ends."""
         low, high = 0, 64
         while high < LARGEST and not self.exceeds(high):
             low, high = high, 2 * high
+        last = before = 2 * (high - low)
         while high - low > 1:
-            middle = (low + high) // 2
+            guess = self._guess() if high - low <= before / 2 else None
+            before, last = last, high - low
+            middle = (low + high) // 2 if guess is None else min(max(guess, low + 1), high - 1)
             low, high = (low, middle) if self.exceeds(middle) else (middle, high)
         return low
+
+    def _guess(self) -> int | None:
+        """The value of the target's size on a parabola through the three nearest sizes; None where there is none."""
+        near = sorted(self.known.items(), key=lambda point: abs(point[1]))[:3]
+        if len({residual for _value, residual in near}) < 3:
+            return None
+        return round(
+            sum(
+                value * math.prod(other / (other - residual) for _value, other in near if other != residual)
+                for value, residual in near
+            )
+        )
 
 
 def _search(values: _Values, tolerance: float) -> list[Matched]:
