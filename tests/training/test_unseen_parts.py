@@ -409,7 +409,6 @@ def test_gradients_of_every_architecture_are_those_of_the_loss(name: str) -> Non
     wrong = sum(count for ratio, count in facts["gradients"].values() if not 1 / 3 < ratio < 3)
     total = sum(parameter.numel() for parameter in model.parameters())
     assert wrong <= 0.01 * total and facts["uncounted"] == facts["untracked"] == facts["forward_gradients"] == 0, facts
-    assert (facts["touched"] or 0.0) <= OVERSTATED, facts["touched"]
     assert facts["settled_gap"] is None or facts["settled_gap"] < 1e-3, facts
     assert facts["held_state"] == 1.0, facts
 
