@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch._library.custom_ops import OPDEFS
-from torch._ops import OpOverload as OpOverload
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import DataDependentOutputException as DataDependentOutputException
 from torch._subclasses.fake_tensor import DynamicOutputShapeException as DynamicOutputShapeException
 from torch._subclasses.fake_tensor import FakeTensor
@@ -26,6 +26,9 @@ READ_SCALAR = torch.ops.aten._local_scalar_dense.default
 
 READ_DEVICE = torch.ops.prim.device.default
 """What torch asks a fake tensor for whenever it wants to know where that is: half of all that is dispatched."""
+
+UNSAFE_VIEW = torch.ops.aten._unsafe_view.default
+"""Gives a view, which its schema does not say."""
 
 below_dispatch = torch._C._DisableTorchDispatch
 """Within, operations run without any mode."""
@@ -64,6 +67,11 @@ def inside_custom_op(func: Any) -> Callable[..., Any] | None:
     name = func._schema.name
     definition = OPDEFS.get(name) if name.startswith("hf_arch") else None
     return None if definition is None else definition._init_fn
+
+
+def makes_results(func: Any) -> bool:
+    """Whether an operation is one of torch's or an operator, and writes into nothing that it is given."""
+    return isinstance(func, OpOverload) and not func._schema.is_mutable
 
 
 def written(func: Any, args: Any, kwargs: Any) -> Any:

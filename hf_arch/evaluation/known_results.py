@@ -12,11 +12,16 @@ from typing import Any
 
 import torch
 
-from hf_arch.evaluation.fake_tensors import FakeTensor, FakeTensorMode, OpOverload, below_dispatch, fake_like
+from hf_arch.evaluation.fake_tensors import (
+    UNSAFE_VIEW,
+    FakeTensor,
+    FakeTensorMode,
+    below_dispatch,
+    fake_like,
+    makes_results,
+)
 
 _PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
-_SHARING = (torch.ops.aten._unsafe_view.default,)
-"""Operations that give a view, which their schemas do not say."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class KnownResults:
 
     def of(self, func: Any, args: Any, kwargs: Any) -> Any:
         """What `func(*args, **kwargs)` gives within the mode."""
-        if not isinstance(func, OpOverload) or func._schema.is_mutable:
+        if not makes_results(func):
             return func(*args, **kwargs)
         given: list[Any] = []
         parts = [func, torch.is_autocast_enabled("cpu"), torch.get_default_dtype()]
@@ -110,7 +115,7 @@ def _remember(result: Any, given: list[Any], func: Any) -> tuple[type | None, li
     """How to make results like these; None for what is no plain tensor that has a storage of its own or, of a view,
     that of an argument."""
     kind = type(result) if type(result) in (tuple, list) else None
-    storages = [x.untyped_storage()._cdata for x in given]
+    storages = [id(x.untyped_storage()) for x in given]
     likes = []
     for x in [result] if kind is None else result:
         if type(x) is not FakeTensor or x.constant is not None or x.layout is not torch.strided or x.requires_grad:
@@ -118,15 +123,15 @@ def _remember(result: Any, given: list[Any], func: Any) -> tuple[type | None, li
         if x.dtype.is_complex or x.is_neg():
             return None
         storage, shares = x.untyped_storage(), None
-        if storage._cdata in storages:
-            if not func.is_view and func not in _SHARING:
+        if id(storage) in storages:
+            shares = storages.index(id(storage))
+            if shares >= len(given) or not (func.is_view or func is UNSAFE_VIEW):
                 return None
-            shares = storages.index(storage._cdata)
         elif storage.nbytes() != _bytes(x) or x.storage_offset() or func.is_view:
             return None
         likes.append(_Like(x.shape, x.stride(), int(x.storage_offset()), x.dtype, x.fake_device, shares))
-        storages.append(-1 if shares is not None else storage._cdata)
-    return (kind, likes) if all(like.shares is None or like.shares < len(given) for like in likes) else None
+        storages.append(id(storage))
+    return kind, likes
 
 
 def _bytes(x: Any) -> int:
