@@ -44,6 +44,7 @@ def unasked(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unasked: None) -> Iterator[Path]:
     """Of a machine that has built none yet."""
+    monkeypatch.setattr(native, "_nothing_is_kept", False)  # as a dry run before it in this process may have left it
     monkeypatch.setenv("HF_ARCH_CACHE", str(tmp_path))
     compiler = native.compiler  # which a test may replace
     compiler.cache_clear()
