@@ -109,6 +109,10 @@ def test_no_step_is_trained_twice_and_a_branch_is_the_run_from_step_0(
     for values in read:
         for key in OF_THE_MACHINE:
             values.pop(key, None)
+    seen = [values["unseen"]["given"] for values in read]
+    for given in seen:  # rows in training: a branch is given those after the trunk's alone
+        del given["training"]
+    assert [given.pop("from") for given in seen] == [branch.steps - decays[branch.name], 0]
     assert read[0] == read[1]
     curves = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (branch.folder, alone)]
     numbers = [
