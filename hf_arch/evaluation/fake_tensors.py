@@ -33,7 +33,8 @@ UNSAFE_VIEW = torch.ops.aten._unsafe_view.default
 below_dispatch = torch._C._DisableTorchDispatch
 """Within, operations run without any mode."""
 
-GROUPED_PRODUCT = torch.ops.aten._grouped_mm.default
+GROUPED_PRODUCT = getattr(getattr(torch.ops.aten, "_grouped_mm", None), "default", None)
+"""None in releases of torch that do not have it (2.6)."""
 
 
 def grouped_product(a: torch.Tensor, b: torch.Tensor, ends: torch.Tensor | None = None, *_: Any) -> torch.Tensor:

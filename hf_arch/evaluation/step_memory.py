@@ -145,6 +145,12 @@ def _whole(config: Any, step: _Step) -> dict[str, int]:
                 raise ConfigError(
                     f"model: the memory of {live.label!r} depends on its input's values, which shapes do not tell"
                 ) from None
+            except RuntimeError as error:
+                if "data pointer" not in str(error):  # transformers' experts look there with torch before 2.11
+                    raise
+                raise ConfigError(
+                    f"model: the memory of {live.label!r} depends on where its tensors lie, which shapes do not tell"
+                ) from None
             assert len(moments)
         return {part: size for part, size in live.peak.items() if size}
 

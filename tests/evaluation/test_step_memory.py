@@ -175,3 +175,11 @@ def test_what_depends_on_values_is_refused() -> None:
     model._experts_implementation = "eager"
     with pytest.raises(ConfigError, match="the memory of 'ffn' depends on its input's values"):
         step_memory(model, BATCH, LENGTH)
+
+
+def test_what_depends_on_addresses_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the grouped products of transformers' experts do with releases of torch before 2.11."""
+    product = torch.nn.Linear.forward
+    monkeypatch.setattr(torch.nn.Linear, "forward", lambda self, x: product(self, x) * (x.data_ptr() % 16))
+    with pytest.raises(ConfigError, match="depends on where its tensors lie"):
+        step_memory(config("llama"), BATCH, LENGTH, device="cuda")
