@@ -34,7 +34,7 @@ _MOVES = frozenset(
         *("_dataloaders", "_models", "_optimizers", "_schedulers", "_is_accelerate_prepared", "_custom_objects"),
         *("gradient_checkpointing", "_gradient_checkpointing_func", "_require_grads_hook", "_require_grads_hooks"),
         *("forward", "_original_forward", "_compiled_call_impl", "training", "max_seq_len_cached", "auxiliary_losses"),
-        *("architectures", "dtype", "use_cache", "auto_map"),
+        *("architectures", "dtype", "use_cache", "auto_map", "_is_torch_compile"),
     )
 )
 """What trainer, accelerate and models set while an honest run trains, by name; a function of a plugin among them is
