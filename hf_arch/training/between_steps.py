@@ -169,7 +169,8 @@ class _Samples:
         if not self.views:
             self.views = [(tensor.data_ptr(), _sampled(tensor.detach())) for tensor in self.tensors]
         for index, tensor in enumerate(self.tensors):
-            if tensor.data_ptr() != self.views[index][0]:  # other memory was put in its place
+            # other memory was put in its place, or the values are a copy
+            if tensor.data_ptr() != self.views[index][0] or not tensor.is_contiguous():
                 self.views[index] = tensor.data_ptr(), _sampled(tensor.detach())
         return torch.cat([view for _, view in self.views])
 

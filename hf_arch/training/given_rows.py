@@ -32,10 +32,15 @@ class GivenRows:
         self.shapes: list[tuple[str, int]] = []
 
     def add(self, batch: Mapping[str, Any]) -> None:
-        """Rows of whole numbers, [B, T] under each key."""
-        found = {key: value.detach() for key in _KEYS if isinstance(value := batch.get(key), Tensor) and value.ndim > 1}
+        """Rows of whole numbers, [B, T] under each key; what has another form, as positions [1, T] of all, is left
+        out."""
+        found = {
+            key: value.detach() for key in _KEYS if isinstance(value := batch.get(key), Tensor) and value.ndim == 2
+        }
         if not found:
             return
+        rows = max(map(len, found.values()))
+        found = {key: value for key, value in found.items() if len(value) == rows}
         shapes = [(key, value.shape[1]) for key, value in found.items()]
         if shapes != self.shapes:
             device = next(iter(found.values())).device

@@ -14,21 +14,13 @@ from torch import nn
 
 from hf_arch.core.plugin_patches import from_plugin
 
-_SIMPLE = (bool, int, float, str, tuple, type(None))
+_SIMPLE = (bool, int, float, str, type(None))
 _MOVES = frozenset(
     (
         *("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged", "_created_lr_scheduler", "_mixed_mesh_grads"),
         *("_initial_global_step", "_initial_num_input_tokens_seen", "current_gradient_accumulation_steps", "state"),
-        *(
-            "_group_norms",
-            "_logged_loss",
-            "_logged_step",
-            "_skipped_since_log",
-            "scored_rows",
-            "last_score",
-            "_taken",
-            "_trial",
-        ),
+        *("_group_norms", "_logged_loss", "_logged_step", "_skipped_since_log", "scored_rows", "last_score"),
+        *("_taken", "_trial"),
         *("optimizer", "lr_scheduler", "train_dataloader", "eval_dataloader", "model_wrapped", "jit_mode_eval"),
         *("_dataloader_references_ref", "sync_gradients"),
         *("_dataloaders", "_models", "_optimizers", "_schedulers", "_is_accelerate_prepared", "_custom_objects"),
@@ -71,15 +63,19 @@ def _contents(holder: Any) -> Iterator[tuple[str, Any]]:
 def _copy(value: Any) -> Any:
     """Of a list or mapping that holds simple values alone; None of others, which are known by being the same object."""
     held = value.values() if type(value) is dict else value if type(value) is list else ()
-    return value.copy() if held and all(isinstance(one, _SIMPLE) for one in held) else None
+    return value.copy() if held and all(map(_is_simple, held)) else None
 
 
 def _same(before: Any, copy: Any, now: Any) -> bool:
     if copy is not None:
         return type(now) is type(copy) and bool(now == copy)
-    if isinstance(before, _SIMPLE) or isinstance(now, _SIMPLE):
-        return type(before) is type(now) and bool(before == now)
-    return before is now
+    if before is now:  # of nan too, and of tuples of tensors, which cannot be compared
+        return True
+    return _is_simple(before) and type(before) is type(now) and _is_simple(now) and bool(before == now)
+
+
+def _is_simple(value: Any) -> bool:
+    return isinstance(value, _SIMPLE) or (isinstance(value, tuple) and all(map(_is_simple, value)))
 
 
 def modules_of(model: nn.Module) -> dict[str, Any]:

@@ -8,6 +8,7 @@ pass has set for the process still holds, in the first steps and at the first of
 from __future__ import annotations
 
 import gc
+import re
 import signal
 import sys
 import threading
@@ -22,6 +23,9 @@ from hf_arch.core.plugin_source import PLUGIN_MODULE
 from hf_arch.runs.process_settings import process_settings
 from hf_arch.training.between_steps import is_looked_at
 from hf_arch.training.compat import modes_of_operations, saves_tensors_otherwise
+
+_NUMBER = re.compile(r"\d+")
+"""In the name of a thread: how many there were before it in the process."""
 
 
 class ProcessWatch(TrainerCallback):
@@ -44,7 +48,7 @@ def _in_effect() -> Iterator[str]:
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     for thread, frame in sys._current_frames().items():
         if thread != own and _is_in_plugin(frame):
-            yield f"thread {names.get(thread, 'without a name')}"
+            yield f"thread {_NUMBER.sub('N', names.get(thread, 'without a name'))}"
     called: dict[str, Any] = {"trace": sys.gettrace(), "profile": sys.getprofile()}
     called |= {f"gc.callbacks.{index}": one for index, one in enumerate(gc.callbacks)}
     called |= {number.name: signal.getsignal(number) for number in signal.Signals}

@@ -367,15 +367,13 @@ def _forward_gradients(model: nn.Module, row: Tensor) -> int:
             for parameter in kept:
                 parameter.grad = torch.ones_like(parameter)
             logits = _logits(model.train(), row)
-            logits.backward(torch.zeros_like(logits))
-            return sum(one.numel() for one in kept if one.grad is None or _is_other_than_one(one.grad))
+            if logits.requires_grad:
+                logits.backward(torch.zeros_like(logits))
+            same = [one for one in kept if one.grad is not None and bool(((one.grad == 1) | one.grad.isnan()).all())]
+            return sum(one.numel() for one in kept) - sum(one.numel() for one in same)
         finally:
             for parameter, was in kept.items():
                 parameter.grad = was
-
-
-def _is_other_than_one(gradient: Tensor) -> bool:
-    return bool(((gradient != 1) & ~gradient.isnan()).any())
 
 
 def _logits(model: nn.Module, row: Tensor) -> Tensor:

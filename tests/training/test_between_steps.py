@@ -114,3 +114,14 @@ def test_settings_that_hold_for_some_steps_are_seen() -> None:
         optimizer.param_groups[0]["betas"] = (0.5, 0.9) if step == 4 else (0.9, 0.999)
 
     assert trained(forward=other) == {**NOTHING, "settings": {"betas of group 0": [[0.9, 0.999], [0.5, 0.9]]}}
+
+
+def test_weights_that_are_a_view_are_compared_by_their_values() -> None:
+    def halved(model: nn.Linear, optimizer: torch.optim.Optimizer, step: int) -> None:
+        if step == 0:
+            model.weight.data = model.weight.data.mT.contiguous().mT
+        if step == 3:
+            model.weight.data *= 0.5
+
+    assert not trained(forward=lambda model, optimizer, step: halved(model, optimizer, min(step, 1)))["moved"]
+    assert trained(forward=halved)["moved"] == 12

@@ -45,3 +45,11 @@ def test_what_is_changed_in_a_batch_after_it_was_given_counts() -> None:
     for batch in changed.watched([{key: tensor.clone() for key, tensor in ROWS.items()}]):
         batch["labels"][0, 0] = -100
     assert seen.digest() == number(ROWS) != changed.digest()
+
+
+def test_what_has_no_row_for_each_row_is_left_out() -> None:
+    positions = torch.arange(16)
+    for other in (positions, positions[None], positions.expand(3, 8, 16)):
+        given = GivenRows()
+        given.add({**ROWS, "position_ids": other})
+        assert given.digest() == number(ROWS)

@@ -23,6 +23,7 @@ CHANGES = {
     "trainer.smoother": lambda model, around: setattr(around, "smoother", object()),
     "trainer.rates": lambda model, around: around.rates.append(0.1),
     "trainer.new": lambda model, around: setattr(around, "new", 1),
+    "trainer.angles": lambda model, around: setattr(around, "angles", (torch.zeros(2), torch.ones(2))),
     "trainer.kept": lambda model, around: delattr(around, "kept"),
     "": lambda model, around: (model.eval(), setattr(around, "state", 3), around.tensors.append(torch.ones(1))),
 }
@@ -33,6 +34,7 @@ CHANGES = {
 def test_what_is_another_now_is_named(name: str) -> None:
     model = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4))
     around = SimpleNamespace(smoother=None, rates=[0.1], kept=(1, 2), state=1, tensors=[torch.zeros(1)])
+    around.angles, around.none = (torch.zeros(2), torch.ones(2)), float("nan")  # what cannot be compared
     held = Held({"trainer": around, **modules_of(model)})
     assert held.changes() == []
     CHANGES[name](model, around)
