@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from hf_arch.core.errors import ConfigError
@@ -137,7 +138,7 @@ def _whole(config: Any, step: _Step) -> dict[str, int]:
             ids = torch.zeros(step.batch, step.seq_len, dtype=torch.long)
             autocast = torch.autocast("cpu", dtype=torch.bfloat16) if step.precision == "bf16" else nullcontext()
             try:
-                with autocast:
+                with autocast, _NoAddresses(live):
                     loss = model(input_ids=ids, labels=ids, use_cache=False).loss
                 live.label = BACKWARD
                 loss.backward()
@@ -145,14 +146,26 @@ def _whole(config: Any, step: _Step) -> dict[str, int]:
                 raise ConfigError(
                     f"model: the memory of {live.label!r} depends on its input's values, which shapes do not tell"
                 ) from None
-            except RuntimeError as error:
-                if "data pointer" not in str(error):  # transformers' experts look there with torch before 2.11
-                    raise
-                raise ConfigError(
-                    f"model: the memory of {live.label!r} depends on where its tensors lie, which shapes do not tell"
-                ) from None
             assert len(moments)
         return {part: size for part, size in live.peak.items() if size}
+
+
+class _NoAddresses(TorchFunctionMode):
+    """Refuses whoever asks where a tensor lies, as transformers' experts do with torch before 2.11."""
+
+    def __init__(self, live: _LiveBytes) -> None:
+        super().__init__()
+        self.live = live
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        try:
+            return func(*args, **(kwargs or {}))
+        except RuntimeError:
+            if func is not torch.Tensor.data_ptr:
+                raise
+        raise ConfigError(
+            f"model: the memory of {self.live.label!r} depends on where its tensors lie, which shapes do not tell"
+        )
 
 
 @untraced
