@@ -110,7 +110,11 @@ class LogLinearAttention(ChunkedCall[Tensor]):
         weights = to_chunks(torch.cat([self.own.unsqueeze(-1), self.weights], -1), chunk, self.dtype)
         positions = self.positions()
         decay = decay.exp()
-        state = self.used()[:, : largest + 1]
+        if self.start is not None:
+            state = self.used()[:, : largest + 1]
+        else:
+            shape = (self.sizes["B"], largest + 1, *(self.sizes[axis] for axis in "HKV"))
+            state = self.like.new_zeros(shape, dtype=self.dtype)
         outputs = []
         for n in range(query.shape[0]):
             first, end = n * chunk, min((n + 1) * chunk, self.sizes["T"])
@@ -127,6 +131,8 @@ class LogLinearAttention(ChunkedCall[Tensor]):
                 read = (query[n].unsqueeze(-2) * factor.unsqueeze(-1)).flatten(-2)
                 out = out + read @ state.transpose(1, 2).flatten(2, 3)
             outputs.append(out)
+            if n + 1 == query.shape[0] and not self.output_final_state:
+                break
             next_at = positions[:, end]
             bucket = (bit_length(next_at[:, None] ^ at) - 1).clamp(0, largest)
             share = F.one_hot(bucket, largest + 1).to(self.dtype).unsqueeze(1) * suffix.unsqueeze(-1)
@@ -134,7 +140,7 @@ class LogLinearAttention(ChunkedCall[Tensor]):
             target = F.one_hot(self._moved(next_at[:, None], before)[:, 0], largest + 1).to(self.dtype)
             kept = torch.einsum("bmn,bmhkv->bnhkv", target, state) * total[:, None, :, None, None]
             state = kept + written.unflatten(-2, (largest + 1, -1)).transpose(1, 2)
-        if unused := self.sizes["M"] - 1 - largest:
+        if self.output_final_state and (unused := self.sizes["M"] - 1 - largest):
             state = F.pad(state, (0, 0, 0, 0, 0, 0, 0, unused))
         return from_chunks(torch.stack(outputs), self.sizes["T"], self.v.dtype), state
 

@@ -64,42 +64,47 @@ class Mesa(Call[Pair]):
 
     def chunk(self) -> tuple[Tensor, Pair]:
         q, k, v, lam = (x.to(self.dtype) for x in (self.q, self.k, self.v, self.lam))
-        moments, state = self.start_state()
+        before, state = (None, None) if self.state is None else self.state
         written = self.beta.to(self.dtype).unsqueeze(-1) * k
         g = self.g.to(self.dtype)
         keep = self.keep()
         with torch.no_grad():
-            arrays = (*(x.detach() for x in (k, written, g, lam, moments)), keep)
+            arrays = (*(x.detach() for x in (k, written, g, lam)), None if before is None else before.detach(), keep)
             solution = _solve(q.detach(), arrays)
-        common: dict[str, Any] = {"scale": 1.0, "output_final_state": True, "segment_ids": self.segment_ids}
-        product, moments = linear_attention(solution, k, written, g, initial_state=moments.mT, **common)
+        common: dict[str, Any] = {
+            "scale": 1.0,
+            "output_final_state": self.output_final_state,
+            "segment_ids": self.segment_ids,
+        }
+        turned = None if before is None else before.mT
+        product, moments = linear_attention(solution, k, written, g, initial_state=turned, **common)
         solution = attach(q - product - lam * solution, solution, *arrays)
         out, state = linear_attention(solution, written, v, g, initial_state=state, **common)
-        assert moments is not None and state is not None
-        return out, (moments.mT, state)
+        return out, self.start_state() if moments is None or state is None else (moments.mT, state)
 
 
 def _solve(q: Tensor, arrays: tuple[Tensor | None, ...], transposed: bool = False) -> Tensor:
     """x of the system at every token, for right-hand sides q [B, T, H, K]; in q's dtype, computed in fp64."""
     k, written, g, lam, moments, keep = arrays
-    assert k is not None and written is not None and g is not None and lam is not None and moments is not None
+    assert k is not None and written is not None and g is not None and lam is not None
     length, width = q.shape[1], q.shape[-1]
     size = min(CHUNK, 1 << max(length - 1, 0).bit_length())
     right, key, write, decay = (to_chunks(x, size, torch.float64) for x in (q, k, written, g))
     decay = decay.exp()
     if keep is not None:
         decay = decay * to_chunks(keep.unsqueeze(-1), size, torch.float64, pad_value=1.0)
-    ridge = torch.diag_embed(lam.double()).unsqueeze(-3)
-    current, solutions = moments.double(), []
+    ridge = lam.double().unsqueeze(-2)
+    current, solutions = None if moments is None else moments.double(), []
     for n in range(right.shape[0]):
         between, prefix, _, _ = decay_products(decay[n])
         outer = (write[n].unsqueeze(-1) * key[n].unsqueeze(-2)).flatten(-2)
         systems = (between @ outer).unflatten(-1, (width, width))
-        systems = systems + prefix[..., None, None] * current.unsqueeze(-3)
-        matrix = systems + ridge
-        solution, _ = torch.linalg.solve_ex(matrix.mT if transposed else matrix, right[n].unsqueeze(-1))
+        if current is not None:
+            systems += prefix[..., None, None] * current.unsqueeze(-3)
+        current = systems[..., -1, :, :].clone() if n + 1 < len(right) else None
+        systems.diagonal(dim1=-2, dim2=-1).add_(ridge)
+        solution, _ = torch.linalg.solve_ex(systems.mT if transposed else systems, right[n].unsqueeze(-1))
         solutions.append(solution.squeeze(-1))
-        current = systems[..., -1, :, :]
     return from_chunks(torch.stack(solutions), length, q.dtype)
 
 
@@ -115,7 +120,7 @@ class _Attach(torch.autograd.Function):
         written: Tensor,
         g: Tensor,
         lam: Tensor,
-        moments: Tensor,
+        moments: Tensor | None,
         keep: Tensor | None,
     ) -> Tensor:
         ctx.save_for_backward(k, written, g, lam, moments, keep)

@@ -205,7 +205,9 @@ class CausalLinformer(RecurrentMixer):
         """All rows the same: blocks are slices. q [B, H, T, K] -> [B, H, T, K], and what to keep."""
         size, waiting, length, count = self.options.block_size, past.keys.shape[2], q.shape[2], past.slot_keys.shape[2]
         keys, values = torch.cat((past.keys, k), 2), torch.cat((past.values, v), 2)
-        full, missing = keys.shape[2] // size, -keys.shape[2] % size
+        full = keys.shape[2] // size
+        width = size if full else keys.shape[2]  # a block that is not full by now has no slots and needs no padding
+        missing = -keys.shape[2] % width
         slot_keys, slot_values = past.slot_keys, past.slot_values
         if full:
             done = [x[:, :, : full * size].unflatten(2, (full, size)) for x in (keys, values)]
@@ -215,11 +217,11 @@ class CausalLinformer(RecurrentMixer):
             own = (keys.unsqueeze(2), values.unsqueeze(2))
             out = self.attend(Blocks(q.unsqueeze(2), *own, past.slot_keys, past.slot_values)).squeeze(2)
         else:
-            aligned = F.pad(q, (0, 0, waiting, missing)).unflatten(2, (-1, size))
-            own_keys, own_values = (F.pad(x, (0, 0, 0, missing)).unflatten(2, (-1, size)) for x in (keys, values))
+            aligned = F.pad(q, (0, 0, waiting, missing)).unflatten(2, (-1, width))
+            own_keys, own_values = (F.pad(x, (0, 0, 0, missing)).unflatten(2, (-1, width)) for x in (keys, values))
             blocks = torch.arange(aligned.shape[2], device=q.device)
             visible = torch.arange(slot_keys.shape[2], device=q.device) < count + blocks[:, None]
-            causal = torch.ones(size, size, dtype=torch.bool, device=q.device).tril()
+            causal = torch.ones(width, width, dtype=torch.bool, device=q.device).tril()
             whole = Blocks(aligned, own_keys, own_values, slot_keys, slot_values)
             out = self.attend_in_groups(whole, causal, visible[None], count)
             out = out.flatten(2, 3)[:, :, waiting : waiting + length]
