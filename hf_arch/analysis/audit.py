@@ -60,6 +60,8 @@ CHECKS: tuple[Check, ...] = (
     sizes.check_matched_size,
     sizes.check_body,
     sizes.check_active,
+    sizes.check_width,
+    sizes.check_depth,
     sizes.check_flops,
     sizes.check_state,
     sizes.check_speed,

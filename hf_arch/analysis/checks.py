@@ -17,6 +17,8 @@ CONFOUNDING = (
     "parameters",
     "non-embedding parameters",
     "active parameters",
+    "width",
+    "depth",
     "flops",
     "state",
     "short convolution",

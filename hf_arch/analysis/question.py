@@ -39,6 +39,8 @@ ABOUT = {
     "parameters": SIZES,
     "non-embedding parameters": SIZES + r"|model\.tie_word_embeddings",
     "active parameters": SIZES,
+    "width": SIZES,
+    "depth": SIZES,
     "flops": SIZES + r"|data\.sequence_length",
     "state": SIZES + r"|data\.sequence_length",
     "settings": r"(training|data|evaluation|probe)\..*",

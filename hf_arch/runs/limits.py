@@ -6,6 +6,8 @@ BRANCH_RATIO = 3.0
 """Between what branches write of their stream before training."""
 FLOPS_RATIO = 2.0
 """Between training FLOPs a token, where the recipe matches by something else."""
+WIDTH_RATIO = 2.0
+"""Between widths of the stream, and between numbers of layers."""
 BRANCH_GAIN = 10.0
 """Between factors that stay on branches: beyond it, what a step of the optimiser changes is not the same on both
 sides."""

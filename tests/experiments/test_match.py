@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -170,3 +171,11 @@ def test_any_model_is_matched_or_refused_in_one_line(
         return
     assert abs(found.residual) <= 0.01
     assert size(found.changes) == found.size
+
+
+def test_a_width_far_from_what_was_written_is_said() -> None:
+    """Heads of 256 beside a stream of 64: what does not shrink with the stream takes its place."""
+    matched = Matched({"hidden_size": 9}, 147_217, 0.003)
+    assert "was written" not in matched.describe()
+    assert "hidden_size=9" in (said := replace(matched, width=64).describe()) and "; 64 was written" in said
+    assert "was written" not in replace(matched, width=12).describe()

@@ -136,7 +136,7 @@ def test_the_page_opens_with_the_answer(page: str, wide_page: str) -> None:
     assert places == sorted(places)
     assert page.count("<figcaption>Difference to gpt2") == 1
     assert wide_page.index("<figure>") < wide_page.index('id="audit"')
-    assert "26 checks found nothing</summary>" in page
+    assert "28 checks found nothing</summary>" in page
 
 
 def test_cards_show_what_differs_and_the_rest_once(page: str) -> None:

@@ -69,6 +69,22 @@ def groups(*found: tuple[float, int], **facts: Any) -> dict[str, Any]:
     return {"results": {"optimizer": {"class": "AdamW", "groups": listed, **facts}}}
 
 
+def wide(width: int, layers: int) -> dict[str, Any]:
+    return {
+        "config": {"run": {"config": {"hidden_size": width, "num_hidden_layers": layers}}},
+        "results": {"branch_scale": {"mixer": [0.3] * layers, "ffn": [0.3] * layers}},
+    }
+
+
+def test_layers_without_feed_forwards_are_half_as_deep(tmp_path: Path) -> None:
+    """Eight mixers alone are as deep as four with feed-forwards; so are four of both kinds."""
+    alone = wide(128, 8)
+    alone["results"]["branch_scale"]["ffn"] = [None] * 8
+    for place, (first, second) in enumerate([(wide(128, 4), alone), (alone, wide(128, 8))]):
+        _comparison, verdict = judged(tmp_path / str(place), first, second)
+        assert "depth" not in verdict.confounds
+
+
 NO_SWEEP = {"config": {"run": {"learning_rates": None}}}
 TRAPS: dict[str, tuple[str, tuple[dict[str, Any], dict[str, Any]]]] = {
     "scaled init on one side": ("branch scale", (scaled(0.004), scaled(0.3))),
@@ -95,6 +111,8 @@ TRAPS: dict[str, tuple[str, tuple[dict[str, Any], dict[str, Any]]]] = {
     "twenty times the state": ("state", ({"results": {"state_bytes": 3_000_000}}, {})),
     "a larger body": ("non-embedding parameters", ({}, {"results": {"params_embedding": 800_000}})),
     "fewer active parameters": ("active parameters", ({}, {"results": {"params_active": 400_000}})),
+    "a narrow stream": ("width", (wide(256, 4), wide(64, 4))),
+    "few layers": ("depth", (wide(256, 4), wide(256, 2))),
     "more parameters": ("parameters", ({"results": {"params_total": 1_400_000}}, {})),
     "another optimiser": ("optimiser", (training(optim="muon"), {})),
     "another weight decay": ("optimiser", (training(weight_decay=0.0), {})),

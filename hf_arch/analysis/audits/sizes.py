@@ -8,10 +8,11 @@ from typing import Any
 
 from hf_arch.analysis.finding import Finding, Severity, not_recorded
 from hf_arch.analysis.question import is_asked
+from hf_arch.analysis.resolved import setting
 from hf_arch.analysis.run_names import run_labels
 from hf_arch.core.files import finite
 from hf_arch.core.formats import factor
-from hf_arch.runs.limits import FLOPS_RATIO
+from hf_arch.runs.limits import FLOPS_RATIO, WIDTH_RATIO
 from hf_arch.runs.record import NUMBERS, RunRecord
 
 PARAMETER_TOLERANCE = 0.01
@@ -24,6 +25,9 @@ RATIOS = {
     "params_body": ("non-embedding parameters", "Parameters outside the embeddings", 1.1, 2.0),
     "train_tokens_per_second": ("speed", "Tokens a second in training", 2.0, math.inf),
     "params_active": ("active parameters", "Parameters that a token passes through", 1.1, 2.0),
+    "width": ("width", "Widths of the stream", 1.5, WIDTH_RATIO),
+    "layers": ("depth", "Numbers of layers", 1.5, WIDTH_RATIO),
+    "branches": ("depth", "Numbers of branches, of mixers and of feed-forwards,", 1.5, WIDTH_RATIO),
 }
 
 
@@ -98,6 +102,19 @@ def check_active(runs: Sequence[RunRecord]) -> Finding | None:
     return _ratio(runs, "params_active")
 
 
+def check_width(runs: Sequence[RunRecord]) -> Finding | None:
+    """Equal totals may hide a narrow stream with large parts beside it."""
+    return _ratio(runs, "width")
+
+
+def check_depth(runs: Sequence[RunRecord]) -> Finding | None:
+    """Equal totals may hide few layers. A layer without a feed-forward is half of one with it: models of as many layers
+    are as deep, and so are those of as many branches."""
+    keys = ["layers", *(["branches"] if all(_size(run, "branches") for run in runs) else [])]
+    found = [_ratio(runs, key) for key in keys]
+    return min((finding for finding in found if finding), key=lambda finding: finding.values["ratio"], default=None)
+
+
 def _ratio(runs: Sequence[RunRecord], key: str) -> Finding | None:
     """A finding on one number by the ratio of its largest to its smallest value."""
     check, what, worth_a_note, another_reason = RATIOS[key]
@@ -109,7 +126,7 @@ def _ratio(runs: Sequence[RunRecord], key: str) -> Finding | None:
     (least, small), (most, large) = ends
     ratio = most / max(least, 1.0)
     values = {"ratio": ratio, **{run.label: _size(run, key) for run in runs}}
-    show = NUMBERS["params_total" if key == "params_body" else key].show
+    show = NUMBERS[key].show if key in NUMBERS else "{:,.0f}".format
     if ratio <= worth_a_note:
         return Finding(check, "ok", f"{what} within a factor of {ratio:.3g}.", run_labels(runs), values)
     sentence = f"{what} differ by a factor of {factor(ratio)}: {small} has {show(least)}, {large} {show(most)}"
@@ -127,6 +144,10 @@ def _ends(runs: Sequence[RunRecord], key: str) -> tuple[tuple[float, str], tuple
 
 def _size(run: RunRecord, key: str) -> float | None:
     numbers = run.numbers
+    if key in ("width", "layers"):
+        return finite(setting(run, "model.hidden_size" if key == "width" else "model.num_hidden_layers"))
+    if key == "branches":
+        return float(sum(ratio is not None for one in (run.branch_scale or {}).values() for ratio in one)) or None
     if key != "params_body":
         return numbers.get(key)
     if "params_total" not in numbers or "params_embedding" not in numbers:

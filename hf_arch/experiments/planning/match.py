@@ -15,6 +15,7 @@ from functools import cache
 import hf_arch
 from hf_arch.core.errors import ConfigError
 from hf_arch.recipe.match import MatchOptions
+from hf_arch.runs.limits import WIDTH_RATIO
 
 AUTO_FIELDS = ("intermediate_size", "hidden_size")
 STEPS = (64, 32, 16, 8, 4, 2, 1)
@@ -29,17 +30,26 @@ class MatchError(ConfigError):
 
 @dataclass(frozen=True)
 class Matched:
-    """One model after matching: `changes` to its `model` section, the `size` reached, and its relative `residual`."""
+    """One model after matching: `changes` to its `model` section, the `size` reached, and its relative `residual`;
+    `width` is the hidden size that was written."""
 
     changes: dict[str, int]
     size: float
     residual: float
     by: str = "parameters"
+    width: int | None = None
 
     def describe(self) -> str:
         """What was changed, what came of it, and how far it is from the reference."""
         changed = ", ".join(f"{key}={value}" for key, value in self.changes.items()) or "as written"
-        return f"{changed}: {self.size:,.0f} {UNITS[self.by]}, {self.residual:+.2%} from the reference"
+        described = f"{changed}: {self.size:,.0f} {UNITS[self.by]}, {self.residual:+.2%} from the reference"
+        width = self.changes.get("hidden_size")
+        if width and self.width and max(width, self.width) >= WIDTH_RATIO * min(width, self.width):
+            described += (
+                f"; {self.width} was written: what does not follow the width (head_dim, the number of heads, the FFN) "
+                "has the wrong size for it, and the audit will say that the widths differ"
+            )
+        return described
 
 
 Sizer = Callable[[Mapping[str, int]], float]

@@ -231,6 +231,8 @@ class Planner:
 
     def _changed(self, run: PlannedRun, matched: Matched) -> PlannedRun:
         config = self._config(run.recipe, matched.changes)
+        if matched.changes:
+            matched = replace(matched, width=getattr(self._config(run.recipe, {}), "hidden_size", None))
         return replace(run, recipe=run.recipe.with_model(matched.changes), config=config, matched=matched)
 
     def _result(self, runs: list[PlannedRun]) -> Plan:
