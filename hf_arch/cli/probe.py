@@ -73,7 +73,7 @@ def probe_command(
 ) -> int:
     """Train small models on synthetic tasks: what can an architecture recall, copy, compress, or keep track of?
 
-    Models have one head and, except for the tasks of MAD, no FFN. Finished runs are kept.
+    Models have one head of their width and, except for the tasks of MAD, no FFN. Finished runs are kept.
 
     - `hf-arch probe llama gla mamba delta_net --task mqar --learning-rate 1e-3 --learning-rate 3e-3`
     """
@@ -136,7 +136,7 @@ def probe_recipe(
     dropouts = dict.fromkeys(("embedding_dropout", "residual_dropout", "attention_dropout"), 0.0)
     for name in () if source is None else (*source.model, *source.attention):
         dropouts.pop(name, None)
-    model = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 1, "ffn": ffn}
+    model = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 1, "head_dim": width, "ffn": ffn}
     return {
         "model": {**model, **dropouts},
         "probe": {"task": task, "setting": setting},

@@ -188,7 +188,7 @@ def test_the_same_seed_gives_the_same_rows_and_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.sampled(8)
-@pytest.mark.parametrize("task", PROBES)
+@pytest.mark.parametrize("task", list(PROBES))
 @pytest.mark.parametrize("setting", ["cpu", "paper"])
 def test_every_probe_can_be_planned(task: str, setting: str) -> None:
     planned = plan_runs(read_recipe(probe_recipe(["llama", "mamba"], task, setting, 64, 2, [1e-3, 1e-2], 2, "state")))
@@ -196,6 +196,25 @@ def test_every_probe_can_be_planned(task: str, setting: str) -> None:
     decays = len(source.sweep.get("weight_decay", (0,))) if source is not None else 1
     assert len(planned.runs) == 8 * decays
     assert all(abs(run.matched.residual) <= 0.02 for run in planned.runs if run.matched)
+
+
+def test_every_model_of_a_probe_has_heads_of_its_width() -> None:
+    """Some architectures have heads of 256 by default, beside which a width of 64 is next to nothing."""
+    names = [
+        "llama",
+        "gla",
+        "mamba",
+        "comba",
+        "gated_delta_net",
+        "gated_delta_product",
+        "kda",
+        "mesa_net",
+        "precond_kda",
+    ]
+    runs = plan_runs(read_recipe(probe_recipe(names, "mqar", "cpu", 64, 2, [1e-3], 1, None))).runs
+    sizes = {run.declared: hf_arch.cost(run.config, 64).params_total for run in runs}
+    assert len(sizes) == len(names)
+    assert max(sizes.values()) < 2 * sizes["llama"], sizes
 
 
 @pytest.mark.parametrize(
