@@ -25,12 +25,12 @@ from hf_arch.analysis.claim_tests import (
     often_test,
     share_claim_test,
 )
-from hf_arch.analysis.counts import Counts
+from hf_arch.analysis.counts import Counts, constant_level
 from hf_arch.analysis.finding import Finding
 from hf_arch.analysis.headline import headline
 from hf_arch.analysis.measured import Measured
 from hf_arch.analysis.sequential import over_looks
-from hf_arch.analysis.stats import PairedDifference, holm_factors, paired_difference
+from hf_arch.analysis.stats import ALPHA, PairedDifference, holm_factors, paired_difference
 from hf_arch.runs.claims import CLAIM, number_in
 from hf_arch.runs.record import definitions
 from hf_arch.runs.registration import UNREGISTERED, MadeClaim, Registration
@@ -199,7 +199,7 @@ def _verdict(
         found = [finding for finding in found if finding.check not in OF_TWO_RUNS]
     statistics = test.outcome(factor)
     p = None if test.p_value is None else min(1.0, test.p_value * factor)
-    evidence = test.words(statistics, factor, family)
+    evidence = test.words(statistics, factor, constant_level(ALPHA / family))
     if p is not None and family > 1:
         evidence += f" (p = {p:.2g} after Holm over {family} claims)"
     outcome = statistics
