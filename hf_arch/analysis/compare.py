@@ -17,7 +17,7 @@ from pathlib import Path
 from hf_arch.analysis.audit import audit_set
 from hf_arch.analysis.budgets import pair_budgets
 from hf_arch.analysis.comparison import Comparison
-from hf_arch.analysis.controls import controlled_claims, controls_command
+from hf_arch.analysis.controls import controlled_claims, controls_command, removable_confounds
 from hf_arch.analysis.groups import Group, solved_at
 from hf_arch.analysis.item_tests import item_tests
 from hf_arch.analysis.ladder import ladder_of, rung_pairs
@@ -81,11 +81,13 @@ def compare_runs(
         plugin_columns=tuple(plugin_columns(runs)),
     )
     verdicts = tuple(judge(measured.claims, measured))
+    removable = removable_confounds(measured, {verdict.claim: verdict.confounds for verdict in verdicts})
     return Comparison.of(
         measured,
         verdicts=verdicts,
         controls=tuple(controlled_claims(measured)),
-        controls_command=controls_command(measured) if any(verdict.confounds for verdict in verdicts) else None,
+        controls_command=controls_command(measured) if removable else None,
+        controls_remove=removable,
         item_tests=tuple(item_tests(groups)),
         scaling=tuple(scaling_laws(groups, metric, sign == 1)),
         budgets=tuple(pair_budgets(measured)),

@@ -36,7 +36,9 @@ class Comparison(Measured):
     item_tests: tuple[ItemTest, ...] = ()
     controls: tuple[Controlled, ...] = ()
     controls_command: str | None = None
-    """The command that would train the controls which claims lack; None where none is needed."""
+    """The command that would train the controls which claims lack; None where none is needed, or none would help."""
+    controls_remove: tuple[str, ...] = ()
+    """The checks behind the confounds of claims that it is for."""
     scaling: tuple[ScalingLaw, ...] = ()
     budgets: tuple[PairBudgets, ...] = ()
     """The pairs of the claims, and those with the baseline, at equal tokens, training FLOPs and seconds."""
