@@ -40,7 +40,7 @@ Words = Callable[[Outcome, float, Level], str]
 class ClaimTest:
     """p_value: None where there is nothing to test, as with one seed. conclusion: the outcome where the corrected test
     rejects; otherwise: where it does not. key: equal for claims that one test decides.
-    by_counts: whether it is an exact test of counts."""
+    by_counts: whether it is an exact test of counts. margin: of `within`, how far the difference is from its bound."""
 
     key: Hashable
     p_value: float | None
@@ -48,6 +48,7 @@ class ClaimTest:
     words: Words
     otherwise: Outcome = "undecided"
     by_counts: bool = False
+    margin: float | None = None
 
     def outcome(self, factor: float) -> Outcome:
         """The outcome after a correction that multiplies p by `factor`."""
@@ -98,7 +99,8 @@ def nearness_test(bound: float, pair: PairedDifference) -> ClaimTest:
         )
 
     key = ("within", bound, frozenset((pair.first, pair.second)))
-    return ClaimTest(key, p, conclusion, words)
+    margin = None if pair.difference is None else bound - abs(pair.difference.mean)
+    return ClaimTest(key, p, conclusion, words, margin=margin)
 
 
 def _words_of(pair: PairedDifference, factor: float) -> str:

@@ -35,6 +35,7 @@ from hf_arch.runs.claims import CLAIM, number_in
 from hf_arch.runs.record import definitions
 from hf_arch.runs.registration import UNREGISTERED, MadeClaim, Registration
 
+LOSS = "final_val_loss"
 DECIDED: tuple[Outcome, ...] = ("supported", "contradicted")
 OF_TWO_RUNS = ("learning rate", "schedule", "still learning")
 """Checks whose violations leave a claim about one run and a number alone; the others say that its seeds are not runs of
@@ -195,6 +196,7 @@ def _verdict(
 ) -> Verdict:
     """The verdict on a claim about the groups of these names, after an audit of their runs alone."""
     found = [*measured.confounds(*names), *_other_metric(made, measured), *_missing_seeds(made, names, measured)]
+    found = [finding for finding in found if not _leaves_near(finding, test, measured)]
     if len(names) == 1:  # against a number: only what spoils the number itself
         found = [finding for finding in found if finding.check not in OF_TWO_RUNS]
     statistics = test.outcome(factor)
@@ -218,6 +220,13 @@ def _verdict(
         p_adjusted=p,
         family=family,
     )
+
+
+def _leaves_near(finding: Finding, test: ClaimTest, measured: Measured) -> bool:
+    """Whether what losses still fall by in a tenth of the budget leaves a difference within the bound of the claim."""
+    if finding.check != "still learning" or test.margin is None or measured.metric != LOSS:
+        return False
+    return max(side["fall"] for side in finding.values.values()) <= test.margin
 
 
 def _other_metric(made: MadeClaim, measured: Measured) -> list[Finding]:

@@ -297,3 +297,18 @@ def test_comparing_loads_no_model_library() -> None:
     root = str(Path(hf_arch.__file__).parent)
     done = subprocess.run([sys.executable, "-c", code, root], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("bound", "outcome"), [("0.1", "supported"), ("0.02", "confounded")])
+def test_near_sides_that_still_learn_are_near_where_what_they_learn_is_less_than_the_bound(
+    bound: str, outcome: str, tmp_path: Path
+) -> None:
+    for seed in (1, 2, 3):
+        for name in ("gla", "llama"):
+            loss = 1.5 + 0.001 * (seed**2 if name == "gla" else seed + 0.5)
+            folder = write_run(tmp_path, name, seed, loss=loss, hypothesis=f"gla within {bound} of llama")
+            rows = [{"step": step, "val_loss": loss + 0.2 * (200 - step) / 200} for step in range(10, 201, 10)]
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    [verdict] = compare_runs(tmp_path).verdicts
+    assert (verdict.statistics, verdict.outcome) == ("supported", outcome)
+    assert ("still learning" in verdict.confounds) == (outcome == "confounded")

@@ -29,13 +29,13 @@ def check_branch_scale(runs: Sequence[RunRecord]) -> Finding | None:
     measured = by_name([run for run in runs if run.branch_scale])
     missing = [run for run in runs if not run.branch_scale and run.completed]
     found = [
-        (ratio, site, small, large)
+        (gap, site, small, large)
         for site in ("mixer", "ffn")
         for small in measured
         for large in measured
-        if small != large and (ratio := _site_ratio(measured[small], measured[large], site)) is not None
+        if small != large and (gap := _site_gap(measured[small], measured[large], site)) is not None
     ]
-    ratio, site, small, large = max(found, default=(1.0, "mixer", "", ""))
+    (ratio, layer, *scales), site, small, large = max(found, default=((1.0, 0, 0.0, 0.0), "mixer", "", ""))
     unseen = f" Not measured for {run_names(missing)}." if missing else ""
     if ratio <= BRANCH_RATIO:
         if missing:
@@ -45,15 +45,15 @@ def check_branch_scale(runs: Sequence[RunRecord]) -> Finding | None:
             return None
         sentence = f"Branch scale at initialisation within a factor of {ratio:.2g} (limit {BRANCH_RATIO:g})."
         return Finding("branch scale", "ok", sentence, run_labels(runs), {"ratio": ratio, "site": site})
-    scales = {name: _scale(measured[name], site) for name in measured}
     where = "mixers" if site == "mixer" else "feed-forwards"
-    by = f" by a factor of {factor(ratio)}" if scales[small] else ""
+    by = f" by a factor of {factor(ratio)}" if scales[0] >= FLOOR else ""
     sentence = (
-        f"Branch scale at initialisation differs{by}: {where} write {scales[small]:.2g} "
-        f"of the residual stream in {small}, {scales[large]:.2g} in {large}.{unseen}"
+        f"Branch scale at initialisation differs{by}: {where} write {scales[0]:.2g} of the residual stream in {small}, "
+        f"{scales[1]:.2g} in {large} (layer {layer}, where they are farthest apart).{unseen}"
     )
+    values = {"ratio": ratio, "site": site, "layer": layer, small: scales[0], large: scales[1]}
     severity: Severity = "note" if is_asked("branch scale", runs) else "violation"
-    return Finding("branch scale", severity, sentence, run_labels(runs), {"ratio": ratio, "site": site, **scales})
+    return Finding("branch scale", severity, sentence, run_labels(runs), values)
 
 
 def check_branch_gain(runs: Sequence[RunRecord]) -> Finding | None:
@@ -85,35 +85,32 @@ def _largest_gain(first: Sequence[float], second: Sequence[float]) -> float:
     return max((max(a / b, b / a) for a, b in pairs if a > 0 and b > 0), default=1.0)
 
 
-def _scale(group: Sequence[RunRecord], site: str) -> float:
-    """The mean over layers and seeds of one kind of branch; 0 where there is none."""
-    values = [value for run in group for value in (run.branch_scale or {}).get(site) or () if value is not None]
-    return fmean(values) if values else 0.0
+Gap = tuple[float, int, float, float]
+"""A ratio of two sides, the layer (from 1, of the deeper one), and what each writes of its stream there."""
 
 
-def _site_ratio(small: Sequence[RunRecord], large: Sequence[RunRecord], site: str) -> float | None:
+def _site_gap(small: Sequence[RunRecord], large: Sequence[RunRecord], site: str) -> Gap | None:
     """The largest ratio, over every pair of runs, of a layer of one side to that at the same depth of the other; None
     where a side has no such branch."""
-    ratios = [_layer_ratio(_layers(first, site), _layers(second, site)) for first in small for second in large]
-    known = [ratio for ratio in ratios if ratio is not None]
-    return max(known) if known else None
+    gaps = [_layer_gap(_layers(first, site), _layers(second, site)) for first in small for second in large]
+    return max((gap for gap in gaps if gap is not None), default=None)
 
 
 def _layers(run: RunRecord, site: str) -> list[float | None]:
     return list((run.branch_scale or {}).get(site) or ())
 
 
-def _layer_ratio(first: Sequence[float | None], second: Sequence[float | None]) -> float | None:
+def _layer_gap(first: Sequence[float | None], second: Sequence[float | None]) -> Gap | None:
     """The largest ratio of a layer of the second to the first's at the same share of the depth; every layer of both is
     looked at."""
     depth = max(len(first), len(second))
-    pairs = [
-        (a, b)
+    gaps = [
+        (max(b, FLOOR) / max(a, FLOOR), index + 1, a, b)
         for index in range(depth if first and second else 0)
         if (a := first[index * len(first) // depth]) is not None
         and (b := second[index * len(second) // depth]) is not None
     ]
-    return max((max(b, FLOOR) / max(a, FLOOR) for a, b in pairs), default=None)
+    return max(gaps, key=lambda gap: gap[0], default=None)
 
 
 def check_short_convolution(runs: Sequence[RunRecord]) -> Finding:
