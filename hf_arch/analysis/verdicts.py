@@ -29,6 +29,7 @@ from hf_arch.analysis.counts import Counts, constant_level
 from hf_arch.analysis.finding import Finding
 from hf_arch.analysis.headline import headline
 from hf_arch.analysis.measured import Measured
+from hf_arch.analysis.run_names import listed
 from hf_arch.analysis.sequential import over_looks
 from hf_arch.analysis.stats import ALPHA, PairedDifference, holm_factors, paired_difference
 from hf_arch.runs.claims import CLAIM, number_in
@@ -185,10 +186,28 @@ def _counted(match: re.Match[str], first: str, second: str | None, number: float
 
 
 def _unjudged_words(claim: str, measured: Measured) -> str:
-    names = ", ".join(group.name for group in measured.groups)
-    if CLAIM.fullmatch(claim):
-        return f"It names runs without a result here; there are results of {names}. {headline(measured)}"
-    return f"It is not of the form 'A better than B'. {headline(measured)}"
+    match = CLAIM.fullmatch(claim)
+    why = "It is not of the form 'A better than B'" if match is None else _why_unjudged(match, measured)
+    return f"{why}. {headline(measured)}"
+
+
+def _why_unjudged(match: re.Match[str], measured: Measured) -> str:
+    """What a claim lacks that has the form of one."""
+    first, second = (_group_name(match[side], measured) for side in ("first", "second"))
+    relation, number = match["relation"], number_in(match["second"])
+    sides = {match["first"]: first} | ({} if second is None and number is not None else {match["second"]: second})
+    having = [group.name for group in measured.groups if group.by_seed(measured.metric)]
+    missing = [text for text, name in sides.items() if name is None or name not in having]
+    if missing:
+        there = f"there are results of {', '.join(having)}" if having else "no run has one"
+        return f"{listed(missing)} {'has' if len(missing) == 1 else 'have'} no result here; {there}"
+    if first == second:
+        return "It compares a run with itself"
+    if relation.startswith("solves") and measured.solved_at is None:
+        return "Seeds solve a probe, and these are no accuracies of one; 'reaches X' names the number that counts"
+    if " in at " in relation:
+        return f"{match['second']} is not a share of seeds, from 0 to 1"
+    return f"{relation!r} needs {'a number' if number is None else 'a run'} after it, not {match['second']}"
 
 
 def _verdict(

@@ -312,3 +312,26 @@ def test_near_sides_that_still_learn_are_near_where_what_they_learn_is_less_than
     [verdict] = compare_runs(tmp_path).verdicts
     assert (verdict.statistics, verdict.outcome) == ("supported", outcome)
     assert ("still learning" in verdict.confounds) == (outcome == "confounded")
+
+
+@pytest.mark.parametrize(
+    ("claim", "why"),
+    [
+        ("mamba better than gla", "mamba has no result here; there are results of gla, llama"),
+        ("gpt2 better than mamba", "gpt2, mamba have no result here"),
+        ("gla reaches 1.5 more often than failing", "failing has no result here; there are results of gla, llama"),
+        ("gla solves more often than llama", "Seeds solve a probe"),
+        ("gla solves in at least 0.5 of its seeds", "Seeds solve a probe"),
+        ("gla reaches 1.5 in at least 2 of its seeds", "2 is not a share of seeds"),
+        ("gla at least llama", "'at least' needs a number after it, not llama"),
+        ("gla better than 1.6", "'better than' needs a run after it, not 1.6"),
+        ("gla within 0.1 of gla", "It compares a run with itself"),
+    ],
+)
+def test_a_claim_that_is_not_judged_says_why(claim: str, why: str, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        for name in ("gla", "llama", "failing"):
+            failed = {"status": "failed", "final_val_loss": None} if name == "failing" else None
+            write_run(tmp_path, name, seed, hypothesis=claim, results=failed)
+    [verdict] = compare_runs(tmp_path).verdicts
+    assert verdict.outcome == "not judged" and verdict.evidence.startswith(why)
