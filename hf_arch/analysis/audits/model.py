@@ -7,10 +7,10 @@ from itertools import combinations, zip_longest
 from math import log
 from statistics import fmean
 
-from hf_arch.analysis.audits.keys import differing, settings_of
+from hf_arch.analysis.audits.keys import differing, settings_of, values_apart
 from hf_arch.analysis.finding import Finding, Severity, not_recorded
 from hf_arch.analysis.question import is_asked
-from hf_arch.analysis.run_names import by_name, by_value, run_labels, run_names
+from hf_arch.analysis.run_names import by_name, by_value, run_labels, run_names, values_by_run
 from hf_arch.core.formats import factor
 from hf_arch.runs.limits import BRANCH_GAIN, BRANCH_RATIO
 from hf_arch.runs.record import RunRecord
@@ -145,16 +145,19 @@ def check_init(runs: Sequence[RunRecord]) -> Finding:
     overridden = [run for run in runs if run.init_overridden]
     if unknown := [run for run in runs if run.init_overridden is None and run.completed]:
         return not_recorded("initialisation", "init_overridden", unknown)
-    if found := differing(settings_of("initialisation", runs)):
+    settings = settings_of("initialisation", runs)
+    if found := differing(settings):
         severity: Severity = "note" if is_asked("initialisation", runs) else "violation"
-        return Finding("initialisation", severity, f"Initialisation differs: {found}.", run_labels(runs))
+        values = values_apart(settings)
+        return Finding("initialisation", severity, f"Initialisation differs: {found}.", run_labels(runs), values)
     if warm := [run for run in runs if _knows(run)]:
         sentence = (
             f"Weights that have learned: {run_names(warm)} {'begins' if len(warm) == 1 else 'begin'} at a loss of "
             f"{fmean(run.initial_loss or 0.0 for run in warm):.3g}, which no weights drawn at random have."
         )
         cold = any(run.initial_loss is not None for run in runs if run not in warm)
-        return Finding("initialisation", "violation" if cold else "note", sentence, run_labels(warm))
+        losses = {run.label: run.initial_loss for run in runs}
+        return Finding("initialisation", "violation" if cold else "note", sentence, run_labels(warm), losses)
     if not overridden:
         rules = by_value(runs, lambda run: str(run.components.get("init", "its own")))
         text = "; ".join(f"{rule}: {run_names(group)}" for rule, group in rules.items())
@@ -163,7 +166,8 @@ def check_init(runs: Sequence[RunRecord]) -> Finding:
     everywhere = len(overridden) == len(runs)
     sentence = f"Initialisation overridden in {'every run' if everywhere else run_names(overridden)}."
     fair = everywhere or is_asked("initialisation", runs)
-    return Finding("initialisation", "note" if fair else "violation", sentence, run_labels(overridden))
+    by_hand = {run.label: bool(run.init_overridden) for run in runs}
+    return Finding("initialisation", "note" if fair else "violation", sentence, run_labels(overridden), by_hand)
 
 
 def _knows(run: RunRecord) -> bool:
@@ -177,27 +181,30 @@ def _knows(run: RunRecord) -> bool:
 def check_dropout(runs: Sequence[RunRecord]) -> Finding | None:
     """The same dropout: architectures have different defaults, and on a small corpus these decide."""
     rates = by_value([run for run in runs if "dropout" in run.components], lambda run: str(run.components["dropout"]))
-    text = differing(settings_of("dropout", runs))
+    settings = settings_of("dropout", runs)
+    text, values = differing(settings), values_apart(settings)
     if len(rates) > 1:
+        values = values_by_run(rates)
         text = "; ".join(f"{rate}: {run_names(group)}" for rate, group in rates.items())
     if not text:
         return Finding("dropout", "ok", f"Same dropout: {next(iter(rates))}.", run_labels(runs)) if rates else None
     severity: Severity = "note" if is_asked("dropout", runs) else "violation"
-    return Finding("dropout", severity, f"Dropout differs: {text}.", run_labels(runs))
+    return Finding("dropout", severity, f"Dropout differs: {text}.", run_labels(runs), values)
 
 
 def check_tying(runs: Sequence[RunRecord]) -> Finding | None:
     """Head and embedding tied on all sides or on none."""
     known = [run for run in runs if isinstance(run.experiment.get("config"), dict)]
     tied = by_value(known, lambda run: bool(run.experiment["config"].get("tie_word_embeddings")))
-    found = differing(settings_of("tying", [run for run in runs if run not in known]))
+    settings = settings_of("tying", [run for run in runs if run not in known])
+    found = differing(settings)
     if len(tied) < 2 and not found:
         return Finding("tying", "ok", "Same tying of head and embedding.", run_labels(known)) if known else None
     severity: Severity = "note" if is_asked("tying", runs) else "violation"
     sentence = f"Tying of head and embedding differs: {found}."
     if len(tied) > 1:
         sentence = f"Head tied to the embedding in {run_names(tied[True])}; not in {run_names(tied[False])}."
-    return Finding("tying", severity, sentence, run_labels(known))
+    return Finding("tying", severity, sentence, run_labels(runs), values_by_run(tied) | values_apart(settings))
 
 
 def check_kernels(runs: Sequence[RunRecord]) -> Finding | None:
@@ -208,7 +215,7 @@ def check_kernels(runs: Sequence[RunRecord]) -> Finding | None:
         return None
     text = "; ".join(f"{kernels}: {run_names(group)}" for kernels, group in known.items())
     severity: Severity = "note" if known.keys() <= {"torch", "compiled C"} else "violation"
-    return Finding("kernels", severity, f"Kernels differ: {text}.", run_labels(runs))
+    return Finding("kernels", severity, f"Kernels differ: {text}.", run_labels(runs), values_by_run(known))
 
 
 def check_scoring(runs: Sequence[RunRecord]) -> Finding | None:
