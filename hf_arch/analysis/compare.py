@@ -22,8 +22,9 @@ from hf_arch.analysis.groups import Group, solved_at
 from hf_arch.analysis.item_tests import item_tests
 from hf_arch.analysis.ladder import ladder_of, rung_pairs
 from hf_arch.analysis.ladder_audit import audit_by_rung
-from hf_arch.analysis.measured import Measured
+from hf_arch.analysis.measured import Measured, seed_plan
 from hf_arch.analysis.scaling_laws import scaling_laws
+from hf_arch.analysis.sequential import at_its_look
 from hf_arch.analysis.stats import all_pairs, t_interval
 from hf_arch.analysis.verdicts import judge
 from hf_arch.core.errors import choice_error
@@ -66,6 +67,8 @@ def compare_runs(
     controls = {run.name for run in runs if run.experiment.get("control")}
     values = {group.name: group.by_seed(metric) for group in groups}
     pairs = all_pairs(values, sign == 1, solved_at(runs, metric), apart=controls)
+    if (plan := seed_plan(runs)) is not None:
+        pairs = [at_its_look(plan, pair) for pair in pairs]
     ladder = ladder_of(groups, metric, baseline, sign == 1)
     if ladder is not None:
         baseline = ladder.named(ladder.rungs[0].base) or baseline

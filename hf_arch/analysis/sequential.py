@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_arch.analysis.claim_tests import ClaimTest, Outcome
-from hf_arch.analysis.counts import Level
-from hf_arch.analysis.stats import ALPHA, t_test
+from hf_arch.analysis.counts import Level, constant_level
+from hf_arch.analysis.stats import ALPHA, PairedDifference, corrected, t_test
 from hf_arch.recipe.seeds import AutoSeeds
 
 if TYPE_CHECKING:
@@ -82,6 +82,15 @@ def spending_words(plan: AutoSeeds) -> str:
         f"Seeds were added one at a time, from {plan.least} to at most {plan.most}, while a claim was undecided; of "
         f"the 5 % for a false verdict, {shares} are spent by the looks at {', '.join(map(str, plan.looks))} seeds."
     )
+
+
+def at_its_look(plan: AutoSeeds, pair: PairedDifference) -> PairedDifference:
+    """A pair of the table at the level of the look that its seeds are: who stops where claims are decided has looked at
+    the table each time too."""
+    if pair.p_value is None:
+        return pair
+    level = look_levels(plan, constant_level(ALPHA / pair.factor), pair.counts is None)
+    return corrected(pair, ALPHA / level(len(pair.values)), pair.family)
 
 
 def over_looks(plan: AutoSeeds, tests: Sequence[ClaimTest], exact: bool) -> ClaimTest:

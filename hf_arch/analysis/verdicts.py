@@ -118,7 +118,8 @@ def _test(claim: str, measured: Measured) -> Found | None:
     views = [_View(measured, count) for count in plan.looks if count <= reached]
     looks = [look[1] for view in views if (look := _test_of(match, view)) is not None]
     if not looks or len(looks) < len(views):  # the first look is still to come
-        return names, replace(test, p_value=None, otherwise="undecided")
+        said = f"{' against '.join(names)}: the first look is after {plan.least} seeds, which are not there yet"
+        return names, replace(test, p_value=None, otherwise="undecided", words=lambda *_: said)
     complete = all(set(plan.first(reached)) <= group.keys() for group in groups)
     return names, over_looks(plan, looks, complete and not any(look.by_counts for look in looks))
 

@@ -21,7 +21,6 @@ from hf_arch.analysis.columns import filled_columns
 from hf_arch.analysis.compare import compare_runs
 from hf_arch.analysis.comparison import Comparison
 from hf_arch.analysis.groups import Group
-from hf_arch.analysis.power import power_words
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.files import write_atomic
 from hf_arch.core.formats import duration
@@ -77,7 +76,7 @@ def render(comparison: Comparison, title: str, figures_dir: Path | None = None) 
     )
     top = () if comparison.ladder is None else comparison.ladder.top
     environment.filters["duration"] = duration
-    environment.filters |= {"unbroken": _unbroken, "name": _name, "power": power_words}
+    environment.filters |= {"unbroken": _unbroken, "name": _name}
     sections = {
         section: [(figure, draw(figure, figures_dir)) for figure in found]
         for section, found in figures(comparison).items()

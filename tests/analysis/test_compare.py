@@ -17,6 +17,7 @@ import pytest
 
 from hf_arch.analysis.columns import interval_text, seeds_text
 from hf_arch.analysis.compare import compare_runs
+from hf_arch.analysis.comparison import Comparison
 from hf_arch.analysis.stats import Interval
 from hf_arch.cli.compare import compare_command
 from hf_arch.core.errors import ConfigError
@@ -335,3 +336,28 @@ def test_a_claim_that_is_not_judged_says_why(claim: str, why: str, tmp_path: Pat
             write_run(tmp_path, name, seed, hypothesis=claim, results=failed)
     [verdict] = compare_runs(tmp_path).verdicts
     assert verdict.outcome == "not judged" and verdict.evidence.startswith(why)
+
+
+def sequential_set(root: Path, differences: list[float]) -> Comparison:
+    plan = {"run": {"sequential": {"least": 3, "most": 8}}}
+    for seed, difference in enumerate(differences, start=1):
+        for name, loss in (("gla", 1.5), ("llama", 1.5 + difference)):
+            write_run(root, name, seed, loss=loss + 0.01 * seed, hypothesis="gla better than llama", config=plan)
+    return compare_runs(root)
+
+
+def test_table_and_headline_pay_for_looks_as_the_claim_does(tmp_path: Path) -> None:
+    spread = np.array([-3.5, 2.5, -1.5, 0.5, 1.5, -0.5, 3.5, -2.5]) * 0.01
+    mean = 2.37 * spread.std(ddof=1) / 8**0.5  # p = 0.0496
+    comparison = sequential_set(tmp_path, [float(mean + one) for one in spread])
+    [pair], [verdict] = comparison.pairs, comparison.verdicts
+    assert pair.p_value is not None and pair.p_value < 0.05
+    assert verdict.outcome == "undecided" == pair.verdict
+    assert "not significantly different" in comparison.headline
+    assert "with 80 % power" in comparison.power_of(pair) and comparison.power_of(pair) in verdict.evidence
+
+
+def test_before_the_first_look_nothing_is_said_to_be_better(tmp_path: Path) -> None:
+    [verdict] = sequential_set(tmp_path, [0.1, 0.1001]).verdicts
+    assert verdict.outcome == "undecided" and "better by" not in verdict.evidence
+    assert "the first look is after 3 seeds" in verdict.evidence
