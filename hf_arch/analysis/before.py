@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hf_arch.analysis.controls import claimed_pairs
-from hf_arch.analysis.counts import barnard, least_seeds
+from hf_arch.analysis.counts import barnard, constant_level, least_seeds
 from hf_arch.analysis.power import smallest_difference
+from hf_arch.analysis.sequential import look_levels
 from hf_arch.analysis.stats import LEVEL
+from hf_arch.recipe.seeds import AutoSeeds
 from hf_arch.runs.claims import claim_matches
 
 if TYPE_CHECKING:
@@ -32,33 +34,33 @@ def seed_warnings(hypothesis: str, seeds: int) -> list[str]:
     ]
 
 
-def power_note(hypothesis: str, seeds: int) -> str:
+def power_note(hypothesis: str, seeds: int | AutoSeeds) -> str:
     """What so many seeds can show, in units of the spread that only the runs will tell; empty without a claim."""
     claims = _claims(hypothesis)
-    if seeds < LEAST_SEEDS or not claims:
+    if not claims or (isinstance(seeds, int) and seeds < LEAST_SEEDS):
         return ""
-    least = smallest_difference(1.0, seeds, len(claims))
+    least = _smallest_difference(1.0, seeds, claims)
     return (
-        f"power: {seeds} seeds and {_family(claims)} find a difference of {least:.2g} times its spread over seeds (the "
-        "standard deviation of the paired differences) with 80 % power"
+        f"power: {_seeds(seeds)} and {_family(claims)} find a difference of {least:.2g} times its spread over seeds "
+        "(the standard deviation of the paired differences) with 80 % power"
     )
 
 
-def earlier_spread(hypothesis: str, seeds: int, earlier: Comparison) -> list[str]:
+def earlier_spread(hypothesis: str, seeds: int | AutoSeeds, earlier: Comparison) -> list[str]:
     """What `seeds` seeds can show of each claim at the spread of `earlier` runs of the same names, in sentences; none
     for a claim whose two runs have fewer than two seeds in common there."""
     claims, lines = _claims(hypothesis), []
     architectures = {group.name: group.reference.architecture for group in earlier.groups}
-    for first, second in claimed_pairs(hypothesis, architectures) if seeds > 1 else ():
+    for first, second in claimed_pairs(hypothesis, architectures) if seeds != 1 else ():
         pair = earlier.pair(first, second)
         found = None if pair is None else pair.difference
         if found is None or not found.std or found.n < 2:
             continue
-        least = smallest_difference(found.std, seeds, len(claims))
+        least = _smallest_difference(found.std, seeds, claims)
         lines.append(
-            f"power: at the spread of the {found.n} seeds that are there already ({found.std:.2g}), {seeds} seeds and "
-            f"{_family(claims)} find a difference of {least:.2g} in {earlier.metric_name} between {first} and {second} "
-            "with 80 % power"
+            f"power: at the spread of the {found.n} seeds that are there already ({found.std:.2g}), {_seeds(seeds)} "
+            f"and {_family(claims)} find a difference of {least:.2g} in {earlier.metric_name} between {first} and "
+            f"{second} with 80 % power"
         )
     return lines
 
@@ -69,7 +71,7 @@ def count_warning(hypothesis: str, seeds: int) -> str:
     claims = _claims(hypothesis)
     if not claims or seeds < LEAST_SEEDS or barnard(seeds, seeds, 0, seeds) * len(claims) <= 1 - LEVEL:
         return ""
-    least, needed = barnard(seeds, seeds, 0, seeds), least_seeds((1 - LEVEL) / len(claims))
+    least, needed = barnard(seeds, seeds, 0, seeds), least_seeds(constant_level((1 - LEVEL) / len(claims)))
     return (
         f"seeds: if a seed solves the probe, {seeds} seeds cannot decide {_family(claims)}: all against none has "
         f"p = {min(1.0, least * len(claims)):.2g} after Holm; take {needed} or more"
@@ -78,6 +80,18 @@ def count_warning(hypothesis: str, seeds: int) -> str:
 
 def _claims(hypothesis: str) -> list[str]:
     return list(dict.fromkeys(match[0] for match in claim_matches(hypothesis)))
+
+
+def _smallest_difference(std: float, seeds: int | AutoSeeds, claims: Sequence[str]) -> float:
+    """By the tests of the claims together: where seeds are added as needed, by that of the last look."""
+    if not isinstance(seeds, AutoSeeds):
+        return smallest_difference(std, seeds, len(claims))
+    level = look_levels(seeds, constant_level((1 - LEVEL) / len(claims)))
+    return smallest_difference(std, seeds.most, (1 - LEVEL) / level(seeds.most))
+
+
+def _seeds(seeds: int | AutoSeeds) -> str:
+    return f"{seeds.most} seeds, looked at from {seeds.least} on," if isinstance(seeds, AutoSeeds) else f"{seeds} seeds"
 
 
 def _family(claims: Sequence[str]) -> str:

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hf_arch.analysis.columns import interval_text
-from hf_arch.analysis.counts import Counts, clopper_pearson, least_seeds, share_test
-from hf_arch.analysis.power import power_words
+from hf_arch.analysis.counts import Counts, Level, clopper_pearson, least_for_share, least_seeds, share_test
+from hf_arch.analysis.power import distance_power_words, power_words, within_power_words
 from hf_arch.analysis.stats import (
     ALPHA,
     PairedDifference,
@@ -32,15 +32,15 @@ from hf_arch.analysis.stats import (
 )
 
 Outcome = Literal["supported", "contradicted", "undecided", "confounded", "not judged"]
-Words = Callable[[Outcome, float, int], str]
-"""The evidence, from the outcome, the factor of Holm's correction and the size of the family."""
+Words = Callable[[Outcome, float, Level], str]
+"""The evidence, from the outcome, the factor of Holm's correction and the level of its strictest step, by seeds."""
 
 
 @dataclass(frozen=True)
 class ClaimTest:
     """p_value: None where there is nothing to test, as with one seed. conclusion: the outcome where the corrected test
     rejects; otherwise: where it does not. key: equal for claims that one test decides.
-    by_counts: whether it is an exact test of counts."""
+    by_counts: whether it is an exact test of counts. margin: of `within`, how far the difference is from its bound."""
 
     key: Hashable
     p_value: float | None
@@ -48,6 +48,7 @@ class ClaimTest:
     words: Words
     otherwise: Outcome = "undecided"
     by_counts: bool = False
+    margin: float | None = None
 
     def outcome(self, factor: float) -> Outcome:
         """The outcome after a correction that multiplies p by `factor`."""
@@ -64,10 +65,9 @@ def difference_test(relation: str, pair: PairedDifference) -> ClaimTest:
     conclusion: Outcome = "supported" if relation.startswith("better" if better else "worse") else "contradicted"
     otherwise: Outcome = "supported" if equality and pair.verdict == "same" else "undecided"
 
-    def words(outcome: Outcome, factor: float, family: int) -> str:
-        judged = corrected(pair, factor, family)
-        strength = power_words(judged) if outcome == "undecided" else ""
-        return f"{pair.first} against {pair.second}: {judged.words}{f'. {strength}' if strength else ''}"
+    def words(outcome: Outcome, factor: float, level: Level) -> str:
+        strength = power_words(pair, level) if outcome == "undecided" else ""
+        return _with_power(_words_of(pair, factor), strength)
 
     key = ("difference", frozenset((pair.first, pair.second)))
     return ClaimTest(key, pair.p_value, conclusion, words, otherwise, pair.counts is not None)
@@ -83,25 +83,37 @@ def nearness_test(bound: float, pair: PairedDifference) -> ClaimTest:
     else:
         p, conclusion = _nearness(pair.values, bound)
 
-    def words(outcome: Outcome, factor: float, family: int) -> str:
+    def words(outcome: Outcome, factor: float, level: Level) -> str:
         shares = "" if pair.counts is None else f"; {pair.counts.words(1 - ALPHA / factor)}"
         if outcome != "supported" or same:
             plain = pair if pair.counts is None else paired_on_means(pair)
-            return difference_test("", plain).words(outcome, factor, family) + shares
+            said = _words_of(plain, factor) + shares
+            if outcome != "undecided":
+                return said
+            return _with_power(said, within_power_words(pair.values, bound, 0.0, level, "a difference"))
         interval = t_interval(pair.values, 1 - 2 * ALPHA / factor)
         assert interval.low is not None and interval.high is not None
         return (
             f"{pair.first} against {pair.second}: {interval.mean:+.4f} "
-            f"[{interval.low:+.4f}, {interval.high:+.4f}] by two one-sided tests{_yet(pair, factor, family)}{shares}"
+            f"[{interval.low:+.4f}, {interval.high:+.4f}] by two one-sided tests{_yet(pair, factor)}{shares}"
         )
 
     key = ("within", bound, frozenset((pair.first, pair.second)))
-    return ClaimTest(key, p, conclusion, words)
+    margin = None if pair.difference is None else bound - abs(pair.difference.mean)
+    return ClaimTest(key, p, conclusion, words, margin=margin)
 
 
-def _yet(pair: PairedDifference, factor: float, family: int) -> str:
+def _words_of(pair: PairedDifference, factor: float) -> str:
+    return f"{pair.first} against {pair.second}: {corrected(pair, factor, pair.family).words}"
+
+
+def _with_power(words: str, strength: str) -> str:
+    return f"{words}. {strength}" if strength else words
+
+
+def _yet(pair: PairedDifference, factor: float) -> str:
     """That two sides which are near each other differ all the same; empty where they were not found to."""
-    judged = corrected(paired_on_means(pair), factor, family)
+    judged = corrected(paired_on_means(pair), factor, pair.family)
     return f", and yet {judged.words}" if judged.verdict in ("better", "worse") else ""
 
 
@@ -122,9 +134,14 @@ def number_test(
     else:
         p, conclusion = float(t_test(values, number)), inside
 
-    def words(outcome: Outcome, factor: float, family: int) -> str:
-        level = 1 - ALPHA / factor * (2 if bound is not None and outcome == "supported" else 1)
-        return f"{name}: {metric} {interval_text(t_interval(values, level) if values else None)}"
+    def words(outcome: Outcome, factor: float, level: Level) -> str:
+        shown = 1 - ALPHA / factor * (2 if bound is not None and outcome == "supported" else 1)
+        said = f"{name}: {metric} {interval_text(t_interval(values, shown) if values else None)}"
+        if outcome != "undecided":
+            return said
+        if bound is not None:
+            return _with_power(said, within_power_words(values, bound, number, level, "a distance"))
+        return _with_power(said, distance_power_words(values, number, level, f"a distance of {{:.3g}} from {number:g}"))
 
     return ClaimTest(("number", name, relation, bound, number), p, conclusion, words)
 
@@ -133,10 +150,10 @@ def often_test(relation: str, pair: PairedDifference, counts: Counts) -> ClaimTe
     """`A solves more|less often than B`, or the same of another number that is reached."""
     conclusion: Outcome = "supported" if ("more" in relation) == (counts.gap > 0) else "contradicted"
 
-    def words(outcome: Outcome, factor: float, family: int) -> str:
-        least = least_seeds(ALPHA / factor) if outcome == "undecided" else None
-        strength = "" if least is None else f". All against none is found with {least} seeds a side"
-        return f"{pair.first} against {pair.second}: {counts.words(1 - ALPHA / factor)}{strength}"
+    def words(outcome: Outcome, factor: float, level: Level) -> str:
+        least = least_seeds(level) if outcome == "undecided" else None
+        strength = "" if least is None else f"All against none is found with {least} seeds a side"
+        return _with_power(f"{pair.first} against {pair.second}: {counts.words(1 - ALPHA / factor)}", strength)
 
     p = counts.p_value if min(counts.first_n, counts.second_n) > 1 else None
     key = ("often", counts.threshold, frozenset((pair.first, pair.second)))
@@ -148,9 +165,13 @@ def share_claim_test(relation: str, share: float, name: str, threshold: float, c
     inside = count >= share * n if "at least" in relation else count <= share * n
     p = share_test(count, n, share) if n > 1 else None
 
-    def words(outcome: Outcome, factor: float, family: int) -> str:
+    def words(outcome: Outcome, factor: float, level: Level) -> str:
         low, high = clopper_pearson(count, n, 1 - ALPHA / factor)
-        return f"{name}: {count} of {n} seeds [{low:.2f}, {high:.2f}] reach {threshold:g}"
+        said = f"{name}: {count} of {n} seeds [{low:.2f}, {high:.2f}] reach {threshold:g}"
+        least = least_for_share(share, "at least" in relation, level) if outcome == "undecided" else None
+        which = "all" if "at least" in relation else "none"
+        strength = "" if least is None else f"It takes {least} seeds to show it, where {which} of them reach it"
+        return _with_power(said, strength)
 
     conclusion: Outcome = "supported" if inside else "contradicted"
     return ClaimTest(("share", relation, share, name, threshold), p, conclusion, words, by_counts=True)

@@ -17,13 +17,14 @@ from pathlib import Path
 from hf_arch.analysis.audit import audit_set
 from hf_arch.analysis.budgets import pair_budgets
 from hf_arch.analysis.comparison import Comparison
-from hf_arch.analysis.controls import controlled_claims, controls_command
+from hf_arch.analysis.controls import controlled_claims, controls_command, removable_confounds
 from hf_arch.analysis.groups import Group, solved_at
 from hf_arch.analysis.item_tests import item_tests
 from hf_arch.analysis.ladder import ladder_of, rung_pairs
 from hf_arch.analysis.ladder_audit import audit_by_rung
-from hf_arch.analysis.measured import Measured
+from hf_arch.analysis.measured import Measured, seed_plan
 from hf_arch.analysis.scaling_laws import scaling_laws
+from hf_arch.analysis.sequential import at_its_look
 from hf_arch.analysis.stats import all_pairs, t_interval
 from hf_arch.analysis.verdicts import judge
 from hf_arch.core.errors import choice_error
@@ -66,6 +67,8 @@ def compare_runs(
     controls = {run.name for run in runs if run.experiment.get("control")}
     values = {group.name: group.by_seed(metric) for group in groups}
     pairs = all_pairs(values, sign == 1, solved_at(runs, metric), apart=controls)
+    if (plan := seed_plan(runs)) is not None:
+        pairs = [at_its_look(plan, pair) for pair in pairs]
     ladder = ladder_of(groups, metric, baseline, sign == 1)
     if ladder is not None:
         baseline = ladder.named(ladder.rungs[0].base) or baseline
@@ -81,11 +84,13 @@ def compare_runs(
         plugin_columns=tuple(plugin_columns(runs)),
     )
     verdicts = tuple(judge(measured.claims, measured))
+    removable = removable_confounds(measured, {verdict.claim: verdict.confounds for verdict in verdicts})
     return Comparison.of(
         measured,
         verdicts=verdicts,
         controls=tuple(controlled_claims(measured)),
-        controls_command=controls_command(measured) if any(verdict.confounds for verdict in verdicts) else None,
+        controls_command=controls_command(measured) if removable else None,
+        controls_remove=removable,
         item_tests=tuple(item_tests(groups)),
         scaling=tuple(scaling_laws(groups, metric, sign == 1)),
         budgets=tuple(pair_budgets(measured)),

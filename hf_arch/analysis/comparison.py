@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 from hf_arch.analysis.budgets import PairBudgets
 from hf_arch.analysis.columns import benchmark_scores
 from hf_arch.analysis.controls import Controlled
+from hf_arch.analysis.counts import constant_level
 from hf_arch.analysis.groups import Group
 from hf_arch.analysis.headline import headline
 from hf_arch.analysis.item_tests import ItemTest
 from hf_arch.analysis.measured import Measured
+from hf_arch.analysis.power import power_words
 from hf_arch.analysis.scaling_laws import ScalingLaw
-from hf_arch.analysis.sequential import spending_words
-from hf_arch.analysis.stats import Interval, bootstrap_interval, t_interval
+from hf_arch.analysis.sequential import look_levels, spending_words
+from hf_arch.analysis.stats import ALPHA, Interval, PairedDifference, bootstrap_interval, t_interval
 from hf_arch.analysis.verdicts import Verdict
 from hf_arch.core.files import to_jsonable
 from hf_arch.runs.numbers import Reader
@@ -36,7 +38,9 @@ class Comparison(Measured):
     item_tests: tuple[ItemTest, ...] = ()
     controls: tuple[Controlled, ...] = ()
     controls_command: str | None = None
-    """The command that would train the controls which claims lack; None where none is needed."""
+    """The command that would train the controls which claims lack; None where none is needed, or none would help."""
+    controls_remove: tuple[str, ...] = ()
+    """The checks behind the confounds of claims that it is for."""
     scaling: tuple[ScalingLaw, ...] = ()
     budgets: tuple[PairBudgets, ...] = ()
     """The pairs of the claims, and those with the baseline, at equal tokens, training FLOPs and seconds."""
@@ -77,6 +81,11 @@ class Comparison(Measured):
             return f"Families of tests: {' and '.join(parts)}, each alone: nothing is corrected for."
         intervals = "intervals are at the level at which the correction tests them"
         return f"Holm's correction runs over {', and separately over '.join(parts)}; {intervals}."
+
+    def power_of(self, pair: PairedDifference) -> str:
+        """What the seeds of a pair of the table can show."""
+        level = constant_level(ALPHA / pair.family)
+        return power_words(pair, level if self.seed_plan is None else look_levels(self.seed_plan, level))
 
     @property
     def headline(self) -> str:

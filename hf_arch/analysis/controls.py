@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_arch.analysis.measured import Measured
+from hf_arch.analysis.question import is_across_architectures
 from hf_arch.analysis.stats import PairedDifference, paired_difference
 from hf_arch.runs.claims import claim_matches
 from hf_arch.runs.numbers import Number
+from hf_arch.runs.record import RunRecord
+from hf_arch.runs.run_settings import has_short_convolution
 
 
 @dataclass(frozen=True)
@@ -86,13 +89,38 @@ def controlled_claims(measured: Measured) -> list[Controlled]:
 
 
 def controls_command(measured: Measured) -> str | None:
-    """The command that trains the controls; None where they were trained to their end, and of a ladder."""
+    """The command that trains the controls; None where they were trained to their end, of a ladder, and of a set whose
+    runs a matrix makes (those record an empty command)."""
     controls = measured.control_names
     if measured.ladder is not None or (controls and all(measured.group(name).counted for name in controls)):
         return None
     commands = {run.experiment.get("command") for run in measured.runs}
     (command,) = commands if len(commands) == 1 else (None,)
-    return f"{command or 'hf-arch run RECIPE'} --controls"
+    return None if command == "" else f"{command or 'hf-arch run RECIPE'} --controls"
+
+
+def removable_confounds(measured: Measured, confounds: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Those of the confounds of claims ({claim: checks}) that controls are planned for: of a claim about two runs, and
+    as the planning sees them, a short convolution on one side alone and a rate that nobody chose."""
+    found: dict[str, None] = {}
+    for claim, checks in confounds.items():
+        for match in claim_matches(claim):
+            groups = {group.name: group.reference.architecture for group in measured.groups}
+            first, second = (_run_called(match[side], groups) for side in ("first", "second"))
+            if first is not None and second is not None and first != second:
+                sides = [measured.group(name).runs for name in (first, second)]
+                found |= dict.fromkeys(check for check in checks if _is_removable(check, *sides))
+    return tuple(found)
+
+
+def _is_removable(check: str, first: Sequence[RunRecord], second: Sequence[RunRecord]) -> bool:
+    both = [*first, *second]
+    if check == "short convolution":
+        return {has_short_convolution(run) for run in first} != {has_short_convolution(run) for run in second}
+    if check == "learning rate":
+        tried = any(run.experiment.get("learning_rates") or run.experiment.get("tune") for run in both)
+        return not tried and len({run.learning_rate for run in both}) == 1 and is_across_architectures(both)
+    return check in ("branch scale", "embedding scale", "flops")
 
 
 def _stages(measured: Measured) -> list[dict[str, Any]]:

@@ -8,11 +8,14 @@ share make it conservative. A share of seeds has the interval of Clopper and Pea
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
+Level = Callable[[int], float]
+"""The level of a test at a number of seeds: one for all, or where seeds are added as needed that of each look."""
 MOST_SEEDS = 40
 GRID = np.linspace(0.0, 1.0, 2001)
 
@@ -87,6 +90,18 @@ def share_test(count: int, n: int, share: float) -> float:
     return min(1.0, 2 * float(min(binom.sf(count - 1, n, share), binom.cdf(count, n, share))))
 
 
-def least_seeds(level: float) -> int | None:
-    """The fewest seeds a side with which all against none has a p of at most `level`; None above 40."""
-    return next((n for n in range(2, MOST_SEEDS + 1) if barnard(n, n, 0, n) <= level), None)
+def constant_level(level: float) -> Level:
+    """One level, however many seeds there are."""
+    return lambda _seeds: level
+
+
+def least_seeds(level: Level) -> int | None:
+    """The fewest seeds a side with which all against none has a p of at most the level; None above 40."""
+    return next((n for n in range(2, MOST_SEEDS + 1) if barnard(n, n, 0, n) <= level(n)), None)
+
+
+def least_for_share(share: float, at_least: bool, level: Level) -> int | None:
+    """The fewest seeds that show a share to be at least (at most) `share`, where all (none) of them reach the number;
+    None above 1000."""
+    chance = share if at_least else 1 - share
+    return next((n for n in range(2, 1001) if 2 * chance**n <= level(n)), None)

@@ -5,7 +5,7 @@ Verdicts, controls and budgets are made of this; `hf_arch.analysis.comparison` h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hf_arch.analysis.audit import confounds_of
@@ -18,6 +18,13 @@ from hf_arch.runs.columns import FilledColumn
 from hf_arch.runs.numbers import Number
 from hf_arch.runs.record import RunRecord, definitions
 from hf_arch.runs.registration import MadeClaim
+
+
+def seed_plan(runs: Sequence[RunRecord]) -> AutoSeeds | None:
+    """How far seeds were to be added, by `experiment.seeds: auto`; the widest that a run records, None without."""
+    plans = [plan for run in runs if isinstance(plan := run.experiment.get("sequential"), Mapping)]
+    least = min((int(plan["least"]) for plan in plans), default=0)
+    return AutoSeeds(least, max(int(plan["most"]) for plan in plans)) if plans else None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -80,9 +87,7 @@ class Measured:
     @property
     def seed_plan(self) -> AutoSeeds | None:
         """How far seeds were to be added, by `experiment.seeds: auto`; the widest that a run records, None without."""
-        plans = [plan for run in self.runs if isinstance(plan := run.experiment.get("sequential"), Mapping)]
-        least = min((int(plan["least"]) for plan in plans), default=0)
-        return AutoSeeds(least, max(int(plan["most"]) for plan in plans)) if plans else None
+        return seed_plan(self.runs)
 
     @property
     def control_names(self) -> set[str]:

@@ -27,6 +27,11 @@ def distinct(values: Iterable[Hashable]) -> list[Any]:
     return list(dict.fromkeys(values))
 
 
+def values_by_run(kinds: Mapping[Any, Iterable[RunRecord]]) -> dict[str, Any]:
+    """{label of a run: its value}, of runs grouped by value."""
+    return {run.label: value for value, runs in kinds.items() for run in runs}
+
+
 def run_labels(runs: Iterable[RunRecord]) -> tuple[str, ...]:
     return tuple(distinct(run.label for run in runs))
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_arch.analysis.claim_tests import ClaimTest, Outcome
-from hf_arch.analysis.stats import ALPHA, t_test
+from hf_arch.analysis.counts import Level, constant_level
+from hf_arch.analysis.stats import ALPHA, PairedDifference, corrected, t_test
 from hf_arch.recipe.seeds import AutoSeeds
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def sequential_p(plan: AutoSeeds, minimum: ArrayLike, exact: bool = True) -> np.
     return np.minimum(bound, (count + 1 + 3 * np.sqrt(count + 1)) / PATHS)
 
 
+@lru_cache(maxsize=4096)
 def look_level(plan: AutoSeeds, look: int, alpha: float = ALPHA, exact: bool = True) -> float:
     """The level of the fixed test at a look (counted from 0) that spends `alpha` in all."""
     low, high = 0.0, 1.0
@@ -56,6 +58,12 @@ def look_level(plan: AutoSeeds, look: int, alpha: float = ALPHA, exact: bool = T
         middle = (low + high) / 2
         low, high = (middle, high) if sequential_p(plan, middle, exact) <= alpha else (low, middle)
     return max(low * float(weights(plan)[look]), 1e-300)
+
+
+def look_levels(plan: AutoSeeds, level: Level, exact: bool = True) -> Level:
+    """The level of the fixed test at a number of seeds, where looking spends `level` in all: that of its look, and past
+    the most seeds that of the last."""
+    return lambda seeds: look_level(plan, min(max(seeds, plan.least), plan.most) - plan.least, level(seeds), exact)
 
 
 def spent(plan: AutoSeeds) -> list[float]:
@@ -76,6 +84,15 @@ def spending_words(plan: AutoSeeds) -> str:
     )
 
 
+def at_its_look(plan: AutoSeeds, pair: PairedDifference) -> PairedDifference:
+    """A pair of the table at the level of the look that its seeds are: who stops where claims are decided has looked at
+    the table each time too."""
+    if pair.p_value is None:
+        return pair
+    level = look_levels(plan, constant_level(ALPHA / pair.factor), pair.counts is None)
+    return corrected(pair, ALPHA / level(len(pair.values)), pair.family)
+
+
 def over_looks(plan: AutoSeeds, tests: Sequence[ClaimTest], exact: bool) -> ClaimTest:
     """The test of one claim after the looks so far, `tests` being the fixed ones at each. Where it rejects, the claim
     is decided as at the look that rejected."""
@@ -85,10 +102,10 @@ def over_looks(plan: AutoSeeds, tests: Sequence[ClaimTest], exact: bool) -> Clai
         return tests[-1]
     best = int(np.argmin(scaled))
 
-    def words(outcome: Outcome, factor: float, family: int) -> str:
+    def words(outcome: Outcome, factor: float, level: Level) -> str:
         look = best if outcome in ("supported", "contradicted") else len(tests) - 1
         same = ALPHA / look_level(plan, look, ALPHA / factor, exact)
-        text = tests[look].words(outcome, same, family)
+        text = tests[look].words(outcome, same, look_levels(plan, level, exact))
         more = f"; {plan.looks[len(tests) - 1]} seeds now" if look < len(tests) - 1 else ""
         return f"{text}, at the look after {plan.looks[look]} of at most {plan.most} seeds{more}"
 

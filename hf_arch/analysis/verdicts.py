@@ -25,16 +25,18 @@ from hf_arch.analysis.claim_tests import (
     often_test,
     share_claim_test,
 )
-from hf_arch.analysis.counts import Counts
+from hf_arch.analysis.counts import Counts, constant_level
 from hf_arch.analysis.finding import Finding
 from hf_arch.analysis.headline import headline
 from hf_arch.analysis.measured import Measured
+from hf_arch.analysis.run_names import listed
 from hf_arch.analysis.sequential import over_looks
-from hf_arch.analysis.stats import PairedDifference, holm_factors, paired_difference
+from hf_arch.analysis.stats import ALPHA, PairedDifference, holm_factors, paired_difference
 from hf_arch.runs.claims import CLAIM, number_in
 from hf_arch.runs.record import definitions
 from hf_arch.runs.registration import UNREGISTERED, MadeClaim, Registration
 
+LOSS = "final_val_loss"
 DECIDED: tuple[Outcome, ...] = ("supported", "contradicted")
 OF_TWO_RUNS = ("learning rate", "schedule", "still learning")
 """Checks whose violations leave a claim about one run and a number alone; the others say that its seeds are not runs of
@@ -116,7 +118,8 @@ def _test(claim: str, measured: Measured) -> Found | None:
     views = [_View(measured, count) for count in plan.looks if count <= reached]
     looks = [look[1] for view in views if (look := _test_of(match, view)) is not None]
     if not looks or len(looks) < len(views):  # the first look is still to come
-        return names, replace(test, p_value=None, otherwise="undecided")
+        said = f"{' against '.join(names)}: the first look is after {plan.least} seeds, which are not there yet"
+        return names, replace(test, p_value=None, otherwise="undecided", words=lambda *_: said)
     complete = all(set(plan.first(reached)) <= group.keys() for group in groups)
     return names, over_looks(plan, looks, complete and not any(look.by_counts for look in looks))
 
@@ -184,10 +187,28 @@ def _counted(match: re.Match[str], first: str, second: str | None, number: float
 
 
 def _unjudged_words(claim: str, measured: Measured) -> str:
-    names = ", ".join(group.name for group in measured.groups)
-    if CLAIM.fullmatch(claim):
-        return f"It names runs without a result here; there are results of {names}. {headline(measured)}"
-    return f"It is not of the form 'A better than B'. {headline(measured)}"
+    match = CLAIM.fullmatch(claim)
+    why = "It is not of the form 'A better than B'" if match is None else _why_unjudged(match, measured)
+    return f"{why}. {headline(measured)}"
+
+
+def _why_unjudged(match: re.Match[str], measured: Measured) -> str:
+    """What a claim lacks that has the form of one."""
+    first, second = (_group_name(match[side], measured) for side in ("first", "second"))
+    relation, number = match["relation"], number_in(match["second"])
+    sides = {match["first"]: first} | ({} if second is None and number is not None else {match["second"]: second})
+    having = [group.name for group in measured.groups if group.by_seed(measured.metric)]
+    missing = [text for text, name in sides.items() if name is None or name not in having]
+    if missing:
+        there = f"there are results of {', '.join(having)}" if having else "no run has one"
+        return f"{listed(missing)} {'has' if len(missing) == 1 else 'have'} no result here; {there}"
+    if first == second:
+        return "It compares a run with itself"
+    if relation.startswith("solves") and measured.solved_at is None:
+        return "Seeds solve a probe, and these are no accuracies of one; 'reaches X' names the number that counts"
+    if " in at " in relation:
+        return f"{match['second']} is not a share of seeds, from 0 to 1"
+    return f"{relation!r} needs {'a number' if number is None else 'a run'} after it, not {match['second']}"
 
 
 def _verdict(
@@ -195,11 +216,12 @@ def _verdict(
 ) -> Verdict:
     """The verdict on a claim about the groups of these names, after an audit of their runs alone."""
     found = [*measured.confounds(*names), *_other_metric(made, measured), *_missing_seeds(made, names, measured)]
+    found = [finding for finding in found if not _leaves_near(finding, test, measured)]
     if len(names) == 1:  # against a number: only what spoils the number itself
         found = [finding for finding in found if finding.check not in OF_TWO_RUNS]
     statistics = test.outcome(factor)
     p = None if test.p_value is None else min(1.0, test.p_value * factor)
-    evidence = test.words(statistics, factor, family)
+    evidence = test.words(statistics, factor, constant_level(ALPHA / family))
     if p is not None and family > 1:
         evidence += f" (p = {p:.2g} after Holm over {family} claims)"
     outcome = statistics
@@ -218,6 +240,13 @@ def _verdict(
         p_adjusted=p,
         family=family,
     )
+
+
+def _leaves_near(finding: Finding, test: ClaimTest, measured: Measured) -> bool:
+    """Whether what losses still fall by in a tenth of the budget leaves a difference within the bound of the claim."""
+    if finding.check != "still learning" or test.margin is None or measured.metric != LOSS:
+        return False
+    return max(side["fall"] for side in finding.values.values()) <= test.margin
 
 
 def _other_metric(made: MadeClaim, measured: Measured) -> list[Finding]:

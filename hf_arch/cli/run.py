@@ -89,7 +89,8 @@ def _run_recipe(
     loaded = [_load(file, overrides, changes, scale) for file in _files(path, recipe)]
     recipes, added = [entry for entry, _ in loaded], loaded[0][1]
     words = [*(f"--scale {scale}" for _ in range(scale is not None)), *map(shlex.quote, [*overrides, *added])]
-    command = " ".join(["hf-arch run", str(path), *words])
+    words += ["--results-dir", shlex.quote(str(results_dir))] if results_dir is not None else []
+    command = " ".join(["hf-arch run", shlex.quote(str(path)), *words])
     folder = Path(results_dir) if results_dir is not None else set_folder(recipe)
     # A mistake in the last set should show before the first is trained.
     planners = [Planner(entry) if several else None for entry in recipes]
@@ -147,7 +148,8 @@ def _train_one(
     if controls:
         recipe, facts = _with_controls(recipe)
     for name in recipe.experiment.runs or [recipe.experiment.name]:
-        facts[name] = {**facts.get(name, {}), "command": command}
+        # No command adds controls to runs that a matrix makes.
+        facts[name] = {**facts.get(name, {}), "command": command if recipe.experiment.runs else ""}
     return run_and_conclude(recipe, results_dir, options, facts, planner)
 
 

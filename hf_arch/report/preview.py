@@ -84,7 +84,7 @@ def _earlier(recipe: Recipe, results_dir: Path, prepared: PreparedSet) -> list[s
     here = [folder for folder in run_folders(results_dir) if folder.parent == results_dir]  # not those of a sweep
     folders = [folder for folder in here if group_name(folder.name.rpartition("_")[0]) in names]
     given = recipe.experiment.seeds
-    seeds = given.most if isinstance(given, AutoSeeds) else len(given)
+    seeds = given if isinstance(given, AutoSeeds) else len(given)
     if not folders or not recipe.experiment.hypothesis:
         return []
     try:
@@ -126,12 +126,11 @@ def preview_set(
         given = recipe.experiment.seeds
         if isinstance(given, AutoSeeds):
             lines.append(auto_seeds_words(given, found))
-        seeds = given.least if isinstance(given, AutoSeeds) else max(1, len(given))
+        seeds = given.most if isinstance(given, AutoSeeds) else max(1, len(given))
         lines += seed_warnings(hypothesis, seeds)
-        lines += [note] if (note := power_note(hypothesis, seeds)) else []
+        lines += [note] if (note := power_note(hypothesis, given if isinstance(given, AutoSeeds) else seeds)) else []
         if recipe.probe is not None:
-            most = given.most if isinstance(given, AutoSeeds) else seeds
-            lines += [note] if (note := count_warning(hypothesis, most)) else []
+            lines += [note] if (note := count_warning(hypothesis, seeds)) else []
     return replace(found, warnings=(*found.warnings, *lines))
 
 

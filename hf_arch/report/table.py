@@ -62,7 +62,8 @@ def _print_verdicts(comparison: Comparison, console: Console) -> None:
             if control.claim == verdict.claim:
                 console.print(Text.assemble(("  with controls: ", "bold"), control.sentence))
     if comparison.controls_command is not None:
-        console.print(Text.assemble(("To remove what confounds the claims: ", "bold"), comparison.controls_command))
+        what = f"To remove what confounds the claims ({', '.join(comparison.controls_remove)}): "
+        console.print(Text.assemble((what, "bold"), comparison.controls_command))
 
 
 def item_lines(comparison: Comparison) -> list[str]:

@@ -62,6 +62,16 @@ def test_a_difference_is_a_violation_in_words(tmp_path: Path, check: str, result
     assert any(label.startswith("gla") for label in finding.runs)
 
 
+def test_the_scales_that_are_said_are_those_of_the_layer_in_which_sides_differ(tmp_path: Path) -> None:
+    for name, last in (("gla", 0.09), ("llama", 0.3)):
+        write_run(tmp_path, name, 1, results={"branch_scale": {"mixer": [0.3, 0.3, 0.3, last], "ffn": [0.3] * 4}})
+    [finding] = [one for one in audit(find_runs(tmp_path)) if one.check == "branch scale"]
+    assert (
+        "a factor of 3.33: mixers write 0.09 of the residual stream in gla, 0.3 in llama (layer 4" in finding.sentence
+    )
+    assert finding.values == {"ratio": pytest.approx(10 / 3), "site": "mixer", "layer": 4, "gla": 0.09, "llama": 0.3}
+
+
 def test_another_weight_decay_is_named_with_its_values(tmp_path: Path) -> None:
     clean_suite(tmp_path, config={"training": {"weight_decay": 0.0}})
     finding = findings(tmp_path)["optimiser"]

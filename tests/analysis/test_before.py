@@ -8,7 +8,7 @@ import pytest
 
 from hf_arch.analysis.before import count_warning, earlier_spread
 from hf_arch.analysis.compare import compare_runs
-from hf_arch.analysis.counts import barnard, least_seeds
+from hf_arch.analysis.counts import barnard, constant_level, least_seeds
 from hf_arch.analysis.power import smallest_difference
 from tests.experiments.synthetic import write_run
 
@@ -20,7 +20,7 @@ def test_counts_that_cannot_decide_are_said(claims: int, seeds: int, warns: bool
     said = count_warning(";".join(CLAIMS.split(";")[:claims]), seeds)
     assert bool(said) == warns == (barnard(seeds, seeds, 0, seeds) * claims > 0.05)
     if warns:
-        needed = least_seeds(0.05 / claims)
+        needed = least_seeds(constant_level(0.05 / claims))
         assert needed is not None and barnard(needed, needed, 0, needed) * claims <= 0.05
         assert f"take {needed} or more" in said and not count_warning(CLAIMS, needed)
 

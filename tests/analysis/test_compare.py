@@ -17,6 +17,7 @@ import pytest
 
 from hf_arch.analysis.columns import interval_text, seeds_text
 from hf_arch.analysis.compare import compare_runs
+from hf_arch.analysis.comparison import Comparison
 from hf_arch.analysis.stats import Interval
 from hf_arch.cli.compare import compare_command
 from hf_arch.core.errors import ConfigError
@@ -297,3 +298,66 @@ def test_comparing_loads_no_model_library() -> None:
     root = str(Path(hf_arch.__file__).parent)
     done = subprocess.run([sys.executable, "-c", code, root], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("bound", "outcome"), [("0.1", "supported"), ("0.02", "confounded")])
+def test_near_sides_that_still_learn_are_near_where_what_they_learn_is_less_than_the_bound(
+    bound: str, outcome: str, tmp_path: Path
+) -> None:
+    for seed in (1, 2, 3):
+        for name in ("gla", "llama"):
+            loss = 1.5 + 0.001 * (seed**2 if name == "gla" else seed + 0.5)
+            folder = write_run(tmp_path, name, seed, loss=loss, hypothesis=f"gla within {bound} of llama")
+            rows = [{"step": step, "val_loss": loss + 0.2 * (200 - step) / 200} for step in range(10, 201, 10)]
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    [verdict] = compare_runs(tmp_path).verdicts
+    assert (verdict.statistics, verdict.outcome) == ("supported", outcome)
+    assert ("still learning" in verdict.confounds) == (outcome == "confounded")
+
+
+@pytest.mark.parametrize(
+    ("claim", "why"),
+    [
+        ("mamba better than gla", "mamba has no result here; there are results of gla, llama"),
+        ("gpt2 better than mamba", "gpt2, mamba have no result here"),
+        ("gla reaches 1.5 more often than failing", "failing has no result here; there are results of gla, llama"),
+        ("gla solves more often than llama", "Seeds solve a probe"),
+        ("gla solves in at least 0.5 of its seeds", "Seeds solve a probe"),
+        ("gla reaches 1.5 in at least 2 of its seeds", "2 is not a share of seeds"),
+        ("gla at least llama", "'at least' needs a number after it, not llama"),
+        ("gla better than 1.6", "'better than' needs a run after it, not 1.6"),
+        ("gla within 0.1 of gla", "It compares a run with itself"),
+    ],
+)
+def test_a_claim_that_is_not_judged_says_why(claim: str, why: str, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        for name in ("gla", "llama", "failing"):
+            failed = {"status": "failed", "final_val_loss": None} if name == "failing" else None
+            write_run(tmp_path, name, seed, hypothesis=claim, results=failed)
+    [verdict] = compare_runs(tmp_path).verdicts
+    assert verdict.outcome == "not judged" and verdict.evidence.startswith(why)
+
+
+def sequential_set(root: Path, differences: list[float]) -> Comparison:
+    plan = {"run": {"sequential": {"least": 3, "most": 8}}}
+    for seed, difference in enumerate(differences, start=1):
+        for name, loss in (("gla", 1.5), ("llama", 1.5 + difference)):
+            write_run(root, name, seed, loss=loss + 0.01 * seed, hypothesis="gla better than llama", config=plan)
+    return compare_runs(root)
+
+
+def test_table_and_headline_pay_for_looks_as_the_claim_does(tmp_path: Path) -> None:
+    spread = np.array([-3.5, 2.5, -1.5, 0.5, 1.5, -0.5, 3.5, -2.5]) * 0.01
+    mean = 2.37 * spread.std(ddof=1) / 8**0.5  # p = 0.0496
+    comparison = sequential_set(tmp_path, [float(mean + one) for one in spread])
+    [pair], [verdict] = comparison.pairs, comparison.verdicts
+    assert pair.p_value is not None and pair.p_value < 0.05
+    assert verdict.outcome == "undecided" == pair.verdict
+    assert "not significantly different" in comparison.headline
+    assert "with 80 % power" in comparison.power_of(pair) and comparison.power_of(pair) in verdict.evidence
+
+
+def test_before_the_first_look_nothing_is_said_to_be_better(tmp_path: Path) -> None:
+    [verdict] = sequential_set(tmp_path, [0.1, 0.1001]).verdicts
+    assert verdict.outcome == "undecided" and "better by" not in verdict.evidence
+    assert "the first look is after 3 seeds" in verdict.evidence

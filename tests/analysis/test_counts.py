@@ -11,7 +11,8 @@ from scipy import stats as scipy_stats
 
 from hf_arch.analysis.claim_tests import nearness_test
 from hf_arch.analysis.compare import compare_runs
-from hf_arch.analysis.counts import Counts, barnard, clopper_pearson, least_seeds, share_test
+from hf_arch.analysis.counts import Counts, barnard, clopper_pearson, constant_level, least_seeds, share_test
+from hf_arch.analysis.power import ALONE
 from hf_arch.analysis.stats import paired_difference
 from tests.experiments.synthetic import write_run
 from tests.report.text import comparison_text
@@ -42,7 +43,7 @@ def test_barnard_errs_at_most_one_time_in_twenty_whatever_the_share(seeds: tuple
 
 def test_nothing_or_everything_solved_shows_nothing() -> None:
     assert barnard(0, 3, 0, 5) == barnard(3, 3, 5, 5) == 1.0
-    assert least_seeds(0.05) == 3 and least_seeds(0.05 / 3) == 4 and least_seeds(1e-40) is None
+    assert [least_seeds(constant_level(level)) for level in (0.05, 0.05 / 3, 1e-40)] == [3, 4, None]
 
 
 @pytest.mark.parametrize(("count", "n"), [(0, 3), (3, 3), (2, 5), (8, 8)])
@@ -106,7 +107,7 @@ def test_nearness_on_a_solved_probe_says_what_so_few_seeds_leave_open() -> None:
     pair = paired_difference("a", "b", solved, too, lower_is_better=False, solved_at=0.99)
     test = nearness_test(0.1, pair)
     assert test.outcome(1.0) == "supported"
-    assert "3 of 3 seeds [0.29, 1.00] against 3 of 3 [0.29, 1.00] reach 0.99" in test.words("supported", 1.0, 1)
+    assert "3 of 3 seeds [0.29, 1.00] against 3 of 3 [0.29, 1.00] reach 0.99" in test.words("supported", 1.0, ALONE)
 
 
 def test_counts_of_a_loss_are_of_low_values(tmp_path: Path) -> None:

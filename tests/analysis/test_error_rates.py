@@ -17,7 +17,7 @@ from scipy import stats as scipy_stats
 from hf_arch.analysis.claim_tests import difference_test, nearness_test
 from hf_arch.analysis.counts import barnard
 from hf_arch.analysis.item_tests import degrees_of_freedom, error_over_seeds_and_items, seeds_and_items
-from hf_arch.analysis.power import power, power_words
+from hf_arch.analysis.power import ALONE, power, power_words
 from hf_arch.analysis.sequential import look_level, over_looks, sequential_p, spent, weights
 from hf_arch.analysis.stats import corrected, holm_factors, paired_difference, t_test, within_test
 from hf_arch.recipe.seeds import AutoSeeds
@@ -204,6 +204,6 @@ def test_the_claim_over_looks_is_the_p_value_of_its_smallest_look(exact: bool) -
         smallest = min(pair.p_value / share for pair, share in zip(pairs, weights(plan), strict=True))
         assert whole.p_value == pytest.approx(sequential_p(plan, smallest, exact))
         outcome = whole.outcome(1.0)
-        low, high = re.findall(r"[-+]?\d+\.\d+", whole.words(outcome, 1.0, 1))[1:3]
+        low, high = re.findall(r"[-+]?\d+\.\d+", whole.words(outcome, 1.0, ALONE))[1:3]
         assert (outcome == "undecided") == (float(low) <= 0 <= float(high))  # the interval pays for the looks as well
         assert nearness_test(50.0, pairs[-1]).outcome(1.0) == "supported"

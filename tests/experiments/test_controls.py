@@ -118,7 +118,7 @@ def test_the_command_shows_trains_and_reports_them(
     values["model"] = MODEL
     runs = {name: RUNS[name] for name in ("kda", "kda_silu")}
     values["experiment"] = {"name": "study", "seeds": 3, "hypothesis": "kda_silu better than kda", "runs": runs}
-    file = tmp_path / "study.yaml"
+    file = tmp_path / "a study.yaml"
     file.write_text(yaml.safe_dump(values))
     losses = {"kda": 4.80, "kda_silu": 4.14, "kda_silu+branch_scale": 4.76}
 
@@ -139,11 +139,11 @@ def test_the_command_shows_trains_and_reports_them(
     shown = capsys.readouterr()
     assert "kda_silu+branch_scale" in shown.out and "9 of 9 runs to train" in shown.out
     assert "control: kda_silu+branch_scale against kda for kda_silu against kda: their branches begin" in shown.err
-    assert run_recipe(file, tmp_path / "without", options, overrides=["training.max_steps=2"]) == 0
+    assert run_recipe(file, tmp_path / "with out", options, overrides=["training.max_steps=2"]) == 0
     shown = capsys.readouterr().out.replace("\n", " ")
-    command = f"hf-arch run {file} training.max_steps=2 --controls"
-    assert compare_runs(tmp_path / "without").controls_command == command
-    assert "To remove what confounds the claims" in shown
+    command = f"hf-arch run '{file}' training.max_steps=2 --results-dir '{tmp_path / 'with out'}' --controls"
+    assert compare_runs(tmp_path / "with out").controls_command == command
+    assert "To remove what confounds the claims (branch scale)" in shown
     assert run_recipe(file, tmp_path / "results", options, controls=True) == 0
     comparison = compare_runs(tmp_path / "results")
     assert comparison.controls_command is None and comparison.verdicts[0].outcome == "confounded"

@@ -152,6 +152,15 @@ def test_pairs_say_what_confounds_them(page: str) -> None:
     assert re.search(r"confounded \([^)]*short convolution", pairs)
 
 
+def test_pairs_that_are_undecided_say_what_their_seeds_can_show(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        for name in ("gla", "llama"):
+            write_run(tmp_path, name, seed, loss=1.5 + 0.01 * seed ** len(name))
+    page = write_report(tmp_path, png=False).read_text().replace("\xa0", " ")
+    pairs = page[page.index("All 1 pair") :]
+    assert re.search(r"undecided.*\n?.*3 seeds show a difference of [\d.]+ with 80 % power.* needs \d+ seeds", pairs)
+
+
 def test_every_figure_is_described_in_words(page: str) -> None:
     labels = re.findall(r'<svg viewBox="[^"]+" role="img" aria-label="([^"]+)"', page)
     assert len(labels) == page.count("<figure>")

@@ -10,7 +10,9 @@ import pytest
 
 from hf_arch.analysis.compare import compare_runs
 from hf_arch.analysis.comparison import Comparison
+from hf_arch.report.page import render
 from tests.experiments.synthetic import write_run
+from tests.report.text import comparison_text
 from tests.traps.test_planted import scaled
 
 RUN_OF_A_CONTROL = {"question": ["model.architecture", "model.branch_scales"]}
@@ -69,6 +71,61 @@ def test_controls_that_failed_are_named_with_the_command(tmp_path: Path) -> None
     assert "gla+branch_scale or llama did not complete" in control.sentence and "is not known" in control.sentence
     assert comparison.controls_command is not None and comparison.controls_command.endswith("--controls")
     assert comparison.to_dict()["controls"][0]["after"]["values"] == []
+
+
+def seeds_of(root: Path, name: str, loss: float, seeds: tuple[int, ...] = (1, 2, 3), **spoilt: Any) -> None:
+    for seed in seeds:
+        write_run(root, name, seed, loss=loss + seed**2 / 1000 / len(name), hypothesis=CLAIM, **spoilt)
+
+
+SWEPT = {"grid": [1e-3, 3e-3], "chosen": 1e-3, "at_edge": True, "selection_rows": "even", "claim_rows": "odd"}
+HALF = {"short_convolution": {"layers": [0, 1]}}
+NO_CONTROL_FOR = {
+    "a seed that one side lacks": ({"seeds": (1, 2)}, {}),
+    "versions": ({"results": {"provenance": {"versions": {"torch": "1"}}}}, {}),
+    "a rate at the edge of its grid": ({"config": {"run": {"learning_rates": SWEPT}}}, {}),
+    "convolutions in other shares of the layers": (
+        {"results": HALF},
+        {"results": {"short_convolution": {"layers": [0, 1, 2, 3]}}},
+    ),
+    "ten times the state": ({"results": {"state_bytes": 2_000_000}}, {}),
+}
+
+
+@pytest.mark.parametrize("what", NO_CONTROL_FOR)
+def test_no_command_is_offered_for_what_no_control_removes(what: str, tmp_path: Path) -> None:
+    for (name, loss), spoilt in zip((("gla", 1.5), ("llama", 1.6)), NO_CONTROL_FOR[what], strict=True):
+        seeds_of(tmp_path, name, loss, **spoilt)
+    comparison = compare_runs(tmp_path)
+    assert comparison.verdicts[0].outcome == "confounded"
+    assert comparison.controls_command is None and comparison.controls_remove == ()
+
+
+def test_the_command_says_which_of_several_confounds_it_is_for(tmp_path: Path) -> None:
+    seeds_of(tmp_path, "gla", 1.5, seeds=(1, 2), results=HALF)
+    seeds_of(tmp_path, "llama", 1.6, config={"run": {"learning_rates": None}})
+    comparison = compare_runs(tmp_path)
+    assert {"seeds", "short convolution", "learning rate"} <= set(comparison.verdicts[0].confounds)
+    assert comparison.controls_remove == ("short convolution",)
+    said = "To remove what confounds the claims (short convolution): "
+    assert said in comparison_text(comparison, 200) and said in render(comparison, "set")
+
+
+@pytest.mark.parametrize(("command", "offered"), [("", None), ("hf-arch run a.yaml", "hf-arch run a.yaml --controls")])
+def test_no_command_is_offered_for_the_runs_of_a_matrix(command: str, offered: str | None, tmp_path: Path) -> None:
+    seeds_of(tmp_path, "gla", 1.5, results=HALF, config={"run": {"command": command}})
+    seeds_of(tmp_path, "llama", 1.6, config={"run": {"command": command}})
+    assert compare_runs(tmp_path).controls_command == offered
+
+
+def test_no_command_is_offered_for_a_claim_about_one_run(tmp_path: Path) -> None:
+    seeds_of(tmp_path, "gla", 1.5, results=HALF)
+    seeds_of(tmp_path, "llama", 1.6)
+    for file in tmp_path.glob("*/results.json"):
+        file.write_text(file.read_text().replace(CLAIM, "gla at most 1.9"))
+    for file in tmp_path.glob("*/experiment_config.json"):
+        file.write_text(file.read_text().replace(CLAIM, "gla at most 1.9"))
+    assert compare_runs(tmp_path).controls_command is None
 
 
 def test_a_control_without_some_seeds_says_so(tmp_path: Path) -> None:

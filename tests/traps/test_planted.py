@@ -5,6 +5,7 @@ None may be `supported` or `contradicted`, and the cause is named. Without the t
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,8 @@ def test_a_trap_is_never_decided_and_its_cause_is_named(trap: str, tmp_path: Pat
     assert "confounded" in comparison.headline and "significantly better than all" not in comparison.headline
     entry = comparison.to_dict()["hypotheses"][0]
     assert entry["outcome"] == "confounded" and check in entry["confounds"] and entry["evidence"]
+    found = json.loads(json.dumps(comparison.to_dict()["audit"], allow_nan=False))
+    assert [finding["check"] for finding in found if finding["severity"] == "violation" and not finding["values"]] == []
 
 
 def rewrite_metrics(root: Path, rows: list[dict[str, Any]]) -> None:

@@ -8,11 +8,11 @@ from itertools import combinations
 from typing import Any
 
 from hf_arch.analysis.audits import tokenizer
-from hf_arch.analysis.audits.keys import about, differing
+from hf_arch.analysis.audits.keys import about, differing, values_apart
 from hf_arch.analysis.finding import Finding, Severity, not_recorded, same, same_fingerprint
 from hf_arch.analysis.question import asks_tokenizer, is_asked
 from hf_arch.analysis.resolved import given
-from hf_arch.analysis.run_names import by_name, by_value, listed, run_labels, run_names
+from hf_arch.analysis.run_names import by_name, by_value, listed, run_labels, run_names, values_by_run
 from hf_arch.runs.record import RunRecord
 
 MIN_SEEDS = 3
@@ -58,7 +58,7 @@ def check_data(runs: Sequence[RunRecord]) -> Finding:
         return found
     text = "; ".join(f"{str(value)[:12]}: {run_names(group)}" for value, group in texts.items())
     sentence = f"Data differs in its tokens, though the corpus says that it is the same: {text}."
-    return Finding("data", "violation", sentence, run_labels(runs))
+    return Finding("data", "violation", sentence, run_labels(runs), values_by_run(texts))
 
 
 def _other_bytes(runs: Sequence[RunRecord]) -> Finding | None:
@@ -68,7 +68,7 @@ def _other_bytes(runs: Sequence[RunRecord]) -> Finding | None:
         return None
     text = "; ".join(f"{count:,}: {run_names(group)}" for (_, count), group in kinds.items())
     sentence = f"The bytes of one held-out text, over which bits per byte are counted, differ: {text}."
-    return Finding("data", "violation", sentence, run_labels(counted))
+    return Finding("data", "violation", sentence, run_labels(counted), {run.label: n for run, n in counted.items()})
 
 
 def check_order(runs: Sequence[RunRecord]) -> Finding:
@@ -84,7 +84,8 @@ def check_order(runs: Sequence[RunRecord]) -> Finding:
         text = "; ".join(f"{order}: {run_names(group)}" for order, group in by_seed[unequal[0]].items())
         seeds = ", ".join(map(str, unequal))
         sentence = f"Data order differs between runs of one seed (seeds {seeds}); for seed {unequal[0]}, {text}."
-        return Finding("order", "violation", sentence, run_labels(run for run in known if run.seed in unequal))
+        apart = [run for run in known if run.seed in unequal]
+        return Finding("order", "violation", sentence, run_labels(apart), {run.label: _order(run) for run in apart})
     return Finding(
         "order", "ok", "Same data order: runs of one seed saw the same sequences in the same order.", run_labels(runs)
     )
@@ -95,9 +96,10 @@ def check_rows(runs: Sequence[RunRecord]) -> Finding | None:
     if asks_tokenizer(runs) and not differing({run: _scoring(run) for run in runs if run.config}):
         return tokenizer.same_bytes_scored(runs)
     scored = {run: _scored(run) for run in runs if run.config and run.completed}
-    if found := differing({run: _scoring(run) for run in scored}):
+    scoring = {run: _scoring(run) for run in scored}
+    if found := differing(scoring):
         severity: Severity = "note" if is_asked("rows", runs) else "violation"
-        return Finding("rows", severity, f"Scored otherwise: {found}.", run_labels(scored))
+        return Finding("rows", severity, f"Scored otherwise: {found}.", run_labels(scored), values_apart(scoring))
     if len(kinds := by_value(scored, lambda run: scored[run])) > 1:
         text = "; ".join(f"{_rows_text(rows)}: {run_names(group)}" for rows, group in kinds.items())
         severity = "note" if is_asked("rows", runs) else "violation"
@@ -133,7 +135,7 @@ def check_given(runs: Sequence[RunRecord]) -> Finding | None:
                     f"The rows that models were {'given in training' if check == 'order' else 'scored on'} differ, "
                     f"though their recipes and orders say the same: tokens, labels or positions were changed ({text})."
                 )
-                return Finding(check, "violation", sentence, run_labels(alike))
+                return Finding(check, "violation", sentence, run_labels(alike), values_by_run(kinds))
     return None
 
 
@@ -199,7 +201,8 @@ def check_seeds(runs: Sequence[RunRecord]) -> Finding:
     if len(sets) > 1:
         text = "; ".join(f"{listed(names)}: {', '.join(map(str, found))}" for found, names in sets.items())
         sentence = f"Seeds differ ({text}): differences are taken over shared seeds, and those that one side lacks may "
-        return Finding("seeds", "violation", f"{sentence}have been dropped for what they showed.", run_labels(runs))
+        sentence = f"{sentence}have been dropped for what they showed."
+        return Finding("seeds", "violation", sentence, run_labels(runs), {name: list(s) for name, s in seeds.items()})
     if few:
         counts = "; ".join(
             f"{listed(names)}: {len(found)}"

@@ -34,6 +34,16 @@ def differing(settings: Mapping[RunRecord, Mapping[str, Any]]) -> str:
     return ", ".join(with_values(settings, [key for key in keys if differs(settings, key)]))
 
 
+def values_apart(settings: Mapping[RunRecord, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """{key: {label of a run: value}} of the keys in which runs differ."""
+    keys = sorted({key for flat in settings.values() for key in flat})
+    return {
+        key: {run.label: _value(run, said, key) for run, said in settings.items()}
+        for key in keys
+        if differs(settings, key)
+    }
+
+
 def with_values(settings: Mapping[RunRecord, Mapping[str, Any]], keys: Iterable[str]) -> list[str]:
     """`key (value: its runs; ...)` of each key: as `settings` of a run say it, else what it came to."""
     found = []

@@ -11,7 +11,7 @@ from hf_arch.analysis.audits.keys import with_values
 from hf_arch.analysis.checks import SPEEDS
 from hf_arch.analysis.finding import Finding, Severity, not_recorded
 from hf_arch.analysis.question import computed_otherwise
-from hf_arch.analysis.run_names import FEW, by_name, by_value, run_labels, run_names, shares_of
+from hf_arch.analysis.run_names import FEW, by_name, by_value, run_labels, run_names, shares_of, values_by_run
 from hf_arch.runs.record import RunRecord
 
 BUSY = 0.25
@@ -37,9 +37,8 @@ def check_devices(runs: Sequence[RunRecord]) -> Finding:
     if len(machines) <= 1:
         return Finding("device", "ok", f"Same device: {next(iter(machines), None)}.", run_labels(measured))
     text = "; ".join(f"{machine}: {run_names(group)}" for machine, group in machines.items())
-    return Finding(
-        "device", "violation", f"Devices differ, so speeds and memory do not compare: {text}.", run_labels(measured)
-    )
+    sentence = f"Devices differ, so speeds and memory do not compare: {text}."
+    return Finding("device", "violation", sentence, run_labels(measured), values_by_run(machines))
 
 
 def check_load(runs: Sequence[RunRecord]) -> Finding | None:
@@ -112,7 +111,7 @@ def check_measured_speed(runs: Sequence[RunRecord]) -> Finding | None:
         return Finding("timing", "ok", sentence, run_labels(runs)) if kinds else None
     text = "; ".join(f"{tokens} tokens: {run_names(group)}" for tokens, group in kinds.items())
     sentence = f"Generation was timed otherwise (evaluation.speed_tokens): {text}."
-    return Finding("timing", "violation", sentence, run_labels(runs))
+    return Finding("timing", "violation", sentence, run_labels(runs), values_by_run(kinds))
 
 
 def _computed_otherwise(runs: Sequence[RunRecord]) -> Finding | None:

@@ -7,10 +7,10 @@ from itertools import combinations, zip_longest
 from math import log
 from statistics import fmean
 
-from hf_arch.analysis.audits.keys import differing, settings_of
+from hf_arch.analysis.audits.keys import differing, settings_of, values_apart
 from hf_arch.analysis.finding import Finding, Severity, not_recorded
 from hf_arch.analysis.question import is_asked
-from hf_arch.analysis.run_names import by_name, by_value, run_labels, run_names
+from hf_arch.analysis.run_names import by_name, by_value, run_labels, run_names, values_by_run
 from hf_arch.core.formats import factor
 from hf_arch.runs.limits import BRANCH_GAIN, BRANCH_RATIO
 from hf_arch.runs.record import RunRecord
@@ -29,13 +29,13 @@ def check_branch_scale(runs: Sequence[RunRecord]) -> Finding | None:
     measured = by_name([run for run in runs if run.branch_scale])
     missing = [run for run in runs if not run.branch_scale and run.completed]
     found = [
-        (ratio, site, small, large)
+        (gap, site, small, large)
         for site in ("mixer", "ffn")
         for small in measured
         for large in measured
-        if small != large and (ratio := _site_ratio(measured[small], measured[large], site)) is not None
+        if small != large and (gap := _site_gap(measured[small], measured[large], site)) is not None
     ]
-    ratio, site, small, large = max(found, default=(1.0, "mixer", "", ""))
+    (ratio, layer, *scales), site, small, large = max(found, default=((1.0, 0, 0.0, 0.0), "mixer", "", ""))
     unseen = f" Not measured for {run_names(missing)}." if missing else ""
     if ratio <= BRANCH_RATIO:
         if missing:
@@ -45,15 +45,15 @@ def check_branch_scale(runs: Sequence[RunRecord]) -> Finding | None:
             return None
         sentence = f"Branch scale at initialisation within a factor of {ratio:.2g} (limit {BRANCH_RATIO:g})."
         return Finding("branch scale", "ok", sentence, run_labels(runs), {"ratio": ratio, "site": site})
-    scales = {name: _scale(measured[name], site) for name in measured}
     where = "mixers" if site == "mixer" else "feed-forwards"
-    by = f" by a factor of {factor(ratio)}" if scales[small] else ""
+    by = f" by a factor of {factor(ratio)}" if scales[0] >= FLOOR else ""
     sentence = (
-        f"Branch scale at initialisation differs{by}: {where} write {scales[small]:.2g} "
-        f"of the residual stream in {small}, {scales[large]:.2g} in {large}.{unseen}"
+        f"Branch scale at initialisation differs{by}: {where} write {scales[0]:.2g} of the residual stream in {small}, "
+        f"{scales[1]:.2g} in {large} (layer {layer}, where they are farthest apart).{unseen}"
     )
+    values = {"ratio": ratio, "site": site, "layer": layer, small: scales[0], large: scales[1]}
     severity: Severity = "note" if is_asked("branch scale", runs) else "violation"
-    return Finding("branch scale", severity, sentence, run_labels(runs), {"ratio": ratio, "site": site, **scales})
+    return Finding("branch scale", severity, sentence, run_labels(runs), values)
 
 
 def check_branch_gain(runs: Sequence[RunRecord]) -> Finding | None:
@@ -85,35 +85,32 @@ def _largest_gain(first: Sequence[float], second: Sequence[float]) -> float:
     return max((max(a / b, b / a) for a, b in pairs if a > 0 and b > 0), default=1.0)
 
 
-def _scale(group: Sequence[RunRecord], site: str) -> float:
-    """The mean over layers and seeds of one kind of branch; 0 where there is none."""
-    values = [value for run in group for value in (run.branch_scale or {}).get(site) or () if value is not None]
-    return fmean(values) if values else 0.0
+Gap = tuple[float, int, float, float]
+"""A ratio of two sides, the layer (from 1, of the deeper one), and what each writes of its stream there."""
 
 
-def _site_ratio(small: Sequence[RunRecord], large: Sequence[RunRecord], site: str) -> float | None:
+def _site_gap(small: Sequence[RunRecord], large: Sequence[RunRecord], site: str) -> Gap | None:
     """The largest ratio, over every pair of runs, of a layer of one side to that at the same depth of the other; None
     where a side has no such branch."""
-    ratios = [_layer_ratio(_layers(first, site), _layers(second, site)) for first in small for second in large]
-    known = [ratio for ratio in ratios if ratio is not None]
-    return max(known) if known else None
+    gaps = [_layer_gap(_layers(first, site), _layers(second, site)) for first in small for second in large]
+    return max((gap for gap in gaps if gap is not None), default=None)
 
 
 def _layers(run: RunRecord, site: str) -> list[float | None]:
     return list((run.branch_scale or {}).get(site) or ())
 
 
-def _layer_ratio(first: Sequence[float | None], second: Sequence[float | None]) -> float | None:
+def _layer_gap(first: Sequence[float | None], second: Sequence[float | None]) -> Gap | None:
     """The largest ratio of a layer of the second to the first's at the same share of the depth; every layer of both is
     looked at."""
     depth = max(len(first), len(second))
-    pairs = [
-        (a, b)
+    gaps = [
+        (max(b, FLOOR) / max(a, FLOOR), index + 1, a, b)
         for index in range(depth if first and second else 0)
         if (a := first[index * len(first) // depth]) is not None
         and (b := second[index * len(second) // depth]) is not None
     ]
-    return max((max(b, FLOOR) / max(a, FLOOR) for a, b in pairs), default=None)
+    return max(gaps, key=lambda gap: gap[0], default=None)
 
 
 def check_short_convolution(runs: Sequence[RunRecord]) -> Finding:
@@ -148,16 +145,19 @@ def check_init(runs: Sequence[RunRecord]) -> Finding:
     overridden = [run for run in runs if run.init_overridden]
     if unknown := [run for run in runs if run.init_overridden is None and run.completed]:
         return not_recorded("initialisation", "init_overridden", unknown)
-    if found := differing(settings_of("initialisation", runs)):
+    settings = settings_of("initialisation", runs)
+    if found := differing(settings):
         severity: Severity = "note" if is_asked("initialisation", runs) else "violation"
-        return Finding("initialisation", severity, f"Initialisation differs: {found}.", run_labels(runs))
+        values = values_apart(settings)
+        return Finding("initialisation", severity, f"Initialisation differs: {found}.", run_labels(runs), values)
     if warm := [run for run in runs if _knows(run)]:
         sentence = (
             f"Weights that have learned: {run_names(warm)} {'begins' if len(warm) == 1 else 'begin'} at a loss of "
             f"{fmean(run.initial_loss or 0.0 for run in warm):.3g}, which no weights drawn at random have."
         )
         cold = any(run.initial_loss is not None for run in runs if run not in warm)
-        return Finding("initialisation", "violation" if cold else "note", sentence, run_labels(warm))
+        losses = {run.label: run.initial_loss for run in runs}
+        return Finding("initialisation", "violation" if cold else "note", sentence, run_labels(warm), losses)
     if not overridden:
         rules = by_value(runs, lambda run: str(run.components.get("init", "its own")))
         text = "; ".join(f"{rule}: {run_names(group)}" for rule, group in rules.items())
@@ -166,7 +166,8 @@ def check_init(runs: Sequence[RunRecord]) -> Finding:
     everywhere = len(overridden) == len(runs)
     sentence = f"Initialisation overridden in {'every run' if everywhere else run_names(overridden)}."
     fair = everywhere or is_asked("initialisation", runs)
-    return Finding("initialisation", "note" if fair else "violation", sentence, run_labels(overridden))
+    by_hand = {run.label: bool(run.init_overridden) for run in runs}
+    return Finding("initialisation", "note" if fair else "violation", sentence, run_labels(overridden), by_hand)
 
 
 def _knows(run: RunRecord) -> bool:
@@ -180,27 +181,30 @@ def _knows(run: RunRecord) -> bool:
 def check_dropout(runs: Sequence[RunRecord]) -> Finding | None:
     """The same dropout: architectures have different defaults, and on a small corpus these decide."""
     rates = by_value([run for run in runs if "dropout" in run.components], lambda run: str(run.components["dropout"]))
-    text = differing(settings_of("dropout", runs))
+    settings = settings_of("dropout", runs)
+    text, values = differing(settings), values_apart(settings)
     if len(rates) > 1:
+        values = values_by_run(rates)
         text = "; ".join(f"{rate}: {run_names(group)}" for rate, group in rates.items())
     if not text:
         return Finding("dropout", "ok", f"Same dropout: {next(iter(rates))}.", run_labels(runs)) if rates else None
     severity: Severity = "note" if is_asked("dropout", runs) else "violation"
-    return Finding("dropout", severity, f"Dropout differs: {text}.", run_labels(runs))
+    return Finding("dropout", severity, f"Dropout differs: {text}.", run_labels(runs), values)
 
 
 def check_tying(runs: Sequence[RunRecord]) -> Finding | None:
     """Head and embedding tied on all sides or on none."""
     known = [run for run in runs if isinstance(run.experiment.get("config"), dict)]
     tied = by_value(known, lambda run: bool(run.experiment["config"].get("tie_word_embeddings")))
-    found = differing(settings_of("tying", [run for run in runs if run not in known]))
+    settings = settings_of("tying", [run for run in runs if run not in known])
+    found = differing(settings)
     if len(tied) < 2 and not found:
         return Finding("tying", "ok", "Same tying of head and embedding.", run_labels(known)) if known else None
     severity: Severity = "note" if is_asked("tying", runs) else "violation"
     sentence = f"Tying of head and embedding differs: {found}."
     if len(tied) > 1:
         sentence = f"Head tied to the embedding in {run_names(tied[True])}; not in {run_names(tied[False])}."
-    return Finding("tying", severity, sentence, run_labels(known))
+    return Finding("tying", severity, sentence, run_labels(runs), values_by_run(tied) | values_apart(settings))
 
 
 def check_kernels(runs: Sequence[RunRecord]) -> Finding | None:
@@ -211,7 +215,7 @@ def check_kernels(runs: Sequence[RunRecord]) -> Finding | None:
         return None
     text = "; ".join(f"{kernels}: {run_names(group)}" for kernels, group in known.items())
     severity: Severity = "note" if known.keys() <= {"torch", "compiled C"} else "violation"
-    return Finding("kernels", severity, f"Kernels differ: {text}.", run_labels(runs))
+    return Finding("kernels", severity, f"Kernels differ: {text}.", run_labels(runs), values_by_run(known))
 
 
 def check_scoring(runs: Sequence[RunRecord]) -> Finding | None:

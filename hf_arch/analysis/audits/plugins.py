@@ -9,7 +9,7 @@ from typing import Any
 from hf_arch.analysis.finding import Finding, Severity
 from hf_arch.analysis.question import changed_keys, is_asked
 from hf_arch.analysis.resolved import given
-from hf_arch.analysis.run_names import by_value, listed, run_labels, run_names
+from hf_arch.analysis.run_names import by_value, listed, run_labels, run_names, values_by_run
 from hf_arch.core.plugin_files import WEIGHTS
 from hf_arch.runs.record import RunRecord
 
@@ -40,7 +40,7 @@ def check_text_read(runs: Sequence[RunRecord]) -> Finding | None:
         return None
     names = listed(sorted({str(name) for run in readers for name in reading[run] or ()}))
     sentence = f"Plugins of {run_names(readers)} read {names}, in which stands what is scored."
-    return Finding("seen rows", "violation", sentence, run_labels(readers))
+    return Finding("seen rows", "violation", sentence, run_labels(readers), {r.label: reading[r] for r in readers})
 
 
 def check_plugin_packages(runs: Sequence[RunRecord]) -> Finding | None:
@@ -48,7 +48,8 @@ def check_plugin_packages(runs: Sequence[RunRecord]) -> Finding | None:
     for package, found in _by_entry(runs, "plugin_packages").items():
         if len(found) > 1:
             text = "; ".join(f"{package} {version}: {run_names(group)}" for version, group in found.items())
-            return Finding("versions", "violation", f"A package of a plugin differs: {text}.", run_labels(runs))
+            sentence = f"A package of a plugin differs: {text}."
+            return Finding("versions", "violation", sentence, run_labels(runs), {package: values_by_run(found)})
     return None
 
 
@@ -77,7 +78,8 @@ def _other_files(runs: Sequence[RunRecord]) -> Finding | None:
         )
         return Finding("plugin files", "note", sentence, run_labels(runs))
     severity: Severity = "note" if _asks_a_plugin(runs) else "violation"
-    return Finding("plugin files", severity, f"The same plugin reads other files: {text}.", run_labels(runs))
+    sentence = f"The same plugin reads other files: {text}."
+    return Finding("plugin files", severity, sentence, run_labels(runs), {r.label: sorted(read[r]) for r in runs})
 
 
 def _weights_of_one_side(runs: Sequence[RunRecord]) -> Finding | None:
@@ -91,7 +93,7 @@ def _weights_of_one_side(runs: Sequence[RunRecord]) -> Finding | None:
         f"Plugins of {run_names(readers)} read {names}, which may hold what was learned before; others read none."
     )
     severity: Severity = "note" if is_asked("initialisation", runs) else "violation"
-    return Finding("plugin files", severity, sentence, run_labels(readers))
+    return Finding("plugin files", severity, sentence, run_labels(readers), {r.label: read[r] for r in runs})
 
 
 def _by_entry(runs: Sequence[RunRecord], key: str) -> dict[str, dict[str, list[RunRecord]]]:

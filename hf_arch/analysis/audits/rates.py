@@ -56,12 +56,13 @@ def check_followed(runs: Sequence[RunRecord]) -> Finding | None:
     apart = [run for run in shapes if first is not None and _farthest(shapes[first], shapes[run]) > FOLLOWED]
     if first is None or not apart:
         return None
+    values = {run.label: _farthest(shapes[first], shapes[run]) for run in apart}
     sentence = (
         f"The logged learning rate of {run_names(apart)} takes another course than that of {first.label}, by up to "
-        f"{max(_farthest(shapes[first], shapes[run]) for run in apart):.0%} of the highest, though the schedules agree."
+        f"{max(values.values()):.0%} of the highest, though the schedules agree."
     )
     severity: Severity = "note" if is_asked("schedule", runs) else "violation"
-    return Finding("schedule", severity, sentence, run_labels([first, *apart]))
+    return Finding("schedule", severity, sentence, run_labels([first, *apart]), values)
 
 
 def _shape(run: RunRecord) -> dict[int, float]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hf_arch.analysis.finding import Finding, Severity, not_recorded
-from hf_arch.analysis.run_names import by_value, code_state, distinct, run_count, run_labels, run_names
+from hf_arch.analysis.run_names import by_value, code_state, distinct, run_count, run_labels, run_names, values_by_run
 from hf_arch.numerics import numerics_version
 from hf_arch.runs.numbers import read_number
 from hf_arch.runs.record import RunRecord
@@ -59,6 +59,7 @@ def check_finished(runs: Sequence[RunRecord]) -> Finding:
         "violation",
         f"{len(broken)} of {run_count(runs)} did not complete, and no number below counts them: {reasons}.",
         run_labels(broken),
+        {run.label: run.status for run in broken},
     )
 
 
@@ -73,7 +74,7 @@ def check_dropped(runs: Sequence[RunRecord]) -> Finding | None:
     if not dropped:
         return None
     sentence = f"Runs that did not complete are left out, and the rest may be the better part: {_labels(dropped)}."
-    return Finding("dropped runs", "violation", sentence, run_labels(dropped))
+    return Finding("dropped runs", "violation", sentence, run_labels(dropped), {r.label: r.status for r in dropped})
 
 
 def check_changes(runs: Sequence[RunRecord]) -> Finding | None:
@@ -86,7 +87,8 @@ def check_changes(runs: Sequence[RunRecord]) -> Finding | None:
         return None
     text = "; ".join(f"{', '.join(what) or 'nothing'}: {run_names(group)}" for what, group in kinds.items())
     severity: Severity = "violation" if len(kinds) > 1 else "note"
-    return Finding("resumed", severity, f"Changed when runs were resumed or extended: {text}.", run_labels(changed))
+    sentence = f"Changed when runs were resumed or extended: {text}."
+    return Finding("resumed", severity, sentence, run_labels(changed), {r.label: list(w) for r, w in changed.items()})
 
 
 def check_finite(runs: Sequence[RunRecord]) -> Finding | None:
@@ -107,6 +109,7 @@ def check_finite(runs: Sequence[RunRecord]) -> Finding | None:
         "violation",
         f"The loss or its gradient was not a finite number in training: {where}.",
         run_labels(spoiled),
+        {run.label: words for run, words in spoiled.items()},
     )
 
 
@@ -132,7 +135,8 @@ def check_duplicates(runs: Sequence[RunRecord]) -> Finding | None:
     sentence = f"Several runs of one name, learning rate and seed; the newest of each counts ({text})."
     differ = any(len({run.numbers["final_val_loss"] for run in group}) > 1 for group in repeated)
     severity: Severity = "violation" if differ else "note"
-    return Finding("duplicates", severity, sentence, run_labels(run for group in repeated for run in group))
+    losses = {run.path.name: run.numbers["final_val_loss"] for group in repeated for run in group}
+    return Finding("duplicates", severity, sentence, run_labels(run for group in repeated for run in group), losses)
 
 
 def check_versions(runs: Sequence[RunRecord]) -> Finding:
@@ -141,15 +145,15 @@ def check_versions(runs: Sequence[RunRecord]) -> Finding:
     if len(recorded) < len([run for run in runs if run.completed]):
         return not_recorded("versions", "provenance.versions", [run for run in runs if run not in recorded])
     versions = {run: {**_own_version(run), **run.provenance["versions"]} for run in recorded}
-    differing = []
+    differing, apart = [], {}
     for package in distinct(key for used in versions.values() for key in used):
         values = distinct(used.get(package) for used in versions.values())
         if len(values) > 1:
+            apart[package] = {run.label: used.get(package) for run, used in versions.items()}
             differing.append(f"{package} {' and '.join(str(value) for value in values)}")
     if differing:
-        return Finding(
-            "versions", "violation", f"Package versions differ: {', '.join(differing)}.", run_labels(recorded)
-        )
+        sentence = f"Package versions differ: {', '.join(differing)}."
+        return Finding("versions", "violation", sentence, run_labels(recorded), apart)
     return Finding("versions", "ok", "Same package versions.", run_labels(recorded))
 
 
@@ -172,16 +176,17 @@ def check_code(runs: Sequence[RunRecord]) -> Finding:
     states = by_value([run for run in runs if code_state(run) is not None], code_state)
     if len(states) > 1:
         text = "; ".join(f"{str(state)[:10]}: {run_names(group)}" for state, group in states.items())
-        return Finding("code", "violation", f"The code of hf_arch changed between runs: {text}.", run_labels(runs))
+        sentence = f"The code of hf_arch changed between runs: {text}."
+        return Finding("code", "violation", sentence, run_labels(runs), values_by_run(states))
     settings = by_value(
         [run for run in runs if run.completed],
         lambda run: repr(sorted(_not_measured(run).items())),
     )
     if len(settings) > 1:
         text = "; ".join(f"{value}: {run_names(group)}" for value, group in settings.items())
-        return Finding(
-            "code", "violation", f"Environment variables or settings of torch differ: {text}.", run_labels(runs)
-        )
+        sentence = f"Environment variables or settings of torch differ: {text}."
+        values = {run.label: _not_measured(run) for group in settings.values() for run in group}
+        return Finding("code", "violation", sentence, run_labels(runs), values)
     named = [run for run in runs if (run.config.get("model") or {}).get("plugins") and not _plugins(run)]
     if named:
         return not_recorded("code", "the hash of a plugin", named)
@@ -205,7 +210,8 @@ def _other_part(runs: Sequence[RunRecord]) -> Finding | None:
     for part, found in parts.items():
         if len(found) > 1:
             text = "; ".join(f"{code[:10]}: {run_names(group)}" for code, group in found.items())
-            return Finding("code", "violation", f"Code of the {part!r} differs between runs: {text}.", run_labels(runs))
+            sentence = f"Code of the {part!r} differs between runs: {text}."
+            return Finding("code", "violation", sentence, run_labels(runs), {part: values_by_run(found)})
     return None
 
 
@@ -221,7 +227,8 @@ def check_metrics(runs: Sequence[RunRecord]) -> Finding | None:
     for key, found in meanings.items():
         if len(found) > 1:
             text = "; ".join(f"{meaning}: {run_names(group)}" for meaning, group in found.items())
-            return Finding("metric", "violation", f"The number {key} is not one thing: {text}.", run_labels(runs))
+            sentence = f"The number {key} is not one thing: {text}."
+            return Finding("metric", "violation", sentence, run_labels(runs), {key: values_by_run(found)})
     return None
 
 
@@ -241,7 +248,7 @@ def check_consistent(runs: Sequence[RunRecord]) -> Finding | None:
     text = "; ".join(f"{run.label}: {words}" for run, words in wrong.items())
     severity: Severity = "note" if len(wrong) == len(completed) else "violation"
     sentence = f"Numbers of results.json contradict each other, as where they are changed by hand: {text}."
-    return Finding("consistent", severity, sentence, run_labels(wrong))
+    return Finding("consistent", severity, sentence, run_labels(wrong), {r.label: words for r, words in wrong.items()})
 
 
 def _bits_a_nat(run: RunRecord) -> float | None:
@@ -274,7 +281,8 @@ def check_utilisation(runs: Sequence[RunRecord]) -> Finding | None:
     if not impossible:
         return None
     text = ", ".join(f"{run.label} {run.numbers['mfu']:.0%}" for run in impossible)
-    return Finding("utilisation", "violation", f"MFU above 100 % cannot be: {text}.", run_labels(impossible))
+    values = {run.label: run.numbers["mfu"] for run in impossible}
+    return Finding("utilisation", "violation", f"MFU above 100 % cannot be: {text}.", run_labels(impossible), values)
 
 
 def _has(run: RunRecord, key: str) -> bool:

@@ -37,7 +37,8 @@ def check_scores(runs: Sequence[RunRecord]) -> Finding | None:
     )
     others = f" (and {len(differing) - 1} other tasks)" if len(differing) > 1 else ""
     sentence = f"Scores of {task}{others} were made otherwise and do not compare: {text}."
-    return Finding("scores", "violation", sentence, run_labels(run for group in groups for run in group))
+    values = {run.label: facts for facts, group in zip(made, groups, strict=True) for run in group}
+    return Finding("scores", "violation", sentence, run_labels(run for group in groups for run in group), values)
 
 
 def _made(scores: Mapping[str, Any]) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def check_matched_size(runs: Sequence[RunRecord]) -> Finding | None:
     if severity == "ok" and mismatch + 1 > worth_a_note:
         severity = "note" if mismatch + 1 < another_reason else "violation"
     sentence = f"{what} differ by {mismatch:.2%} (declared limit {tolerance:.0%})."
-    return Finding(match["by"], severity, sentence, run_labels(runs))
+    return Finding(match["by"], severity, sentence, run_labels(runs), {"ratio": mismatch + 1, **sizes})
 
 
 def check_flops(runs: Sequence[RunRecord]) -> Finding | None:

@@ -19,7 +19,7 @@ def check_arguments(runs: Sequence[RunRecord]) -> Finding | None:
     texts = [f"{_text(changed[group[0]])}: {run_names(group)}" for group in kinds.values() if changed[group[0]]]
     severity: Severity = "violation" if len(kinds) > 1 else "note"
     sentence = f"Settings of training were changed while it ran, which no recipe tells: {'; '.join(texts)}."
-    return Finding("settings", severity, sentence, run_labels(changed))
+    return Finding("settings", severity, sentence, run_labels(changed), {r.label: what for r, what in changed.items()})
 
 
 def _changed(facts: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -35,7 +35,7 @@ def check_process(runs: Sequence[RunRecord]) -> Finding | None:
         return None
     text = "; ".join(f"{listed(found) or 'nothing'}: {run_names(group)}" for found, group in kinds.items())
     sentence = f"What holds for the whole process in training differs: {text}."
-    return Finding("code", "violation", sentence, run_labels(seen))
+    return Finding("code", "violation", sentence, run_labels(seen), {r.label: list(what) for r, what in seen.items()})
 
 
 def _text(changed: dict[str, list[object]]) -> str:

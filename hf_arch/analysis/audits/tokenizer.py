@@ -13,7 +13,7 @@ from typing import Any
 
 from hf_arch.analysis.finding import Finding, not_recorded, same_fingerprint
 from hf_arch.analysis.question import TOKENIZER_METRICS, asks_tokenizer
-from hf_arch.analysis.run_names import by_value, run_labels, run_names
+from hf_arch.analysis.run_names import by_value, run_labels, run_names, values_by_run
 from hf_arch.runs.record import RunRecord
 
 TOLERANCE = 0.02
@@ -42,7 +42,8 @@ def other_measure(runs: Sequence[RunRecord], metric: str) -> list[Finding]:
         f"{metric} is not comparable between tokenizers, whose tokens are of different length: judge by "
         f"{TOKENIZER_METRICS[0]} (`experiment.metric`, or `--metric`)."
     )
-    return [Finding("tokenizer", "violation", sentence, run_labels(runs))]
+    values = {run.label: run.tokenizer_fingerprint for run in runs if run.completed}
+    return [Finding("tokenizer", "violation", sentence, run_labels(runs), values)]
 
 
 def same_bytes_seen(runs: Sequence[RunRecord]) -> Finding:
@@ -65,7 +66,7 @@ def same_bytes_scored(runs: Sequence[RunRecord]) -> Finding:
             f"{'is' if len({run.name for run in cut}) == 1 else 'are'} scored on a part: score all (evaluation.rows: "
             "all, no final_sequences)."
         )
-        return Finding("rows", "violation", sentence, run_labels(cut))
+        return Finding("rows", "violation", sentence, run_labels(cut), {run.label: _share_scored(run) for run in cut})
     return _same_bytes(
         "rows", runs, "scored", "bytes of held-out text scored", lambda run: (run.text_bytes or {}).get("scored")
     )
@@ -79,7 +80,8 @@ def same_text(runs: Sequence[RunRecord]) -> Finding:
     if len(texts) < 2:
         return Finding("data", "ok", f"Same text (fingerprint {next(iter(texts), '')}).", run_labels(runs))
     text = "; ".join(f"{value}: {run_names(group)}" for value, group in texts.items())
-    return Finding("data", "violation", f"The text itself differs: {text}.", run_labels(runs))
+    sentence = f"The text itself differs: {text}."
+    return Finding("data", "violation", sentence, run_labels(runs), values_by_run(texts))
 
 
 def order_of_tokens(runs: Sequence[RunRecord]) -> Finding:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_arch.analysis.audits.keys import differing, settings_of, with_values
+from hf_arch.analysis.audits.keys import differing, settings_of, values_apart, with_values
 from hf_arch.analysis.curves import recorded_schedule
 from hf_arch.analysis.finding import Finding, Severity
 from hf_arch.analysis.question import (
@@ -26,7 +26,7 @@ from hf_arch.analysis.question import (
     is_asked,
     varied,
 )
-from hf_arch.analysis.run_names import by_name, by_value, listed, run_labels, run_names, shares_of
+from hf_arch.analysis.run_names import by_name, by_value, listed, run_labels, run_names, shares_of, values_by_run
 from hf_arch.runs.record import RunRecord
 from hf_arch.runs.run_settings import shared_settings
 
@@ -54,7 +54,9 @@ def check_schedule(runs: Sequence[RunRecord]) -> Finding | None:
     settings = settings_of("schedule", runs)
     if found := differing(settings):
         severity: Severity = "note" if is_asked("schedule", runs) else "violation"
-        return Finding("schedule", severity, f"Schedules differ: {found}.", run_labels(settings))
+        return Finding(
+            "schedule", severity, f"Schedules differ: {found}.", run_labels(settings), values_apart(settings)
+        )
     high = {
         run: ratio for run in runs if run.completed and (ratio := _end_of_rate(run)) is not None and ratio > DECAYED
     }
@@ -140,17 +142,21 @@ def check_optimiser(runs: Sequence[RunRecord]) -> Finding | None:
     settings = settings_of("optimiser", runs)
     severity: Severity = "note" if is_asked("optimiser", runs) else "violation"
     if found := differing(settings):
-        return Finding("optimiser", severity, f"Optimisers differ: {found}.", run_labels(settings))
+        return Finding(
+            "optimiser", severity, f"Optimisers differ: {found}.", run_labels(settings), values_apart(settings)
+        )
     recorded = [run for run in runs if run.optimizer]
     kinds = by_value(recorded, lambda run: repr(_groups(run)))
     if len(kinds) > 1:
         text = "; ".join(f"{_groups_text(group[0])}: {run_names(group)}" for group in kinds.values())
-        return Finding("optimiser", severity, f"Groups of the optimiser differ: {text}.", run_labels(recorded))
+        sentence = f"Groups of the optimiser differ: {text}."
+        values: dict[str, Any] = {run.label: _groups(run) for run in recorded}
+        return Finding("optimiser", severity, sentence, run_labels(recorded), values)
     exempt = {run: _decays_exempt(run) for run in recorded}
     if len(kinds := by_value([run for run in recorded if exempt[run] is not None], lambda run: exempt[run])) > 1:
         sentence = f"Weight decay reaches norms, biases or decays of {run_names(kinds[True])}; not of "
         sentence += f"{run_names(kinds[False])}."
-        return Finding("optimiser", severity, sentence, run_labels(recorded))
+        return Finding("optimiser", severity, sentence, run_labels(recorded), values_by_run(kinds))
     shares = {run.name: share for run in recorded if (share := _decaying(run)) is not None}
     if shares and max(shares.values()) - min(shares.values()) > GROUPS_APART:
         text = "; ".join(f"{name} {share:.0%}" for name, share in shares.items())
@@ -195,28 +201,34 @@ def check_precision(runs: Sequence[RunRecord]) -> Finding | None:
     """The same precision."""
     kinds = by_value([run for run in runs if run.completed], lambda run: run.precision)
     text = "; ".join(f"{precision}: {run_names(group)}" for precision, group in kinds.items()) if len(kinds) > 1 else ""
-    found = ", ".join(filter(None, [text, differing(settings_of("precision", runs))]))
+    settings = settings_of("precision", runs)
+    found = ", ".join(filter(None, [text, differing(settings)]))
     if not found:
         return None
     severity: Severity = "note" if is_asked("precision", runs) else "violation"
-    return Finding("precision", severity, f"Precision differs: {found}.", run_labels(runs))
+    values = values_by_run(kinds) | values_apart(settings)
+    return Finding("precision", severity, f"Precision differs: {found}.", run_labels(runs), values)
 
 
 def check_losses(runs: Sequence[RunRecord]) -> Finding | None:
     """The same losses besides the next token's: one on one side only is what is compared."""
-    if found := differing(settings_of("losses", runs)):
+    settings = settings_of("losses", runs)
+    if found := differing(settings):
         severity: Severity = "note" if is_asked("losses", runs) else "violation"
-        return Finding("losses", severity, f"Auxiliary losses differ: {found}.", run_labels(runs))
+        return Finding(
+            "losses", severity, f"Auxiliary losses differ: {found}.", run_labels(runs), values_apart(settings)
+        )
     return None
 
 
 def check_embedding_scale(runs: Sequence[RunRecord]) -> Finding | None:
     """The same factor on embeddings and logits: it moves the share that every branch has of the stream, and the rate at
     which embeddings and head learn."""
-    if found := differing(settings_of("embedding scale", runs)):
+    settings = settings_of("embedding scale", runs)
+    if found := differing(settings):
         severity: Severity = "note" if is_asked("embedding scale", runs) else "violation"
         sentence = f"Scale of embeddings or logits differs: {found}."
-        return Finding("embedding scale", severity, sentence, run_labels(runs))
+        return Finding("embedding scale", severity, sentence, run_labels(runs), values_apart(settings))
     return None
 
 
@@ -233,7 +245,7 @@ def check_settings(runs: Sequence[RunRecord]) -> Finding:
     if found := differing(theirs):
         sentence = f"Settings differ besides the model: {found}."
         severity: Severity = "note" if is_asked("settings", runs) and not _other_steps(configured) else "violation"
-        return Finding("settings", severity, sentence, run_labels(runs))
+        return Finding("settings", severity, sentence, run_labels(runs), values_apart(theirs))
     if len(configured) < len(runs):
         return Finding("settings", "note", "Settings besides the model: not recorded for every run.", run_labels(runs))
     return Finding("settings", "ok", "Same settings: data, training and evaluation sections agree.", run_labels(runs))

@@ -8,7 +8,7 @@ from typing import Any
 
 from hf_arch.analysis.finding import Finding, Severity
 from hf_arch.analysis.question import is_asked
-from hf_arch.analysis.run_names import by_name, by_value, listed, run_labels, run_names
+from hf_arch.analysis.run_names import by_name, by_value, listed, run_labels, run_names, values_by_run
 from hf_arch.runs.record import RunRecord
 
 UNTRACKED = 0.01
@@ -153,9 +153,8 @@ def check_types(runs: Sequence[RunRecord]) -> Finding | None:
     if len(kinds) < 2:
         return None
     text = "; ".join(f"{types}: {run_names(group)}" for types, group in kinds.items())
-    return Finding(
-        "precision", severity_of("precision", runs), f"Types of parameters differ: {text}.", run_labels(known)
-    )
+    sentence = f"Types of parameters differ: {text}."
+    return Finding("precision", severity_of("precision", runs), sentence, run_labels(known), values_by_run(kinds))
 
 
 def check_modes(runs: Sequence[RunRecord]) -> Finding | None:
@@ -254,7 +253,9 @@ def check_replaced(runs: Sequence[RunRecord]) -> Finding | None:
         for names, group in kinds.items()
     )
     sentence = f"Plugins replace or add parts of the program itself: {text}."
-    return Finding("code", "violation", sentence, run_labels(known))
+    return Finding(
+        "code", "violation", sentence, run_labels(known), {r.label: list(names) for r, names in known.items()}
+    )
 
 
 def _check_left_over(replaced: Mapping[RunRecord, tuple[str, ...]]) -> Finding | None:
@@ -269,7 +270,7 @@ def _check_left_over(replaced: Mapping[RunRecord, tuple[str, ...]]) -> Finding |
         f"Parts of the program were replaced ({listed(next(iter(replaced.values())))}) in runs that share no plugin "
         f"({text}): what one replaced was left to later runs of its process."
     )
-    return Finding("code", "violation", sentence, run_labels(plugins))
+    return Finding("code", "violation", sentence, run_labels(plugins), {r.label: sorted(p) for r, p in plugins.items()})
 
 
 def _rounding(run: RunRecord) -> float:

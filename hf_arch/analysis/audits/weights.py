@@ -108,7 +108,7 @@ def check_rates(runs: Sequence[RunRecord]) -> Finding | None:
     if not more:
         return None
     sentence = f"The optimiser of {run_names(list(more))} took {max(more.values()):.3g} steps where one was due."
-    return Finding("optimiser", severity_of("optimiser", runs), sentence, run_labels(more))
+    return Finding("optimiser", severity_of("optimiser", runs), sentence, run_labels(more), values_of(more))
 
 
 def _steps_each(run: RunRecord) -> float:
