@@ -184,9 +184,17 @@ def _counted(match: re.Match[str], first: str, second: str | None, number: float
 
 
 def _unjudged_words(claim: str, measured: Measured) -> str:
-    names = ", ".join(group.name for group in measured.groups)
     if CLAIM.fullmatch(claim):
-        return f"It names runs without a result here; there are results of {names}. {headline(measured)}"
+        here = [group.name for group in measured.groups]
+        ladder, place = measured.ladder, ""
+        if ladder is not None:
+            here, place = (
+                list(ladder.top.values()),
+                " at the largest size and budget, where a ladder's claims are judged",
+            )
+        return (
+            f"It names runs without a result here{place}; there are results of {', '.join(here)}. {headline(measured)}"
+        )
     return f"It is not of the form 'A better than B'. {headline(measured)}"
 
 
