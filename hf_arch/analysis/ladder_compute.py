@@ -224,7 +224,7 @@ def _reached(follow: np.ndarray, losses: np.ndarray, targets: np.ndarray) -> np.
 
 
 def _lowest(x: np.ndarray, losses: np.ndarray) -> float:
-    """Where a curve on an even grid is lowest: the vertex of the parabola through its lowest point and its neighbours."""
+    """Where a curve on an even grid is lowest: by the parabola through its lowest point and both neighbours."""
     best = int(losses.argmin())
     if not 0 < best < len(x) - 1:
         return float(x[best])
