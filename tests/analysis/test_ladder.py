@@ -14,6 +14,8 @@ from hf_arch.analysis.comparison import Comparison
 from hf_arch.analysis.held_out import HeldOut
 from hf_arch.analysis.loss_surface import LossSurface, Points, fit_surface
 from hf_arch.analysis.scaling import Refused
+from hf_arch.core.errors import ConfigError
+from hf_arch.recipe.ladder import LadderOptions
 from hf_arch.report.page import write_report
 from tests.experiments.synthetic import write_run
 from tests.report.text import comparison_text
@@ -242,6 +244,13 @@ def test_equal_losses_rank_no_pair(tmp_path: Path) -> None:
     ladder = write_ladder(tmp_path, noise=0.0, gla=1.0, seeds=2).ladder
     assert ladder is not None and not ladder.accuracy
     assert any("their losses are equal" in line for line in ladder.lines)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_a_size_that_is_no_number_is_refused(value: float) -> None:
+    for name in ("sizes", "tokens_per_parameter"):
+        with pytest.raises(ConfigError, match=f"experiment.ladder.{name}: expected numbers above 0"):
+            LadderOptions(**{"sizes": (1e5,), name: (value, 1e6)})
 
 
 def test_the_audit_is_of_each_rung(tmp_path: Path) -> None:
