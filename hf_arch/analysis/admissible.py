@@ -37,6 +37,10 @@ def admissible_laws(points: Points, level: float = LEVEL) -> AdmissibleLaws | Re
     sizes, place = np.unique(points.parameters, return_inverse=True)
     if len(sizes) < 3 or len(set(points.tokens)) < 3:
         return Refused(f"{len(sizes)} sizes and {len(set(points.tokens))} budgets; at least 3 of each are needed")
+    if len(place) == len(sizes):
+        return Refused("each size has one budget, so that what tokens do is not told from what the size does")
+    if all(np.corrcoef(np.log(x), points.means)[0, 1] >= 0 for x in (points.parameters, points.tokens)):
+        return Refused("the loss falls neither with parameters nor with tokens")
     seeds = np.asarray([min(len(points.losses[i]) for i in np.flatnonzero(place == k)) for k in range(len(sizes))])
     degrees = len(sizes) - 3 + int((seeds - 1).sum())
     if degrees < FEWEST_DEGREES:

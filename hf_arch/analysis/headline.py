@@ -19,9 +19,11 @@ def headline(measured: Measured, controls: Sequence[Controlled] = ()) -> str:
     if not ranked:
         return "No run completed: there is nothing to compare."
     best = ranked[0]
-    apart = " apart from controls" if best is not next(group for group in measured.groups if group.counted) else ""
+    place = "" if measured.ladder is None else " at the largest size and budget"
+    if next(group for group in measured.groups if group.counted).name in measured.control_names - {best.name}:
+        place += " apart from controls"
     sentence = (
-        f"{best.name} has the best {measured.metric_name}{apart}, {interval_text(best.interval(measured.metric))}."
+        f"{best.name} has the best {measured.metric_name}{place}, {interval_text(best.interval(measured.metric))}."
     )
     if len(ranked) == 1:
         return sentence

@@ -25,8 +25,9 @@ import numpy as np
 from hf_arch.analysis.admissible import admissible_laws
 from hf_arch.analysis.exchange import ExchangeRate, SeedCurves, exchange_rates
 from hf_arch.analysis.held_out import HeldOut, predict_held_out
-from hf_arch.analysis.ladder_compute import Frontier, Minimum, Multiplier, multipliers
+from hf_arch.analysis.ladder_compute import Frontier, Minimum, Multiplier, multipliers, shared_sizes
 from hf_arch.analysis.loss_surface import LossSurface, Points, fit_surface
+from hf_arch.analysis.run_names import listed
 from hf_arch.analysis.scaling import Refused
 from hf_arch.analysis.stats import PairedDifference, all_pairs
 from hf_arch.core.formats import quantity
@@ -34,6 +35,8 @@ from hf_arch.core.formats import quantity
 if TYPE_CHECKING:
     from hf_arch.analysis.groups import Group
 
+SAME_SIZE = 1.05
+"""Runs of one size of the ladder may differ in parameters by less."""
 MINIMA = 4
 """Computes at which isoFLOP minima are given."""
 
@@ -56,6 +59,12 @@ class Rungs:
         )
 
     @cached_property
+    def untold(self) -> Refused | None:
+        """Why there is no law at all; None where the tokens of every rung are recorded."""
+        names = [group.name for group in self.groups if not group.mean("tokens_seen")]
+        return Refused(f"the tokens of {listed(names)} are not recorded") if names else None
+
+    @cached_property
     def flops(self) -> np.ndarray:
         """Training FLOPs of each rung, float64 [n]."""
         per_token = np.asarray([group.mean("flops_per_token") or np.nan for group in self.groups])
@@ -64,11 +73,13 @@ class Rungs:
     @cached_property
     def law(self) -> LossSurface | Refused:
         """The law through all points."""
-        return fit_surface(self.points)
+        return self.untold or fit_surface(self.points)
 
     @cached_property
     def held_out(self) -> HeldOut | Refused:
         """The test of its extrapolation."""
+        if self.untold:
+            return self.untold
         points = self.points
         largest = points.parameters == points.parameters.max()
         return predict_held_out(points.where(~largest), points.where(largest))
@@ -76,6 +87,8 @@ class Rungs:
     @cached_property
     def frontier(self) -> Frontier | Refused:
         """The best loss at each compute, by every law that the points do not reject, or why there is none."""
+        if self.untold:
+            return self.untold
         if not np.isfinite(self.flops).all():
             return Refused("training FLOPs are not recorded")
         laws = admissible_laws(self.points)
@@ -135,6 +148,8 @@ class Ladder:
     accuracy: tuple[dict[str, float], ...]
     rates: tuple[tuple[float, ExchangeRate], ...]
     multipliers: tuple[Multiplier, ...]
+    unranked: tuple[str, ...] = ()
+    """Pairs that decision accuracy is not of, with the reason."""
 
     @cached_property
     def top(self) -> dict[str, str]:
@@ -155,6 +170,7 @@ class Ladder:
                 f"decision accuracy of {quantity(entry['size'])} parameters: {entry['agree']:.0f} of "
                 f"{entry['pairs']:.0f} rankings of a pair are those of the largest size and budget"
             )
+        found += self.unranked
         together: dict[tuple[float, str, str], list[ExchangeRate]] = {}
         for size, rate in self.rates:
             together.setdefault((size, rate.first, rate.second), []).append(rate)
@@ -207,7 +223,8 @@ def ladder_of(groups: Sequence[Group], metric: str, baseline: str | None, lower_
     others = [(entry, rungs[0]) for entry in rungs[1:]]
     rates = [rate for one, other in others for rate in _rates(one, other)]
     ratios = [_multiplier(one, other) for one, other in others]
-    return Ladder(rungs, tuple(_decision_accuracy(rungs)), tuple(rates), tuple(ratios))
+    accuracy, unranked = _decision_accuracy(rungs)
+    return Ladder(rungs, tuple(accuracy), tuple(rates), tuple(ratios), tuple(unranked))
 
 
 def rung_pairs(ladder: Ladder) -> list[PairedDifference]:
@@ -224,29 +241,37 @@ def _multiplier(one: Rungs, other: Rungs) -> Multiplier:
         if isinstance(side.frontier, Refused):
             return Multiplier(one.base, other.base, reason=f"{side.base}: {side.frontier.reason}")
     assert not isinstance(one.frontier, Refused) and not isinstance(other.frontier, Refused)
-    return multipliers(one.base, other.base, one.frontier, other.frontier, other.flops)
+    low, high = shared_sizes(one.frontier, other.frontier)
+    sizes = other.points.parameters
+    shared = (sizes >= low / SAME_SIZE) & (sizes <= high * SAME_SIZE)
+    if low >= high or not shared.any():
+        return Multiplier(one.base, other.base, reason="their sizes do not overlap")
+    return multipliers(one.base, other.base, one.frontier, other.frontier, other.flops[shared])
 
 
-def _decision_accuracy(rungs: Sequence[Rungs]) -> list[dict[str, float]]:
+def _decision_accuracy(rungs: Sequence[Rungs]) -> tuple[list[dict[str, float]], list[str]]:
     """For each size but the largest: rankings of pairs, over all budgets, and how many are those of the largest size at
-    its largest budget."""
+    its largest budget; and why a pair is not among them, in words."""
     means = {(entry.base, *rung(group)): group.mean(entry.metric) for entry in rungs for group in entry.groups}
     places = sorted({(size, times) for _base, size, times in means})
     found: dict[float, dict[str, float]] = {}
+    left = []
     for one, other in itertools.combinations([entry.base for entry in rungs], 2):
         gaps = {}
         for place in places:
             first, second = means.get((one, *place)), means.get((other, *place))
             if first is not None and second is not None:
                 gaps[place] = first - second
-        if places[-1] not in gaps:
+        if not (top := gaps.get(places[-1])):
+            why = "their losses are equal" if top == 0 else "one of them has no result"
+            left.append(f"decision accuracy is not of {one} and {other}: at the largest size and budget {why}")
             continue
         for (size, _times), gap in gaps.items():
             if size < places[-1][0]:
                 entry = found.setdefault(size, {"size": size, "pairs": 0.0, "agree": 0.0})
                 entry["pairs"] += 1
-                entry["agree"] += gap * gaps[places[-1]] > 0
-    return [found[size] for size in sorted(found)]
+                entry["agree"] += gap * top > 0
+    return [found[size] for size in sorted(found)], left
 
 
 def _rates(one: Rungs, other: Rungs) -> list[tuple[float, ExchangeRate]]:
@@ -257,8 +282,10 @@ def _rates(one: Rungs, other: Rungs) -> list[tuple[float, ExchangeRate]]:
         seeds = sorted(set.intersection(*(set(group.by_seed(one.metric)) for side in sides for group in side)))
         if min(len(side) for side in sides) < 2:
             continue
-        if not seeds:
-            rates = [ExchangeRate(one.base, other.base, "tokens", reason="they share no seed")]
+        untold = any(not group.mean("tokens_seen") for side in sides for group in side)
+        if not seeds or untold:
+            reason = "tokens are not recorded" if untold else "they share no seed"
+            rates = [ExchangeRate(one.base, other.base, "tokens", reason=reason)]
         else:
             rates = exchange_rates(one.base, other.base, *(_curves(side, seeds, one.metric) for side in sides))
         found += [(size, rate) for rate in rates]

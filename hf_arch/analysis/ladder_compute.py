@@ -7,8 +7,9 @@ The range over the laws that the points do not reject (`admissible`), of three t
 - The frontier, the loss of the best size at each compute: its envelopes are those of the loss of each size. Of laws
   that all fall with compute, the least compute for a loss is where the lower envelope reaches it, the most where the
   upper one does.
-- The multiplier, between two frontiers. Their errors are independent, so that both laws together may be t^2 above their
-  best: what one uses up the other has no more.
+- The multiplier, between two frontiers over the sizes that both have: one of which larger sizes were left out would
+  else be held against a best size that it was not given. Their errors are independent, so that both laws together may
+  be t^2 above their best: what one uses up the other has no more.
 """
 
 from __future__ import annotations
@@ -68,16 +69,18 @@ class Minimum:
 
 
 class Frontier:
-    """The lowest loss at each compute, over the sizes from the smallest to the largest.
+    """The lowest loss at each compute, over the sizes from the smallest to the largest, of those `among` two ends.
 
     flops_per_token: those of the rungs, float64 [n]; FLOPs between the sizes are linear in logarithms.
     """
 
-    def __init__(self, laws: AdmissibleLaws, flops_per_token: np.ndarray) -> None:
+    def __init__(
+        self, laws: AdmissibleLaws, flops_per_token: np.ndarray, among: tuple[float, float] = (0.0, np.inf)
+    ) -> None:
         self.laws = laws
         self.flops_per_token = flops_per_token
         sizes, first = np.unique(laws.points.parameters, return_index=True)
-        self.sizes = np.geomspace(sizes[0], sizes[-1], GRID)
+        self.sizes = np.geomspace(max(sizes[0], among[0]), min(sizes[-1], among[1]), GRID)
         self.flops = np.exp(np.interp(np.log(self.sizes), np.log(sizes), np.log(flops_per_token[first])))
 
     def losses(self, compute: np.ndarray) -> np.ndarray:
@@ -91,24 +94,23 @@ class Frontier:
     def minimum(self, compute: float) -> Minimum:
         """The best size at one compute."""
         sizes, losses = self.at(compute)
-        best = int(losses.argmin())
-        tokens = compute / self.flops
+        best = _lowest(np.log(sizes), losses)
         # A step in log N is one in log tokens, down, by as much as FLOPs per token rise.
-        terms = self.laws.terms(sizes, tokens) * self._slopes()
+        terms = self.laws.terms(sizes, compute / self.flops) * self._slopes()
         low, high = self.laws.extremes(terms, self.laws.bound)
-        may_rise, may_fall = high.max(axis=0) >= 0, low.min(axis=0) <= 0
-        # argmax of what is all false is 0: then the best law, whose slope is of either sign, is the limit.
-        first = min(int(may_rise.argmax()), best) if may_rise.any() else best
-        last = max(GRID - 1 - int(may_fall[::-1].argmax()), best) if may_fall.any() else best
+        least, most = low.min(axis=0), high.max(axis=0)
+        first, last = _crossing(np.log(sizes), most), _crossing(np.log(sizes[::-1]), -least[::-1])
+        size = float(np.exp(best))
+        tokens = np.asarray([compute / np.exp(np.interp(best, np.log(sizes), np.log(self.flops)))])
         return Minimum(
             float(compute),
-            float(sizes[best]),
-            float(tokens[best]),
-            float(losses[best]),
-            float(sizes[first]),
-            float(sizes[last]),
-            below=bool(may_rise[0]),
-            above=bool(may_fall[-1]),
+            size,
+            float(tokens[0]),
+            float(self.laws.predict(np.asarray([size]), tokens)[0]),
+            min(float(np.exp(first)), size),
+            max(float(np.exp(last)), size),
+            below=bool(most[0] >= 0),
+            above=bool(least[-1] <= 0),
         )
 
     def envelopes(self, compute: np.ndarray, bounds: np.ndarray) -> np.ndarray:
@@ -187,6 +189,11 @@ class Multiplier:
         return {"first": self.first, "second": self.second, **numbers, **open_, "reason": self.reason or None}
 
 
+def shared_sizes(one: Frontier, other: Frontier) -> tuple[float, float]:
+    """The smallest and the largest size that both have."""
+    return max(one.sizes[0], other.sizes[0]), min(one.sizes[-1], other.sizes[-1])
+
+
 def multipliers(
     first: str, second: str, one: Frontier, other: Frontier, measured: Sequence[float] | np.ndarray
 ) -> Multiplier:
@@ -194,7 +201,8 @@ def multipliers(
     computes = np.geomspace(np.min(measured), np.max(measured), COMPUTES)
     follow = np.geomspace(computes[0] / REACH, computes[-1] * REACH, _FOLLOWED * 4)
     bound = t_squared(min(one.laws.degrees, other.laws.degrees))
-    mine, theirs = (Frontier(side.laws.within(bound), side.flops_per_token) for side in (one, other))
+    among = shared_sizes(one, other)
+    mine, theirs = (Frontier(side.laws.within(bound), side.flops_per_token, among) for side in (one, other))
     best = _reached(follow, mine.losses(follow), theirs.losses(computes))
     coarse = np.geomspace(follow[0], follow[-1], _FOLLOWED)
     curves = mine.envelopes(coarse, bound * _SHARES[::-1])
@@ -213,6 +221,29 @@ def _reached(follow: np.ndarray, losses: np.ndarray, targets: np.ndarray) -> np.
     # np.interp wants what rises.
     with np.errstate(divide="ignore"):
         return np.exp(np.interp(-targets, -falling, np.log(follow), left=-np.inf, right=np.inf))
+
+
+def _lowest(x: np.ndarray, losses: np.ndarray) -> float:
+    """Where a curve on an even grid is lowest: by the parabola through its lowest point and both neighbours."""
+    best = int(losses.argmin())
+    if not 0 < best < len(x) - 1:
+        return float(x[best])
+    before, lowest, after = losses[best - 1 : best + 2]
+    bend = before - 2 * lowest + after
+    return float(x[best] + (0.5 * (before - after) / bend if bend > 0 else 0.0) * (x[1] - x[0]))
+
+
+def _crossing(x: np.ndarray, slopes: np.ndarray) -> float:
+    """Where slopes first rise to 0, linear between the points of a grid: at its first point where they begin above, at
+    its last where they do not get there."""
+    above = np.flatnonzero(slopes >= 0)
+    if not above.size:
+        return float(x[-1])
+    i = int(above[0])
+    if i == 0:
+        return float(x[0])
+    share = -slopes[i - 1] / (slopes[i] - slopes[i - 1]) if np.isfinite(slopes[i - 1]) else 0.0
+    return float(x[i - 1] + share * (x[i] - x[i - 1]))
 
 
 def _within_reach(ratio: np.ndarray) -> np.ndarray:

@@ -79,8 +79,9 @@ def fit_scaling(
 ) -> ScalingFit | Refused:
     """Fits the law to `losses[i]` (a value a seed) at `sizes[i]`, or says why these points allow no fit.
 
-    The bootstrap redraws seeds within a size where every size has at least two, and otherwise the residuals of the
-    fit (scaled for its three parameters).
+    The bootstrap redraws how far seeds are from the mean of their size, those of all sizes together, where every size
+    has at least two, and otherwise the residuals of the fit; both are scaled for what was estimated from them, and for
+    so few degrees of freedom (Student's t).
     """
     if len(sizes) != len(losses):
         raise ValueError(f"fit_scaling: {len(sizes)} sizes, but losses for {len(losses)}")
@@ -142,11 +143,21 @@ def _resample(
 ) -> np.ndarray:
     """Bootstrap versions of the mean losses, float64 [samples, sizes]."""
     if min(group.size for group in groups) >= 2:
-        columns = [group[rng.integers(0, group.size, size=(samples, group.size))].mean(axis=1) for group in groups]
-        return np.stack(columns, axis=1)
+        spread = np.concatenate([(g - g.mean()) * np.sqrt(g.size / (g.size - 1)) for g in groups])
+        spread *= _small_sample(sum(group.size - 1 for group in groups))
+        return means + np.stack([rng.choice(spread, size=(samples, g.size)).mean(axis=1) for g in groups], axis=1)
+    free = max(x.size - 3, 1)
     fitted = best[0] + best[1] * x ** -best[2]
-    residuals = (means - fitted) * np.sqrt(x.size / max(x.size - 3, 1))
+    residuals = (means - fitted) * np.sqrt(x.size / free) * _small_sample(free)
     return fitted + rng.choice(residuals, size=(samples, x.size))
+
+
+def _small_sample(degrees: int) -> float:
+    """Student's t of so many degrees of freedom over the normal's, at the level of the intervals."""
+    from scipy.stats import norm, t
+
+    upper = 0.5 + LEVEL / 2
+    return float(t.ppf(upper, degrees) / norm.ppf(upper))
 
 
 def _fit(x: np.ndarray, y: np.ndarray) -> np.ndarray:

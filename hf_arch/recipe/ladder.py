@@ -34,7 +34,7 @@ class LadderOptions:
     def __post_init__(self) -> None:
         for name in ("sizes", "tokens_per_parameter"):
             values = getattr(self, name)
-            if not values or any(value <= 0 for value in values) or len(set(values)) < len(values):
+            if not values or not all(0 < value < math.inf for value in values) or len(set(values)) < len(values):
                 raise ConfigError(f"experiment.ladder.{name}: expected numbers above 0, each once, got {list(values)}")
         if not 0 < self.decay < 1:
             raise ConfigError(f"experiment.ladder.decay: expected a share between 0 and 1, got {self.decay}")

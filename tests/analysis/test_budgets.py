@@ -83,7 +83,7 @@ def test_the_interval_covers_the_ratio(seeds: int) -> None:
     """Noise of a seed moves both curves; that of a run only its own."""
     covered = 0
     for trial in range(60):
-        rng = np.random.default_rng(trial)
+        rng = np.random.default_rng([seeds, trial])
         shared, own = 0.05 * rng.standard_normal((seeds, 1)), 0.01 * rng.standard_normal((2, seeds, 1))
         one, other = (
             SeedCurves(TOKENS, 2 + 100 * (scale * TOKENS) ** -0.5 + shared + own[i], None, None)
@@ -91,7 +91,7 @@ def test_the_interval_covers_the_ratio(seeds: int) -> None:
         )
         rate = exchange_rates("a", "b", one, other)[0]
         covered += rate.low is not None and rate.high is not None and rate.low <= 0.5 <= rate.high
-    assert covered >= 45  # 95 % where there are many seeds; the range of three resampled means holds 75 to 90 %
+    assert covered >= 54  # of 60 intervals of 95 %, 2 % of tests have fewer
 
 
 def write_curve(

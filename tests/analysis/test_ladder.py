@@ -14,6 +14,8 @@ from hf_arch.analysis.comparison import Comparison
 from hf_arch.analysis.held_out import HeldOut
 from hf_arch.analysis.loss_surface import LossSurface, Points, fit_surface
 from hf_arch.analysis.scaling import Refused
+from hf_arch.core.errors import ConfigError
+from hf_arch.recipe.ladder import LadderOptions
 from hf_arch.report.page import write_report
 from tests.experiments.synthetic import write_run
 from tests.report.text import comparison_text
@@ -77,13 +79,22 @@ def test_points_without_curvature_are_refused() -> None:
 
 
 def write_ladder(
-    root: Path, *, noise: float = 0.001, seeds: int = 3, sizes: Any = SIZES[:4], cost: float = 1.0
+    root: Path,
+    *,
+    noise: float = 0.001,
+    seeds: int = 3,
+    sizes: Any = SIZES[:4],
+    times_each: Any = TIMES[1:],
+    cost: float = 1.0,
+    gla: float = 2.0,
+    left_out: Any = lambda base, size, times: False,
+    of_run: Any = lambda base, size, times: {},
 ) -> Comparison:
-    """llama by the law; gla needs half of its tokens, and each of them costs `cost` times the FLOPs and `cost`² times
-    the seconds."""
-    for base, scale, dear in (("llama", 1.0, 1.0), ("gla", 2.0, cost)):
+    """llama by the law; gla needs half of its tokens (1 / `gla`), and each of them costs `cost` times the FLOPs and
+    `cost`² times the seconds."""
+    for base, scale, dear in (("llama", 1.0, 1.0), ("gla", gla, cost)):
         for size in sizes:
-            for times in TIMES[1:]:
+            for times in [times for times in times_each if not left_out(base, size, times)]:
                 for seed in range(1, seeds + 1):
                     rng = np.random.default_rng([seed, int(size), int(10 * times), len(base)])
                     loss = float(law(size, scale * times * size) + noise * rng.standard_normal())
@@ -91,7 +102,7 @@ def write_ladder(
                     ladder = {"base": base, "size": size, "parameters": size, "tokens_per_parameter": times}
                     results = {"architecture": base, "tokens_seen": times * size, "flops_per_token": 6 * size * dear,
                                "train_tokens_per_second": 1e3 / dear**2,
-                               "params_total": size + 1e4, "name": name}  # fmt: skip
+                               "params_total": size + 1e4, "name": name, **of_run(base, size, times)}  # fmt: skip
                     config: dict[str, Any] = {"run": {"ladder": ladder}, "model": {"architecture": base}}
                     write_run(root, name, seed, loss=loss, results=results, config=config,
                               hypothesis="gla better than llama")  # fmt: skip
@@ -121,7 +132,7 @@ def test_the_page_says_law_test_minima_ranking_and_multiplier(tmp_path: Path) ->
     assert {pair.first.split("-", 1)[1] == pair.second.split("-", 1)[1] for pair in comparison.pairs} == {True}
     (verdict,) = comparison.verdicts
     assert "gla-3e+06-8x against llama-3e+06-8x: better by" in verdict.evidence
-    assert "gla-3e+06-8x has the best validation loss" in comparison.headline
+    assert "gla-3e+06-8x has the best validation loss at the largest size and budget, " in comparison.headline
     text = comparison_text(comparison, 500)
     page = write_report(tmp_path, comparison=comparison, png=False).read_text().replace("\N{NO-BREAK SPACE}", " ")
     for line in ladder.lines:
@@ -164,6 +175,82 @@ def test_a_small_ladder_is_refused_everywhere_and_its_losses_are_drawn(tmp_path:
     assert "no exchange rate: 1 shared seed" in lines
     page = write_report(tmp_path, comparison=comparison, png=False).read_text()
     assert "Loss against compute" in page and "Best size of" not in page
+
+
+def test_one_budget_for_each_size_is_refused(tmp_path: Path) -> None:
+    """Size and tokens then change together, and no law tells them apart."""
+    ladder = write_ladder(tmp_path, times_each=(2.0,), seeds=2).ladder
+    assert ladder is not None
+    lines = "\n".join(ladder.lines)
+    assert "llama: no best size by compute: each size has one budget" in lines
+    assert "gla against llama: no multiplier of compute: gla: each size has one budget" in lines
+
+
+def test_a_loss_that_rises_is_refused_everywhere(tmp_path: Path) -> None:
+    rising = write_ladder(
+        tmp_path,
+        seeds=2,
+        of_run=lambda base, size, times: {"final_val_loss": 2 + 0.1 * np.log10(size * times) + 0.01 * len(base)},
+    ).ladder
+    assert rising is not None
+    lines = "\n".join(rising.lines)
+    assert "llama: no best size by compute: the loss falls neither with parameters nor with tokens" in lines
+    assert "no multiplier of compute" in lines
+
+
+def test_tokens_that_are_not_recorded_are_said(tmp_path: Path) -> None:
+    ladder = write_ladder(
+        tmp_path, of_run=lambda base, size, times: {"tokens_seen": None} if (base, size) == ("gla", 1e6) else {}
+    ).ladder
+    assert ladder is not None
+    lines = "\n".join(ladder.lines)
+    assert (
+        "gla: not fitted: the tokens of gla-1e+06-1x, gla-1e+06-2x, gla-1e+06-4x, gla-1e+06-8x are not recorded"
+        in lines
+    )
+    assert "at 1.00M parameters gla against llama: no exchange rate: tokens are not recorded" in lines
+    assert json.dumps(ladder.to_dict(), allow_nan=False)
+
+
+def test_a_run_without_the_largest_size_is_compared_where_it_has_sizes(tmp_path: Path) -> None:
+    """At the largest compute the other has a better size: not one that it was denied."""
+    comparison = write_ladder(tmp_path, left_out=lambda base, size, times: base == "gla" and size == 3e6)
+    ladder = comparison.ladder
+    assert ladder is not None
+    (multiplier,) = ladder.multipliers
+    assert multiplier.ratio == pytest.approx([0.5] * 7, abs=0.05)
+    assert max(multiplier.flops) <= 6 * 1e6 * 8e6 * 1.01
+    assert "decision accuracy is not of llama and gla: at the largest size and budget one of them has no result" in (
+        ladder.lines
+    )
+    (verdict,) = comparison.verdicts
+    assert "without a result here at the largest size and budget" in verdict.evidence
+    assert "there are results of llama." in verdict.evidence
+
+
+def test_no_control_is_spoken_of_where_there_is_none(tmp_path: Path) -> None:
+    """A smaller budget of gla has a better loss than the one run that is at the largest."""
+    comparison = write_ladder(
+        tmp_path, gla=8.0, left_out=lambda base, size, times: (base, size, times) == ("gla", 3e6, 8.0)
+    )
+    assert comparison.groups[0].name == "gla-3e+06-4x"
+    assert comparison.headline.startswith(
+        "llama-3e+06-8x has the best validation loss at the largest size and budget, "
+    )
+    assert "controls" not in comparison.headline
+
+
+def test_equal_losses_rank_no_pair(tmp_path: Path) -> None:
+    ladder = write_ladder(tmp_path, noise=0.0, gla=1.0, seeds=2).ladder
+    assert ladder is not None and not ladder.accuracy
+    assert any("their losses are equal" in line for line in ladder.lines)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_a_size_that_is_no_number_is_refused(value: float) -> None:
+    for name in ("sizes", "tokens_per_parameter"):
+        with pytest.raises(ConfigError, match=f"experiment.ladder.{name}: expected numbers above 0"):
+            LadderOptions(**{"sizes": (1e5,), name: (value, 1e6)})
 
 
 def test_the_audit_is_of_each_rung(tmp_path: Path) -> None:
