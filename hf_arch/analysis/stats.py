@@ -154,10 +154,10 @@ class PairedDifference:
         decimals = min(decimals, 4) if abs(mean) >= 1e-3 else decimals
         if self.verdict == "undecided":
             own = max(decimals, min(4, -math.floor(math.log10(abs(mean))))) if mean else decimals  # no "-0"
-            return f"undecided ({mean:+.{own}f} [{low:+.{decimals}f}, {high:+.{decimals}f}])"
+            return f"undecided ({mean:+,.{own}f} [{low:+,.{decimals}f}, {high:+,.{decimals}f}])"
         if mean < 0:
             mean, low, high = -mean, -high, -low
-        return f"{self.verdict} by {mean:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
+        return f"{self.verdict} by {mean:,.{decimals}f} [{low:,.{decimals}f}, {high:,.{decimals}f}]"
 
     def reversed(self) -> PairedDifference:
         """The same comparison seen from the other side: `second` minus `first`."""

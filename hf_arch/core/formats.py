@@ -47,14 +47,16 @@ def duration(seconds: float | None) -> str:
 
 
 def with_half_width(mean: float | None, half_width: float | None, decimals: int = 3) -> str:
-    """`1.523 ± 0.012`; the mean alone where there is no interval, a dash where there is no value."""
+    """`1.523 ± 0.012`, `802,500,000 ± 2,054,260`; the mean alone where there is no interval, a dash without a value."""
     if mean is None:
         return MISSING
+    if abs(mean) >= 1000:  # bytes, tokens a second: digits behind the point say nothing
+        decimals = 0
     if half_width is None:
-        return f"{mean:.{decimals}f}"
+        return f"{mean:,.{decimals}f}"
     if half_width > 0:  # a half-width always shows one digit that is not zero
         decimals = min(max(decimals, -math.floor(math.log10(half_width))), 6)
-    return f"{mean:.{decimals}f} ± {half_width:.{decimals}f}"
+    return f"{mean:,.{decimals}f} ± {half_width:,.{decimals}f}"
 
 
 def _three_digits(value: float) -> str:

@@ -9,6 +9,7 @@ import pytest
 
 from hf_arch.analysis.compare import compare_runs
 from tests.experiments.synthetic import write_run
+from tests.traps.test_planted import TRAPS as LOSS_TRAPS
 from tests.traps.test_planted import judged, provenance
 
 SPEED = "train_tokens_per_second"
@@ -48,6 +49,22 @@ def test_speeds_of_unlike_machines_are_not_compared(trap: str, tmp_path: Path) -
     comparison = compare_runs(tmp_path, metric=SPEED)
     assert check in comparison.confounding_checks("gla", "llama")
     assert comparison.verdicts[0].outcome not in ("supported", "contradicted")
+
+
+@pytest.mark.parametrize(
+    ("trap", "of_speed"),
+    [
+        ("an untuned rate", False),
+        ("scaled init on one side", False),
+        ("another warm-up", False),
+        ("other kernels", True),
+    ],
+)
+def test_a_speed_is_not_confounded_by_what_moves_losses_alone(trap: str, of_speed: bool, tmp_path: Path) -> None:
+    check, (first, second) = LOSS_TRAPS[trap]
+    judged(tmp_path, first, second)
+    assert check in compare_runs(tmp_path).confounding_checks("gla", "llama")
+    assert (check in compare_runs(tmp_path, metric=SPEED).confounding_checks("gla", "llama")) == of_speed
 
 
 def test_unequal_load_is_a_note_on_losses(tmp_path: Path) -> None:
