@@ -197,13 +197,13 @@ def _why_unjudged(match: re.Match[str], measured: Measured) -> str:
     first, second = (_group_name(match[side], measured) for side in ("first", "second"))
     relation, number = match["relation"], number_in(match["second"])
     sides = {match["first"]: first} | ({} if second is None and number is not None else {match["second"]: second})
-    having, place = [group.name for group in measured.groups if group.by_seed(measured.metric)], ""
+    having, place = {group.name: group.name for group in measured.groups if group.by_seed(measured.metric)}, ""
     if measured.ladder is not None:
-        having = list(measured.ladder.top.values())
+        having = measured.ladder.top
         place = " at the largest size and budget, where a ladder's claims are judged"
     missing = [text for text, name in sides.items() if name is None or name not in having]
     if missing:
-        there = f"there are results of {', '.join(having)}" if having else "no run has one"
+        there = f"there are results of {', '.join(having.values())}" if having else "no run has one"
         return f"{listed(missing)} {'has' if len(missing) == 1 else 'have'} no result here{place}; {there}"
     if first == second:
         return "It compares a run with itself"
