@@ -47,7 +47,7 @@ class Matched:
         if width and self.width and max(width, self.width) >= WIDTH_RATIO * min(width, self.width):
             described += (
                 f"; {self.width} was written: what does not follow the width (head_dim, the number of heads, the FFN) "
-                "has the wrong size for it, and the audit will say that the widths differ"
+                "has another size than such a width wants, and the audit compares widths"
             )
         return described
 
