@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.compat import is_hooked, watches_modules
-from ..ops.one_row import WIDEST, is_plain_row, row_product
+from ..ops.one_row import WIDEST, batches_are_faster, is_plain_row, row_product
 
 _WHOLE = (nn.Parameter, torch.Tensor)
 
@@ -36,9 +36,11 @@ def is_plain_linear(module: nn.Module) -> bool:
 
 
 def project(layer: nn.Module, x: Tensor) -> Tensor:
-    """`layer(x)` for x [..., I] and a Linear layer; in a decoding step on a CPU by a faster product, whose sums may be
-    in another order."""
-    if torch.compiler.is_compiling() or x.numel() != x.shape[-1] or watches_modules() or not is_plain_linear(layer):
+    """`layer(x)` for x [..., I] and a Linear layer; in a decoding step, on processors where there is one, by a faster
+    product, whose sums may be in another order."""
+    if torch.compiler.is_compiling() or x.numel() != x.shape[-1] or not batches_are_faster():
+        return layer(x)
+    if watches_modules() or not is_plain_linear(layer):
         return layer(x)
     weight: Any = layer.weight
     bias: Any = layer.bias

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from ..core.files import temporary_name
 from ..core.one_writer import only_writer
+from ..core.processor import processor_lines
 from ..environment import cache_folder, read
 from .compat import watched
 
@@ -201,13 +202,9 @@ def compiler() -> tuple[list[str], str] | None:
 
 def _processor() -> str:
     """What `-march=native` looks at: the processor's model and what it can do."""
-    known = [platform.machine(), platform.processor()]
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return " ".join(known)
     wanted = ("vendor_id", "cpu family", "model", "stepping", "flags", "Features", "CPU part")
-    return " ".join([*known, *sorted({line for line in lines if line.split(":")[0].strip() in wanted})])
+    said = sorted({f"{name}: {value}" for name, value in processor_lines() if name in wanted})
+    return " ".join([platform.machine(), platform.processor(), *said])
 
 
 def _build_once(command: list[str], texts: dict[str, str], target: Path) -> None:

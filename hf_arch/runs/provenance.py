@@ -23,6 +23,7 @@ import hf_arch
 from hf_arch.core.plugin_files import packages_of
 from hf_arch.core.plugin_patches import replaced
 from hf_arch.core.plugins import Plugin
+from hf_arch.core.processor import processor_says
 from hf_arch.data import SeededOrder
 from hf_arch.environment import hashes, read
 from hf_arch.numerics import NUMERICS_VERSION
@@ -131,12 +132,7 @@ def device_name(device: torch.device) -> str:
 
 def cpu_name() -> str:
     """The processor's name as the system gives it."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return processor_says("model name") or platform.processor() or platform.machine()
 
 
 def source_digest() -> str:
