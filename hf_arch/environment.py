@@ -125,6 +125,20 @@ VARIABLES: dict[str, Variable] = {
     "KMP_BLOCKTIME": Variable(
         "The same for Intel's OpenMP, in ms; with it the two above are left alone.", "200", _TRACK
     ),
+    **{
+        name: Variable(
+            "The allocator of Linux's C library; with one of these it is left alone where training starts, which else "
+            "keeps memory that is freed for the next step.",
+            *("none", _TRACK),
+        )
+        for name in (
+            "MALLOC_MMAP_MAX_",
+            "MALLOC_MMAP_THRESHOLD_",
+            "MALLOC_TRIM_THRESHOLD_",
+            "MALLOC_TOP_PAD_",
+            "GLIBC_TUNABLES",
+        )
+    },
     "WANDB_API_KEY": Variable("The key of W&B; without one its runs are offline.", "none", _TRACK, "a key"),
     "WANDB_IDENTITY_TOKEN_FILE": Variable("W&B's other way to give a key.", "none", _TRACK, "a file"),
     "WANDB_BASE_URL": Variable("The server of W&B, whose key is looked up.", "W&B's own", _TRACK, "an address"),

@@ -2,7 +2,8 @@
 
 python scripts/length_ratio.py based "llama:sliding_window=64" llama --lengths 512,8192
 
-Lengths take turns in one process on one thread, and the fastest of several rounds counts: the machine may be busy.
+Lengths take turns in one process on one thread, and the fastest of several rounds counts: the machine may be busy. Freed
+memory is kept, as `hf-arch train` does; with `MALLOC_TOP_PAD_=0` in front it is not.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 import hf_arch
+from hf_arch.core.heap import keep_memory
 
 SIZES = {"hidden_size": 384, "num_hidden_layers": 2, "num_attention_heads": 6, "vocab_size": 512}
 
@@ -50,6 +52,7 @@ def main() -> None:
     parser.add_argument("--lengths", default="512,8192")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
+    keep_memory()
     torch.set_num_threads(1)
     lengths = [int(length) for length in arguments.lengths.split(",")]
     print(

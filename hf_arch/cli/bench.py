@@ -64,9 +64,11 @@ def bench_command(
     - `hf-arch bench gpt2 llama hidden_size=256 num_attention_heads=8 --against transformers --json`
     """
     with only_results_on_stdout():
+        from hf_arch.core.heap import keep_memory
         from hf_arch.core.threads import prepare_threads
 
         prepare_threads()
+        keep_memory()
         from hf_arch.core.files import to_jsonable, write_json
         from hf_arch.core.quiet import quiet_libraries
         from hf_arch.evaluation.bench import BenchOptions, run_bench

@@ -247,9 +247,11 @@ def train(
     - `hf-arch train recipes/quickstart/quickstart.yaml --run gla`
     - `hf-arch train pretrain/llama-124m --dry-run`
     """
+    from hf_arch.core.heap import keep_memory
     from hf_arch.core.threads import prepare_threads
 
     prepare_threads()
+    keep_memory()
     from hf_arch.cli.train import TrainOptions, preview_train, train_recipe
 
     options = TrainOptions(recipe, tuple(overrides or ()), scale, run, output_dir, resume, extend_to, distributed)

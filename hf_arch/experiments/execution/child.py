@@ -22,6 +22,7 @@ from pathlib import Path
 from hf_arch.core.collector import without_collection
 from hf_arch.core.errors import ConfigError
 from hf_arch.core.failures import Interrupted, TrainingError
+from hf_arch.core.heap import keep_memory
 from hf_arch.core.one_writer import only_writer
 from hf_arch.core.quiet import prepare_process
 from hf_arch.core.threads import prepare_threads
@@ -93,6 +94,7 @@ if __name__ == "__main__":
     run_arguments = sys.argv[1:]
     prepare_process()
     prepare_threads()
+    keep_memory()
     if run_arguments[0] == "serve":
         run_arguments = serve(int(run_arguments[1]))
     sys.exit(main(run_arguments))
