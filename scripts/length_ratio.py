@@ -2,8 +2,9 @@
 
 python scripts/length_ratio.py based "llama:sliding_window=64" llama --lengths 512,8192
 
-Lengths take turns in one process on one thread, and the fastest of several rounds counts: the machine may be busy. Freed
-memory is kept, as `hf-arch train` does; with `MALLOC_TOP_PAD_=0` in front it is not.
+Lengths take turns in one process on one thread, and the fastest of several rounds counts: the machine may be busy.
+Freed memory is kept, as `hf-arch train` does; with `GLIBC_TUNABLES=glibc.malloc.tcache_count=7`, which is the default
+and says that the allocator is the user's business, it is not.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Memory of a process that trains: kept when tensors are freed, for the next ones.
 
-The C library of Linux gives blocks of more than 32 MiB back to the system at each `free`, and the end of its heap too. A
-training step frees what the next one allocates again, page by page, each of them zeroed by the system: at rows of 8,192
-tokens that took as long as half of the computing (docs/performance.md). What a process holds at its peak grows by a
-few percent, since other blocks may lie between; it gives all back when it ends.
+The C library of Linux gives blocks of more than 32 MiB back to the system at each `free`, and the end of its heap too.
+A training step frees what the next one allocates again, page by page, each of them zeroed by the system: at rows of
+8,192 tokens that took as long as half of the computing (docs/performance.md). What a process holds at its peak grows by
+a few percent, since other blocks may lie between; it gives all back when it ends.
 """
 
 from __future__ import annotations
@@ -33,4 +33,4 @@ def keep_memory() -> bool:
     if not hasattr(library, "gnu_get_libc_version"):
         return False
     settings = {_MMAP_MAX: 0, _TRIM_THRESHOLD: _NEVER, _TOP_PAD: _ROOM}
-    return all([library.mallopt(name, value) for name, value in settings.items()])
+    return sum(library.mallopt(name, value) for name, value in settings.items()) == len(settings)
