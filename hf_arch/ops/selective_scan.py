@@ -127,7 +127,8 @@ def _scan(
     kernels = KERNELS.for_tensors(dt, A, B, C, D, state, keep)
     if kernels is not None:
         scan = _Scan.of(x, dt, A_t, B, C, D, keep)
-        kernels.selective_scan(ctypes.byref(scan), Pointer(state), Pointer(y), Pointer(kept if for_backward else None))
+        pointers = Pointer(state), Pointer(y), Pointer(kept if for_backward else None)
+        must_have_memory(kernels.selective_scan(ctypes.byref(scan), *pointers))
         return y.to(x.dtype), state, kept
     buffer = dt.new_empty(batch, min(CHUNK, length), *A_t.shape)
     inflow, B_steps, C_steps, y_steps = _rows(dt * x), _columns(B), _rows(C), _rows(y)
