@@ -26,7 +26,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from .native import Kernels, Pointer, Struct, contiguous, fields, must_have_memory
+from .native import Kernels, Pointer, Struct, contiguous, fields, must_have_memory, rows
 from .precision import without_autocast
 from .recurrence import Call, Recurrence
 
@@ -227,12 +227,16 @@ def _scan_backward(
 class _Scan(Struct):
     """What both kernels read, as `ops/kernels/selective_scan.c` has it."""
 
-    _fields_ = fields("batch length width states threads", "x dt A B C D keep")
+    _fields_ = fields("batch length width states B_row C_row threads", "x dt A B C D keep")
 
     @classmethod
-    def of(cls, x: Tensor, dt: Tensor, A_t: Tensor, *others: Tensor | None) -> _Scan:
-        sizes = (*x.shape, A_t.shape[0], torch.get_num_threads())
-        return cls(*sizes, *contiguous(x.to(dt.dtype), dt, A_t, *others))
+    def of(
+        cls, x: Tensor, dt: Tensor, A_t: Tensor, B: Tensor, C: Tensor, D: Tensor | None, keep: Tensor | None
+    ) -> _Scan:
+        B, C = rows(B), rows(C)
+        sizes = (*x.shape, A_t.shape[0], B.stride(1), C.stride(1), torch.get_num_threads())
+        weights = Pointer(B, strided=True), Pointer(C, strided=True)
+        return cls(*sizes, *contiguous(x.to(dt.dtype), dt, A_t), *weights, *contiguous(D, keep))
 
 
 class _Gradients(Struct):

@@ -1,6 +1,6 @@
 /* The selective scan and its gradient; equations and names as in hf_arch/ops/selective_scan.py.
-   x, dt, y [batch, length, width], A [states, width], B, C [batch, length, states], D [width] or none,
-   keep [batch, length] or none, a state [batch, states, width], kept [chunks, batch, states, width].
+   x, dt, y [batch, length, width], A [states, width], B, C [batch, length, states] with rows B_row and C_row numbers
+   apart, D [width] or none, keep [batch, length] or none, a state [batch, states, width], kept [chunks, batch, states, width].
 
    A task is a group of channels of one row. Its part of A and of states lies in vectors [group / LANES, states], and B
    and C of a chunk in rows [states, CHUNK], so that a chunk reads and adds up what lies in order. States go in pairs, one
@@ -15,7 +15,7 @@
 #define INLINE static inline __attribute__((always_inline))
 
 typedef struct {
-    int64_t batch, length, width, states, threads;
+    int64_t batch, length, width, states, B_row, C_row, threads;
     const float *x, *dt, *A, *B, *C, *D, *keep;
 } Scan;
 
@@ -59,8 +59,8 @@ static void share(Task *k, int64_t start) {
     for (int64_t t = 0; s->keep && t < CHUNK; t++) k->keep[t] = t < taken ? s->keep[first + t] : 1.0f;
     for (int64_t t = 0; t < taken; t++)
         for (int64_t n = 0; n < s->states; n++) {
-            k->B[n * CHUNK + t] = s->B[(first + t) * s->states + n];
-            k->C[n * CHUNK + t] = s->C[(first + t) * s->states + n];
+            k->B[n * CHUNK + t] = s->B[(first + t) * s->B_row + n];
+            k->C[n * CHUNK + t] = s->C[(first + t) * s->C_row + n];
         }
 }
 

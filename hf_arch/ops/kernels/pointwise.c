@@ -1,4 +1,4 @@
-/* y = x silu(gate) and its gradient, elementwise over `count` numbers. */
+/* x silu(gate), softplus(x) and their gradients, elementwise over `count` numbers. */
 
 #include "lanes.h"
 
@@ -31,4 +31,32 @@ void silu_gate_backward(int64_t count, int64_t threads, const float *x, const fl
             store(grad_gate + c, grad * load(x + c, most) * (s + silu * (1.0f - s)), most);
             store(grad_x + c, grad * silu, most);
         })
+}
+
+/* log(1 + z) of z in [0, 1] = 2 artanh(s) with s = z / (2 + z): s p(s^2), relative error 4e-9 before rounding. */
+static inline lanes log_one_plus(lanes z) {
+    const lanes s = z / (2.0f + z), t = s * s;
+    lanes p = t * 2.817831066e-01f + 2.796060914e-01f;
+    p = p * t + 4.002490974e-01f;
+    p = p * t + 6.666631470e-01f;
+    p = p * t + 2.0f;
+    return s * p;
+}
+
+/* log(1 + exp x) = max(x, 0) + log(1 + exp(-|x|)) */
+void softplus(int64_t count, int64_t threads, const float *x, float *y) {
+    const int64_t tasks = (count + BLOCK - 1) / BLOCK;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t task = 0; task < tasks; task++)
+        VECTORS({
+            const lanes z = load(x + c, most), above = at_least(0.0f, z);
+            store(y + c, above + log_one_plus(exponential(z - 2.0f * above)), most);
+        })
+}
+
+void softplus_backward(int64_t count, int64_t threads, const float *x, const float *grad_y, float *grad_x) {
+    const int64_t tasks = (count + BLOCK - 1) / BLOCK;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t task = 0; task < tasks; task++)
+        VECTORS(store(grad_x + c, load(grad_y + c, most) * sigmoid(load(x + c, most)), most))
 }
