@@ -58,4 +58,3 @@ class _Gate(torch.autograd.Function):
             return grad_y * F.silu(gate), torch.ops.aten.silu_backward(grad_y * x, gate)
         grad_x, grad_gate = pointwise(kernels, "silu_gate_backward", x, gate, grad_y, outputs=2)
         return grad_x, grad_gate
-

@@ -118,6 +118,29 @@ def test_the_scan_is_that_of_torch(
 
 
 @needs_kernels
+@pytest.mark.parametrize("sizes", SCANS)
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("fused", ["gates", "step sizes", "both"])
+def test_gates_and_step_sizes_within_the_scan_are_those_of_torch(
+    sizes: tuple[int, int, int, int], documents: bool, fused: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B and C are parts of a wider tensor here."""
+    segments = torch.arange(sizes[1]).div(3, rounding_mode="floor").expand(sizes[0], -1) if documents else None
+    inputs = scan_inputs(*sizes)
+    if fused != "gates":
+        inputs["dt"] = 5 * torch.randn_like(inputs["dt"])
+    if fused != "step sizes":
+        inputs["z"] = 3 * torch.randn_like(inputs["x"])
+    inputs["weights"] = torch.cat((inputs.pop("B"), inputs.pop("C")), -1)
+
+    def scan(weights: Tensor, **given: Any) -> tuple[Tensor, Tensor | None]:
+        B, C = weights.chunk(2, -1)
+        return selective_scan.chunk(**given, B=B, C=C, dt_softplus=fused != "gates")
+
+    assert_same(scan, inputs, monkeypatch, segment_ids=segments)
+
+
+@needs_kernels
 def test_the_scan_holds_decays_that_vanish_and_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = scan_inputs(2, 20, 24, 4, strength=200.0)
     inputs["x"] = inputs["x"].bfloat16()

@@ -27,7 +27,7 @@ HELD = {operator.KERNELS.source: operator.KERNELS for operator in OPERATORS}
 MODELS = {
     "llama": {"norm.c", "rotary.c", "pointwise.c"},
     "gla": {"causal_conv.c", "norm.c", "pointwise.c", "vector_decay.c"},
-    "mamba": {"causal_conv.c", "norm.c", "selective_scan.c", "pointwise.c"},
+    "mamba": {"causal_conv.c", "norm.c", "selective_scan.c"},
     "delta_net": {"causal_conv.c", "delta_rule.c", "norm.c", "pointwise.c"},
 }
 X = torch.linspace(-2, 2, 48).view(1, 2, 3, 8)

@@ -20,7 +20,6 @@ from ...core.options import Options, options
 from ...core.registry import MIXERS
 from ...ops.precision import state_dtype
 from ...ops.selective_scan import selective_scan
-from ...ops.silu_gate import silu_gated
 from ...ops.softplus import softplus
 from ..attention_product import cache_element_bytes
 from ..contract import LayerContext
@@ -108,11 +107,12 @@ class SelectiveStateSpace(RecurrentMixer):
         if self.options.inner_norms:
             low, B, C = self.dt_norm(low), self.B_norm(B), self.C_norm(C)
         dtype = state_dtype(x)
-        dt = layout.zero_padding(softplus(self.dt_proj(low).to(dtype)))  # a step of 0 leaves the state alone
-        out = state.advance(
-            selective_scan, hidden, dt, -torch.exp(self.A_log.to(dtype)), B, C, self.D.to(dtype), layout=layout
-        )
-        return self.out_proj(silu_gated(out.to(gate.dtype), gate))
+        dt = self.dt_proj(low).to(dtype)
+        if padded := layout.mask is not None:
+            dt = layout.zero_padding(softplus(dt))  # a step of 0 leaves the state alone
+        A, D = -torch.exp(self.A_log.to(dtype)), self.D.to(dtype)
+        out = state.advance(selective_scan, hidden, dt, A, B, C, D, gate, dt_softplus=not padded, layout=layout)
+        return self.out_proj(out.to(gate.dtype))
 
     def cost(self, seq_len: int) -> MixerCost:
         """h B^T into the state, S C out of it: 4 E N FLOPs a token, E = D expand; E N fp32 numbers and the window."""

@@ -1,6 +1,6 @@
 /* The selective scan and its gradient; equations and names as in hf_arch/ops/selective_scan.py.
    x, dt, y [batch, length, width], A [states, width], B, C [batch, length, states] with rows B_row and C_row numbers
-   apart, D [width] or none, keep [batch, length] or none, a state [batch, states, width], kept [chunks, batch, states, width].
+   apart, D [width] or none, z like x or none: the output is y silu(z), keep [batch, length] or none, a state [batch, states, width], kept [chunks, batch, states, width].
 
    A task is a group of channels of one row. Its part of A and of states lies in vectors [group / LANES, states], and B
    and C of a chunk in rows [states, CHUNK], so that a chunk reads and adds up what lies in order. States go in pairs, one
@@ -15,8 +15,8 @@
 #define INLINE static inline __attribute__((always_inline))
 
 typedef struct {
-    int64_t batch, length, width, states, B_row, C_row, threads;
-    const float *x, *dt, *A, *B, *C, *D, *keep;
+    int64_t batch, length, width, states, B_row, C_row, soft, threads; /* soft: dt is softplus of what is given */
+    const float *x, *dt, *A, *B, *C, *D, *z, *keep;
 } Scan;
 
 /* `states` is even; A is times log2(e). */
@@ -80,6 +80,17 @@ static inline void expect(const Scan *s, int64_t at) {
     __builtin_prefetch(s->dt + at);
 }
 
+INLINE lanes step_size(const Scan *s, int64_t at, int64_t count) {
+    const lanes dt = load(s->dt + at, count);
+    return s->soft ? soft_plus(dt) : dt;
+}
+
+INLINE lanes gated(const Scan *s, lanes y, int64_t at, int64_t count) {
+    if (!s->z) return y;
+    const lanes z = load(s->z + at, count);
+    return y * z * sigmoid(z);
+}
+
 /* Steps [start, start + taken) of the channels from e on; h and kept are of these channels. */
 INLINE void forward_chunk(int64_t masked, int64_t taken, int64_t count, const Task *k, int64_t start, int64_t e, lanes *h, float *y, float *kept) {
     const Scan *s = k->s;
@@ -89,7 +100,7 @@ INLINE void forward_chunk(int64_t masked, int64_t taken, int64_t count, const Ta
     lanes step[CHUNK], inflow[CHUNK], out[CHUNK];
     for (int64_t t = 0; t < CHUNK; t++) {
         const lanes x = t < taken ? load(s->x + first + t * width, count) : all(0);
-        step[t] = t < taken ? load(s->dt + first + t * width, count) : all(0);
+        step[t] = t < taken ? step_size(s, first + t * width, count) : all(0);
         inflow[t] = step[t] * x;
         expect(s, first + (t + CHUNK) * width);
         out[t] = s->D ? skip * x : all(0);
@@ -111,7 +122,7 @@ INLINE void forward_chunk(int64_t masked, int64_t taken, int64_t count, const Ta
         }
         EACH h[n + i] = now[i];
     }
-    for (int64_t t = 0; t < taken; t++) store(y + first + t * width, out[t], count);
+    for (int64_t t = 0; t < taken; t++) store(y + first + t * width, gated(s, out[t], first + t * width, count), count);
 }
 
 typedef struct {
@@ -147,7 +158,7 @@ int selective_scan(const Scan *s, float *state, float *y, float *kept) {
 /* `state`: of dL/dh after the last step on entry, of dL/dh before the first on return. A [batch, states, width] and
    D [batch, width]; B and C [groups, batch, length, states] have a part for each group of channels. */
 typedef struct {
-    float *state, *x, *dt, *A, *B, *C, *D;
+    float *state, *x, *dt, *A, *B, *C, *D, *z;
 } Gradients;
 
 typedef struct {
@@ -166,12 +177,12 @@ INLINE void backward_chunk(int64_t masked, int64_t taken, int64_t count, const T
     const Scan *s = k->s;
     const int64_t first = (k->b * s->length + start) * s->width + e, width = s->width;
     const lanes *A = k->A + (e - k->first) / LANES * k->states;
-    lanes step[CHUNK], x[CHUNK], inflow[CHUNK], grad[CHUNK], to_inflow[CHUNK], to_step[CHUNK];
+    lanes step[CHUNK], x[CHUNK], inflow[CHUNK], grad[CHUNK], to_inflow[CHUNK], to_step[CHUNK], out[CHUNK];
     for (int64_t t = 0; t < CHUNK; t++) {
         const int64_t at = first + t * width;
         step[t] = x[t] = grad[t] = all(0);
-        if (t < taken) step[t] = load(s->dt + at, count), x[t] = load(s->x + at, count), grad[t] = load(call->grad_y + at, count);
-        inflow[t] = step[t] * x[t], to_inflow[t] = to_step[t] = all(0);
+        if (t < taken) step[t] = step_size(s, at, count), x[t] = load(s->x + at, count), grad[t] = gated(s, load(call->grad_y + at, count), at, count);
+        inflow[t] = step[t] * x[t], to_inflow[t] = to_step[t] = out[t] = all(0);
         expect(s, at - CHUNK * width);
         __builtin_prefetch(call->grad_y + at - CHUNK * width);
     }
@@ -186,6 +197,8 @@ INLINE void backward_chunk(int64_t masked, int64_t taken, int64_t count, const T
                 if (masked) decay[t][i] *= k->keep[t];
                 h[t + 1][i] = now[i] = decay[t][i] * now[i] + inflow[t] * B[i * CHUNK + t];
             }
+        if (s->z)
+            UNROLLED for (int64_t t = 0; t < CHUNK; t++) EACH out[t] += h[t + 1][i] * C[i * CHUNK + t];
         __asm__ volatile("" ::: "memory"); /* else B waits on the stack, a vector for each number */
         lanes R[PAIR], to_A[PAIR];
         EACH R[i] = to->R[n + i], to_A[i] = to->A[n + i];
@@ -213,9 +226,15 @@ INLINE void backward_chunk(int64_t masked, int64_t taken, int64_t count, const T
     const lanes skip = s->D ? load(s->D + e, count) : all(0);
     for (int64_t t = taken - 1; t >= 0; t--) {
         const int64_t at = first + t * width;
-        store(call->to->dt + at, to_step[t] * LN_2 + to_inflow[t] * x[t], count);
+        lanes to_dt = to_step[t] * LN_2 + to_inflow[t] * x[t];
+        if (s->soft) to_dt *= sigmoid(load(s->dt + at, count));
+        store(call->to->dt + at, to_dt, count);
         store(call->to->x + at, to_inflow[t] * step[t] + skip * grad[t], count);
         *to->D += grad[t] * x[t];
+        if (s->z) {
+            const lanes z = load(s->z + at, count);
+            store(call->to->z + at, load(call->grad_y + at, count) * (out[t] + skip * x[t]) * silu_slope(z, sigmoid(z)), count);
+        }
     }
 }
 
