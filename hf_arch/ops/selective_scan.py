@@ -2,7 +2,7 @@
 
     h_t = exp(dt_t A) * h_{t-1} + dt_t x_t B_t        y_t = C_t . h_t + D x_t
 
-with h [E,N] in fp32. Only exp of dt A <= 0 is formed, so no decay can overflow. With R_t the gradient of h_t through
+with h [E,N] in fp32; optionally dt is softplus(dt), and the output y silu(z). Only exp of dt A <= 0 is formed, so no decay can overflow. With R_t the gradient of h_t through
 its own and all later outputs and a_t = exp(dt_t A), elementwise in [E,N] but for the sums,
 
     R_t = a_{t+1} R_{t+1} + dL/dy_t C_t               dL/dC_t = sum_E dL/dy_t h_t
@@ -105,8 +105,8 @@ class SelectiveScan(Call[Tensor]):
 
     def in_state_dtype(self) -> tuple[Any, ...]:
         """Step sizes, A, B, C and D."""
-        tensors = (self.dt, self.A, self.B, self.C, self.D)
-        dt, *others = (None if x is None else x.to(self.dtype) for x in tensors)
+        dt = self.dt.to(self.dtype)
+        others = (None if x is None else x.to(self.dtype) for x in (self.A, self.B, self.C, self.D))
         return (softplus(dt) if self.dt_softplus else dt, *others)
 
 
