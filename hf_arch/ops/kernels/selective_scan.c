@@ -78,6 +78,7 @@ static void share(Task *k, int64_t start) {
 static inline void expect(const Scan *s, int64_t at) {
     __builtin_prefetch(s->x + at);
     __builtin_prefetch(s->dt + at);
+    if (s->z) __builtin_prefetch(s->z + at);
 }
 
 INLINE lanes step_size(const Scan *s, int64_t at, int64_t count) {
