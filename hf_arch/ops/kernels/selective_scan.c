@@ -1,6 +1,7 @@
 /* The selective scan and its gradient; equations and names as in hf_arch/ops/selective_scan.py.
    x, dt, y [batch, length, width], A [states, width], B, C [batch, length, states] with rows B_row and C_row numbers
-   apart, D [width] or none, z like x or none: the output is y silu(z), keep [batch, length] or none, a state [batch, states, width], kept [chunks, batch, states, width].
+   apart, D [width] or none, z like x or none (the output is y silu(z)), keep [batch, length] or none, a state [batch,
+   states, width], kept [chunks, batch, states, width].
 
    A task is a group of channels of one row. Its part of A and of states lies in vectors [group / LANES, states], and B
    and C of a chunk in rows [states, CHUNK], so that a chunk reads and adds up what lies in order. States go in pairs, one
