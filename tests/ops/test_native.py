@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import Any
 
 import pytest
@@ -118,6 +119,29 @@ def test_the_scan_is_that_of_torch(
 
 
 @needs_kernels
+@pytest.mark.parametrize("sizes", SCANS)
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("fused", ["gates", "step sizes", "both"])
+def test_gates_and_step_sizes_within_the_scan_are_those_of_torch(
+    sizes: tuple[int, int, int, int], documents: bool, fused: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B and C are parts of a wider tensor here."""
+    segments = torch.arange(sizes[1]).div(3, rounding_mode="floor").expand(sizes[0], -1) if documents else None
+    inputs = scan_inputs(*sizes)
+    if fused != "gates":
+        inputs["dt"] = 5 * torch.randn_like(inputs["dt"])
+    if fused != "step sizes":
+        inputs["z"] = 3 * torch.randn_like(inputs["x"])
+    inputs["weights"] = torch.cat((inputs.pop("B"), inputs.pop("C")), -1)
+
+    def scan(weights: Tensor, **given: Any) -> tuple[Tensor, Tensor | None]:
+        B, C = weights.chunk(2, -1)
+        return selective_scan.chunk(**given, B=B, C=C, dt_softplus=fused != "gates")
+
+    assert_same(scan, inputs, monkeypatch, segment_ids=segments)
+
+
+@needs_kernels
 def test_the_scan_holds_decays_that_vanish_and_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = scan_inputs(2, 20, 24, 4, strength=200.0)
     inputs["x"] = inputs["x"].bfloat16()
@@ -148,6 +172,28 @@ def test_what_is_not_a_number_stays_visible(place: str) -> None:
     x[0, 14, 7] = float("nan")
     y = causal_conv1d(x, torch.randn(20, 4), activation="silu")[0].isnan()
     assert y[0, 14:18, 7].all() and y.sum() == 4
+
+
+@needs_kernels
+@pytest.mark.parametrize("place", ["x", "dt", "z"])
+def test_what_is_not_a_number_stays_visible_through_gates_and_step_sizes(place: str) -> None:
+    inputs = scan_inputs(1, 12, 20, 3)
+    inputs["z"] = torch.randn(1, 12, 20)
+    inputs[place][0, 7, 3] = float("nan")
+    y = selective_scan.chunk(**inputs, dt_softplus=True)[0].isnan()
+    assert y[0, 7, 3] and not y[0, :7].any() and not y[0, :, :3].any()
+
+
+@needs_kernels
+def test_later_tokens_of_the_gated_scan_do_not_move_earlier_ones() -> None:
+    inputs = scan_inputs(1, 40, 20, 3)
+    inputs["z"] = torch.randn(1, 40, 20)
+    expected, _ = selective_scan.chunk(**inputs, dt_softplus=True)
+    for name in ("x", "dt", "B", "C", "z"):
+        changed = inputs[name].clone()
+        changed[:, 21:] *= 0.5
+        found, _ = selective_scan.chunk(**{**inputs, name: changed}, dt_softplus=True)
+        assert torch.equal(found[:, :21], expected[:, :21]) and not torch.equal(found, expected), name
 
 
 @needs_kernels
@@ -285,11 +331,13 @@ def test_gradients_are_made_for_what_wants_one(given: str, monkeypatch: pytest.M
 def test_threads_do_not_move_a_bit() -> None:
     before, found = torch.get_num_threads(), []
     scan, heads = scan_inputs(3, 40, 257, 4), head_inputs(3, 40, 3, 16, 24, "vector")
+    gated = {**scan, "z": torch.randn(3, 40, 257)}
     conv, slot = {"x": torch.randn(2, 33, 300), "weight": torch.randn(300, 4)}, slot_inputs(3, 40, 3, 16, 24, 16)
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
             results = run(selective_scan.chunk, scan), run(linear_attention.chunk, heads), run(slots, slot)
+            results += (run(partial(selective_scan.chunk, dt_softplus=True), gated),)
             results += tuple(run(delta_of(form), delta_inputs(3, 40, 3, 16, 24, form)) for form in DELTAS)
             found.append([*itertools.chain(*results), *run(causal_conv1d, conv, activation="silu")])
     finally:

@@ -13,6 +13,7 @@ from hf_arch.ops.linear_attention import linear_attention
 from hf_arch.ops.norm import l2_norm, rms_norm, silu_gated_rms_norm
 from hf_arch.ops.rotary import apply_rotary
 from hf_arch.ops.silu_gate import silu_gated
+from hf_arch.ops.softplus import softplus
 from tests.ops.test_native import head_inputs, needs_kernels, run
 
 
@@ -24,6 +25,7 @@ def rowwise(kind: str) -> Any:
         "gate after": lambda x, gate, weight=None: silu_gated_rms_norm(x, weight, gate, 1e-3),
         "gate first": lambda x, gate, weight=None: silu_gated_rms_norm(x, weight, gate, 1e-3, gate_first=True),
         "gate alone": silu_gated,
+        "softplus": softplus,
     }[kind]
 
 
@@ -44,6 +46,7 @@ ROWWISE = [
     *((kind, weight) for kind in ("norm", "gate after", "gate first") for weight in (None, 1, 2)),
     ("l2", None),
     ("gate alone", None),
+    ("softplus", None),
 ]
 
 

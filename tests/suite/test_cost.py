@@ -80,7 +80,7 @@ def _matmul_linear_attention(q, k, v, g=None, **kwargs):
     return torch.stack(outputs, 1), None
 
 
-def _matmul_selective_scan(x, dt, A, B, C, D, **kwargs):
+def _matmul_selective_scan(x, dt, A, B, C, D, z, **kwargs):
     state, outputs = 0, []
     for t in range(x.shape[1]):
         state = state + _outer(x[:, t], B[:, t])
