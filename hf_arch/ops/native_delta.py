@@ -58,10 +58,11 @@ class NativeDelta(torch.autograd.Function):
         state: Tensor,
     ) -> tuple[Tensor, Tensor]:
         kernels = KERNELS.loaded()
-        final = state.clone(memory_format=torch.contiguous_format)
+        initial, final = state.contiguous(), state.new_empty(state.shape)
         o, kept = v.new_empty(v.shape), v.new_empty(v.shape)
         delta = _delta(q, k, a, b, beta, g, keep, v)
-        must_have_memory(kernels.delta_rule(ctypes.byref(delta), Pointer(final), Pointer(o), Pointer(kept)))
+        results = Pointer(final), Pointer(o), Pointer(kept)
+        must_have_memory(kernels.delta_rule(ctypes.byref(delta), Pointer(initial), *results))
         ctx.save_for_backward(q, k, a, b, beta, g, keep, v, state, kept)
         return o, final
 
@@ -71,15 +72,16 @@ class NativeDelta(torch.autograd.Function):
         *given, state, kept = ctx.saved_tensors
         q, _, a, b, beta, g, _, v = given
         kernels = KERNELS.loaded()
-        initial, grad_o = contiguous(state, grads[0])
-        grad_state = grads[1].clone(memory_format=torch.contiguous_format)
-        grad_q, grad_a, grad_v, of_recalled = (x.new_empty(x.shape) for x in (q, q, v, v))
-        grad_k, grad_b, grad_beta = (None if x is None else x.new_zeros(x.shape) for x in (q, b, beta))
+        initial, grad_o, grad_final = contiguous(state, *grads)
+        grad_state, grad_q, grad_k, grad_a, grad_v = (x.new_empty(x.shape) for x in (state, q, q, q, v))
+        grad_b, grad_beta, of_recalled = (
+            None if x is None else torch.empty(x.shape, dtype=x.dtype) for x in (b, beta, None if b is None else v)
+        )
         delta = _delta(*given)
         # where documents alone decay, their gradient has a place and no use
         grad_g = None if delta.decays == 0 else q.new_empty(*q.shape[:3], delta.decays)
         to = _Gradients(grad_state, grad_q, grad_k, grad_a, grad_b, grad_beta, grad_g, grad_v, of_recalled)
-        arguments = Pointer(initial), Pointer(grad_o), Pointer(kept), ctypes.byref(to)
+        arguments = Pointer(initial), Pointer(grad_final), Pointer(grad_o), Pointer(kept), ctypes.byref(to)
         must_have_memory(kernels.delta_rule_backward(ctypes.byref(delta), *arguments))
         of_g = None if g is None or grad_g is None else grad_g.view(g.shape)
         return grad_q, grad_k, None if a is None else grad_a, grad_b, grad_beta, of_g, None, grad_v, grad_state
