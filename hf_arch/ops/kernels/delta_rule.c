@@ -28,37 +28,79 @@ typedef struct {
 static inline int64_t step_of(const Head *h, int64_t t) { return (h->b * h->d->length + t) * h->d->heads + h->head; }
 static inline float *of_head(const Head *h, const float *states) { return (float *)states + (h->b * h->d->heads + h->head) * h->d->keys * h->d->values; }
 
-/* What a step multiplies: decays lie `apart`, 0 where they are one; `recalls` is what a recalls times, `writes` what is
-   written. After the last step there is nothing: no keys, no values. */
+/* Rows of a run in whole vectors, `apart` numbers apart. */
 typedef struct {
-    const float *q, *k, *a, *b, *decay;
-    int64_t step, keys, values, apart;
-    float recalls, writes, keep;
-} Step;
+    float *first;
+    int64_t apart;
+} Rows;
 
-static const float ONE = 1.0f;
+static const Rows NONE;
 
-static Step step_at(const Head *h, int64_t t) {
-    const Delta *d = h->d;
-    const int there = t < d->length;
-    const int64_t step = step_of(h, there ? t : d->length - 1), at = step * d->keys;
-    Step s = {d->q + at, d->k + at, d->a + at, d->b ? d->b + at : 0, &ONE, step, 0, 0, 0, 0, 0, 1};
-    if (!there) return s;
-    s.keys = d->keys, s.values = d->values, s.writes = d->beta ? d->beta[step] : 1.0f;
-    if (d->keep) s.keep = d->keep[h->b * d->length + t];
-    if (d->decays) s.decay = d->decay + step * d->decays, s.apart = d->decays > 1;
-    s.recalls = d->b ? s.keep : -1.0f;
-    return s;
-}
+INLINE float *row(Rows rows, int64_t t) { return rows.first + t * rows.apart; }
 
+/* What RUN steps multiply: decays lie `apart`, or one for all keys; `recalls` is what a recalls times, `writes` what is
+   written. `there` of them are, from the row `step` on; the others have nothing in their rows. */
 typedef struct {
-    Step at[RUN];
+    Rows q, k, a, b, decays;
+    int64_t there, step, heads, apart;
+    float decay[RUN], recalls[RUN], writes[RUN], keep[RUN];
 } Run;
 
-static Run run_at(const Head *h, int64_t start) {
-    Run run;
-    for (int t = 0; t < RUN; t++) run.at[t] = step_at(h, start + t);
-    return run;
+static inline int64_t step_in(const Run *run, int64_t t) { return run->step + t * run->heads; }
+
+INLINE Rows as_they_lie(const Run *run, const float *from, int64_t size) { return (Rows){(float *)from + run->step * size, run->heads * size}; }
+
+INLINE int lie_whole(const Run *run, int64_t size) { return run->there == RUN && size % LANES == 0; }
+
+static __attribute__((noinline)) Rows copied(Rows rows, int64_t there, int64_t size, float fill, float *room) {
+    const int64_t padded = whole(size);
+    for (int64_t t = 0; t < RUN; t++)
+        for (int64_t c = 0; c < padded; c += LANES) store_all(room + t * padded + c, t < there ? load(row(rows, t) + c, size - c) : all(fill));
+    return (Rows){room, padded};
+}
+
+/* Rows where they lie, or copies in a room. */
+INLINE Rows rows_from(const Run *run, const float *from, int64_t size, float *room) {
+    const Rows rows = as_they_lie(run, from, size);
+    return lie_whole(run, size) ? rows : copied(rows, run->there, size, 0, room);
+}
+
+/* Rows to be written: there, or in a room, out of which `rows_done` copies them. */
+INLINE Rows rows_to(const Run *run, float *to, int64_t size, float *room) {
+    return lie_whole(run, size) ? as_they_lie(run, to, size) : (Rows){room, whole(size)};
+}
+
+static __attribute__((noinline)) void copy_back(Rows rows, int64_t there, int64_t size, Rows to) {
+    for (int64_t t = 0; t < there; t++)
+        for (int64_t c = 0; c < size; c += LANES) store(row(to, t) + c, load_all(row(rows, t) + c), size - c);
+}
+
+INLINE void rows_done(const Run *run, float *to, int64_t size, Rows rows) {
+    if (!lie_whole(run, size)) copy_back(rows, run->there, size, as_they_lie(run, to, size));
+}
+
+/* Room for rows of keys and of values. */
+#define KEY_ROWS 10
+#define VALUE_ROWS 4
+static int64_t rows_size(const Delta *d) { return RUN * (KEY_ROWS * whole(d->keys) + VALUE_ROWS * whole(d->values)); }
+
+/* Its rows are the first five of the room. */
+INLINE void run_at(const int two, const Head *h, int64_t start, float *room, Run *run) {
+    const Delta *d = h->d;
+    const int64_t size = RUN * whole(d->keys), keys = d->keys;
+    run->there = least(RUN, d->length - start), run->apart = d->decays > 1, run->step = step_of(h, start), run->heads = d->heads;
+    STEPS_OF_RUN(t) {
+        const int there = t < run->there;
+        run->decay[t] = there && d->decays ? d->decay[step_in(run, t) * d->decays] : 1.0f;
+        run->keep[t] = there && d->keep ? d->keep[h->b * d->length + start + t] : 1.0f;
+        run->writes[t] = there && d->beta ? d->beta[step_in(run, t)] : 1.0f;
+        run->recalls[t] = two ? run->keep[t] : -1.0f;
+    }
+    run->q = rows_from(run, d->q, keys, room), run->k = rows_from(run, d->k, keys, room + size);
+    if (two) run->a = rows_from(run, d->a, keys, room + 2 * size), run->b = rows_from(run, d->b, keys, room + 3 * size);
+    if (!run->apart) return;
+    run->decays = as_they_lie(run, d->decay, keys);
+    if (!lie_whole(run, keys)) run->decays = copied(run->decays, run->there, keys, 1, room + 4 * size);
 }
 
 /* LANES keys of a run. */
@@ -69,12 +111,10 @@ typedef struct {
 INLINE Keys keys_at(const int two, const Run *run, int64_t c) {
     Keys x;
     STEPS_OF_RUN(t) {
-        const Step *s = run->at + t;
-        const int64_t left = s->keys - c;
-        x.q[t] = load(s->q + c, left), x.k[t] = load(s->k + c, left);
-        x.a[t] = two ? s->recalls * load(s->a + c, left) : -x.k[t];
-        if (two) x.b[t] = load(s->b + c, left);
-        x.decay[t] = s->apart ? load(s->decay + c, left) : all(*s->decay);
+        x.q[t] = load_all(row(run->q, t) + c), x.k[t] = load_all(row(run->k, t) + c);
+        x.a[t] = two ? run->recalls[t] * load_all(row(run->a, t) + c) : -x.k[t];
+        if (two) x.b[t] = load_all(row(run->b, t) + c);
+        x.decay[t] = run->apart ? load_all(row(run->decays, t) + c) : all(run->decay[t]);
     }
     return x;
 }
@@ -131,16 +171,17 @@ static inline void swap(float **x, float **other) {
     *x = *other, *other = kept;
 }
 
-/* The sides of two runs. */
+/* The sides of two runs, and room for rows. */
 typedef struct {
-    float *keys, *values, *keys_before, *values_before;
+    float *keys, *values, *keys_before, *values_before, *key_rows, *value_rows;
 } Sides;
 
-static int64_t sides_size(const Delta *d) { return 2 * (side_size(d->keys) + side_size(d->values)); }
+static int64_t sides_size(const Delta *d) { return rows_size(d) + 2 * (side_size(d->keys) + side_size(d->values)); }
 
 static Sides sides_in(const Delta *d, float *room) {
     const int64_t keys = side_size(d->keys), values = side_size(d->values);
-    Sides s = {room, room + keys, room + keys + values, room + 2 * keys + values};
+    float *first = room + rows_size(d), *other = first + keys + values;
+    Sides s = {first, first + keys, other, other + keys, room, room + RUN * KEY_ROWS * whole(d->keys)};
     empty_side(s.keys, d->keys), empty_side(s.keys_before, d->keys), empty_side(s.values, d->values), empty_side(s.values_before, d->values);
     return s;
 }
@@ -154,27 +195,28 @@ typedef struct {
 } Forward;
 
 /* What the steps of a run read of each other, after what they read of the state. */
-INLINE void forward_run(const int two, const Run *run, const Forward *f, const float *scores, float *side) {
-    for (int64_t c = 0; c < f->d->values; c += LANES) {
+INLINE void forward_run(const int two, const Run *run, const Forward *f, const float *scores, float *side, float *room) {
+    const int64_t values = f->d->values, size = RUN * whole(values);
+    const Rows v = rows_from(run, f->d->v, values, room), to_kept = rows_to(run, f->kept, values, room + size), to_o = rows_to(run, f->o, values, room + 2 * size);
+    for (int64_t c = 0; c < values; c += LANES) {
         float *block = block_of(side, c);
         lanes fresh[RUN], old[RUN];
         STEPS_OF_RUN(i) {
-            const Step *s = run->at + i;
-            const int64_t at = s->step * f->d->values + c, left = s->values - c;
-            const lanes v = load(f->d->v + at, left);
+            const lanes value = load_all(row(v, i) + c);
             lanes recalled = load_all(block + (READERS + i) * LANES), o = load_all(block + (READERS + RUN + i) * LANES);
-            for (int j = 0; j < i; j++) {
+            _Pragma("GCC unroll 4") for (int j = 0; j < i; j++) {
                 recalled += scores[A(i, j)] * fresh[j], o += scores[Q(i, j)] * fresh[j];
                 if (two) recalled += scores[OF_B + A(i, j)] * old[j], o += scores[OF_B + Q(i, j)] * old[j];
             }
-            old[i] = two ? recalled : v + recalled, fresh[i] = two ? v : s->writes * old[i];
+            old[i] = two ? recalled : value + recalled, fresh[i] = two ? value : run->writes[i] * old[i];
             o += scores[Q(i, i)] * fresh[i];
             if (two) o += scores[OF_B + Q(i, i)] * old[i];
             store_all(block + (WRITERS + i) * LANES, fresh[i]);
             if (two) store_all(block + (WRITERS + RUN + i) * LANES, old[i]);
-            store(f->kept + at, old[i], left), store(f->o + at, o, left);
+            store_all(row(to_kept, i) + c, old[i]), store_all(row(to_o, i) + c, o);
         }
     }
+    rows_done(run, f->kept, values, to_kept), rows_done(run, f->o, values, to_o);
 }
 
 INLINE void forward_walk(const int two, const Head *h, const Forward *f, float *room) {
@@ -182,13 +224,14 @@ INLINE void forward_walk(const int two, const Head *h, const Forward *f, float *
     const int64_t keys = d->keys, values = d->values;
     float scores[SCORES], *state = room + sides_size(d);
     Sides s = sides_in(d, room);
+    Run run;
     take(of_head(h, f->state), keys, values, state);
     for (int64_t start = 0; start < d->length; start += RUN) {
-        const Run run = run_at(h, start);
+        run_at(two, h, start, s.key_rows, &run);
         keys_side(two, &run, whole(keys), s.keys, scores);
         const Pass p = {s.keys_before, s.values_before, s.keys, s.values};
         pass(0, WRITERS, (1 + two) * RUN, READERS, 2 * RUN, state, keys, values, &p);
-        forward_run(two, &run, f, scores, s.values);
+        forward_run(two, &run, f, scores, s.values, s.value_rows);
         next_run(&s);
     }
     const Pass end = {s.keys_before, s.values_before, s.keys, s.values};
@@ -225,32 +268,34 @@ typedef struct {
 } Backward;
 
 /* What was written and recalled, after what a run's writers read of the gradient of the state after it. */
-INLINE void backward_run(const int two, const Run *run, const Backward *w, const float *scores, float *side) {
-    const Delta *d = w->d;
+INLINE void backward_run(const int two, const Run *run, const Backward *w, const float *scores, float *side, float *room) {
+    const int64_t values = w->d->values, size = RUN * whole(values);
     lanes of_beta[RUN];
+    const Rows grad_o = rows_from(run, w->grad_o, values, room), kept = rows_from(run, w->kept, values, room + size), to_v = rows_to(run, w->to->v, values, room + 2 * size);
+    const Rows to_recalled = two ? rows_to(run, w->to->recalled, values, room + 3 * size) : NONE;
     STEPS_OF_RUN(t) of_beta[t] = all(0);
-    for (int64_t c = 0; c < d->values; c += LANES) {
+    for (int64_t c = 0; c < values; c += LANES) {
         float *block = block_of(side, c);
         lanes grad[RUN], recalled[RUN];
         _Pragma("GCC unroll 4") for (int j = RUN - 1; j >= 0; j--) {
-            const Step *s = run->at + j;
-            const int64_t at = s->step * d->values + c, left = s->values - c;
-            grad[j] = load(w->grad_o + at, left);
+            grad[j] = load_all(row(grad_o, j) + c);
             lanes fresh = load_all(block + (WRITERS + j) * LANES) + scores[Q(j, j)] * grad[j], old = all(0);
             if (two) old = load_all(block + (WRITERS + RUN + j) * LANES) + scores[OF_B + Q(j, j)] * grad[j];
-            for (int i = RUN - 1; i > j; i--) {
+            _Pragma("GCC unroll 4") for (int i = RUN - 1; i > j; i--) {
                 fresh += scores[Q(i, j)] * grad[i] + scores[A(i, j)] * recalled[i];
                 if (two) old += scores[OF_B + Q(i, j)] * grad[i] + scores[OF_B + A(i, j)] * recalled[i];
             }
-            const lanes of_v = s->writes * fresh;
+            const lanes of_v = run->writes[j] * fresh;
             recalled[j] = two ? old : of_v;
-            if (!two) of_beta[j] += fresh * load(w->kept + at, left);
+            if (!two) of_beta[j] += fresh * load_all(row(kept, j) + c);
             store_all(block + (READERS + j) * LANES, recalled[j]), store_all(block + (READERS + RUN + j) * LANES, grad[j]);
-            store(w->to->v + at, of_v, left);
-            if (two) store(w->to->recalled + at, old, left);
+            store_all(row(to_v, j) + c, of_v);
+            if (two) store_all(row(to_recalled, j) + c, old);
         }
     }
-    if (d->beta) STEPS_OF_RUN(t) if (run->at[t].keys) w->to->beta[run->at[t].step] = total(of_beta[t]);
+    rows_done(run, w->to->v, values, to_v);
+    if (two) rows_done(run, w->to->recalled, values, to_recalled);
+    if (w->d->beta) STEPS_OF_RUN(t) if (t < run->there) w->to->beta[step_in(run, t)] = total(of_beta[t]);
 }
 
 static int64_t last_run(const Delta *d) { return (d->length + RUN - 1) / RUN * RUN - RUN; }
@@ -261,13 +306,14 @@ INLINE void backward_values(const int two, const Head *h, const Backward *w, flo
     const int64_t keys = d->keys, values = d->values;
     float scores[SCORES], *state = room + sides_size(d);
     Sides s = sides_in(d, room);
+    Run run;
     take(of_head(h, w->grad_state), keys, values, state);
     for (int64_t start = last_run(d); start >= 0; start -= RUN) {
-        const Run run = run_at(h, start);
+        run_at(two, h, start, s.key_rows, &run);
         keys_side(two, &run, whole(keys), s.keys, scores);
         const Pass p = {s.keys_before, s.values_before, s.keys, s.values};
         pass(0, READERS, 2 * RUN, WRITERS, (1 + two) * RUN, state, keys, values, &p);
-        backward_run(two, &run, w, scores, s.values);
+        backward_run(two, &run, w, scores, s.values, s.value_rows);
         next_run(&s);
     }
     const Pass end = {s.keys_before, s.values_before, s.keys, s.values};
@@ -276,31 +322,30 @@ INLINE void backward_values(const int two, const Head *h, const Backward *w, flo
 }
 
 /* The side of the values: gradients of what was recalled and read, and what was written. And of the scores. */
-INLINE void values_side(const int two, const Run *run, const Backward *w, float *side, float *of_scores) {
-    const Delta *d = w->d;
-    const float *to_recalled = two ? w->to->recalled : w->to->v;
+INLINE void values_side(const int two, const Run *run, const Backward *w, float *side, float *of_scores, float *room) {
+    const int64_t values = w->d->values, size = RUN * whole(values);
+    const Rows kept = rows_from(run, w->kept, values, room), grad_o = rows_from(run, w->grad_o, values, room + size);
+    const Rows to_recalled = rows_from(run, two ? w->to->recalled : w->to->v, values, room + 2 * size);
+    const Rows v = two ? rows_from(run, w->d->v, values, room + 3 * size) : NONE;
     lanes sum[SCORES];
     ALL(s, SCORES) sum[s] = all(0);
-    for (int64_t c = 0; c < d->values; c += LANES) {
+    for (int64_t c = 0; c < values; c += LANES) {
         float *block = block_of(side, c);
-        lanes grad[RUN], recalled[RUN];
+        lanes grad[RUN], recalled[RUN], fresh[RUN], old[RUN];
         STEPS_OF_RUN(t) {
-            const Step *s = run->at + t;
-            const int64_t at = s->step * d->values + c, left = s->values - c;
-            const lanes kept = load(w->kept + at, left), fresh = two ? load(d->v + at, left) : s->writes * kept;
-            recalled[t] = load(to_recalled + at, left), grad[t] = load(w->grad_o + at, left);
+            old[t] = load_all(row(kept, t) + c), fresh[t] = two ? load_all(row(v, t) + c) : run->writes[t] * old[t];
+            recalled[t] = load_all(row(to_recalled, t) + c), grad[t] = load_all(row(grad_o, t) + c);
             store_all(block + (READERS + t) * LANES, recalled[t]), store_all(block + (READERS + RUN + t) * LANES, grad[t]);
-            store_all(block + (WRITERS + t) * LANES, fresh);
-            if (two) store_all(block + (WRITERS + RUN + t) * LANES, kept);
+            store_all(block + (WRITERS + t) * LANES, fresh[t]);
+            if (two) store_all(block + (WRITERS + RUN + t) * LANES, old[t]);
         }
         if (of_scores) STEPS_OF_RUN(j) {
-            const lanes fresh = load_all(block + (WRITERS + j) * LANES), old = two ? load_all(block + (WRITERS + RUN + j) * LANES) : all(0);
             _Pragma("GCC unroll 4") for (int i = j; i < RUN; i++) {
-                sum[Q(i, j)] += grad[i] * fresh;
-                if (two) sum[OF_B + Q(i, j)] += grad[i] * old;
+                sum[Q(i, j)] += grad[i] * fresh[j];
+                if (two) sum[OF_B + Q(i, j)] += grad[i] * old[j];
                 if (i > j) {
-                    sum[A(i, j)] += recalled[i] * fresh;
-                    if (two) sum[OF_B + A(i, j)] += recalled[i] * old;
+                    sum[A(i, j)] += recalled[i] * fresh[j];
+                    if (two) sum[OF_B + A(i, j)] += recalled[i] * old[j];
                 }
             }
         }
@@ -310,9 +355,10 @@ INLINE void values_side(const int two, const Run *run, const Backward *w, float 
 
 /* A run's part of to->q and to->a: of what they read of the state before it, in `read`, and of each other, without a step's
    own reading. */
-INLINE void of_readers(const int two, const Run *run, const Backward *w, const float *of_scores, const float *read) {
-    const Delta *d = w->d;
-    for (int64_t c = 0; c < d->keys; c += LANES) {
+INLINE void of_readers(const int two, const Run *run, const Backward *w, const float *of_scores, const float *read, float *room) {
+    const int64_t keys = w->d->keys, size = RUN * whole(keys);
+    const Rows to_q = rows_to(run, w->to->q, keys, room + 5 * size), to_a = rows_to(run, w->to->a, keys, room + 6 * size);
+    for (int64_t c = 0; c < keys; c += LANES) {
         const Keys x = keys_at(two, run, c);
         const float *block = block_of(read, c);
         lanes p = all(1), of_q[RUN], of_a[RUN];
@@ -324,23 +370,31 @@ INLINE void of_readers(const int two, const Run *run, const Backward *w, const f
         SEEN(two, x, i, j,
              { of_a[i] += of_scores[A(i, j)] * k; if (two) of_a[i] += of_scores[OF_B + A(i, j)] * b; },
              if (i > j) { of_q[i] += of_scores[Q(i, j)] * k; if (two) of_q[i] += of_scores[OF_B + Q(i, j)] * b; })
-        STEPS_OF_RUN(t) {
-            const Step *s = run->at + t;
-            const int64_t at = s->step * d->keys + c, left = s->keys - c;
-            store(w->to->q + at, of_q[t], left), store(w->to->a + at, s->recalls * of_a[t], left);
-        }
+        STEPS_OF_RUN(t) store_all(row(to_q, t) + c, of_q[t]), store_all(row(to_a, t) + c, run->recalls[t] * of_a[t]);
     }
+    rows_done(run, w->to->q, keys, to_q), rows_done(run, w->to->a, keys, to_a);
 }
 
-/* The same of to->k and to->b, of what they read of the gradient of the state after it. */
-INLINE void of_writers(const int two, const Run *run, const Backward *w, const float *of_scores, const float *read) {
+/* The same of to->k and to->b, of what they read of the gradient of the state after it. Then the decays: with P_t = sum_v S
+   dL/dS after a step, before its own reading, dL/dg_t = P_t + q dL/dq - k dL/dk - b dL/db and P_{t-1} = dL/dg_t + a dL/da.
+   And what a step's own reading adds. */
+INLINE void of_writers(const int two, const Run *run, const Backward *w, const float *of_scores, const float *read, float *P, float *room) {
     const Delta *d = w->d;
-    for (int64_t c = 0; c < d->keys; c += LANES) {
+    const Gradients *to = w->to;
+    const int64_t keys = d->keys, size = RUN * whole(keys);
+    lanes of_g[RUN];
+    const Rows given_q = rows_from(run, to->q, keys, room + 5 * size), to_a = rows_from(run, to->a, keys, room + 6 * size);
+    const Rows to_q = rows_to(run, to->q, keys, room + 5 * size), to_k = rows_to(run, to->k, keys, room + 7 * size);
+    const Rows to_b = two ? rows_to(run, to->b, keys, room + 8 * size) : NONE;
+    const Rows to_g = run->apart ? rows_to(run, to->g, keys, room + 9 * size) : NONE;
+    STEPS_OF_RUN(t) of_g[t] = all(0);
+    for (int64_t c = 0; c < keys; c += LANES) {
         const Keys x = keys_at(two, run, c);
         const float *block = block_of(read, c);
-        lanes p = all(1), of_k[RUN], of_b[RUN];
+        lanes p = all(1), of_k[RUN], of_b[RUN], passed = load_all(P + c);
         _Pragma("GCC unroll 4") for (int t = RUN - 1; t >= 0; t--) {
-            of_k[t] = p * load_all(block + (WRITERS + t) * LANES), of_b[t] = two ? p * load_all(block + (WRITERS + RUN + t) * LANES) : all(0);
+            of_k[t] = p * load_all(block + (WRITERS + t) * LANES);
+            if (two) of_b[t] = p * load_all(block + (WRITERS + RUN + t) * LANES);
             p *= x.decay[t];
         }
         _Pragma("GCC unroll 4") for (int i = 1; i < RUN; i++) {
@@ -352,41 +406,30 @@ INLINE void of_writers(const int two, const Run *run, const Backward *w, const f
                 if (two) of_b[j] += of_scores[OF_B + Q(i, j)] * q + of_scores[OF_B + A(i, j)] * a;
             }
         }
-        STEPS_OF_RUN(t) {
-            const int64_t at = run->at[t].step * d->keys + c, left = run->at[t].keys - c;
-            store(w->to->k + at, of_k[t], left);
-            if (two) store(w->to->b + at, of_b[t], left);
+        _Pragma("GCC unroll 4") for (int t = RUN - 1; t >= 0; t--) {
+            const float own = of_scores[Q(t, t)];
+            const lanes of_q = load_all(row(given_q, t) + c), of_a = load_all(row(to_a, t) + c);
+            const lanes recall = (two ? load_all(row(run->a, t) + c) : x.k[t]) * of_a;
+            lanes decay = passed + x.q[t] * of_q - x.k[t] * of_k[t], read_q = of_q + own * x.k[t], read_k = of_k[t] + own * x.q[t];
+            if (two) {
+                const float back = of_scores[OF_B + Q(t, t)];
+                decay = run->keep[t] * (decay - x.b[t] * of_b[t]), passed = decay + recall;
+                read_q += back * x.b[t];
+                store_all(row(to_b, t) + c, of_b[t] + back * x.q[t]);
+            } else {
+                decay = run->keep[t] * (decay + recall), passed = decay;
+                read_k += of_a;
+            }
+            store_all(row(to_k, t) + c, read_k), store_all(row(to_q, t) + c, read_q);
+            if (run->apart) store_all(row(to_g, t) + c, decay);
+            of_g[t] += decay;
         }
+        store_all(P + c, passed);
     }
-}
-
-/* With P_t = sum_v S dL/dS after a step, before its own reading: dL/dg_t = P_t + q dL/dq - k dL/dk - b dL/db and P_{t-1} =
-   dL/dg_t + a dL/da. Then what a step's own reading adds: `own` of k, `back` of b. */
-INLINE void of_decays(const int two, const Backward *w, const Step *now, float own, float back, float *P) {
-    const Delta *d = w->d;
-    const Gradients *to = w->to;
-    const int64_t keys = d->keys, at = now->step * keys;
-    lanes of_g = all(0);
-    for (int64_t c = 0; c < keys; c += LANES) {
-        const int64_t count = keys - c;
-        const lanes q = load(now->q + c, count), k = load(now->k + c, count), to_q = load(to->q + at + c, count), to_k = load(to->k + at + c, count),
-                    to_a = load(to->a + at + c, count), recall = load(now->a + c, count) * to_a;
-        lanes decay = load_all(P + c) + q * to_q - k * to_k, read = to_q + own * k;
-        if (two) {
-            const lanes b = load(now->b + c, count), to_b = load(to->b + at + c, count);
-            decay = now->keep * (decay - b * to_b), read += back * b;
-            store_all(P + c, decay + recall);
-            store(to->k + at + c, to_k + own * q, count), store(to->b + at + c, to_b + back * q, count);
-        } else {
-            decay = now->keep * (decay + recall);
-            store_all(P + c, decay);
-            store(to->k + at + c, to_k + own * q + to_a, count);
-        }
-        store(to->q + at + c, read, count);
-        if (d->decays > 1) store(to->g + at + c, decay, count);
-        of_g += decay;
-    }
-    if (d->decays == 1) to->g[now->step] = total(of_g);
+    rows_done(run, to->q, keys, to_q), rows_done(run, to->k, keys, to_k);
+    if (two) rows_done(run, to->b, keys, to_b);
+    if (run->apart) rows_done(run, to->g, keys, to_g);
+    if (d->decays == 1) STEPS_OF_RUN(t) if (t < run->there) to->g[step_in(run, t)] = total(of_g[t]);
 }
 
 static int64_t chunks_of(const Delta *d) { return (d->length + STEPS - 1) / STEPS; }
@@ -404,15 +447,16 @@ INLINE void backward_keys(const int two, const Head *h, const Backward *w, float
     float *read = room + sides_size(d), *of_scores = read + side_size(keys), *P = of_scores + (last / RUN + 1) * SCORES, *state = P + whole(keys),
           *ends = state + turned;
     Sides s = sides_in(d, room);
+    Run run;
     take_turned(of_head(h, w->state), values, keys, state);
     for (int64_t start = 0; start <= last; start += RUN) {
-        const Run run = run_at(h, start);
+        run_at(two, h, start, s.key_rows, &run);
         keys_side(two, &run, whole(keys), s.keys, 0);
-        values_side(two, &run, w, s.values, of_scores + start / RUN * SCORES);
+        values_side(two, &run, w, s.values, of_scores + start / RUN * SCORES, s.value_rows);
         const Pass p = {s.values_before, s.keys_before, s.values, read};
         pass(1, WRITERS, (1 + two) * RUN, READERS, 2 * RUN, state, values, keys, &p);
         if (start && start % STEPS == 0) memcpy(ends + (start / STEPS - 1) * turned, state, turned * sizeof(float));
-        of_readers(two, &run, w, of_scores + start / RUN * SCORES, read);
+        of_readers(two, &run, w, of_scores + start / RUN * SCORES, read, s.key_rows);
         next_run(&s);
     }
     const Pass end = {s.values_before, s.keys_before, s.values, read};
@@ -422,16 +466,14 @@ INLINE void backward_keys(const int two, const Head *h, const Backward *w, float
     s = sides_in(d, room);
     take_turned(of_head(h, w->grad_state), values, keys, state);
     for (int64_t start = last; start >= 0; start -= RUN) {
-        const Run run = run_at(h, start);
+        run_at(two, h, start, s.key_rows, &run);
         const float *scores = of_scores + start / RUN * SCORES;
         keys_side(two, &run, whole(keys), s.keys, 0);
-        values_side(two, &run, w, s.values, 0);
+        values_side(two, &run, w, s.values, 0, s.value_rows);
         const Pass p = {s.values_before, s.keys_before, s.values, read};
         pass(1, READERS, 2 * RUN, WRITERS, (1 + two) * RUN, state, values, keys, &p);
         if (start == last || (start + RUN) % STEPS == 0) products(state, ends + start / STEPS * turned, values, keys, P);
-        of_writers(two, &run, w, scores, read);
-        _Pragma("GCC unroll 4") for (int t = RUN - 1; t >= 0; t--)
-            if (run.at[t].keys) of_decays(two, w, run.at + t, scores[Q(t, t)], two ? scores[OF_B + Q(t, t)] : 0, P);
+        of_writers(two, &run, w, scores, read, P, s.key_rows);
         next_run(&s);
     }
 }
