@@ -103,6 +103,19 @@ INLINE void run_at(const int two, const Head *h, int64_t start, float *room, Run
     if (!lie_whole(run, keys)) run->decays = copied(run->decays, run->there, keys, 1, room + 4 * size);
 }
 
+/* Rows of the run from `start` on, which the processor does not foresee: they lie heads apart. */
+static void fetch(const Head *h, const float *from, int64_t start, int64_t size) {
+    for (int64_t t = start < 0 ? 0 : start; from && t < least(start + RUN, h->d->length); t++)
+        for (int64_t c = 0; c < size; c += 16) __builtin_prefetch(from + step_of(h, t) * size + c);
+}
+
+static void fetch_keys(const Head *h, int64_t start) {
+    const Delta *d = h->d;
+    fetch(h, d->q, start, d->keys), fetch(h, d->k, start, d->keys);
+    if (d->b) fetch(h, d->a, start, d->keys), fetch(h, d->b, start, d->keys);
+    if (d->decays > 1) fetch(h, d->decay, start, d->keys);
+}
+
 /* LANES keys of a run. */
 typedef struct {
     lanes q[RUN], k[RUN], a[RUN], b[RUN], decay[RUN];
@@ -228,6 +241,8 @@ INLINE void forward_walk(const int two, const Head *h, const Forward *f, float *
     take(of_head(h, f->state), keys, values, state);
     for (int64_t start = 0; start < d->length; start += RUN) {
         run_at(two, h, start, s.key_rows, &run);
+        fetch_keys(h, start + RUN);
+        fetch(h, d->v, start + RUN, values), fetch(h, f->o, start + RUN, values), fetch(h, f->kept, start + RUN, values);
         keys_side(two, &run, whole(keys), s.keys, scores);
         const Pass p = {s.keys_before, s.values_before, s.keys, s.values};
         pass(0, WRITERS, (1 + two) * RUN, READERS, 2 * RUN, state, keys, values, &p);
@@ -310,6 +325,8 @@ INLINE void backward_values(const int two, const Head *h, const Backward *w, flo
     take(of_head(h, w->grad_state), keys, values, state);
     for (int64_t start = last_run(d); start >= 0; start -= RUN) {
         run_at(two, h, start, s.key_rows, &run);
+        fetch_keys(h, start - RUN);
+        fetch(h, w->grad_o, start - RUN, values), fetch(h, two ? w->to->recalled : w->kept, start - RUN, values), fetch(h, w->to->v, start - RUN, values);
         keys_side(two, &run, whole(keys), s.keys, scores);
         const Pass p = {s.keys_before, s.values_before, s.keys, s.values};
         pass(0, READERS, 2 * RUN, WRITERS, (1 + two) * RUN, state, keys, values, &p);
@@ -451,6 +468,9 @@ INLINE void backward_keys(const int two, const Head *h, const Backward *w, float
     take_turned(of_head(h, w->state), values, keys, state);
     for (int64_t start = 0; start <= last; start += RUN) {
         run_at(two, h, start, s.key_rows, &run);
+        fetch_keys(h, start + RUN);
+        fetch(h, w->grad_o, start + RUN, values), fetch(h, w->kept, start + RUN, values), fetch(h, two ? w->to->recalled : w->to->v, start + RUN, values);
+        fetch(h, two ? d->v : 0, start + RUN, values), fetch(h, w->to->q, start + RUN, keys), fetch(h, w->to->a, start + RUN, keys);
         keys_side(two, &run, whole(keys), s.keys, 0);
         values_side(two, &run, w, s.values, of_scores + start / RUN * SCORES, s.value_rows);
         const Pass p = {s.values_before, s.keys_before, s.values, read};
@@ -467,6 +487,9 @@ INLINE void backward_keys(const int two, const Head *h, const Backward *w, float
     take_turned(of_head(h, w->grad_state), values, keys, state);
     for (int64_t start = last; start >= 0; start -= RUN) {
         run_at(two, h, start, s.key_rows, &run);
+        fetch_keys(h, start - RUN);
+        fetch(h, w->grad_o, start - RUN, values), fetch(h, w->kept, start - RUN, values), fetch(h, two ? w->to->recalled : w->to->v, start - RUN, values);
+        fetch(h, two ? d->v : 0, start - RUN, values), fetch(h, w->to->q, start - RUN, keys), fetch(h, w->to->a, start - RUN, keys);
         const float *scores = of_scores + start / RUN * SCORES;
         keys_side(two, &run, whole(keys), s.keys, 0);
         values_side(two, &run, w, s.values, 0, s.value_rows);
