@@ -7,11 +7,13 @@
    state before it, each with the decays since, and what they read of each other, by scores. Without b, a is -k and recalls
    after the decay. */
 
+#define VECTORS 2
+#define KEY_ROWS 10
+#define VALUE_ROWS 4
 #include "walk.h"
 
 #define STEPS 32  /* between steps of which sum_v S dL/dS is made of its factors */
 #define SCORES 32 /* of a run: those of k, then of b; for each q for j <= i, then a for j < i */
-#define Q(i, j) ((i) * ((i) + 1) / 2 + (j))
 #define A(i, j) (RUN * (RUN + 1) / 2 + (i) * ((i) - 1) / 2 + (j))
 #define OF_B (SCORES / 2)
 
@@ -20,97 +22,33 @@ typedef struct {
     const float *q, *k, *a, *b, *beta, *decay, *v, *keep;
 } Delta;
 
-typedef struct {
-    const Delta *d;
-    int64_t b, head;
-} Head;
-
-static inline int64_t step_of(const Head *h, int64_t t) { return (h->b * h->d->length + t) * h->d->heads + h->head; }
-static inline float *of_head(const Head *h, const float *states) { return (float *)states + (h->b * h->d->heads + h->head) * h->d->keys * h->d->values; }
-
-/* Rows of a run in whole vectors, `apart` numbers apart. */
-typedef struct {
-    float *first;
-    int64_t apart;
-} Rows;
-
-static const Rows NONE;
-
-INLINE float *row(Rows rows, int64_t t) { return rows.first + t * rows.apart; }
-
 /* What RUN steps multiply: decays lie `apart`, or one for all keys; `recalls` is what a recalls times, `writes` what is
-   written. `there` of them are, from the row `step` on; the others have nothing in their rows. */
+   written. */
 typedef struct {
+    Span at;
     Rows q, k, a, b, decays;
-    int64_t there, step, heads, apart;
+    int64_t apart;
     float decay[RUN], recalls[RUN], writes[RUN], keep[RUN];
 } Run;
 
-static inline int64_t step_in(const Run *run, int64_t t) { return run->step + t * run->heads; }
-
-INLINE Rows as_they_lie(const Run *run, const float *from, int64_t size) { return (Rows){(float *)from + run->step * size, run->heads * size}; }
-
-INLINE int lie_whole(const Run *run, int64_t size) { return run->there == RUN && size % LANES == 0; }
-
-static __attribute__((noinline)) Rows copied(Rows rows, int64_t there, int64_t size, float fill, float *room) {
-    const int64_t padded = whole(size);
-    for (int64_t t = 0; t < RUN; t++)
-        for (int64_t c = 0; c < padded; c += LANES) store_all(room + t * padded + c, t < there ? load(row(rows, t) + c, size - c) : all(fill));
-    return (Rows){room, padded};
-}
-
-/* Rows where they lie, or copies in a room. */
-INLINE Rows rows_from(const Run *run, const float *from, int64_t size, float *room) {
-    const Rows rows = as_they_lie(run, from, size);
-    return lie_whole(run, size) ? rows : copied(rows, run->there, size, 0, room);
-}
-
-/* Rows to be written: there, or in a room, out of which `rows_done` copies them. */
-INLINE Rows rows_to(const Run *run, float *to, int64_t size, float *room) {
-    return lie_whole(run, size) ? as_they_lie(run, to, size) : (Rows){room, whole(size)};
-}
-
-static __attribute__((noinline)) void copy_back(Rows rows, int64_t there, int64_t size, Rows to) {
-    for (int64_t t = 0; t < there; t++)
-        for (int64_t c = 0; c < size; c += LANES) store(row(to, t) + c, load_all(row(rows, t) + c), size - c);
-}
-
-INLINE void rows_done(const Run *run, float *to, int64_t size, Rows rows) {
-    if (!lie_whole(run, size)) copy_back(rows, run->there, size, as_they_lie(run, to, size));
-}
-
-/* Room for rows of keys and of values. */
-#define KEY_ROWS 10
-#define VALUE_ROWS 4
-static int64_t rows_size(const Delta *d) { return RUN * (KEY_ROWS * whole(d->keys) + VALUE_ROWS * whole(d->values)); }
-
 /* Its rows are the first five of the room. */
-INLINE void run_at(const int two, const Head *h, int64_t start, float *room, Run *run) {
-    const Delta *d = h->d;
+INLINE void run_at(const int two, const Head *h, const Delta *d, int64_t start, float *room, Run *run) {
     const int64_t size = RUN * whole(d->keys), keys = d->keys;
-    run->there = least(RUN, d->length - start), run->apart = d->decays > 1, run->step = step_of(h, start), run->heads = d->heads;
+    const Span at = span_at(h, start);
+    run->at = at, run->apart = d->decays > 1;
     STEPS_OF_RUN(t) {
-        const int there = t < run->there;
-        run->decay[t] = there && d->decays ? d->decay[step_in(run, t) * d->decays] : 1.0f;
+        const int there = t < at.there;
+        run->decay[t] = there && d->decays ? d->decay[step_in(&at, t) * d->decays] : 1.0f;
         run->keep[t] = there && d->keep ? d->keep[h->b * d->length + start + t] : 1.0f;
-        run->writes[t] = there && d->beta ? d->beta[step_in(run, t)] : 1.0f;
+        run->writes[t] = there && d->beta ? d->beta[step_in(&at, t)] : 1.0f;
         run->recalls[t] = two ? run->keep[t] : -1.0f;
     }
-    run->q = rows_from(run, d->q, keys, room), run->k = rows_from(run, d->k, keys, room + size);
-    if (two) run->a = rows_from(run, d->a, keys, room + 2 * size), run->b = rows_from(run, d->b, keys, room + 3 * size);
-    if (!run->apart) return;
-    run->decays = as_they_lie(run, d->decay, keys);
-    if (!lie_whole(run, keys)) run->decays = copied(run->decays, run->there, keys, 1, room + 4 * size);
+    run->q = rows_from(&at, d->q, keys, room), run->k = rows_from(&at, d->k, keys, room + size);
+    if (two) run->a = rows_from(&at, d->a, keys, room + 2 * size), run->b = rows_from(&at, d->b, keys, room + 3 * size);
+    if (run->apart) run->decays = filled_rows(&at, d->decay, keys, 1, room + 4 * size);
 }
 
-/* Rows of the run from `start` on, which the processor does not foresee: they lie heads apart. */
-static void fetch(const Head *h, const float *from, int64_t start, int64_t size) {
-    for (int64_t t = start < 0 ? 0 : start; from && t < least(start + RUN, h->d->length); t++)
-        for (int64_t c = 0; c < size; c += 16) __builtin_prefetch(from + step_of(h, t) * size + c);
-}
-
-static void fetch_keys(const Head *h, int64_t start) {
-    const Delta *d = h->d;
+static void fetch_keys(const Head *h, const Delta *d, int64_t start) {
     fetch(h, d->q, start, d->keys), fetch(h, d->k, start, d->keys);
     if (d->b) fetch(h, d->a, start, d->keys), fetch(h, d->b, start, d->keys);
     if (d->decays > 1) fetch(h, d->decay, start, d->keys);
@@ -146,10 +84,6 @@ INLINE Keys keys_at(const int two, const Run *run, int64_t c) {
         } \
     }
 
-static inline void all_totals(int two, const lanes *sum, float *to) {
-    for (int s = 0; s < (two ? SCORES : OF_B); s += LANES) store_all(to + s, totals((const float *)(sum + s)));
-}
-
 /* The side of the keys: what reads the state before the run, and what is written after it. And the scores, or none. */
 INLINE void keys_side(const int two, const Run *run, int64_t padded, float *side, float *scores) {
     lanes sum[SCORES];
@@ -166,7 +100,7 @@ INLINE void keys_side(const int two, const Run *run, int64_t padded, float *side
         }
         store_all(to + DECAY * LANES, p);
         p = all(1);
-        _Pragma("GCC unroll 4") for (int t = RUN - 1; t >= 0; t--) {
+        STEPS_BACK(t) {
             store_all(to + (WRITERS + t) * LANES, x.k[t] * p);
             if (two) store_all(to + (WRITERS + RUN + t) * LANES, x.b[t] * p);
             p *= x.decay[t];
@@ -176,30 +110,8 @@ INLINE void keys_side(const int two, const Run *run, int64_t padded, float *side
                  { sum[A(i, j)] += x.a[i] * k; if (two) sum[OF_B + A(i, j)] += x.a[i] * b; },
                  { sum[Q(i, j)] += x.q[i] * k; if (two) sum[OF_B + Q(i, j)] += x.q[i] * b; })
     }
-    if (scores) all_totals(two, sum, scores);
+    if (scores) all_totals(sum, two ? SCORES : OF_B, scores);
 }
-
-static inline void swap(float **x, float **other) {
-    float *kept = *x;
-    *x = *other, *other = kept;
-}
-
-/* The sides of two runs, and room for rows. */
-typedef struct {
-    float *keys, *values, *keys_before, *values_before, *key_rows, *value_rows;
-} Sides;
-
-static int64_t sides_size(const Delta *d) { return rows_size(d) + 2 * (side_size(d->keys) + side_size(d->values)); }
-
-static Sides sides_in(const Delta *d, float *room) {
-    const int64_t keys = side_size(d->keys), values = side_size(d->values);
-    float *first = room + rows_size(d), *other = first + keys + values;
-    Sides s = {first, first + keys, other, other + keys, room, room + RUN * KEY_ROWS * whole(d->keys)};
-    empty_side(s.keys, d->keys), empty_side(s.keys_before, d->keys), empty_side(s.values, d->values), empty_side(s.values_before, d->values);
-    return s;
-}
-
-static void next_run(Sides *s) { swap(&s->keys, &s->keys_before), swap(&s->values, &s->values_before); }
 
 typedef struct {
     const Delta *d;
@@ -210,7 +122,7 @@ typedef struct {
 /* What the steps of a run read of each other, after what they read of the state. */
 INLINE void forward_run(const int two, const Run *run, const Forward *f, const float *scores, float *side, float *room) {
     const int64_t values = f->d->values, size = RUN * whole(values);
-    const Rows v = rows_from(run, f->d->v, values, room), to_kept = rows_to(run, f->kept, values, room + size), to_o = rows_to(run, f->o, values, room + 2 * size);
+    const Rows v = rows_from(&run->at, f->d->v, values, room), to_kept = rows_to(&run->at, f->kept, values, room + size), to_o = rows_to(&run->at, f->o, values, room + 2 * size);
     for (int64_t c = 0; c < values; c += LANES) {
         float *block = block_of(side, c);
         lanes fresh[RUN], old[RUN];
@@ -229,19 +141,19 @@ INLINE void forward_run(const int two, const Run *run, const Forward *f, const f
             store_all(row(to_kept, i) + c, old[i]), store_all(row(to_o, i) + c, o);
         }
     }
-    rows_done(run, f->kept, values, to_kept), rows_done(run, f->o, values, to_o);
+    rows_done(&run->at, f->kept, values, to_kept), rows_done(&run->at, f->o, values, to_o);
 }
 
 INLINE void forward_walk(const int two, const Head *h, const Forward *f, float *room) {
-    const Delta *d = h->d;
+    const Delta *d = f->d;
     const int64_t keys = d->keys, values = d->values;
-    float scores[SCORES], *state = room + sides_size(d);
-    Sides s = sides_in(d, room);
+    float scores[SCORES], *state = room + sides_size(d->keys, d->values);
+    Sides s = sides_in(h, room);
     Run run;
     take(of_head(h, f->state), keys, values, state);
     for (int64_t start = 0; start < d->length; start += RUN) {
-        run_at(two, h, start, s.key_rows, &run);
-        fetch_keys(h, start + RUN);
+        run_at(two, h, d, start, s.key_rows, &run);
+        fetch_keys(h, d, start + RUN);
         fetch(h, d->v, start + RUN, values), fetch(h, f->o, start + RUN, values), fetch(h, f->kept, start + RUN, values);
         keys_side(two, &run, whole(keys), s.keys, scores);
         const Pass p = {s.keys_before, s.values_before, s.keys, s.values};
@@ -256,7 +168,7 @@ INLINE void forward_walk(const int two, const Head *h, const Forward *f, float *
 
 static void forward_head(const void *call, int64_t b, int64_t head, float *room) {
     const Forward *f = call;
-    const Head h = {f->d, b, head};
+    const Head h = {f->d->length, f->d->heads, f->d->keys, f->d->values, b, head};
     if (f->d->b)
         forward_walk(1, &h, f, room);
     else
@@ -267,7 +179,7 @@ static void forward_head(const void *call, int64_t b, int64_t head, float *room)
    Returns 0, or 1 where there was no memory. */
 int delta_rule(const Delta *d, const float *state, float *final, float *o, float *kept) {
     const Forward f = {d, state, final, o, kept};
-    return each_head(d->batch, d->heads, d->threads, sides_size(d) + d->keys * whole(d->values), forward_head, &f);
+    return each_head(d->batch, d->heads, d->threads, sides_size(d->keys, d->values) + d->keys * whole(d->values), forward_head, &f);
 }
 
 /* `state` is of that at the start. `recalled` like v: of what was recalled; none
@@ -286,13 +198,13 @@ typedef struct {
 INLINE void backward_run(const int two, const Run *run, const Backward *w, const float *scores, float *side, float *room) {
     const int64_t values = w->d->values, size = RUN * whole(values);
     lanes of_beta[RUN];
-    const Rows grad_o = rows_from(run, w->grad_o, values, room), kept = rows_from(run, w->kept, values, room + size), to_v = rows_to(run, w->to->v, values, room + 2 * size);
-    const Rows to_recalled = two ? rows_to(run, w->to->recalled, values, room + 3 * size) : NONE;
+    const Rows grad_o = rows_from(&run->at, w->grad_o, values, room), kept = rows_from(&run->at, w->kept, values, room + size), to_v = rows_to(&run->at, w->to->v, values, room + 2 * size);
+    const Rows to_recalled = two ? rows_to(&run->at, w->to->recalled, values, room + 3 * size) : NONE;
     STEPS_OF_RUN(t) of_beta[t] = all(0);
     for (int64_t c = 0; c < values; c += LANES) {
         float *block = block_of(side, c);
         lanes grad[RUN], recalled[RUN];
-        _Pragma("GCC unroll 4") for (int j = RUN - 1; j >= 0; j--) {
+        STEPS_BACK(j) {
             grad[j] = load_all(row(grad_o, j) + c);
             lanes fresh = load_all(block + (WRITERS + j) * LANES) + scores[Q(j, j)] * grad[j], old = all(0);
             if (two) old = load_all(block + (WRITERS + RUN + j) * LANES) + scores[OF_B + Q(j, j)] * grad[j];
@@ -308,24 +220,22 @@ INLINE void backward_run(const int two, const Run *run, const Backward *w, const
             if (two) store_all(row(to_recalled, j) + c, old);
         }
     }
-    rows_done(run, w->to->v, values, to_v);
-    if (two) rows_done(run, w->to->recalled, values, to_recalled);
-    if (w->d->beta) STEPS_OF_RUN(t) if (t < run->there) w->to->beta[step_in(run, t)] = total(of_beta[t]);
+    rows_done(&run->at, w->to->v, values, to_v);
+    if (two) rows_done(&run->at, w->to->recalled, values, to_recalled);
+    if (w->d->beta) STEPS_OF_RUN(t) if (t < run->at.there) w->to->beta[step_in(&run->at, t)] = total(of_beta[t]);
 }
-
-static int64_t last_run(const Delta *d) { return (d->length + RUN - 1) / RUN * RUN - RUN; }
 
 /* Backwards through time: to->v, to->recalled, to->beta and the initial state's. */
 INLINE void backward_values(const int two, const Head *h, const Backward *w, float *room) {
-    const Delta *d = h->d;
+    const Delta *d = w->d;
     const int64_t keys = d->keys, values = d->values;
-    float scores[SCORES], *state = room + sides_size(d);
-    Sides s = sides_in(d, room);
+    float scores[SCORES], *state = room + sides_size(d->keys, d->values);
+    Sides s = sides_in(h, room);
     Run run;
     take(of_head(h, w->grad_state), keys, values, state);
-    for (int64_t start = last_run(d); start >= 0; start -= RUN) {
-        run_at(two, h, start, s.key_rows, &run);
-        fetch_keys(h, start - RUN);
+    for (int64_t start = last_run(h); start >= 0; start -= RUN) {
+        run_at(two, h, d, start, s.key_rows, &run);
+        fetch_keys(h, d, start - RUN);
         fetch(h, w->grad_o, start - RUN, values), fetch(h, two ? w->to->recalled : w->kept, start - RUN, values), fetch(h, w->to->v, start - RUN, values);
         keys_side(two, &run, whole(keys), s.keys, scores);
         const Pass p = {s.keys_before, s.values_before, s.keys, s.values};
@@ -341,9 +251,9 @@ INLINE void backward_values(const int two, const Head *h, const Backward *w, flo
 /* The side of the values: gradients of what was recalled and read, and what was written. And of the scores. */
 INLINE void values_side(const int two, const Run *run, const Backward *w, float *side, float *of_scores, float *room) {
     const int64_t values = w->d->values, size = RUN * whole(values);
-    const Rows kept = rows_from(run, w->kept, values, room), grad_o = rows_from(run, w->grad_o, values, room + size);
-    const Rows to_recalled = rows_from(run, two ? w->to->recalled : w->to->v, values, room + 2 * size);
-    const Rows v = two ? rows_from(run, w->d->v, values, room + 3 * size) : NONE;
+    const Rows kept = rows_from(&run->at, w->kept, values, room), grad_o = rows_from(&run->at, w->grad_o, values, room + size);
+    const Rows to_recalled = rows_from(&run->at, two ? w->to->recalled : w->to->v, values, room + 2 * size);
+    const Rows v = two ? rows_from(&run->at, w->d->v, values, room + 3 * size) : NONE;
     lanes sum[SCORES];
     ALL(s, SCORES) sum[s] = all(0);
     for (int64_t c = 0; c < values; c += LANES) {
@@ -367,14 +277,14 @@ INLINE void values_side(const int two, const Run *run, const Backward *w, float 
             }
         }
     }
-    if (of_scores) all_totals(two, sum, of_scores);
+    if (of_scores) all_totals(sum, two ? SCORES : OF_B, of_scores);
 }
 
 /* A run's part of to->q and to->a: of what they read of the state before it, in `read`, and of each other, without a step's
    own reading. */
 INLINE void of_readers(const int two, const Run *run, const Backward *w, const float *of_scores, const float *read, float *room) {
     const int64_t keys = w->d->keys, size = RUN * whole(keys);
-    const Rows to_q = rows_to(run, w->to->q, keys, room + 5 * size), to_a = rows_to(run, w->to->a, keys, room + 6 * size);
+    const Rows to_q = rows_to(&run->at, w->to->q, keys, room + 5 * size), to_a = rows_to(&run->at, w->to->a, keys, room + 6 * size);
     for (int64_t c = 0; c < keys; c += LANES) {
         const Keys x = keys_at(two, run, c);
         const float *block = block_of(read, c);
@@ -389,7 +299,7 @@ INLINE void of_readers(const int two, const Run *run, const Backward *w, const f
              if (i > j) { of_q[i] += of_scores[Q(i, j)] * k; if (two) of_q[i] += of_scores[OF_B + Q(i, j)] * b; })
         STEPS_OF_RUN(t) store_all(row(to_q, t) + c, of_q[t]), store_all(row(to_a, t) + c, run->recalls[t] * of_a[t]);
     }
-    rows_done(run, w->to->q, keys, to_q), rows_done(run, w->to->a, keys, to_a);
+    rows_done(&run->at, w->to->q, keys, to_q), rows_done(&run->at, w->to->a, keys, to_a);
 }
 
 /* The same of to->k and to->b, of what they read of the gradient of the state after it. Then the decays: with P_t = sum_v S
@@ -400,16 +310,16 @@ INLINE void of_writers(const int two, const Run *run, const Backward *w, const f
     const Gradients *to = w->to;
     const int64_t keys = d->keys, size = RUN * whole(keys);
     lanes of_g[RUN];
-    const Rows given_q = rows_from(run, to->q, keys, room + 5 * size), to_a = rows_from(run, to->a, keys, room + 6 * size);
-    const Rows to_q = rows_to(run, to->q, keys, room + 5 * size), to_k = rows_to(run, to->k, keys, room + 7 * size);
-    const Rows to_b = two ? rows_to(run, to->b, keys, room + 8 * size) : NONE;
-    const Rows to_g = run->apart ? rows_to(run, to->g, keys, room + 9 * size) : NONE;
+    const Rows given_q = rows_from(&run->at, to->q, keys, room + 5 * size), to_a = rows_from(&run->at, to->a, keys, room + 6 * size);
+    const Rows to_q = rows_to(&run->at, to->q, keys, room + 5 * size), to_k = rows_to(&run->at, to->k, keys, room + 7 * size);
+    const Rows to_b = two ? rows_to(&run->at, to->b, keys, room + 8 * size) : NONE;
+    const Rows to_g = run->apart ? rows_to(&run->at, to->g, keys, room + 9 * size) : NONE;
     STEPS_OF_RUN(t) of_g[t] = all(0);
     for (int64_t c = 0; c < keys; c += LANES) {
         const Keys x = keys_at(two, run, c);
         const float *block = block_of(read, c);
         lanes p = all(1), of_k[RUN], of_b[RUN], passed = load_all(P + c);
-        _Pragma("GCC unroll 4") for (int t = RUN - 1; t >= 0; t--) {
+        STEPS_BACK(t) {
             of_k[t] = p * load_all(block + (WRITERS + t) * LANES);
             if (two) of_b[t] = p * load_all(block + (WRITERS + RUN + t) * LANES);
             p *= x.decay[t];
@@ -423,7 +333,7 @@ INLINE void of_writers(const int two, const Run *run, const Backward *w, const f
                 if (two) of_b[j] += of_scores[OF_B + Q(i, j)] * q + of_scores[OF_B + A(i, j)] * a;
             }
         }
-        _Pragma("GCC unroll 4") for (int t = RUN - 1; t >= 0; t--) {
+        STEPS_BACK(t) {
             const float own = of_scores[Q(t, t)];
             const lanes of_q = load_all(row(given_q, t) + c), of_a = load_all(row(to_a, t) + c);
             const lanes recall = (two ? load_all(row(run->a, t) + c) : x.k[t]) * of_a;
@@ -443,32 +353,32 @@ INLINE void of_writers(const int two, const Run *run, const Backward *w, const f
         }
         store_all(P + c, passed);
     }
-    rows_done(run, to->q, keys, to_q), rows_done(run, to->k, keys, to_k);
-    if (two) rows_done(run, to->b, keys, to_b);
-    if (run->apart) rows_done(run, to->g, keys, to_g);
-    if (d->decays == 1) STEPS_OF_RUN(t) if (t < run->there) to->g[step_in(run, t)] = total(of_g[t]);
+    rows_done(&run->at, to->q, keys, to_q), rows_done(&run->at, to->k, keys, to_k);
+    if (two) rows_done(&run->at, to->b, keys, to_b);
+    if (run->apart) rows_done(&run->at, to->g, keys, to_g);
+    if (d->decays == 1) STEPS_OF_RUN(t) if (t < run->at.there) to->g[step_in(&run->at, t)] = total(of_g[t]);
 }
 
 static int64_t chunks_of(const Delta *d) { return (d->length + STEPS - 1) / STEPS; }
 static int64_t turned_size(const Delta *d) { return d->values * whole(d->keys); }
 
 static int64_t backward_room(const Delta *d) {
-    const int64_t turned = turned_size(d), state = d->keys * whole(d->values), runs = last_run(d) / RUN + 1;
-    return sides_size(d) + side_size(d->keys) + (turned > state ? turned : state) + chunks_of(d) * turned + runs * SCORES + whole(d->keys);
+    const int64_t turned = turned_size(d), state = d->keys * whole(d->values), runs = (d->length + RUN - 1) / RUN;
+    return sides_size(d->keys, d->values) + side_size(d->keys) + (turned > state ? turned : state) + chunks_of(d) * turned + runs * SCORES + whole(d->keys);
 }
 
 /* With keys in the lanes: forwards for q and a, then backwards for k, b and the decays. */
 INLINE void backward_keys(const int two, const Head *h, const Backward *w, float *room) {
-    const Delta *d = h->d;
-    const int64_t keys = d->keys, values = d->values, turned = turned_size(d), last = last_run(d);
-    float *read = room + sides_size(d), *of_scores = read + side_size(keys), *P = of_scores + (last / RUN + 1) * SCORES, *state = P + whole(keys),
+    const Delta *d = w->d;
+    const int64_t keys = d->keys, values = d->values, turned = turned_size(d), last = last_run(h);
+    float *read = room + sides_size(d->keys, d->values), *of_scores = read + side_size(keys), *P = of_scores + (last / RUN + 1) * SCORES, *state = P + whole(keys),
           *ends = state + turned;
-    Sides s = sides_in(d, room);
+    Sides s = sides_in(h, room);
     Run run;
     take_turned(of_head(h, w->state), values, keys, state);
     for (int64_t start = 0; start <= last; start += RUN) {
-        run_at(two, h, start, s.key_rows, &run);
-        fetch_keys(h, start + RUN);
+        run_at(two, h, d, start, s.key_rows, &run);
+        fetch_keys(h, d, start + RUN);
         fetch(h, w->grad_o, start + RUN, values), fetch(h, w->kept, start + RUN, values), fetch(h, two ? w->to->recalled : w->to->v, start + RUN, values);
         fetch(h, two ? d->v : 0, start + RUN, values), fetch(h, w->to->q, start + RUN, keys), fetch(h, w->to->a, start + RUN, keys);
         keys_side(two, &run, whole(keys), s.keys, 0);
@@ -483,11 +393,11 @@ INLINE void backward_keys(const int two, const Head *h, const Backward *w, float
     pass(1, WRITERS, (1 + two) * RUN, READERS, 0, state, values, keys, &end);
     if (d->length) memcpy(ends + (chunks_of(d) - 1) * turned, state, turned * sizeof(float));
 
-    s = sides_in(d, room);
+    s = sides_in(h, room);
     take_turned(of_head(h, w->grad_state), values, keys, state);
     for (int64_t start = last; start >= 0; start -= RUN) {
-        run_at(two, h, start, s.key_rows, &run);
-        fetch_keys(h, start - RUN);
+        run_at(two, h, d, start, s.key_rows, &run);
+        fetch_keys(h, d, start - RUN);
         fetch(h, w->grad_o, start - RUN, values), fetch(h, w->kept, start - RUN, values), fetch(h, two ? w->to->recalled : w->to->v, start - RUN, values);
         fetch(h, two ? d->v : 0, start - RUN, values), fetch(h, w->to->q, start - RUN, keys), fetch(h, w->to->a, start - RUN, keys);
         const float *scores = of_scores + start / RUN * SCORES;
@@ -503,7 +413,7 @@ INLINE void backward_keys(const int two, const Head *h, const Backward *w, float
 
 static void backward_head(const void *call, int64_t b, int64_t head, float *room) {
     const Backward *w = call;
-    const Head h = {w->d, b, head};
+    const Head h = {w->d->length, w->d->heads, w->d->keys, w->d->values, b, head};
     if (w->d->b)
         backward_values(1, &h, w, room), backward_keys(1, &h, w, room);
     else

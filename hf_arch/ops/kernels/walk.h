@@ -7,25 +7,22 @@
    for every LANES of its numbers SLOTS vectors. A state has its keys on one side and its values on the other, and is turned
    where sums over the other one are wanted. */
 
-#include "heads.h"
+#include "rows.h"
 
-#define RUN 4
-#define READERS 0 /* two for each step: what reads the state, or on the other side what is read of it */
-#define WRITERS (2 * RUN)
-#define DECAY (4 * RUN)
-#define SLOTS (4 * RUN + 1)
+/* `VECTORS` of each step read and as many write, 2 or 1. */
+#define READERS 0 /* what reads the state, or on the other side what is read of it */
+#define WRITERS (VECTORS * RUN)
+#define DECAY (2 * VECTORS * RUN)
+#define SLOTS (2 * VECTORS * RUN + 1)
 #if LANES == 16
 #define WIDEST 2
 #else
 #define WIDEST 1
 #endif
 
-#define INLINE static inline __attribute__((always_inline))
 #define EACH _Pragma("GCC unroll 2") for (int i = 0; i < WIDE; i++)
 #define ALL(x, count) _Pragma("GCC unroll 8") for (int x = 0; x < (count); x++)
-#define STEPS_OF_RUN(t) _Pragma("GCC unroll 4") for (int t = 0; t < RUN; t++)
 
-static inline int64_t whole(int64_t size) { return (size + LANES - 1) / LANES * LANES; }
 static inline int64_t side_size(int64_t size) { return whole(size) * SLOTS; }
 static inline float *block_of(const float *side, int64_t c) { return (float *)side + c * SLOTS; }
 
@@ -44,7 +41,7 @@ typedef struct {
 /* Of WIDE vectors of lanes. `across`: the decay lies along the lanes, else along the rows. */
 INLINE void pass_group(const int WIDE, const int across, const int write_at, const int writes, const int read_at, const int reads,
                        float *restrict S, int64_t rows, const float *rows_written, const float *lanes_written, const float *rows_read, float *sums) {
-    lanes sum[2 * RUN][2], written[2 * RUN][2], x[2], decay[2];
+    lanes sum[VECTORS * RUN][2], written[VECTORS * RUN][2], x[2], decay[2];
     ALL(w, writes) EACH written[w][i] = load_all(lanes_written + (i * SLOTS + write_at + w) * LANES);
     ALL(r, reads) EACH sum[r][i] = all(0);
     if (across) EACH decay[i] = load_all(lanes_written + (i * SLOTS + DECAY) * LANES);
@@ -108,4 +105,35 @@ static void products(const float *state, const float *other, int64_t rows, int64
         for (int64_t c = 0; c < rows; c++) EACH sum[i] += load_all(S + (c * WIDE + i) * LANES) * load_all(other + j * rows + (c * WIDE + i) * LANES);
         EACH store_all(to + j + i * LANES, sum[i]);
     })
+}
+
+static inline void swap(float **x, float **other) {
+    float *kept = *x;
+    *x = *other, *other = kept;
+}
+
+/* The sides of two runs, and room for rows of keys and of values. */
+typedef struct {
+    float *keys, *values, *keys_before, *values_before, *key_rows, *value_rows;
+} Sides;
+
+static int64_t sides_size(int64_t keys, int64_t values) {
+    return RUN * (KEY_ROWS * whole(keys) + VALUE_ROWS * whole(values)) + 2 * (side_size(keys) + side_size(values));
+}
+
+static Sides sides_in(const Head *h, float *room) {
+    const int64_t keys = side_size(h->keys), values = side_size(h->values);
+    float *first = room + RUN * (KEY_ROWS * whole(h->keys) + VALUE_ROWS * whole(h->values)), *other = first + keys + values;
+    const Sides s = {first, first + keys, other, other + keys, room, room + RUN * KEY_ROWS * whole(h->keys)};
+    empty_side(s.keys, h->keys), empty_side(s.keys_before, h->keys), empty_side(s.values, h->values), empty_side(s.values_before, h->values);
+    return s;
+}
+
+static void next_run(Sides *s) { swap(&s->keys, &s->keys_before), swap(&s->values, &s->values_before); }
+
+#define Q(i, j) ((i) * ((i) + 1) / 2 + (j)) /* of the scores of a run, j <= i */
+
+/* The totals of vectors that follow each other, a multiple of LANES. */
+static inline void all_totals(const lanes *sum, int count, float *to) {
+    for (int s = 0; s < count; s += LANES) store_all(to + s, totals((const float *)(sum + s)));
 }
