@@ -98,6 +98,13 @@ static void take_turned(const float *from, int64_t rows, int64_t size, float *st
     })
 }
 
+static __attribute__((unused)) void give_turned(const float *state, int64_t rows, int64_t size, float *to) {
+    GROUPS(size, rows, {
+        for (int64_t l = 0; l < least(WIDE * LANES, size - j); l++)
+            for (int64_t c = 0; c < rows; c++) to[(j + l) * rows + c] = S[c * WIDE * LANES + l];
+    })
+}
+
 /* Sums over the rows of products of the numbers of two states, for each lane. */
 static void products(const float *state, const float *other, int64_t rows, int64_t size, float *to) {
     GROUPS(size, rows, {
