@@ -6,12 +6,14 @@ reads `layer.weight` leaves that out without an error; whoever asks here first d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..ops.compat import is_hooked, watches_modules
+from ..ops.linear_parts import linear_parts, worth_parting
 from ..ops.one_row import WIDEST, is_plain_row, row_product
 
 _WHOLE = (nn.Parameter, torch.Tensor)
@@ -45,3 +47,11 @@ def project(layer: nn.Module, x: Tensor) -> Tensor:
     if weight.shape[1] > WIDEST or not weight.is_contiguous() or not is_plain_row(x, weight, bias):
         return layer(x)
     return row_product(x, weight, bias)
+
+
+def project_parts(layer: nn.Module, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+    """`project(layer, x).split(sizes, -1)`, each part contiguous where that is faster."""
+    if torch.compiler.is_compiling() or watches_modules() or not is_plain_linear(layer) or layer.bias is not None:
+        return project(layer, x).split(sizes, -1)
+    weight: Any = layer.weight
+    return linear_parts(x, weight, sizes) if worth_parting(x, weight) else project(layer, x).split(sizes, -1)

@@ -148,10 +148,11 @@ class Pointer(ctypes.c_void_p):
 
 
 class Struct(ctypes.Structure):
-    """A struct of 64-bit integers, then addresses of contiguous tensors or of none, which it keeps alive."""
+    """A struct of 64-bit integers, then addresses of contiguous tensors or of none, which it keeps alive; of others by
+    a `Pointer`."""
 
-    def __init__(self, *values: int | Tensor | None) -> None:
-        self._kept = [x if isinstance(x, int) else Pointer(x) for x in values]  # a name that no field has
+    def __init__(self, *values: int | Tensor | Pointer | None) -> None:
+        self._kept = [x if isinstance(x, (int, Pointer)) else Pointer(x) for x in values]  # a name that no field has
         super().__init__(*self._kept)
 
 
@@ -170,6 +171,14 @@ def threads_for(x: Tensor) -> int:
 
 def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
     return [None if x is None else x.contiguous() for x in tensors]
+
+
+def rows(x: Tensor) -> Tensor:
+    """x [B, T, D] with rows at `x.stride(1)` numbers from each other, each without gaps: a part of a wider tensor stays
+    where it is."""
+    length, width = x.shape[1:]
+    in_order = x.stride(2) == 1 and x.stride(1) >= width and x.stride(0) == length * x.stride(1)
+    return x if in_order else x.contiguous()
 
 
 def must_have_memory(failed: int) -> None:

@@ -20,15 +20,21 @@ from __future__ import annotations
 
 import ctypes
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from .native import Kernels, Pointer, Struct, contiguous, fields, must_have_memory
+from .custom_op import manual_backward
+from .native import Kernels, Pointer, Struct, contiguous, fields, must_have_memory, rows
 from .precision import without_autocast
 from .recurrence import Call, Recurrence
+from .shapes import OPTION
+from .silu_gate import silu_gated
+from .softplus import softplus
 
 KERNELS = Kernels("selective_scan.c")
 CHUNK = 8  # as in ops/kernels/selective_scan.c
@@ -50,6 +56,9 @@ class SelectiveScan(Call[Tensor]):
     B: Annotated[Tensor, "B T N", "input weights of each token"]
     C: Annotated[Tensor, "B T N", "output weights of each token"]
     D: Annotated[Tensor | None, "E", "skip weights"] = None
+    z: Annotated[Tensor | None, "B T E", "gates: the output is y silu(z)"] = None
+    _: KW_ONLY
+    dt_softplus: Annotated[bool, OPTION, "whether the step sizes are softplus(dt)"] = False
 
     states = ("B E N",)
     output = "x"
@@ -61,7 +70,9 @@ class SelectiveScan(Call[Tensor]):
             y = (state * C.unsqueeze(1)).sum(-1)
             return y if self.D is None else y + self.D * x, state
 
-        return self.each_token(advance, self.x, self.dt, self.B, self.C)
+        dt = F.softplus(self.dt) if self.dt_softplus else self.dt
+        y, state = self.each_token(advance, self.x, dt, self.B, self.C)
+        return y if self.z is None else y * F.silu(self.z), state
 
     def step(self) -> tuple[Tensor, Tensor]:
         dt, A, B, C, D = self.in_state_dtype()
@@ -71,18 +82,32 @@ class SelectiveScan(Call[Tensor]):
         y = (state * C).sum(-1)
         if D is not None:
             y = torch.addcmul(y, x.squeeze(-1), D)
-        return y.unsqueeze(1), state
+        return self.gated(y.unsqueeze(1)), state
 
     def chunk(self) -> tuple[Tensor, Tensor]:
-        dt, A, B, C, D = self.in_state_dtype()
         history = None if self.state is None else self.state.mT
+        if self.is_fused():
+            given = (self.x, self.dt, self.A, self.B, self.C, self.D, self.z, history, self.keep())
+            y, final = _FusedScan.apply(*given, self.dt_softplus, torch.is_grad_enabled())
+            return y, final.mT
+        dt, A, B, C, D = self.in_state_dtype()
         y, final, _ = _scan(self.x, dt, A, B, C, D, history, self.keep(), torch.is_grad_enabled())
-        return y, final.mT
+        return self.gated(y), final.mT
+
+    def is_fused(self) -> bool:
+        """Whether the kernel makes step sizes and gates too: all of fp32 on a CPU, and nobody watches."""
+        tensors = (self.x, self.dt, self.A, self.B, self.C, self.D, self.z, self.state)
+        plain = all(x is None or x.dtype == torch.float32 for x in tensors)
+        return plain and (self.z is not None or self.dt_softplus) and KERNELS.for_tensors(*tensors) is not None
+
+    def gated(self, y: Tensor) -> Tensor:
+        return y if self.z is None else silu_gated(y.to(self.z.dtype), self.z)
 
     def in_state_dtype(self) -> tuple[Any, ...]:
-        """dt, A, B, C and D."""
+        """Step sizes, A, B, C and D."""
         tensors = (self.dt, self.A, self.B, self.C, self.D)
-        return tuple(None if x is None else x.to(self.dtype) for x in tensors)
+        dt, *others = (None if x is None else x.to(self.dtype) for x in tensors)
+        return (softplus(dt) if self.dt_softplus else dt, *others)
 
 
 def _rows(x: Tensor) -> tuple[Tensor, ...]:
@@ -119,16 +144,13 @@ def _scan(
     """(y [B,T,E], final state [B,N,E], state before each chunk [T/CHUNK,B,N,E]): N before E inside, for long rows."""
     batch, length, width = x.shape
     A_t = A.t().contiguous()
-    state = (
-        dt.new_zeros(batch, A.shape[1], width) if state is None else state.clone(memory_format=torch.contiguous_format)
-    )
-    y = dt.new_empty(x.shape)
-    kept = dt.new_empty(_kept_chunks(length, for_backward), *state.shape)
     kernels = KERNELS.for_tensors(dt, A, B, C, D, state, keep)
     if kernels is not None:
-        scan = _Scan.of(x, dt, A_t, B, C, D, keep)
-        kernels.selective_scan(ctypes.byref(scan), Pointer(state), Pointer(y), Pointer(kept if for_backward else None))
+        y, state, kept = _native_forward(kernels, _Scan.of(x, dt, A_t, B, C, D, keep), dt, A_t, state, for_backward)
         return y.to(x.dtype), state, kept
+    state = _own(state, dt, (batch, A.shape[1], width))
+    y = dt.new_empty(x.shape)
+    kept = dt.new_empty(_kept_chunks(length, for_backward), *state.shape)
     buffer = dt.new_empty(batch, min(CHUNK, length), *A_t.shape)
     inflow, B_steps, C_steps, y_steps = _rows(dt * x), _columns(B), _rows(C), _rows(y)
     with without_autocast(x):
@@ -142,6 +164,11 @@ def _scan(
     if D is not None:
         y.addcmul_(x.to(y.dtype), D)
     return y.to(x.dtype), state, kept
+
+
+def _own(state: Tensor | None, like: Tensor, shape: Sequence[int]) -> Tensor:
+    """A contiguous copy, zeros where None."""
+    return like.new_zeros(shape) if state is None else state.clone(memory_format=torch.contiguous_format)
 
 
 def _kept_chunks(length: int, for_backward: bool) -> int:
@@ -174,9 +201,7 @@ def _scan_backward(
     A_t = A.t().contiguous()
     grad_y = grad_y.to(dt.dtype)
     # The gradient of the state after step t, then of the state before it.
-    grad = (
-        dt.new_zeros(kept.shape[1:]) if grad_state is None else grad_state.clone(memory_format=torch.contiguous_format)
-    )
+    grad = _own(grad_state, dt, kept.shape[1:])
     kernels = KERNELS.for_tensors(grad_y, grad, dt, A, B, C, D, keep, kept)
     if kernels is not None:
         scan = _Scan.of(x, dt, A_t, B, C, D, keep)
@@ -226,16 +251,41 @@ def _scan_backward(
 class _Scan(Struct):
     """What both kernels read, as `ops/kernels/selective_scan.c` has it."""
 
-    _fields_ = fields("batch length width states threads", "x dt A B C D keep")
+    _fields_ = fields("batch length width states B_row C_row soft threads", "x dt A B C D z keep")
 
     @classmethod
-    def of(cls, x: Tensor, dt: Tensor, A_t: Tensor, *others: Tensor | None) -> _Scan:
-        sizes = (*x.shape, A_t.shape[0], torch.get_num_threads())
-        return cls(*sizes, *contiguous(x.to(dt.dtype), dt, A_t, *others))
+    def of(
+        cls,
+        x: Tensor,
+        dt: Tensor,
+        A_t: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        keep: Tensor | None,
+        z: Tensor | None = None,
+        dt_softplus: bool = False,
+    ) -> _Scan:
+        B, C = rows(B), rows(C)
+        sizes = (*x.shape, A_t.shape[0], B.stride(1), C.stride(1), int(dt_softplus), torch.get_num_threads())
+        weights = Pointer(B, strided=True), Pointer(C, strided=True)
+        return cls(*sizes, *contiguous(x.to(dt.dtype), dt, A_t), *weights, *contiguous(D, z, keep))
 
 
 class _Gradients(Struct):
-    _fields_ = fields("", "state x dt A B C D")
+    _fields_ = fields("", "state x dt A B C D z")
+
+
+def _native_forward(
+    kernels: Any, scan: _Scan, dt: Tensor, A_t: Tensor, state: Tensor | None, for_backward: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_scan`, but for y's dtype."""
+    state = _own(state, dt, (len(dt), *A_t.shape))
+    y = dt.new_empty(dt.shape)
+    kept = dt.new_empty(_kept_chunks(dt.shape[1], for_backward), *state.shape)
+    pointers = Pointer(state), Pointer(y), Pointer(kept if for_backward else None)
+    must_have_memory(kernels.selective_scan(ctypes.byref(scan), *pointers))
+    return y, state, kept
 
 
 def _native_backward(
@@ -248,13 +298,15 @@ def _native_backward(
     A: Tensor,
     B: Tensor,
     kept: Tensor,
+    grad_z: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As `_scan_backward`; `grad` [B,N,E] is that of the final state, and becomes that of the initial one."""
+    """As `_scan_backward`; `grad` [B,N,E] is that of the final state, and becomes that of the initial one. `grad_z` is
+    written to."""
     groups = -(-x.shape[2] // GROUP)
     grad_x, grad_dt, grad_A = torch.empty_like(grad_y), torch.empty_like(grad_y), torch.zeros_like(grad)
     grad_B, grad_C = B.new_empty(2, groups, *B.shape)
     grad_D = dt.new_zeros(x.shape[0], x.shape[2])
-    to = _Gradients(grad, grad_x, grad_dt, grad_A, grad_B, grad_C, grad_D)
+    to = _Gradients(grad, grad_x, grad_dt, grad_A, grad_B, grad_C, grad_D, grad_z)
     must_have_memory(
         kernels.selective_scan_backward(ctypes.byref(scan), Pointer(kept), Pointer(grad_y), ctypes.byref(to))
     )
@@ -283,5 +335,45 @@ def _backward(ctx: Any, grad_y: Tensor | None, grad_state: Tensor | None, _: Non
 
 
 _scan.register_autograd(_backward, setup_context=_save)
+
+
+class _FusedScan(torch.autograd.Function):
+    """The scan of fp32 tensors by the kernels, with the step sizes' softplus and the gates: what they are made of is
+    read where it is needed, and the output before the gates is computed again for their gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        dt: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        z: Tensor | None,
+        state: Tensor | None,
+        keep: Tensor | None,
+        dt_softplus: bool,
+        for_backward: bool,
+    ) -> tuple[Tensor, Tensor]:
+        A_t = A.t().contiguous()
+        ctx.has_state, ctx.dt_softplus = state is not None, dt_softplus
+        ctx.set_materialize_grads(False)
+        scan = _Scan.of(x, dt, A_t, B, C, D, keep, z, dt_softplus)
+        y, final, kept = _native_forward(KERNELS.loaded(), scan, dt, A_t, state, for_backward)
+        ctx.save_for_backward(x, dt, A, B, C, D, z, keep, kept)
+        return y, final
+
+    @staticmethod
+    @manual_backward
+    def backward(ctx: Any, grad_y: Tensor | None, grad_state: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, dt, A, B, C, D, z, keep, kept = ctx.saved_tensors
+        grad_y = torch.zeros_like(x) if grad_y is None else grad_y.contiguous()
+        grad = _own(grad_state, dt, kept.shape[1:])
+        grad_z = None if z is None else torch.empty(z.shape)
+        scan = _Scan.of(x, dt, A.t().contiguous(), B, C, D, keep, z, ctx.dt_softplus)
+        *grads, grad_D, initial = _native_backward(KERNELS.loaded(), scan, grad_y, grad, x, dt, A, B, kept, grad_z)
+        return (*grads, None if D is None else grad_D, grad_z, initial if ctx.has_state else None, None, None, None)
+
 
 selective_scan = Recurrence(SelectiveScan, "selective_scan")

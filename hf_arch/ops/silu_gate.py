@@ -7,7 +7,6 @@ it is plain torch.
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import torch
@@ -15,9 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .custom_op import manual_backward
-from .native import Kernels, Pointer, threads_for
-
-KERNELS = Kernels("silu_gate.c")
+from .pointwise import KERNELS, pointwise
 
 
 def silu_gated(x: Tensor, gate: Tensor) -> Tensor:
@@ -42,9 +39,7 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Tensor) -> Tensor:
         ctx.save_for_backward(x, gate)
-        y = torch.empty(x.shape, dtype=x.dtype)
-        KERNELS.for_tensors(x, gate).silu_gate(*_sizes(x), *_pointers(x, gate), Pointer(y))
-        return y
+        return pointwise(KERNELS.for_tensors(x, gate), "silu_gate", x, gate)[0]
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, ...]:
@@ -61,14 +56,5 @@ class _Gate(torch.autograd.Function):
         kernels = KERNELS.for_tensors(x, gate, grad_y)
         if kernels is None or grad_y.dtype != torch.float32:
             return grad_y * F.silu(gate), torch.ops.aten.silu_backward(grad_y * x, gate)
-        grad_x, grad_gate = (torch.empty(x.shape, dtype=x.dtype) for _ in range(2))
-        kernels.silu_gate_backward(*_sizes(x), *_pointers(x, gate, grad_y), Pointer(grad_x), Pointer(grad_gate))
+        grad_x, grad_gate = pointwise(kernels, "silu_gate_backward", x, gate, grad_y, outputs=2)
         return grad_x, grad_gate
-
-
-def _sizes(x: Tensor) -> tuple[Any, Any]:
-    return ctypes.c_int64(x.numel()), ctypes.c_int64(threads_for(x))
-
-
-def _pointers(*tensors: Tensor) -> list[Pointer]:
-    return [Pointer(x.contiguous()) for x in tensors]

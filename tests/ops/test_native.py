@@ -22,7 +22,7 @@ needs_kernels = pytest.mark.skipif(rotary.KERNELS.library is None, reason="no C 
 # Shapes around the 8 steps of a chunk, the lanes of a vector (4 to 16) and the 128 channels of a task.
 SCANS = [(1, 1, 3, 2), (2, 7, 16, 5), (2, 8, 8, 1), (1, 25, 131, 16), (3, 40, 257, 4)]
 HEADS = [(2, 5, 1, 3, 2), (2, 37, 3, 20, 13), (1, 70, 2, 32, 33), (1, 33, 1, 130, 60)]
-DELTAS = ["decay", "no decay", "rank one"]
+DELTAS = ["decay", "no decay", "a decay a channel", "rank one"]
 CONVS = [(1, 2, 3, 4), (2, 9, 16, 1), (2, 33, 131, 4), (1, 5, 257, 7)]
 
 
@@ -54,7 +54,7 @@ def head_inputs(batch: int, length: int, heads: int, keys: int, values: int, for
 
 def delta_inputs(batch: int, length: int, heads: int, keys: int, values: int, form: str) -> dict[str, Tensor]:
     """Of `delta_rule` with a decay a head or none, or of `dplr_delta_rule`."""
-    inputs = head_inputs(batch, length, heads, keys, values, "vector" if form == "rank one" else "a decay a head")
+    inputs = head_inputs(batch, length, heads, keys, values, "vector" if form in DELTAS[2:] else "a decay a head")
     inputs["k"] = normalize(inputs["k"], dim=-1)
     if form == "rank one":
         a = normalize(torch.randn(batch, length, heads, keys), dim=-1)
@@ -115,6 +115,29 @@ def test_the_scan_is_that_of_torch(
 ) -> None:
     segments = torch.arange(sizes[1]).div(3, rounding_mode="floor").expand(sizes[0], -1) if documents else None
     assert_same(selective_scan.chunk, scan_inputs(*sizes), monkeypatch, segment_ids=segments)
+
+
+@needs_kernels
+@pytest.mark.parametrize("sizes", SCANS)
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("fused", ["gates", "step sizes", "both"])
+def test_gates_and_step_sizes_within_the_scan_are_those_of_torch(
+    sizes: tuple[int, int, int, int], documents: bool, fused: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B and C are parts of a wider tensor here."""
+    segments = torch.arange(sizes[1]).div(3, rounding_mode="floor").expand(sizes[0], -1) if documents else None
+    inputs = scan_inputs(*sizes)
+    if fused != "gates":
+        inputs["dt"] = 5 * torch.randn_like(inputs["dt"])
+    if fused != "step sizes":
+        inputs["z"] = 3 * torch.randn_like(inputs["x"])
+    inputs["weights"] = torch.cat((inputs.pop("B"), inputs.pop("C")), -1)
+
+    def scan(weights: Tensor, **given: Any) -> tuple[Tensor, Tensor | None]:
+        B, C = weights.chunk(2, -1)
+        return selective_scan.chunk(**given, B=B, C=C, dt_softplus=fused != "gates")
+
+    assert_same(scan, inputs, monkeypatch, segment_ids=segments)
 
 
 @needs_kernels

@@ -25,10 +25,10 @@ from tests.suite.models import perturbed_model, token_ids
 OPERATORS = (conv, native_delta, norm, rotary, selective_scan, silu_gate, token_mix, vector_decay)
 HELD = {operator.KERNELS.source: operator.KERNELS for operator in OPERATORS}
 MODELS = {
-    "llama": {"norm.c", "rotary.c", "silu_gate.c"},
-    "gla": {"causal_conv.c", "norm.c", "silu_gate.c", "vector_decay.c"},
-    "mamba": {"causal_conv.c", "norm.c", "selective_scan.c", "silu_gate.c"},
-    "delta_net": {"causal_conv.c", "delta_rule.c", "norm.c", "silu_gate.c"},
+    "llama": {"norm.c", "rotary.c", "pointwise.c"},
+    "gla": {"causal_conv.c", "norm.c", "pointwise.c", "vector_decay.c"},
+    "mamba": {"causal_conv.c", "norm.c", "selective_scan.c"},
+    "delta_net": {"causal_conv.c", "delta_rule.c", "norm.c", "pointwise.c"},
 }
 X = torch.linspace(-2, 2, 48).view(1, 2, 3, 8)
 

@@ -13,6 +13,7 @@ from hf_arch.ops.linear_attention import linear_attention
 from hf_arch.ops.norm import l2_norm, rms_norm, silu_gated_rms_norm
 from hf_arch.ops.rotary import apply_rotary
 from hf_arch.ops.silu_gate import silu_gated
+from hf_arch.ops.softplus import softplus
 from hf_arch.ops.token_mix import token_mix
 from tests.ops.test_native import head_inputs, needs_kernels, run
 
@@ -26,6 +27,7 @@ def rowwise(kind: str) -> Any:
         "gate first": lambda x, gate, weight=None: silu_gated_rms_norm(x, weight, gate, 1e-3, gate_first=True),
         "gate alone": silu_gated,
         "mix": lambda x, gate, weight: torch.stack(token_mix(x, gate, weight)),
+        "softplus": softplus,
     }[kind]
 
 
@@ -47,6 +49,7 @@ ROWWISE = [
     ("l2", None),
     ("gate alone", None),
     ("mix", 2),
+    ("softplus", None),
 ]
 
 

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import initialization as init
 
 from ...core.errors import ConfigError
@@ -21,13 +20,14 @@ from ...core.options import Options, options
 from ...core.registry import MIXERS
 from ...ops.precision import state_dtype
 from ...ops.selective_scan import selective_scan
-from ...ops.silu_gate import silu_gated
+from ...ops.softplus import softplus
 from ..attention_product import cache_element_bytes
 from ..contract import LayerContext
 from ..fp32 import Fp32BiasLinear
 from ..initial import FLA, TRANSFORMERS, init_as_torch, residual_branches
 from ..layout import SequenceLayout
 from ..norms import ArchRMSNorm
+from ..plain_linear import project_parts
 from ..short_conv import ShortConvolution
 from ..state import LayerState
 from .base import MixerCost, RecurrentMixer
@@ -101,17 +101,18 @@ class SelectiveStateSpace(RecurrentMixer):
             raise ConfigError(f"mixer mamba: expand {options.expand} is not allowed; expand * hidden_size must be >= 1")
 
     def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
-        hidden, gate = self.in_proj(x).chunk(2, dim=-1)
+        hidden, gate = project_parts(self.in_proj, x, (self.inner, self.inner))
         hidden = self.conv(layout.zero_padding(hidden), layout, state)  # a bias made padding nonzero
         low, B, C = self.x_proj(hidden).split([self.dt_rank, self.state_size, self.state_size], dim=-1)
         if self.options.inner_norms:
             low, B, C = self.dt_norm(low), self.B_norm(B), self.C_norm(C)
         dtype = state_dtype(x)
-        dt = layout.zero_padding(F.softplus(self.dt_proj(low).to(dtype)))  # a step of 0 leaves the state alone
-        out = state.advance(
-            selective_scan, hidden, dt, -torch.exp(self.A_log.to(dtype)), B, C, self.D.to(dtype), layout=layout
-        )
-        return self.out_proj(silu_gated(out.to(gate.dtype), gate))
+        dt = self.dt_proj(low).to(dtype)
+        if padded := layout.mask is not None:
+            dt = layout.zero_padding(softplus(dt))  # a step of 0 leaves the state alone
+        A, D = -torch.exp(self.A_log.to(dtype)), self.D.to(dtype)
+        out = state.advance(selective_scan, hidden, dt, A, B, C, D, gate, dt_softplus=not padded, layout=layout)
+        return self.out_proj(out.to(gate.dtype))
 
     def cost(self, seq_len: int) -> MixerCost:
         """h B^T into the state, S C out of it: 4 E N FLOPs a token, E = D expand; E N fp32 numbers and the window."""

@@ -3,6 +3,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__SSE__)
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 #define LANES 16
@@ -83,28 +86,57 @@ static inline lanes where(integers condition, lanes x, lanes other) {
 #define LOG2_E 1.44269504f
 #define LN_2 0.69314718f
 
+/* One instruction each, which gives its second operand where either is not a number. */
+#if defined(__AVX512F__)
+#define MAX(x, y) _mm512_max_ps(x, y)
+#define MIN(x, y) _mm512_min_ps(x, y)
+#elif defined(__AVX__)
+#define MAX(x, y) _mm256_max_ps(x, y)
+#define MIN(x, y) _mm256_min_ps(x, y)
+#elif defined(__SSE__)
+#define MAX(x, y) _mm_max_ps(x, y)
+#define MIN(x, y) _mm_min_ps(x, y)
+#else
+#define MAX(x, y) where(y < x, x, y)
+#define MIN(x, y) where(y > x, x, y)
+#endif
+
 /* What is not a number stays none. */
-static inline lanes bounded(lanes x, float low, float high) {
-    x = where(x < all(low), all(low), x);
-    return where(x > all(high), all(high), x);
-}
+static inline lanes at_least(float low, lanes x) { return MAX(all(low), x); }
+static inline lanes bounded(lanes x, float low, float high) { return MIN(all(high), at_least(low, x)); }
 
 #define ROUNDING 12582912.0f /* 1.5 * 2^23: what is added to it is rounded to an integer, which stands in its last bits */
 
-static inline lanes times_power_of_two(lanes p, lanes rounded) { return (lanes)((integers)p + ((integers)rounded << 23)); }
+/* p 2^n where `rounded` is n + ROUNDING. */
+static inline lanes times_power_of_two(lanes p, lanes rounded) {
+#if defined(__AVX512F__)
+    return _mm512_scalef_ps(p, rounded - ROUNDING);
+#else
+    return (lanes)((integers)p + ((integers)rounded << 23));
+#endif
+}
 
 /* 2^n p(r) with n = round(x), r = x - n and p of degree 6, relative error 2e-9 before rounding. Exactly 1 at 0,
-   1e-38 below -126, 2e38 above 127. */
+   1e-38 below -126, 2e38 or infinity above 127. */
 static inline lanes power_of_two(lanes x) {
+#if defined(__AVX512DQ__)
+    x = at_least(-126.0f, x);
+    const lanes r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
     x = bounded(x, -126.0f, 127.4f);
     const lanes rounded = x + ROUNDING, r = x - (rounded - ROUNDING);
+#endif
     lanes p = r * 1.535336117e-04f + 1.339887442e-03f;
     p = p * r + 9.618437361e-03f;
     p = p * r + 5.550332471e-02f;
     p = p * r + 2.402264791e-01f;
     p = p * r + 6.931472029e-01f;
     p = p * r + 1.0f;
+#if defined(__AVX512DQ__)
+    return _mm512_scalef_ps(p, x - r);
+#else
     return times_power_of_two(p, rounded);
+#endif
 }
 
 /* The same of x / ln 2, whose rounding would cost |x| times the last bit: n ln 2 is subtracted in two parts. */
@@ -122,3 +154,22 @@ static inline lanes exponential(lanes x) {
 }
 
 static inline lanes sigmoid(lanes x) { return 1.0f / (1.0f + exponential(-x)); }
+
+/* log(1 + z) of z in [0, 1] = 2 artanh(s) with s = z / (2 + z): s p(s^2), relative error 4e-9 before rounding. */
+static inline lanes log_one_plus(lanes z) {
+    const lanes s = z / (2.0f + z), t = s * s;
+    lanes p = t * 2.817831066e-01f + 2.796060914e-01f;
+    p = p * t + 4.002490974e-01f;
+    p = p * t + 6.666631470e-01f;
+    p = p * t + 2.0f;
+    return s * p;
+}
+
+/* log(1 + exp x) = max(x, 0) + log(1 + exp(-|x|)) */
+static inline lanes soft_plus(lanes x) {
+    const lanes above = at_least(0.0f, x);
+    return above + log_one_plus(exponential(x - 2.0f * above));
+}
+
+/* silu'(z), with s = sigmoid(z) */
+static inline lanes silu_slope(lanes z, lanes s) { return s * (1.0f + z * (1.0f - s)); }

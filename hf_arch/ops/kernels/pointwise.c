@@ -1,4 +1,4 @@
-/* y = x silu(gate) and its gradient, elementwise over `count` numbers. */
+/* x silu(gate), softplus(x) and their gradients, elementwise over `count` numbers. */
 
 #include "lanes.h"
 
@@ -31,4 +31,18 @@ void silu_gate_backward(int64_t count, int64_t threads, const float *x, const fl
             store(grad_gate + c, grad * load(x + c, most) * (s + silu * (1.0f - s)), most);
             store(grad_x + c, grad * silu, most);
         })
+}
+
+void softplus(int64_t count, int64_t threads, const float *x, float *y) {
+    const int64_t tasks = (count + BLOCK - 1) / BLOCK;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t task = 0; task < tasks; task++)
+        VECTORS(store(y + c, soft_plus(load(x + c, most)), most))
+}
+
+void softplus_backward(int64_t count, int64_t threads, const float *x, const float *grad_y, float *grad_x) {
+    const int64_t tasks = (count + BLOCK - 1) / BLOCK;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t task = 0; task < tasks; task++)
+        VECTORS(store(grad_x + c, load(grad_y + c, most) * sigmoid(load(x + c, most)), most))
 }
