@@ -3,15 +3,17 @@ r"""The delta rule and its relatives with a diagonal plus rank-one transition by
     z_t = S_{t-1}^T a_t      S_t = D_t S_{t-1} + b_t z_t^T + k_t v_t^T                            o_t = S_t^T q_t
     without a and b          S_t = D_t S_{t-1} + k_t u_t^T      u_t = beta_t (v_t - D_t S_{t-1}^T k_t)
 
-A walk costs a few products for each number of the state, no more than the large products of a chunk form do, and no
-score, no system of equations and no product of decays beside them. Backwards, with R_t the gradient of S_t from later
+A pass over the state takes four steps: it writes what the four before left and reads with all four, whose sums stay in
+registers. What these read of each other are scores of four by four, with products of decays in [0, 1] alone, and z and
+u follow from them one step after another. Backwards, with R_t the gradient of S_t from later
 steps and G_t = R_t + q_t dL/do_t^T that with the step's own reading,
 
     dL/dk = G v        dL/db = G z        dL/dv = G^T k        dL/dz = G^T b        dL/dS_{t-1} = D G + a dL/dz^T
     dL/dq = S dL/do    dL/da = S_{t-1} dL/dz
 
 where the first line needs R alone, which is walked backwards, and the second S alone, which is walked forwards again: z
-is kept. The gradient of log decays is as in `vector_decay`, from sum_v S R: see `ops/kernels/delta_rule.c`.
+is kept. R is walked twice, with values in the lanes of vectors for dL/dv and dL/dz, and with keys for dL/dk and dL/db:
+sums over lanes would cost more. The gradient of log decays is as in `vector_decay`, from sum_v S R: see `ops/kernels/delta_rule.c`.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ class _Gradients(Struct):
 
 class NativeDelta(torch.autograd.Function):
     """q (scaled), k [B, T, H, K], v [B, T, H, V], keep [B, T] or None, state [B, H, K, V]; a, b and a log decay g
-    [B, T, H, K] without beta, or beta [B, T, H] and g [B, T, H] or None without a and b. All fp32 on a CPU, to o
+    [B, T, H, K] without beta, or beta [B, T, H] and g [B, T, H], [B, T, H, K] or None without a and b. All fp32 on a CPU, to o
     [B, T, H, V] and the final state.
     """
 
