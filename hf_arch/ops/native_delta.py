@@ -13,7 +13,8 @@ steps and G_t = R_t + q_t dL/do_t^T that with the step's own reading,
 
 where the first line needs R alone, which is walked backwards, and the second S alone, which is walked forwards again: z
 is kept. R is walked twice, with values in the lanes of vectors for dL/dv and dL/dz, and with keys for dL/dk and dL/db:
-sums over lanes would cost more. The gradient of log decays is as in `vector_decay`, from sum_v S R: see `ops/kernels/delta_rule.c`.
+sums over lanes would cost more. The gradient of log decays is as in `vector_decay`, from sum_v S R: see
+`ops/kernels/delta_rule.c`.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class _Gradients(Struct):
 
 class NativeDelta(torch.autograd.Function):
     """q (scaled), k [B, T, H, K], v [B, T, H, V], keep [B, T] or None, state [B, H, K, V]; a, b and a log decay g
-    [B, T, H, K] without beta, or beta [B, T, H] and g [B, T, H], [B, T, H, K] or None without a and b. All fp32 on a CPU, to o
-    [B, T, H, V] and the final state.
+    [B, T, H, K] without beta, or beta [B, T, H] and g [B, T, H], [B, T, H, K] or None without a and b. All fp32 on a
+    CPU, to o [B, T, H, V] and the final state.
     """
 
     @staticmethod

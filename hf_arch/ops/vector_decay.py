@@ -178,8 +178,8 @@ class Gradients(Struct):
 
 
 class NativeVectorDecay(torch.autograd.Function):
-    """The same by a C kernel that walks through time, four steps in a pass over the state, and in its backward pass once
-    forwards and twice backwards. It keeps its inputs alone.
+    """The same by a C kernel that walks through time, four steps in a pass over the state, and in its backward pass
+    once forwards and twice backwards. It keeps its inputs alone.
 
     q (scaled), k, g [B, T, H, K], v [B, T, H, V], bonus [H, K] or None, keep [B, T] or None, state [B, H, K, V], all
     fp32 on a CPU, to o [B, T, H, V] and the final state [B, H, K, V].
