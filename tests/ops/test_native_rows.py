@@ -64,7 +64,7 @@ def test_norms_and_gates_are_those_of_torch(
     found = run_rowwise(kind, inputs)
     monkeypatch.setenv("HF_ARCH_BACKEND", "torch")
     expected = run_rowwise(kind, inputs)
-    if shape[-1] > 3:
+    if shape[-1] > 3 and kind != "mix":  # whose few roundings may be the same
         assert any(not torch.equal(x, y) for x, y in zip(found, expected, strict=True)), "both took the same form"
     for x, y in zip(found, expected, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5 * float(y.abs().max()))
@@ -139,8 +139,12 @@ def test_rotations_are_those_of_torch(
 def test_second_derivatives_of_a_mix_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = [torch.randn(shape, requires_grad=True) for shape in ((2, 5, 20), (2, 5, 20), (3, 20))]
 
+    made_by: list[str] = []
+
     def second() -> tuple[Tensor, ...]:
-        y = torch.stack(token_mix(*tensors)).square().sum()
+        mixed = token_mix(*tensors)
+        made_by.append(mixed[0].grad_fn.name())
+        y = torch.stack(mixed).square().sum()
         first = torch.autograd.grad(y, tensors, create_graph=True)
         return torch.autograd.grad(sum(grad.square().sum() for grad in first), tensors)
 
@@ -148,6 +152,7 @@ def test_second_derivatives_of_a_mix_are_those_of_torch(monkeypatch: pytest.Monk
     monkeypatch.setenv("HF_ARCH_BACKEND", "torch")
     for one, other in zip(found, second(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
+    assert "Mix" in made_by[0] and "Mix" not in made_by[1]
 
 
 @needs_kernels
