@@ -13,7 +13,8 @@ Legend: B batch, T time, H heads, K key dim, V value dim, N chunks, C chunk. Sta
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ from .vector_decay import has_kernel
 class DeltaRule(ChunkedCall[Tensor]):
     """S' = exp(g_t) S_{t-1}, S_t = S' + beta_t k_t (v_t - S'^T k_t)^T, o_t = (scale q_t)^T S_t: the (gated) delta rule.
 
+    With a decay per key channel it is that of KDA (arXiv:2510.26692), which is a `dplr_delta_rule` too.
+
     A token with k = v = 0, beta = 0 and g = 0 leaves the state alone wherever it stands: padding is passed so.
     With beta above 1 the transition has negative eigenvalues.
 
@@ -41,9 +44,10 @@ class DeltaRule(ChunkedCall[Tensor]):
     k: Annotated[Tensor, "B T H K", "keys, l2-normalised"]
     v: Annotated[Tensor, "B T H V", "values"]
     beta: Annotated[Tensor, "B T H", "the strength of the correction, in [0, 2]"]
-    g: Annotated[Tensor | None, "B T H", LOG_DECAY, "or None for no decay"] = None
+    g: Annotated[Tensor | None, "B T H | B T H K", LOG_DECAY, "or None for no decay"] = None
     _: KW_ONLY
     scale: Annotated[float | None, OPTION, "of the queries; K^-0.5 if None"] = None
+    min_log_decay: Annotated[float | None, OPTION, "as in `dplr_delta_rule`, of a decay per key channel"] = None
 
     states = ("B H K V",)
     output = "v"
@@ -52,7 +56,7 @@ class DeltaRule(ChunkedCall[Tensor]):
         def advance(
             state: Tensor, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor
         ) -> tuple[Tensor, Tensor]:
-            state = decay[..., None, None] * state
+            state = (decay.unsqueeze(-1) if self.by_channel() else decay[..., None, None]) * state
             recalled = (k.unsqueeze(-2) @ state).squeeze(-2)
             correction = beta.unsqueeze(-1) * (v - recalled)
             state = state + k.unsqueeze(-1) * correction.unsqueeze(-2)
@@ -62,7 +66,32 @@ class DeltaRule(ChunkedCall[Tensor]):
         query = self.q.to(self.dtype) * default_scale(self.scale, self.q)
         return self.each_token(advance, query, self.k, self.v, self.beta, decay)
 
+    def by_channel(self) -> bool:
+        """Whether each key channel has a decay of its own."""
+        return self.g is not None and self.g.dim() == 4
+
+    def _general(self, form: Any) -> tuple[Tensor, Tensor]:
+        """A form of `dplr_delta_rule`, of a decay per key channel."""
+        assert self.g is not None
+        k, g = self.k.to(self.dtype), self.g.to(self.dtype)
+        write = self.beta.to(self.dtype).unsqueeze(-1) * k
+        return form(
+            self.q,
+            g,
+            write,
+            self.v,
+            g.exp() * k,
+            -write,
+            scale=default_scale(self.scale, self.q),
+            min_log_decay=self.min_log_decay,
+            initial_state=self.initial_state,
+            output_final_state=self.output_final_state,
+            segment_ids=self.segment_ids,
+        )
+
     def step(self) -> tuple[Tensor, Tensor]:
+        if self.by_channel():
+            return self._general(dplr_delta_rule.step)
         g, dtype = self.g, self.dtype
         query, key, value = (x.transpose(1, 2).to(dtype) for x in (self.q, self.k, self.v))  # [B, H, 1, .]
         strength = self.beta[:, 0, :, None, None].to(dtype)
@@ -82,6 +111,8 @@ class DeltaRule(ChunkedCall[Tensor]):
             decay = None if self.g is None else self.g.to(self.dtype)
             query = query * default_scale(self.scale, query)
             return NativeDelta.apply(query, key, None, None, strength, decay, self.keep(), value, self.start_state())
+        if self.by_channel():
+            return self._general(partial(dplr_delta_rule.chunk, chunk_size=self.chunk_size))
         chunk = self.chunk_length()
         q, k, v = (chunk_view(x, chunk) for x in (self.q, self.k, self.v))
         beta, g = (None if x is None else chunk_view(x.unsqueeze(-1), chunk) for x in (self.beta, self.g))
@@ -96,6 +127,8 @@ class DeltaRule(ChunkedCall[Tensor]):
 
     def kernel(self) -> tuple[Tensor, Tensor]:
         """Without gates in half precision a kernel of its own, which refuses fp32."""
+        if self.by_channel():
+            return self._general(dplr_delta_rule.kernel)
         v, beta, g = self.v, self.beta, self.g
         arrays = {"q": self.q.to(v.dtype), "k": self.k.to(v.dtype), "v": v, "beta": beta.to(v.dtype)}
         if g is None and v.dtype != torch.float32:

@@ -3,15 +3,18 @@ r"""The delta rule and its relatives with a diagonal plus rank-one transition by
     z_t = S_{t-1}^T a_t      S_t = D_t S_{t-1} + b_t z_t^T + k_t v_t^T                            o_t = S_t^T q_t
     without a and b          S_t = D_t S_{t-1} + k_t u_t^T      u_t = beta_t (v_t - D_t S_{t-1}^T k_t)
 
-A walk costs a few products for each number of the state, no more than the large products of a chunk form do, and no
-score, no system of equations and no product of decays beside them. Backwards, with R_t the gradient of S_t from later
+A pass over the state takes four steps: it writes what the four before left and reads with all four, whose sums stay in
+registers. What these read of each other are scores of four by four, with products of decays in [0, 1] alone, and z and
+u follow from them one step after another. Backwards, with R_t the gradient of S_t from later
 steps and G_t = R_t + q_t dL/do_t^T that with the step's own reading,
 
     dL/dk = G v        dL/db = G z        dL/dv = G^T k        dL/dz = G^T b        dL/dS_{t-1} = D G + a dL/dz^T
     dL/dq = S dL/do    dL/da = S_{t-1} dL/dz
 
 where the first line needs R alone, which is walked backwards, and the second S alone, which is walked forwards again: z
-is kept. The gradient of log decays is as in `vector_decay`, from sum_v S R: see `ops/kernels/delta_rule.c`.
+is kept. R is walked twice, with values in the lanes of vectors for dL/dv and dL/dz, and with keys for dL/dk and dL/db:
+sums over lanes would cost more. The gradient of log decays is as in `vector_decay`, from sum_v S R: see
+`ops/kernels/delta_rule.c`.
 """
 
 from __future__ import annotations
@@ -40,8 +43,8 @@ class _Gradients(Struct):
 
 class NativeDelta(torch.autograd.Function):
     """q (scaled), k [B, T, H, K], v [B, T, H, V], keep [B, T] or None, state [B, H, K, V]; a, b and a log decay g
-    [B, T, H, K] without beta, or beta [B, T, H] and g [B, T, H] or None without a and b. All fp32 on a CPU, to o
-    [B, T, H, V] and the final state.
+    [B, T, H, K] without beta, or beta [B, T, H] and g [B, T, H], [B, T, H, K] or None without a and b. All fp32 on a
+    CPU, to o [B, T, H, V] and the final state.
     """
 
     @staticmethod
@@ -58,10 +61,11 @@ class NativeDelta(torch.autograd.Function):
         state: Tensor,
     ) -> tuple[Tensor, Tensor]:
         kernels = KERNELS.loaded()
-        final = state.clone(memory_format=torch.contiguous_format)
+        initial, final = state.contiguous(), state.new_empty(state.shape)
         o, kept = v.new_empty(v.shape), v.new_empty(v.shape)
         delta = _delta(q, k, a, b, beta, g, keep, v)
-        must_have_memory(kernels.delta_rule(ctypes.byref(delta), Pointer(final), Pointer(o), Pointer(kept)))
+        results = Pointer(final), Pointer(o), Pointer(kept)
+        must_have_memory(kernels.delta_rule(ctypes.byref(delta), Pointer(initial), *results))
         ctx.save_for_backward(q, k, a, b, beta, g, keep, v, state, kept)
         return o, final
 
@@ -71,15 +75,16 @@ class NativeDelta(torch.autograd.Function):
         *given, state, kept = ctx.saved_tensors
         q, _, a, b, beta, g, _, v = given
         kernels = KERNELS.loaded()
-        initial, grad_o = contiguous(state, grads[0])
-        grad_state = grads[1].clone(memory_format=torch.contiguous_format)
-        grad_q, grad_a, grad_v, of_recalled = (x.new_empty(x.shape) for x in (q, q, v, v))
-        grad_k, grad_b, grad_beta = (None if x is None else x.new_zeros(x.shape) for x in (q, b, beta))
+        initial, grad_o, grad_final = contiguous(state, *grads)
+        grad_state, grad_q, grad_k, grad_a, grad_v = (x.new_empty(x.shape) for x in (state, q, q, q, v))
+        grad_b, grad_beta, of_recalled = (
+            None if x is None else torch.empty(x.shape, dtype=x.dtype) for x in (b, beta, None if b is None else v)
+        )
         delta = _delta(*given)
         # where documents alone decay, their gradient has a place and no use
         grad_g = None if delta.decays == 0 else q.new_empty(*q.shape[:3], delta.decays)
         to = _Gradients(grad_state, grad_q, grad_k, grad_a, grad_b, grad_beta, grad_g, grad_v, of_recalled)
-        arguments = Pointer(initial), Pointer(grad_o), Pointer(kept), ctypes.byref(to)
+        arguments = Pointer(initial), Pointer(grad_final), Pointer(grad_o), Pointer(kept), ctypes.byref(to)
         must_have_memory(kernels.delta_rule_backward(ctypes.byref(delta), *arguments))
         of_g = None if g is None or grad_g is None else grad_g.view(g.shape)
         return grad_q, grad_k, None if a is None else grad_a, grad_b, grad_beta, of_g, None, grad_v, grad_state

@@ -134,12 +134,11 @@ class NativeValueDecay(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, g: Tensor, keep: Tensor | None, v: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor]:
         kernels = KERNELS.loaded()
-        o, final = v.new_zeros(v.shape), state.new_empty(state.shape)
-        attention, to = native_attention(v, v, g, k, None, keep), Gradients(final, o, *[None] * 4)
+        o, final = v.new_empty(v.shape), state.new_empty(state.shape)
+        attention = native_attention(v, v, g, k, None, keep, turned=True)
         initial, query = contiguous(state, q)
-        must_have_memory(
-            kernels.value_decay(ctypes.byref(attention), Pointer(initial), Pointer(query), ctypes.byref(to))
-        )
+        results = Pointer(final), Pointer(o)
+        must_have_memory(kernels.value_decay(ctypes.byref(attention), Pointer(query), Pointer(initial), *results))
         ctx.save_for_backward(q, k, g, keep, v, state)
         return o, final
 
@@ -148,15 +147,14 @@ class NativeValueDecay(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, g, keep, v, state = ctx.saved_tensors
         kernels = KERNELS.loaded()
-        initial, query = contiguous(state, q)
-        grad_q, walked = q.new_empty(q.shape), state.clone(memory_format=torch.contiguous_format)
-        attention = native_attention(grads[0], v, g, k, None, keep)
-        must_have_memory(kernels.vector_decay(ctypes.byref(attention), Pointer(walked), Pointer(grad_q)))
-        grad_state = grads[1].clone(memory_format=torch.contiguous_format)
-        o, grad_v = v.new_zeros(v.shape), v.new_zeros(v.shape)
-        grad_g, grad_k = v.new_empty(v.shape), k.new_empty(k.shape)
-        to = Gradients(grad_state, o, grad_v, grad_g, grad_k, None)
-        must_have_memory(
-            kernels.vector_decay_backward(ctypes.byref(attention), Pointer(initial), Pointer(query), ctypes.byref(to))
+        initial, query, grad_final = contiguous(state, q, grads[1])
+        o, grad_v, grad_g, grad_q, grad_k, grad_state = (
+            torch.empty(x.shape, dtype=x.dtype) for x in (v, v, v, q, k, state)
         )
+        attention = native_attention(grads[0], v, g, k, None, keep, turned=True)
+        walked = Pointer(grad_state), Pointer(grad_q)  # of that state there is no use
+        must_have_memory(kernels.vector_decay(ctypes.byref(attention), Pointer(initial), *walked))
+        to = Gradients(grad_state, o, grad_v, grad_g, grad_k, None)
+        given = Pointer(initial), Pointer(grad_final), Pointer(query)
+        must_have_memory(kernels.vector_decay_backward(ctypes.byref(attention), *given, ctypes.byref(to)))
         return grad_q, grad_k, grad_g, None, grad_v, grad_state

@@ -170,7 +170,7 @@ def has_kernel(kernels: Kernels, state: tuple[int, int], *tensors: Tensor | None
 class _Attention(Struct):
     """What both kernels read, as `ops/kernels/vector_decay.c` has it."""
 
-    _fields_ = fields("batch length heads keys values threads", "q k g v bonus keep")
+    _fields_ = fields("batch length heads keys values threads turned", "q k g v bonus keep")
 
 
 class Gradients(Struct):
@@ -178,8 +178,8 @@ class Gradients(Struct):
 
 
 class NativeVectorDecay(torch.autograd.Function):
-    """The same by a C kernel that walks through time, and in its backward pass once forwards and once backwards, with a
-    block of the state in the cache. It keeps its inputs alone.
+    """The same by a C kernel that walks through time, four steps in a pass over the state, and in its backward pass
+    once forwards and twice backwards. It keeps its inputs alone.
 
     q (scaled), k, g [B, T, H, K], v [B, T, H, V], bonus [H, K] or None, keep [B, T] or None, state [B, H, K, V], all
     fp32 on a CPU, to o [B, T, H, V] and the final state [B, H, K, V].
@@ -197,31 +197,33 @@ class NativeVectorDecay(torch.autograd.Function):
         state: Tensor,
     ) -> tuple[Tensor, Tensor]:
         kernels = KERNELS.loaded()
-        state_t = state.mT.clone(memory_format=torch.contiguous_format)
+        initial, final = state.contiguous(), state.new_empty(state.shape)
         o = torch.empty(v.shape, dtype=v.dtype)
         attention = native_attention(q, k, g, v, bonus, keep)
-        must_have_memory(kernels.vector_decay(ctypes.byref(attention), Pointer(state_t), Pointer(o)))
+        results = Pointer(final), Pointer(o)
+        must_have_memory(kernels.vector_decay(ctypes.byref(attention), Pointer(initial), *results))
         ctx.save_for_backward(q, k, g, keep, v, bonus, state)
-        return o, state_t.mT
+        return o, final
 
     @staticmethod
     @manual_backward
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, g, keep, v, bonus, state = ctx.saved_tensors
         kernels = KERNELS.loaded()
-        initial, grad_o = contiguous(state.mT, grads[0])
-        grad_state = grads[1].mT.clone(memory_format=torch.contiguous_format)
-        grad_q, grad_k = (torch.zeros(q.shape, dtype=q.dtype) for _ in range(2))
-        grad_g, grad_v = torch.empty(q.shape, dtype=q.dtype), torch.empty(v.shape, dtype=v.dtype)
-        grad_bonus = None if bonus is None else q.new_zeros(len(q), *bonus.shape)
+        initial, grad_o, grad_final = contiguous(state, *grads)
+        grad_state, grad_q, grad_k, grad_g, grad_v = (torch.empty(x.shape, dtype=x.dtype) for x in (state, q, q, q, v))
+        grad_bonus = None if bonus is None else torch.empty(len(q), *bonus.shape)
         attention = native_attention(q, k, g, v, bonus, keep)
         to = Gradients(grad_state, grad_q, grad_k, grad_g, grad_v, grad_bonus)
-        must_have_memory(
-            kernels.vector_decay_backward(ctypes.byref(attention), Pointer(initial), Pointer(grad_o), ctypes.byref(to))
-        )
+        given = Pointer(initial), Pointer(grad_final), Pointer(grad_o)
+        must_have_memory(kernels.vector_decay_backward(ctypes.byref(attention), *given, ctypes.byref(to)))
         of_bonus = None if grad_bonus is None else grad_bonus.sum(0)
-        return grad_q, grad_k, grad_g, None, grad_v, of_bonus, grad_state.mT
+        return grad_q, grad_k, grad_g, None, grad_v, of_bonus, grad_state
 
 
-def native_attention(q: Tensor, k: Tensor, g: Tensor, v: Tensor, *others: Tensor | None) -> _Attention:
-    return _Attention(*q.shape, v.shape[-1], torch.get_num_threads(), *contiguous(q, k, g, v, *others))
+def native_attention(
+    q: Tensor, k: Tensor, g: Tensor, v: Tensor, *others: Tensor | None, turned: bool = False
+) -> _Attention:
+    """`turned`: states are [B, H, V, K]."""
+    threads = torch.get_num_threads()
+    return _Attention(*q.shape, v.shape[-1], threads, int(turned), *contiguous(q, k, g, v, *others))

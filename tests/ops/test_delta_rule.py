@@ -21,7 +21,7 @@ from tests.ops.recurrences import (
 )
 
 B, H, K, V = 2, 3, 4, 5
-KINDS = ("plain", "gated", "negative eigenvalues", "parallel keys", "strong gates")
+KINDS = ("plain", "gated", "negative eigenvalues", "parallel keys", "strong gates", "a gate a channel")
 
 
 def make_inputs(length: int, kind: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple:
@@ -38,6 +38,8 @@ def make_inputs(length: int, kind: str, dtype: torch.dtype = torch.float32, seed
         beta = beta * 2
     elif kind == "parallel keys":
         k, beta = 0.05 * k + 1, 0.9 + 0.1 * beta
+    elif kind == "a gate a channel":
+        g = torch.where(random(B, length, H, K) < 0.1, -40.0, -0.5 * random(B, length, H, K))
     elif kind == "strong gates":
         choice = random(B, length, H)
         g = torch.where(choice < 0.3, 100 * g, torch.where(choice > 0.8, 0.0, g))
@@ -68,7 +70,7 @@ def test_steps_equal_the_whole(kind: str) -> None:
     check_continuation(delta_rule, inputs, make_state(), [0, 5, 6, 14, 21], 1e-5)
 
 
-@pytest.mark.parametrize("kind", ("plain", "gated"))
+@pytest.mark.parametrize("kind", ("plain", "gated", "a gate a channel"))
 def test_rows_properties(kind: str) -> None:
     op = functools.partial(delta_rule, chunk_size=16)
     check_segments(op, make_inputs(40, kind), make_state(), 1e-5)

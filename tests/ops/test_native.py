@@ -23,7 +23,7 @@ needs_kernels = pytest.mark.skipif(rotary.KERNELS.library is None, reason="no C 
 # Shapes around the 8 steps of a chunk, the lanes of a vector (4 to 16) and the 128 channels of a task.
 SCANS = [(1, 1, 3, 2), (2, 7, 16, 5), (2, 8, 8, 1), (1, 25, 131, 16), (3, 40, 257, 4)]
 HEADS = [(2, 5, 1, 3, 2), (2, 37, 3, 20, 13), (1, 70, 2, 32, 33), (1, 33, 1, 130, 60)]
-DELTAS = ["decay", "no decay", "rank one"]
+DELTAS = ["decay", "no decay", "a decay a channel", "rank one"]
 CONVS = [(1, 2, 3, 4), (2, 9, 16, 1), (2, 33, 131, 4), (1, 5, 257, 7)]
 
 
@@ -55,7 +55,7 @@ def head_inputs(batch: int, length: int, heads: int, keys: int, values: int, for
 
 def delta_inputs(batch: int, length: int, heads: int, keys: int, values: int, form: str) -> dict[str, Tensor]:
     """Of `delta_rule` with a decay a head or none, or of `dplr_delta_rule`."""
-    inputs = head_inputs(batch, length, heads, keys, values, "vector" if form == "rank one" else "a decay a head")
+    inputs = head_inputs(batch, length, heads, keys, values, "vector" if form in DELTAS[2:] else "a decay a head")
     inputs["k"] = normalize(inputs["k"], dim=-1)
     if form == "rank one":
         a = normalize(torch.randn(batch, length, heads, keys), dim=-1)

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from hf_arch.core.one_writer import only_writer
-from hf_arch.ops import conv, native, native_delta, norm, rotary, selective_scan, silu_gate, vector_decay
+from hf_arch.ops import conv, native, native_delta, norm, rotary, selective_scan, silu_gate, token_mix, vector_decay
 from hf_arch.ops.native import Kernels
 from hf_arch.ops.rotary import apply_rotary
 from hf_arch.ops.silu_gate import silu_gated
 from tests.ops.test_native import needs_kernels
 from tests.suite.models import perturbed_model, token_ids
 
-OPERATORS = (conv, native_delta, norm, rotary, selective_scan, silu_gate, vector_decay)
+OPERATORS = (conv, native_delta, norm, rotary, selective_scan, silu_gate, token_mix, vector_decay)
 HELD = {operator.KERNELS.source: operator.KERNELS for operator in OPERATORS}
 MODELS = {
     "llama": {"norm.c", "rotary.c", "pointwise.c"},

@@ -14,6 +14,7 @@ from hf_arch.ops.norm import l2_norm, rms_norm, silu_gated_rms_norm
 from hf_arch.ops.rotary import apply_rotary
 from hf_arch.ops.silu_gate import silu_gated
 from hf_arch.ops.softplus import softplus
+from hf_arch.ops.token_mix import token_mix
 from tests.ops.test_native import head_inputs, needs_kernels, run
 
 
@@ -25,13 +26,14 @@ def rowwise(kind: str) -> Any:
         "gate after": lambda x, gate, weight=None: silu_gated_rms_norm(x, weight, gate, 1e-3),
         "gate first": lambda x, gate, weight=None: silu_gated_rms_norm(x, weight, gate, 1e-3, gate_first=True),
         "gate alone": silu_gated,
+        "mix": lambda x, gate, weight: torch.stack(token_mix(x, gate, weight)),
         "softplus": softplus,
     }[kind]
 
 
 def rowwise_inputs(kind: str, shape: tuple[int, ...], weight: tuple[int, ...] | None = None) -> dict[str, Tensor]:
     torch.manual_seed(shape[0])
-    gate = {"gate": 3 * torch.randn(shape)} if "gate" in kind else {}
+    gate = {"gate": 3 * torch.randn(shape)} if "gate" in kind or kind == "mix" else {}
     return {"x": torch.randn(shape), **gate, **({} if weight is None else {"weight": torch.randn(weight)})}
 
 
@@ -46,6 +48,7 @@ ROWWISE = [
     *((kind, weight) for kind in ("norm", "gate after", "gate first") for weight in (None, 1, 2)),
     ("l2", None),
     ("gate alone", None),
+    ("mix", 2),
     ("softplus", None),
 ]
 
@@ -61,7 +64,7 @@ def test_norms_and_gates_are_those_of_torch(
     found = run_rowwise(kind, inputs)
     monkeypatch.setenv("HF_ARCH_BACKEND", "torch")
     expected = run_rowwise(kind, inputs)
-    if shape[-1] > 3:
+    if shape[-1] > 3 and kind != "mix":  # whose few roundings may be the same
         assert any(not torch.equal(x, y) for x, y in zip(found, expected, strict=True)), "both took the same form"
     for x, y in zip(found, expected, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5 * float(y.abs().max()))
@@ -130,6 +133,26 @@ def test_rotations_are_those_of_torch(
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
     monkeypatch.delenv("HF_ARCH_BACKEND")
     torch.testing.assert_close(turned(x, angles, head_axis, weights, create_graph=True)[1], found[1])
+
+
+@needs_kernels
+def test_second_derivatives_of_a_mix_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = [torch.randn(shape, requires_grad=True) for shape in ((2, 5, 20), (2, 5, 20), (3, 20))]
+
+    made_by: list[str] = []
+
+    def second() -> tuple[Tensor, ...]:
+        mixed = token_mix(*tensors)
+        made_by.append(mixed[0].grad_fn.name())
+        y = torch.stack(mixed).square().sum()
+        first = torch.autograd.grad(y, tensors, create_graph=True)
+        return torch.autograd.grad(sum(grad.square().sum() for grad in first), tensors)
+
+    found = second()
+    monkeypatch.setenv("HF_ARCH_BACKEND", "torch")
+    for one, other in zip(found, second(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
+    assert "Mix" in made_by[0] and "Mix" not in made_by[1]
 
 
 @needs_kernels

@@ -15,6 +15,7 @@ from transformers import initialization as init
 
 from ...core.options import Options, options
 from ...core.registry import ACTIVATIONS, FFNS
+from ...ops.token_mix import token_mix
 from ..attention_product import cache_element_bytes
 from ..contract import EMPTY_CONTEXT, LayerContext
 from ..initial import FLA
@@ -62,10 +63,11 @@ class ChannelMix(FeedForward):
         layout, state = context.layout, context.state(self.layer_idx)
         x = layout.compact(hidden_states)
         before = previous_token(x, layout, state, FFN_STATE)
-        delta = before - x
-        out = self.down_proj(self.act_fn(self.key_proj(torch.addcmul(x, delta, self.key_mix))))
+        mixes = (self.key_mix, self.receptance_mix) if self.options.use_receptance else (self.key_mix,)
+        key, *receptance = token_mix(x, before, torch.stack(mixes))
+        out = self.down_proj(self.act_fn(self.key_proj(key)))
         if self.options.use_receptance:
-            out = self.receptance_proj(torch.addcmul(x, delta, self.receptance_mix)).sigmoid() * out
+            out = self.receptance_proj(*receptance).sigmoid() * out
         return layout.restore(out)
 
     def cost(self, seq_len: int) -> MixerCost:

@@ -18,6 +18,7 @@ from transformers import initialization as init
 from ...core.errors import ConfigError
 from ...core.options import options
 from ...core.registry import MIXERS
+from ...ops.delta_rule import delta_rule
 from ...ops.precision import state_dtype
 from ..contract import LayerContext
 from ..layout import SequenceLayout
@@ -64,10 +65,16 @@ class KimiDeltaAttention(DeltaHeadsMixer):
     def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
         q, k, v = self.heads(x, layout, state)
         q, k = self.sizes.per_value_head(q), self.sizes.per_value_head(k)
-        beta = self.sizes.per_value_head(self.strength(self.b_proj(x))).unsqueeze(-1)
-        write = beta * self.written_key(x, k, layout, state)
-        g = self.log_decay(self.f_proj(x), layout)
-        out = self.erase_and_write(q, write, v, g, g.exp() * k, layout, state, self.options.lower_bound)
+        beta = self.sizes.per_value_head(self.strength(self.b_proj(x)))
+        written, g, bound = (
+            self.written_key(x, k, layout, state),
+            self.log_decay(self.f_proj(x), layout),
+            self.options.lower_bound,
+        )
+        if written is k:
+            out = state.advance(delta_rule, q, k, v, beta, g, min_log_decay=bound, layout=layout)
+        else:
+            out = self.erase_and_write(q, beta.unsqueeze(-1) * written, v, g, g.exp() * k, layout, state, bound)
         return self.read_out(x, out)
 
     def written_key(self, x: Tensor, k: Tensor, layout: SequenceLayout, state: LayerState) -> Tensor:

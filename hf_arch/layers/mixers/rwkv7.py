@@ -26,6 +26,7 @@ from ...core.registry import MIXERS
 from ...ops.delta_rule import dplr_delta_rule
 from ...ops.norm import l2_norm
 from ...ops.precision import state_dtype
+from ...ops.token_mix import token_mix
 from ..attention_product import cache_element_bytes
 from ..contract import LayerContext, LayerOutput
 from ..fp32 import Fp32BiasLinear
@@ -150,8 +151,7 @@ class GeneralizedDeltaTimeMix(LinearHeadsMixer):
 
     def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor | LayerOutput:
         before = previous_token(x, layout, state)
-        delta = before - x
-        x_r, x_w, x_k, x_v, x_a, x_g = (torch.addcmul(x, delta, amount) for amount in self.shift_mix)
+        x_r, x_w, x_k, x_v, x_a, x_g = token_mix(x, before, self.shift_mix)
         # Zero keys make padding a no-op: nothing is removed and nothing written.
         key, value = layout.zero_padding(self.k_proj(x_k)), self.v_proj(x_v)
         first_value = value

@@ -3,384 +3,324 @@
    length, heads, decays] with 1 or as many as keys, or none, beta [batch, length, heads] or none, keep [batch, length] or
    none, states [batch, heads, keys, values].
 
-   A task is one head of one row. A step goes once over the state: what it writes is added when the next one reads. Where
-   sums over keys are wanted values lie in the lanes of vectors, and keys where sums over values are. The state is taken
-   in blocks that stay in the first cache. */
+   A task is one head of one row. It takes RUN steps in a pass over the state (walk.h): what the steps of a run read of the
+   state before it, each with the decays since, and what they read of each other, by scores. Without b, a is -k and recalls
+   after the decay. */
 
-#include "heads.h"
+#include "delta_runs.h"
 
-#define STEPS 32   /* between steps of which sum_v S dL/dS is made of its factors */
-#define BLOCK 4096 /* numbers of a block of the state */
-
-typedef struct {
-    int64_t batch, length, heads, keys, values, decays, threads;
-    const float *q, *k, *a, *b, *beta, *decay, *v, *keep;
-} Delta;
+#define STEPS 32 /* between steps of which sum_v S dL/dS is made of its factors */
 
 typedef struct {
     const Delta *d;
-    int64_t b, head;
-} Head;
-
-static inline int64_t step_of(const Head *h, int64_t t) { return (h->b * h->d->length + t) * h->d->heads + h->head; }
-static inline int64_t whole(int64_t size) { return (size + LANES - 1) / LANES * LANES; }
-static inline float *of_head(const Head *h, const float *states) { return (float *)states + (h->b * h->d->heads + h->head) * h->d->keys * h->d->values; }
-
-/* What a step multiplies: decays lie `apart`, 0 where they are one; `recalls` is what a recalls times, `writes` what k is. */
-typedef struct {
-    const float *q, *k, *a, *b, *decay;
-    int64_t apart;
-    float recalls, writes, keep;
-} Step;
-
-static const float ONE = 1.0f;
-
-static Step undecayed(Step step) {
-    step.decay = &ONE, step.apart = 0;
-    return step;
-}
-
-static Step step_at(const Head *h, int64_t t) {
-    const Delta *d = h->d;
-    const int64_t step = step_of(h, t), at = step * d->keys;
-    Step s = {d->q + at, d->k + at, d->a + at, d->b ? d->b + at : 0, &ONE, d->decays > 1, 1.0f, 1.0f, d->keep ? d->keep[h->b * d->length + t] : 1.0f};
-    if (d->decays) s.decay = d->decay + step * d->decays;
-    s.recalls = d->b ? s.keep : *s.decay;
-    if (d->beta) s.writes = d->beta[step];
-    return s;
-}
-
-static float product(const float *x, const float *y, int64_t count) {
-    lanes sum = all(0);
-    for (int64_t c = 0; c < count; c += LANES) sum += load(x + c, count - c) * load(y + c, count - c);
-    return total(sum);
-}
-
-#define INLINE static inline __attribute__((always_inline))
-#define EACH for (int i = 0; i < WIDE; i++)
-
-/* Over a block [count values] of `state`, which holds for groups of `most` vectors of values, then 2, then 1, all keys of a
-   group after another: `call` with its WIDE, its first value j and its state S. */
-#define GROUPS(most, call) \
-    for (int64_t j = 0, left = whole(count) / LANES, wide; left; left -= wide, j += wide * LANES) { \
-        wide = left >= most ? most : left >= 2 ? 2 : 1; \
-        float *S = state + j * keys; \
-        if (wide == 4) { enum { WIDE = 4 }; call; } \
-        else if (wide == 2) { enum { WIDE = 2 }; call; } \
-        else { enum { WIDE = 1 }; call; } \
-    }
-
-INLINE void take_group(const int WIDE, const float *from, int64_t values, int64_t left, int64_t keys, float *S) {
-    for (int64_t c = 0; c < keys; c++)
-        EACH store_all(S + (c * WIDE + i) * LANES, left > i * LANES ? load(from + c * values + i * LANES, left - i * LANES) : all(0));
-}
-
-INLINE void give_group(const int WIDE, const float *S, int64_t values, int64_t left, int64_t keys, float *to) {
-    for (int64_t c = 0; c < keys; c++)
-        EACH if (left > i * LANES) store(to + c * values + i * LANES, load_all(S + (c * WIDE + i) * LANES), left - i * LANES);
-}
-
-/* What the step before wrote: S += k fresh + b old. Then recalled = a . S, S *= decay, read = q . S. */
-INLINE void forward_group(const int WIDE, const int two, float *restrict S, int64_t keys, const Step *before, const Step *now, const float *fresh,
-                          const float *old, float *recalled, float *read) {
-    lanes sum[4], out[4], x[4];
-    EACH sum[i] = out[i] = all(0);
-    for (int64_t c = 0; c < keys; c++) {
-        const float k = before->k[c], a = now->a[c], q = now->q[c], decay = now->decay[c * now->apart];
-        EACH x[i] = load_all(S + (c * WIDE + i) * LANES) + k * load_all(fresh + i * LANES);
-        if (two) {
-            const float b = before->b[c];
-            EACH x[i] += b * load_all(old + i * LANES);
-        }
-        EACH sum[i] += a * x[i];
-        EACH x[i] *= decay;
-        EACH out[i] += q * x[i];
-        EACH store_all(S + (c * WIDE + i) * LANES, x[i]);
-    }
-    EACH store_all(recalled + i * LANES, sum[i]);
-    EACH store_all(read + i * LANES, out[i]);
-}
-
-/* With S the gradient of the state after the next step, from later ones: S = decay (S + q grad) + a to_recalled is that
-   after this step. to_fresh = k . S, to_old = b . S; to_k += S fresh, to_b += S old, whose lanes are still to be summed. */
-INLINE void backward_group(const int WIDE, const int two, float *restrict S, int64_t keys, const Step *next, const Step *now, const float *grad,
-                           const float *to_recalled, const float *fresh, const float *old, float *to_fresh, float *to_old, float *restrict to_k,
-                           float *restrict to_b) {
-    lanes sum[4], other[4], x[4];
-    EACH sum[i] = other[i] = all(0);
-    for (int64_t c = 0; c < keys; c++) {
-        const float q = next->q[c], a = next->a[c], k = now->k[c], decay = next->decay[c * next->apart];
-        EACH x[i] = load_all(S + (c * WIDE + i) * LANES) + q * load_all(grad + i * LANES);
-        EACH x[i] = decay * x[i] + a * load_all(to_recalled + i * LANES);
-        EACH store_all(S + (c * WIDE + i) * LANES, x[i]);
-        EACH sum[i] += k * x[i];
-        lanes written = load_all(to_k + c * LANES);
-        EACH written += x[i] * load_all(fresh + i * LANES);
-        store_all(to_k + c * LANES, written);
-        if (two) {
-            const float b = now->b[c];
-            EACH other[i] += b * x[i];
-            written = load_all(to_b + c * LANES);
-            EACH written += x[i] * load_all(old + i * LANES);
-            store_all(to_b + c * LANES, written);
-        }
-    }
-    EACH store_all(to_fresh + i * LANES, sum[i]);
-    if (two) EACH store_all(to_old + i * LANES, other[i]);
-}
-
-static inline int64_t block_of(const Delta *d) {
-    const int64_t fit = BLOCK / d->keys / (4 * LANES) * 4 * LANES;
-    return least(whole(d->values), fit > 4 * LANES ? fit : 4 * LANES);
-}
-
-typedef struct {
-    const Delta *d;
-    float *state, *o, *kept;
+    const float *state;
+    float *final, *o, *kept;
 } Forward;
 
-/* Steps [start, stop) of values [first, first + count). A room holds the state, block after block, and three rows of values. */
-INLINE void forward_block(const int two, const Head *h, const Forward *f, int64_t first, int64_t count, int64_t start, int64_t stop, float *room) {
-    const Delta *d = h->d;
-    const int64_t keys = d->keys, values = whole(d->values), size = whole(count);
-    float *state = room + first * keys, *fresh = room + values * keys + first, *old = fresh + values, *read = old + values, *given = of_head(h, f->state) + first;
-    if (start == 0) {
-        memset(fresh, 0, size * sizeof(float)), memset(old, 0, size * sizeof(float));
-        GROUPS(4, take_group(WIDE, given + j, d->values, count - j, keys, S))
-    }
-    Step before = step_at(h, start ? start - 1 : 0);
-    for (int64_t t = start; t < stop; t++) {
-        const Step now = step_at(h, t);
-        const int64_t at = step_of(h, t) * d->values + first;
-        const float own = product(now.q, now.k, keys), back = two ? product(now.q, now.b, keys) : 0;
-        GROUPS(4, forward_group(WIDE, two, S, keys, &before, &now, fresh + j, old + j, old + j, read + j))
-        for (int64_t c = 0; c < size; c += LANES) {
-            const lanes v = load(d->v + at + c, count - c), recalled = now.recalls * load_all(old + c), keeps = two ? recalled : v - recalled,
-                        written = two ? v : now.writes * keeps;
-            store_all(fresh + c, written), store_all(old + c, recalled);
-            store(f->kept + at + c, keeps, count - c);
-            store(f->o + at + c, load_all(read + c) + own * written + back * recalled, count - c);
+/* What the steps of a run read of each other, after what they read of the state. */
+INLINE void forward_run(const int two, const Run *run, const Forward *f, const float *scores, float *side, float *room) {
+    const int64_t values = f->d->values, size = RUN * whole(values);
+    const Rows v = rows_from(&run->at, f->d->v, values, room), to_kept = rows_to(&run->at, f->kept, values, room + size), to_o = rows_to(&run->at, f->o, values, room + 2 * size);
+    for (int64_t c = 0; c < values; c += LANES) {
+        float *block = block_of(side, c);
+        lanes fresh[RUN], old[RUN];
+        STEPS_OF_RUN(i) {
+            const lanes value = load_all(row(v, i) + c);
+            lanes recalled = load_all(block + (READERS + i) * LANES), o = load_all(block + (READERS + RUN + i) * LANES);
+            _Pragma("GCC unroll 4") for (int j = 0; j < i; j++) {
+                recalled += scores[A(i, j)] * fresh[j], o += scores[Q(i, j)] * fresh[j];
+                if (two) recalled += scores[OF_B + A(i, j)] * old[j], o += scores[OF_B + Q(i, j)] * old[j];
+            }
+            old[i] = two ? recalled : value + recalled, fresh[i] = two ? value : run->writes[i] * old[i];
+            o += scores[Q(i, i)] * fresh[i];
+            if (two) o += scores[OF_B + Q(i, i)] * old[i];
+            store_all(block + (WRITERS + i) * LANES, fresh[i]);
+            if (two) store_all(block + (WRITERS + RUN + i) * LANES, old[i]);
+            store_all(row(to_kept, i) + c, old[i]), store_all(row(to_o, i) + c, o);
         }
-        before = now;
     }
-    if (stop == d->length) {
-        const Step end = undecayed(before);
-        GROUPS(4, forward_group(WIDE, two, S, keys, &before, &end, fresh + j, old + j, read + j, read + j))
-        GROUPS(4, give_group(WIDE, S, d->values, count - j, keys, given + j))
+    rows_done(&run->at, f->kept, values, to_kept), rows_done(&run->at, f->o, values, to_o);
+}
+
+INLINE void forward_walk(const int two, const Head *h, const Forward *f, float *room) {
+    const Delta *d = f->d;
+    const int64_t keys = d->keys, values = d->values;
+    float scores[SCORES], *state = room + sides_size(d->keys, d->values);
+    Sides s = sides_in(h, room);
+    Run run;
+    take(of_head(h, f->state), keys, values, state);
+    for (int64_t start = 0; start < d->length; start += RUN) {
+        run_at(two, h, d, start, s.key_rows, &run);
+        fetch_keys(h, d, start + RUN);
+        fetch(h, d->v, start + RUN, values), fetch(h, f->o, start + RUN, values), fetch(h, f->kept, start + RUN, values);
+        keys_side(two, &run, whole(keys), s.keys, scores);
+        const Pass p = {s.keys_before, s.values_before, s.keys, s.values};
+        pass(0, WRITERS, (1 + two) * RUN, READERS, 2 * RUN, state, keys, values, &p);
+        forward_run(two, &run, f, scores, s.values, s.value_rows);
+        next_run(&s);
     }
+    const Pass end = {s.keys_before, s.values_before, s.keys, s.values};
+    pass(0, WRITERS, (1 + two) * RUN, READERS, 0, state, keys, values, &end);
+    give(state, keys, values, of_head(h, f->final));
 }
 
 static void forward_head(const void *call, int64_t b, int64_t head, float *room) {
     const Forward *f = call;
-    const Head h = {f->d, b, head};
-    const int64_t size = block_of(f->d), values = f->d->values, length = f->d->length;
-    for (int64_t start = 0; start < length; start += STEPS)
-        for (int64_t first = 0; first < values; first += size) {
-            const int64_t count = least(size, values - first), stop = least(length, start + STEPS);
-            if (f->d->b)
-                forward_block(1, &h, f, first, count, start, stop, room);
-            else
-                forward_block(0, &h, f, first, count, start, stop, room);
-        }
+    const Head h = {f->d->length, f->d->heads, f->d->keys, f->d->values, b, head};
+    if (f->d->b)
+        forward_walk(1, &h, f, room);
+    else
+        forward_walk(0, &h, f, room);
 }
 
-/* o, and the state in place; `kept` like v is for the gradient: what was recalled, or v less that where no b writes it back.
+/* o, and the final state; `kept` like v is for the gradient: what was recalled, or v less that where no b writes it back.
    Returns 0, or 1 where there was no memory. */
-int delta_rule(const Delta *d, float *state, float *o, float *kept) {
-    const Forward f = {d, state, o, kept};
-    return each_head(d->batch, d->heads, d->threads, whole(d->values) * (d->keys + 3), forward_head, &f);
+int delta_rule(const Delta *d, const float *state, float *final, float *o, float *kept) {
+    const Forward f = {d, state, final, o, kept};
+    return each_head(d->batch, d->heads, d->threads, sides_size(d->keys, d->values) + d->keys * whole(d->values), forward_head, &f);
 }
 
-/* `state`: of dL/dS at the end on entry, of dL/dS at the start on return. k, b and beta hold zeros on entry. `recalled` like
-   v: of what was recalled. */
+/* `state` is of that at the start. `recalled` like v: of what was recalled; none
+   without b, where v has the same. */
 typedef struct {
     float *state, *q, *k, *a, *b, *beta, *g, *v, *recalled;
 } Gradients;
 
 typedef struct {
     const Delta *d;
-    const float *state, *grad_o, *kept;
+    const float *state, *grad_state, *grad_o, *kept;
     const Gradients *to;
 } Backward;
 
-/* A group to [values, padded], keys in the lanes. */
-INLINE void turn_group(const int WIDE, const float *S, int64_t keys, int64_t padded, float *to) {
-    for (int64_t c = 0; c < keys; c++)
-        for (int64_t i = 0; i < WIDE * LANES; i++) to[i * padded + c] = S[c * WIDE * LANES + i];
-}
-
-/* Steps stop - 1 to start of values [first, first + count): what was written, into to->v, to->recalled, to->k, to->b and
-   to->beta; k and b without a step's own reading. The gradient of the state after the last of these steps, before that
-   step's reading, into ends [values, padded]. A room holds the gradient of the state, block after block, six rows of values
-   and two of keys in lanes. */
-INLINE void backward_block(const int two, const Head *h, const Backward *w, int64_t first, int64_t count, int64_t start, int64_t stop, float *room,
-                           float *ends) {
-    const Delta *d = h->d;
-    const Gradients *to = w->to;
-    const int64_t keys = d->keys, values = whole(d->values), size = whole(count), padded = whole(keys);
-    float *state = room + first * keys, *grad = room + values * keys + first, *to_recalled = grad + values, *fresh = to_recalled + values,
-          *old = fresh + values, *to_fresh = old + values, *to_old = to_fresh + values, *to_k = room + values * (keys + 6), *to_b = to_k + padded * LANES,
-          *given = of_head(h, to->state) + first;
-    const int is_last = stop == d->length;
-    if (is_last) {
-        memset(grad, 0, size * sizeof(float)), memset(to_recalled, 0, size * sizeof(float));
-        GROUPS(2, take_group(WIDE, given + j, d->values, count - j, keys, S))
-    }
-    Step next = is_last ? undecayed(step_at(h, stop - 1)) : step_at(h, stop);
-    for (int64_t t = stop - 1; t >= start; t--) {
-        const Step now = step_at(h, t);
-        const int64_t step = step_of(h, t), at = step * d->values + first;
-        const float own = product(now.q, now.k, keys), back = two ? product(now.q, now.b, keys) : 0;
-        for (int64_t c = 0; c < size; c += LANES) {
-            const lanes keeps = load(w->kept + at + c, count - c);
-            store_all(old + c, keeps), store_all(fresh + c, two ? load(d->v + at + c, count - c) : now.writes * keeps);
-        }
-        memset(to_k, 0, (1 + two) * padded * LANES * sizeof(float));
-        GROUPS(2, backward_group(WIDE, two, S, keys, &next, &now, grad + j, to_recalled + j, fresh + j, old + j, to_fresh + j, to_old + j, to_k, to_b))
-        if (t + 1 == stop) GROUPS(2, turn_group(WIDE, S, keys, padded, ends + (first + j) * padded))
-        lanes of_beta = all(0);
-        for (int64_t c = 0; c < size; c += LANES) {
-            const lanes of_o = load(w->grad_o + at + c, count - c), of_fresh = load_all(to_fresh + c) + own * of_o;
-            const lanes of_v = now.writes * of_fresh, recalled = two ? load_all(to_old + c) + back * of_o : -of_v;
-            of_beta += of_fresh * load_all(old + c);
-            store_all(grad + c, of_o), store_all(to_recalled + c, now.recalls * recalled);
-            store(to->v + at + c, of_v, count - c), store(to->recalled + at + c, now.recalls * recalled, count - c);
-        }
-        if (d->beta) to->beta[step] += total(of_beta);
-        for (int64_t c = 0; c < keys; c += LANES) {
-            float *of_k = to->k + step * keys + c, *of_b = to->b + step * keys + c;
-            store(of_k, load(of_k, keys - c) + totals(to_k + c * LANES), keys - c);
-            if (two) store(of_b, load(of_b, keys - c) + totals(to_b + c * LANES), keys - c);
-        }
-        next = now;
-    }
-    if (start == 0) {
-        GROUPS(2, backward_group(WIDE, 0, S, keys, &next, &next, grad + j, to_recalled + j, fresh + j, 0, to_fresh + j, 0, to_k, 0))
-        GROUPS(2, give_group(WIDE, S, d->values, count - j, keys, given + j))
-    }
-}
-
-/* A step for WIDE vectors of keys, `count` keys: to_a = S to_recalled, S *= decay, to_q = S grad, S += writes k fresh + b old. */
-INLINE void again_group(const int WIDE, const int two, float *restrict S, int64_t values, const Step *now, int64_t first, int64_t count, const float *fresh,
-                        const float *old, const float *grad, const float *to_recalled, float *to_a, float *to_q) {
-    lanes recall[2], read[2], x[2], decay[2], k[2], b[2];
-    EACH recall[i] = read[i] = all(0);
-    EACH decay[i] = now->apart ? load(now->decay + first + i * LANES, count - i * LANES) : all(*now->decay);
-    EACH k[i] = now->writes * load(now->k + first + i * LANES, count - i * LANES);
-    if (two) EACH b[i] = load(now->b + first + i * LANES, count - i * LANES);
-    for (int64_t v = 0; v < values; v++) {
-        const float of_recalled = to_recalled[v], of_o = grad[v], new = fresh[v], last = two ? old[v] : 0;
-        EACH x[i] = load_all(S + (v * WIDE + i) * LANES);
-        EACH recall[i] += of_recalled * x[i];
-        EACH x[i] *= decay[i];
-        EACH read[i] += of_o * x[i];
-        EACH x[i] += new * k[i];
-        if (two) EACH x[i] += last * b[i];
-        EACH store_all(S + (v * WIDE + i) * LANES, x[i]);
-    }
-    EACH store(to_a + i * LANES, recall[i], count - i * LANES);
-    EACH store(to_q + i * LANES, read[i], count - i * LANES);
-}
-
-/* Steps [start, stop) for WIDE vectors of keys from `first` on: what recalled and read, into to->a and to->q, without a
-   step's own reading; and sum_v S dL/dS after the last of them into passed [padded]. A room holds the state, block after
-   block. */
-INLINE void again_block(const int WIDE, const int two, const Head *h, const Backward *w, int64_t first, int64_t start, int64_t stop, float *room,
-                        const float *ends, float *passed) {
-    const Delta *d = h->d;
-    const int64_t keys = d->keys, padded = whole(keys), values = d->values, count = least(keys - first, WIDE * LANES);
-    const float *given = of_head(h, w->state) + first * values;
-    float *S = room + first * values;
-    for (int64_t v = 0; start == 0 && v < values; v++)
-        for (int64_t c = 0; c < WIDE * LANES; c++) S[v * WIDE * LANES + c] = c < count ? given[c * values + v] : 0;
-    for (int64_t t = start; t < stop; t++) {
-        const Step now = step_at(h, t);
-        const int64_t at = step_of(h, t) * values, row = step_of(h, t) * keys + first;
-        again_group(WIDE, two, S, values, &now, first, count, two ? d->v + at : w->kept + at, w->kept + at, w->grad_o + at, w->to->recalled + at,
-                    w->to->a + row, w->to->q + row);
-    }
-    lanes sum[2] = {all(0), all(0)};
-    for (int64_t v = 0; v < values; v++)
-        EACH sum[i] += load_all(S + (v * WIDE + i) * LANES) * load_all(ends + v * padded + first + i * LANES);
-    EACH store_all(passed + first + i * LANES, sum[i]);
-}
-
-/* With P_t = sum_v S dL/dS after a step, before its own reading: dL/dg_t = P_t + q dL/dq - k dL/dk - b dL/db and P_{t-1} =
-   dL/dg_t + a dL/da. Then what a step's own reading adds. Without b, a is k and recalls after the decay. */
-static void backward_decays(const Head *h, const Backward *w, const float *passed, float *P) {
-    const Delta *d = h->d;
-    const Gradients *to = w->to;
-    const int64_t keys = d->keys, padded = whole(keys);
-    for (int64_t t = d->length - 1; t >= 0; t--) {
-        const Step now = step_at(h, t);
-        const int64_t step = step_of(h, t), at = step * keys;
-        const float *grad = w->grad_o + step * d->values, *kept = w->kept + step * d->values;
-        const float own = now.writes * product(grad, d->b ? d->v + step * d->values : kept, d->values), back = d->b ? product(grad, kept, d->values) : 0;
-        lanes of_g = all(0);
-        if ((t + 1) % STEPS == 0 || t + 1 == d->length) memcpy(P, passed + t / STEPS * padded, padded * sizeof(float));
-        for (int64_t c = 0; c < keys; c += LANES) {
-            const int64_t count = keys - c;
-            const lanes q = load(now.q + c, count), k = load(now.k + c, count), to_q = load(to->q + at + c, count), to_k = load(to->k + at + c, count),
-                        to_a = load(to->a + at + c, count), recall = load(now.a + c, count) * to_a;
-            lanes decay = load_all(P + c) + q * to_q - k * to_k, read = to_q + own * k;
-            if (d->b) {
-                const lanes b = load(now.b + c, count), to_b = load(to->b + at + c, count);
-                decay = now.keep * (decay - b * to_b), read += back * b;
-                store_all(P + c, decay + recall);
-                store(to->k + at + c, to_k + now.writes * own * q, count), store(to->b + at + c, to_b + back * q, count);
-            } else {
-                decay = now.keep * (decay + recall);
-                store_all(P + c, decay);
-                store(to->k + at + c, to_k + own * q + to_a, count);
+/* What was written and recalled, after what a run's writers read of the gradient of the state after it. */
+INLINE void backward_run(const int two, const Run *run, const Backward *w, const float *scores, float *side, float *room) {
+    const int64_t values = w->d->values, size = RUN * whole(values);
+    lanes of_beta[RUN];
+    const Rows grad_o = rows_from(&run->at, w->grad_o, values, room), kept = rows_from(&run->at, w->kept, values, room + size), to_v = rows_to(&run->at, w->to->v, values, room + 2 * size);
+    const Rows to_recalled = two ? rows_to(&run->at, w->to->recalled, values, room + 3 * size) : NONE;
+    STEPS_OF_RUN(t) of_beta[t] = all(0);
+    for (int64_t c = 0; c < values; c += LANES) {
+        float *block = block_of(side, c);
+        lanes grad[RUN], recalled[RUN];
+        STEPS_BACK(j) {
+            grad[j] = load_all(row(grad_o, j) + c);
+            lanes fresh = load_all(block + (WRITERS + j) * LANES) + scores[Q(j, j)] * grad[j], old = all(0);
+            if (two) old = load_all(block + (WRITERS + RUN + j) * LANES) + scores[OF_B + Q(j, j)] * grad[j];
+            _Pragma("GCC unroll 4") for (int i = RUN - 1; i > j; i--) {
+                fresh += scores[Q(i, j)] * grad[i] + scores[A(i, j)] * recalled[i];
+                if (two) old += scores[OF_B + Q(i, j)] * grad[i] + scores[OF_B + A(i, j)] * recalled[i];
             }
-            store(to->q + at + c, read, count);
-            if (d->decays > 1) store(to->g + at + c, decay, count);
-            of_g += decay;
+            const lanes of_v = run->writes[j] * fresh;
+            recalled[j] = two ? old : of_v;
+            if (!two) of_beta[j] += fresh * load_all(row(kept, j) + c);
+            store_all(block + (READERS + j) * LANES, recalled[j]), store_all(block + (READERS + RUN + j) * LANES, grad[j]);
+            store_all(row(to_v, j) + c, of_v);
+            if (two) store_all(row(to_recalled, j) + c, old);
         }
-        if (d->decays == 1) to->g[step] = total(of_g);
     }
+    rows_done(&run->at, w->to->v, values, to_v);
+    if (two) rows_done(&run->at, w->to->recalled, values, to_recalled);
+    if (w->d->beta) STEPS_OF_RUN(t) if (t < run->at.there) w->to->beta[step_in(&run->at, t)] = total(of_beta[t]);
 }
+
+/* Backwards through time: to->v, to->recalled, to->beta and the initial state's. */
+INLINE void backward_values(const int two, const Head *h, const Backward *w, float *room) {
+    const Delta *d = w->d;
+    const int64_t keys = d->keys, values = d->values;
+    float scores[SCORES], *state = room + sides_size(d->keys, d->values);
+    Sides s = sides_in(h, room);
+    Run run;
+    take(of_head(h, w->grad_state), keys, values, state);
+    for (int64_t start = last_run(h); start >= 0; start -= RUN) {
+        run_at(two, h, d, start, s.key_rows, &run);
+        fetch_keys(h, d, start - RUN);
+        fetch(h, w->grad_o, start - RUN, values), fetch(h, two ? w->to->recalled : w->kept, start - RUN, values), fetch(h, w->to->v, start - RUN, values);
+        keys_side(two, &run, whole(keys), s.keys, scores);
+        const Pass p = {s.keys_before, s.values_before, s.keys, s.values};
+        pass(0, READERS, 2 * RUN, WRITERS, (1 + two) * RUN, state, keys, values, &p);
+        backward_run(two, &run, w, scores, s.values, s.value_rows);
+        next_run(&s);
+    }
+    const Pass end = {s.keys_before, s.values_before, s.keys, s.values};
+    pass(0, READERS, 2 * RUN, WRITERS, 0, state, keys, values, &end);
+    give(state, keys, values, of_head(h, w->to->state));
+}
+
+/* The side of the values: gradients of what was recalled and read, and what was written. And of the scores. */
+INLINE void values_side(const int two, const Run *run, const Backward *w, float *side, float *of_scores, float *room) {
+    const int64_t values = w->d->values, size = RUN * whole(values);
+    const Rows kept = rows_from(&run->at, w->kept, values, room), grad_o = rows_from(&run->at, w->grad_o, values, room + size);
+    const Rows to_recalled = rows_from(&run->at, two ? w->to->recalled : w->to->v, values, room + 2 * size);
+    const Rows v = two ? rows_from(&run->at, w->d->v, values, room + 3 * size) : NONE;
+    lanes sum[SCORES];
+    ALL(s, SCORES) sum[s] = all(0);
+    for (int64_t c = 0; c < values; c += LANES) {
+        float *block = block_of(side, c);
+        lanes grad[RUN], recalled[RUN], fresh[RUN], old[RUN];
+        STEPS_OF_RUN(t) {
+            old[t] = load_all(row(kept, t) + c), fresh[t] = two ? load_all(row(v, t) + c) : run->writes[t] * old[t];
+            recalled[t] = load_all(row(to_recalled, t) + c), grad[t] = load_all(row(grad_o, t) + c);
+            store_all(block + (READERS + t) * LANES, recalled[t]), store_all(block + (READERS + RUN + t) * LANES, grad[t]);
+            store_all(block + (WRITERS + t) * LANES, fresh[t]);
+            if (two) store_all(block + (WRITERS + RUN + t) * LANES, old[t]);
+        }
+        if (of_scores) STEPS_OF_RUN(j) {
+            _Pragma("GCC unroll 4") for (int i = j; i < RUN; i++) {
+                sum[Q(i, j)] += grad[i] * fresh[j];
+                if (two) sum[OF_B + Q(i, j)] += grad[i] * old[j];
+                if (i > j) {
+                    sum[A(i, j)] += recalled[i] * fresh[j];
+                    if (two) sum[OF_B + A(i, j)] += recalled[i] * old[j];
+                }
+            }
+        }
+    }
+    if (of_scores) all_totals(sum, two ? SCORES : OF_B, of_scores);
+}
+
+/* A run's part of to->q and to->a: of what they read of the state before it, in `read`, and of each other, without a step's
+   own reading. */
+INLINE void of_readers(const int two, const Run *run, const Backward *w, const float *of_scores, const float *read, float *room) {
+    const int64_t keys = w->d->keys, size = RUN * whole(keys);
+    const Rows to_q = rows_to(&run->at, w->to->q, keys, room + 5 * size), to_a = rows_to(&run->at, w->to->a, keys, room + 6 * size);
+    for (int64_t c = 0; c < keys; c += LANES) {
+        const Keys x = keys_at(two, run, c);
+        const float *block = block_of(read, c);
+        lanes p = all(1), of_q[RUN], of_a[RUN];
+        STEPS_OF_RUN(t) {
+            const lanes before = p;
+            p *= x.decay[t];
+            of_a[t] = (two ? before : p) * load_all(block + (READERS + t) * LANES), of_q[t] = p * load_all(block + (READERS + RUN + t) * LANES);
+        }
+        SEEN(two, x, i, j,
+             { of_a[i] += of_scores[A(i, j)] * k; if (two) of_a[i] += of_scores[OF_B + A(i, j)] * b; },
+             if (i > j) { of_q[i] += of_scores[Q(i, j)] * k; if (two) of_q[i] += of_scores[OF_B + Q(i, j)] * b; })
+        STEPS_OF_RUN(t) store_all(row(to_q, t) + c, of_q[t]), store_all(row(to_a, t) + c, run->recalls[t] * of_a[t]);
+    }
+    rows_done(&run->at, w->to->q, keys, to_q), rows_done(&run->at, w->to->a, keys, to_a);
+}
+
+/* The same of to->k and to->b, of what they read of the gradient of the state after it. Then the decays: with P_t = sum_v S
+   dL/dS after a step, before its own reading, dL/dg_t = P_t + q dL/dq - k dL/dk - b dL/db and P_{t-1} = dL/dg_t + a dL/da.
+   And what a step's own reading adds. */
+INLINE void of_writers(const int two, const Run *run, const Backward *w, const float *of_scores, const float *read, float *P, float *room) {
+    const Delta *d = w->d;
+    const Gradients *to = w->to;
+    const int64_t keys = d->keys, size = RUN * whole(keys);
+    lanes of_g[RUN];
+    const Rows given_q = rows_from(&run->at, to->q, keys, room + 5 * size), to_a = rows_from(&run->at, to->a, keys, room + 6 * size);
+    const Rows to_q = rows_to(&run->at, to->q, keys, room + 5 * size), to_k = rows_to(&run->at, to->k, keys, room + 7 * size);
+    const Rows to_b = two ? rows_to(&run->at, to->b, keys, room + 8 * size) : NONE;
+    const Rows to_g = run->apart ? rows_to(&run->at, to->g, keys, room + 9 * size) : NONE;
+    STEPS_OF_RUN(t) of_g[t] = all(0);
+    for (int64_t c = 0; c < keys; c += LANES) {
+        const Keys x = keys_at(two, run, c);
+        const float *block = block_of(read, c);
+        lanes p = all(1), of_k[RUN], of_b[RUN], passed = load_all(P + c);
+        STEPS_BACK(t) {
+            of_k[t] = p * load_all(block + (WRITERS + t) * LANES);
+            if (two) of_b[t] = p * load_all(block + (WRITERS + RUN + t) * LANES);
+            p *= x.decay[t];
+        }
+        _Pragma("GCC unroll 4") for (int i = 1; i < RUN; i++) {
+            lanes q = x.q[i], a = x.a[i];
+            _Pragma("GCC unroll 4") for (int j = i - 1; j >= 0; j--) {
+                q *= x.decay[j + 1];
+                if (!two || j + 1 < i) a *= x.decay[j + 1];
+                of_k[j] += of_scores[Q(i, j)] * q + of_scores[A(i, j)] * a;
+                if (two) of_b[j] += of_scores[OF_B + Q(i, j)] * q + of_scores[OF_B + A(i, j)] * a;
+            }
+        }
+        STEPS_BACK(t) {
+            const float own = of_scores[Q(t, t)];
+            const lanes of_q = load_all(row(given_q, t) + c), of_a = load_all(row(to_a, t) + c);
+            const lanes recall = (two ? load_all(row(run->a, t) + c) : x.k[t]) * of_a;
+            lanes decay = passed + x.q[t] * of_q - x.k[t] * of_k[t], read_q = of_q + own * x.k[t], read_k = of_k[t] + own * x.q[t];
+            if (two) {
+                const float back = of_scores[OF_B + Q(t, t)];
+                decay = run->keep[t] * (decay - x.b[t] * of_b[t]), passed = decay + recall;
+                read_q += back * x.b[t];
+                store_all(row(to_b, t) + c, of_b[t] + back * x.q[t]);
+            } else {
+                decay = run->keep[t] * (decay + recall), passed = decay;
+                read_k += of_a;
+            }
+            store_all(row(to_k, t) + c, read_k), store_all(row(to_q, t) + c, read_q);
+            if (run->apart) store_all(row(to_g, t) + c, decay);
+            of_g[t] += decay;
+        }
+        store_all(P + c, passed);
+    }
+    rows_done(&run->at, to->q, keys, to_q), rows_done(&run->at, to->k, keys, to_k);
+    if (two) rows_done(&run->at, to->b, keys, to_b);
+    if (run->apart) rows_done(&run->at, to->g, keys, to_g);
+    if (d->decays == 1) STEPS_OF_RUN(t) if (t < run->at.there) to->g[step_in(&run->at, t)] = total(of_g[t]);
+}
+
+static int64_t chunks_of(const Delta *d) { return (d->length + STEPS - 1) / STEPS; }
+static int64_t turned_size(const Delta *d) { return d->values * whole(d->keys); }
 
 static int64_t backward_room(const Delta *d) {
-    const int64_t padded = whole(d->keys), values = whole(d->values);
-    return values * (padded + 6) + 2 * padded * LANES;
+    const int64_t turned = turned_size(d), state = d->keys * whole(d->values), runs = (d->length + RUN - 1) / RUN;
+    return sides_size(d->keys, d->values) + side_size(d->keys) + (turned > state ? turned : state) + chunks_of(d) * turned + runs * SCORES + whole(d->keys);
 }
 
-INLINE void backward_walks(const int two, const Head *h, const Backward *w, float *room, float *ends, float *passed) {
-    const Delta *d = h->d;
-    const int64_t size = block_of(d), padded = whole(d->keys), chunks = (d->length + STEPS - 1) / STEPS;
-    for (int64_t n = chunks - 1; n >= 0; n--)
-        for (int64_t first = 0; first < d->values; first += size)
-            backward_block(two, h, w, first, least(size, d->values - first), n * STEPS, least(d->length, (n + 1) * STEPS), room,
-                           ends + n * whole(d->values) * padded);
-    for (int64_t n = 0; n < chunks; n++)
-        for (int64_t first = 0; first < d->keys; first += 2 * LANES) {
-            const int64_t stop = least(d->length, (n + 1) * STEPS);
-            const float *end = ends + n * whole(d->values) * padded;
-            if (d->keys - first > LANES)
-                again_block(2, two, h, w, first, n * STEPS, stop, room, end, passed + n * padded);
-            else
-                again_block(1, two, h, w, first, n * STEPS, stop, room, end, passed + n * padded);
-        }
+/* With keys in the lanes: forwards for q and a, then backwards for k, b and the decays. */
+INLINE void backward_keys(const int two, const Head *h, const Backward *w, float *room) {
+    const Delta *d = w->d;
+    const int64_t keys = d->keys, values = d->values, turned = turned_size(d), last = last_run(h);
+    float *read = room + sides_size(d->keys, d->values), *of_scores = read + side_size(keys), *P = of_scores + (last / RUN + 1) * SCORES, *state = P + whole(keys),
+          *ends = state + turned;
+    Sides s = sides_in(h, room);
+    Run run;
+    take_turned(of_head(h, w->state), values, keys, state);
+    for (int64_t start = 0; start <= last; start += RUN) {
+        run_at(two, h, d, start, s.key_rows, &run);
+        fetch_keys(h, d, start + RUN);
+        fetch(h, w->grad_o, start + RUN, values), fetch(h, w->kept, start + RUN, values), fetch(h, two ? w->to->recalled : w->to->v, start + RUN, values);
+        fetch(h, two ? d->v : 0, start + RUN, values), fetch(h, w->to->q, start + RUN, keys), fetch(h, w->to->a, start + RUN, keys);
+        keys_side(two, &run, whole(keys), s.keys, 0);
+        values_side(two, &run, w, s.values, of_scores + start / RUN * SCORES, s.value_rows);
+        const Pass p = {s.values_before, s.keys_before, s.values, read};
+        pass(1, WRITERS, (1 + two) * RUN, READERS, 2 * RUN, state, values, keys, &p);
+        if (start && start % STEPS == 0) memcpy(ends + (start / STEPS - 1) * turned, state, turned * sizeof(float));
+        of_readers(two, &run, w, of_scores + start / RUN * SCORES, read, s.key_rows);
+        next_run(&s);
+    }
+    const Pass end = {s.values_before, s.keys_before, s.values, read};
+    pass(1, WRITERS, (1 + two) * RUN, READERS, 0, state, values, keys, &end);
+    if (d->length) memcpy(ends + (chunks_of(d) - 1) * turned, state, turned * sizeof(float));
+
+    s = sides_in(h, room);
+    take_turned(of_head(h, w->grad_state), values, keys, state);
+    for (int64_t start = last; start >= 0; start -= RUN) {
+        run_at(two, h, d, start, s.key_rows, &run);
+        fetch_keys(h, d, start - RUN);
+        fetch(h, w->grad_o, start - RUN, values), fetch(h, w->kept, start - RUN, values), fetch(h, two ? w->to->recalled : w->to->v, start - RUN, values);
+        fetch(h, two ? d->v : 0, start - RUN, values), fetch(h, w->to->q, start - RUN, keys), fetch(h, w->to->a, start - RUN, keys);
+        const float *scores = of_scores + start / RUN * SCORES;
+        keys_side(two, &run, whole(keys), s.keys, 0);
+        values_side(two, &run, w, s.values, 0, s.value_rows);
+        const Pass p = {s.values_before, s.keys_before, s.values, read};
+        pass(1, READERS, 2 * RUN, WRITERS, (1 + two) * RUN, state, values, keys, &p);
+        if (start == last || (start + RUN) % STEPS == 0) products(state, ends + start / STEPS * turned, values, keys, P);
+        of_writers(two, &run, w, scores, read, P, s.key_rows);
+        next_run(&s);
+    }
 }
 
 static void backward_head(const void *call, int64_t b, int64_t head, float *room) {
     const Backward *w = call;
-    const Delta *d = w->d;
-    const Head h = {d, b, head};
-    const int64_t padded = whole(d->keys), numbers = (d->length + STEPS - 1) / STEPS * whole(d->values) * padded;
-    float *ends = room + backward_room(d), *passed = ends + numbers;
-    memset(ends, 0, numbers * sizeof(float));
-    if (d->b)
-        backward_walks(1, &h, w, room, ends, passed);
+    const Head h = {w->d->length, w->d->heads, w->d->keys, w->d->values, b, head};
+    if (w->d->b)
+        backward_values(1, &h, w, room), backward_keys(1, &h, w, room);
     else
-        backward_walks(0, &h, w, room, ends, passed);
-    backward_decays(&h, w, passed, room);
+        backward_values(0, &h, w, room), backward_keys(0, &h, w, room);
 }
 
-/* `state` is the initial one, `kept` what delta_rule left. Returns 0, or 1 where there was no memory. */
-int delta_rule_backward(const Delta *d, const float *state, const float *grad_o, const float *kept, const Gradients *to) {
-    const Backward w = {d, state, grad_o, kept, to};
-    const int64_t chunks = (d->length + STEPS - 1) / STEPS;
-    return each_head(d->batch, d->heads, d->threads, backward_room(d) + chunks * (whole(d->values) + 1) * whole(d->keys), backward_head, &w);
+/* `state` is the initial one, `grad_state` the final one's gradient, `kept` what delta_rule left. Returns 0, or 1 where there
+   was no memory. */
+int delta_rule_backward(const Delta *d, const float *state, const float *grad_state, const float *grad_o, const float *kept, const Gradients *to) {
+    const Backward w = {d, state, grad_state, grad_o, kept, to};
+    return each_head(d->batch, d->heads, d->threads, backward_room(d), backward_head, &w);
 }

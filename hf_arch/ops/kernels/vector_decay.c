@@ -1,348 +1,396 @@
 /* Linear attention with one decay a key channel and its gradient; equations as in hf_arch/ops/vector_decay.py. q, k, g
    [batch, length, heads, keys], v, o [batch, length, heads, values], bonus [heads, keys] or none, keep [batch, length] or
-   none, states [batch, heads, values, keys].
+   none, states [batch, heads, keys, values], or `turned` [batch, heads, values, keys].
 
-   A task is one head of one row. It walks through time with a block of the state, some values by all keys, that stays
-   in the first cache: a step is  x_j = a S_j,  o_j += q . x_j,  S_j = x_j + v_j k  for each value j. */
+   A task is one head of one row. It takes RUN steps in a pass over the state (walk.h): what a run's queries read of the state
+   before it, with the decays since, and of its keys, by scores. */
 
-#include "heads.h"
+#define VECTORS 1
+#define KEY_ROWS 8
+#define VALUE_ROWS 3
+#include "walk.h"
 
-#define STEPS 32     /* between kept states; hf_arch/ops/vector_decay.py has the same */
-#define BLOCK 4096   /* numbers of the block of a state */
+#define STEPS 32 /* between steps of which sum_v S dL/dS is made of its factors */
+#define SCORES 16
 
 typedef struct {
-    int64_t batch, length, heads, keys, values, threads;
+    int64_t batch, length, heads, keys, values, threads, turned;
     const float *q, *k, *g, *v, *bonus, *keep;
 } Attention;
 
-/* One head of one row; rows of keys lie in `padded` numbers, zeros after the last. */
+/* What RUN steps multiply. */
 typedef struct {
-    const Attention *a;
-    int64_t b, head, padded;
-} Head;
+    Span at;
+    Rows q, k, decay;
+    const float *bonus;
+    float keep[RUN];
+} Run;
 
-static inline int64_t padded_keys(const Attention *a) { return (a->keys + LANES - 1) / LANES * LANES; }
+static Head head_of(const Attention *a, int64_t b, int64_t head) { return (Head){a->length, a->heads, a->keys, a->values, b, head}; }
 
-static inline int64_t key_row(const Head *h, int64_t t) { return ((h->b * h->a->length + t) * h->a->heads + h->head) * h->a->keys; }
-static inline int64_t value_row(const Head *h, int64_t t) { return ((h->b * h->a->length + t) * h->a->heads + h->head) * h->a->values; }
-
-static inline void pad(const Head *h, const float *from, float *to) {
-    for (int64_t c = 0; c < h->padded; c += LANES) store_all(to + c, load(from + c, h->a->keys - c));
+static void fetch_keys(const Head *h, const Attention *a, int64_t start, int decays) {
+    fetch(h, a->q, start, a->keys), fetch(h, a->k, start, a->keys);
+    if (decays) fetch(h, a->g, start, a->keys);
 }
 
-static inline float keep(const Head *h, int64_t t) { return h->a->keep ? h->a->keep[h->b * h->a->length + t] : 1.0f; }
-
-/* The decays of a step. */
-static inline void decays(const Head *h, int64_t t, float *to) {
-    const lanes kept = all(keep(h, t));
-    for (int64_t c = 0; c < h->padded; c += LANES)
-        store_all(to + c, kept * exponential(load(h->a->g + key_row(h, t) + c, h->a->keys - c)));
+/* Its rows are the first four of the room, the bonus in the first. `decays` [length, padded] are those that a walk before left,
+   or where to leave them, or none. */
+INLINE void run_at(const Head *h, const Attention *a, int64_t start, float *room, float *decays, int left, Run *run) {
+    const int64_t padded = whole(a->keys), size = RUN * padded;
+    run->at = span_at(h, start), run->bonus = a->bonus ? room : 0;
+    STEPS_OF_RUN(t) run->keep[t] = t < run->at.there && a->keep ? a->keep[h->b * a->length + start + t] : 1.0f;
+    for (int64_t c = 0; a->bonus && c < padded; c += LANES) store_all(room + c, load(a->bonus + h->head * a->keys + c, a->keys - c));
+    run->q = rows_from(&run->at, a->q, a->keys, room + size), run->k = rows_from(&run->at, a->k, a->keys, room + 2 * size);
+    run->decay = (Rows){decays ? decays + start * padded : room + 3 * size, padded};
+    if (left) return;
+    const Rows g = rows_from(&run->at, a->g, a->keys, room + 4 * size);
+    for (int64_t c = 0; c < padded; c += LANES)
+        STEPS_OF_RUN(t) store_all(row(run->decay, t) + c, t < run->at.there ? run->keep[t] * exponential(load_all(row(g, t) + c)) : all(1));
 }
 
-/* The next three walk over four rows of the state, which share what they read. EACH(x) is x(0) to x(3). */
-#define EACH(x) x(0) x(1) x(2) x(3)
-
-/* sums_j = read . (a S_j), or read . S_j where a bonus reads before the decay; then S_j = a S_j + v_j k. */
-static inline void read_rows(float *restrict S, const float *restrict a, const float *restrict k, const float *restrict v,
-                             const float *restrict read, int bonus, int64_t keys, float *restrict sums) {
-#define START(j) lanes sum##j = all(0); float *S##j = S + j * keys; const float v##j = v[j];
-#define STEP(j) { \
-        const lanes before = load_all(S##j + c), decayed = before * decay; \
-        sum##j += query * (bonus ? before : decayed); \
-        store_all(S##j + c, decayed + v##j * key); \
-    }
-#define END(j) sums[j] = total(sum##j);
-    EACH(START)
-    for (int64_t c = 0; c < keys; c += LANES) {
-        const lanes decay = load_all(a + c), key = load_all(k + c), query = load_all(read + c);
-        EACH(STEP)
-    }
-    EACH(END)
-#undef START
-#undef STEP
-#undef END
-}
-
-/* to_q += sum_j grad_j a S_j, or of S_j; then S_j = a S_j + v_j k. */
-static inline void query_rows(float *restrict S, const float *restrict a, const float *restrict k, const float *restrict v,
-                              const float *restrict grad, int bonus, int64_t keys, float *restrict to_q) {
-#define START(j) float *S##j = S + j * keys; const float v##j = v[j], grad##j = grad[j];
-#define STEP(j) { \
-        const lanes before = load_all(S##j + c), decayed = before * decay; \
-        sum += grad##j * (bonus ? before : decayed); \
-        store_all(S##j + c, decayed + v##j * key); \
-    }
-    EACH(START)
-    for (int64_t c = 0; c < keys; c += LANES) {
-        const lanes decay = load_all(a + c), key = load_all(k + c);
-        lanes sum = load_all(to_q + c);
-        EACH(STEP)
-        store_all(to_q + c, sum);
-    }
-#undef START
-#undef STEP
-}
-
-/* With R the gradient of S after the step: to_k += sum_j v_j R_j, sums_j = k . R_j; then that before the step,
-   R_j = a (R_j + grad_j q), or a R_j + grad_j q where a bonus reads before the decay. */
-static inline void write_rows(float *restrict R, const float *restrict a, const float *restrict k, const float *restrict q,
-                              const float *restrict v, const float *restrict grad, int bonus, int64_t keys, float *restrict to_k,
-                              float *restrict sums) {
-#define START(j) lanes sum##j = all(0); float *R##j = R + j * keys; const float v##j = v[j], grad##j = grad[j];
-#define STEP(j) { \
-        const lanes after = load_all(R##j + c), read = grad##j * query; \
-        written += v##j * after; \
-        sum##j += key * after; \
-        store_all(R##j + c, bonus ? decay * after + read : decay * (after + read)); \
-    }
-#define END(j) sums[j] = total(sum##j);
-    EACH(START)
-    for (int64_t c = 0; c < keys; c += LANES) {
-        const lanes decay = load_all(a + c), key = load_all(k + c), query = load_all(q + c);
-        lanes written = load_all(to_k + c);
-        EACH(STEP)
-        store_all(to_k + c, written);
-    }
-    EACH(END)
-#undef START
-#undef STEP
-#undef END
-}
-
-/* Rows of a block of the state, a multiple of four. */
-static inline int64_t block_of(const Attention *a, int64_t padded) {
-    const int64_t fit = BLOCK / padded / 4 * 4;
-    return least((a->values + 3) / 4 * 4, fit > 4 ? fit : 4);
-}
-
-/* sum_c u_c q_c k_c */
-static inline float own_score(const Head *h, const float *q, const float *k) {
-    lanes sum = all(0);
-    for (int64_t c = 0; c < h->padded; c += LANES) {
-        lanes x = load_all(q + c) * load_all(k + c);
-        if (h->a->bonus) x *= load(h->a->bonus + h->head * h->a->keys + c, h->a->keys - c);
-        sum += x;
-    }
-    return total(sum);
-}
-
-/* Rows [first, first + count) of a state into the room of a task, zeros up to a multiple of four, and out of it. */
-static void take(const Head *h, const float *state, int64_t first, int64_t count, float *S) {
-    state += ((h->b * h->a->heads + h->head) * h->a->values + first) * h->a->keys;
-    for (int64_t j = 0; j < count; j++) pad(h, state + j * h->a->keys, S + j * h->padded);
-    memset(S + count * h->padded, 0, ((count + 3) / 4 * 4 - count) * h->padded * sizeof(float));
-}
-
-static void give(const Head *h, const float *S, int64_t first, int64_t count, float *state) {
-    state += ((h->b * h->a->heads + h->head) * h->a->values + first) * h->a->keys;
-    for (int64_t j = 0; j < count; j++)
-        for (int64_t c = 0; c < h->a->keys; c += LANES) store(state + j * h->a->keys + c, load_all(S + j * h->padded + c), h->a->keys - c);
-}
-
-/* What a step reads, padded: rows of keys, and the block's part of rows of values, zeros up to a multiple of four. */
+/* LANES keys of a run. With a bonus queries read before the decay, but not across documents. */
 typedef struct {
-    float *q, *k, *decay, *sum, *v, *grad, *out;
-} Step;
+    lanes q[RUN], k[RUN], decay[RUN];
+} Keys;
 
-static inline Step step_in(float *room, int64_t padded, int64_t size) {
-    float *values = room + 4 * padded;
-    return (Step){room, room + padded, room + 2 * padded, room + 3 * padded, values, values + size, values + 2 * size};
+INLINE Keys keys_at(const int early, const Run *run, int64_t c) {
+    Keys x;
+    STEPS_OF_RUN(t) {
+        x.q[t] = load_all(row(run->q, t) + c), x.k[t] = load_all(row(run->k, t) + c), x.decay[t] = load_all(row(run->decay, t) + c);
+        if (early) x.q[t] *= run->keep[t];
+    }
+    return x;
 }
 
-static inline void block_row(const float *from, int64_t count, float *to) {
-    for (int64_t j = 0; j < (count + 3) / 4 * 4; j++) to[j] = j < count ? from[j] : 0;
-}
+/* k of step j as the query of a later step i sees it. */
+#define SEEN(early, x, i, j, call) \
+    STEPS_OF_RUN(j) { \
+        lanes k = x.k[j]; \
+        _Pragma("GCC unroll 4") for (int i = j + 1; i < RUN; i++) { \
+            if (!early) k *= x.decay[i]; \
+            call; \
+            if (early) k *= x.decay[i]; \
+        } \
+    }
 
-/* How much a step's queries read: with a bonus they read before the decay, but not across documents. */
-static inline float carried(const Head *h, int64_t t) { return h->a->bonus ? keep(h, t) : 1.0f; }
-
-static inline void load_step(const Head *h, int64_t t, Step *step) {
-    pad(h, h->a->q + key_row(h, t), step->q), pad(h, h->a->k + key_row(h, t), step->k), decays(h, t, step->decay);
-}
-
-/* Numbers of a block of the state and of a step. */
-static int64_t room_of(const Attention *a, int64_t padded) {
-    const int64_t size = block_of(a, padded);
-    return (size + 4) * padded + 3 * size;
-}
-
-static void forward_head(const Head *h, float *room, float *state, float *o) {
-    const Attention *a = h->a;
-    const int64_t size = block_of(a, h->padded), padded = h->padded;
-    const int bonus = a->bonus != 0;
-    float *S = room;
-    Step step = step_in(S + size * padded, padded, size);
-    for (int64_t first = 0; first < a->values; first += size) {
-        const int64_t count = least(size, a->values - first);
-        take(h, state, first, count, S);
-        for (int64_t t = 0; t < a->length; t++) {
-            load_step(h, t, &step);
-            const float own = own_score(h, step.q, step.k), reads = carried(h, t);
-            float *out = o + value_row(h, t) + first;
-            block_row(a->v + value_row(h, t) + first, count, step.v);
-            for (int64_t j = 0; j < count; j += 4)
-                read_rows(S + j * padded, step.decay, step.k, step.v + j, step.q, bonus, padded, step.out + j);
-            for (int64_t j = 0; j < count; j++) out[j] = own * step.v[j] + reads * step.out[j];
+/* The side of the keys: what reads the state before the run, and what is written after it. And the scores, or none. */
+INLINE void keys_side(const int early, const Run *run, int64_t padded, float *side, float *scores) {
+    lanes sum[SCORES];
+    ALL(s, SCORES) sum[s] = all(0);
+    for (int64_t c = 0; c < padded; c += LANES) {
+        const Keys x = keys_at(early, run, c);
+        float *to = block_of(side, c);
+        lanes p = all(1);
+        STEPS_OF_RUN(t) {
+            const lanes before = p;
+            p *= x.decay[t];
+            store_all(to + (READERS + t) * LANES, x.q[t] * (early ? before : p));
         }
-        give(h, S, first, count, state);
+        store_all(to + DECAY * LANES, p);
+        p = all(1);
+        STEPS_BACK(t) store_all(to + (WRITERS + t) * LANES, x.k[t] * p), p *= x.decay[t];
+        if (!scores) continue;
+        SEEN(early, x, i, j, sum[Q(i, j)] += x.q[i] * k)
+        STEPS_OF_RUN(t) sum[Q(t, t)] += early ? load_all(run->bonus + c) * load_all(row(run->q, t) + c) * x.k[t] : x.q[t] * x.k[t];
     }
+    if (scores) all_totals(sum, SCORES, scores);
+}
+
+/* The side of the values: rows that read the state, and rows that are written. And their products, or none. */
+INLINE void values_side(Rows readers, Rows writers, int64_t padded, float *side, float *scores) {
+    lanes sum[SCORES];
+    ALL(s, SCORES) sum[s] = all(0);
+    for (int64_t c = 0; c < padded; c += LANES) {
+        float *to = block_of(side, c);
+        lanes reader[RUN], writer[RUN];
+        STEPS_OF_RUN(t) {
+            reader[t] = load_all(row(readers, t) + c), writer[t] = load_all(row(writers, t) + c);
+            store_all(to + (READERS + t) * LANES, reader[t]), store_all(to + (WRITERS + t) * LANES, writer[t]);
+        }
+        if (scores) STEPS_OF_RUN(i) _Pragma("GCC unroll 4") for (int j = 0; j <= i; j++) sum[Q(i, j)] += reader[i] * writer[j];
+    }
+    if (scores) all_totals(sum, SCORES, scores);
+}
+
+/* A state as `take` and `give` have it, by its sides. */
+static void take_state(const Head *h, const Attention *a, const float *states, int keys_in_lanes, float *state) {
+    const int64_t rows = keys_in_lanes ? a->values : a->keys, size = keys_in_lanes ? a->keys : a->values;
+    if (keys_in_lanes == a->turned)
+        take(of_head(h, states), rows, size, state);
+    else
+        take_turned(of_head(h, states), rows, size, state);
+}
+
+static void give_state(const Head *h, const Attention *a, const float *state, int keys_in_lanes, float *states) {
+    const int64_t rows = keys_in_lanes ? a->values : a->keys, size = keys_in_lanes ? a->keys : a->values;
+    if (keys_in_lanes == a->turned)
+        give(state, rows, size, of_head(h, states));
+    else
+        give_turned(state, rows, size, of_head(h, states));
+}
+
+static int64_t state_size(const Attention *a) {
+    const int64_t turned = a->values * whole(a->keys), plain = a->keys * whole(a->values);
+    return turned > plain ? turned : plain;
 }
 
 typedef struct {
     const Attention *a;
-    float *state, *o;
+    const float *queries, *state;
+    float *final, *o;
 } Forward;
+
+INLINE void forward_walk(const int early, const Head *h, const Forward *f, float *room) {
+    const Attention *a = f->a;
+    const int64_t keys = a->keys, values = a->values;
+    float scores[SCORES], *state = room + sides_size(keys, values);
+    Sides s = sides_in(h, room);
+    Run run;
+    take_state(h, a, f->state, 0, state);
+    for (int64_t start = 0; start < a->length; start += RUN) {
+        run_at(h, a, start, s.key_rows, 0, 0, &run);
+        fetch_keys(h, a, start + RUN, 1), fetch(h, a->v, start + RUN, values), fetch(h, f->o, start + RUN, values);
+        keys_side(early, &run, whole(keys), s.keys, scores);
+        const Pass p = {s.keys_before, s.values_before, s.keys, s.values};
+        pass(0, WRITERS, RUN, READERS, RUN, state, keys, values, &p);
+        const Rows v = rows_from(&run.at, a->v, values, s.value_rows), o = rows_to(&run.at, f->o, values, s.value_rows + RUN * whole(values));
+        for (int64_t c = 0; c < values; c += LANES) {
+            float *block = block_of(s.values, c);
+            lanes x[RUN];
+            STEPS_OF_RUN(i) {
+                lanes sum = load_all(block + (READERS + i) * LANES);
+                x[i] = load_all(row(v, i) + c);
+                _Pragma("GCC unroll 4") for (int j = 0; j <= i; j++) sum += scores[Q(i, j)] * x[j];
+                store_all(block + (WRITERS + i) * LANES, x[i]), store_all(row(o, i) + c, sum);
+            }
+        }
+        rows_done(&run.at, f->o, values, o);
+        next_run(&s);
+    }
+    const Pass end = {s.keys_before, s.values_before, s.keys, s.values};
+    pass(0, WRITERS, RUN, READERS, 0, state, keys, values, &end);
+    give_state(h, a, state, 0, f->final);
+}
 
 static void forward_task(const void *call, int64_t b, int64_t head, float *room) {
     const Forward *f = call;
-    const Head h = {f->a, b, head, padded_keys(f->a)};
-    forward_head(&h, room, f->state, f->o);
+    const Head h = head_of(f->a, b, head);
+    if (f->a->bonus)
+        forward_walk(1, &h, f, room);
+    else
+        forward_walk(0, &h, f, room);
 }
 
-/* o, and the state in place. Returns 0, or 1 where there was no memory. */
-int vector_decay(const Attention *a, float *state, float *o) {
-    const Forward f = {a, state, o};
-    return each_head(a->batch, a->heads, a->threads, room_of(a, padded_keys(a)), forward_task, &f);
+/* o, and the final state. Returns 0, or 1 where there was no memory. */
+int vector_decay(const Attention *a, const float *state, float *final, float *o) {
+    const Forward f = {a, 0, state, final, o};
+    return each_head(a->batch, a->heads, a->threads, sides_size(a->keys, a->values) + state_size(a), forward_task, &f);
 }
 
-/* `state`: of dL/dS at the end on entry, of dL/dS at the start on return; q and k hold zeros on entry; bonus [batch, heads,
-   keys] too. */
+/* `state` is of that at the start; bonus [batch, heads, keys]. */
 typedef struct {
     float *state, *q, *k, *g, *v, *bonus;
 } Gradients;
 
-/* Forwards through time: what the queries read of the state into to->q, and the state at the end of every STEPS steps into `ends`, or none. */
-static void backward_queries(const Head *h, int64_t first, int64_t count, const float *state, const float *grad_o, const Gradients *to, float *S,
-                             Step *step, float *ends) {
-    const Attention *a = h->a;
-    const int bonus = a->bonus != 0;
-    take(h, state, first, count, S);
-    for (int64_t t = 0; t < a->length; t++) {
-        const float reads = carried(h, t);
-        load_step(h, t, step);
-        block_row(a->v + value_row(h, t) + first, count, step->v), block_row(grad_o + value_row(h, t) + first, count, step->grad);
-        memset(step->sum, 0, h->padded * sizeof(float));
-        for (int64_t j = 0; j < count; j += 4)
-            query_rows(S + j * h->padded, step->decay, step->k, step->v + j, step->grad + j, bonus, h->padded, step->sum);
-        float *q = to->q + key_row(h, t);
-        for (int64_t c = 0; c < a->keys; c += LANES) store(q + c, load(q + c, a->keys - c) + reads * load_all(step->sum + c), a->keys - c);
-        if (ends && ((t + 1) % STEPS == 0 || t + 1 == a->length)) memcpy(ends + t / STEPS * count * h->padded, S, count * h->padded * sizeof(float));
-    }
-}
-
-/* Backwards through time: what was written into the state into to->k and to->v, and of the end of every STEPS steps
-   sum_v S dL/dS, added to `passed` [chunks, padded]. */
-static void backward_keys(const Head *h, int64_t first, int64_t count, const float *grad_o, const Gradients *to, float *R, Step *step,
-                          const float *ends, float *passed) {
-    const Attention *a = h->a;
-    const int bonus = a->bonus != 0;
-    take(h, to->state, first, count, R);
-    for (int64_t t = a->length - 1; t >= 0; t--) {
-        if ((t + 1) % STEPS == 0 || t + 1 == a->length)
-            for (int64_t j = 0; j < count; j++)
-                for (int64_t c = 0; c < h->padded; c += LANES) {
-                    float *sum = passed + t / STEPS * h->padded + c;
-                    const float *S = ends + (t / STEPS * count + j) * h->padded + c;
-                    store_all(sum, load_all(sum) + load_all(S) * load_all(R + j * h->padded + c));
-                }
-        const float reads = carried(h, t);
-        load_step(h, t, step);
-        block_row(a->v + value_row(h, t) + first, count, step->v), block_row(grad_o + value_row(h, t) + first, count, step->grad);
-        const float own = own_score(h, step->q, step->k);
-        for (int64_t c = 0; c < h->padded; c += LANES) store_all(step->q + c, reads * load_all(step->q + c));
-        memset(step->sum, 0, h->padded * sizeof(float));
-        float *out = to->v + value_row(h, t) + first, *k = to->k + key_row(h, t);
-        for (int64_t j = 0; j < count; j += 4)
-            write_rows(R + j * h->padded, step->decay, step->k, step->q, step->v + j, step->grad + j, bonus, h->padded, step->sum, step->out + j);
-        for (int64_t j = 0; j < count; j++) out[j] = step->out[j] + own * step->grad[j];
-        for (int64_t c = 0; c < a->keys; c += LANES) store(k + c, load(k + c, a->keys - c) + load_all(step->sum + c), a->keys - c);
-    }
-    give(h, R, first, count, to->state);
-}
-
-/* dL/dg_t = sum_{s >= t} (q dL/dq - k dL/dk)_s + sum_v S' dL/dS' over a chunk; with a bonus q_t has b_{t-1}: s > t. Then
-   what a step's own score P adds: dL/dq += dL/dP u k, dL/dk likewise, dL/du = dL/dP q k. */
-static void backward_decays(const Head *h, const float *grad_o, const Gradients *to, const Step *step, float *passed) {
-    const Attention *a = h->a;
-    const int64_t of_head = h->head * a->keys;
-    float *to_bonus = a->bonus ? to->bonus + h->b * a->heads * a->keys + of_head : 0;
-    for (int64_t t = a->length - 1; t >= 0; t--) {
-        float own = 0, *sums = passed + t / STEPS * h->padded, *to_q = to->q + key_row(h, t), *to_k = to->k + key_row(h, t);
-        const float *grad = grad_o + value_row(h, t), *v = a->v + value_row(h, t);
-        for (int64_t j = 0; j < a->values; j++) own += grad[j] * v[j];
-        pad(h, a->q + key_row(h, t), step->q), pad(h, a->k + key_row(h, t), step->k);
-        for (int64_t c = 0; c < h->padded; c += LANES) {
-            const int64_t count = a->keys - c;
-            const lanes q = load_all(step->q + c), k = load_all(step->k + c), grad_q = load(to_q + c, count), grad_k = load(to_k + c, count);
-            const lanes sum = load_all(sums + c) - k * grad_k, both = sum + q * grad_q;
-            store_all(sums + c, both);
-            store(to->g + key_row(h, t) + c, keep(h, t) * (a->bonus ? sum : both), count);
-            const lanes weight = a->bonus ? own * load(a->bonus + of_head + c, count) : all(own);
-            store(to_q + c, grad_q + weight * k, count);
-            store(to_k + c, grad_k + weight * q, count);
-            if (to_bonus) store(to_bonus + c, load(to_bonus + c, count) + own * q * k, count);
-        }
-    }
-}
-
-static void backward_head(const Head *h, float *room, const float *state, const float *grad_o, const Gradients *to) {
-    const int64_t size = block_of(h->a, h->padded), chunks = (h->a->length + STEPS - 1) / STEPS;
-    float *S = room, *ends = S + size * h->padded, *passed = ends + chunks * size * h->padded;
-    Step step = step_in(passed + chunks * h->padded, h->padded, size);
-    memset(passed, 0, chunks * h->padded * sizeof(float));
-    for (int64_t first = 0; first < h->a->values; first += size) {
-        const int64_t count = least(size, h->a->values - first);
-        backward_queries(h, first, count, state, grad_o, to, S, &step, ends);
-        backward_keys(h, first, count, grad_o, to, S, &step, ends, passed);
-    }
-    backward_decays(h, grad_o, to, &step, passed);
-}
-
-static int64_t backward_room(const Attention *a, int64_t padded) {
-    const int64_t size = block_of(a, padded), chunks = (a->length + STEPS - 1) / STEPS;
-    return room_of(a, padded) + chunks * (size + 1) * padded;
-}
-
 typedef struct {
     const Attention *a;
-    const float *state, *grad_o;
+    const float *state, *grad_state, *grad_o;
     const Gradients *to;
 } Backward;
 
-static void backward_task(const void *call, int64_t b, int64_t head, float *room) {
-    const Backward *w = call;
-    const Head h = {w->a, b, head, padded_keys(w->a)};
-    backward_head(&h, room, w->state, w->grad_o, w->to);
+/* Backwards through time: to->v and the initial state's gradient. It leaves the decays. */
+INLINE void backward_values(const int early, const Head *h, const Backward *w, float *room, float *decays) {
+    const Attention *a = w->a;
+    const int64_t keys = a->keys, values = a->values;
+    float scores[SCORES], *state = room + sides_size(keys, values);
+    Sides s = sides_in(h, room);
+    Run run;
+    take_state(h, a, w->grad_state, 0, state);
+    for (int64_t start = last_run(h); start >= 0; start -= RUN) {
+        run_at(h, a, start, s.key_rows, decays, 0, &run);
+        fetch_keys(h, a, start - RUN, 1), fetch(h, w->grad_o, start - RUN, values), fetch(h, w->to->v, start - RUN, values);
+        keys_side(early, &run, whole(keys), s.keys, scores);
+        const Pass p = {s.keys_before, s.values_before, s.keys, s.values};
+        pass(0, READERS, RUN, WRITERS, RUN, state, keys, values, &p);
+        const Rows grad_o = rows_from(&run.at, w->grad_o, values, s.value_rows), to_v = rows_to(&run.at, w->to->v, values, s.value_rows + RUN * whole(values));
+        for (int64_t c = 0; c < values; c += LANES) {
+            float *block = block_of(s.values, c);
+            lanes grad[RUN];
+            STEPS_BACK(j) {
+                lanes sum = load_all(block + (WRITERS + j) * LANES);
+                grad[j] = load_all(row(grad_o, j) + c);
+                _Pragma("GCC unroll 4") for (int i = RUN - 1; i >= j; i--) sum += scores[Q(i, j)] * grad[i];
+                store_all(block + (READERS + j) * LANES, grad[j]), store_all(row(to_v, j) + c, sum);
+            }
+        }
+        rows_done(&run.at, w->to->v, values, to_v);
+        next_run(&s);
+    }
+    const Pass end = {s.keys_before, s.values_before, s.keys, s.values};
+    pass(0, READERS, RUN, WRITERS, 0, state, keys, values, &end);
+    give_state(h, a, state, 0, w->to->state);
 }
 
-/* `state` is the initial one. Returns 0, or 1 where there was no memory. */
-int vector_decay_backward(const Attention *a, const float *state, const float *grad_o, const Gradients *to) {
-    const Backward w = {a, state, grad_o, to};
-    return each_head(a->batch, a->heads, a->threads, backward_room(a, padded_keys(a)), backward_task, &w);
+/* A run's part of to->q: of what it reads of the state before it, in `read`, and of the run; `own`: of a step's own key too. */
+INLINE void of_readers(const int early, const int own, const Run *run, int64_t keys, const float *of_scores, const float *read, float *to, float *room) {
+    const Rows to_q = rows_to(&run->at, to, keys, room);
+    for (int64_t c = 0; c < keys; c += LANES) {
+        const Keys x = keys_at(early, run, c);
+        const float *block = block_of(read, c);
+        lanes p = all(1), of_q[RUN];
+        STEPS_OF_RUN(t) {
+            const lanes before = p;
+            p *= x.decay[t];
+            of_q[t] = (early ? before : p) * load_all(block + (READERS + t) * LANES);
+        }
+        SEEN(early, x, i, j, of_q[i] += of_scores[Q(i, j)] * k)
+        STEPS_OF_RUN(t) {
+            if (early) of_q[t] *= run->keep[t];
+            if (own) of_q[t] += of_scores[Q(t, t)] * x.k[t];
+            store_all(row(to_q, t) + c, of_q[t]);
+        }
+    }
+    rows_done(&run->at, to, keys, to_q);
+}
+
+/* The same of to->k, of what it reads of the gradient of the state after the run. Then the decays: with P_t = sum_v S dL/dS
+   after a step, dL/dg_t = P_{t-1} = P_t + q dL/dq - k dL/dk; with a bonus, which reads before the decay, P_t - k dL/dk. And
+   what a step's own score adds: dL/dq += dL/dP u k, dL/dk likewise, dL/du = dL/dP q k. */
+INLINE void of_writers(const int early, const Run *run, const Backward *w, const float *of_scores, const float *read, float *P, float *of_bonus, float *room) {
+    const int64_t keys = w->a->keys, size = RUN * whole(keys);
+    const Rows given_q = rows_from(&run->at, w->to->q, keys, room), to_q = rows_to(&run->at, w->to->q, keys, room),
+               to_k = rows_to(&run->at, w->to->k, keys, room + size), to_g = rows_to(&run->at, w->to->g, keys, room + 2 * size);
+    for (int64_t c = 0; c < keys; c += LANES) {
+        const Keys x = keys_at(early, run, c);
+        const float *block = block_of(read, c);
+        lanes p = all(1), of_k[RUN], passed = load_all(P + c);
+        STEPS_BACK(t) of_k[t] = p * load_all(block + (WRITERS + t) * LANES), p *= x.decay[t];
+        _Pragma("GCC unroll 4") for (int i = 1; i < RUN; i++) {
+            lanes q = x.q[i];
+            _Pragma("GCC unroll 4") for (int j = i - 1; j >= 0; j--) {
+                if (!early || j + 1 < i) q *= x.decay[j + 1];
+                of_k[j] += of_scores[Q(i, j)] * q;
+            }
+        }
+        lanes with_bonus = early ? load_all(of_bonus + c) : all(0);
+        STEPS_BACK(t) {
+            const float own = of_scores[Q(t, t)];
+            const lanes q = early ? load_all(row(run->q, t) + c) : x.q[t], of_q = load_all(row(given_q, t) + c), sum = passed - x.k[t] * of_k[t];
+            const lanes weight = early ? own * load_all(run->bonus + c) : all(own);
+            passed = run->keep[t] * (sum + q * of_q);
+            store_all(row(to_g, t) + c, early ? run->keep[t] * sum : passed);
+            store_all(row(to_q, t) + c, of_q + weight * x.k[t]), store_all(row(to_k, t) + c, of_k[t] + weight * q);
+            with_bonus += own * q * x.k[t];
+        }
+        store_all(P + c, passed);
+        if (early) store_all(of_bonus + c, with_bonus);
+    }
+    rows_done(&run->at, w->to->q, keys, to_q), rows_done(&run->at, w->to->k, keys, to_k), rows_done(&run->at, w->to->g, keys, to_g);
+}
+
+static int64_t turned_size(const Attention *a) { return a->values * whole(a->keys); }
+static int64_t chunks_of(const Attention *a) { return (a->length + STEPS - 1) / STEPS; }
+static int64_t runs_of(const Attention *a) { return (a->length + RUN - 1) / RUN; }
+
+static int64_t backward_room(const Attention *a) {
+    return sides_size(a->keys, a->values) + state_size(a) + side_size(a->keys) + runs_of(a) * (SCORES + RUN * whole(a->keys)) +
+           chunks_of(a) * turned_size(a) + 2 * whole(a->keys);
+}
+
+/* With keys in the lanes: forwards for q, then backwards for k and the decays. */
+INLINE void backward_keys(const int early, const Head *h, const Backward *w, float *room, const float *decays, float *read) {
+    const Attention *a = w->a;
+    const int64_t keys = a->keys, values = a->values, turned = turned_size(a);
+    float *state = room + sides_size(keys, values), *of_scores = read + side_size(keys), *P = of_scores + runs_of(a) * SCORES, *of_bonus = P + whole(keys),
+          *ends = of_bonus + whole(keys);
+    Sides s = sides_in(h, room);
+    Run run;
+    take_state(h, a, w->state, 1, state);
+    for (int64_t start = 0; start < a->length; start += RUN) {
+        run_at(h, a, start, s.key_rows, (float *)decays, 1, &run);
+        fetch_keys(h, a, start + RUN, 0), fetch(h, a->v, start + RUN, values), fetch(h, w->grad_o, start + RUN, values), fetch(h, w->to->q, start + RUN, keys);
+        keys_side(early, &run, whole(keys), s.keys, 0);
+        const Rows grad_o = rows_from(&run.at, w->grad_o, values, s.value_rows), v = rows_from(&run.at, a->v, values, s.value_rows + RUN * whole(values));
+        values_side(grad_o, v, whole(values), s.values, of_scores + start / RUN * SCORES);
+        const Pass p = {s.values_before, s.keys_before, s.values, read};
+        pass(1, WRITERS, RUN, READERS, RUN, state, values, keys, &p);
+        if (start && start % STEPS == 0) memcpy(ends + (start / STEPS - 1) * turned, state, turned * sizeof(float));
+        of_readers(early, 0, &run, keys, of_scores + start / RUN * SCORES, read, w->to->q, s.key_rows + 5 * RUN * whole(keys));
+        next_run(&s);
+    }
+    const Pass end = {s.values_before, s.keys_before, s.values, read};
+    pass(1, WRITERS, RUN, READERS, 0, state, values, keys, &end);
+    if (a->length) memcpy(ends + (chunks_of(a) - 1) * turned, state, turned * sizeof(float));
+
+    s = sides_in(h, room);
+    take_state(h, a, w->grad_state, 1, state);
+    memset(of_bonus, 0, whole(keys) * sizeof(float));
+    for (int64_t start = last_run(h); start >= 0; start -= RUN) {
+        run_at(h, a, start, s.key_rows, (float *)decays, 1, &run);
+        fetch_keys(h, a, start - RUN, 0), fetch(h, a->v, start - RUN, values), fetch(h, w->grad_o, start - RUN, values);
+        fetch(h, w->to->q, start - RUN, keys), fetch(h, w->to->k, start - RUN, keys), fetch(h, w->to->g, start - RUN, keys);
+        keys_side(early, &run, whole(keys), s.keys, 0);
+        const Rows grad_o = rows_from(&run.at, w->grad_o, values, s.value_rows), v = rows_from(&run.at, a->v, values, s.value_rows + RUN * whole(values));
+        values_side(grad_o, v, whole(values), s.values, 0);
+        const Pass p = {s.values_before, s.keys_before, s.values, read};
+        pass(1, READERS, RUN, WRITERS, RUN, state, values, keys, &p);
+        if (start == last_run(h) || (start + RUN) % STEPS == 0) products(state, ends + start / STEPS * turned, values, keys, P);
+        of_writers(early, &run, w, of_scores + start / RUN * SCORES, read, P, of_bonus, s.key_rows + 5 * RUN * whole(keys));
+        next_run(&s);
+    }
+    for (int64_t c = 0; early && c < keys; c++) w->to->bonus[(h->b * a->heads + h->head) * keys + c] = of_bonus[c];
+}
+
+INLINE void backward_walks(const int early, const Head *h, const Backward *w, float *room) {
+    const Attention *a = w->a;
+    float *decays = room + sides_size(a->keys, a->values) + state_size(a);
+    backward_values(early, h, w, room, decays);
+    backward_keys(early, h, w, room, decays, decays + runs_of(a) * RUN * whole(a->keys));
+}
+
+static void backward_task(const void *call, int64_t b, int64_t head, float *room) {
+    const Backward *w = call;
+    const Head h = head_of(w->a, b, head);
+    if (w->a->bonus)
+        backward_walks(1, &h, w, room);
+    else
+        backward_walks(0, &h, w, room);
+}
+
+/* `state` is the initial one, `grad_state` the final one's gradient. Returns 0, or 1 where there was no memory. */
+int vector_decay_backward(const Attention *a, const float *state, const float *grad_state, const float *grad_o, const Gradients *to) {
+    const Backward w = {a, state, grad_state, grad_o, to};
+    return each_head(a->batch, a->heads, a->threads, backward_room(a), backward_task, &w);
 }
 
 static void values_task(const void *call, int64_t b, int64_t head, float *room) {
-    const Backward *w = call;
-    const Attention *a = w->a;
-    const Head h = {a, b, head, padded_keys(a)};
-    const int64_t size = block_of(a, h.padded);
-    Step step = step_in(room + size * h.padded, h.padded, size);
-    for (int64_t first = 0; first < a->values; first += size) {
-        const int64_t count = least(size, a->values - first);
-        backward_queries(&h, first, count, w->state, w->grad_o, w->to, room, &step, 0);
-        give(&h, room, first, count, w->to->state);
+    const Forward *f = call;
+    const Attention *a = f->a;
+    const Head h = head_of(a, b, head);
+    const int64_t keys = a->keys, values = a->values;
+    float scores[SCORES], *state = room + sides_size(keys, values), *read = state + state_size(a);
+    Sides s = sides_in(&h, room);
+    Run run;
+    take_state(&h, a, f->state, 1, state);
+    for (int64_t start = 0; start < a->length; start += RUN) {
+        run_at(&h, a, start, s.key_rows, 0, 0, &run);
+        fetch_keys(&h, a, start + RUN, 1), fetch(&h, a->v, start + RUN, values), fetch(&h, f->queries, start + RUN, values), fetch(&h, f->o, start + RUN, keys);
+        keys_side(0, &run, whole(keys), s.keys, 0);
+        const Rows q = rows_from(&run.at, f->queries, values, s.value_rows), k = rows_from(&run.at, a->v, values, s.value_rows + RUN * whole(values));
+        values_side(q, k, whole(values), s.values, scores);
+        const Pass p = {s.values_before, s.keys_before, s.values, read};
+        pass(1, WRITERS, RUN, READERS, RUN, state, values, keys, &p);
+        of_readers(0, 1, &run, keys, scores, read, f->o, s.key_rows + 5 * RUN * whole(keys));
+        next_run(&s);
     }
-    for (int64_t t = 0; t < a->length; t++) {
-        float own = 0, *o = w->to->q + key_row(&h, t);
-        const float *q = w->grad_o + value_row(&h, t), *k = a->v + value_row(&h, t), *v = a->k + key_row(&h, t);
-        for (int64_t j = 0; j < a->values; j++) own += q[j] * k[j];
-        for (int64_t c = 0; c < a->keys; c += LANES) store(o + c, load(o + c, a->keys - c) + own * load(v + c, a->keys - c), a->keys - c);
-    }
+    const Pass end = {s.values_before, s.keys_before, s.values, read};
+    pass(1, WRITERS, RUN, READERS, 0, state, values, keys, &end);
+    give_state(&h, a, state, 1, f->final);
 }
 
 /* The same sums read the other way round, which is attention whose values decay: `a` has its values as keys, its keys as
-   values, and `queries` read what a gradient of o would. to->q, zeros on entry, becomes its o, to->state its final state. */
-int value_decay(const Attention *a, const float *state, const float *queries, const Gradients *to) {
-    const Backward w = {a, state, queries, to};
-    return each_head(a->batch, a->heads, a->threads, room_of(a, padded_keys(a)), values_task, &w);
+   values, and `queries` read what a gradient of o would. o like its q, and the final state. */
+int value_decay(const Attention *a, const float *queries, const float *state, float *final, float *o) {
+    const Forward f = {a, queries, state, final, o};
+    return each_head(a->batch, a->heads, a->threads, sides_size(a->keys, a->values) + state_size(a) + side_size(a->keys), values_task, &f);
 }
