@@ -148,10 +148,11 @@ class Pointer(ctypes.c_void_p):
 
 
 class Struct(ctypes.Structure):
-    """A struct of 64-bit integers, then addresses of contiguous tensors or of none, which it keeps alive."""
+    """A struct of 64-bit integers, then addresses of contiguous tensors or of none, which it keeps alive, or of others
+    as a `Pointer`."""
 
-    def __init__(self, *values: int | Tensor | None) -> None:
-        self._kept = [x if isinstance(x, int) else Pointer(x) for x in values]  # a name that no field has
+    def __init__(self, *values: int | Tensor | Pointer | None) -> None:
+        self._kept = [x if isinstance(x, int | Pointer) else Pointer(x) for x in values]  # a name that no field has
         super().__init__(*self._kept)
 
 

@@ -1,0 +1,106 @@
+r"""State space duality (`ssd.py`) by a C kernel: chunks of 32 tokens whose products of matrices stay in the cache.
+
+    W_ij = C_i . B_j d_{j+1} ... d_i for j <= i      d_i = exp(dt_i A), 0 where a document starts      u_j = dt_j x_j
+    y_i = p_i S C_i + sum_j W_ij u_j + D x_i         p_i = d_1 ... d_i, what is left of S, the state before the chunk
+    S' = p_L S + sum_j f_j u_j B_j^T                 f_j = d_{j+1} ... d_L
+
+A chunk form in torch takes a pass over memory for each scaling by decays and copies what a product wants side by side;
+here decays scale what is in registers or in the first cache. Only products of numbers in [0, 1] are formed, as in
+`decay.py`. Backwards, with R the gradient of S', V_ij = (d_{j+1} ... d_i) (dL/dy_i . u_j), and sums over the heads of a group,
+
+    dL/du_j = f_j R B_j + sum_i W_ij dL/dy_i         dL/dB_j = sum f_j R^T u_j + sum_i V_ij C_i
+    dL/dS = p_L R + sum_i p_i dL/dy_i C_i^T          dL/dC_i = sum p_i S^T dL/dy_i + sum_j V_ij B_j
+
+where the first walk is forwards, for the states and dL/dC, and the other backwards. The gradient of the log decays
+needs no products of decays (as in `vector_decay.py`): dL/d(dt_t A) is the sum of y_s . dL/dy_s - u_s . dL/du_s, y
+without D x, over the steps s >= t of the chunk, plus S' . R.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .custom_op import manual_backward
+from .native import Kernels, Pointer, Struct, fields, must_have_memory
+
+KERNELS = Kernels("ssd.c")
+HEADS = 4  # of a task, as in ops/kernels/ssd.c
+
+
+class _Ssd(Struct):
+    """What both kernels read, as `ops/kernels/ssd.c` has it."""
+
+    _fields_ = fields(
+        "batch length heads groups width numbers skips threads x_row x_token B_row B_token C_row C_token",
+        "x B C dt A D keep",
+    )
+
+
+class _Gradients(Struct):
+    _fields_ = fields("", "y final initial x dt A B C D")
+
+
+class NativeSsd(torch.autograd.Function):
+    """x [B, T, H, P], dt [B, T, H], A [H], B, C [B, T, G, N], D [H], [H, P] or None, keep [B, T] or None, state [B, H, P, N]
+    or None, all fp32 on a CPU, to y [B, T, H, P] and the final state [B, H, P, N], None unless `final`.
+
+    x, B and C may be parts of the rows of a wider tensor.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        dt: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        keep: Tensor | None,
+        state: Tensor | None,
+        final: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        kernels = KERNELS.loaded()
+        state = None if state is None else state.contiguous()
+        y = x.new_empty(x.shape)
+        end = x.new_empty(len(x), *x.shape[2:], B.shape[-1]) if final else None
+        given = _given(x, dt, A, B, C, D, keep)
+        must_have_memory(kernels.ssd(ctypes.byref(given), Pointer(state), Pointer(y), Pointer(end)))
+        ctx.save_for_backward(x, dt, A, B, C, D, keep, state)
+        ctx.set_materialize_grads(False)
+        return y, end
+
+    @staticmethod
+    @manual_backward
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        *inputs, state = ctx.saved_tensors
+        x, dt, A, B, C, D, _ = inputs
+        kernels = KERNELS.loaded()
+        grad_y = x.new_zeros(x.shape) if grads[0] is None else grads[0].contiguous()
+        grad_final = None if grads[1] is None else grads[1].contiguous()
+        grad_state = torch.empty_like(state) if ctx.needs_input_grad[7] else None
+        grad_x, grad_dt, grad_A = x.new_empty(x.shape), dt.new_empty(dt.shape), A.new_empty(len(x), len(A))
+        groups = B.shape[2]
+        blocks = -(-x.shape[2] // groups // HEADS)
+        grad_B, grad_C = (B.new_empty(*B.shape[:2], groups, blocks, B.shape[3]) for _ in range(2))
+        grad_D = None if D is None else x.new_zeros(len(x), *x.shape[2:])
+        given = _given(*inputs)
+        to = _Gradients(grad_y, grad_final, grad_state, grad_x, grad_dt, grad_A, grad_B, grad_C, grad_D)
+        must_have_memory(kernels.ssd_backward(ctypes.byref(given), Pointer(state), ctypes.byref(to)))
+        of_B, of_C = (grad.sum(3) if blocks > 1 else grad.view(B.shape) for grad in (grad_B, grad_C))
+        of_D = None if D is None or grad_D is None else grad_D.sum(0 if D.dim() == 2 else (0, 2))
+        return grad_x, grad_dt, grad_A.sum(0), of_B, of_C, of_D, None, grad_state, None
+
+
+def _given(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, keep: Tensor | None
+) -> _Ssd:
+    x, B, C = (each if each[0, 0].is_contiguous() else each.contiguous() for each in (x, B, C))
+    rest = (None if each is None else each.contiguous() for each in (dt, A, D, keep))
+    strides = [stride for each in (x, B, C) for stride in each.stride()[:2]]
+    sizes = (*x.shape[:3], B.shape[2], x.shape[3], B.shape[3], 1 if D is None or D.dim() == 1 else x.shape[3])
+    return _Ssd(*sizes, torch.get_num_threads(), *strides, *(Pointer(each, strided=True) for each in (x, B, C)), *rest)
