@@ -28,20 +28,21 @@ from .custom_op import manual_backward
 from .native import Kernels, Pointer, Struct, fields, must_have_memory
 
 KERNELS = Kernels("ssd.c")
-HEADS = 4  # of a task, as in ops/kernels/ssd.c
+HEADS = 8  # of a task at most: they share scores; the gradients of B and C are summed over a task, then over tasks
+TASKS = 8  # that more threads can share: for fewer, a task has fewer heads
 
 
 class _Ssd(Struct):
     """What both kernels read, as `ops/kernels/ssd.c` has it."""
 
     _fields_ = fields(
-        "batch length heads groups width numbers skips threads x_row x_token B_row B_token C_row C_token",
+        "batch length heads groups width numbers skips block threads x_row x_token B_row B_token C_row C_token",
         "x B C dt A D keep",
     )
 
 
 class _Gradients(Struct):
-    _fields_ = fields("", "y final initial x dt A B C D")
+    _fields_ = fields("x_row x_token B_row B_token C_row C_token", "y final initial x dt A B C D")
 
 
 class NativeSsd(torch.autograd.Function):
@@ -84,23 +85,39 @@ class NativeSsd(torch.autograd.Function):
         grad_final = None if grads[1] is None else grads[1].contiguous()
         grad_state = torch.empty_like(state) if ctx.needs_input_grad[7] else None
         grad_x, grad_dt, grad_A = x.new_empty(x.shape), dt.new_empty(dt.shape), A.new_empty(len(x), len(A))
-        groups = B.shape[2]
-        blocks = -(-x.shape[2] // groups // HEADS)
-        grad_B, grad_C = (B.new_empty(*B.shape[:2], groups, blocks, B.shape[3]) for _ in range(2))
+        blocks = -(-(x.shape[2] // B.shape[2]) // _heads_of_task(x, B))
+        grad_B, grad_C = (B.new_empty(*B.shape[:3], blocks, B.shape[3]) for _ in range(2))
         grad_D = None if D is None else x.new_zeros(len(x), *x.shape[2:])
         given = _given(*inputs)
-        to = _Gradients(grad_y, grad_final, grad_state, grad_x, grad_dt, grad_A, grad_B, grad_C, grad_D)
+        to_x, to_B, to_C = _strided(grad_x, grad_B, grad_C)
+        strides = _strides(grad_x, grad_B, grad_C)
+        to = _Gradients(*strides, grad_y, grad_final, grad_state, to_x, grad_dt, grad_A, to_B, to_C, grad_D)
         must_have_memory(kernels.ssd_backward(ctypes.byref(given), Pointer(state), ctypes.byref(to)))
         of_B, of_C = (grad.sum(3) if blocks > 1 else grad.view(B.shape) for grad in (grad_B, grad_C))
         of_D = None if D is None or grad_D is None else grad_D.sum(0 if D.dim() == 2 else (0, 2))
         return grad_x, grad_dt, grad_A.sum(0), of_B, of_C, of_D, None, grad_state, None
 
 
-def _given(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, keep: Tensor | None
-) -> _Ssd:
-    x, B, C = (each if each[0, 0].is_contiguous() else each.contiguous() for each in (x, B, C))
+def _given(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, keep: Tensor | None) -> _Ssd:
+    rows = [each if each[0, 0].is_contiguous() else each.contiguous() for each in (x, B, C)]
     rest = (None if each is None else each.contiguous() for each in (dt, A, D, keep))
-    strides = [stride for each in (x, B, C) for stride in each.stride()[:2]]
-    sizes = (*x.shape[:3], B.shape[2], x.shape[3], B.shape[3], 1 if D is None or D.dim() == 1 else x.shape[3])
-    return _Ssd(*sizes, torch.get_num_threads(), *strides, *(Pointer(each, strided=True) for each in (x, B, C)), *rest)
+    skips = 1 if D is None or D.dim() == 1 else x.shape[3]
+    sizes = (*x.shape[:3], B.shape[2], x.shape[3], B.shape[3], skips, _heads_of_task(x, B), torch.get_num_threads())
+    return _Ssd(*sizes, *_strides(*rows), *_strided(*rows), *rest)
+
+
+def _strides(*rows: Tensor) -> list[int]:
+    """Of rows and of tokens."""
+    return [stride for each in rows for stride in each.stride()[:2]]
+
+
+def _strided(*rows: Tensor) -> list[Pointer]:
+    return [Pointer(each, strided=True) for each in rows]
+
+
+def _heads_of_task(x: Tensor, B: Tensor) -> int:
+    """The same for any number of threads, and about equal tasks."""
+    groups, ratio = B.shape[2], x.shape[2] // B.shape[2]
+    least = -(-TASKS // (len(x) * groups))
+    tasks = min(ratio, max(-(-ratio // HEADS), least))
+    return -(-ratio // tasks)

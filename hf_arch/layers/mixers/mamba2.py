@@ -28,7 +28,7 @@ from ..contract import LayerContext
 from ..initial import FLA, init_as_torch, residual_branches
 from ..layout import SequenceLayout
 from ..norms import ArchRMSNorm
-from ..plain_linear import project
+from ..plain_linear import project, project_parts
 from ..short_conv import ShortConvolution
 from ..state import LayerState
 from .base import MixerCost, RecurrentMixer, divide
@@ -130,7 +130,7 @@ class StateSpaceDual(RecurrentMixer):
         return {**values, "projection_multipliers": options.projection_multipliers or [1.0] * 5}
 
     def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
-        gate, hidden, step, extra = self.multiplied(*project(self.in_proj, x).split(self.splits, dim=-1))
+        gate, hidden, step, extra = self.multiplied(*project_parts(self.in_proj, x, self.splits))
         hidden = self.conv(layout.zero_padding(hidden), layout, state)
         inner, B, C = hidden.split([self.inner, self.group_width, self.group_width], dim=-1)
         groups = (self.options.n_groups, self.options.state_size)

@@ -10,15 +10,16 @@
 #endif
 
 /* to = scale from + left right: `scale` has one number a column; without one, from is not read. The number of row i and term
-   k of `left` is left[i row + k step]; right, from and to have `width` numbers a row, of which `columns`, a multiple of LANES,
-   are meant. */
+   k of `left` is left[i row + k step], right has `stride` and from and to `width` numbers a row, of which `columns`, a multiple
+   of LANES, are meant. */
 typedef struct {
     const float *left;
     int64_t row, step;
     const float *right;
-    int64_t rows, columns, depth, width;
+    int64_t stride, rows, columns, depth;
     const float *scale, *from;
     float *to;
+    int64_t width;
 } Product;
 
 INLINE void tile(const int rows, const int vectors, const Product *p, int64_t i, int64_t c) {
@@ -33,7 +34,7 @@ INLINE void tile(const int rows, const int vectors, const Product *p, int64_t i,
     for (int64_t k = 0; k < p->depth; k++) {
         lanes term[2];
 #pragma GCC unroll 2
-        for (int v = 0; v < vectors; v++) term[v] = load_all(right + k * p->width + v * LANES);
+        for (int v = 0; v < vectors; v++) term[v] = load_all(right + k * p->stride + v * LANES);
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
             const lanes factor = all(left[r * p->row + k * p->step]);

@@ -2,68 +2,87 @@
    D [heads, skips] or none, keep [batch, length] or none, y [batch, length, heads, width], states [batch, heads, width, numbers].
    x [batch, length, heads, width], B and C [batch, length, groups, numbers] have strides of rows and of tokens.
 
-   A task is a block of heads of one group. It walks through time by chunks, whose B and C they share. */
+   A task is `block` heads of one group. It walks through time by chunks, whose B, C and scores they share. */
 
 #include "heads.h"
 #include "products.h"
 
 #define CHUNK 32
-#define HEADS 4        /* of a task; hf_arch/ops/native_ssd.py has the same */
-#define TINY 1e-30f    /* less is 0: products with numbers too small to be normal take a hundred times as long */
+#define TINY 1e-30f /* less is 0: products with numbers too small to be normal take a hundred times as long */
 
 typedef struct {
-    int64_t batch, length, heads, groups, width, numbers, skips, threads, x_row, x_token, B_row, B_token, C_row, C_token;
+    int64_t batch, length, heads, groups, width, numbers, skips, block, threads, x_row, x_token, B_row, B_token, C_row, C_token;
     const float *x, *B, *C, *dt, *A, *D, *keep;
 } Ssd;
 
 static inline int64_t padded(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
-static inline int64_t blocks_of(const Ssd *s) { return (s->heads / s->groups + HEADS - 1) / HEADS; }
+static inline int64_t most(int64_t x, int64_t other) { return x > other ? x : other; }
+static inline int64_t blocks_of(const Ssd *s) { return (s->heads / s->groups + s->block - 1) / s->block; }
+static inline int64_t chunks_of(const Ssd *s) { return (s->length + CHUNK - 1) / CHUNK; }
 
-/* A chunk of a task. */
+/* Rows of B or C of a chunk, whole vectors. */
+typedef struct {
+    const float *at;
+    int64_t stride;
+    float *copy;
+} Rows;
+
+/* A task, and the chunk it is at: `numbers` and `width` are padded, y_token is the stride of y. */
 typedef struct {
     const Ssd *s;
-    int64_t b, block, group, first, heads, numbers, width; /* numbers and width are padded */
-    int64_t start, rows;
-    float *ones, *totals, *B, *C, *turned, *scores;
+    int64_t b, task, group, first, heads, numbers, width, size, y_token, start, rows;
+    float *ones, *totals, *turned, *scores;
+    Rows B, C;
 } Chunk;
-
-static int64_t most(int64_t x, int64_t other) { return x > other ? x : other; }
-
-/* Sets up a task; returns what is left of the room. */
-static float *task_of(const Ssd *s, int64_t b, int64_t block, float *room, Chunk *to) {
-    const int64_t blocks = blocks_of(s), group = block / blocks, ratio = s->heads / s->groups, at = block % blocks * HEADS;
-    const int64_t numbers = padded(s->numbers), longest = most(numbers, CHUNK);
-    float *B = room + 2 * longest, *C = B + CHUNK * numbers, *turned = C + CHUNK * numbers, *scores = turned + CHUNK * numbers;
-    *to = (Chunk){s, b, block, group, group * ratio + at, least(HEADS, ratio - at), numbers, padded(s->width), 0, 0, room, room + longest, B, C, turned, scores};
-    for (int64_t c = 0; c < longest; c++) room[c] = 1;
-    return scores + CHUNK * CHUNK;
-}
 
 static int64_t task_room(const Ssd *s) {
     const int64_t numbers = padded(s->numbers);
     return 2 * most(numbers, CHUNK) + 3 * CHUNK * numbers + CHUNK * CHUNK;
 }
 
-static const float *x_at(const Chunk *k, int64_t head) { return k->s->x + k->b * k->s->x_row + k->start * k->s->x_token + head * k->s->width; }
-static int64_t row_at(const Chunk *k, int64_t head) { return ((k->b * k->s->length + k->start) * k->s->heads + head) * k->s->width; }
+/* Returns what is left of the room. */
+static float *task_of(const Ssd *s, int64_t b, int64_t task, float *room, Chunk *to) {
+    const int64_t blocks = blocks_of(s), ratio = s->heads / s->groups, from = task % blocks * s->block;
+    const int64_t numbers = padded(s->numbers), longest = most(numbers, CHUNK);
+    float *turned = room + 2 * longest, *B = turned + CHUNK * numbers, *C = B + CHUNK * numbers, *scores = C + CHUNK * numbers;
+    *to = (Chunk){.s = s, .b = b, .task = task, .group = task / blocks, .first = task / blocks * ratio + from,
+                  .heads = least(s->block, ratio - from), .numbers = numbers, .width = padded(s->width), .size = s->width * numbers,
+                  .y_token = s->heads * s->width, .ones = room, .totals = room + longest, .turned = turned, .scores = scores,
+                  .B = {0, 0, B}, .C = {0, 0, C}};
+    for (int64_t c = 0; c < longest; c++) room[c] = 1;
+    return scores + CHUNK * CHUNK;
+}
+
+static inline const float *x_at(const Chunk *k, int64_t head) { return k->s->x + k->b * k->s->x_row + k->start * k->s->x_token + head * k->s->width; }
+static inline int64_t y_at(const Chunk *k, int64_t head) { return (k->b * k->s->length + k->start) * k->y_token + head * k->s->width; }
 
 static void copied(const float *from, int64_t stride, int64_t rows, int64_t count, float *to, int64_t width) {
     for (int64_t i = 0; i < rows; i++)
         for (int64_t c = 0; c < width; c += LANES) store_all(to + i * width + c, load(from + i * stride + c, count - c));
 }
 
-/* B, C of the chunk from `start`; one of them turned, and its scores with the other's rows: rows of B and columns of C,
-   or the other way round. */
-static void enter(Chunk *k, int64_t start, int turn_C, int scored) {
+static void given(const float *from, int64_t rows, int64_t count, int64_t width, float *to, int64_t to_stride) {
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t c = 0; c < count; c += LANES) store(to + i * to_stride + c, load_all(from + i * width + c), count - c);
+}
+
+static void rows_of(const Chunk *k, const float *from, int64_t stride, Rows *to) {
+    const int whole = k->numbers == k->s->numbers;
+    if (!whole) copied(from, stride, k->rows, k->s->numbers, to->copy, k->numbers);
+    to->at = whole ? from : to->copy, to->stride = whole ? stride : k->numbers;
+}
+
+static void enter(Chunk *k, int64_t start) {
     const Ssd *s = k->s;
-    const float *B = s->B + k->b * s->B_row + start * s->B_token + k->group * s->numbers;
-    const float *C = s->C + k->b * s->C_row + start * s->C_token + k->group * s->numbers;
     k->start = start, k->rows = least(CHUNK, s->length - start);
-    copied(B, s->B_token, k->rows, s->numbers, k->B, k->numbers);
-    copied(C, s->C_token, k->rows, s->numbers, k->C, k->numbers);
-    if (!scored) return;
-    transposed(turn_C ? C : B, turn_C ? s->C_token : s->B_token, k->rows, s->numbers, k->turned, CHUNK);
-    product(&(Product){turn_C ? k->B : k->C, k->numbers, 1, k->turned, k->rows, CHUNK, s->numbers, CHUNK, .to = k->scores});
+    rows_of(k, s->B + k->b * s->B_row + start * s->B_token + k->group * s->numbers, s->B_token, &k->B);
+    rows_of(k, s->C + k->b * s->C_row + start * s->C_token + k->group * s->numbers, s->C_token, &k->C);
+}
+
+/* Scores [rows of `left`, rows of `right`], and the latter turned. */
+static void score(Chunk *k, const Rows *left, const Rows *right) {
+    transposed(right->at, right->stride, k->rows, k->s->numbers, k->turned, CHUNK);
+    product(&(Product){left->at, left->stride, 1, k->turned, CHUNK, k->rows, CHUNK, k->s->numbers, .to = k->scores, .width = CHUNK});
 }
 
 typedef struct {
@@ -77,15 +96,11 @@ static void decays_of(const Chunk *k, int64_t head, Decays *d) {
     const int64_t at = k->b * s->length + k->start;
     for (int64_t i = 0; i < CHUNK; i++) d->dt[i] = i < k->rows ? s->dt[(at + i) * s->heads + head] : 0;
     for (int64_t i = 0; i < CHUNK; i += LANES) store_all(d->decay + i, exponential(load_all(d->dt + i) * s->A[head]));
-    if (s->keep)
-        for (int64_t i = 0; i < k->rows; i++) d->decay[i] *= s->keep[at + i];
+    for (int64_t i = 0; i < (s->keep ? k->rows : 0); i++) d->decay[i] *= s->keep[at + i];
     float before = 1, after = 1;
     for (int64_t i = 0; i < CHUNK; i++) d->prefix[i] = before = flushed(before * d->decay[i]);
-    for (int64_t i = CHUNK - 1; i >= 0; i--) {
-        d->suffix[i] = after;
-        after = flushed(after * d->decay[i]);
-    }
-    d->total = d->prefix[CHUNK - 1];
+    for (int64_t i = CHUNK - 1; i >= 0; i--) d->suffix[i] = after, after = flushed(after * d->decay[i]);
+    d->total = before;
 }
 
 INLINE integers places(int64_t from) {
@@ -94,29 +109,29 @@ INLINE integers places(int64_t from) {
     return at;
 }
 
+/* The products of decays from that at row `place` on to every column's, or back to it, 1 at itself, 0 on its other side. */
+INLINE lanes extended(lanes row, float decay, integers at, int64_t place) {
+    row = row * decay;
+    row = where(row < all(TINY), all(0), row);
+    return where(at == (int32_t)place, all(1), row);
+}
+
 /* to[i, j] = decay_{j+1} ... decay_i for j <= i, else 0. */
-static void decays_between(const float *decay, int64_t rows, float *to) {
-    for (int64_t c = 0; c < CHUNK; c += LANES) {
+static void decays_between(const Decays *d, int64_t rows, float *to) {
+    for (int64_t c = 0; c < rows; c += LANES) {
         lanes row = all(0);
         const integers at = places(c);
-        for (int64_t i = 0; i < rows; i++) {
-            row = row * decay[i];
-            row = where(row < all(TINY), all(0), row);
-            row = where(at == (int32_t)i, all(1), row);
-            store_all(to + i * CHUNK + c, row);
-        }
+        for (int64_t i = 0; i < rows; i++) store_all(to + i * CHUNK + c, row = extended(row, d->decay[i], at, i));
     }
 }
 
-/* to[j, i] = dt_j scores[j, i] decay_{j+1} ... decay_i. */
+/* to[j, i] = dt_j scores[j, i] decay_{j+1} ... decay_i for j <= i, else 0. */
 static void weights_turned(const Decays *d, int64_t rows, const float *scores, float *to) {
-    for (int64_t c = 0; c < CHUNK; c += LANES) {
+    for (int64_t c = 0; c < rows; c += LANES) {
         lanes row = all(0);
         const integers at = places(c);
         for (int64_t j = rows - 1; j >= 0; j--) {
-            row = j + 1 < rows ? row * d->decay[j + 1] : row;
-            row = where(row < all(TINY), all(0), row);
-            row = where(at == (int32_t)j, all(1), row);
+            row = extended(row, j + 1 < CHUNK ? d->decay[j + 1] : 1, at, j);
             store_all(to + j * CHUNK + c, load_all(scores + j * CHUNK + c) * row * d->dt[j]);
         }
     }
@@ -125,9 +140,15 @@ static void weights_turned(const Decays *d, int64_t rows, const float *scores, f
 /* to[i] = by_i with_i from[i]: rows of `width` numbers. */
 static void scaled(const Chunk *k, const float *from, int64_t stride, const float *by, const float *with, float *to) {
     for (int64_t i = 0; i < k->rows; i++) {
-        const float factor = with ? by[i] * with[i] : by[i];
+        const float factor = by[i] * with[i];
         for (int64_t c = 0; c < k->width; c += LANES) store_all(to + i * k->width + c, factor * load(from + i * stride + c, k->s->width - c));
     }
+}
+
+/* to = total from + rows^T right: a state after a chunk, or its gradient before one. */
+static void advance(Chunk *k, const float *rows, float total, const Rows *right, const float *from, float *to) {
+    for (int64_t c = 0; c < k->numbers; c++) k->totals[c] = total;
+    product(&(Product){rows, 1, k->width, right->at, right->stride, k->s->width, k->numbers, k->rows, k->totals, from, to, k->numbers});
 }
 
 static inline lanes skip_of(const Ssd *s, int64_t head, int64_t c) {
@@ -136,24 +157,31 @@ static inline lanes skip_of(const Ssd *s, int64_t head, int64_t c) {
 }
 
 static void take(const Chunk *k, const float *state, int64_t head, float *S) {
-    const int64_t size = k->s->width * k->numbers;
+    const int64_t numbers = k->s->numbers;
     if (state)
-        copied(state + (k->b * k->s->heads + head) * k->s->width * k->s->numbers, k->s->numbers, k->s->width, k->s->numbers, S, k->numbers);
+        copied(state + (k->b * k->s->heads + head) * k->s->width * numbers, numbers, k->s->width, numbers, S, k->numbers);
     else
-        memset(S, 0, size * sizeof(float));
+        memset(S, 0, k->size * sizeof(float));
 }
 
 static void give(const Chunk *k, const float *S, int64_t head, float *state) {
-    state += (k->b * k->s->heads + head) * k->s->width * k->s->numbers;
-    for (int64_t i = 0; i < k->s->width; i++)
-        for (int64_t c = 0; c < k->s->numbers; c += LANES) store(state + i * k->s->numbers + c, load_all(S + i * k->numbers + c), k->s->numbers - c);
+    const int64_t numbers = k->s->numbers;
+    given(S, k->s->width, numbers, k->numbers, state + (k->b * k->s->heads + head) * k->s->width * numbers, numbers);
 }
 
-/* to = total from + (by with rows)^T right: a state after a chunk, or its gradient before one. */
-static void advance(Chunk *k, const float *rows, float total, const float *right, const float *from, float *to) {
-    for (int64_t c = 0; c < k->numbers; c++) k->totals[c] = total;
-    product(&(Product){rows, 1, k->width, right, k->s->width, k->numbers, k->rows, k->numbers, k->totals, from, to});
+INLINE void turned_block(const float *from, lanes *to) {
+#pragma GCC unroll 16
+    for (int r = 0; r < LANES; r++) to[r] = load_all(from + r * CHUNK);
+    transpose(to);
 }
+
+/* CALL(rows, count) for each block of the chunk's rows and of the head's width, with constants where it is whole. */
+#define EACH_BLOCK(k, CALL) \
+    for (int64_t c = 0; c < (k)->s->width; c += LANES) \
+        for (int64_t i = 0; i < (k)->rows; i += LANES) { \
+            const int64_t count = (k)->s->width - c, rows = (k)->rows - i; \
+            if (count >= LANES && rows >= LANES) CALL(LANES, LANES) else CALL(rows, count) \
+        }
 
 typedef struct {
     const Ssd *s;
@@ -161,57 +189,57 @@ typedef struct {
     float *y, *final;
 } Forward;
 
-static void forward_task(const void *call, int64_t b, int64_t block, float *room) {
+INLINE void output_block(int64_t rows, int64_t count, const float *turned, lanes skip, const float *x, int64_t x_token, float *y, int64_t y_token) {
+    lanes block[LANES];
+    turned_block(turned, block);
+#pragma GCC unroll 16
+    for (int r = 0; r < LANES; r++)
+        if (r < rows) store(y + r * y_token, block[r] + skip * load(x + r * x_token, count), count);
+}
+
+static void forward_task(const void *call, int64_t b, int64_t task, float *room) {
     const Forward *f = call;
     const Ssd *s = f->s;
     Chunk k;
     Decays d;
-    float *states = task_of(s, b, block, room, &k), *weights = states + HEADS * s->width * k.numbers;
-    float *turned = weights + CHUNK * CHUNK, *rows = turned + k.width * CHUNK;
-    for (int64_t at = 0; at < k.heads; at++) take(&k, f->initial, k.first + at, states + at * s->width * k.numbers);
+    float *states = task_of(s, b, task, room, &k), *weights = states + s->block * k.size;
+    float *turned = weights + CHUNK * CHUNK, *inflow = turned + k.width * CHUNK;
+    for (int64_t at = 0; at < k.heads; at++) take(&k, f->initial, k.first + at, states + at * k.size);
     for (int64_t start = 0; start < s->length; start += CHUNK) {
-        enter(&k, start, 1, 1);
+        const int carried = start || f->initial;
+        enter(&k, start);
+        score(&k, &k.B, &k.C);
         for (int64_t at = 0; at < k.heads; at++) {
             const int64_t head = k.first + at;
             const float *x = x_at(&k, head);
-            float *S = states + at * s->width * k.numbers, *y = f->y + row_at(&k, head);
+            float *S = states + at * k.size, *y = f->y + y_at(&k, head);
             decays_of(&k, head, &d);
             weights_turned(&d, k.rows, k.scores, weights);
-            const int carried = start || f->initial;
-            if (carried) product(&(Product){S, k.numbers, 1, k.turned, s->width, CHUNK, s->numbers, CHUNK, .to = turned});
+            if (carried) product(&(Product){S, k.numbers, 1, k.turned, CHUNK, s->width, CHUNK, s->numbers, .to = turned, .width = CHUNK});
             for (int64_t j = 0; j < k.rows; j += LANES)
-                product(&(Product){x + j * s->x_token, 1, s->x_token, weights + j * CHUNK + j, s->width, CHUNK - j, least(LANES, k.rows - j), CHUNK,
-                                   j ? k.ones : carried ? d.prefix : 0, turned + j, turned + j});
-            for (int64_t c = 0; c < s->width; c += LANES) {
-                const lanes skip = skip_of(s, head, c);
-                for (int64_t i = 0; i < k.rows; i += LANES) {
-                    lanes block[LANES];
-#pragma GCC unroll 16
-                    for (int r = 0; r < LANES; r++) block[r] = load_all(turned + (c + r) * CHUNK + i);
-                    transpose(block);
-                    for (int r = 0; r < least(LANES, k.rows - i); r++)
-                        store(y + (i + r) * s->heads * s->width + c, block[r] + skip * load(x + (i + r) * s->x_token + c, s->width - c), s->width - c);
-                }
-            }
+                product(&(Product){x + j * s->x_token, 1, s->x_token, weights + j * CHUNK + j, CHUNK, s->width, padded(k.rows) - j, least(LANES, k.rows - j),
+                                   j ? k.ones : carried ? d.prefix : 0, turned + j, turned + j, CHUNK});
+#define OUTPUT(rows, count) output_block(rows, count, turned + c * CHUNK + i, skip_of(s, head, c), x + i * s->x_token + c, s->x_token, y + i * k.y_token + c, k.y_token);
+            EACH_BLOCK(&k, OUTPUT)
             if (start + CHUNK >= s->length && !f->final) continue;
-            scaled(&k, x, s->x_token, d.dt, d.suffix, rows);
-            advance(&k, rows, d.total, k.B, S, S);
+            scaled(&k, x, s->x_token, d.dt, d.suffix, inflow);
+            advance(&k, inflow, d.total, &k.B, S, S);
         }
     }
-    if (f->final)
-        for (int64_t at = 0; at < k.heads; at++) give(&k, states + at * s->width * k.numbers, k.first + at, f->final);
+    for (int64_t at = 0; at < (f->final ? k.heads : 0); at++) give(&k, states + at * k.size, k.first + at, f->final);
 }
 
 /* y, and the final state where `final` is one; an initial one of none is zeros. Returns 0, or 1 where there was no memory. */
 int ssd(const Ssd *s, const float *initial, float *y, float *final) {
     const Forward f = {s, initial, y, final};
-    const int64_t size = task_room(s) + HEADS * s->width * padded(s->numbers) + CHUNK * CHUNK + 2 * padded(s->width) * CHUNK;
+    const int64_t size = task_room(s) + s->block * s->width * padded(s->numbers) + CHUNK * (CHUNK + 2 * padded(s->width));
     return each_head(s->batch, s->groups * blocks_of(s), s->threads, size, forward_task, &f);
 }
 
-/* `final` of dL/dS at the end and `initial` of that at the start, or none; B and C [batch, length, groups blocks, numbers] with a sum for
-   each task, A [batch, heads] and D [batch, heads, width], which holds zeros on entry, or none. */
+/* `final` of dL/dS at the end and `initial` of that at the start, or none; x and, with a sum for each task, B and C have strides
+   of rows and of tokens; A [batch, heads], D [batch, heads, width], which holds zeros on entry, or none. */
 typedef struct {
+    int64_t x_row, x_token, B_row, B_token, C_row, C_token;
     const float *y, *final;
     float *initial, *x, *dt, *A, *B, *C, *D;
 } Gradients;
@@ -222,31 +250,29 @@ typedef struct {
     const Gradients *to;
 } Backward;
 
-/* What the backward pass of a task keeps: states before every chunk, the gradient of the state after one, and of a
-   chunk those of B, C and the scores. */
+/* What the backward pass of a task keeps: states before every chunk, the gradient of the state after one, of a chunk those of B, C
+   and the scores, and for every chunk and head what the outputs read of the state before it. */
 typedef struct {
     Chunk k;
     const Backward *call;
-    float *states, *R, *grad_B, *grad_C, *own, *grad_scores, *between, *weights, *products, *turned_x, *turned, *rows, *read, *reads;
-    int64_t size;
+    float *states, *R, *grad_B, *grad_C, *own, *grad_scores, *between, *weights, *products, *turned_x, *turned, *inflow, *read, *reads;
     int has_R;
 } Room;
 
-static int64_t chunks_of(const Ssd *s) { return (s->length + CHUNK - 1) / CHUNK; }
-
 static int64_t backward_room(const Ssd *s) {
-    const int64_t numbers = padded(s->numbers), width = padded(s->width);
-    return task_room(s) + (chunks_of(s) + 1) * HEADS * s->width * numbers + CHUNK * (3 * numbers + 4 * CHUNK + 4 * width + chunks_of(s) * HEADS);
+    const int64_t numbers = padded(s->numbers), width = padded(s->width), chunks = chunks_of(s);
+    return task_room(s) + (chunks + 1) * s->block * s->width * numbers + CHUNK * (3 * numbers + 4 * CHUNK + 4 * width + chunks * s->block);
 }
 
-static void backward_of(const Backward *w, int64_t b, int64_t block, float *room, Room *r) {
+static void backward_of(const Backward *w, int64_t b, int64_t task, float *room, Room *r) {
     const Ssd *s = w->s;
-    float *at = task_of(s, b, block, room, &r->k);
-    r->call = w, r->size = s->width * r->k.numbers, r->has_R = w->to->final != 0;
-    float **rooms[] = {&r->states, &r->R, &r->grad_B, &r->grad_C, &r->own, &r->grad_scores, &r->between, &r->weights, &r->products, &r->turned_x, &r->turned, &r->rows, &r->read, &r->reads};
-    const int64_t row = CHUNK * r->k.numbers, square = CHUNK * CHUNK, column = CHUNK * r->k.width;
-    const int64_t sizes[] = {chunks_of(s) * HEADS * r->size, HEADS * r->size, row, row, row, square, square, square, square, column, column, column, column, 0};
-    for (int i = 0; i < 14; i++) *rooms[i] = at, at += sizes[i];
+    float *at = task_of(s, b, task, room, &r->k);
+    const Chunk *k = &r->k;
+    const int64_t states = chunks_of(s) * s->block * k->size, row = CHUNK * k->numbers, square = CHUNK * CHUNK, column = CHUNK * k->width;
+    r->call = w, r->has_R = w->to->final != 0;
+    r->states = at, r->R = at += states, r->grad_B = at += s->block * k->size, r->grad_C = at += row, r->own = at += row;
+    r->grad_scores = at += row, r->between = at += square, r->weights = at += square, r->products = at += square;
+    r->turned_x = at += square, r->turned = at += column, r->inflow = at += column, r->read = at += column, r->reads = at + column;
 }
 
 /* The sums of CHUNK vectors. */
@@ -254,57 +280,62 @@ static void sums_of(const lanes *from, float *to) {
     for (int64_t i = 0; i < CHUNK; i += LANES) store_all(to + i, totals((const float *)(from + i)));
 }
 
+static float dot(const float *x, const float *y, int64_t count) {
+    lanes sums[4] = {all(0), all(0), all(0), all(0)};
+    int64_t c = 0;
+    for (; c + 4 * LANES <= count; c += 4 * LANES)
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) sums[i] += load_all(x + c + i * LANES) * load_all(y + c + i * LANES);
+    for (; c < count; c += LANES) sums[0] += load_all(x + c) * load_all(y + c);
+    return total((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
 /* Forwards: the states, and of the carried ones dL/dC and what the outputs read of them. */
 static void backward_states(Room *r) {
     Chunk *k = &r->k;
     const Ssd *s = k->s;
     const Gradients *to = r->call->to;
-    const int64_t tasks = s->groups * blocks_of(s);
     Decays d;
-    lanes read[CHUNK];
-    for (int64_t at = 0; at < k->heads; at++) take(k, r->call->initial, k->first + at, r->states + at * r->size);
+    for (int64_t at = 0; at < k->heads; at++) take(k, r->call->initial, k->first + at, r->states + at * k->size);
     for (int64_t start = 0, n = 0; start < s->length; start += CHUNK, n++) {
         const int carried = start || r->call->initial;
-        enter(k, start, 0, 0);
-        memset(r->grad_C, 0, CHUNK * k->numbers * sizeof(float));
+        enter(k, start);
+        if (!carried) memset(r->grad_C, 0, CHUNK * k->numbers * sizeof(float));
         for (int64_t at = 0; at < k->heads; at++) {
-            const int64_t head = k->first + at;
-            const float *S = r->states + (n * HEADS + at) * r->size;
-            float *reads = r->reads + (n * HEADS + at) * CHUNK;
+            const int64_t head = k->first + at, place = n * s->block + at;
+            const float *S = r->states + place * k->size;
             decays_of(k, head, &d);
-            memset(read, 0, sizeof(read));
+            memset(r->reads + place * CHUNK, 0, CHUNK * sizeof(float));
             if (carried) {
-                scaled(k, to->y + row_at(k, head), s->heads * s->width, d.prefix, 0, r->rows);
-                product(&(Product){r->rows, k->width, 1, S, k->rows, k->numbers, s->width, k->numbers, .to = r->own});
+                lanes read[CHUNK];
+                memset(read, 0, sizeof(read));
+                scaled(k, to->y + y_at(k, head), k->y_token, d.prefix, k->ones, r->read);
+                product(&(Product){r->read, k->width, 1, S, k->numbers, k->rows, k->numbers, s->width, .to = r->own, .width = k->numbers});
                 for (int64_t i = 0; i < k->rows; i++)
                     for (int64_t c = 0; c < k->numbers; c += LANES) {
-                        const int64_t place = i * k->numbers + c;
-                        const lanes own = load_all(r->own + place);
-                        read[i] += own * load_all(k->C + place);
-                        store_all(r->grad_C + place, load_all(r->grad_C + place) + own);
+                        float *sum = r->grad_C + i * k->numbers + c;
+                        const lanes own = load_all(r->own + i * k->numbers + c);
+                        read[i] += own * load_all(k->C.at + i * k->C.stride + c);
+                        store_all(sum, at ? load_all(sum) + own : own);
                     }
+                sums_of(read, r->reads + place * CHUNK);
             }
-            sums_of(read, reads);
             if (start + CHUNK >= s->length) continue;
-            scaled(k, x_at(k, head), s->x_token, d.dt, d.suffix, r->rows);
-            advance(k, r->rows, d.total, k->B, S, r->states + ((n + 1) * HEADS + at) * r->size);
+            scaled(k, x_at(k, head), s->x_token, d.dt, d.suffix, r->inflow);
+            advance(k, r->inflow, d.total, &k->B, S, r->states + (place + s->block) * k->size);
         }
-        for (int64_t i = 0; i < k->rows; i++) {
-            float *row = to->C + ((k->b * s->length + start + i) * tasks + k->block) * s->numbers;
-            for (int64_t c = 0; c < s->numbers; c += LANES) store(row + c, load_all(r->grad_C + i * k->numbers + c), s->numbers - c);
-        }
+        given(r->grad_C, k->rows, s->numbers, k->numbers, to->C + k->b * to->C_row + start * to->C_token + k->task * s->numbers, to->C_token);
     }
 }
 
 /* Within the chunk: weights that carry dL/dy to the inflow, dL/dscores, and across[t], what steps i >= t read of steps j < t. */
 static void backward_scores(Room *r, int64_t head, const Decays *d, const float *grad_y, lanes *across) {
     Chunk *k = &r->k;
-    const Ssd *s = k->s;
-    decays_between(d->decay, k->rows, r->between);
-    transposed(x_at(k, head), s->x_token, k->rows, s->width, r->turned_x, CHUNK);
+    decays_between(d, k->rows, r->between);
+    transposed(x_at(k, head), k->s->x_token, k->rows, k->s->width, r->turned_x, CHUNK);
     for (int64_t i = 0; i < k->rows; i += LANES)
-        product(&(Product){grad_y + i * s->heads * s->width, s->heads * s->width, 1, r->turned_x, least(LANES, k->rows - i), i + LANES, s->width, CHUNK,
-                           .to = r->products + i * CHUNK});
+        product(&(Product){grad_y + i * k->y_token, k->y_token, 1, r->turned_x, CHUNK, least(LANES, k->rows - i), i + LANES, k->s->width,
+                           .to = r->products + i * CHUNK, .width = CHUNK});
     for (int64_t c = 0; c < k->rows; c += LANES) {
         const integers at = places(c);
         const lanes dt = load_all(d->dt + c);
@@ -321,14 +352,29 @@ static void backward_scores(Room *r, int64_t head, const Decays *d, const float 
     }
 }
 
-/* dL/dx, dL/dD, for every step x . dL/d(dt x), and the part of it that the state after the chunk carries. */
-static void backward_inflow(Room *r, int64_t head, int64_t at, const Decays *d, const float *grad_y, lanes *written, float *carried) {
+INLINE void inflow_block(int64_t rows, int64_t count, const float *turned, lanes skip, const float *dt, const float *x, int64_t x_token,
+                         const float *grad_y, int64_t y_token, float *to, int64_t to_token, lanes *written, lanes *to_D) {
+    lanes block[LANES];
+    turned_block(turned, block);
+#pragma GCC unroll 16
+    for (int r = 0; r < LANES; r++)
+        if (r < rows) {
+            const lanes value = load(x + r * x_token, count), grad = load(grad_y + r * y_token, count);
+            if (count < LANES) block[r] = load((const float *)(block + r), count);
+            written[r] += value * block[r];
+            *to_D += grad * value;
+            store(to + r * to_token, dt[r] * block[r] + skip * grad, count);
+        }
+}
+
+/* dL/dx, dL/dD, for every step x . dL/d(dt x), and u . of the part of that which the state after the chunk carries. */
+static void backward_inflow(Room *r, int64_t head, const float *R, const Decays *d, const float *grad_y, lanes *written, float *carried) {
     Chunk *k = &r->k;
     const Ssd *s = k->s;
-    const int64_t stride = s->heads * s->width;
+    const Gradients *g = r->call->to;
     const float *x = x_at(k, head);
-    float *to = r->call->to->x + row_at(k, head), *to_D = r->call->to->D ? r->call->to->D + (k->b * s->heads + head) * s->width : 0;
-    if (r->has_R) product(&(Product){r->R + at * r->size, k->numbers, 1, k->turned, s->width, CHUNK, s->numbers, CHUNK, .to = r->turned});
+    float *to = g->x + k->b * g->x_row + k->start * g->x_token + head * s->width;
+    if (r->has_R) product(&(Product){R, k->numbers, 1, k->turned, CHUNK, s->width, CHUNK, s->numbers, .to = r->turned, .width = CHUNK});
     for (int64_t c = 0; c < CHUNK; c += LANES) {
         lanes sum = all(0);
         for (int64_t i = 0; i < (r->has_R ? s->width : 0); i++) sum += load_all(r->turned_x + i * CHUNK + c) * load_all(r->turned + i * CHUNK + c);
@@ -336,30 +382,19 @@ static void backward_inflow(Room *r, int64_t head, int64_t at, const Decays *d, 
     }
     const int64_t end = (k->rows - 1) / LANES * LANES;
     for (int64_t i = end; i >= 0; i -= LANES)
-        product(&(Product){grad_y + i * stride, 1, stride, r->weights + i * CHUNK, s->width, i + LANES, least(LANES, k->rows - i), CHUNK,
-                           i < end ? k->ones : r->has_R ? d->suffix : 0, r->turned, r->turned});
-    for (int64_t c = 0; c < s->width; c += LANES) {
-        const lanes skip = skip_of(s, head, c);
-        const int64_t count = s->width - c;
-        lanes sum = all(0);
-        for (int64_t i = 0; i < k->rows; i += LANES) {
-            lanes block[LANES];
-#pragma GCC unroll 16
-            for (int j = 0; j < LANES; j++) block[j] = load_all(r->turned + (c + j) * CHUNK + i);
-            transpose(block);
-            for (int j = 0; j < least(LANES, k->rows - i); j++) {
-                const lanes value = load(x + (i + j) * s->x_token + c, count), grad = load(grad_y + (i + j) * stride + c, count);
-                const lanes inflow = count < LANES ? load((const float *)(block + j), count) : block[j];
-                written[i + j] += value * inflow;
-                sum += grad * value;
-                store(to + (i + j) * stride + c, d->dt[i + j] * inflow + skip * grad, count);
-            }
-        }
-        if (to_D) store(to_D + c, load(to_D + c, count) + sum, count);
+        product(&(Product){grad_y + i * k->y_token, 1, k->y_token, r->weights + i * CHUNK, CHUNK, s->width, i + LANES, least(LANES, k->rows - i),
+                           i < end ? k->ones : r->has_R ? d->suffix : 0, r->turned, r->turned, CHUNK});
+    float *to_D = g->D ? g->D + (k->b * s->heads + head) * s->width : 0;
+#define INFLOW(rows, count) { \
+        lanes sum = to_D ? load(to_D + c, count) : all(0); \
+        inflow_block(rows, count, r->turned + c * CHUNK + i, skip_of(s, head, c), d->dt + i, x + i * s->x_token + c, s->x_token, \
+                     grad_y + i * k->y_token + c, k->y_token, to + i * g->x_token + c, g->x_token, written + i, &sum); \
+        if (to_D) store(to_D + c, sum, count); \
     }
+    EACH_BLOCK(k, INFLOW)
 }
 
-/* dL/d(dt A)_t is what steps after t read of those before, within the chunk, of the state before it, and by the state after it.
+/* dL/d(dt A)_t is what steps from t on read of those before, within the chunk, of the state before it, and by the state after it.
    Each of these sums has the decay of t in all of its terms: where that is next to nothing, so is the gradient. */
 static void backward_decays(Room *r, int64_t head, const Decays *d, const float *reads, const lanes *across, const lanes *written,
                             const float *carried, float passed) {
@@ -370,64 +405,59 @@ static void backward_decays(Room *r, int64_t head, const Decays *d, const float 
     for (int64_t i = 0; i < k->rows; i++) after[i] = passed, passed += carried[i];
     for (int64_t i = k->rows - 1; i >= 0; i--) {
         later += reads[i];
-        const int64_t at = (k->b * s->length + k->start + i) * s->heads + head;
         const float grad = within[i] + later + after[i];
-        r->call->to->dt[at] = s->A[head] * grad + inflow[i];
+        r->call->to->dt[(k->b * s->length + k->start + i) * s->heads + head] = s->A[head] * grad + inflow[i];
         to_A += grad * d->dt[i];
     }
     r->call->to->A[k->b * s->heads + head] += to_A;
 }
 
 /* Backwards: R, the gradient of the state after a chunk, and all that needs it. */
-static void backward_task(const void *call, int64_t b, int64_t block, float *room) {
+static void backward_task(const void *call, int64_t b, int64_t task, float *room) {
     Room r;
     Decays d;
-    backward_of(call, b, block, room, &r);
+    backward_of(call, b, task, room, &r);
     Chunk *k = &r.k;
     const Ssd *s = k->s;
     const Gradients *to = r.call->to;
-    const int64_t tasks = s->groups * blocks_of(s), numbers = k->numbers;
+    const int64_t numbers = k->numbers;
     backward_states(&r);
     for (int64_t at = 0; at < k->heads; at++) {
-        take(k, to->final, k->first + at, r.R + at * r.size);
+        take(k, to->final, k->first + at, r.R + at * k->size);
         to->A[b * s->heads + k->first + at] = 0;
     }
     for (int64_t n = chunks_of(s) - 1; n >= 0; n--) {
-        enter(k, n * CHUNK, 0, 1);
-        memset(r.grad_B, 0, CHUNK * numbers * sizeof(float)), memset(r.grad_scores, 0, CHUNK * CHUNK * sizeof(float));
+        enter(k, n * CHUNK);
+        score(k, &k->C, &k->B);
+        memset(r.grad_scores, 0, CHUNK * CHUNK * sizeof(float));
         for (int64_t at = 0; at < k->heads; at++) {
-            const int64_t head = k->first + at;
-            const float *grad_y = to->y + row_at(k, head), *S = r.states + (n * HEADS + at) * r.size;
-            float *R = r.R + at * r.size, carried[CHUNK];
-            lanes across[CHUNK], written[CHUNK], passed = all(0);
+            const int64_t head = k->first + at, place = n * s->block + at;
+            const float *grad_y = to->y + y_at(k, head);
+            float *R = r.R + at * k->size, carried[CHUNK], passed = 0;
+            lanes across[CHUNK], written[CHUNK];
             memset(across, 0, sizeof(across)), memset(written, 0, sizeof(written));
             decays_of(k, head, &d);
             backward_scores(&r, head, &d, grad_y, across);
-            backward_inflow(&r, head, at, &d, grad_y, written, carried);
+            backward_inflow(&r, head, R, &d, grad_y, written, carried);
             if (r.has_R) {
-                scaled(k, x_at(k, head), s->x_token, d.dt, d.suffix, r.rows);
-                product(&(Product){r.rows, k->width, 1, R, k->rows, numbers, s->width, numbers, k->ones, r.grad_B, r.grad_B});
-                for (int64_t c = 0; c < r.size; c += LANES) passed += load_all(S + c) * load_all(R + c);
+                scaled(k, x_at(k, head), s->x_token, d.dt, d.suffix, r.inflow);
+                product(&(Product){r.inflow, k->width, 1, R, numbers, k->rows, numbers, s->width, at ? k->ones : 0, r.grad_B, r.grad_B, numbers});
+                passed = d.total * dot(r.states + place * k->size, R, k->size);
             }
-            backward_decays(&r, head, &d, r.reads + (n * HEADS + at) * CHUNK, across, written, carried, d.total * total(passed));
-            if (n || to->initial) {
-                scaled(k, grad_y, s->heads * s->width, d.prefix, 0, r.rows);
-                advance(k, r.rows, d.total, k->C, R, R);
-            }
+            backward_decays(&r, head, &d, r.reads + place * CHUNK, across, written, carried, passed);
+            if (!n && !to->initial) continue;
+            scaled(k, grad_y, k->y_token, d.prefix, k->ones, r.read);
+            advance(k, r.read, d.total, &k->C, R, R);
         }
+        float *to_B = to->B + b * to->B_row + k->start * to->B_token + task * s->numbers, *to_C = to->C + b * to->C_row + k->start * to->C_token + task * s->numbers;
+        product(&(Product){r.grad_scores, 1, CHUNK, k->C.at, k->C.stride, k->rows, numbers, k->rows, r.has_R ? k->ones : 0, r.grad_B, r.grad_B, numbers});
+        given(r.grad_B, k->rows, s->numbers, numbers, to_B, to->B_token);
+        copied(to_C, to->C_token, k->rows, s->numbers, r.grad_C, numbers);
+        product(&(Product){r.grad_scores, CHUNK, 1, k->B.at, k->B.stride, k->rows, numbers, k->rows, k->ones, r.grad_C, r.grad_C, numbers});
+        given(r.grad_C, k->rows, s->numbers, numbers, to_C, to->C_token);
         r.has_R = 1;
-        const int64_t first = ((b * s->length + n * CHUNK) * tasks + k->block) * s->numbers;
-        product(&(Product){r.grad_scores, 1, CHUNK, k->C, k->rows, numbers, k->rows, numbers, k->ones, r.grad_B, r.grad_B});
-        copied(to->C + first, tasks * s->numbers, k->rows, s->numbers, r.grad_C, numbers);
-        product(&(Product){r.grad_scores, CHUNK, 1, k->B, k->rows, numbers, k->rows, numbers, k->ones, r.grad_C, r.grad_C});
-        for (int64_t i = 0; i < k->rows; i++)
-            for (int64_t c = 0; c < s->numbers; c += LANES) {
-                store(to->B + first + i * tasks * s->numbers + c, load_all(r.grad_B + i * numbers + c), s->numbers - c);
-                store(to->C + first + i * tasks * s->numbers + c, load_all(r.grad_C + i * numbers + c), s->numbers - c);
-            }
     }
-    if (to->initial)
-        for (int64_t at = 0; at < k->heads; at++) give(k, r.R + at * r.size, k->first + at, to->initial);
+    for (int64_t at = 0; at < (to->initial ? k->heads : 0); at++) give(k, r.R + at * k->size, k->first + at, to->initial);
 }
 
 /* Returns 0, or 1 where there was no memory. */
