@@ -26,6 +26,7 @@ from torch import Tensor
 
 from .custom_op import manual_backward
 from .native import Kernels, Pointer, Struct, fields, must_have_memory
+from .parts import empty_parts
 
 KERNELS = Kernels("ssd.c")
 HEADS = 8  # of a task at most: they share scores; the gradients of B and C are summed over a task, then over tasks
@@ -84,16 +85,20 @@ class NativeSsd(torch.autograd.Function):
         grad_y = x.new_zeros(x.shape) if grads[0] is None else grads[0].contiguous()
         grad_final = None if grads[1] is None else grads[1].contiguous()
         grad_state = torch.empty_like(state) if ctx.needs_input_grad[7] else None
-        grad_x, grad_dt, grad_A = x.new_empty(x.shape), dt.new_empty(dt.shape), A.new_empty(len(x), len(A))
+        grad_x, of_B, of_C = empty_parts(x, B, C)
+        grad_dt, grad_A = dt.new_empty(dt.shape), A.new_empty(len(x), len(A))
         blocks = -(-(x.shape[2] // B.shape[2]) // _heads_of_task(x, B))
-        grad_B, grad_C = (B.new_empty(*B.shape[:3], blocks, B.shape[3]) for _ in range(2))
+        grad_B, grad_C = of_B, of_C
+        if blocks > 1:
+            grad_B, grad_C = (B.new_empty(*B.shape[:3], blocks, B.shape[3]) for _ in range(2))
         grad_D = None if D is None else x.new_zeros(len(x), *x.shape[2:])
         given = _given(*inputs)
         to_x, to_B, to_C = _strided(grad_x, grad_B, grad_C)
         strides = _strides(grad_x, grad_B, grad_C)
         to = _Gradients(*strides, grad_y, grad_final, grad_state, to_x, grad_dt, grad_A, to_B, to_C, grad_D)
         must_have_memory(kernels.ssd_backward(ctypes.byref(given), Pointer(state), ctypes.byref(to)))
-        of_B, of_C = (grad.sum(3) if blocks > 1 else grad.view(B.shape) for grad in (grad_B, grad_C))
+        if blocks > 1:
+            torch.sum(grad_B, 3, out=of_B), torch.sum(grad_C, 3, out=of_C)
         of_D = None if D is None or grad_D is None else grad_D.sum(0 if D.dim() == 2 else (0, 2))
         return grad_x, grad_dt, grad_A.sum(0), of_B, of_C, of_D, None, grad_state, None
 

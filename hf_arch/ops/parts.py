@@ -43,7 +43,9 @@ class _LinearParts(torch.autograd.Function):
     """y_p = x W_p^T + b_p:  dL/dx = sum_p dL/dy_p W_p,  dL/dW_p = dL/dy_p^T x,  dL/db_p = sum over rows of dL/dy_p."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, widths: tuple[int, ...]) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, widths: tuple[int, ...]
+    ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(x, weight)
         ctx.set_materialize_grads(False)
         ctx.slices = [slice(*ends) for ends in pairwise(accumulate(widths, initial=0))]
@@ -53,9 +55,10 @@ class _LinearParts(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True
             x, weight = ctx.saved_tensors
-            shape = (*x.shape[:-1], -1)
-            whole = [x.new_zeros(len(weight[at]), *x.shape[:-1]).movedim(0, -1) if grad is None else grad for grad, at in zip(grads, ctx.slices, strict=True)]
-            grad = torch.cat([each.reshape(shape) for each in whole], -1)
+            sizes = [part.stop - part.start for part in ctx.slices]
+            shapes = [(*x.shape[:-1], size) for size in sizes]
+            whole = [x.new_zeros(shape) if grad is None else grad for grad, shape in zip(grads, shapes, strict=True)]
+            grad = torch.cat(whole, -1)
             rows = grad.flatten(0, -2)
             return grad @ weight, rows.mT @ x.flatten(0, -2), rows.sum(0) if ctx.needs_input_grad[2] else None, None
         return _LinearParts.by_hand(ctx, *grads)
@@ -85,3 +88,49 @@ class _LinearParts(torch.autograd.Function):
         if of_x:
             grad_x = x.new_zeros(x.shape) if grad_x is None else grad_x.view(x.shape)
         return grad_x, grad_weight, grad_bias, None
+
+
+def split_parts(x: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
+    """`x.split(widths, -1)`, whose gradient is made without a copy of those that lie side by side."""
+    wanted = torch.is_grad_enabled() and x.requires_grad
+    return _SplitParts.apply(x, tuple(widths)) if wanted and unobserved(x) else x.split(list(widths), -1)
+
+
+class _SplitParts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, widths: tuple[int, ...]) -> tuple[Tensor, ...]:
+        return x.split(list(widths), -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        if not torch.is_grad_enabled() and side_by_side(*grads):
+            shape = (*grads[0].shape[:-1], grads[0].stride(-2))
+            return grads[0].as_strided(shape, grads[0].stride()), None
+        return torch.cat(grads, -1), None
+
+
+def side_by_side(*parts: Tensor) -> bool:
+    """Whether these are all parts [B, T, width], or [B, T, heads, width of one], of the rows of one contiguous tensor, one
+    after another."""
+    first = parts[0]
+    sizes = [part.shape[2:].numel() for part in parts]
+    step = sum(sizes)
+    place = first.storage_offset()
+    for part, size in zip(parts, sizes, strict=True):
+        inner = part.shape[-1]
+        rows = (part.shape[1] * step, step, inner, 1) if part.dim() == 4 else (part.shape[1] * step, step, 1)
+        if part.stride() != rows or part.storage_offset() != place or part.dtype != first.dtype:
+            return False
+        if part.untyped_storage().data_ptr() != first.untyped_storage().data_ptr():
+            return False
+        place += size
+    return True
+
+
+def empty_parts(*parts: Tensor) -> list[Tensor]:
+    """Tensors of these shapes [B, T, heads, width], contiguous or, where these are side by side, so as well."""
+    if not side_by_side(*parts):
+        return [part.new_empty(part.shape) for part in parts]
+    sizes = [part.shape[2:].numel() for part in parts]
+    whole = parts[0].new_empty(*parts[0].shape[:2], sum(sizes))
+    return [rows.view(part.shape) for rows, part in zip(whole.split(sizes, -1), parts, strict=True)]

@@ -29,8 +29,7 @@ INLINE void tile(const int rows, const int vectors, const Product *p, int64_t i,
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 2
-        for (int v = 0; v < vectors; v++)
-            sum[r][v] = p->scale ? load_all(p->scale + c + v * LANES) * load_all(from + r * p->width + v * LANES) : all(0);
+        for (int v = 0; v < vectors; v++) sum[r][v] = all(0);
     for (int64_t k = 0; k < p->depth; k++) {
         lanes term[2];
 #pragma GCC unroll 2
@@ -42,10 +41,15 @@ INLINE void tile(const int rows, const int vectors, const Product *p, int64_t i,
             for (int v = 0; v < vectors; v++) sum[r][v] += factor * term[v];
         }
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; r++)
 #pragma GCC unroll 2
-        for (int v = 0; v < vectors; v++) store_all(to + r * p->width + v * LANES, sum[r][v]);
+    for (int v = 0; v < vectors; v++) {
+        const lanes scale = p->scale ? load_all(p->scale + c + v * LANES) : all(0);
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++) {
+            if (p->scale) sum[r][v] += scale * load_all(from + r * p->width + v * LANES);
+            store_all(to + r * p->width + v * LANES, sum[r][v]);
+        }
+    }
 }
 
 #define TILES_OF(count, vectors) case count: tile(count, vectors, p, i, c); break;
