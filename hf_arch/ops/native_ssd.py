@@ -4,16 +4,18 @@ r"""State space duality (`ssd.py`) by a C kernel: chunks of 32 tokens whose prod
     y_i = p_i S C_i + sum_j W_ij u_j + D x_i         p_i = d_1 ... d_i, what is left of S, the state before the chunk
     S' = p_L S + sum_j f_j u_j B_j^T                 f_j = d_{j+1} ... d_L
 
-A chunk form in torch takes a pass over memory for each scaling by decays and copies what a product wants side by side;
-here decays scale what is in registers or in the first cache. Only products of numbers in [0, 1] are formed, as in
-`decay.py`. Backwards, with R the gradient of S', V_ij = (d_{j+1} ... d_i) (dL/dy_i . u_j), and sums over the heads of a group,
+A chunk form in torch takes a pass over memory for each scaling by decays, and copies for products; here decays scale
+what is in registers or in the first cache. Only products of numbers in [0, 1] are formed, as in `decay.py`. Backwards,
+with R the gradient of S', V_ij = d_{j+1} ... d_i (dL/dy_i . u_j), and those of B and C summed over a group's heads,
 
-    dL/du_j = f_j R B_j + sum_i W_ij dL/dy_i         dL/dB_j = sum f_j R^T u_j + sum_i V_ij C_i
-    dL/dS = p_L R + sum_i p_i dL/dy_i C_i^T          dL/dC_i = sum p_i S^T dL/dy_i + sum_j V_ij B_j
+    dL/du_j = f_j R B_j + sum_i W_ij dL/dy_i         dL/dB_j = f_j R^T u_j + sum_i V_ij C_i
+    dL/dS = p_L R + sum_i p_i dL/dy_i C_i^T          dL/dC_i = p_i S^T dL/dy_i + sum_j V_ij B_j
 
-where the first walk is forwards, for the states and dL/dC, and the other backwards. The gradient of the log decays
-needs no products of decays (as in `vector_decay.py`): dL/d(dt_t A) is the sum of y_s . dL/dy_s - u_s . dL/du_s, y
-without D x, over the steps s >= t of the chunk, plus S' . R.
+where a first walk is forwards, for the states and dL/dC, and a second backwards. The gradient of a log decay adds up
+all that d_t is a factor of, while `vector_decay.py` subtracts sums that mostly cancel; it is exact where d_t vanishes:
+
+    dL/d(dt_t A) = sum_{j < t <= i} V_ij C_i . B_j  +  sum_{i >= t} p_i C_i . S^T dL/dy_i
+                   +  sum_{j < t} f_j u_j . R B_j  +  p_L S . R
 """
 
 from __future__ import annotations
@@ -47,8 +49,8 @@ class _Gradients(Struct):
 
 
 class NativeSsd(torch.autograd.Function):
-    """x [B, T, H, P], dt [B, T, H], A [H], B, C [B, T, G, N], D [H], [H, P] or None, keep [B, T] or None, state [B, H, P, N]
-    or None, all fp32 on a CPU, to y [B, T, H, P] and the final state [B, H, P, N], None unless `final`.
+    """x [B, T, H, P], dt [B, T, H], A [H], B, C [B, T, G, N], D [H], [H, P] or None, keep [B, T] or None, state
+    [B, H, P, N] or None, all fp32 on a CPU, to y [B, T, H, P] and the final state [B, H, P, N], None unless `final`.
 
     x, B and C may be parts of the rows of a wider tensor.
     """

@@ -110,8 +110,8 @@ class _SplitParts(torch.autograd.Function):
 
 
 def side_by_side(*parts: Tensor) -> bool:
-    """Whether these are all parts [B, T, width], or [B, T, heads, width of one], of the rows of one contiguous tensor, one
-    after another."""
+    """Whether these parts [B, T, width], or [B, T, heads, width of one], are all of the rows of one contiguous tensor,
+    in this order."""
     first = parts[0]
     sizes = [part.shape[2:].numel() for part in parts]
     step = sum(sizes)

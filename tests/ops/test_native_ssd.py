@@ -14,7 +14,8 @@ from tests.ops.recurrences import assert_close
 from tests.ops.test_native import assert_same, needs_kernels, run
 
 pytestmark = needs_kernels
-# Batch, time, heads, groups, head dim, state: around 32 tokens of a chunk, vectors of 4 to 16, rows and columns of a tile, 8 heads of a task.
+# Batch, time, heads, groups, head dim, state: around the 32 tokens of a chunk, vectors of 4 to 16, rows of a tile and
+# the 8 heads of a task.
 SIZES = [
     (1, 2, 1, 1, 1, 1),
     (2, 5, 3, 1, 3, 2),
