@@ -51,7 +51,8 @@ def project(layer: nn.Module, x: Tensor) -> Tensor:
 
 def project_parts(layer: nn.Module, x: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
     """`project(layer, x).split(widths, -1)`; in training on a CPU by a product for each part, which is contiguous."""
-    if x.numel() > x.shape[-1] and not (torch.compiler.is_compiling() or watches_modules()) and is_plain_linear(layer):
+    watched = torch.compiler.is_compiling() or watches_modules()
+    if torch.is_grad_enabled() and not watched and is_plain_linear(layer):
         weight: Any = layer.weight
         bias: Any = layer.bias
         return linear_parts(x, weight, bias, widths)

@@ -31,8 +31,8 @@ from .native import Kernels, Pointer, Struct, fields, must_have_memory
 from .parts import empty_parts
 
 KERNELS = Kernels("ssd.c")
-HEADS = 8  # of a task at most: they share scores; the gradients of B and C are summed over a task, then over tasks
-TASKS = 8  # that more threads can share: for fewer, a task has fewer heads
+HEADS = 16  # of a task at most: they share scores, and the gradients of B and C are summed over a task, then over tasks
+TASKS = 4  # of a backward pass at least, where there are heads enough
 
 
 class _Ssd(Struct):
@@ -72,7 +72,8 @@ class NativeSsd(torch.autograd.Function):
         state = None if state is None else state.contiguous()
         y = x.new_empty(x.shape)
         end = x.new_empty(len(x), *x.shape[2:], B.shape[-1]) if final else None
-        given = _given(x, dt, A, B, C, D, keep)
+        # no number depends on what heads share a task, as sums of gradients do
+        given = _given(x, dt, A, B, C, D, keep, max(TASKS, torch.get_num_threads()))
         must_have_memory(kernels.ssd(ctypes.byref(given), Pointer(state), Pointer(y), Pointer(end)))
         ctx.save_for_backward(x, dt, A, B, C, D, keep, state)
         ctx.set_materialize_grads(False)
@@ -89,12 +90,12 @@ class NativeSsd(torch.autograd.Function):
         grad_state = torch.empty_like(state) if ctx.needs_input_grad[7] else None
         grad_x, of_B, of_C = empty_parts(x, B, C)
         grad_dt, grad_A = dt.new_empty(dt.shape), A.new_empty(len(x), len(A))
-        blocks = -(-(x.shape[2] // B.shape[2]) // _heads_of_task(x, B))
+        blocks = -(-(x.shape[2] // B.shape[2]) // _heads_of_task(x, B, TASKS))
         grad_B, grad_C = of_B, of_C
         if blocks > 1:
             grad_B, grad_C = (B.new_empty(*B.shape[:3], blocks, B.shape[3]) for _ in range(2))
         grad_D = None if D is None else x.new_zeros(len(x), *x.shape[2:])
-        given = _given(*inputs)
+        given = _given(*inputs, TASKS)
         to_x, to_B, to_C = _strided(grad_x, grad_B, grad_C)
         strides = _strides(grad_x, grad_B, grad_C)
         to = _Gradients(*strides, grad_y, grad_final, grad_state, to_x, grad_dt, grad_A, to_B, to_C, grad_D)
@@ -105,12 +106,14 @@ class NativeSsd(torch.autograd.Function):
         return grad_x, grad_dt, grad_A.sum(0), of_B, of_C, of_D, None, grad_state, None
 
 
-def _given(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, keep: Tensor | None) -> _Ssd:
+def _given(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, keep: Tensor | None, tasks: int
+) -> _Ssd:
     rows = [each if each[0, 0].is_contiguous() else each.contiguous() for each in (x, B, C)]
     rest = (None if each is None else each.contiguous() for each in (dt, A, D, keep))
     skips = 1 if D is None or D.dim() == 1 else x.shape[3]
-    sizes = (*x.shape[:3], B.shape[2], x.shape[3], B.shape[3], skips, _heads_of_task(x, B), torch.get_num_threads())
-    return _Ssd(*sizes, *_strides(*rows), *_strided(*rows), *rest)
+    sizes = (*x.shape[:3], B.shape[2], x.shape[3], B.shape[3], skips, _heads_of_task(x, B, tasks))
+    return _Ssd(*sizes, torch.get_num_threads(), *_strides(*rows), *_strided(*rows), *rest)
 
 
 def _strides(*rows: Tensor) -> list[int]:
@@ -122,9 +125,8 @@ def _strided(*rows: Tensor) -> list[Pointer]:
     return [Pointer(each, strided=True) for each in rows]
 
 
-def _heads_of_task(x: Tensor, B: Tensor) -> int:
-    """The same for any number of threads, and about equal tasks."""
+def _heads_of_task(x: Tensor, B: Tensor, tasks: int) -> int:
+    """Of about equal tasks, in all as many as that or more where there are heads enough."""
     groups, ratio = B.shape[2], x.shape[2] // B.shape[2]
-    least = -(-TASKS // (len(x) * groups))
-    tasks = min(ratio, max(-(-ratio // HEADS), least))
-    return -(-ratio // tasks)
+    of_group = min(ratio, max(-(-ratio // HEADS), -(-tasks // (len(x) * groups))))
+    return -(-ratio // of_group)
