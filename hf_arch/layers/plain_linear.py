@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.compat import is_hooked, watches_modules
+from ..ops.native import shapes_alone
 from ..ops.one_row import WIDEST, is_plain_row, row_product
 from ..ops.parts import linear_parts
 
@@ -52,7 +53,9 @@ def project(layer: nn.Module, x: Tensor) -> Tensor:
 def project_parts(layer: nn.Module, x: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
     """`project(layer, x).split(widths, -1)`; in training on a CPU by a product for each part, which is contiguous."""
     watched = torch.compiler.is_compiling() or watches_modules()
-    if torch.is_grad_enabled() and not watched and is_plain_linear(layer):
+    # who counts memory has put tensors without numbers in the place of weights
+    plain = torch.is_grad_enabled() and not watched and (is_plain_linear(layer) or shapes_alone())
+    if plain and type(layer) is nn.Linear:
         weight: Any = layer.weight
         bias: Any = layer.bias
         return linear_parts(x, weight, bias, widths)

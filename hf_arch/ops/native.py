@@ -129,6 +129,11 @@ def on_shapes() -> Iterator[None]:
         _shapes_alone = before
 
 
+def shapes_alone() -> bool:
+    """Whether this call is within `on_shapes`."""
+    return _shapes_alone
+
+
 def keep_nothing() -> None:
     """For dry runs, which write nothing: what this process builds is loaded and removed."""
     global _nothing_is_kept

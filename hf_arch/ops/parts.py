@@ -121,7 +121,7 @@ def side_by_side(*parts: Tensor) -> bool:
         rows = (part.shape[1] * step, step, inner, 1) if part.dim() == 4 else (part.shape[1] * step, step, 1)
         if part.stride() != rows or part.storage_offset() != place or part.dtype != first.dtype:
             return False
-        if part.untyped_storage().data_ptr() != first.untyped_storage().data_ptr():
+        if part.untyped_storage() is not first.untyped_storage():  # one object for a memory, also where it is none
             return False
         place += size
     return True
