@@ -73,7 +73,7 @@ class NativeSsd(torch.autograd.Function):
         y = x.new_empty(x.shape)
         end = x.new_empty(len(x), *x.shape[2:], B.shape[-1]) if final else None
         # no number depends on what heads share a task, as sums of gradients do
-        given = _given(x, dt, A, B, C, D, keep, max(TASKS, torch.get_num_threads()))
+        given = _given(max(TASKS, torch.get_num_threads()), x, dt, A, B, C, D, keep)
         must_have_memory(kernels.ssd(ctypes.byref(given), Pointer(state), Pointer(y), Pointer(end)))
         ctx.save_for_backward(x, dt, A, B, C, D, keep, state)
         ctx.set_materialize_grads(False)
@@ -95,7 +95,7 @@ class NativeSsd(torch.autograd.Function):
         if blocks > 1:
             grad_B, grad_C = (B.new_empty(*B.shape[:3], blocks, B.shape[3]) for _ in range(2))
         grad_D = None if D is None else x.new_zeros(len(x), *x.shape[2:])
-        given = _given(*inputs, TASKS)
+        given = _given(TASKS, *inputs)
         to_x, to_B, to_C = _strided(grad_x, grad_B, grad_C)
         strides = _strides(grad_x, grad_B, grad_C)
         to = _Gradients(*strides, grad_y, grad_final, grad_state, to_x, grad_dt, grad_A, to_B, to_C, grad_D)
@@ -107,7 +107,7 @@ class NativeSsd(torch.autograd.Function):
 
 
 def _given(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, keep: Tensor | None, tasks: int
+    tasks: int, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, keep: Tensor | None
 ) -> _Ssd:
     rows = [each if each[0, 0].is_contiguous() else each.contiguous() for each in (x, B, C)]
     rest = (None if each is None else each.contiguous() for each in (dt, A, D, keep))
