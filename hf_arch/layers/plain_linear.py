@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.compat import is_hooked, watches_modules
-from ..ops.linear_parts import linear_parts, worth_parting
+from ..ops.native import shapes_alone
 from ..ops.one_row import WIDEST, batches_are_faster, is_plain_row, row_product
+from ..ops.parts import linear_parts
 
 _WHOLE = (nn.Parameter, torch.Tensor)
 
@@ -51,9 +52,13 @@ def project(layer: nn.Module, x: Tensor) -> Tensor:
     return row_product(x, weight, bias)
 
 
-def project_parts(layer: nn.Module, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
-    """`project(layer, x).split(sizes, -1)`, each part contiguous where that is faster."""
-    if torch.compiler.is_compiling() or watches_modules() or not is_plain_linear(layer) or layer.bias is not None:
-        return project(layer, x).split(sizes, -1)
-    weight: Any = layer.weight
-    return linear_parts(x, weight, sizes) if worth_parting(x, weight) else project(layer, x).split(sizes, -1)
+def project_parts(layer: nn.Module, x: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
+    """`project(layer, x).split(widths, -1)`; in training on a CPU by a product for each part, which is contiguous."""
+    watched = torch.compiler.is_compiling() or watches_modules()
+    # who counts memory has put tensors without numbers in the place of weights
+    plain = torch.is_grad_enabled() and not watched and (is_plain_linear(layer) or shapes_alone())
+    if plain and type(layer) is nn.Linear:
+        weight: Any = layer.weight
+        bias: Any = layer.bias
+        return linear_parts(x, weight, bias, widths)
+    return project(layer, x).split(list(widths), -1)

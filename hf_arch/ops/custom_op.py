@@ -50,7 +50,7 @@ def manual_backward(backward: Callable[..., Any]) -> Callable[..., Any]:
         # torch's `once_differentiable` puts its error where `torch.autograd.grad` does not look.
         if torch.is_grad_enabled():
             raise RuntimeError(f"{type(ctx).__name__} has no second derivative: create_graph=True is not allowed")
-        with without_autocast(grads[0]):
+        with without_autocast(next(grad for grad in grads if grad is not None)):
             return backward(ctx, *grads)
 
     return once

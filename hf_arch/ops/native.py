@@ -62,16 +62,8 @@ class Kernels:
         self.source = source
 
     def for_tensors(self, *tensors: Tensor | None) -> Any:
-        """The library where it can work on all of these, which the caller widens to fp32: plain tensors on a CPU, none
-        of fp64, in a call whose single operations nobody looks at. Else None."""
-        if watched() and not _shapes_alone:
-            return None
-        for x in tensors:
-            if x is not None and (x.device.type != "cpu" or x.dtype == torch.float64):
-                return None
-            if x is not None and type(x) not in _PLAIN and not _shapes_alone:
-                return None
-        return None if read("HF_ARCH_BACKEND") == "torch" else self.loaded()
+        """The library where it can work on all of these, which the caller widens to fp32. Else None."""
+        return self.loaded() if unobserved(*tensors) else None
 
     def loaded(self) -> Any:
         """The library, for a gradient whose forward pass it has computed; `_Nothing` within `on_shapes`."""
@@ -101,6 +93,19 @@ class Kernels:
             return None
 
 
+def unobserved(*tensors: Tensor | None) -> bool:
+    """Whether all of these are plain tensors on a CPU, none of fp64, in a call whose single operations nobody looks at,
+    so that others may do the same."""
+    if watched() and not _shapes_alone:
+        return False
+    for x in tensors:
+        if x is not None and (x.device.type != "cpu" or x.dtype == torch.float64):
+            return False
+        if x is not None and type(x) not in _PLAIN and not _shapes_alone:
+            return False
+    return read("HF_ARCH_BACKEND") != "torch"
+
+
 def all_built() -> bool:
     """Whether no source failed that this process has asked for."""
     return not _unbuilt
@@ -123,6 +128,11 @@ def on_shapes() -> Iterator[None]:
         yield
     finally:
         _shapes_alone = before
+
+
+def shapes_alone() -> bool:
+    """Whether this call is within `on_shapes`."""
+    return _shapes_alone
 
 
 def keep_nothing() -> None:
@@ -153,7 +163,7 @@ class Struct(ctypes.Structure):
     a `Pointer`."""
 
     def __init__(self, *values: int | Tensor | Pointer | None) -> None:
-        self._kept = [x if isinstance(x, (int, Pointer)) else Pointer(x) for x in values]  # a name that no field has
+        self._kept = [x if isinstance(x, int | Pointer) else Pointer(x) for x in values]  # a name that no field has
         super().__init__(*self._kept)
 
 

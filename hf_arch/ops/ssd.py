@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from .backend import needs_gradients, refuses_gated_gradients
 from .chunk_states import chunk_states
 from .decay import decay_products
+from .native_ssd import KERNELS, NativeSsd
 from .recurrence import ChunkedCall, Recurrence
 
 CHUNK = 64
@@ -69,9 +70,17 @@ class Ssd(ChunkedCall[Tensor]):
         x, dt, A, B, C = self.in_state_dtype()
         return self.with_skip(x, *_step(x, dt, A, B, C, self.state))
 
-    def chunk(self) -> tuple[Tensor, Tensor]:
+    def chunk(self) -> tuple[Tensor, Any]:
         x, dt, A, B, C = self.in_state_dtype()
+        if self.is_native():
+            D = None if self.D is None else self.D.to(self.dtype)
+            return NativeSsd.apply(x, dt, A, B, C, D, self.keep(), self.state, self.output_final_state)
         return self.with_skip(x, *_chunks(x, dt, A, B, C, self.state, self.keep(), self.chunk_length()))
+
+    def is_native(self) -> bool:
+        """Whether the chunk form is the C kernel."""
+        given = (self.x, self.dt, self.A, self.B, self.C, self.D, self.state)
+        return self.dtype == torch.float32 and KERNELS.for_tensors(*given) is not None
 
     def kernel(self) -> tuple[Tensor, Any]:
         """Queries C, keys B, values dt x, a scalar log decay dt A and a state [B, H, V, K]."""

@@ -15,18 +15,30 @@ import torch
 from torch import Tensor
 
 from hf_arch.core.one_writer import only_writer
-from hf_arch.ops import conv, native, native_delta, norm, rotary, selective_scan, silu_gate, token_mix, vector_decay
+from hf_arch.ops import (
+    conv,
+    native,
+    native_delta,
+    native_ssd,
+    norm,
+    rotary,
+    selective_scan,
+    silu_gate,
+    token_mix,
+    vector_decay,
+)
 from hf_arch.ops.native import Kernels
 from hf_arch.ops.rotary import apply_rotary
 from hf_arch.ops.silu_gate import silu_gated
 from tests.ops.test_native import needs_kernels
 from tests.suite.models import perturbed_model, token_ids
 
-OPERATORS = (conv, native_delta, norm, rotary, selective_scan, silu_gate, token_mix, vector_decay)
+OPERATORS = (conv, native_delta, native_ssd, norm, rotary, selective_scan, silu_gate, token_mix, vector_decay)
 HELD = {operator.KERNELS.source: operator.KERNELS for operator in OPERATORS}
 MODELS = {
     "llama": {"norm.c", "rotary.c", "pointwise.c"},
     "gla": {"causal_conv.c", "norm.c", "pointwise.c", "vector_decay.c"},
+    "mamba2": {"causal_conv.c", "norm.c", "ssd.c"},
     "mamba": {"causal_conv.c", "norm.c", "selective_scan.c"},
     "delta_net": {"causal_conv.c", "delta_rule.c", "norm.c", "pointwise.c"},
 }

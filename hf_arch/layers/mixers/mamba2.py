@@ -20,6 +20,7 @@ from ...core.errors import ConfigError
 from ...core.options import Options, options
 from ...core.registry import MIXERS
 from ...ops.norm import silu_gated_rms_norm
+from ...ops.parts import split_parts
 from ...ops.precision import state_dtype
 from ...ops.silu_gate import silu_gated
 from ...ops.ssd import ssd
@@ -28,7 +29,7 @@ from ..contract import LayerContext
 from ..initial import FLA, init_as_torch, residual_branches
 from ..layout import SequenceLayout
 from ..norms import ArchRMSNorm
-from ..plain_linear import project
+from ..plain_linear import project, project_parts
 from ..short_conv import ShortConvolution
 from ..state import LayerState
 from .base import MixerCost, RecurrentMixer, divide
@@ -130,9 +131,9 @@ class StateSpaceDual(RecurrentMixer):
         return {**values, "projection_multipliers": options.projection_multipliers or [1.0] * 5}
 
     def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
-        gate, hidden, step, extra = self.multiplied(*project(self.in_proj, x).split(self.splits, dim=-1))
+        gate, hidden, step, extra = self.multiplied(*project_parts(self.in_proj, x, self.splits))
         hidden = self.conv(layout.zero_padding(hidden), layout, state)
-        inner, B, C = hidden.split([self.inner, self.group_width, self.group_width], dim=-1)
+        inner, B, C = split_parts(hidden, [self.inner, self.group_width, self.group_width])
         groups = (self.options.n_groups, self.options.state_size)
         dt = layout.zero_padding(self.step_sizes(step))  # a step of 0 leaves the state alone
         heads = inner.unflatten(-1, (self.num_heads, -1))
