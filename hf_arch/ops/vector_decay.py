@@ -42,7 +42,7 @@ from .native import Kernels, Pointer, Struct, contiguous, fields, must_have_memo
 
 KERNELS = Kernels("vector_decay.c")
 GROUP_VALUES = 2**19  # that a thread takes at once: two megabytes, near the best of the 0.4 to 6 tried
-NATIVE_STATE = 128 * 128
+NATIVE_STATE = 256 * 512
 
 
 class _VectorDecay(torch.autograd.Function):
@@ -162,8 +162,8 @@ chunk_vector_decay = as_custom_op(_VectorDecay, ("v", "state"), empty_chunks)
 
 
 def has_kernel(kernels: Kernels, state: tuple[int, int], *tensors: Tensor | None) -> bool:
-    """Whether that C kernel is there for these tensors, and faster for heads whose state has these sides: where it
-    outgrows the first cache, matrix products are."""
+    """Whether that C kernel is there for these tensors, and known to be faster for heads whose state has these sides:
+    twice as fast up to the largest that was tried."""
     return math.prod(state) <= NATIVE_STATE and kernels.for_tensors(*tensors) is not None
 
 
