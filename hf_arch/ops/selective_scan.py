@@ -3,8 +3,8 @@
     h_t = exp(dt_t A) * h_{t-1} + dt_t x_t B_t        y_t = C_t . h_t + D x_t
 
 with h [E,N] in fp32; optionally dt is softplus(dt), and the output y silu(z). Only exp of dt A <= 0 is formed, so no
-decay can overflow. With R_t the gradient of h_t through its own and all later outputs and a_t = exp(dt_t A), elementwise
-in [E,N] but for the sums,
+decay can overflow. With R_t the gradient of h_t through its own and all later outputs and a_t = exp(dt_t A),
+elementwise in [E,N] but for the sums,
 
     R_t = a_{t+1} R_{t+1} + dL/dy_t C_t               dL/dC_t = sum_E dL/dy_t h_t
     dL/d(dt x)_t = sum_N R_t B_t                      dL/dB_t = sum_E R_t dt_t x_t

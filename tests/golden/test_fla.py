@@ -21,6 +21,9 @@ FILES = sorted(path.stem for path in FOLDER.glob("*.safetensors") if not path.st
 LOGITS, LOSS, GRADIENTS = 2e-5, 1e-5, 1e-4
 CHUNKED, CHUNKED_LOGITS = {"precond_gated_deltanet"}, 1e-4
 # Where the source always runs its chunk kernels, whose logits are up to 4e-5 from the same in fp64.
+ILL_CONDITIONED, ILL_CONDITIONED_LOGITS = {"mesa_net"}, 4e-5
+# Its systems amplify rounding: the source's logits are 2e-5 from the same in fp64, and parameters that move by half their
+# last digit move logits by up to 1.5e-5, so that two right ones in fp32 may be farther apart than LOGITS.
 
 
 def _read(name):
@@ -40,7 +43,8 @@ def golden(request):
 
 
 def _near(golden, actual, expected):
-    tolerance = CHUNKED_LOGITS if golden[1]["model_type"] in CHUNKED else LOGITS
+    kind = golden[1]["model_type"]
+    tolerance = CHUNKED_LOGITS if kind in CHUNKED else ILL_CONDITIONED_LOGITS if kind in ILL_CONDITIONED else LOGITS
     torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
 
 

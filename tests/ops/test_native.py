@@ -305,12 +305,33 @@ def test_decaying_attention_holds_decays_that_vanish_and_half_precision(
 
 
 @needs_kernels
-def test_states_too_large_for_the_first_cache_are_products_of_matrices() -> None:
+def test_states_larger_than_was_measured_are_products_of_matrices() -> None:
     def native_at(keys: int, values: int, form: str = "vector") -> bool:
         return linear_attention.declaration(**head_inputs(1, 8, 1, keys, values, form)).is_native()
 
-    assert native_at(128, 128) and not native_at(128, 136)
+    assert native_at(256, 512) and not native_at(256, 520)
     assert not native_at(16, 16, "a decay a head")
+
+
+@needs_kernels
+@pytest.mark.parametrize("operator", ["linear attention", "delta rule"])
+def test_large_states_are_as_in_torch(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    shape = (1, 41, 1)
+    q, k = (normalize(torch.randn(*shape, 256), dim=-1).requires_grad_() for _ in range(2))
+    v, g = torch.randn(*shape, 512).requires_grad_(), (-torch.rand(*shape, 256)).requires_grad_()
+    beta = torch.rand(shape).requires_grad_()
+    found = []
+    for backend in ("auto", "torch"):
+        monkeypatch.setenv("HF_ARCH_BACKEND", backend)
+        if operator == "delta rule":
+            outputs, inputs = delta_rule(q, k, v, beta, g[..., 0]), [q, k, v, beta, g]
+        else:
+            outputs, inputs = linear_attention(q, k, v, g=g), [q, k, v, g]
+        y = outputs[0]
+        found.append((y, *torch.autograd.grad(y.square().sum(), inputs)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 @needs_kernels
