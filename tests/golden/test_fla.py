@@ -22,8 +22,8 @@ LOGITS, LOSS, GRADIENTS = 2e-5, 1e-5, 1e-4
 CHUNKED, CHUNKED_LOGITS = {"precond_gated_deltanet"}, 1e-4
 # Where the source always runs its chunk kernels, whose logits are up to 4e-5 from the same in fp64.
 ILL_CONDITIONED, ILL_CONDITIONED_LOGITS = {"mesa_net"}, 4e-5
-# Its systems amplify rounding: the source's logits are 2e-5 from the same in fp64, and parameters that move by half their
-# last digit move logits by up to 1.5e-5, so that two right ones in fp32 may be farther apart than LOGITS.
+# Its systems amplify rounding: the logits of the source are 2e-5 from the same in fp64, and parameters that move by
+# half their last digit move logits by up to 1.5e-5, so that two right ones in fp32 may be farther apart than LOGITS.
 
 
 def _read(name):
