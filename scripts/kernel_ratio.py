@@ -2,7 +2,8 @@
 
 python scripts/kernel_ratio.py mamba gla gsa --width 384 --rows 4 --length 256
 
-Forward and backward pass on one thread, its processor time, the fastest of the rounds. `share` is llama's time over a
+Forward and backward pass on one thread, its processor time, the fastest of the rounds; freed memory is kept, as
+`hf-arch train` does. `share` is llama's time over a
 model's, both as they are by default. `--equal-parameters` gives each model llama's number of parameters, as
 `experiment.match` does: by the width of its FFN, or its own where it has none.
 """
@@ -17,6 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import hf_arch
+from hf_arch.core.heap import keep_memory
 from hf_arch.environment import temporarily
 from hf_arch.experiments.planning.match import match_model, model_size
 from hf_arch.ops.native import compiler
@@ -68,6 +70,7 @@ def main() -> None:
     given = parser.parse_args()
     if compiler() is None:
         raise SystemExit("there are no C kernels on this machine: install a C compiler")
+    keep_memory()
     torch.set_num_threads(1)
     sizes = {spec: configure(spec, given.width, given.layers) for spec in dict.fromkeys(["llama", *given.models])}
     if given.equal_parameters:
