@@ -14,9 +14,9 @@ KERNELS = Kernels("pointwise.c")
 
 
 def pointwise(kernels: Any, name: str, *inputs: Tensor, outputs: int = 1) -> list[Tensor]:
-    """What the kernel `name` makes of fp32 tensors of one shape: so many contiguous ones of this shape."""
+    """What the kernel `name` makes of tensors of one shape and dtype: so many contiguous ones of these."""
     shape, threads = inputs[0].shape, threads_for(inputs[0])
-    found = [torch.empty(shape, dtype=torch.float32) for _ in range(outputs)]
+    found = [torch.empty(shape, dtype=inputs[0].dtype) for _ in range(outputs)]
     pointers = [Pointer(x) for x in (*(x.contiguous() for x in inputs), *found)]
     getattr(kernels, name)(ctypes.c_int64(shape.numel()), ctypes.c_int64(threads), *pointers)
     return found

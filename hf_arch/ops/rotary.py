@@ -31,7 +31,7 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, head_axis: int = 1) -> Ten
     """
     wanted = torch.is_grad_enabled() and x.requires_grad and not (cos.requires_grad or sin.requires_grad)
     if wanted and not torch.compiler.is_compiling() and _readable(x, cos, sin, head_axis):
-        return _Rotate.apply(x, cos, sin, head_axis)
+        return _Rotate.apply(x.float(), cos, sin, head_axis)
     return _plain(x, cos, sin, head_axis)
 
 
@@ -41,7 +41,8 @@ def _readable(x: Tensor, cos: Tensor, sin: Tensor, head_axis: int) -> bool:
         return False
     batch, length, width = x.shape[0], x.shape[3 - head_axis], x.shape[3]
     fits = cos.shape[0] in (1, batch) and cos.shape[1] == length and cos.shape[2] <= width
-    return fits and {x.dtype, cos.dtype, sin.dtype} == {torch.float32} and KERNELS.for_tensors(x, cos, sin) is not None
+    widened = x.dtype in (torch.float32, torch.bfloat16) and cos.dtype == sin.dtype == torch.float32
+    return fits and widened and KERNELS.for_tensors(x, cos, sin) is not None
 
 
 def _plain(x: Tensor, cos: Tensor, sin: Tensor, head_axis: int) -> Tensor:

@@ -1,8 +1,8 @@
 """A product with a SiLU gate, `x silu(gate)`: of SwiGLU (Shazeer 2020) and of the output gates of recurrences.
 
 Where a gradient is needed on a CPU, forward and backward pass are one walk in C each and nothing but the two factors is
-kept, where autograd keeps silu(gate) too and takes five passes over memory. Elsewhere, and for other dtypes than fp32,
-it is plain torch.
+kept, where autograd keeps silu(gate) too and takes five passes over memory; bf16 is rounded once, after the product.
+Elsewhere, and for other dtypes than fp32 and bf16, it is plain torch.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from .custom_op import manual_backward
 from .pointwise import KERNELS, pointwise
 
+_NAMES = {torch.float32: "silu_gate", torch.bfloat16: "silu_gate_bf16"}
+
 
 def silu_gated(x: Tensor, gate: Tensor) -> Tensor:
     """`x * silu(gate)`.
@@ -27,7 +29,7 @@ def silu_gated(x: Tensor, gate: Tensor) -> Tensor:
         The product, in the dtype that torch's product has.
     """
     wanted = torch.is_grad_enabled() and (x.requires_grad or gate.requires_grad) and not torch.compiler.is_compiling()
-    fits = x.shape == gate.shape and x.dtype == gate.dtype == torch.float32
+    fits = x.shape == gate.shape and x.dtype == gate.dtype and x.dtype in _NAMES
     if wanted and fits and KERNELS.for_tensors(x, gate) is not None:
         return _Gate.apply(x, gate)
     return x * F.silu(gate)
@@ -39,7 +41,7 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Tensor) -> Tensor:
         ctx.save_for_backward(x, gate)
-        return pointwise(KERNELS.for_tensors(x, gate), "silu_gate", x, gate)[0]
+        return pointwise(KERNELS.for_tensors(x, gate), _NAMES[x.dtype], x, gate)[0]
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, ...]:
@@ -54,7 +56,7 @@ class _Gate(torch.autograd.Function):
     def by_hand(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor]:
         x, gate = ctx.saved_tensors
         kernels = KERNELS.for_tensors(x, gate, grad_y)
-        if kernels is None or grad_y.dtype != torch.float32:
+        if kernels is None or grad_y.dtype != x.dtype:
             return grad_y * F.silu(gate), torch.ops.aten.silu_backward(grad_y * x, gate)
-        grad_x, grad_gate = pointwise(kernels, "silu_gate_backward", x, gate, grad_y, outputs=2)
+        grad_x, grad_gate = pointwise(kernels, f"{_NAMES[x.dtype]}_backward", x, gate, grad_y, outputs=2)
         return grad_x, grad_gate

@@ -189,13 +189,43 @@ def test_threads_do_not_move_a_bit(kind: str, weight: int | None) -> None:
 
 
 @needs_kernels
-@pytest.mark.parametrize("kind", ["gate after", "gate first", "gate alone"])
-def test_half_precision_has_no_kernel(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["gate after", "gate first"])
+def test_norms_in_half_precision_have_no_kernel(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = {name: x.bfloat16() for name, x in rowwise_inputs(kind, (9, 40)).items()}
     found = run_rowwise(kind, inputs)
     monkeypatch.setenv("HF_ARCH_BACKEND", "torch")
     for one, other in zip(found, run_rowwise(kind, inputs), strict=True):
         assert one.dtype == torch.bfloat16 and torch.equal(one, other)
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", [(1, 3), (9, 40), (3, 5000)])
+def test_a_gate_in_bf16_is_that_in_fp32_rounded_once(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x, gate, grad = (3 * torch.randn(shape).bfloat16() for _ in range(3))
+    x[0, 0], gate[0, 1], grad[0, 2] = torch.inf, torch.nan, 2.0**-130
+    found = []
+    for widened in (False, True):
+        leaves = [each.float() if widened else each.clone() for each in (x, gate)]
+        y = silu_gated(*(leaf.requires_grad_() for leaf in leaves))
+        found.append([y, *torch.autograd.grad(y, leaves, grad.to(y.dtype))])
+    for one, other in zip(*found, strict=True):
+        assert one.dtype == torch.bfloat16
+        assert torch.equal(one.isnan(), other.isnan())
+        assert torch.equal(one.nan_to_num(7.0), other.bfloat16().nan_to_num(7.0))
+
+
+@needs_kernels
+def test_rotations_of_bf16_are_those_of_the_same_in_fp32() -> None:
+    torch.manual_seed(0)
+    x, angles = torch.randn(2, 3, 5, 8).bfloat16(), torch.rand(1, 5, 6)
+    found = []
+    for leaf in (x.clone().requires_grad_(), x.float().requires_grad_()):
+        y = apply_rotary(leaf, angles.cos(), angles.sin())
+        assert y.dtype == torch.float32
+        found.append([y, torch.autograd.grad(y.square().sum(), leaf)[0].bfloat16()])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
 
 
 @needs_kernels

@@ -45,6 +45,26 @@ static inline void store(float *to, lanes x, int64_t count) {
         for (int64_t i = 0; i < count; i++) to[i] = x[i];
 }
 
+/* bf16: the upper half of a fp32, stored by rounding to the nearest, ties to even. What is not a number stays none. */
+typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+typedef uint32_t naturals __attribute__((vector_size(4 * LANES)));
+
+static inline lanes load_bf16(const uint16_t *from, int64_t count) {
+    if (count >= LANES) return (lanes)(__builtin_convertvector(*(const halves *)from, naturals) << 16);
+    naturals x = {0};
+    for (int64_t i = 0; i < count; i++) x[i] = (uint32_t)from[i] << 16;
+    return (lanes)x;
+}
+
+static inline void store_bf16(uint16_t *to, lanes x, int64_t count) {
+    const naturals bits = (naturals)x, number = (naturals)(x == x);
+    const naturals rounded = ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16 & number) | (0x7fc0 & ~number);
+    if (count >= LANES)
+        *(halves *)to = __builtin_convertvector(rounded, halves);
+    else
+        for (int64_t i = 0; i < count; i++) to[i] = (uint16_t)rounded[i];
+}
+
 #if LANES == 16
 #define EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
 #define ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31

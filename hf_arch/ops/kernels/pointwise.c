@@ -12,26 +12,30 @@
         if (c < end) { const int64_t most = end - c; __VA_ARGS__; } \
     }
 
-void silu_gate(int64_t count, int64_t threads, const float *x, const float *gate, float *y) {
-    const int64_t tasks = (count + BLOCK - 1) / BLOCK;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t task = 0; task < tasks; task++)
-        VECTORS({
-            const lanes z = load(gate + c, most);
-            store(y + c, load(x + c, most) * z * sigmoid(z), most);
-        })
-}
+#define SILU_GATE(name, number, load, store) \
+    void name(int64_t count, int64_t threads, const number *x, const number *gate, number *y) { \
+        const int64_t tasks = (count + BLOCK - 1) / BLOCK; \
+        _Pragma("omp parallel for num_threads(threads) schedule(static)") \
+        for (int64_t task = 0; task < tasks; task++) \
+            VECTORS({ \
+                const lanes z = load(gate + c, most); \
+                store(y + c, load(x + c, most) * z * sigmoid(z), most); \
+            }) \
+    } \
+    void name##_backward(int64_t count, int64_t threads, const number *x, const number *gate, const number *grad_y, number *grad_x, \
+                         number *grad_gate) { \
+        const int64_t tasks = (count + BLOCK - 1) / BLOCK; \
+        _Pragma("omp parallel for num_threads(threads) schedule(static)") \
+        for (int64_t task = 0; task < tasks; task++) \
+            VECTORS({ \
+                const lanes z = load(gate + c, most), s = sigmoid(z), silu = z * s, grad = load(grad_y + c, most); \
+                store(grad_gate + c, grad * load(x + c, most) * (s + silu * (1.0f - s)), most); \
+                store(grad_x + c, grad * silu, most); \
+            }) \
+    }
 
-void silu_gate_backward(int64_t count, int64_t threads, const float *x, const float *gate, const float *grad_y, float *grad_x, float *grad_gate) {
-    const int64_t tasks = (count + BLOCK - 1) / BLOCK;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t task = 0; task < tasks; task++)
-        VECTORS({
-            const lanes z = load(gate + c, most), s = sigmoid(z), silu = z * s, grad = load(grad_y + c, most);
-            store(grad_gate + c, grad * load(x + c, most) * (s + silu * (1.0f - s)), most);
-            store(grad_x + c, grad * silu, most);
-        })
-}
+SILU_GATE(silu_gate, float, load, store)
+SILU_GATE(silu_gate_bf16, uint16_t, load_bf16, store_bf16)
 
 void softplus(int64_t count, int64_t threads, const float *x, float *y) {
     const int64_t tasks = (count + BLOCK - 1) / BLOCK;
