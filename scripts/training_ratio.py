@@ -2,9 +2,9 @@
 
 OMP_NUM_THREADS=1 python scripts/training_ratio.py llama gpt2 moe mamba2 --rounds 5
 
-`same` is both in fp32; `bf16` is ours under autocast, which `training.precision: auto` takes where that was measured to
-be faster, against theirs in fp32. All take turns in one process on one thread; processor time of the thread, the fastest of
-the rounds. Freed memory is kept for all of them, as `hf-arch train` does.
+`same` is both in fp32; `bf16` is ours under autocast, which `training.precision: auto` takes where it was faster, and
+theirs in fp32. All take turns in one process on one thread; processor time of the thread, the fastest of the rounds.
+Freed memory is kept for all of them, as `hf-arch train` does.
 """
 
 from __future__ import annotations
