@@ -371,7 +371,7 @@ class _FusedScan(torch.autograd.Function):
         x, dt, A, B, C, D, z, keep, kept = ctx.saved_tensors
         grad_y = torch.zeros_like(x) if grad_y is None else grad_y.contiguous()
         grad = _own(grad_state, dt, kept.shape[1:])
-        grad_z = None if z is None else torch.empty(z.shape)
+        grad_z = None if z is None else z.new_empty(z.shape)
         scan = _Scan.of(x, dt, A.t().contiguous(), B, C, D, keep, z, ctx.dt_softplus)
         *grads, grad_D, initial = _native_backward(KERNELS.loaded(), scan, grad_y, grad, x, dt, A, B, kept, grad_z)
         return (*grads, None if D is None else grad_D, grad_z, initial if ctx.has_state else None, None, None, None)

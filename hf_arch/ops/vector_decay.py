@@ -212,7 +212,7 @@ class NativeVectorDecay(torch.autograd.Function):
         kernels = KERNELS.loaded()
         initial, grad_o, grad_final = contiguous(state, *grads)
         grad_state, grad_q, grad_k, grad_g, grad_v = (torch.empty(x.shape, dtype=x.dtype) for x in (state, q, q, q, v))
-        grad_bonus = None if bonus is None else torch.empty(len(q), *bonus.shape)
+        grad_bonus = None if bonus is None else q.new_empty(len(q), *bonus.shape)
         attention = native_attention(q, k, g, v, bonus, keep)
         to = Gradients(grad_state, grad_q, grad_k, grad_g, grad_v, grad_bonus)
         given = Pointer(initial), Pointer(grad_final), Pointer(grad_o)
