@@ -40,11 +40,11 @@ typedef struct {
 } Gradients;
 
 /* The usual case, four taps: a vector of channels walks through the tokens of a block with its inputs, taps and sums in
-   registers. It asks for the rows it will need AHEAD tokens later: a block's parts of rows lie too far from each other for
-   the processor to foresee them, and few enough to stay in the first cache together. */
+   registers. It asks for the rows of TOKENS_AHEAD tokens later: parts of rows lie too far from each other for the
+   processor to foresee them, and a block's are few enough to stay in the first cache together. */
 #define USUAL 4
 #define BLOCK 4
-#define AHEAD 8
+#define TOKENS_AHEAD 8
 
 typedef struct {
     lanes taps[USUAL], bias;
@@ -72,7 +72,7 @@ INLINE void forward_block(const int masked, const Conv *c, int64_t b, int64_t t,
     const Taps w = taps_at(c, e, count);
     lanes x[USUAL] = {all(0), input_at(c, b, t - 1, e, count), input_at(c, b, t - 2, e, count), input_at(c, b, t - 3, e, count)};
     for (; t < end; t++) {
-        const int64_t at = row_of(c, b, t) + e, next = row_of(c, b, least(t + AHEAD, c->length - 1)) + e;
+        const int64_t at = row_of(c, b, t) + e, next = row_of(c, b, least(t + TOKENS_AHEAD, c->length - 1)) + e;
         __builtin_prefetch(c->x + next);
         __builtin_prefetch(y + next, 1);
         x[0] = load(c->x + at, count);
@@ -93,7 +93,7 @@ INLINE void backward_block(const int masked, const Conv *c, const Gradients *to,
         x[lag] = lag < USUAL - 1 ? input_at(c, b, end - 1 - lag, e, count) : all(0);
     }
     while (end-- > t) {
-        const int64_t at = row_of(c, b, end) + e, before = row_of(c, b, end > AHEAD ? end - AHEAD : 0) + e;
+        const int64_t at = row_of(c, b, end) + e, before = row_of(c, b, end > TOKENS_AHEAD ? end - TOKENS_AHEAD : 0) + e;
         __builtin_prefetch(c->x + before);
         __builtin_prefetch(to->grad_y + before);
         __builtin_prefetch(to->x + before, 1);

@@ -4,7 +4,6 @@
 #include "lanes.h"
 
 #define ROWS 32 /* of one task: a constant, so that sums over rows have one order for any number of threads */
-#define AHEAD 512 /* numbers: memory is asked for so early, over the ends of pages too, where the processor would wait */
 
 typedef struct {
     int64_t rows, groups, width, gate_first, threads;
@@ -21,18 +20,14 @@ typedef struct {
         if (c < width) { const int64_t count = width - c; __VA_ARGS__; } \
     }
 
-/* In `VECTORS`; behind the end of a tensor they do nothing. */
-#define FETCH(from) __builtin_prefetch((from) + c + AHEAD)
-#define FETCH_TO_WRITE(to) __builtin_prefetch((to) + c + AHEAD, 1)
-
 static inline float inverse(lanes squares, float factor, float eps) { return 1.0f / __builtin_sqrtf(factor * total(squares) + eps); }
 
 /* One row: GATED 0 is none, 1 after the norm, 2 before it. */
 INLINE void forward_row(const int gated, const int64_t width, const float *x, const float *weight, const float *gate, float factor, float eps, float *y) {
     lanes squares = all(0);
     VECTORS({
-        FETCH(x), FETCH_TO_WRITE(y);
-        if (gated) FETCH(gate);
+        FETCH(x + c), FETCH_TO_WRITE(y + c);
+        if (gated) FETCH(gate + c);
         lanes u = load(x + c, count);
         if (gated == 2) {
             const lanes z = load(gate + c, count);
@@ -63,8 +58,8 @@ INLINE void backward_row(const int gated, const int64_t width, const float *x, c
                          const Gradients *to) {
     lanes squares = all(0), along = all(0);
     VECTORS({
-        FETCH(x), FETCH(to->grad_y), FETCH_TO_WRITE(to->x);
-        if (gated) FETCH(gate), FETCH_TO_WRITE(to->gate);
+        FETCH(x + c), FETCH(to->grad_y + c), FETCH_TO_WRITE(to->x + c);
+        if (gated) FETCH(gate + c), FETCH_TO_WRITE(to->gate);
         lanes u = load(x + c, count);
         if (gated == 2) {
             const lanes z = load(gate + c, count), s = sigmoid(z);
