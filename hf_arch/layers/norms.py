@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from ..core.registry import NORMS
-from ..ops.norm import rms_norm, silu_gated_rms_norm
+from ..ops.norm import rms_norm, sigmoid_gated_rms_norm, silu_gated_rms_norm
 from ..ops.precision import state_dtype
 from .activations import ACTIVATIONS
 from .contract import Part
@@ -109,6 +109,8 @@ class GatedRMSNorm(ArchRMSNorm):
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
         if self.gate_fn is F.silu:
             return silu_gated_rms_norm(x, self.weight, gate, self.eps)
+        if self.gate_fn is torch.sigmoid:
+            return sigmoid_gated_rms_norm(x, self.weight, gate, self.eps)
         return rms_norm(x, self.weight, self.eps) * self.gate_fn(gate)
 
 

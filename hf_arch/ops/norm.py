@@ -39,7 +39,7 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
         [..., D] in x's dtype.
     """
     if _blockwise(x, weight):
-        return _Norm.apply(x, weight, None, eps, 1.0 / x.shape[-1], False)
+        return _Norm.apply(x, weight, None, eps, 1.0 / x.shape[-1], False, False)
     return _plain_rms_norm(x, weight, eps)
 
 
@@ -62,12 +62,21 @@ def silu_gated_rms_norm(x: Tensor, weight: Tensor | None, gate: Tensor, eps: flo
         gate: x's shape, any floating dtype.
     """
     if _blockwise(x, weight, gate):
-        return _Norm.apply(x, weight, gate, eps, 1.0 / x.shape[-1], gate_first)
-    return _plain_gated(x, weight, gate, eps, gate_first)
+        return _Norm.apply(x, weight, gate, eps, 1.0 / x.shape[-1], gate_first, False)
+    return _plain_gated(x, weight, gate, eps, gate_first, False)
 
 
-def _plain_gated(x: Tensor, weight: Tensor | None, gate: Tensor, eps: float, gate_first: bool) -> Tensor:
-    wide, opening = x.to(state_dtype(x)), F.silu(gate.to(state_dtype(gate)))
+def sigmoid_gated_rms_norm(x: Tensor, weight: Tensor | None, gate: Tensor, eps: float) -> Tensor:
+    """`rms_norm(x) * sigmoid(gate)`; arguments as in `silu_gated_rms_norm`."""
+    if _blockwise(x, weight, gate):
+        return _Norm.apply(x, weight, gate, eps, 1.0 / x.shape[-1], False, True)
+    return _plain_gated(x, weight, gate, eps, False, True)
+
+
+def _plain_gated(
+    x: Tensor, weight: Tensor | None, gate: Tensor, eps: float, gate_first: bool, of_sigmoid: bool
+) -> Tensor:
+    wide, opening = x.to(state_dtype(x)), _opening(gate.to(state_dtype(gate)), of_sigmoid)
     if gate_first:
         return _plain_rms_norm(wide * opening, weight, eps).to(x.dtype)
     return (_plain_rms_norm(wide, weight, eps) * opening).to(x.dtype)
@@ -76,7 +85,7 @@ def _plain_gated(x: Tensor, weight: Tensor | None, gate: Tensor, eps: float, gat
 def l2_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
     """`x / sqrt(sum(x^2) + eps)` over the last axis (eps is inside the root), in x's dtype."""
     if _blockwise(x):
-        return _Norm.apply(x, None, None, eps, 1.0, False)
+        return _Norm.apply(x, None, None, eps, 1.0, False, False)
     return _plain_l2(x, eps)
 
 
@@ -95,14 +104,14 @@ def _blockwise(*tensors: Tensor | None) -> bool:
 
 
 class _Norm(torch.autograd.Function):
-    """y = n w with n = u r and r = (f sum(u^2) + eps)^-1/2, after or before a product with s = silu(gate): u = x and
-    y = n w s, or, `gate_first`, u = x s and y = n w. Saves its inputs alone.
+    """y = n w with n = u r and r = (f sum(u^2) + eps)^-1/2, after or before a product with s = act(gate): u = x and
+    y = n w s, or, `gate_first`, u = x s and y = n w; act is SiLU or, `of_sigmoid`, the sigmoid. Saves its inputs alone.
 
     With G the gradient of n w (dL/dy, or s dL/dy where the gate comes after the norm),
 
         dL/dw = sum over rows of G n        dL/du = r (w G - f n sum(w G n))
-        gate after the norm:   dL/dgate = silu'(gate) dL/dy n w      dL/dx = dL/du
-        gate first:            dL/dgate = silu'(gate) dL/du x        dL/dx = s dL/du
+        gate after the norm:   dL/dgate = act'(gate) dL/dy n w      dL/dx = dL/du
+        gate first:            dL/dgate = act'(gate) dL/du x        dL/dx = s dL/du
     """
 
     @staticmethod
@@ -114,9 +123,10 @@ class _Norm(torch.autograd.Function):
         eps: float,
         factor: float,
         gate_first: bool,
+        of_sigmoid: bool,
     ) -> Tensor:
         ctx.save_for_backward(x, weight, gate)
-        ctx.eps, ctx.factor, ctx.gate_first = eps, factor, gate_first
+        ctx.eps, ctx.factor, ctx.gate_first, ctx.of_sigmoid = eps, factor, gate_first, of_sigmoid
         y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         dtype = state_dtype(x)
         scale = None if weight is None else weight.to(dtype)
@@ -126,7 +136,7 @@ class _Norm(torch.autograd.Function):
             return y
         for x_rows, gate_rows, y_rows in _blocks(weight, x, gate, y):
             block = x_rows.to(dtype)
-            opening = None if gate_rows is None else F.silu(gate_rows.to(dtype))
+            opening = None if gate_rows is None else _opening(gate_rows.to(dtype), of_sigmoid)
             if opening is not None and gate_first:
                 block = block * opening
             block = block * _inverse(block, factor, eps)
@@ -159,12 +169,12 @@ class _Norm(torch.autograd.Function):
         ):
             inputs, grad = x_rows.to(dtype), grad_rows.to(dtype)
             if gate is not None:
-                opening, slope = _silu_and_slope(gate_rows.to(dtype))
+                opening, slope = _opening_and_slope(gate_rows.to(dtype), ctx.of_sigmoid)
             block = inputs * opening if ctx.gate_first else inputs
             inverse = _inverse(block, ctx.factor, ctx.eps)
             normalised = block * inverse
             if gate is not None and not ctx.gate_first:
-                # dL/dgate = silu'(gate) dL/dy n w, G = s dL/dy
+                # dL/dgate = act'(gate) dL/dy n w, G = s dL/dy
                 slope.mul_(grad).mul_(normalised)
                 grad_gate_rows.copy_(slope if scale is None else slope.mul_(scale))
                 grad = opening.mul_(grad)
@@ -176,18 +186,18 @@ class _Norm(torch.autograd.Function):
             along = along.sum(-1, keepdim=True).mul_(-ctx.factor)
             grad = normalised.mul_(along).add_(grad).mul_(inverse)
             if ctx.gate_first:
-                # dL/dgate = silu'(gate) dL/du x, dL/dx = s dL/du
+                # dL/dgate = act'(gate) dL/du x, dL/dx = s dL/du
                 grad_gate_rows.copy_(slope.mul_(grad).mul_(inputs))
                 grad.mul_(opening)
             grad_x_rows.copy_(grad)
         grad_weight = None if weight is None or grad_scale is None else grad_scale.to(weight.dtype)
-        return grad_x, grad_weight, grad_gate, None, None, None
+        return grad_x, grad_weight, grad_gate, None, None, None, None
 
 
 class _Rows(Struct):
     """What both kernels read, as `ops/kernels/norm.c` has it."""
 
-    _fields_ = fields("rows groups width gate_first threads", "x weight gate")
+    _fields_ = fields("rows groups width gate_first of_sigmoid threads", "x weight gate")
 
 
 def _kernels_for(x: Tensor, scale: Tensor | None, *like_x: Tensor | None) -> Any:
@@ -205,7 +215,8 @@ def _arguments(x: Tensor, scale: Tensor | None, gate: Tensor | None, ctx: Any) -
     """Those that both kernels begin with."""
     groups = len(scale) if scale is not None and scale.dim() == 2 else 1
     rows = x.numel() // max(1, groups * x.shape[-1])
-    given = _Rows(rows, groups, x.shape[-1], int(ctx.gate_first), threads_for(x), *contiguous(x, scale, gate))
+    kind = int(ctx.gate_first), int(ctx.of_sigmoid)
+    given = _Rows(rows, groups, x.shape[-1], *kind, threads_for(x), *contiguous(x, scale, gate))
     return ctypes.byref(given), ctypes.c_float(ctx.factor), ctypes.c_float(ctx.eps)
 
 
@@ -219,7 +230,7 @@ def _native_gradients(
     results = (Pointer(grad_x), Pointer(grad_gate), Pointer(grad_scale))
     kernels.norm_backward(*_arguments(x, scale, gate, ctx), Pointer(grad_y.contiguous()), *results)
     grad_weight = None if weight is None or grad_scale is None else grad_scale.sum(0).to(weight.dtype)
-    return grad_x, grad_weight, grad_gate, None, None, None
+    return grad_x, grad_weight, grad_gate, None, None, None, None
 
 
 def _differentiable_backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
@@ -227,25 +238,30 @@ def _differentiable_backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, .
     # Aliases: where the gate was computed from x, its path must not count as one of x.
     aliases: list[Any] = [None if each is None else each.view_as(each) for each in ctx.saved_tensors]
     x, weight, gate = aliases
-    y = _plain(x, weight, gate, ctx.eps, ctx.factor, ctx.gate_first)
+    y = _plain(x, weight, gate, ctx)
     wanted = [each is not None and needed for each, needed in zip(aliases, ctx.needs_input_grad, strict=False)]
     inputs = [each for each, wants in zip(aliases, wanted, strict=True) if wants]
     found = iter(torch.autograd.grad(y, inputs, grad_y, create_graph=True))
-    return *(next(found) if wants else None for wants in wanted), None, None, None
+    return *(next(found) if wants else None for wants in wanted), None, None, None, None
 
 
-def _plain(
-    x: Tensor, weight: Tensor | None, gate: Tensor | None, eps: float, factor: float, gate_first: bool
-) -> Tensor:
+def _plain(x: Tensor, weight: Tensor | None, gate: Tensor | None, ctx: Any) -> Tensor:
     """What `_Norm` computes, in plain operations."""
     if gate is not None:
-        return _plain_gated(x, weight, gate, eps, gate_first)
-    return _plain_l2(x, eps) if factor == 1.0 and weight is None else _plain_rms_norm(x, weight, eps)
+        return _plain_gated(x, weight, gate, ctx.eps, ctx.gate_first, ctx.of_sigmoid)
+    return _plain_l2(x, ctx.eps) if ctx.factor == 1.0 and weight is None else _plain_rms_norm(x, weight, ctx.eps)
 
 
-def _silu_and_slope(x: Tensor) -> tuple[Tensor, Tensor]:
-    """silu(x) = x s and its derivative s + x s (1 - s), s = sigmoid(x), for the price of one exponential."""
+def _opening(gate: Tensor, of_sigmoid: bool) -> Tensor:
+    return gate.sigmoid() if of_sigmoid else F.silu(gate)
+
+
+def _opening_and_slope(x: Tensor, of_sigmoid: bool) -> tuple[Tensor, Tensor]:
+    """silu(x) = x s and its derivative s + x s (1 - s), s = sigmoid(x), for the price of one exponential; or s and
+    s (1 - s)."""
     sigmoid = x.sigmoid()
+    if of_sigmoid:
+        return sigmoid, torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1)
     silu = x * sigmoid
     return silu, torch.addcmul(sigmoid, silu, sigmoid, value=-1).add_(silu)
 

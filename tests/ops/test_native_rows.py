@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hf_arch.ops.conv import causal_conv1d
 from hf_arch.ops.linear_attention import linear_attention
-from hf_arch.ops.norm import l2_norm, rms_norm, silu_gated_rms_norm
+from hf_arch.ops.norm import l2_norm, rms_norm, sigmoid_gated_rms_norm, silu_gated_rms_norm
 from hf_arch.ops.parts import linear_parts
 from hf_arch.ops.rotary import apply_rotary
 from hf_arch.ops.selective_scan import selective_scan
@@ -39,6 +39,7 @@ def rowwise(kind: str) -> Any:
         "l2": lambda x: l2_norm(x, 1e-3),
         "gate after": lambda x, gate, weight=None: silu_gated_rms_norm(x, weight, gate, 1e-3),
         "gate first": lambda x, gate, weight=None: silu_gated_rms_norm(x, weight, gate, 1e-3, gate_first=True),
+        "sigmoid gate": lambda x, gate, weight=None: sigmoid_gated_rms_norm(x, weight, gate, 1e-3),
         "gate alone": silu_gated,
         "mix": lambda x, gate, weight: torch.stack(token_mix(x, gate, weight)),
         "softplus": softplus,
@@ -59,7 +60,7 @@ def run_rowwise(kind: str, inputs: dict[str, Tensor]) -> list[Tensor]:
 
 
 ROWWISE = [
-    *((kind, weight) for kind in ("norm", "gate after", "gate first") for weight in (None, 1, 2)),
+    *((kind, weight) for kind in ("norm", "gate after", "gate first", "sigmoid gate") for weight in (None, 1, 2)),
     ("l2", None),
     ("gate alone", None),
     ("mix", 2),
@@ -85,7 +86,7 @@ def test_norms_and_gates_are_those_of_torch(
 
 
 @needs_kernels
-@pytest.mark.parametrize("kind", ["norm", "gate after", "gate first", "gate alone"])
+@pytest.mark.parametrize("kind", ["norm", "gate after", "gate first", "sigmoid gate", "gate alone"])
 def test_a_row_moves_no_other_one_and_what_is_not_a_number_stays_in_it(kind: str) -> None:
     inputs = rowwise_inputs(kind, (70, 2, 37))
     y, *gradients = run_rowwise(kind, inputs)

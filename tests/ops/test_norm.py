@@ -8,24 +8,26 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_arch.ops import norm
-from hf_arch.ops.norm import l2_norm, rms_norm, silu_gated_rms_norm
+from hf_arch.ops.norm import l2_norm, rms_norm, sigmoid_gated_rms_norm, silu_gated_rms_norm
 from tests.ops.recurrences import assert_close, with_gradients
 
 EPS = 1e-3
 
 
-def formula(x: Tensor, weight: Tensor | None, gate: Tensor | None, gate_first: bool, **_: object) -> Tensor:
-    opening = 1.0 if gate is None else gate * torch.sigmoid(gate)
-    x = x * opening if gate_first else x
+def formula(x: Tensor, weight: Tensor | None, gate: Tensor | None, kind: str, **_: object) -> Tensor:
+    opening = 1.0 if gate is None else torch.sigmoid(gate) * (1.0 if kind == "sigmoid" else gate)
+    x = x * opening if kind == "first" else x
     y = x / torch.sqrt(x.square().mean(-1, keepdim=True) + EPS)
     y = y if weight is None else y * weight
-    return y if gate_first else y * opening
+    return y if kind == "first" else y * opening
 
 
-def norm_of(x: Tensor, weight: Tensor | None, gate: Tensor | None, gate_first: bool, **_: object) -> Tensor:
+def norm_of(x: Tensor, weight: Tensor | None, gate: Tensor | None, kind: str, **_: object) -> Tensor:
     if gate is None:
         return rms_norm(x, weight, EPS)
-    return silu_gated_rms_norm(x, weight, gate, EPS, gate_first)
+    if kind == "sigmoid":
+        return sigmoid_gated_rms_norm(x, weight, gate, EPS)
+    return silu_gated_rms_norm(x, weight, gate, EPS, kind == "first")
 
 
 def make_inputs(weight: tuple[int, ...] | None, gated: bool, dtype: torch.dtype = torch.float64) -> list:
@@ -39,30 +41,28 @@ def make_inputs(weight: tuple[int, ...] | None, gated: bool, dtype: torch.dtype 
     return [x, None if weight is None else random(*weight), random(2, 5, 3, 6) if gated else None]
 
 
-CASES = [(False, False), (True, False), (True, True)]
+CASES = ["plain", "after", "first", "sigmoid"]
 
 
-@pytest.mark.parametrize(("gated", "gate_first"), CASES)
+@pytest.mark.parametrize("kind", CASES)
 @pytest.mark.parametrize("weight", [None, (6,), (3, 6)])
-def test_formula_and_gradients(
-    monkeypatch: pytest.MonkeyPatch, weight: tuple[int, ...] | None, gated: bool, gate_first: bool
-) -> None:
-    inputs = make_inputs(weight, gated)
-    expected = with_gradients(formula, inputs, gate_first=gate_first)
+def test_formula_and_gradients(monkeypatch: pytest.MonkeyPatch, weight: tuple[int, ...] | None, kind: str) -> None:
+    inputs = make_inputs(weight, kind != "plain")
+    expected = with_gradients(formula, inputs, kind=kind)
     for block in (1, 24, 2**18):  # of one row, of some with a rest, of all
         monkeypatch.setattr(norm, "BLOCK_ELEMENTS", block)
-        assert_close(with_gradients(norm_of, inputs, gate_first=gate_first), expected, 1e-12)
+        assert_close(with_gradients(norm_of, inputs, kind=kind), expected, 1e-12)
     with torch.no_grad():
-        assert_close(norm_of(*inputs, gate_first), expected[0], 1e-12)
+        assert_close(norm_of(*inputs, kind), expected[0], 1e-12)
 
 
-@pytest.mark.parametrize(("gated", "gate_first"), CASES)
-def test_half_precision_is_rounded_once(gated: bool, gate_first: bool) -> None:
-    inputs = make_inputs((6,), gated, torch.bfloat16)
+@pytest.mark.parametrize("kind", CASES)
+def test_half_precision_is_rounded_once(kind: str) -> None:
+    inputs = make_inputs((6,), kind != "plain", torch.bfloat16)
     wide = [None if x is None else x.double() for x in inputs]
-    outputs, gradients = with_gradients(norm_of, inputs, gate_first=gate_first)
+    outputs, gradients = with_gradients(norm_of, inputs, kind=kind)
     assert {x.dtype for x in (*outputs, *gradients)} == {torch.bfloat16}
-    expected = with_gradients(formula, wide, gate_first=gate_first)
+    expected = with_gradients(formula, wide, kind=kind)
     assert_close((outputs, gradients), expected, 2**-8)
 
 

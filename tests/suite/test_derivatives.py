@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, set_seed
 
 import hf_arch
 from hf_arch.ops.compat import forward_mode, functorch_levels, transformed
-from hf_arch.ops.norm import l2_norm, rms_norm, silu_gated_rms_norm
+from hf_arch.ops.norm import l2_norm, rms_norm, sigmoid_gated_rms_norm, silu_gated_rms_norm
 from tests.suite.models import token_ids
 
 ATTENTION = ("gpt2", "llama", "gqa", "mla", "moe")
@@ -109,6 +109,9 @@ def test_norms_have_second_derivatives() -> None:
         assert torch.autograd.gradgradcheck(
             lambda x, w, first=first: silu_gated_rms_norm(x, w, torch.sin(x) + gate, 1e-6, first), (x, weight)
         )
+    assert torch.autograd.gradgradcheck(
+        lambda x, w: sigmoid_gated_rms_norm(x, w, torch.sin(x) + gate, 1e-6), (x, weight)
+    )
 
 
 @pytest.mark.parametrize("name", ["gla", "rwkv7", "mamba2"])

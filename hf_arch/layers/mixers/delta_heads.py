@@ -21,6 +21,7 @@ from ...core.options import Options, options
 from ...ops.delta_rule import dplr_delta_rule
 from ...ops.norm import l2_norm
 from ...ops.precision import state_dtype
+from ...ops.softplus import softplus
 from ..layout import SequenceLayout
 from ..norms import GatedRMSNorm
 from ..state import LayerState
@@ -195,7 +196,7 @@ def low_rank(width: int, rank: int, out: int, *, bias: bool = False) -> nn.Seque
 
 def softplus_decay(logits: Tensor, rate_log: Tensor, bias: Tensor) -> Tensor:
     """-exp(A) softplus(logits + b) of logits and biases of H C channels and H rates: fp32 [B, T, H, C]."""
-    return -rate_log.to(state_dtype(logits)).exp().unsqueeze(-1) * F.softplus(biased(logits, rate_log, bias))
+    return -rate_log.to(state_dtype(logits)).exp().unsqueeze(-1) * softplus(biased(logits, rate_log, bias))
 
 
 def biased(logits: Tensor, rate_log: Tensor, bias: Tensor) -> Tensor:

@@ -40,9 +40,11 @@ typedef struct {
 } Gradients;
 
 /* The usual case, four taps: a vector of channels walks through the tokens of a block with its inputs, taps and sums in
-   registers. */
+   registers. It asks for the rows of TOKENS_AHEAD tokens later: parts of rows lie too far from each other for the
+   processor to foresee them, and a block's are few enough to stay in the first cache together. */
 #define USUAL 4
-#define BLOCK 16
+#define BLOCK 4
+#define TOKENS_AHEAD 8
 
 typedef struct {
     lanes taps[USUAL], bias;
@@ -70,10 +72,13 @@ INLINE void forward_block(const int masked, const Conv *c, int64_t b, int64_t t,
     const Taps w = taps_at(c, e, count);
     lanes x[USUAL] = {all(0), input_at(c, b, t - 1, e, count), input_at(c, b, t - 2, e, count), input_at(c, b, t - 3, e, count)};
     for (; t < end; t++) {
-        x[0] = load(c->x + row_of(c, b, t) + e, count);
+        const int64_t at = row_of(c, b, t) + e, next = row_of(c, b, least(t + TOKENS_AHEAD, c->length - 1)) + e;
+        __builtin_prefetch(c->x + next);
+        __builtin_prefetch(y + next, 1);
+        x[0] = load(c->x + at, count);
         lanes z = WEIGHTED(w.bias, x, lags_of(c, b, t));
         if (c->silu) z /= 1.0f + exponential(-z);
-        store(y + row_of(c, b, t) + e, z, count);
+        store(y + at, z, count);
         x[3] = x[2], x[2] = x[1], x[1] = x[0];
     }
 }
@@ -88,7 +93,10 @@ INLINE void backward_block(const int masked, const Conv *c, const Gradients *to,
         x[lag] = lag < USUAL - 1 ? input_at(c, b, end - 1 - lag, e, count) : all(0);
     }
     while (end-- > t) {
-        const int64_t at = row_of(c, b, end) + e;
+        const int64_t at = row_of(c, b, end) + e, before = row_of(c, b, end > TOKENS_AHEAD ? end - TOKENS_AHEAD : 0) + e;
+        __builtin_prefetch(c->x + before);
+        __builtin_prefetch(to->grad_y + before);
+        __builtin_prefetch(to->x + before, 1);
         x[3] = input_at(c, b, end - 3, e, count);
         z[0] = load(to->grad_y + at, count);
         const int64_t lags = masked ? lags_of(c, b, end) : USUAL;

@@ -65,6 +65,12 @@ static inline void store_bf16(uint16_t *to, lanes x, int64_t count) {
         for (int64_t i = 0; i < count; i++) to[i] = (uint16_t)rounded[i];
 }
 
+/* In a pass from `at` on: memory is asked for so many numbers early, over the ends of pages too, where the processor
+   would wait. Behind the end of a tensor this does nothing. */
+#define AHEAD 512
+#define FETCH(at) __builtin_prefetch((at) + AHEAD)
+#define FETCH_TO_WRITE(at) __builtin_prefetch((at) + AHEAD, 1)
+
 #if LANES == 16
 #define EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
 #define ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31

@@ -6,7 +6,7 @@
 #define ROWS 32 /* of one task: a constant, so that sums over rows have one order for any number of threads */
 
 typedef struct {
-    int64_t rows, groups, width, gate_first, threads;
+    int64_t rows, groups, width, gate_first, of_sigmoid, threads;
     const float *x, *weight, *gate;
 } Norm;
 
@@ -22,10 +22,16 @@ typedef struct {
 
 static inline float inverse(lanes squares, float factor, float eps) { return 1.0f / __builtin_sqrtf(factor * total(squares) + eps); }
 
-/* One row: GATED 0 is none, 1 after the norm, 2 before it. */
+/* The gate and its derivative, by its sigmoid s: of GATED 3 that itself, else SiLU. */
+INLINE lanes opened(const int gated, lanes z, lanes s) { return gated == 3 ? s : z * s; }
+INLINE lanes slope(const int gated, lanes open, lanes s) { return gated == 3 ? s * (1.0f - s) : s + open * (1.0f - s); }
+
+/* One row: GATED 0 is none, 1 after the norm, 2 before it, 3 a sigmoid after it. */
 INLINE void forward_row(const int gated, const int64_t width, const float *x, const float *weight, const float *gate, float factor, float eps, float *y) {
     lanes squares = all(0);
     VECTORS({
+        FETCH(x + c), FETCH_TO_WRITE(y + c);
+        if (gated) FETCH(gate + c);
         lanes u = load(x + c, count);
         if (gated == 2) {
             const lanes z = load(gate + c, count);
@@ -38,9 +44,9 @@ INLINE void forward_row(const int gated, const int64_t width, const float *x, co
     VECTORS({
         lanes n = r * load(from + c, count);
         if (weight) n *= load(weight + c, count);
-        if (gated == 1) {
+        if (gated & 1) {
             const lanes z = load(gate + c, count);
-            n *= z * sigmoid(z);
+            n *= opened(gated, z, sigmoid(z));
         }
         store(y + c, n, count);
     })
@@ -56,6 +62,8 @@ INLINE void backward_row(const int gated, const int64_t width, const float *x, c
                          const Gradients *to) {
     lanes squares = all(0), along = all(0);
     VECTORS({
+        FETCH(x + c), FETCH(to->grad_y + c), FETCH_TO_WRITE(to->x + c);
+        if (gated) FETCH(gate + c), FETCH_TO_WRITE(to->gate);
         lanes u = load(x + c, count);
         if (gated == 2) {
             const lanes z = load(gate + c, count), s = sigmoid(z);
@@ -69,23 +77,23 @@ INLINE void backward_row(const int gated, const int64_t width, const float *x, c
         const lanes n = r * load(from + c, count);
         lanes grad = load(to->grad_y + c, count), w = all(1);
         if (weight) w = load(weight + c, count);
-        if (gated == 1) {
-            const lanes z = load(gate + c, count), s = sigmoid(z), silu = z * s;
-            store(to->gate + c, grad * n * w * (s + silu * (1.0f - s)), count);
-            grad *= silu;
+        if (gated & 1) {
+            const lanes z = load(gate + c, count), s = sigmoid(z), open = opened(gated, z, s);
+            store(to->gate + c, grad * n * w * slope(gated, open, s), count);
+            grad *= open;
         }
         if (weight) {
             store(to->weight + c, load(to->weight + c, count) + grad * n, count);
             grad *= w;
         }
         along += grad * n;
-        if (gated == 1) store(to->x + c, grad, count);
+        if (gated & 1) store(to->x + c, grad, count);
     })
     const float back = factor * total(along);
     VECTORS({
         const lanes n = r * load(from + c, count);
-        lanes grad = gated == 1 ? load(to->x + c, count) : load(to->grad_y + c, count);
-        if (gated != 1 && weight) grad *= load(weight + c, count);
+        lanes grad = gated & 1 ? load(to->x + c, count) : load(to->grad_y + c, count);
+        if (!(gated & 1) && weight) grad *= load(weight + c, count);
         grad = r * (grad - back * n);
         if (gated == 2) {
             const lanes z = load(gate + c, count), s = load(to->gate + c, count), silu = z * s;
@@ -96,13 +104,14 @@ INLINE void backward_row(const int gated, const int64_t width, const float *x, c
     })
 }
 
-INLINE int kind_of(const Norm *n) { return !n->gate ? 0 : n->gate_first ? 2 : 1; }
+INLINE int kind_of(const Norm *n) { return !n->gate ? 0 : n->gate_first ? 2 : n->of_sigmoid ? 3 : 1; }
 
 #define EACH_KIND(call) \
     switch (kind_of(n)) { \
         case 0: { enum { gated = 0 }; call; break; } \
         case 1: { enum { gated = 1 }; call; break; } \
-        default: { enum { gated = 2 }; call; } \
+        case 2: { enum { gated = 2 }; call; break; } \
+        default: { enum { gated = 3 }; call; } \
     }
 
 void norm(const Norm *n, float factor, float eps, float *y) {

@@ -18,6 +18,7 @@
         _Pragma("omp parallel for num_threads(threads) schedule(static)") \
         for (int64_t task = 0; task < tasks; task++) \
             VECTORS({ \
+                FETCH(x + c), FETCH(gate + c), FETCH_TO_WRITE(y + c); \
                 const lanes z = load(gate + c, most); \
                 store(y + c, load(x + c, most) * z * sigmoid(z), most); \
             }) \
@@ -28,6 +29,7 @@
         _Pragma("omp parallel for num_threads(threads) schedule(static)") \
         for (int64_t task = 0; task < tasks; task++) \
             VECTORS({ \
+                FETCH(x + c), FETCH(gate + c), FETCH(grad_y + c), FETCH_TO_WRITE(grad_x + c), FETCH_TO_WRITE(grad_gate + c); \
                 const lanes z = load(gate + c, most), s = sigmoid(z), silu = z * s, grad = load(grad_y + c, most); \
                 store(grad_gate + c, grad * load(x + c, most) * (s + silu * (1.0f - s)), most); \
                 store(grad_x + c, grad * silu, most); \
