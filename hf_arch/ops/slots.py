@@ -134,8 +134,8 @@ class AbcAttention(ChunkedCall[AveragesState]):
 
     def _through(self, gated: Any, min_gate: float | None = None, **options: Any) -> tuple[Tensor, AveragesState]:
         """A form of gated slot attention, with the gates and weights of the averages."""
-        logits = self.logits()
-        weights, gates, total = time_softmax(logits, None if self.state is None else self.state[0], self.keep())
+        before = None if self.state is None else self.state[0]
+        weights, gates, total = time_softmax(self.s.to(self.dtype), before, self.keep())
         o, state = gated(
             self.q,
             self.k,

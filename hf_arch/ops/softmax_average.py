@@ -69,7 +69,7 @@ class SoftmaxAverage(ChunkedCall[AverageState]):
     def _through(self, attend: Any, min_gate: float | None = None, **options: Any) -> tuple[Tensor, AverageState]:
         """A form of linear attention, with the keys and decays of the averages."""
         total, averages = (None, None) if self.state is None else self.state
-        weights, gates, total = time_softmax(self.logits(), total, self.keep())
+        weights, gates, total = time_softmax(self.k.to(self.dtype), total, self.keep())
         o, averages = attend(
             self.q,
             weights,

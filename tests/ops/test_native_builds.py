@@ -17,11 +17,13 @@ from torch import Tensor
 from hf_arch.core.one_writer import only_writer
 from hf_arch.ops import (
     conv,
+    logsumexp,
     native,
     native_delta,
     native_ssd,
     norm,
     rotary,
+    rwkv7,
     selective_scan,
     silu_gate,
     token_mix,
@@ -33,7 +35,10 @@ from hf_arch.ops.silu_gate import silu_gated
 from tests.ops.test_native import needs_kernels
 from tests.suite.models import perturbed_model, token_ids
 
-OPERATORS = (conv, native_delta, native_ssd, norm, rotary, selective_scan, silu_gate, token_mix, vector_decay)
+OPERATORS = (
+    *(conv, logsumexp, native_delta, native_ssd, norm, rotary, rwkv7, selective_scan, silu_gate, token_mix),
+    vector_decay,
+)
 HELD = {operator.KERNELS.source: operator.KERNELS for operator in OPERATORS}
 MODELS = {
     "llama": {"norm.c", "rotary.c", "pointwise.c"},

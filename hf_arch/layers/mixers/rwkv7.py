@@ -24,8 +24,8 @@ from ...core.errors import ConfigError
 from ...core.options import Options, options
 from ...core.registry import MIXERS
 from ...ops.delta_rule import dplr_delta_rule
-from ...ops.norm import l2_norm
 from ...ops.precision import state_dtype
+from ...ops.rwkv7 import gated_output, removal_gates, sigmoid_lerp
 from ...ops.token_mix import token_mix
 from ..attention_product import cache_element_bytes
 from ..contract import LayerContext, LayerOutput
@@ -156,29 +156,33 @@ class GeneralizedDeltaTimeMix(LinearHeadsMixer):
         key, value = layout.zero_padding(self.k_proj(x_k)), self.v_proj(x_v)
         first_value = value
         if self.value_mix is not None:
-            value = torch.lerp(value, context.values[FIRST_VALUE], self.value_mix(x_v).sigmoid())
-        rate = self.rate(x_a).sigmoid()
-        removal = l2_norm(self.heads(key * self.removal_scale), self.options.key_eps)
-        key = key * (1.0 + (rate - 1.0) * self.rate_scale)
-        log_decay = MIN_LOG_DECAY * self.decay(x_w).to(state_dtype(x)).sigmoid()
-        receptance, key, value = self.heads(self.q_proj(x_r)), self.heads(key), self.heads(value)
+            value = sigmoid_lerp(value, context.values[FIRST_VALUE], self.value_mix(x_v))
+        log_decay, key, remove, replace_with = removal_gates(
+            self.heads(key),
+            self.heads(self.decay(x_w).to(state_dtype(x))),
+            self.heads(self.rate(x_a)),
+            self.heads(self.removal_scale),
+            self.heads(self.rate_scale),
+            MIN_LOG_DECAY,
+            self.options.key_eps,
+        )
+        receptance, value = self.heads(self.q_proj(x_r)), self.heads(value)
         out = state.advance(
             dplr_delta_rule,
             receptance,
-            self.heads(layout.zero_padding(log_decay)),
+            layout.zero_padding(log_decay),
             key,
             value,
-            -removal,
-            removal * self.heads(rate),
+            remove,
+            replace_with,
             min_log_decay=MIN_LOG_DECAY,
             layout=layout,
         )
-        present = (receptance * key * self.bonus).sum(-1, keepdim=True) * value
-        out = self.o_proj((self.o_norm(out) + present.flatten(2)) * self.gate(x_g))
+        out = self.o_proj(gated_output(out, receptance, key, value, self.gate(x_g), self.bonus, self.o_norm))
         return LayerOutput(out, {FIRST_VALUE: first_value}) if self.value_mix is None else out
 
     def heads(self, x: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, H, N]."""
+        """[..., D] -> [..., H, N]."""
         return x.unflatten(-1, (self.sizes.num_heads, -1))
 
     def cost(self, seq_len: int) -> MixerCost:

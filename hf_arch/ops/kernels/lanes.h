@@ -71,6 +71,14 @@ static inline void store_bf16(uint16_t *to, lanes x, int64_t count) {
 #define FETCH(at) __builtin_prefetch((at) + AHEAD)
 #define FETCH_TO_WRITE(at) __builtin_prefetch((at) + AHEAD, 1)
 
+/* `call` for the vectors of a row from c on: `count` is LANES, but for the end of a row. */
+#define EACH_VECTOR(width, ...) \
+    { \
+        int64_t c = 0; \
+        for (; c + LANES <= (width); c += LANES) { enum { count = LANES }; __VA_ARGS__; } \
+        if (c < (width)) { const int64_t count = (width) - c; __VA_ARGS__; } \
+    }
+
 #if LANES == 16
 #define EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
 #define ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31

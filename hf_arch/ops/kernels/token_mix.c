@@ -10,14 +10,6 @@ typedef struct {
     const float *x, *before, *amounts;
 } Mix;
 
-/* `call` for the vectors of a row from c on: `count` is LANES, but for the end of a row. */
-#define VECTORS(...) \
-    { \
-        int64_t c = 0; \
-        for (; c + LANES <= width; c += LANES) { enum { count = LANES }; __VA_ARGS__; } \
-        if (c < width) { const int64_t count = width - c; __VA_ARGS__; } \
-    }
-
 /* y [streams, rows, width]. */
 void token_mix(const Mix *m, float *y) {
     const int64_t width = m->width, streams = m->streams, size = m->rows * width;
@@ -25,7 +17,7 @@ void token_mix(const Mix *m, float *y) {
     for (int64_t row = 0; row < m->rows; row++) {
         const float *x = m->x + row * width, *before = m->before + row * width;
         float *to = y + row * width;
-        VECTORS({
+        EACH_VECTOR(width, {
             const lanes now = load(x + c, count), move = load(before + c, count) - now;
             for (int64_t n = 0; n < streams; n++) store(to + n * size + c, now + move * load(m->amounts + n * width + c, count), count);
         })
@@ -45,7 +37,7 @@ void token_mix_backward(const Mix *m, const Gradients *to) {
         for (int64_t row = task * ROWS; row < least(m->rows, (task + 1) * ROWS); row++) {
             const int64_t at = row * width;
             float *to_amounts = to->amounts + task * streams * width;
-            VECTORS({
+            EACH_VECTOR(width, {
                 const lanes move = load(m->before + at + c, count) - load(m->x + at + c, count);
                 lanes sum = all(0), moved = all(0);
                 for (int64_t n = 0; n < streams; n++) {
