@@ -19,7 +19,6 @@ from .compat import is_hooked
 from .custom_op import manual_backward
 from .native import Kernels, Pointer, Struct, contiguous, fields, threads_for
 from .norm import l2_norm
-from .precision import state_dtype
 
 KERNELS = Kernels("rwkv7.c")
 ROWS = 32  # whose gradients of weights a kernel sums, as in ops/kernels/rwkv7.c
@@ -132,10 +131,10 @@ class _Gates(torch.autograd.Function):
     @staticmethod
     @manual_backward
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        found = _room_for_gradients(ctx.saved_tensors, weights=2)
+        tensors = ctx.saved_tensors
+        found = _room_for_gradients(tensors, weights=2)
         to = _GatesGradients(*contiguous(*grads), *found)
-        arguments = _arguments(_Sizes, ctx.saved_tensors), ctypes.byref(to)
-        KERNELS.loaded().rwkv7_gates_backward(*arguments, *ctx.options)
+        KERNELS.loaded().rwkv7_gates_backward(_arguments(_Sizes, tensors), ctypes.byref(to), *ctx.options)
         return *found[:3], *(x.sum(0) for x in found[3:]), None, None
 
 
@@ -168,9 +167,10 @@ class _Output(torch.autograd.Function):
     @staticmethod
     @manual_backward
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        found = _room_for_gradients(ctx.saved_tensors, weights=3)
+        tensors = ctx.saved_tensors
+        found = _room_for_gradients(tensors, weights=3)
         to = _OutputGradients(*contiguous(grad_y), *found)
-        KERNELS.loaded().rwkv7_output_backward(_arguments(_OutputSizes, ctx.saved_tensors), ctypes.byref(to), ctx.eps)
+        KERNELS.loaded().rwkv7_output_backward(_arguments(_OutputSizes, tensors), ctypes.byref(to), ctx.eps)
         sums = [x.sum(0) for x in found[5:]]
         return *found[:5], sums[0].flatten(), sums[1].flatten(), sums[2], None
 
