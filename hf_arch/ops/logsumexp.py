@@ -31,7 +31,8 @@ def time_softmax(s: Tensor, before: Tensor | None, keep: Tensor | None) -> tuple
     """Weights and log decays of a running softmax average.
 
     Args:
-        s: [B, T, H, M], logits; EMPTY takes the place of what is below it. before: [B, H, M], L_0, or None for that of nothing.
+        s: [B, T, H, M], logits; EMPTY takes the place of what is below it.
+        before: [B, H, M], L_0, or None for that of nothing.
         keep: [B, T], 0 where a document starts, or None.
 
     Returns:

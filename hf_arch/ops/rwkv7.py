@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import pointwise
 from .compat import is_hooked
 from .custom_op import manual_backward
 from .native import Kernels, Pointer, Struct, contiguous, fields, threads_for
 from .norm import l2_norm
-from .precision import state_dtype
+from .pointwise import KERNELS as POINTWISE
+from .pointwise import pointwise
 
 KERNELS = Kernels("rwkv7.c")
 ROWS = 32  # whose gradients of weights a kernel sums, as in ops/kernels/rwkv7.c
@@ -27,7 +27,7 @@ ROWS = 32  # whose gradients of weights a kernel sums, as in ops/kernels/rwkv7.c
 
 def sigmoid_lerp(x: Tensor, other: Tensor, z: Tensor) -> Tensor:
     """`x + (other - x) * sigmoid(z)` of tensors of one shape."""
-    if _native(pointwise.KERNELS, x, other, z) and x.shape == other.shape == z.shape:
+    if _native(POINTWISE, x, other, z) and x.shape == other.shape == z.shape:
         return _SigmoidLerp.apply(x, other, z)
     return torch.lerp(x, other, z.sigmoid())
 
@@ -94,13 +94,13 @@ class _SigmoidLerp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, other: Tensor, z: Tensor) -> Tensor:
         ctx.save_for_backward(x, other, z)
-        return pointwise.pointwise(pointwise.KERNELS.loaded(), "sigmoid_lerp", x, other, z)[0]
+        return pointwise(POINTWISE.loaded(), "sigmoid_lerp", x, other, z)[0]
 
     @staticmethod
     @manual_backward
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, ...]:
-        kernels = pointwise.KERNELS.loaded()
-        return (*pointwise.pointwise(kernels, "sigmoid_lerp_backward", *ctx.saved_tensors, grad_y, outputs=3),)
+        kernels = POINTWISE.loaded()
+        return (*pointwise(kernels, "sigmoid_lerp_backward", *ctx.saved_tensors, grad_y, outputs=3),)
 
 
 class _Sizes(Struct):
@@ -132,10 +132,10 @@ class _Gates(torch.autograd.Function):
     @staticmethod
     @manual_backward
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        found = _room_for_gradients(ctx.saved_tensors, weights=2)
+        tensors = ctx.saved_tensors
+        found = _room_for_gradients(tensors, weights=2)
         to = _GatesGradients(*contiguous(*grads), *found)
-        arguments = _arguments(_Sizes, ctx.saved_tensors), ctypes.byref(to)
-        KERNELS.loaded().rwkv7_gates_backward(*arguments, *ctx.options)
+        KERNELS.loaded().rwkv7_gates_backward(_arguments(_Sizes, tensors), ctypes.byref(to), *ctx.options)
         return *found[:3], *(x.sum(0) for x in found[3:]), None, None
 
 
@@ -168,9 +168,10 @@ class _Output(torch.autograd.Function):
     @staticmethod
     @manual_backward
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        found = _room_for_gradients(ctx.saved_tensors, weights=3)
+        tensors = ctx.saved_tensors
+        found = _room_for_gradients(tensors, weights=3)
         to = _OutputGradients(*contiguous(grad_y), *found)
-        KERNELS.loaded().rwkv7_output_backward(_arguments(_OutputSizes, ctx.saved_tensors), ctypes.byref(to), ctx.eps)
+        KERNELS.loaded().rwkv7_output_backward(_arguments(_OutputSizes, tensors), ctypes.byref(to), ctx.eps)
         sums = [x.sum(0) for x in found[5:]]
         return *found[:5], sums[0].flatten(), sums[1].flatten(), sums[2], None
 

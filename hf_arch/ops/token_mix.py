@@ -61,6 +61,7 @@ class _Mix(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, before: Tensor, amounts: Tensor) -> tuple[Tensor, ...]:
+        x, before, amounts = (each.contiguous() for each in (x, before, amounts))  # once for both passes
         ctx.save_for_backward(x, before, amounts)
         y = x.new_empty(len(amounts), *x.shape)
         KERNELS.for_tensors(x, before, amounts).token_mix(ctypes.byref(_arguments(x, before, amounts)), Pointer(y))

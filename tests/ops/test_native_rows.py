@@ -17,6 +17,7 @@ from hf_arch.ops.rotary import apply_rotary
 from hf_arch.ops.selective_scan import selective_scan
 from hf_arch.ops.silu_gate import silu_gated
 from hf_arch.ops.softplus import softplus
+from hf_arch.ops.squared_relu import squared_relu
 from hf_arch.ops.ssd import ssd
 from hf_arch.ops.token_mix import token_mix
 from tests.ops.test_native import (
@@ -43,6 +44,7 @@ def rowwise(kind: str) -> Any:
         "gate alone": silu_gated,
         "mix": lambda x, gate, weight: torch.stack(token_mix(x, gate, weight)),
         "softplus": softplus,
+        "relu2": squared_relu,
     }[kind]
 
 
@@ -65,6 +67,7 @@ ROWWISE = [
     ("gate alone", None),
     ("mix", 2),
     ("softplus", None),
+    ("relu2", None),
 ]
 
 
@@ -79,7 +82,7 @@ def test_norms_and_gates_are_those_of_torch(
     found = run_rowwise(kind, inputs)
     monkeypatch.setenv("HF_ARCH_BACKEND", "torch")
     expected = run_rowwise(kind, inputs)
-    if shape[-1] > 3 and kind != "mix":  # whose few roundings may be the same
+    if shape[-1] > 3 and kind not in ("mix", "relu2"):  # whose few roundings may be the same
         assert any(not torch.equal(x, y) for x, y in zip(found, expected, strict=True)), "both took the same form"
     for x, y in zip(found, expected, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5 * float(y.abs().max()))

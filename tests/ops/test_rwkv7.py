@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hf_arch.layers.norms import HeadGroupNorm
 from hf_arch.ops.rwkv7 import gated_output, removal_gates, sigmoid_lerp
@@ -100,6 +101,16 @@ def test_which_form_runs(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = run(kind, half, torch.bfloat16)
     monkeypatch.delenv("HF_ARCH_BACKEND")
     assert all(torch.equal(one, other) for one, other in zip(run(kind, half, torch.bfloat16), plain, strict=True))
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", ROWS)
+def test_checkpoints_look_at_what_is_saved_once(kind: str) -> None:
+    inputs = [x.requires_grad_() for x in inputs_of(kind, (2, 5, 2, 20))]
+    expected = torch.autograd.grad(call(kind, *inputs).square().sum(), inputs)
+    again = checkpoint(lambda *given: call(kind, *given), *inputs, use_reentrant=False)
+    found = torch.autograd.grad(again.square().sum(), inputs)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 @needs_kernels

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hf_arch.ops.logsumexp import time_softmax
 from hf_arch.ops.slots import abc_attention, gated_slot_attention
 from tests.ops.recurrences import (
     assert_close,
@@ -16,6 +17,7 @@ from tests.ops.recurrences import (
     random_segments,
     with_gradients,
 )
+from tests.ops.test_native import needs_kernels
 
 B, H, K, V, M = 2, 3, 4, 5, 6
 OPS = {"gsa": gated_slot_attention, "abc": abc_attention}
@@ -107,3 +109,41 @@ def test_states_stay_fp32_under_autocast(kind: str) -> None:
         assert o.dtype == torch.bfloat16 and all(x.dtype == torch.float32 for x in state)
         assert_close(o, expected[0], 2**-8)  # one rounding of the output
         assert_close(state, expected[1], 1e-5)
+
+
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+def test_no_gradient_reaches_the_document_before(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a document starts with a token that has no weight."""
+    monkeypatch.setenv("HF_ARCH_BACKEND", backend)
+    s, before = torch.randn(1, 4, 1, 3), torch.randn(1, 1, 3, requires_grad=True)
+    s[:, :2] = -torch.inf
+    weights, gates, total = time_softmax(s, before, torch.tensor([[1.0, 0.0, 1.0, 1.0]]))
+    loss = (weights * torch.randn(1, 4, 1, 3)).sum() + gates[:, 2:].exp().sum() + total.sum()
+    (grad,) = torch.autograd.grad(loss, before)
+    assert not grad.any()
+
+
+@needs_kernels
+def test_threads_do_not_move_a_bit_of_a_running_softmax() -> None:
+    s, keep, found = 5 * torch.randn(3, 40, 2, 300), (torch.rand(3, 40) > 0.1).float(), []
+    before, threads = torch.randn(3, 2, 300), torch.get_num_threads()
+    try:
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            leaves = [s.clone().requires_grad_(), before.clone().requires_grad_()]
+            results = time_softmax(*leaves, keep)
+            grads = torch.autograd.grad(sum((x.clamp(min=-90) ** 2).sum() for x in results), leaves)
+            found.append([*results, *grads])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(one, three) for one, three in zip(*found, strict=True))
+
+
+@needs_kernels
+def test_a_running_softmax_of_what_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    s = torch.randn(2, 6, 1, 5)
+    s[0, 2, 0, 1], s[1, 3, 0, 2] = torch.nan, torch.inf
+    found = time_softmax(s, None, None)
+    monkeypatch.setenv("HF_ARCH_BACKEND", "torch")
+    for one, other in zip(found[:2], time_softmax(s, None, None)[:2], strict=True):
+        assert torch.equal(one.isnan(), other.isnan()) and one.isnan().any()
