@@ -51,11 +51,14 @@ X = torch.linspace(-2, 2, 48).view(1, 2, 3, 8)
 
 
 @pytest.fixture
-def unasked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a process that has asked for no kernel yet."""
+def unasked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As in a process that has asked for no kernel yet; afterwards none of the test's is left."""
     for kernels in HELD.values():
         monkeypatch.delitem(vars(kernels), "library", raising=False)
     monkeypatch.setattr(native, "_unbuilt", set())
+    yield
+    for kernels in HELD.values():
+        vars(kernels).pop("library", None)
 
 
 @pytest.fixture
