@@ -3,9 +3,9 @@
 python scripts/kernel_ratio.py mamba gla gsa --width 384 --rows 4 --length 256
 
 Forward and backward pass on one thread, its processor time, the fastest of the rounds; freed memory is kept, as
-`hf-arch train` does. `share` is llama's time over a
-model's, both as they are by default. `--equal-parameters` gives each model llama's number of parameters, as
-`experiment.match` does: by the width of its FFN, or its own where it has none.
+`hf-arch train` does. `share` is llama's time over a model's, both as they are by default. `--equal-parameters` gives
+each model llama's number of parameters, as `experiment.match` does: by the width of its FFN, or its own where it has
+none.
 """
 
 from __future__ import annotations

@@ -179,7 +179,7 @@ def _equally_wide(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Te
 
 def _narrow_dtype(query: Tensor) -> torch.dtype | None:
     """bf16 where a CPU's kernel would compute attention in it, by autocast or for bf16 tensors."""
-    if query.device.type != "cpu":
+    if query.device.type != "cpu" or query.dtype == torch.float64:  # which autocast leaves alone
         return None
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
     return dtype if dtype == torch.bfloat16 and not torch.compiler.is_compiling() else None

@@ -66,3 +66,11 @@ def test_it_is_nearer_to_fp32(mask: str | None, monkeypatch: pytest.MonkeyPatch)
             found = model(ids, **given, use_cache=False).logits
         errors.append(float((found.float() - exact)[:, 3:].square().mean()))
     assert errors[0] < 1.2 * errors[1]
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+def test_fp64_stays_fp64(autocast: bool, computed_in: list[torch.dtype]) -> None:
+    model = perturbed_model("llama").double()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        logits = model(token_ids(2, 9), use_cache=False).logits
+    assert set(computed_in) == {torch.float64} and logits.dtype == torch.float64
