@@ -22,6 +22,9 @@ def name(request):
 def _model(name, **overrides):
     torch.manual_seed(0)
     config = hf_arch.tiny_config(name, tie_word_embeddings=False, loss_chunk_size=LOSS_CHUNK, **overrides)
+    for spec in config.ffn if isinstance(config.ffn, list) else [config.ffn]:
+        if spec["type"] == "moe":  # training's loss is that of evaluation without what balances experts
+            spec["aux_loss_coef"] = spec["z_loss_coef"] = 0.0
     model = AutoModelForCausalLM.from_config(config)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -43,12 +46,6 @@ def test_lora_on_every_linear_and_the_head(name, use_dora):
     wanted = peft.LoraConfig(target_modules=linear, task_type="CAUSAL_LM", init_lora_weights=False, use_dora=use_dora)
     adapted = peft.get_peft_model(model, wanted).train()
     ids = _ids()
-    for spec in model.config.ffn if isinstance(model.config.ffn, list) else [model.config.ffn]:
-        if spec["type"] == "moe":
-            spec["aux_loss_coef"] = 0.0
-    for layer in model.model.layers:
-        if getattr(layer.ffn, "routed", False):
-            layer.ffn.options.z_loss_coef = 0.0
     out = adapted(input_ids=ids, labels=ids)
     assert isinstance(vars(out)["logits"], LateLogits)
     out.loss.backward()
