@@ -178,7 +178,7 @@ class ArchForCausalLM(ArchPreTrainedModel, CheckedGenerationMixin):
     @property
     def _chunk_size(self) -> int:
         """Tokens whose logits the training loss holds at once; 0: all."""
-        return loss_chunk_size(self.config.loss_chunk_size, self.vocab_size)
+        return loss_chunk_size(self.config.loss_chunk_size, self.vocab_size, self.device.type)
 
     def _whole_loss(
         self, logits: Tensor, labels: Tensor, further: Sequence[OfLogits], kwargs: Any

@@ -32,7 +32,8 @@ OfLogits = Callable[[Tensor, Tensor, Tensor], Tensor]
 """A loss of logits [N, V], targets [N] and weights [N], summed over tokens: a scalar."""
 IGNORE_INDEX = -100
 LARGE_VOCABULARY = 4096
-DEFAULT_CHUNK = 1024
+DEFAULT_CHUNK, LEAST_CHUNK = 1024, 64
+CHUNK_LOGITS = 2**24  # 64 MiB in fp32
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -232,9 +233,13 @@ def target_weights(
     return kept / (count.to(kept.device) if torch.is_tensor(count) else count)
 
 
-def loss_chunk_size(configured: int | None, vocab_size: int) -> int:
-    """Tokens per chunk of the training loss: the configured number, or 0 (all logits at once) for small
-    vocabularies."""
+def loss_chunk_size(configured: int | None, vocab_size: int, device: str) -> int:
+    """Tokens per chunk of the training loss: the configured number, or 0 (all logits at once) for small vocabularies.
+
+    On a CPU no more than are good for `CHUNK_LOGITS`, since no product is faster for more; a GPU wants larger ones.
+    """
     if configured is not None:
         return configured
-    return DEFAULT_CHUNK if vocab_size >= LARGE_VOCABULARY else 0
+    if vocab_size < LARGE_VOCABULARY:
+        return 0
+    return max(LEAST_CHUNK, min(DEFAULT_CHUNK, CHUNK_LOGITS // vocab_size)) if device == "cpu" else DEFAULT_CHUNK

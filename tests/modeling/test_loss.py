@@ -121,6 +121,10 @@ def test_it_holds_no_tensor_of_all_logits(called):
 
 
 def test_the_default_depends_on_the_vocabulary():
-    assert loss_chunk_size(None, 500) == 0
-    assert loss_chunk_size(None, 50_257) > 0
-    assert loss_chunk_size(0, 50_257) == 0
+    for device in ("cpu", "cuda"):
+        assert loss_chunk_size(None, 500, device) == 0
+        assert loss_chunk_size(0, 50_257, device) == 0
+        assert loss_chunk_size(7, 50_257, device) == 7
+    sizes = (4096, 16_384, 50_257, 10**6)
+    assert [loss_chunk_size(None, size, "cpu") for size in sizes] == [1024, 1024, 333, 64]
+    assert [loss_chunk_size(None, size, "cuda") for size in sizes] == [1024] * 4
