@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .backend import needs_gradients
 from .compat import transformed
 from .custom_op import manual_backward
 from .native import Kernels, Pointer, Struct, contiguous, fields, threads_for
-from .one_row import is_plain_row
 from .precision import state_dtype
 
 BLOCK_ELEMENTS = 2**18  # of one block of rows: on a CPU it and its gradients stay in the cache
@@ -38,16 +38,10 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     Returns:
         [..., D] in x's dtype.
     """
-    if _blockwise(x, weight):
-        return _Norm.apply(x, weight, None, eps, 1.0 / x.shape[-1], False, False)
-    return _plain_rms_norm(x, weight, eps)
+    return _norm(x, weight, None, eps, 1.0 / x.shape[-1])
 
 
 def _plain_rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    if weight is not None and eps > 0 and is_plain_row(x, weight):
-        row = x.reshape(-1)
-        inverse = (float(torch.dot(row, row)) / row.shape[0] + eps) ** -0.5
-        return (x * weight).mul_(inverse)
     wide = x.to(state_dtype(x))
     if weight is None or weight.dim() == 1:
         # One fused kernel on other devices.
@@ -61,16 +55,12 @@ def silu_gated_rms_norm(x: Tensor, weight: Tensor | None, gate: Tensor, eps: flo
     Args:
         gate: x's shape, any floating dtype.
     """
-    if _blockwise(x, weight, gate):
-        return _Norm.apply(x, weight, gate, eps, 1.0 / x.shape[-1], gate_first, False)
-    return _plain_gated(x, weight, gate, eps, gate_first, False)
+    return _norm(x, weight, gate, eps, 1.0 / x.shape[-1], gate_first)
 
 
 def sigmoid_gated_rms_norm(x: Tensor, weight: Tensor | None, gate: Tensor, eps: float) -> Tensor:
     """`rms_norm(x) * sigmoid(gate)`; arguments as in `silu_gated_rms_norm`."""
-    if _blockwise(x, weight, gate):
-        return _Norm.apply(x, weight, gate, eps, 1.0 / x.shape[-1], False, True)
-    return _plain_gated(x, weight, gate, eps, False, True)
+    return _norm(x, weight, gate, eps, 1.0 / x.shape[-1], of_sigmoid=True)
 
 
 def _plain_gated(
@@ -84,9 +74,7 @@ def _plain_gated(
 
 def l2_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
     """`x / sqrt(sum(x^2) + eps)` over the last axis (eps is inside the root), in x's dtype."""
-    if _blockwise(x):
-        return _Norm.apply(x, None, None, eps, 1.0, False, False)
-    return _plain_l2(x, eps)
+    return _norm(x, None, None, eps, 1.0)
 
 
 def _plain_l2(x: Tensor, eps: float) -> Tensor:
@@ -94,13 +82,36 @@ def _plain_l2(x: Tensor, eps: float) -> Tensor:
     return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + eps)).to(x.dtype)
 
 
-def _blockwise(*tensors: Tensor | None) -> bool:
-    """Whether the gradient written by hand pays: on a CPU, with a gradient to take, and nobody else fuses or
-    transforms."""
-    given = [x for x in tensors if x is not None]
-    needed = torch.is_grad_enabled() and any(x.requires_grad for x in given)
-    on_cpu = all(x.device.type == "cpu" for x in given)  # products in place take no notice of a weight that is on meta
-    return needed and on_cpu and not torch.compiler.is_compiling() and not transformed()
+class _Kind(NamedTuple):
+    """What is computed, besides its tensors; see `_Norm`."""
+
+    eps: float
+    factor: float
+    gate_first: bool = False
+    of_sigmoid: bool = False
+
+
+def _norm(
+    x: Tensor,
+    weight: Tensor | None,
+    gate: Tensor | None,
+    eps: float,
+    factor: float,
+    gate_first: bool = False,
+    of_sigmoid: bool = False,
+) -> Tensor:
+    """By the gradient written by hand where one is needed, on a CPU where nobody else fuses or transforms; without one
+    by the kernel, or in plain operations."""
+    kind = _Kind(eps, factor, gate_first, of_sigmoid)
+    given = [each for each in (x, weight, gate) if each is not None]
+    on_cpu = all(each.device.type == "cpu" for each in given)  # products in place take no notice of a weight on meta
+    if on_cpu and not torch.compiler.is_compiling():
+        if needs_gradients(*given):
+            return _plain(x, weight, gate, kind) if transformed() else _Norm.apply(x, weight, gate, *kind)
+        y = _by_kernel(x, weight, gate, kind)
+        if y is not None:
+            return y
+    return _plain(x, weight, gate, kind)
 
 
 class _Norm(torch.autograd.Function):
@@ -127,13 +138,12 @@ class _Norm(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight, gate)
         ctx.eps, ctx.factor, ctx.gate_first, ctx.of_sigmoid = eps, factor, gate_first, of_sigmoid
+        done = _by_kernel(x, weight, gate, ctx)
+        if done is not None:
+            return done
         y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         dtype = state_dtype(x)
         scale = None if weight is None else weight.to(dtype)
-        kernels = _kernels_for(x, scale, gate)
-        if kernels is not None:
-            kernels.norm(*_arguments(x, scale, gate, ctx), Pointer(y))
-            return y
         for x_rows, gate_rows, y_rows in _blocks(weight, x, gate, y):
             block = x_rows.to(dtype)
             opening = None if gate_rows is None else _opening(gate_rows.to(dtype), of_sigmoid)
@@ -211,13 +221,24 @@ def _kernels_for(x: Tensor, scale: Tensor | None, *like_x: Tensor | None) -> Any
     return None if any(each is not None and each.shape != x.shape for each in like_x) else KERNELS.for_tensors(*tensors)
 
 
-def _arguments(x: Tensor, scale: Tensor | None, gate: Tensor | None, ctx: Any) -> tuple[Any, ...]:
+def _by_kernel(x: Tensor, weight: Tensor | None, gate: Tensor | None, kind: Any) -> Tensor | None:
+    """The forward pass, where there is a kernel for it."""
+    scale = None if weight is None else weight.to(state_dtype(x))
+    kernels = _kernels_for(x, scale, gate)
+    if kernels is None:
+        return None
+    y = torch.empty(x.shape, dtype=x.dtype)
+    kernels.norm(*_arguments(x, scale, gate, kind), Pointer(y))
+    return y
+
+
+def _arguments(x: Tensor, scale: Tensor | None, gate: Tensor | None, kind: Any) -> tuple[Any, ...]:
     """Those that both kernels begin with."""
     groups = len(scale) if scale is not None and scale.dim() == 2 else 1
     rows = x.numel() // max(1, groups * x.shape[-1])
-    kind = int(ctx.gate_first), int(ctx.of_sigmoid)
-    given = _Rows(rows, groups, x.shape[-1], *kind, threads_for(x), *contiguous(x, scale, gate))
-    return ctypes.byref(given), ctypes.c_float(ctx.factor), ctypes.c_float(ctx.eps)
+    flags = int(kind.gate_first), int(kind.of_sigmoid)
+    given = _Rows(rows, groups, x.shape[-1], *flags, threads_for(x), *contiguous(x, scale, gate))
+    return ctypes.byref(given), ctypes.c_float(kind.factor), ctypes.c_float(kind.eps)
 
 
 def _native_gradients(
@@ -245,11 +266,11 @@ def _differentiable_backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, .
     return *(next(found) if wants else None for wants in wanted), None, None, None, None
 
 
-def _plain(x: Tensor, weight: Tensor | None, gate: Tensor | None, ctx: Any) -> Tensor:
+def _plain(x: Tensor, weight: Tensor | None, gate: Tensor | None, kind: Any) -> Tensor:
     """What `_Norm` computes, in plain operations."""
     if gate is not None:
-        return _plain_gated(x, weight, gate, ctx.eps, ctx.gate_first, ctx.of_sigmoid)
-    return _plain_l2(x, ctx.eps) if ctx.factor == 1.0 and weight is None else _plain_rms_norm(x, weight, ctx.eps)
+        return _plain_gated(x, weight, gate, kind.eps, kind.gate_first, kind.of_sigmoid)
+    return _plain_l2(x, kind.eps) if kind.factor == 1.0 and weight is None else _plain_rms_norm(x, weight, kind.eps)
 
 
 def _opening(gate: Tensor, of_sigmoid: bool) -> Tensor:

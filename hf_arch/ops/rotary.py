@@ -5,7 +5,7 @@ With x_1, x_2 the halves of x and c, s those of the angles',
     y_1 = x_1 c_1 - x_2 s_1        dL/dx_1 = dL/dy_1 c_1 + dL/dy_2 s_2
     y_2 = x_2 c_2 + x_1 s_2        dL/dx_2 = dL/dy_2 c_2 - dL/dy_1 s_1
 
-Where a gradient is needed on a CPU both are one walk in C, where torch's operations take some ten passes over memory.
+On a CPU both are one walk in C, where torch's operations take some ten passes over memory.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .backend import needs_gradients
 from .custom_op import manual_backward
 from .native import Kernels, Pointer, Struct, fields, threads_for
 
@@ -29,10 +30,11 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, head_axis: int = 1) -> Ten
         x: [B, H, T, K] (head_axis 1) or [B, T, H, K] (head_axis 2).
         cos, sin: [B or 1, T, R] with R <= K; features past R pass unchanged.
     """
-    wanted = torch.is_grad_enabled() and x.requires_grad and not (cos.requires_grad or sin.requires_grad)
-    if wanted and not torch.compiler.is_compiling() and _readable(x, cos, sin, head_axis):
+    if torch.compiler.is_compiling() or needs_gradients(cos, sin) or not _readable(x, cos, sin, head_axis):
+        return _plain(x, cos, sin, head_axis)
+    if needs_gradients(x):
         return _Rotate.apply(x.float(), cos, sin, head_axis)
-    return _plain(x, cos, sin, head_axis)
+    return _by_kernel(x.float(), cos, sin, head_axis, backward=False)
 
 
 def _readable(x: Tensor, cos: Tensor, sin: Tensor, head_axis: int) -> bool:

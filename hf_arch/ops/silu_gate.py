@@ -1,8 +1,8 @@
 """A product with a SiLU gate, `x silu(gate)`: of SwiGLU (Shazeer 2020) and of the output gates of recurrences.
 
-Where a gradient is needed on a CPU, forward and backward pass are one walk in C each and nothing but the two factors is
-kept, where autograd keeps silu(gate) too and takes five passes over memory; bf16 is rounded once, after the product.
-Elsewhere, and for other dtypes than fp32 and bf16, it is plain torch.
+On a CPU forward and backward pass are one walk in C each and nothing but the two factors is kept, where autograd keeps
+silu(gate) too and takes five passes over memory; bf16 is rounded once, after the product. Elsewhere, and for other
+dtypes than fp32 and bf16, it is plain torch.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .backend import needs_gradients
 from .custom_op import manual_backward
 from .pointwise import KERNELS, pointwise
 
@@ -28,11 +29,10 @@ def silu_gated(x: Tensor, gate: Tensor) -> Tensor:
     Returns:
         The product, in the dtype that torch's product has.
     """
-    wanted = torch.is_grad_enabled() and (x.requires_grad or gate.requires_grad) and not torch.compiler.is_compiling()
     fits = x.shape == gate.shape and x.dtype == gate.dtype and x.dtype in _NAMES
-    if wanted and fits and KERNELS.for_tensors(x, gate) is not None:
-        return _Gate.apply(x, gate)
-    return x * F.silu(gate)
+    if torch.compiler.is_compiling() or not fits or (kernels := KERNELS.for_tensors(x, gate)) is None:
+        return x * F.silu(gate)
+    return _Gate.apply(x, gate) if needs_gradients(x, gate) else pointwise(kernels, _NAMES[x.dtype], x, gate)[0]
 
 
 class _Gate(torch.autograd.Function):
