@@ -10,12 +10,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core.registry import ACTIVATIONS
+from ..ops.one_row import RowKernels
 from ..ops.silu_gate import silu_gated
 from ..ops.squared_relu import squared_relu
 
 
-def gated(x: Tensor, gate: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
-    """`activation(gate) * x`, in one pass where that is known."""
+def gated(x: Tensor, gate: Tensor, activation: Callable[[Tensor], Tensor], row: RowKernels | None = None) -> Tensor:
+    """`activation(gate) * x`, in one pass where that is known; of one row where its kernels are given."""
+    if row is not None and activation is F.silu and x.dtype == gate.dtype == torch.float32 and x.shape == gate.shape:
+        return row.silu_gated(x.contiguous(), gate.contiguous())
     return silu_gated(x, gate) if activation is F.silu else activation(gate) * x
 
 

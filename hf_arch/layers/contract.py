@@ -18,6 +18,7 @@ from torch import Tensor
 from ..core.errors import ConfigError
 from ..core.options import Options
 from ..ops.compat import is_hooked
+from ..ops.one_row import RowKernels
 from .compat import CACHE_ARGUMENT
 from .cost import MixerCost
 from .fp32 import KeepsFp32
@@ -48,6 +49,8 @@ class LayerContext:
         sites: the modules at each named place of this block (`sites/base.py`); `at` applies them and takes them out, so
             that the block sees which were not.
         attention_kwargs: further arguments for transformers' attention functions.
+        row: kernels that may take the place of torch's operations in a decoding step of one token on a CPU, where
+            nobody watches and no gradient is needed; None elsewhere. A layer need not look.
     """
 
     layout: SequenceLayout = PLAIN_LAYOUT
@@ -63,6 +66,7 @@ class LayerContext:
     values: Mapping[str, Tensor] = field(default_factory=dict)
     sites: dict[str, Any] = field(default_factory=dict)
     attention_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    row: RowKernels | None = None
 
     def changed(self, **values: Any) -> LayerContext:
         """A copy with other values; as `dataclasses.replace`, which takes four times as long."""
@@ -116,7 +120,7 @@ class LayerContext:
         moved = {
             f.name: _moved(getattr(self, f.name), device, non_blocking) for f in fields(self) if f.name not in kept
         }
-        return replace(self, **moved)
+        return replace(self, **moved | {"row": None})
 
 
 def _refuse_to_crop(tokens_to_remove: int) -> None:

@@ -49,13 +49,23 @@ class Room:
 
     def append(self, new: tuple[Tensor, Tensor]) -> None:
         past, total = self.held[0].shape[2], self.held[0].shape[2] + new[0].shape[2]
+        for buffer, tokens in zip(self.with_room(total), new, strict=True):
+            buffer[:, :, past:total].copy_(tokens)
+        self.hold(total)
+
+    def with_room(self, total: int) -> tuple[Tensor, Tensor]:
+        """Buffers of what is held, with room for `total` tokens; `hold` follows when they are written."""
         buffers = self.buffers
         if buffers is None or total > buffers[0].shape[2] or not _writable(buffers[0]):
             room = total + max(LEAST_ROOM, total // SHARE)
-            buffers = self._larger(self.held[0], room), self._larger(self.held[1], room)
-        for buffer, tokens in zip(buffers, new, strict=True):
-            buffer[:, :, past:total].copy_(tokens)
-        self.buffers, self.held = buffers, (buffers[0][:, :, :total], buffers[1][:, :, :total])
+            buffers = self.buffers = self._larger(self.held[0], room), self._larger(self.held[1], room)
+        return buffers
+
+    def hold(self, total: int) -> None:
+        """The first `total` tokens of the buffers are held from now on."""
+        assert self.buffers is not None
+        keys, values = self.buffers
+        self.held = keys.narrow(2, 0, total), values.narrow(2, 0, total)
 
     @staticmethod
     def _larger(held: Tensor, slots: int) -> Tensor:
@@ -86,6 +96,15 @@ def append_keys(cache: Any, index: int, key: Tensor, value: Tensor) -> tuple[Ten
     room.append((key, value))
     layer.keys, layer.values = room.held
     return room.held
+
+
+def room_of(cache: Any, index: int) -> Room | None:
+    """The room of a layer that is stepped through by `append_keys`, where the next step may be written by who asks."""
+    layer: Any = cache.layers[index] if index < len(cache.layers) else None
+    if type(layer) is not DynamicLayer or type(cache) is not DynamicCache or cache.offloading:
+        return None
+    room: Room | None = layer.__dict__.get(_ROOM)
+    return room if room is not None and room.is_of(layer) else None
 
 
 def _check_sizes(layer: Any, index: int, new: tuple[Tensor, Tensor]) -> None:

@@ -6,13 +6,17 @@ Class names contain LayerNorm or RMSNorm because transformers' weight initialisa
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
 from ..core.registry import NORMS
+from ..ops.compat import is_hooked, parameter_of
 from ..ops.norm import rms_norm, sigmoid_gated_rms_norm, silu_gated_rms_norm
+from ..ops.one_row import RowKernels
 from ..ops.precision import state_dtype
 from .activations import ACTIVATIONS
 from .contract import Part
@@ -78,6 +82,10 @@ class OffsetRMSNorm(Part):
         return f"{self.dim}, eps={self.eps}"
 
 
+_BY_ROW = (ArchRMSNorm, WeightlessRMSNorm, ArchLayerNorm, ArchLayerNormNoBias)
+_WHOLE = (Tensor, nn.Parameter)
+
+
 class PerHeadRMSNorm(ArchRMSNorm):
     """Each head's RMSNorm, with a weight for every feature of every head: [..., H, K] -> [..., H, K]."""
 
@@ -87,6 +95,23 @@ class PerHeadRMSNorm(ArchRMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         assert self.weight is not None
         return (rms_norm(x, None, self.eps) * self.weight.view(x.shape[-2:])).to(x.dtype)
+
+
+def _is_vector(x: Tensor, width: int) -> bool:
+    return type(x) in _WHOLE and x.shape == (width,) and x.dtype == torch.float32 and x.is_contiguous()
+
+
+def normed(norm: nn.Module, x: Tensor, row: RowKernels | None) -> Tensor:
+    """`norm(x)`; of one row [1, 1, D] by its kernel, where the norm is a plain one and nothing is put around it."""
+    if row is None or type(norm) not in _BY_ROW or is_hooked(norm):
+        return norm(x)
+    weight, bias = parameter_of(norm, "weight"), parameter_of(norm, "bias")
+    if not all(each is None or _is_vector(each, x.shape[-1]) for each in (weight, bias)):
+        return norm(x)
+    if x.numel() != x.shape[-1] or x.dtype != torch.float32 or not x.is_contiguous():
+        return norm(x)
+    eps: Any = norm.eps
+    return row.rms_norm(x, weight, eps) if isinstance(norm, ArchRMSNorm) else row.layer_norm(x, weight, bias, eps)
 
 
 class AllHeadsRMSNorm(ArchRMSNorm):

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ops.compat import is_hooked, watches_modules
+from ..ops.compat import is_hooked, parameter_of, watches_modules
 from ..ops.native import shapes_alone
-from ..ops.one_row import WIDEST, batches_are_faster, is_plain_row, row_product
+from ..ops.one_row import RowKernels, row_kernels
 from ..ops.parts import linear_parts
 
 _WHOLE = (nn.Parameter, torch.Tensor)
@@ -29,7 +29,7 @@ def is_plain_linear(module: nn.Module) -> bool:
     """
     if type(module) is not nn.Linear or is_hooked(module):
         return False
-    weight, bias = module.weight, module.bias
+    weight, bias = _weight_and_bias(module)
     return (
         type(weight) in _WHOLE
         and (bias is None or type(bias) in _WHOLE)
@@ -38,18 +38,24 @@ def is_plain_linear(module: nn.Module) -> bool:
     )
 
 
-def project(layer: nn.Module, x: Tensor) -> Tensor:
-    """`layer(x)` for x [..., I] and a Linear layer; in a decoding step, on processors where there is one, by a faster
-    product, whose sums may be in another order."""
-    if torch.compiler.is_compiling() or x.numel() != x.shape[-1] or not batches_are_faster():
+def project(layer: nn.Module, x: Tensor, row: RowKernels | None = None) -> Tensor:
+    """`layer(x)` for x [..., I] and a Linear layer; in a decoding step by a kernel, whose sums are in another order.
+
+    Args:
+        row: of the context, by who has one: what x is need not be asked again.
+    """
+    if torch.compiler.is_compiling() or x.numel() != x.shape[-1]:
         return layer(x)
-    if watches_modules() or not is_plain_linear(layer):
+    row = row or row_kernels(x)
+    if row is None or not is_plain_linear(layer):
         return layer(x)
-    weight: Any = layer.weight
-    bias: Any = layer.bias
-    if weight.shape[1] > WIDEST or not weight.is_contiguous() or not is_plain_row(x, weight, bias):
+    weight, bias = _weight_and_bias(layer)
+    given = (x, weight) if bias is None else (x, weight, bias)
+    if any(each.dtype != torch.float32 or not each.is_contiguous() for each in given):
         return layer(x)
-    return row_product(x, weight, bias)
+    if weight.shape[1] != x.shape[-1] or type(x) is not Tensor:
+        return layer(x)
+    return row.linear(x, weight, bias)
 
 
 def project_parts(layer: nn.Module, x: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
@@ -58,7 +64,9 @@ def project_parts(layer: nn.Module, x: Tensor, widths: Sequence[int]) -> tuple[T
     # who counts memory has put tensors without numbers in the place of weights
     plain = torch.is_grad_enabled() and not watched and (is_plain_linear(layer) or shapes_alone())
     if plain and type(layer) is nn.Linear:
-        weight: Any = layer.weight
-        bias: Any = layer.bias
-        return linear_parts(x, weight, bias, widths)
+        return linear_parts(x, *_weight_and_bias(layer), widths)
     return project(layer, x).split(list(widths), -1)
+
+
+def _weight_and_bias(layer: nn.Module) -> tuple[Any, Any]:
+    return parameter_of(layer, "weight"), parameter_of(layer, "bias")

@@ -20,6 +20,7 @@ from ..layers.compat import GradientCheckpointingLayer
 from ..layers.contract import EMPTY_CONTEXT, LayerContext, LayerOutput
 from ..layers.embeddings.base import layer_value_names
 from ..layers.ffns.ffn import NoFeedForward
+from ..layers.norms import normed
 from ..layers.sites.base import build_sites
 from ..layers.streams.base import LayerStream, State, Sublayer
 from .branch_scales import SITES
@@ -137,13 +138,13 @@ class DecoderLayer(GradientCheckpointingLayer):
     def _added(self, x: Tensor, context: LayerContext) -> Any:
         """`forward` of the most common block, x + mixer(norm(x)) and x + ffn(norm(x)), where nothing else is to be
         done: in a decoding step of a small model, Python takes as long as the products."""
-        dropout = self.dropout if self.dropout.p else None
+        dropout = self.dropout if self.dropout.p and self.dropout.training else None
         router_logits = None
         for norm, part in ((self.mixer_norm, self.mixer), (self.ffn_norm, self.ffn)):
             if part is None:
                 continue
             assert norm is not None
-            out: Any = part(norm(x), context=context)
+            out: Any = part(normed(norm, x, context.row), context=context)
             if isinstance(out, LayerOutput):
                 out, router_logits = out.hidden_states, out.router_logits
             x = x + (out if dropout is None else dropout(out))

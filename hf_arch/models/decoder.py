@@ -33,8 +33,10 @@ from ..layers.contract import LayerContext
 from ..layers.documents import Documents, refuse_numbers
 from ..layers.embeddings.base import EmbeddingOutput, value_name
 from ..layers.layout import build_layout, positions_from_mask
+from ..layers.norms import normed
 from ..layers.positions import ArchRotaryEmbedding
 from ..layers.state import count_tokens
+from ..ops.one_row import row_kernels
 from .arguments import one_cache
 from .block import DecoderLayer
 from .cache_checks import is_paged, states_of
@@ -157,7 +159,13 @@ class ArchModel(ArchPreTrainedModel):
         rotary = [embedding(inputs_embeds, position_ids) for embedding in self.rotary_embs]
         biases = self.mask_plan.position_biases(inputs_embeds, attention_mask, past_key_values, masks)
         hidden_states = self._scaled_embeddings(inputs_embeds, position_ids)
-        batch = LayerContext(layout=layout, position_ids=position_ids, cache=past_key_values, attention_kwargs=given)
+        batch = LayerContext(
+            layout=layout,
+            position_ids=position_ids,
+            cache=past_key_values,
+            attention_kwargs=given,
+            row=row_kernels(hidden_states),
+        )
         hidden_states, published = self._beside_tokens(hidden_states, input_ids, batch)
         wants_router_logits = given.pop("output_router_logits", getattr(self.config, "output_router_logits", False))
         contexts = [self._context_of(run, batch, masks, rotary, biases) for run in range(len(self.plan))]
@@ -204,7 +212,7 @@ class ArchModel(ArchPreTrainedModel):
                 published.update(zip(layer.publishes, out.published, strict=True))
             if out.router_logits is not None:
                 router_logits.append(out.router_logits)
-        return self.norm(self.stream.run("finish", state)), router_logits
+        return normed(self.norm, self.stream.run("finish", state), contexts[-1].row), router_logits
 
     def untrained_layers(self) -> list[int]:
         """The layer of each run that is computed without gradients."""

@@ -1,22 +1,30 @@
-"""Products and norms of a single row in a decoding step on a CPU, where the general kernels are slow.
+"""Products, norms, gates and attention of a single row in a decoding step on a CPU, where the general kernels are slow.
 
-On AMD's processors MKL takes a product of one row by a path that reads weights [O, I] with I up to about 2,048 at half
-the speed at which it reads the same memory as a batch of [O / G, I]. The batch is a view: nothing is copied. On Intel's
-it is the other way round, and the batch takes twice as long.
+A product with weights drives everything else out of the processor's caches, so that each operation of torch behind it
+fetches its code anew, some microseconds where its work takes a tenth of one. So there are few: products, norms and
+gates are a call in C each, and so is all that attention does between its projections,
+
+    o_h = sum_{j <= t} softmax_j( s R_t q_h . R_j k_{g(h), j} ) v_{g(h), j}
+
+with the rotations R of RoPE, of which the last key's and the query's are done here, and its place in the cache.
 """
 
 from __future__ import annotations
 
+import ctypes
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.processor import processor_says
-from .compat import watched
+from ..environment import read
+from .compat import watched, watches_modules
+from .native import Kernels, shapes_alone, threads_for
 
-WIDEST = 2048
-"""Inputs of more features are read as fast or faster by the general product."""
+KERNELS = Kernels("one_row.c")
+WIDEST_HEAD = 512
+"""Features of a query that the kernel of attention has room for."""
 
 
 def is_plain_row(x: Tensor, *others: Tensor | None) -> bool:
@@ -35,24 +43,91 @@ def is_plain_row(x: Tensor, *others: Tensor | None) -> bool:
     return True
 
 
-@lru_cache(maxsize=1)
-def batches_are_faster() -> bool:
-    """Whether `row_product` is the faster one on this processor. Its maker decides, not a measurement: what a model
-    says must not depend on what else the machine does."""
-    return torch.backends.mkl.is_available() and processor_says("vendor_id") == "AuthenticAMD"
+class RowKernels:
+    """The kernels for one row: fp32, contiguous, on the CPU, with nobody watching and no gradient to take."""
+
+    def __init__(self, library: Any) -> None:
+        number, address, real = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
+        self._norm = _typed(library.norm_row, address, address, address, number, real, real)
+        self._layer_norm = _typed(library.layer_norm_row, *[address] * 4, number, real)
+        self._gate = _typed(library.silu_gate_row, address, address, address, number)
+        self._attend = _typed(library.attend_row, *[address] * 8, *[number] * 7, real, number)
+        self._product = _typed(library.row_product, address, address, address, address, number, number, number)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """`F.linear` of x [..., I] with weight [O, I] and bias [O] or None: [..., O]."""
+        rows, width = weight.shape
+        y = x.new_empty(*x.shape[:-1], rows)
+        threads = threads_for(weight)
+        given = None if bias is None else bias.data_ptr()
+        self._product(weight.data_ptr(), x.data_ptr(), given, y.data_ptr(), rows, width, threads)
+        return y
+
+    def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+        """`rms_norm` of x [..., D] with weight [D] or None."""
+        y, width = torch.empty_like(x), x.shape[-1]
+        self._norm(x.data_ptr(), None if weight is None else weight.data_ptr(), y.data_ptr(), width, 1.0 / width, eps)
+        return y
+
+    def layer_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+        """`F.layer_norm` of x [..., D] with weight and bias [D] or None."""
+        y = torch.empty_like(x)
+        given = (None if each is None else each.data_ptr() for each in (x, weight, bias, y))
+        self._layer_norm(*given, x.shape[-1], eps)
+        return y
+
+    def silu_gated(self, x: Tensor, gate: Tensor) -> Tensor:
+        """`x silu(gate)` of tensors [..., D]."""
+        y = torch.empty_like(x)
+        self._gate(x.data_ptr(), gate.data_ptr(), y.data_ptr(), x.shape[-1])
+        return y
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
+        keys: Tensor,
+        values: Tensor,
+        past: int,
+        scale: float,
+    ) -> Tensor:
+        """Attention of one token over itself and those before it, whose keys and values are written behind theirs.
+
+        Args:
+            query: [..., H K], before its rotation. key: [..., Hkv K], likewise. value: [..., Hkv V].
+            rotary: (cos, sin), each [1, 1, R] of this token with R <= K, or None.
+            keys, values: [1, Hkv, slots, K or V], of which `past` slots are filled.
+
+        Returns:
+            [..., H V].
+        """
+        key_heads, slots, width = keys.shape[1:]
+        value_width, heads = values.shape[-1], query.shape[-1] // width
+        out = query.new_empty(*query.shape[:-1], heads * value_width)
+        cos, sin, turned = (None, None, 0) if rotary is None else (*(x.data_ptr() for x in rotary), rotary[0].shape[-1])
+        given = (x.data_ptr() for x in (query, key, value))
+        kept = (x.data_ptr() for x in (keys, values, out))
+        sizes = (heads, key_heads, width, value_width, turned, past, slots)
+        self._attend(*given, cos, sin, *kept, *sizes, scale, threads_for(keys))
+        return out
+
+
+def row_kernels(x: Tensor) -> RowKernels | None:
+    """Those for a decoding step of x [1, 1, D], where they may take the place of torch's operations all the way through
+    the model; None elsewhere."""
+    if not is_plain_row(x) or torch.is_grad_enabled() or watches_modules() or shapes_alone():
+        return None
+    return None if read("HF_ARCH_BACKEND") == "torch" else _of_library(KERNELS.library)
 
 
 @lru_cache
-def groups_of(rows: int) -> int:
-    """Into how many equal groups a weight of so many rows is cut: the least that can be, 1 where that would be many."""
-    return next((groups for groups in range(2, 33) if rows % groups == 0), 1)
+def _of_library(library: Any) -> RowKernels | None:
+    return None if library is None else RowKernels(library)
 
 
-def row_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`F.linear(x, weight, bias)` of one row [1, ..., I], with weight [O, I] and bias [O] or None: [1, ..., O]."""
-    rows, width = weight.shape
-    groups = groups_of(rows)
-    matrices = weight.view(groups, -1, width)
-    column = x.view(1, width).t().expand(groups, width, 1)  # steps of (0, 1, I): of (0, 1, 1) no kernel is found
-    out = torch.bmm(matrices, column) if bias is None else torch.baddbmm(bias.view(groups, -1, 1), matrices, column)
-    return out.view(*x.shape[:-1], rows)
+def _typed(function: Any, *types: Any) -> Any:
+    """A function of a library that converts its arguments itself."""
+    function.argtypes, function.restype = types, None
+    return function

@@ -22,6 +22,7 @@ from hf_arch.ops import (
     native_delta,
     native_ssd,
     norm,
+    one_row,
     rotary,
     rwkv7,
     selective_scan,
@@ -36,7 +37,7 @@ from tests.ops.test_native import needs_kernels
 from tests.suite.models import perturbed_model, token_ids
 
 OPERATORS = (
-    *(conv, logsumexp, native_delta, native_ssd, norm, rotary, rwkv7, selective_scan, silu_gate, token_mix),
+    *(conv, logsumexp, native_delta, native_ssd, norm, one_row, rotary, rwkv7, selective_scan, silu_gate, token_mix),
     vector_decay,
 )
 HELD = {operator.KERNELS.source: operator.KERNELS for operator in OPERATORS}

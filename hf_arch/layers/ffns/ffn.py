@@ -158,8 +158,8 @@ class MLP(FeedForward):
         return {"up_proj": "colwise", "down_proj": "rowwise"}
 
     def forward(self, hidden_states: Tensor, context: LayerContext = EMPTY_CONTEXT) -> Tensor:
-        (up,) = context.at("ffn_hidden", hidden_states, project(self.up_proj, hidden_states))
-        return project(self.down_proj, self.act_fn(up))
+        (up,) = context.at("ffn_hidden", hidden_states, project(self.up_proj, hidden_states, context.row))
+        return project(self.down_proj, self.act_fn(up), context.row)
 
 
 @options
@@ -215,10 +215,11 @@ class GatedMLP(FeedForward):
         return {"gate_proj": "colwise", "up_proj": "colwise", "down_proj": "rowwise"}
 
     def forward(self, hidden_states: Tensor, context: LayerContext = EMPTY_CONTEXT) -> Tensor:
-        gate, up = project(self.gate_proj, hidden_states), project(self.up_proj, hidden_states)
+        row = context.row
+        gate, up = project(self.gate_proj, hidden_states, row), project(self.up_proj, hidden_states, row)
         gate, up = context.at("ffn_hidden", hidden_states, gate, up)
         gate = gate if self.gate_multiplier == 1 else gate * self.gate_multiplier
-        out = project(self.down_proj, gated(up, gate, self.act_fn))
+        out = project(self.down_proj, gated(up, gate, self.act_fn, row), row)
         return out if self.output_multiplier == 1 else out * self.output_multiplier
 
 

@@ -16,6 +16,7 @@ arXiv 2410.17897), keys and values shared across layers (Brandon et al. 2024, ar
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
 from typing import Any, ClassVar, Literal
 
@@ -31,6 +32,8 @@ from ..attention_product import AttentionProduct, cache_element_bytes
 from ..contract import EMPTY_CONTEXT, LayerContext, LayerOutput
 from ..forget_gates import ForgetGate, as_key_features, cache_parts, forget_bias, from_key_features, log_forget
 from ..norms import AllHeadsRMSNorm
+from ..one_query import one_query
+from ..plain_linear import project
 from .attention_heads import AttentionCall, AttentionHeads, HeadsOptions, config_rotates
 from .base import MixerCost
 from .kv_sharing import SHARED_KV, check_sharing, names_of_source, plain_name, shared_names, shares
@@ -38,6 +41,22 @@ from .windows import Windowed, tokens_kept
 
 FIRST_VALUE = "first_value"
 """What the first layer with a value residual publishes: its values [B, T, Hkv, V]."""
+
+_STAGES = ("project", "placed", "split_value", "kept", "attend", "warmed", "scores", "read_out", "published")
+_SIZES = (
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "qkv_bias",
+    "out_bias",
+    "rope_theta",
+    "position",
+    "scale",
+    "qk_norm",
+    "qk_norm_eps",
+    "qk_norm_over",
+)
+"""Options of which a plain step takes every value, or that the rest shows."""
 
 
 @options
@@ -109,6 +128,11 @@ class Attention(Windowed, AttentionHeads):
         self.product = AttentionProduct(
             config, layer_idx, self.num_heads, self.num_kv_heads, self.head_dim, self.scale(config, options)
         )
+
+        changed = any(getattr(type(self), stage) is not getattr(Attention, stage) for stage in _STAGES)
+        usual = AttentionOptions()
+        same = replace(options, **{name: getattr(usual, name) for name in _SIZES}) == usual
+        self._is_plain = same and not (changed or self.softcap or self.published_names or self.attention_window)
 
     def head_norm(self, num_heads: int, eps: float) -> nn.Module:
         if self.options.qk_norm_over == "all":
@@ -242,6 +266,12 @@ class Attention(Windowed, AttentionHeads):
         }
 
     def forward(self, hidden_states: Tensor, context: LayerContext = EMPTY_CONTEXT) -> Tensor | LayerOutput:
+        if (
+            context.row is not None
+            and self._is_plain
+            and (heads := one_query(self, hidden_states, context)) is not None
+        ):
+            return project(self.o_proj, heads, context.row)
         if not shares(self.options):
             return super().forward(hidden_states, context)
         query = self.q_proj(hidden_states).unflatten(-1, (-1, self.head_dim))
