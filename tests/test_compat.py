@@ -69,6 +69,7 @@ RESTS = {
     "and_masks": "windows over padding and documents",
     "can_return_tuple": "`return_dict=False`",
     "capture_outputs": "`output_hidden_states` and `output_attentions`",
+    "sdpa_attention_forward": "whether attention is torch's own, in whose place a kernel may stand",
     "is_flash_attention_requested": "documents and padding under flash attention",
     "create_causal_mask": "the masks of full attention",
     "create_recurrent_attention_mask": "masks that `generate` prepares for recurrent layers",

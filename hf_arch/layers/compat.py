@@ -16,6 +16,7 @@ from transformers.cache_utils import LinearAttentionLayer as LinearAttentionLaye
 from transformers.integrations import use_experts_implementation as use_experts_implementation
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS as ALL_EXPERTS_FUNCTIONS
 from transformers.integrations.moe import ExpertsInterface as ExpertsInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING as LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
 from transformers.masking_utils import and_masks as and_masks
 from transformers.masking_utils import create_causal_mask as create_causal_mask
@@ -61,6 +62,11 @@ def name_table(kind: str) -> dict[str, str]:
 def attention_implementation(config: Any) -> str:
     """Which attention function the models of a config call: "eager", "sdpa", ..."""
     return config._attn_implementation
+
+
+def calls_torch_sdpa(config: Any) -> bool:
+    """Whether they call torch's fused product as transformers does, and nothing that somebody has put in its place."""
+    return attention_implementation(config) == "sdpa" and ALL_ATTENTION_FUNCTIONS.get("sdpa") is sdpa_attention_forward
 
 
 def uses_flash_attention(config: Any) -> bool:

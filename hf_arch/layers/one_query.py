@@ -10,12 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..ops.compat import is_hooked
 from ..ops.one_row import WIDEST_HEAD
-from .compat import attention_implementation
+from .compat import calls_torch_sdpa
 from .contract import LayerContext
 from .growing_keys import Room, room_of
 from .plain_linear import is_plain_linear, project
@@ -58,9 +56,7 @@ def _room(mixer: Any, context: LayerContext) -> Room | None:
         return None
     if context.attention_mask is not None or context.position_bias is not None or is_hooked(mixer.product):
         return None
-    if mixer.training or mixer.head_dim > WIDEST_HEAD or attention_implementation(mixer.config) != "sdpa":
-        return None
-    if ALL_ATTENTION_FUNCTIONS.get("sdpa") is not sdpa_attention_forward:  # somebody has put another one in its place
+    if mixer.training or mixer.head_dim > WIDEST_HEAD or not calls_torch_sdpa(mixer.config):
         return None
     for angles in context.position_embeddings or ():
         if angles.dtype != torch.float32 or angles.shape[:2] != (1, 1) or not angles.is_contiguous():
