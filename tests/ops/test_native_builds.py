@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hf_arch.core.one_writer import only_writer
 from hf_arch.ops import (
+    bf16_attention,
     conv,
     logsumexp,
     native,
@@ -36,8 +37,8 @@ from tests.ops.test_native import needs_kernels
 from tests.suite.models import perturbed_model, token_ids
 
 OPERATORS = (
-    *(conv, logsumexp, native_delta, native_ssd, norm, rotary, rwkv7, selective_scan, silu_gate, token_mix),
-    vector_decay,
+    *(bf16_attention, conv, logsumexp, native_delta, native_ssd, norm, rotary, rwkv7, selective_scan, silu_gate),
+    *(token_mix, vector_decay),
 )
 HELD = {operator.KERNELS.source: operator.KERNELS for operator in OPERATORS}
 MODELS = {
