@@ -18,6 +18,7 @@ from hf_arch.core.one_writer import only_writer
 from hf_arch.ops import (
     bf16_attention,
     conv,
+    experts,
     logsumexp,
     native,
     native_delta,
@@ -37,12 +38,25 @@ from tests.ops.test_native import needs_kernels
 from tests.suite.models import perturbed_model, token_ids
 
 OPERATORS = (
-    *(bf16_attention, conv, logsumexp, native_delta, native_ssd, norm, rotary, rwkv7, selective_scan, silu_gate),
+    *(
+        bf16_attention,
+        conv,
+        experts,
+        logsumexp,
+        native_delta,
+        native_ssd,
+        norm,
+        rotary,
+        rwkv7,
+        selective_scan,
+        silu_gate,
+    ),
     *(token_mix, vector_decay),
 )
 HELD = {operator.KERNELS.source: operator.KERNELS for operator in OPERATORS}
 MODELS = {
     "llama": {"norm.c", "rotary.c", "pointwise.c"},
+    "moe": {"norm.c", "rotary.c", "experts.c"},
     "gla": {"causal_conv.c", "norm.c", "pointwise.c", "vector_decay.c"},
     "mamba2": {"causal_conv.c", "norm.c", "ssd.c"},
     "mamba": {"causal_conv.c", "norm.c", "selective_scan.c"},
