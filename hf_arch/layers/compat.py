@@ -78,6 +78,11 @@ def set_experts_implementation(config: Any, name: str | None) -> None:
     config._experts_implementation = name
 
 
+def is_expert_parallel(experts: Any) -> bool:
+    """Whether another process has some of these experts, for which tokens carry numbers past the last one here."""
+    return experts._is_expert_parallel
+
+
 def assert_async(condition: Tensor, message: str) -> None:
     """Have the graph of a compiler raise a RuntimeError where `condition` (one bool) does not hold."""
     torch._assert_async(condition, message)

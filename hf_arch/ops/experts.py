@@ -38,7 +38,7 @@ def fits(x: Tensor, weights: Tensor, *parameters: Tensor) -> bool:
     dtype = compute_dtype(x)
     known = dtype in _LETTERS and x.dtype in (torch.float32, dtype) and weights.dtype == torch.float32
     known = known and all(p.dtype in (torch.float32, dtype) for p in parameters)
-    return known and not shapes_alone() and KERNELS.for_tensors(x, weights, *parameters) is not None
+    return known and KERNELS.for_tensors(x, weights, *parameters) is not None
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -80,7 +80,9 @@ def sorted_places(chosen: Tensor, experts: int) -> Places:
     flat = chosen.flatten()
     order = torch.argsort(flat, stable=True)
     of = torch.empty_like(order)
-    of[order] = torch.arange(len(order))
+    of[order] = torch.arange(len(order), device=order.device)
+    if shapes_alone():  # nothing says how many there are, and all of them take the same memory
+        return Places(of.view_as(chosen), [len(order) // experts + (i < len(order) % experts) for i in range(experts)])
     return Places(of.view_as(chosen), torch.bincount(flat, minlength=experts).tolist())
 
 

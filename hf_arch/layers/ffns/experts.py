@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ...core.registry import ACTIVATIONS
 from ...ops.compat import transformed
 from ...ops.experts import experts_sum, fits
-from ..compat import ALL_EXPERTS_FUNCTIONS, ExpertsInterface, use_experts_implementation
+from ..compat import ALL_EXPERTS_FUNCTIONS, ExpertsInterface, is_expert_parallel, use_experts_implementation
 
 ALIGNMENT = 16
 
@@ -38,7 +38,7 @@ def _trains_here(module: Any, x: Tensor, weights: Tensor) -> bool:
     """Whether the kernels are there for it and pay: with a gradient, and under autocast, which grouped products of
     torch do not know (a model must be scored as it was trained)."""
     wanted = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
-    whole = not (module.has_bias or module._is_expert_parallel)
+    whole = not (module.has_bias or is_expert_parallel(module))
     return wanted and whole and fits(x, weights, *module.parameters())
 
 
