@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.errors import ConfigError
-from ..ops.bf16_attention import bf16_attention, has_bf16_attention
+from ..ops.attention import attention, has_attention
 from ..ops.compat import forward_mode, functorch_levels
 from ..ops.precision import state_dtype
 from .bands import Band
@@ -20,7 +20,7 @@ CONFIG_READERS = ("vllm",)
 """Implementations that read windows and soft caps from the config and know no biases, whatever a call says."""
 
 _SPECIAL = ("position_bias", "s_aux", "softcap", "is_causal", "cache")
-"""Options that `bf16_attention` does not know."""
+"""Options that `attention` does not know."""
 
 SHORT = 128
 """Keys up to which attention is computed in fp32 on a CPU where the model is in bf16 and there is no kernel for it."""
@@ -117,9 +117,10 @@ class AttentionProduct(nn.Module):
             key, value, attention_mask = with_sink(query, key, value, attention_mask, bias, sinks)
         width = value.shape[-1]
         narrow = _narrow_dtype(query) if implementation == "sdpa" else None
-        plain = narrow is not None and _plain(query, key, attention_mask, kwargs)
-        if plain and has_bf16_attention(query, key, value, attention_mask):
-            out = bf16_attention(query, key, value, attention_mask, self.scaling)
+        dtype = query.dtype if narrow is None else narrow
+        plain = implementation == "sdpa" and _plain(query, key, attention_mask, kwargs)
+        if plain and has_attention(query, key, value, attention_mask, dtype):
+            out = attention(query, key, value, attention_mask, self.scaling, dtype)
             return (out, None) if band is None else (band.unfold(out), None)
         if implementation == "sdpa":
             device = query.device.type

@@ -1,4 +1,4 @@
-"""Attention with products of bf16, against the formula in fp64 and torch's own attention in bf16."""
+"""Attention with products of bf16 and of fp32, against the formula in fp64 and torch's own attention in that dtype."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_arch.ops import bf16_attention as module
-from hf_arch.ops.bf16_attention import bf16_attention, has_bf16_attention
+from hf_arch.ops import attention as module
+from hf_arch.ops.attention import attention, has_attention, most_keys
 from tests.suite.models import perturbed_model, token_ids
 
-needs_products = pytest.mark.skipif(not module.most_keys(), reason="no products of bf16")
+BF16, FP32 = torch.bfloat16, torch.float32
+has_bf16 = most_keys(BF16) > 0
+needs_products = pytest.mark.skipif(not has_bf16, reason="no products of bf16")
+needs_kernels = pytest.mark.skipif(not most_keys(FP32), reason="no vectors of eight numbers, or no C compiler")
+each_dtype = pytest.mark.parametrize(
+    "dtype", [pytest.param(BF16, marks=needs_products), pytest.param(FP32, marks=needs_kernels)], ids=["bf16", "fp32"]
+)
 # Batch, heads, heads of keys, queries, keys, their width, that of values: around the 32 rows of a tile, the 64 of a
 # block, the 128 keys and the 512 queries that are computed together.
 SHAPES = [
@@ -64,14 +70,21 @@ def formula(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scal
     return (scores.masked_fill(~mask, -1e30).softmax(-1).masked_fill(~mask, 0) @ value).transpose(1, 2)
 
 
-def torchs(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    groups, width = query.shape[1] // key.shape[1], value.shape[-1]
-    query, key, value = query.bfloat16(), key.bfloat16(), value.bfloat16()
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    wide = max(key.shape[-1], width)
-    query, key, value = (F.pad(x, (0, wide - x.shape[-1])) for x in (query, key, value))
-    out = F.scaled_dot_product_attention(query, key, value, mask, is_causal=mask is None, scale=scale)
-    return out.transpose(1, 2)[..., :width]
+def mine(dtype: torch.dtype) -> Callable[..., Tensor]:
+    return lambda query, key, value, mask, scale: attention(query, key, value, mask, scale, dtype)
+
+
+def torchs(dtype: torch.dtype) -> Callable[..., Tensor]:
+    def function(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+        groups, width = query.shape[1] // key.shape[1], value.shape[-1]
+        query, key, value = (x.to(dtype) for x in (query, key, value))
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        wide = max(key.shape[-1], width)
+        query, key, value = (F.pad(x, (0, wide - x.shape[-1])) for x in (query, key, value))
+        out = F.scaled_dot_product_attention(query, key, value, mask, is_causal=mask is None, scale=scale)
+        return out.transpose(1, 2)[..., :width]
+
+    return function
 
 
 def results(function: Callable[..., Tensor], given: list[Tensor], mask: Tensor | None, scale: float) -> list[Tensor]:
@@ -86,81 +99,92 @@ def error(found: Tensor, exact: Tensor) -> float:
     return float((found.double() - exact).norm() / exact.norm())
 
 
+def check(shape: tuple[int, ...], kind: str, given: list[Tensor], dtype: torch.dtype) -> None:
+    mask, scale = mask_of(kind, shape), 1.3 * shape[5] ** -0.5
+    assert has_attention(*given, mask, dtype) or not module.LEAST[dtype] <= shape[4] <= module.WITHOUT_TILES
+    ours, exact, theirs = (results(f, given, mask, scale) for f in (mine(dtype), formula, torchs(dtype)))
+    assert ours[0].dtype == dtype and [x.dtype for x in ours[1:]] == [x.dtype for x in given]
+    for found, right, other in zip(ours, exact, theirs, strict=True):
+        # Sums in another order: of few numbers either may be the nearer one.
+        assert error(found, right) < 1.15 * error(other, right) + (1e-4 if dtype == BF16 else 2e-7)
+
+
 @needs_products
 @pytest.mark.parametrize("kind", MASKS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("wide", [True, False])
-def test_it_is_as_exact_as_torchs(shape: tuple[int, ...], kind: str, wide: bool) -> None:
-    dtype = torch.float32 if wide else torch.bfloat16
-    given, mask, scale = inputs(shape, dtype, dtype, torch.bfloat16), mask_of(kind, shape), 1.3 * shape[5] ** -0.5
-    assert has_bf16_attention(*given, mask) or shape[4] > module.WITHOUT_TILES
-    mine, exact, theirs = (results(f, given, mask, scale) for f in (bf16_attention, formula, torchs))
-    assert mine[0].dtype == torch.bfloat16 and [x.dtype for x in mine[1:]] == [x.dtype for x in given]
-    for found, right, other in zip(mine, exact, theirs, strict=True):
-        # Sums in another order: of few numbers either may be the nearer one.
-        assert error(found, right) < 1.15 * error(other, right) + 1e-4
+def test_bf16_is_as_exact_as_torchs(shape: tuple[int, ...], kind: str, wide: bool) -> None:
+    dtype = FP32 if wide else BF16
+    check(shape, kind, inputs(shape, dtype, dtype, BF16), BF16)
 
 
-@needs_products
+@needs_kernels
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_fp32_is_as_exact_as_torchs(shape: tuple[int, ...], kind: str) -> None:
+    check(shape, kind, inputs(shape, FP32, FP32, FP32), FP32)
+
+
+@each_dtype
 @pytest.mark.parametrize("kind", ["none", "padding"])
-def test_outputs_before_a_changed_token_keep_their_bits(kind: str) -> None:
+def test_outputs_before_a_changed_token_keep_their_bits(kind: str, dtype: torch.dtype) -> None:
     shape = (2, 2, 1, 150, 150, 24, 24)
     given, mask = inputs(shape, *3 * [torch.float32]), mask_of(kind, shape)
     with torch.no_grad():
-        before = bf16_attention(*given, mask, 0.2)
+        before = mine(dtype)(*given, mask, 0.2)
         for x in given:
             x[:, :, 101:] = 50 * torch.randn_like(x[:, :, 101:])
-        after = bf16_attention(*given, mask, 0.2)
+        after = mine(dtype)(*given, mask, 0.2)
     assert torch.equal(before[:, :101], after[:, :101]) and not torch.equal(before[:, 101:], after[:, 101:])
 
 
-@needs_products
+@each_dtype
 @pytest.mark.parametrize("kind", MASKS)
-def test_bits_do_not_depend_on_threads_or_on_a_gradient(kind: str) -> None:
+def test_bits_do_not_depend_on_threads_or_on_a_gradient(kind: str, dtype: torch.dtype) -> None:
     shape = (2, 6, 2, 530, 530, 16, 16)
     given, mask, threads = inputs(shape, *3 * [torch.float32]), mask_of(kind, shape), torch.get_num_threads()
-    first = results(bf16_attention, given, mask, 0.2)
+    first = results(mine(dtype), given, mask, 0.2)
     try:
         for count in (1, 2, 3, 16):
             torch.set_num_threads(count)
-            assert all(map(torch.equal, first, results(bf16_attention, given, mask, 0.2)))
+            assert all(map(torch.equal, first, results(mine(dtype), given, mask, 0.2)))
     finally:
         torch.set_num_threads(threads)
     with torch.no_grad():
-        assert torch.equal(first[0], bf16_attention(*given, mask, 0.2))
+        assert torch.equal(first[0], mine(dtype)(*given, mask, 0.2))
     for row in range(shape[0]):  # nor on the other rows
         alone = [x[row : row + 1] for x in given]
         seen = mask if mask is None or len(mask) == 1 else mask[row : row + 1]
-        assert torch.equal(first[0][row], bf16_attention(*alone, seen, 0.2)[0])
+        assert torch.equal(first[0][row], mine(dtype)(*alone, seen, 0.2)[0])
 
 
-@needs_products
-def test_what_is_not_a_number_stays_in_its_row() -> None:
+@each_dtype
+def test_what_is_not_a_number_stays_in_its_row(dtype: torch.dtype) -> None:
     shape = (3, 2, 2, 40, 40, 16, 16)
     for place in range(3):
         given = inputs(shape, *3 * [torch.float32])
         with torch.no_grad():
             given[place][1, 0, 5, 3] = float("nan")
-        out, *grads = results(bf16_attention, given, None, 0.2)
+        out, *grads = results(mine(dtype), given, None, 0.2)
         assert out[1, 5, 0].isnan().any() and (place or out[1, torch.arange(40) != 5, 0].isfinite().all())
         for found in (out.transpose(1, 2), *grads):
             assert found[[0, 2]].isfinite().all() and found[1, 1].isfinite().all()
 
 
-@needs_products
+@each_dtype
 @pytest.mark.parametrize("strength", [30.0, 3000.0])
-def test_large_scores(strength: float) -> None:
+def test_large_scores(strength: float, dtype: torch.dtype) -> None:
     shape = (1, 2, 2, 90, 90, 32, 32)
-    given = inputs(shape, *3 * [torch.bfloat16])
-    mine, exact, theirs = (results(f, given, None, strength) for f in (bf16_attention, formula, torchs))
-    for found, right, other in zip(mine, exact, theirs, strict=True):
+    given = inputs(shape, *3 * [dtype])
+    ours, exact, theirs = (results(f, given, None, strength) for f in (mine(dtype), formula, torchs(dtype)))
+    for found, right, other in zip(ours, exact, theirs, strict=True):
         assert found.isfinite().all()
         assert float((found.double() - right).norm()) <= 1.1 * float((other.double() - right).norm()) + 1e-3
 
 
-@needs_products
+@each_dtype
 @pytest.mark.parametrize("kind", MASKS)
-def test_second_derivatives(kind: str) -> None:
+def test_second_derivatives(kind: str, dtype: torch.dtype) -> None:
     shape = (1, 4, 2, 20, 20, 8, 8)
     given, mask = inputs(shape, *3 * [torch.float32]), mask_of(kind, shape)
 
@@ -168,42 +192,42 @@ def test_second_derivatives(kind: str) -> None:
         first = torch.autograd.grad(function(*given, mask, 0.4).float().square().sum(), given, create_graph=True)
         return list(torch.autograd.grad(sum(x.square().sum() for x in first), given))
 
-    for found, right in zip(twice(bf16_attention), twice(formula), strict=True):
-        assert error(found, right.double()) < 0.05
+    for found, right in zip(twice(mine(dtype)), twice(formula), strict=True):
+        assert error(found, right.double()) < (0.05 if dtype == BF16 else 1e-4)
 
 
-@needs_products
-def test_gradients_of_some_inputs_and_checkpoints() -> None:
+@each_dtype
+def test_gradients_of_some_inputs_and_checkpoints(dtype: torch.dtype) -> None:
     given = inputs((2, 2, 2, 40, 40, 16, 16), *3 * [torch.float32])
-    plain = results(bf16_attention, given, None, 0.2)
-    again = results(lambda *x: checkpoint(bf16_attention, *x, use_reentrant=False), given, None, 0.2)
+    plain = results(mine(dtype), given, None, 0.2)
+    again = results(lambda *x: checkpoint(mine(dtype), *x, use_reentrant=False), given, None, 0.2)
     assert all(map(torch.equal, plain, again))
     fixed = [given[0].detach(), given[1], given[2].detach()]
-    out = bf16_attention(*fixed, None, 0.2)
+    out = mine(dtype)(*fixed, None, 0.2)
     torch.manual_seed(0)
-    (found,) = torch.autograd.grad(out, fixed[1], torch.randn(out.shape).bfloat16())
+    (found,) = torch.autograd.grad(out, fixed[1], torch.randn(out.shape).bfloat16().to(dtype))
     assert torch.equal(found, plain[2])
 
 
-@needs_products
-def test_a_gradient_with_strides() -> None:
+@each_dtype
+def test_a_gradient_with_strides(dtype: torch.dtype) -> None:
     given = inputs((2, 2, 2, 40, 40, 16, 16), *3 * [torch.float32])
-    out = bf16_attention(*given, None, 0.2)
-    grads = [torch.randn(2, 2, 40, 16).bfloat16().transpose(1, 2), torch.ones(()).bfloat16().expand(out.shape)]
+    out = mine(dtype)(*given, None, 0.2)
+    grads = [torch.randn(2, 2, 40, 16).to(dtype).transpose(1, 2), torch.ones((), dtype=dtype).expand(out.shape)]
     for grad in grads:
         found, same = (torch.autograd.grad(out, given, x, retain_graph=True) for x in (grad, grad.contiguous()))
         assert all(map(torch.equal, found, same))
 
 
-@needs_products
-def test_torchs_own_takes_its_place_where_it_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+@each_dtype
+def test_torchs_own_takes_its_place_where_it_is_watched(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
     plain = module._call
     monkeypatch.setattr(module, "_call", lambda name, *rest: called.append(name) or plain(name, *rest))
-    model, ids = perturbed_model("llama"), token_ids(2, 9)
+    model, ids = perturbed_model("llama", max_position_embeddings=128), token_ids(2, 70)
 
     def run(**options: Any) -> None:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == BF16):
             model(ids, use_cache=False, **options).logits.sum().backward()
 
     run()
@@ -218,23 +242,24 @@ def test_torchs_own_takes_its_place_where_it_is_watched(monkeypatch: pytest.Monk
     model.train()
     run()
     model.config.attention_dropout = 0.0
-    model(ids, use_cache=False).logits.sum().backward()  # fp32
+    model.double()
+    run()
     assert not called
 
 
-@needs_products
-def test_torchs_products_are_right_afterwards() -> None:
+@each_dtype
+def test_torchs_products_are_right_afterwards(dtype: torch.dtype) -> None:
     """Its library configures tiles of its own."""
-    given = inputs((1, 2, 2, 64, 64, 32, 32), *3 * [torch.bfloat16])
+    given = inputs((1, 2, 2, 64, 64, 32, 32), *3 * [dtype])
     left, right = torch.randn(100, 72).bfloat16(), torch.randn(72, 90).bfloat16()
-    before = left @ right, torchs(*given, None, 0.2)
+    before = left @ right, torchs(dtype)(*given, None, 0.2)
     for _ in range(3):
-        bf16_attention(*given, None, 0.2)
-        assert torch.equal(left @ right, before[0]) and torch.equal(torchs(*given, None, 0.2), before[1])
+        mine(dtype)(*given, None, 0.2)
+        assert torch.equal(left @ right, before[0]) and torch.equal(torchs(dtype)(*given, None, 0.2), before[1])
 
 
-@needs_products
-def test_scratch_memory_is_large_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+@each_dtype
+def test_scratch_memory_is_large_enough(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind it nothing is written."""
     guard = 4096
     plain, kept = torch.empty, []
@@ -248,5 +273,5 @@ def test_scratch_memory_is_large_enough(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(module.torch, "empty", guarded)
     for shape in SHAPES:
-        results(bf16_attention, inputs(shape, *3 * [torch.float32]), mask_of("scattered", shape), 0.2)
+        results(mine(dtype), inputs(shape, *3 * [torch.float32]), mask_of("scattered", shape), 0.2)
     assert kept and all(bool((x[-guard:] == 77).all()) for x in kept)

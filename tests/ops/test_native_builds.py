@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hf_arch.core.one_writer import only_writer
 from hf_arch.ops import (
-    bf16_attention,
+    attention,
     conv,
     experts,
     logsumexp,
@@ -39,7 +39,6 @@ from tests.suite.models import perturbed_model, token_ids
 
 OPERATORS = (
     *(
-        bf16_attention,
         conv,
         experts,
         logsumexp,
@@ -54,9 +53,10 @@ OPERATORS = (
     *(token_mix, vector_decay),
 )
 HELD = {operator.KERNELS.source: operator.KERNELS for operator in OPERATORS}
+HELD |= {kernels.source: kernels for kernels in attention.KERNELS.values()}
 MODELS = {
-    "llama": {"norm.c", "rotary.c", "pointwise.c"},
-    "moe": {"norm.c", "rotary.c", "experts.c"},
+    "llama": {"attention_fp32.c", "norm.c", "rotary.c", "pointwise.c"},
+    "moe": {"attention_fp32.c", "norm.c", "rotary.c", "experts.c"},
     "gla": {"causal_conv.c", "norm.c", "pointwise.c", "vector_decay.c"},
     "mamba2": {"causal_conv.c", "norm.c", "ssd.c"},
     "mamba": {"causal_conv.c", "norm.c", "selective_scan.c"},

@@ -6,18 +6,24 @@
 #include "products.h"
 
 #define SIDE 32 /* rows, columns and depth of all matrices are multiples of it */
+#define DEPTH 2
+#define ONE_FORM 0
 
-static inline int64_t padded(int64_t count) { return (count + SIDE - 1) / SIDE * SIDE; }
+typedef uint16_t Left;
+typedef uint32_t Right;
 
 #if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 #define HAS_PAIRS 1
-typedef __m256i half_lanes; /* LANES numbers of bf16 */
+typedef __m256i Narrow; /* LANES numbers of bf16 */
 
-static inline half_lanes narrowed(lanes x) { return (half_lanes)_mm512_cvtneps_pbh(x); }
+static inline Narrow narrowed(lanes x) { return (Narrow)_mm512_cvtneps_pbh(x); }
 
-static inline void store_halves(uint16_t *to, half_lanes x) { _mm256_storeu_si256((__m256i *)to, x); }
+static inline void store_left(Left *to, Narrow x) { _mm256_storeu_si256((__m256i *)to, x); }
 
-static inline void store_pairs(uint32_t *to, half_lanes even, half_lanes odd) {
+static inline lanes load_left(const Left *from) { return load_bf16(from, LANES); }
+
+/* Of two rows that follow each other. */
+static inline void store_right(Right *to, Narrow even, Narrow odd) {
     _mm512_storeu_si512(to, _mm512_or_si512(_mm512_cvtepu16_epi32(even), _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16)));
 }
 #endif
