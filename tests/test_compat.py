@@ -205,6 +205,7 @@ def test_implementations_are_read_and_set_where_transformers_keeps_them():
     assert compat.experts_implementation(model.config) == "batched_mm", "what `hf-arch check` compares experts by"
     compat.set_experts_implementation(model.config, "eager")
     assert compat.experts_implementation(model.config) == "eager"
+    assert not compat.is_expert_parallel(model.model.layers[0].ffn.experts), "experts by kernels in training"
 
 
 def test_private_state_of_trainer_accelerate_and_torch_is_where_we_touch_it(tmp_path: Path):

@@ -10,16 +10,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.errors import ConfigError
+from ..ops.attention import attention, has_attention
 from ..ops.compat import forward_mode, functorch_levels
 from ..ops.precision import state_dtype
 from .bands import Band
-from .compat import ALL_ATTENTION_FUNCTIONS, attention_implementation, uses_flash_attention
+from .compat import (
+    ALL_ATTENTION_FUNCTIONS,
+    attention_implementation,
+    sdpa_attention_forward,
+    uses_flash_attention,
+)
 
 CONFIG_READERS = ("vllm",)
 """Implementations that read windows and soft caps from the config and know no biases, whatever a call says."""
 
+_SPECIAL = ("position_bias", "s_aux", "softcap", "is_causal", "cache")
+"""Options that `attention` does not know."""
+
 SHORT = 128
-"""Keys up to which attention is computed in fp32 on a CPU where the model is in bf16."""
+"""Keys up to which attention is computed in fp32 on a CPU where the model is in bf16 and there is no kernel for it."""
 
 
 def eager_attention(
@@ -112,13 +121,21 @@ class AttentionProduct(nn.Module):
             bias, sinks = kwargs.pop("position_bias", None), kwargs.pop("s_aux")
             key, value, attention_mask = with_sink(query, key, value, attention_mask, bias, sinks)
         width = value.shape[-1]
+        narrow = _narrow_dtype(query) if implementation == "sdpa" else None
+        dtype = query.dtype if narrow is None else narrow
+        torchs = (
+            implementation == "sdpa" and attention_interface is sdpa_attention_forward
+        )  # nobody has put another there
+        plain = torchs and _plain(query, key, attention_mask, kwargs)
+        if plain and has_attention(query, key, value, attention_mask, dtype):
+            out = attention(query, key, value, attention_mask, self.scaling, dtype)
+            return (out, None) if band is None else (band.unfold(out), None)
         if implementation == "sdpa":
             device = query.device.type
             if device == "cuda" and not torch.compiler.is_compiling():
                 query, key, value = (_aligned(x) for x in (query, key, value))
             elif device == "cpu" and query.shape[2] > 1:
                 query, key, value = _equally_wide(query, key, value)
-        narrow = _narrow_dtype(query) if implementation == "sdpa" else None
         widened = narrow is not None and _short(query, key, attention_mask, kwargs.get("position_bias"))
         if widened:
             query, key, value = query.float(), key.float(), value.float()
@@ -183,6 +200,18 @@ def _narrow_dtype(query: Tensor) -> torch.dtype | None:
         return None
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
     return dtype if dtype == torch.bfloat16 and not torch.compiler.is_compiling() else None
+
+
+def _plain(query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any]) -> bool:
+    """Whether several queries see keys or do not, by a mask or up to their own place, and nothing else is asked for."""
+    if query.shape[2] == 1 or options.get("dropout") or any(options.get(name) is not None for name in _SPECIAL):
+        return False
+    sizes = (query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+    return mask is None or (
+        mask.dim() == 4
+        and mask.shape[2:] == sizes[2:]
+        and all(given in (1, size) for given, size in zip(mask.shape, sizes, strict=True))
+    )
 
 
 def _short(query: Tensor, key: Tensor, mask: Tensor | None, bias: Tensor | None) -> bool:

@@ -16,7 +16,7 @@ from transformers.cache_utils import LinearAttentionLayer as LinearAttentionLaye
 from transformers.integrations import use_experts_implementation as use_experts_implementation
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS as ALL_EXPERTS_FUNCTIONS
 from transformers.integrations.moe import ExpertsInterface as ExpertsInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward as sdpa_attention_forward
 from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING as LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
 from transformers.masking_utils import and_masks as and_masks
 from transformers.masking_utils import create_causal_mask as create_causal_mask
@@ -82,6 +82,11 @@ def experts_implementation(config: Any) -> str | None:
 def set_experts_implementation(config: Any, name: str | None) -> None:
     """Choose how the experts are computed, for models that exist already."""
     config._experts_implementation = name
+
+
+def is_expert_parallel(experts: Any) -> bool:
+    """Whether another process has some of these experts, for which tokens carry numbers past the last one here."""
+    return experts._is_expert_parallel
 
 
 def assert_async(condition: Tensor, message: str) -> None:

@@ -1,4 +1,5 @@
-"""On a CPU attention over few keys is computed in fp32 where the model is in bf16, in training and in scoring alike."""
+"""On a CPU attention over few keys is computed in fp32 where the model is in bf16 and there is no kernel for it,
+in training and in scoring alike."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from tests.suite.models import perturbed_model, token_ids
 
 @pytest.fixture
 def computed_in(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
-    """The dtypes that torch's attention computes in."""
+    """The dtypes that torch's attention computes in, where it takes the kernel's place."""
+    monkeypatch.setenv("HF_ARCH_BACKEND", "torch")
     seen: list[torch.dtype] = []
     plain = F.scaled_dot_product_attention
 
@@ -60,12 +62,16 @@ def test_it_is_nearer_to_fp32(mask: str | None, monkeypatch: pytest.MonkeyPatch)
     given = {} if mask is None else {"attention_mask": torch.ones_like(ids).index_fill_(1, torch.arange(3), 0)}
     exact = model(ids, **given, use_cache=False).logits
     errors = []
+    with torch.autocast("cpu", torch.bfloat16):
+        by_kernel = model(ids, **given, use_cache=False).logits
+    monkeypatch.setenv("HF_ARCH_BACKEND", "torch")
     for short in (SHORT, 0):
         monkeypatch.setattr("hf_arch.layers.attention_product.SHORT", short)
         with torch.autocast("cpu", torch.bfloat16):
             found = model(ids, **given, use_cache=False).logits
         errors.append(float((found.float() - exact)[:, 3:].square().mean()))
     assert errors[0] < 1.2 * errors[1]
+    assert float((by_kernel.float() - exact)[:, 3:].square().mean()) < 1.2 * errors[1]
 
 
 @pytest.mark.parametrize("autocast", [True, False])

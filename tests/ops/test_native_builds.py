@@ -16,7 +16,9 @@ from torch import Tensor
 
 from hf_arch.core.one_writer import only_writer
 from hf_arch.ops import (
+    attention,
     conv,
+    experts,
     logsumexp,
     native,
     native_delta,
@@ -37,12 +39,14 @@ from tests.ops.test_native import needs_kernels
 from tests.suite.models import perturbed_model, token_ids
 
 OPERATORS = (
-    *(conv, logsumexp, native_delta, native_ssd, norm, one_row, rotary, rwkv7, selective_scan, silu_gate, token_mix),
-    vector_decay,
+    *(conv, experts, logsumexp, native_delta, native_ssd, norm, one_row, rotary, rwkv7, selective_scan, silu_gate),
+    *(token_mix, vector_decay),
 )
 HELD = {operator.KERNELS.source: operator.KERNELS for operator in OPERATORS}
+HELD |= {kernels.source: kernels for kernels in attention.KERNELS.values()}
 MODELS = {
-    "llama": {"norm.c", "rotary.c", "pointwise.c"},
+    "llama": {"attention_fp32.c", "norm.c", "rotary.c", "pointwise.c"},
+    "moe": {"attention_fp32.c", "norm.c", "rotary.c", "experts.c"},
     "gla": {"causal_conv.c", "norm.c", "pointwise.c", "vector_decay.c"},
     "mamba2": {"causal_conv.c", "norm.c", "ssd.c"},
     "mamba": {"causal_conv.c", "norm.c", "selective_scan.c"},

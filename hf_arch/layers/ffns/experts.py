@@ -16,18 +16,30 @@ from torch.nn import functional as F
 
 from ...core.registry import ACTIVATIONS
 from ...ops.compat import transformed
-from ..compat import ALL_EXPERTS_FUNCTIONS, ExpertsInterface, use_experts_implementation
+from ...ops.experts import experts_sum, fits
+from ..compat import ALL_EXPERTS_FUNCTIONS, ExpertsInterface, is_expert_parallel, use_experts_implementation
 
 ALIGNMENT = 16
 
 
-def _grouped_mm(module: nn.Module, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+def _grouped_mm(module: Any, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+    if _trains_here(module, x, weights):
+        up = module.gate_up_proj if module.has_gate else module.up_proj
+        return experts_sum(x, experts, weights, up, module.down_proj, module.act_fn, module.has_gate)
     weights_of = [p for p in module.parameters() if p.dim() == 3]
     fits = all(p.stride(-2) * p.element_size() % ALIGNMENT == 0 for p in weights_of)
     fits = fits and x.dtype != torch.float64 and not transformed()
     grouped: Any = ALL_EXPERTS_FUNCTIONS["grouped_mm"]
-    eager: Any = type(module).forward.__wrapped__  # type: ignore[attr-defined]
+    eager: Any = type(module).forward.__wrapped__
     return (grouped if fits else eager)(module, x, experts, weights)
+
+
+def _trains_here(module: Any, x: Tensor, weights: Tensor) -> bool:
+    """Whether the kernels are there for it and pay: with a gradient, and under autocast, which grouped products of
+    torch do not know (a model must be scored as it was trained)."""
+    wanted = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
+    whole = not (module.has_bias or is_expert_parallel(module))
+    return wanted and whole and fits(x, weights, *module.parameters())
 
 
 BACKENDS = ExpertsInterface()
