@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core.registry import ACTIVATIONS
+from ..ops.gelu import tanh_gelu
 from ..ops.one_row import RowKernels
 from ..ops.silu_gate import silu_gated
 from ..ops.squared_relu import squared_relu
@@ -20,11 +21,6 @@ def gated(x: Tensor, gate: Tensor, activation: Callable[[Tensor], Tensor], row: 
     if row is not None and activation is F.silu and x.dtype == gate.dtype == torch.float32 and x.shape == gate.shape:
         return row.silu_gated(x.contiguous(), gate.contiguous())
     return silu_gated(x, gate) if activation is F.silu else activation(gate) * x
-
-
-@ACTIVATIONS.register("gelu_tanh")
-def gelu_tanh(x: Tensor) -> Tensor:
-    return F.gelu(x, approximate="tanh")
 
 
 @ACTIVATIONS.register("identity")
@@ -45,6 +41,7 @@ def leaky_relu(x: Tensor) -> Tensor:
 
 
 ACTIVATIONS.register("gelu")(F.gelu)
+ACTIVATIONS.register("gelu_tanh")(tanh_gelu)
 ACTIVATIONS.register("silu")(F.silu)
 ACTIVATIONS.register("relu")(F.relu)
 ACTIVATIONS.register("sigmoid")(torch.sigmoid)

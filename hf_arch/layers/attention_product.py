@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ..core.errors import ConfigError
 from ..ops.attention import attention, has_attention
 from ..ops.compat import forward_mode, functorch_levels
+from ..ops.native import unobserved
 from ..ops.precision import state_dtype
 from .bands import Band
 from .compat import (
@@ -121,11 +122,8 @@ class AttentionProduct(nn.Module):
             bias, sinks = kwargs.pop("position_bias", None), kwargs.pop("s_aux")
             key, value, attention_mask = with_sink(query, key, value, attention_mask, bias, sinks)
         width = value.shape[-1]
-        narrow = _narrow_dtype(query) if implementation == "sdpa" else None
-        dtype = query.dtype if narrow is None else narrow
-        torchs = (
-            implementation == "sdpa" and attention_interface is sdpa_attention_forward
-        )  # nobody has put another there
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
+        torchs = attention_interface is sdpa_attention_forward  # nobody has put another one in its place
         plain = torchs and _plain(query, key, attention_mask, kwargs)
         if plain and has_attention(query, key, value, attention_mask, dtype):
             out = attention(query, key, value, attention_mask, self.scaling, dtype)
@@ -136,6 +134,7 @@ class AttentionProduct(nn.Module):
                 query, key, value = (_aligned(x) for x in (query, key, value))
             elif device == "cpu" and query.shape[2] > 1:
                 query, key, value = _equally_wide(query, key, value)
+        narrow = _narrow_dtype(query) if implementation == "sdpa" else None
         widened = narrow is not None and _short(query, key, attention_mask, kwargs.get("position_bias"))
         if widened:
             query, key, value = query.float(), key.float(), value.float()
@@ -204,6 +203,8 @@ def _narrow_dtype(query: Tensor) -> torch.dtype | None:
 
 def _plain(query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any]) -> bool:
     """Whether several queries see keys or do not, by a mask or up to their own place, and nothing else is asked for."""
+    if not unobserved(query, key, mask):  # a compiler must not see the sizes compared
+        return False
     if query.shape[2] == 1 or options.get("dropout") or any(options.get(name) is not None for name in _SPECIAL):
         return False
     sizes = (query.shape[0], query.shape[1], query.shape[2], key.shape[2])

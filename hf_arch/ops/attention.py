@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .custom_op import manual_backward
-from .native import Kernels, Pointer, Struct, fields
+from .native import Kernels, Pointer, Struct, fields, unobserved
 from .precision import without_autocast
 
 KERNELS = {
@@ -53,9 +53,9 @@ def has_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
         return False
     if not (mask is None or mask.dtype == torch.bool) or max(query.shape[-1], value.shape[-1]) > WIDEST:
         return False
-    if key.shape[2] < LEAST[dtype] or KERNELS[dtype].for_tensors(query, key, value, mask) is None:
+    if not unobserved(query, key, value, mask) or key.shape[2] < LEAST[dtype]:
         return False
-    return key.shape[2] <= most_keys(dtype)
+    return KERNELS[dtype].library is not None and key.shape[2] <= most_keys(dtype)
 
 
 @lru_cache
@@ -180,7 +180,7 @@ def _call(
     query, key, value = (_with_rows(x) for x in (query, key, value))
     mask, grad = (None if x is None else _with_rows(x) for x in (mask, grad))
     batch, heads, length, width = query.shape
-    threads = min(torch.get_num_threads(), batch * heads)
+    threads = max(1, min(torch.get_num_threads(), batch * heads))
     call = _Call(
         *(batch, heads, heads // key.shape[1], length, key.shape[2], width, value.shape[-1], threads, 0),
         *(x is not None and x.dtype == torch.float32 for x in (query, key, value, out, grad, dk, dv)),

@@ -19,6 +19,7 @@ from hf_arch.ops import (
     attention,
     conv,
     experts,
+    gelu,
     logsumexp,
     native,
     native_delta,
@@ -39,14 +40,28 @@ from tests.ops.test_native import needs_kernels
 from tests.suite.models import perturbed_model, token_ids
 
 OPERATORS = (
-    *(conv, experts, logsumexp, native_delta, native_ssd, norm, one_row, rotary, rwkv7, selective_scan, silu_gate),
+    *(
+        conv,
+        experts,
+        gelu,
+        logsumexp,
+        native_delta,
+        native_ssd,
+        norm,
+        one_row,
+        rotary,
+        rwkv7,
+        selective_scan,
+        silu_gate,
+    ),
     *(token_mix, vector_decay),
 )
 HELD = {operator.KERNELS.source: operator.KERNELS for operator in OPERATORS}
 HELD |= {kernels.source: kernels for kernels in attention.KERNELS.values()}
 MODELS = {
-    "llama": {"attention_fp32.c", "norm.c", "rotary.c", "pointwise.c"},
-    "moe": {"attention_fp32.c", "norm.c", "rotary.c", "experts.c"},
+    "llama": {"norm.c", "rotary.c", "pointwise.c"},
+    "gpt2": {"gelu.c"},
+    "moe": {"norm.c", "rotary.c", "experts.c"},
     "gla": {"causal_conv.c", "norm.c", "pointwise.c", "vector_decay.c"},
     "mamba2": {"causal_conv.c", "norm.c", "ssd.c"},
     "mamba": {"causal_conv.c", "norm.c", "selective_scan.c"},
