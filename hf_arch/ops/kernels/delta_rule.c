@@ -51,8 +51,8 @@ INLINE void forward_walk(const int two, const Head *h, const Forward *f, float *
     take(of_head(h, f->state), keys, values, state);
     for (int64_t start = 0; start < d->length; start += RUN) {
         run_at(two, h, d, start, s.key_rows, &run);
-        fetch_keys(h, d, start + RUN);
-        fetch(h, d->v, start + RUN, values), fetch(h, f->o, start + RUN, values), fetch(h, f->kept, start + RUN, values);
+        fetch_keys(h, d, start + SOON);
+        fetch(h, d->v, start + SOON, values), fetch(h, f->o, start + SOON, values), fetch(h, f->kept, start + SOON, values);
         keys_side(two, &run, whole(keys), s.keys, scores);
         const Pass p = {s.keys_before, s.values_before, s.keys, s.values};
         pass(0, WRITERS, (1 + two) * RUN, READERS, 2 * RUN, state, keys, values, &p);
@@ -133,8 +133,8 @@ INLINE void backward_values(const int two, const Head *h, const Backward *w, flo
     take(of_head(h, w->grad_state), keys, values, state);
     for (int64_t start = last_run(h); start >= 0; start -= RUN) {
         run_at(two, h, d, start, s.key_rows, &run);
-        fetch_keys(h, d, start - RUN);
-        fetch(h, w->grad_o, start - RUN, values), fetch(h, two ? w->to->recalled : w->kept, start - RUN, values), fetch(h, w->to->v, start - RUN, values);
+        fetch_keys(h, d, start - SOON);
+        fetch(h, w->grad_o, start - SOON, values), fetch(h, two ? w->to->recalled : w->kept, start - SOON, values), fetch(h, w->to->v, start - SOON, values);
         keys_side(two, &run, whole(keys), s.keys, scores);
         const Pass p = {s.keys_before, s.values_before, s.keys, s.values};
         pass(0, READERS, 2 * RUN, WRITERS, (1 + two) * RUN, state, keys, values, &p);
@@ -276,9 +276,9 @@ INLINE void backward_keys(const int two, const Head *h, const Backward *w, float
     take_turned(of_head(h, w->state), values, keys, state);
     for (int64_t start = 0; start <= last; start += RUN) {
         run_at(two, h, d, start, s.key_rows, &run);
-        fetch_keys(h, d, start + RUN);
-        fetch(h, w->grad_o, start + RUN, values), fetch(h, w->kept, start + RUN, values), fetch(h, two ? w->to->recalled : w->to->v, start + RUN, values);
-        fetch(h, two ? d->v : 0, start + RUN, values), fetch(h, w->to->q, start + RUN, keys), fetch(h, w->to->a, start + RUN, keys);
+        fetch_keys(h, d, start + SOON);
+        fetch(h, w->grad_o, start + SOON, values), fetch(h, w->kept, start + SOON, values), fetch(h, two ? w->to->recalled : w->to->v, start + SOON, values);
+        fetch(h, two ? d->v : 0, start + SOON, values), fetch(h, w->to->q, start + SOON, keys), fetch(h, w->to->a, start + SOON, keys);
         keys_side(two, &run, whole(keys), s.keys, 0);
         values_side(two, &run, w, s.values, of_scores + start / RUN * SCORES, s.value_rows);
         const Pass p = {s.values_before, s.keys_before, s.values, read};
@@ -295,9 +295,10 @@ INLINE void backward_keys(const int two, const Head *h, const Backward *w, float
     take_turned(of_head(h, w->grad_state), values, keys, state);
     for (int64_t start = last; start >= 0; start -= RUN) {
         run_at(two, h, d, start, s.key_rows, &run);
-        fetch_keys(h, d, start - RUN);
-        fetch(h, w->grad_o, start - RUN, values), fetch(h, w->kept, start - RUN, values), fetch(h, two ? w->to->recalled : w->to->v, start - RUN, values);
-        fetch(h, two ? d->v : 0, start - RUN, values), fetch(h, w->to->q, start - RUN, keys), fetch(h, w->to->a, start - RUN, keys);
+        fetch_keys(h, d, start - SOON);
+        fetch(h, w->grad_o, start - SOON, values), fetch(h, w->kept, start - SOON, values), fetch(h, two ? w->to->recalled : w->to->v, start - SOON, values);
+        fetch(h, two ? d->v : 0, start - SOON, values), fetch(h, w->to->q, start - SOON, keys), fetch(h, w->to->a, start - SOON, keys);
+        fetch(h, w->to->k, start - SOON, keys), fetch(h, two ? w->to->b : 0, start - SOON, keys), fetch(h, run.apart ? w->to->g : 0, start - SOON, keys);
         const float *scores = of_scores + start / RUN * SCORES;
         keys_side(two, &run, whole(keys), s.keys, 0);
         values_side(two, &run, w, s.values, 0, s.value_rows);
