@@ -43,14 +43,20 @@ void softplus(int64_t count, int64_t threads, const float *x, float *y) {
     const int64_t tasks = (count + BLOCK - 1) / BLOCK;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t task = 0; task < tasks; task++)
-        VECTORS(store(y + c, soft_plus(load(x + c, most)), most))
+        VECTORS({
+            FETCH(x + c), FETCH_TO_WRITE(y + c);
+            store(y + c, soft_plus(load(x + c, most)), most);
+        })
 }
 
 void softplus_backward(int64_t count, int64_t threads, const float *x, const float *grad_y, float *grad_x) {
     const int64_t tasks = (count + BLOCK - 1) / BLOCK;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t task = 0; task < tasks; task++)
-        VECTORS(store(grad_x + c, load(grad_y + c, most) * sigmoid(load(x + c, most)), most))
+        VECTORS({
+            FETCH(x + c), FETCH(grad_y + c), FETCH_TO_WRITE(grad_x + c);
+            store(grad_x + c, load(grad_y + c, most) * sigmoid(load(x + c, most)), most);
+        })
 }
 
 void squared_relu(int64_t count, int64_t threads, const float *x, float *y) {
@@ -58,6 +64,7 @@ void squared_relu(int64_t count, int64_t threads, const float *x, float *y) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t task = 0; task < tasks; task++)
         VECTORS({
+            FETCH(x + c), FETCH_TO_WRITE(y + c);
             const lanes positive = at_least(0.0f, load(x + c, most));
             store(y + c, positive * positive, most);
         })
@@ -67,7 +74,10 @@ void squared_relu_backward(int64_t count, int64_t threads, const float *x, const
     const int64_t tasks = (count + BLOCK - 1) / BLOCK;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t task = 0; task < tasks; task++)
-        VECTORS(store(grad_x + c, 2.0f * load(grad_y + c, most) * at_least(0.0f, load(x + c, most)), most))
+        VECTORS({
+            FETCH(x + c), FETCH(grad_y + c), FETCH_TO_WRITE(grad_x + c);
+            store(grad_x + c, 2.0f * load(grad_y + c, most) * at_least(0.0f, load(x + c, most)), most);
+        })
 }
 
 void sigmoid_lerp(int64_t count, int64_t threads, const float *x, const float *other, const float *z, float *y) {
@@ -75,6 +85,7 @@ void sigmoid_lerp(int64_t count, int64_t threads, const float *x, const float *o
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t task = 0; task < tasks; task++)
         VECTORS({
+            FETCH(x + c), FETCH(other + c), FETCH(z + c), FETCH_TO_WRITE(y + c);
             const lanes from = load(x + c, most);
             store(y + c, from + (load(other + c, most) - from) * sigmoid(load(z + c, most)), most);
         })
@@ -86,6 +97,8 @@ void sigmoid_lerp_backward(int64_t count, int64_t threads, const float *x, const
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t task = 0; task < tasks; task++)
         VECTORS({
+            FETCH(x + c), FETCH(other + c), FETCH(z + c), FETCH(grad_y + c);
+            FETCH_TO_WRITE(grad_x + c), FETCH_TO_WRITE(grad_other + c), FETCH_TO_WRITE(grad_z + c);
             const lanes s = sigmoid(load(z + c, most)), grad = load(grad_y + c, most), moved = grad * s;
             store(grad_x + c, grad - moved, most), store(grad_other + c, moved, most);
             store(grad_z + c, moved * (1.0f - s) * (load(other + c, most) - load(x + c, most)), most);

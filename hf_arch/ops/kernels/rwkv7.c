@@ -29,6 +29,7 @@ INLINE float inverse_length(const Gates *m, int64_t at, int64_t place, float eps
     const int64_t size = m->size;
     lanes squares = all(0);
     EACH_VECTOR(size, {
+        FETCH(m->key + at + c), FETCH(m->decay + at + c), FETCH(m->rate + at + c);
         const lanes u = load(m->key + at + c, count) * load(m->removal_scale + place + c, count);
         squares += u * u;
     })
@@ -39,6 +40,7 @@ void rwkv7_gates(const Gates *m, float eps, float min_log_decay, float *log_deca
     EACH_HEAD(m, {
         const float r = inverse_length(m, at, place, eps);
         EACH_VECTOR(size, {
+            FETCH_TO_WRITE(log_decay + at + c), FETCH_TO_WRITE(key + at + c), FETCH_TO_WRITE(a + at + c), FETCH_TO_WRITE(b + at + c);
             const lanes k = load(m->key + at + c, count), rate = sigmoid(load(m->rate + at + c, count));
             const lanes n = r * k * load(m->removal_scale + place + c, count);
             store(log_decay + at + c, min_log_decay * sigmoid(load(m->decay + at + c, count)), count);
@@ -58,6 +60,8 @@ void rwkv7_gates_backward(const Gates *m, const GatesGradients *to, float eps, f
         const float r = inverse_length(m, at, place, eps);
         lanes along = all(0);
         EACH_VECTOR(size, {
+            FETCH(to->of_log_decay + at + c), FETCH(to->of_key + at + c), FETCH(to->of_a + at + c), FETCH(to->of_b + at + c);
+            FETCH_TO_WRITE(to->key + at + c), FETCH_TO_WRITE(to->decay + at + c), FETCH_TO_WRITE(to->rate + at + c);
             const lanes k = load(m->key + at + c, count), rate = sigmoid(load(m->rate + at + c, count));
             const lanes decay = sigmoid(load(m->decay + at + c, count));
             const lanes xi = load(m->removal_scale + place + c, count), alpha = load(m->rate_scale + place + c, count);
@@ -98,6 +102,7 @@ INLINE Sums sums_of(const Output *m, int64_t at, int64_t place, float eps) {
     const int64_t size = m->size;
     lanes sum = all(0), present = all(0), squares = all(0);
     EACH_VECTOR(size, {
+        FETCH(m->out + at + c), FETCH(m->receptance + at + c), FETCH(m->key + at + c), FETCH(m->value + at + c), FETCH(m->gate + at + c);
         sum += load(m->out + at + c, count);
         present += load(m->receptance + at + c, count) * load(m->key + at + c, count) * load(m->bonus + place + c, count);
     })
@@ -113,6 +118,7 @@ void rwkv7_output(const Output *m, float eps, float *y) {
     EACH_HEAD(m, {
         const Sums sums = sums_of(m, at, place, eps);
         EACH_VECTOR(size, {
+            FETCH_TO_WRITE(y + at + c);
             const lanes n = (load(m->out + at + c, count) - sums.mean) * sums.inverse;
             const lanes normed = n * load(m->weight + place + c, count) + load(m->bias + place + c, count);
             store(y + at + c, (normed + sums.present * load(m->value + at + c, count)) * load(m->gate + at + c, count), count);
@@ -130,6 +136,8 @@ void rwkv7_output_backward(const Output *m, const OutputGradients *to, float eps
         const Sums sums = sums_of(m, at, place, eps);
         lanes sum = all(0), along = all(0), of_present = all(0);
         EACH_VECTOR(size, {
+            FETCH(to->of_y + at + c), FETCH_TO_WRITE(to->out + at + c), FETCH_TO_WRITE(to->gate + at + c), FETCH_TO_WRITE(to->value + at + c);
+            FETCH_TO_WRITE(to->receptance + at + c), FETCH_TO_WRITE(to->key + at + c);
             const lanes n = (load(m->out + at + c, count) - sums.mean) * sums.inverse, w = load(m->weight + place + c, count);
             const lanes value = load(m->value + at + c, count), of_y = load(to->of_y + at + c, count);
             const lanes of_read = of_y * load(m->gate + at + c, count), of_n = of_read * w;

@@ -18,8 +18,12 @@ void token_mix(const Mix *m, float *y) {
         const float *x = m->x + row * width, *before = m->before + row * width;
         float *to = y + row * width;
         EACH_VECTOR(width, {
+            FETCH(x + c), FETCH(before + c);
             const lanes now = load(x + c, count), move = load(before + c, count) - now;
-            for (int64_t n = 0; n < streams; n++) store(to + n * size + c, now + move * load(m->amounts + n * width + c, count), count);
+            for (int64_t n = 0; n < streams; n++) {
+                FETCH_TO_WRITE(to + n * size + c);
+                store(to + n * size + c, now + move * load(m->amounts + n * width + c, count), count);
+            }
         })
     }
 }
@@ -38,9 +42,11 @@ void token_mix_backward(const Mix *m, const Gradients *to) {
             const int64_t at = row * width;
             float *to_amounts = to->amounts + task * streams * width;
             EACH_VECTOR(width, {
+                FETCH(m->before + at + c), FETCH(m->x + at + c), FETCH_TO_WRITE(to->x + at + c), FETCH_TO_WRITE(to->before + at + c);
                 const lanes move = load(m->before + at + c, count) - load(m->x + at + c, count);
                 lanes sum = all(0), moved = all(0);
                 for (int64_t n = 0; n < streams; n++) {
+                    FETCH(to->grad[n] + at + c);
                     const lanes grad = load(to->grad[n] + at + c, count);
                     float *amount = to_amounts + n * width + c;
                     sum += grad, moved += grad * load(m->amounts + n * width + c, count);
