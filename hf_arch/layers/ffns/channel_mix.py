@@ -15,12 +15,11 @@ from transformers import initialization as init
 
 from ...core.options import Options, options
 from ...core.registry import ACTIVATIONS, FFNS
-from ...ops.token_mix import token_mix
 from ..attention_product import cache_element_bytes
 from ..contract import EMPTY_CONTEXT, LayerContext
 from ..initial import FLA
 from ..mixers.base import MixerCost
-from ..previous_token import previous_token
+from ..previous_token import mixed_with_previous
 from ..state import FFN_STATE
 from .ffn import FeedForward
 
@@ -62,9 +61,8 @@ class ChannelMix(FeedForward):
     def forward(self, hidden_states: Tensor, context: LayerContext = EMPTY_CONTEXT) -> Tensor:
         layout, state = context.layout, context.state(self.layer_idx)
         x = layout.compact(hidden_states)
-        before = previous_token(x, layout, state, FFN_STATE)
         mixes = (self.key_mix, self.receptance_mix) if self.options.use_receptance else (self.key_mix,)
-        key, *receptance = token_mix(x, before, torch.stack(mixes))
+        key, *receptance = mixed_with_previous(x, torch.stack(mixes), layout, state, FFN_STATE)
         out = self.down_proj(self.act_fn(self.key_proj(key)))
         if self.options.use_receptance:
             out = self.receptance_proj(*receptance).sigmoid() * out

@@ -26,13 +26,12 @@ from ...core.registry import MIXERS
 from ...ops.delta_rule import dplr_delta_rule
 from ...ops.precision import state_dtype
 from ...ops.rwkv7 import gated_output, removal_gates, sigmoid_lerp
-from ...ops.token_mix import token_mix
 from ..attention_product import cache_element_bytes
 from ..contract import LayerContext, LayerOutput
 from ..fp32 import Fp32BiasLinear
 from ..layout import SequenceLayout
 from ..norms import HeadGroupNorm
-from ..previous_token import previous_token
+from ..previous_token import mixed_with_previous
 from ..state import LayerState
 from .base import MixerCost, divide
 from .linear_heads import HeadSizes, LinearHeadsMixer
@@ -150,8 +149,7 @@ class GeneralizedDeltaTimeMix(LinearHeadsMixer):
         return {**super().effective(config, options), **cls.ranks(config, options)}
 
     def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor | LayerOutput:
-        before = previous_token(x, layout, state)
-        x_r, x_w, x_k, x_v, x_a, x_g = token_mix(x, before, self.shift_mix)
+        x_r, x_w, x_k, x_v, x_a, x_g = mixed_with_previous(x, self.shift_mix, layout, state)
         # Zero keys make padding a no-op: nothing is removed and nothing written.
         key, value = layout.zero_padding(self.k_proj(x_k)), self.v_proj(x_v)
         first_value = value
