@@ -159,18 +159,19 @@ class Pointer(ctypes.c_void_p):
 
 
 class Struct(ctypes.Structure):
-    """A struct of 64-bit integers, then addresses of contiguous tensors or of none, which it keeps alive; of others by
+    """A struct of 64-bit numbers, then addresses of contiguous tensors or of none, which it keeps alive; of others by
     a `Pointer`."""
 
-    def __init__(self, *values: int | Tensor | Pointer | None) -> None:
-        self._kept = [x if isinstance(x, int | Pointer) else Pointer(x) for x in values]  # a name that no field has
+    def __init__(self, *values: int | float | Tensor | Pointer | None) -> None:
+        self._kept = [x if isinstance(x, int | float | Pointer) else Pointer(x) for x in values]  # a name that no field has
         super().__init__(*self._kept)
 
 
-def fields(integers: str, tensors: str) -> list[tuple[str, type]]:
-    """Of a `Struct`: the names of its integers, and of its tensors."""
+def fields(integers: str, tensors: str, doubles: str = "") -> list[tuple[str, type]]:
+    """Of a `Struct`: the names of its integers, of its tensors, and of doubles between them."""
     return [
         *((name, ctypes.c_int64) for name in integers.split()),
+        *((name, ctypes.c_double) for name in doubles.split()),
         *((name, ctypes.c_void_p) for name in tensors.split()),
     ]
 

@@ -31,6 +31,8 @@ from .mamba import init_step_bias
 
 INITIAL = ("dt_min", "dt_max", "dt_init_floor")
 """Options of initial values alone."""
+UNIT_EPS = 1e-6
+"""Added to the squares of the lengths of queries and keys."""
 
 
 @options
@@ -130,7 +132,7 @@ class DeltaHeadsMixer(LinearHeadsMixer):
     def heads(self, x: Tensor, layout: SequenceLayout, state: LayerState) -> tuple[Tensor, Tensor, Tensor]:
         """q, k of length one and v, by head; k is 0 at padding, where nothing is then written."""
         q, k, v = self.plain_heads(x, layout, state)
-        return l2_norm(q), l2_norm(k), v
+        return l2_norm(q, UNIT_EPS), l2_norm(k, UNIT_EPS), v
 
     def plain_heads(self, x: Tensor, layout: SequenceLayout, state: LayerState) -> tuple[Tensor, Tensor, Tensor]:
         """The same before their norm. The SiLU is that of the convolutions where there are any."""

@@ -1,5 +1,5 @@
 /* The delta rule, and its relatives with a diagonal plus rank-one transition, and their gradient; equations as in
-   hf_arch/ops/native_delta.py. q, k, a, b [batch, length, heads, keys], v, o [batch, length, heads, values], decay [batch,
+   hf_arch/ops/native_delta.py. q, k, a, b [batch, length, heads, keys], v, o [batch, length, heads, values], log decays g [batch,
    length, heads, decays] with 1 or as many as keys, or none, beta [batch, length, heads] or none, keep [batch, length] or
    none, states [batch, heads, keys, values].
 
@@ -200,19 +200,32 @@ INLINE void of_readers(const int two, const Run *run, const Backward *w, const f
     rows_done(&run->at, w->to->q, keys, to_q), rows_done(&run->at, w->to->a, keys, to_a);
 }
 
+/* u / |u| has the gradient (1 - n n^T) / |u|: what lies along q and k is taken out. */
+INLINE void along_lengths(const Run *run, int64_t keys, const lanes *along, Rows to_q, Rows to_k) {
+    float sums[whole(2 * RUN)];
+    all_totals(along, whole(2 * RUN), sums);
+    STEPS_OF_RUN(t) sums[t] *= run->inverse_q[t] * run->inverse_q[t], sums[RUN + t] *= run->inverse_k[t] * run->inverse_k[t];
+    for (int64_t c = 0; c < keys; c += LANES)
+        STEPS_OF_RUN(t) {
+            store_all(row(to_q, t) + c, load_all(row(to_q, t) + c) - sums[t] * load_all(row(run->q, t) + c));
+            store_all(row(to_k, t) + c, load_all(row(to_k, t) + c) - sums[RUN + t] * load_all(row(run->k, t) + c));
+        }
+}
+
 /* The same of to->k and to->b, of what they read of the gradient of the state after it. Then the decays: with P_t = sum_v S
    dL/dS after a step, before its own reading, dL/dg_t = P_t + q dL/dq - k dL/dk - b dL/db and P_{t-1} = dL/dg_t + a dL/da.
-   And what a step's own reading adds. */
+   And what a step's own reading adds. Gradients of what q and k are divided by their lengths for become those of q and k. */
 INLINE void of_writers(const int two, const Run *run, const Backward *w, const float *of_scores, const float *read, float *P, float *room) {
     const Delta *d = w->d;
     const Gradients *to = w->to;
     const int64_t keys = d->keys, size = RUN * whole(keys);
-    lanes of_g[RUN];
+    lanes of_g[RUN], along[whole(2 * RUN)];
     const Rows given_q = rows_from(&run->at, to->q, keys, room + 5 * size), to_a = rows_from(&run->at, to->a, keys, room + 6 * size);
     const Rows to_q = rows_to(&run->at, to->q, keys, room + 5 * size), to_k = rows_to(&run->at, to->k, keys, room + 7 * size);
     const Rows to_b = two ? rows_to(&run->at, to->b, keys, room + 8 * size) : NONE;
     const Rows to_g = run->apart ? rows_to(&run->at, to->g, keys, room + 9 * size) : NONE;
     STEPS_OF_RUN(t) of_g[t] = all(0);
+    ALL(s, whole(2 * RUN)) along[s] = all(0);
     for (int64_t c = 0; c < keys; c += LANES) {
         const Keys x = keys_at(two, run, c);
         const float *block = block_of(read, c);
@@ -245,12 +258,14 @@ INLINE void of_writers(const int two, const Run *run, const Backward *w, const f
                 decay = run->keep[t] * (decay + recall), passed = decay;
                 read_k += of_a;
             }
-            store_all(row(to_k, t) + c, read_k), store_all(row(to_q, t) + c, read_q);
+            store_all(row(to_k, t) + c, run->of_k[t] * read_k), store_all(row(to_q, t) + c, run->of_q[t] * read_q);
+            if (d->unit) along[t] += x.q[t] * read_q, along[RUN + t] += x.k[t] * read_k;
             if (run->apart) store_all(row(to_g, t) + c, decay);
             of_g[t] += decay;
         }
         store_all(P + c, passed);
     }
+    if (d->unit) along_lengths(run, keys, along, to_q, to_k);
     rows_done(&run->at, to->q, keys, to_q), rows_done(&run->at, to->k, keys, to_k);
     if (two) rows_done(&run->at, to->b, keys, to_b);
     if (run->apart) rows_done(&run->at, to->g, keys, to_g);
