@@ -21,7 +21,7 @@ from ...core.options import Options, options
 from ...ops.delta_rule import dplr_delta_rule
 from ...ops.norm import l2_norm
 from ...ops.precision import state_dtype
-from ...ops.softplus import softplus
+from ...ops.softplus_decay import softplus_decay
 from ..layout import SequenceLayout
 from ..norms import GatedRMSNorm
 from ..state import LayerState
@@ -194,17 +194,6 @@ class DeltaHeadsMixer(LinearHeadsMixer):
 def low_rank(width: int, rank: int, out: int, *, bias: bool = False) -> nn.Sequential:
     """W_2 W_1 x (+ b), W_1 to `rank` numbers."""
     return nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, out, bias=bias))
-
-
-def softplus_decay(logits: Tensor, rate_log: Tensor, bias: Tensor) -> Tensor:
-    """-exp(A) softplus(logits + b) of logits and biases of H C channels and H rates: fp32 [B, T, H, C]."""
-    return -rate_log.to(state_dtype(logits)).exp().unsqueeze(-1) * softplus(biased(logits, rate_log, bias))
-
-
-def biased(logits: Tensor, rate_log: Tensor, bias: Tensor) -> Tensor:
-    """logits + b in fp32, by head: [B, T, H, C]."""
-    dtype = state_dtype(logits)
-    return (logits.to(dtype) + bias.to(dtype)).unflatten(-1, (rate_log.numel(), -1))
 
 
 def init_rates(rate_log: Tensor, low: float) -> None:

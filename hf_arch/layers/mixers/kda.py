@@ -20,10 +20,11 @@ from ...core.options import options
 from ...core.registry import MIXERS
 from ...ops.delta_rule import delta_rule
 from ...ops.precision import state_dtype
+from ...ops.softplus_decay import biased
 from ..contract import LayerContext
 from ..layout import SequenceLayout
 from ..state import LayerState
-from .delta_heads import UNIT_EPS, DeltaHeadsMixer, DeltaHeadsOptions, biased, low_rank
+from .delta_heads import UNIT_EPS, DeltaHeadsMixer, DeltaHeadsOptions, low_rank
 
 
 @options

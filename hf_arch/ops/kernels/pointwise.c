@@ -1,4 +1,5 @@
-/* x silu(gate), softplus(x), relu(x)^2, x + (other - x) sigmoid(z) and their gradients, elementwise over `count` numbers. */
+/* x silu(gate), softplus(x), relu(x)^2, x + (other - x) sigmoid(z) and their gradients, elementwise over `count` numbers; factor
+   softplus(x + bias) over rows. */
 
 #include "lanes.h"
 
@@ -103,4 +104,44 @@ void sigmoid_lerp_backward(int64_t count, int64_t threads, const float *x, const
             store(grad_x + c, grad - moved, most), store(grad_other + c, moved, most);
             store(grad_z + c, moved * (1.0f - s) * (load(other + c, most) - load(x + c, most)), most);
         })
+}
+
+#define ROWS 32 /* of one task: a constant, so that sums over rows have one order for any number of threads */
+
+typedef struct {
+    int64_t rows, width, threads;
+    const float *x, *bias, *factor;
+} Decays;
+
+/* x, y [rows, width], bias, factor [width]. */
+void softplus_decays(const Decays *d, float *y) {
+    const int64_t width = d->width;
+#pragma omp parallel for num_threads(d->threads) schedule(static)
+    for (int64_t row = 0; row < d->rows; row++) {
+        const float *x = d->x + row * width;
+        float *to = y + row * width;
+        EACH_VECTOR(width, {
+            FETCH(x + c), FETCH_TO_WRITE(to + c);
+            store(to + c, load(d->factor + c, count) * soft_plus(load(x + c, count) + load(d->bias + c, count)), count);
+        })
+    }
+}
+
+/* `sums` [tasks of ROWS rows, 2, width]: of the gradients of x, and of y dL/dy; it holds zeros on entry. */
+void softplus_decays_backward(const Decays *d, const float *grad_y, float *grad_x, float *sums) {
+    const int64_t width = d->width, tasks = (d->rows + ROWS - 1) / ROWS;
+#pragma omp parallel for num_threads(d->threads) schedule(static)
+    for (int64_t task = 0; task < tasks; task++)
+        for (int64_t row = task * ROWS; row < least(d->rows, (task + 1) * ROWS); row++) {
+            const float *x = d->x + row * width, *grad = grad_y + row * width;
+            float *to = grad_x + row * width, *of_bias = sums + 2 * task * width, *of_factor = of_bias + width;
+            EACH_VECTOR(width, {
+                FETCH(x + c), FETCH(grad + c), FETCH_TO_WRITE(to + c);
+                const lanes z = load(x + c, count) + load(d->bias + c, count), s = sigmoid(z);
+                const lanes g = load(d->factor + c, count) * load(grad + c, count), of_x = g * s;
+                store(to + c, of_x, count);
+                store(of_bias + c, load(of_bias + c, count) + of_x, count);
+                store(of_factor + c, load(of_factor + c, count) + g * soft_plus(z), count);
+            })
+        }
 }
