@@ -20,14 +20,14 @@ from ..ops.parts import linear_parts
 _WHOLE = (nn.Parameter, torch.Tensor)
 
 
-def is_plain_linear(module: nn.Module) -> bool:
-    """Whether `module(x)` is `x @ weight.T + bias` and nothing else.
+def is_plain_linear(module: nn.Module, kind: type[nn.Linear] = nn.Linear) -> bool:
+    """Whether `module(x)` of that class is `x @ weight.T + bias` and nothing else.
 
     Not so for: any subclass or wrapper (PEFT's layers, quantised layers, `torch.nn.utils.parametrize`, FSDP2's sharded
     modules), hooks (old-style weight norm, tensor parallelism), a `forward` replaced on the instance (accelerate's
     offloading), weights of another tensor class (torchao, DTensor), and weights that are not whole here (ZeRO-3).
     """
-    if type(module) is not nn.Linear or is_hooked(module):
+    if type(module) is not kind or is_hooked(module):
         return False
     weight, bias = module.weight, module.bias
     return (

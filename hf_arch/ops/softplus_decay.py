@@ -57,8 +57,8 @@ class _Decays(Struct):
 
 
 class _Decay(torch.autograd.Function):
-    """With f = -exp(A) and z = x + b: dL/dx = f sigmoid(z) dL/dy, dL/db = sum over rows of that, dL/dA = sum of y dL/dy.
-    Saves its inputs alone."""
+    """With f = -exp(A) and z = x + b: dL/dx = f sigmoid(z) dL/dy, dL/db = sum over rows of that, dL/dA = sum of
+    y dL/dy. Saves its inputs alone."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rate_log: Tensor, bias: Tensor) -> Tensor:

@@ -85,10 +85,8 @@ class _Mix(torch.autograd.Function):
     of it. Saves its inputs alone."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, before: Tensor | None, amounts: Tensor, keep: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        saved = contiguous(x, before, amounts, keep)  # once for both passes
+    def forward(ctx: Any, x: Tensor, before: Tensor | None, amounts: Tensor, keep: Tensor | None) -> tuple[Tensor, ...]:
+        saved: Any = contiguous(x, before, amounts, keep)  # once for both passes
         ctx.save_for_backward(*saved)
         y = x.new_empty(len(amounts), *x.shape)
         KERNELS.loaded().token_mix(_arguments(*saved), Pointer(y))
@@ -97,7 +95,8 @@ class _Mix(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True
-            return (*_plain_gradients(*ctx.saved_tensors, grads), None)
+            x, before, amounts, keep = ctx.saved_tensors
+            return (*_plain_gradients(x, before, amounts, keep, grads), None)
         return (*_Mix.by_hand(ctx, *grads), None)
 
     @staticmethod

@@ -18,19 +18,23 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import initialization as init
 
 from ...core.errors import ConfigError
 from ...core.options import Options, options
 from ...core.registry import MIXERS
+from ...ops.compat import is_hooked, watches_modules
 from ...ops.delta_rule import dplr_delta_rule
+from ...ops.native import shapes_alone
 from ...ops.precision import state_dtype
-from ...ops.rwkv7 import gated_output, removal_gates, sigmoid_lerp
+from ...ops.rwkv7 import gated_output, removal_gates, sigmoid_lerp, takes_biases
 from ..attention_product import cache_element_bytes
 from ..contract import LayerContext, LayerOutput
 from ..fp32 import Fp32BiasLinear
 from ..layout import SequenceLayout
 from ..norms import HeadGroupNorm
+from ..plain_linear import is_plain_linear
 from ..previous_token import mixed_with_previous
 from ..state import LayerState
 from .base import MixerCost, divide
@@ -65,6 +69,15 @@ class LowRank(nn.Sequential):
         self, width: int, rank: int, activation: nn.Module, bias: bool = True, up: type[nn.Linear] = nn.Linear
     ):
         super().__init__(nn.Linear(width, rank, bias=False), activation, up(rank, width, bias=bias))
+
+    def without_bias(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The map without b, and b for whoever adds it for nothing; or the whole map and None."""
+        up: Any = self[2]
+        plain = is_plain_linear(up, type(up)) or shapes_alone()
+        watched = watches_modules() or is_hooked(self)
+        if type(up) not in (nn.Linear, Fp32BiasLinear) or not plain or watched or not takes_biases(x):
+            return self(x), None
+        return F.linear(self[1](self[0](x)), up.weight), up.bias
 
     def init_weights(self, bias: Tensor | None) -> None:
         """W_1 = 0, W_2 orthogonal x 0.1, b as given: at first the map is its bias."""
@@ -154,15 +167,19 @@ class GeneralizedDeltaTimeMix(LinearHeadsMixer):
         key, value = layout.zero_padding(self.k_proj(x_k)), self.v_proj(x_v)
         first_value = value
         if self.value_mix is not None:
-            value = sigmoid_lerp(value, context.values[FIRST_VALUE], self.value_mix(x_v))
+            value = sigmoid_lerp(value, context.values[FIRST_VALUE], *self.value_mix.without_bias(x_v))
+        decay, decay_bias = self.decay.without_bias(x_w)
+        rate, rate_bias = self.rate.without_bias(x_a)
         log_decay, key, remove, replace_with = removal_gates(
             self.heads(key),
-            self.heads(self.decay(x_w).to(state_dtype(x))),
-            self.heads(self.rate(x_a)),
+            self.heads(decay.to(state_dtype(x))),
+            self.heads(rate),
             self.heads(self.removal_scale),
             self.heads(self.rate_scale),
             MIN_LOG_DECAY,
             self.options.key_eps,
+            None if decay_bias is None else self.heads(decay_bias),
+            None if rate_bias is None else self.heads(rate_bias),
         )
         receptance, value = self.heads(self.q_proj(x_r)), self.heads(value)
         out = state.advance(

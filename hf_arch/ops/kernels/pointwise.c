@@ -1,4 +1,4 @@
-/* x silu(gate), softplus(x), relu(x)^2, x + (other - x) sigmoid(z) and their gradients, elementwise over `count` numbers; factor
+/* x silu(gate), softplus(x), relu(x)^2 and their gradients, elementwise over `count` numbers; factor
    softplus(x + bias) over rows. */
 
 #include "lanes.h"
@@ -78,31 +78,6 @@ void squared_relu_backward(int64_t count, int64_t threads, const float *x, const
         VECTORS({
             FETCH(x + c), FETCH(grad_y + c), FETCH_TO_WRITE(grad_x + c);
             store(grad_x + c, 2.0f * load(grad_y + c, most) * at_least(0.0f, load(x + c, most)), most);
-        })
-}
-
-void sigmoid_lerp(int64_t count, int64_t threads, const float *x, const float *other, const float *z, float *y) {
-    const int64_t tasks = (count + BLOCK - 1) / BLOCK;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t task = 0; task < tasks; task++)
-        VECTORS({
-            FETCH(x + c), FETCH(other + c), FETCH(z + c), FETCH_TO_WRITE(y + c);
-            const lanes from = load(x + c, most);
-            store(y + c, from + (load(other + c, most) - from) * sigmoid(load(z + c, most)), most);
-        })
-}
-
-void sigmoid_lerp_backward(int64_t count, int64_t threads, const float *x, const float *other, const float *z, const float *grad_y, float *grad_x,
-                           float *grad_other, float *grad_z) {
-    const int64_t tasks = (count + BLOCK - 1) / BLOCK;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t task = 0; task < tasks; task++)
-        VECTORS({
-            FETCH(x + c), FETCH(other + c), FETCH(z + c), FETCH(grad_y + c);
-            FETCH_TO_WRITE(grad_x + c), FETCH_TO_WRITE(grad_other + c), FETCH_TO_WRITE(grad_z + c);
-            const lanes s = sigmoid(load(z + c, most)), grad = load(grad_y + c, most), moved = grad * s;
-            store(grad_x + c, grad - moved, most), store(grad_other + c, moved, most);
-            store(grad_z + c, moved * (1.0f - s) * (load(other + c, most) - load(x + c, most)), most);
         })
 }
 
