@@ -38,6 +38,14 @@ def is_plain_linear(module: nn.Module, kind: type[nn.Linear] = nn.Linear) -> boo
     )
 
 
+def is_readable(layer: nn.Module, kind: type[nn.Linear] = nn.Linear) -> bool:
+    """Whether another form may read the weight of such a layer in training, since it is plain and nobody listens."""
+    if type(layer) is not kind or watches_modules() or torch.compiler.is_compiling():
+        return False
+    # who counts memory has put tensors without numbers in the place of weights
+    return is_plain_linear(layer, kind) or shapes_alone()
+
+
 def project(layer: nn.Module, x: Tensor) -> Tensor:
     """`layer(x)` for x [..., I] and a Linear layer; in a decoding step, on processors where there is one, by a faster
     product, whose sums may be in another order."""
@@ -54,10 +62,7 @@ def project(layer: nn.Module, x: Tensor) -> Tensor:
 
 def project_parts(layer: nn.Module, x: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
     """`project(layer, x).split(widths, -1)`; in training on a CPU by a product for each part, which is contiguous."""
-    watched = torch.compiler.is_compiling() or watches_modules()
-    # who counts memory has put tensors without numbers in the place of weights
-    plain = torch.is_grad_enabled() and not watched and (is_plain_linear(layer) or shapes_alone())
-    if plain and type(layer) is nn.Linear:
+    if torch.is_grad_enabled() and is_readable(layer):
         weight: Any = layer.weight
         bias: Any = layer.bias
         return linear_parts(x, weight, bias, widths)

@@ -24,9 +24,8 @@ from transformers import initialization as init
 from ...core.errors import ConfigError
 from ...core.options import Options, options
 from ...core.registry import MIXERS
-from ...ops.compat import is_hooked, watches_modules
+from ...ops.compat import is_hooked
 from ...ops.delta_rule import dplr_delta_rule
-from ...ops.native import shapes_alone
 from ...ops.precision import state_dtype
 from ...ops.rwkv7 import gated_output, removal_gates, sigmoid_lerp, takes_biases
 from ..attention_product import cache_element_bytes
@@ -34,7 +33,7 @@ from ..contract import LayerContext, LayerOutput
 from ..fp32 import Fp32BiasLinear
 from ..layout import SequenceLayout
 from ..norms import HeadGroupNorm
-from ..plain_linear import is_plain_linear
+from ..plain_linear import is_readable
 from ..previous_token import mixed_with_previous
 from ..state import LayerState
 from .base import MixerCost, divide
@@ -73,9 +72,8 @@ class LowRank(nn.Sequential):
     def without_bias(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The map without b, and b for whoever adds it for nothing; or the whole map and None."""
         up: Any = self[2]
-        plain = is_plain_linear(up, type(up)) or shapes_alone()
-        watched = watches_modules() or is_hooked(self)
-        if type(up) not in (nn.Linear, Fp32BiasLinear) or not plain or watched or not takes_biases(x):
+        readable = is_readable(up) or is_readable(up, Fp32BiasLinear)
+        if not readable or is_hooked(self) or not takes_biases(x):
             return self(x), None
         return F.linear(self[1](self[0](x)), up.weight), up.bias
 

@@ -81,6 +81,28 @@ void squared_relu_backward(int64_t count, int64_t threads, const float *x, const
         })
 }
 
+/* In place: x becomes relu(x)^2, or the gradient of that the one of x, where y is relu(x)^2. */
+void squared_relu_within(int64_t count, int64_t threads, float *x) {
+    const int64_t tasks = (count + BLOCK - 1) / BLOCK;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t task = 0; task < tasks; task++)
+        VECTORS({
+            FETCH_TO_WRITE(x + c);
+            const lanes positive = at_least(0.0f, load(x + c, most));
+            store(x + c, positive * positive, most);
+        })
+}
+
+void squared_relu_within_backward(int64_t count, int64_t threads, const float *y, float *grad) {
+    const int64_t tasks = (count + BLOCK - 1) / BLOCK;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t task = 0; task < tasks; task++)
+        VECTORS({
+            FETCH(y + c), FETCH_TO_WRITE(grad + c);
+            store(grad + c, 2.0f * load(grad + c, most) * square_root(load(y + c, most)), most);
+        })
+}
+
 #define ROWS 32 /* of one task: a constant, so that sums over rows have one order for any number of threads */
 
 typedef struct {
