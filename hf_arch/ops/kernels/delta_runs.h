@@ -68,6 +68,10 @@ INLINE void run_at(const int two, const Head *h, const Delta *d, int64_t start, 
         STEPS_OF_RUN(t) store_all(row(run->decays, t) + c, t < at.there ? run->keep[t] * exponential(load_all(row(given, t) + c)) : all(1));
 }
 
+#define SOON (2 * RUN) /* for which the first cache has no room */
+
+DEFINE_FETCH(2)
+
 static void fetch_keys(const Head *h, const Delta *d, int64_t start) {
     fetch(h, d->q, start, d->keys), fetch(h, d->k, start, d->keys);
     if (d->b) fetch(h, d->a, start, d->keys), fetch(h, d->b, start, d->keys);

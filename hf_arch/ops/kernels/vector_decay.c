@@ -10,6 +10,8 @@
 #define VALUE_ROWS 3
 #include "walk.h"
 
+DEFINE_FETCH(3)
+
 #define STEPS 32 /* between steps of which sum_v S dL/dS is made of its factors */
 #define SCORES 16
 
@@ -149,7 +151,7 @@ INLINE void forward_walk(const int early, const Head *h, const Forward *f, float
     take_state(h, a, f->state, 0, state);
     for (int64_t start = 0; start < a->length; start += RUN) {
         run_at(h, a, start, s.key_rows, 0, 0, &run);
-        fetch_keys(h, a, start + SOON, 1), fetch(h, a->v, start + SOON, values), fetch(h, f->o, start + SOON, values);
+        fetch_keys(h, a, start + RUN, 1), fetch(h, a->v, start + RUN, values), fetch(h, f->o, start + RUN, values);
         keys_side(early, &run, whole(keys), s.keys, scores);
         const Pass p = {s.keys_before, s.values_before, s.keys, s.values};
         pass(0, WRITERS, RUN, READERS, RUN, state, keys, values, &p);
@@ -208,7 +210,7 @@ INLINE void backward_values(const int early, const Head *h, const Backward *w, f
     take_state(h, a, w->grad_state, 0, state);
     for (int64_t start = last_run(h); start >= 0; start -= RUN) {
         run_at(h, a, start, s.key_rows, decays, 0, &run);
-        fetch_keys(h, a, start - SOON, 1), fetch(h, w->grad_o, start - SOON, values), fetch(h, w->to->v, start - SOON, values);
+        fetch_keys(h, a, start - RUN, 1), fetch(h, w->grad_o, start - RUN, values), fetch(h, w->to->v, start - RUN, values);
         keys_side(early, &run, whole(keys), s.keys, scores);
         const Pass p = {s.keys_before, s.values_before, s.keys, s.values};
         pass(0, READERS, RUN, WRITERS, RUN, state, keys, values, &p);
@@ -308,7 +310,7 @@ INLINE void backward_keys(const int early, const Head *h, const Backward *w, flo
     take_state(h, a, w->state, 1, state);
     for (int64_t start = 0; start < a->length; start += RUN) {
         run_at(h, a, start, s.key_rows, (float *)decays, 1, &run);
-        fetch_keys(h, a, start + SOON, 0), fetch(h, a->v, start + SOON, values), fetch(h, w->grad_o, start + SOON, values), fetch(h, w->to->q, start + SOON, keys);
+        fetch_keys(h, a, start + RUN, 0), fetch(h, a->v, start + RUN, values), fetch(h, w->grad_o, start + RUN, values), fetch(h, w->to->q, start + RUN, keys);
         keys_side(early, &run, whole(keys), s.keys, 0);
         const Rows grad_o = rows_from(&run.at, w->grad_o, values, s.value_rows), v = rows_from(&run.at, a->v, values, s.value_rows + RUN * whole(values));
         values_side(grad_o, v, whole(values), s.values, of_scores + start / RUN * SCORES);
@@ -327,8 +329,8 @@ INLINE void backward_keys(const int early, const Head *h, const Backward *w, flo
     memset(of_bonus, 0, whole(keys) * sizeof(float));
     for (int64_t start = last_run(h); start >= 0; start -= RUN) {
         run_at(h, a, start, s.key_rows, (float *)decays, 1, &run);
-        fetch_keys(h, a, start - SOON, 0), fetch(h, a->v, start - SOON, values), fetch(h, w->grad_o, start - SOON, values);
-        fetch(h, w->to->q, start - SOON, keys), fetch(h, w->to->k, start - SOON, keys), fetch(h, w->to->g, start - SOON, keys);
+        fetch_keys(h, a, start - RUN, 0), fetch(h, a->v, start - RUN, values), fetch(h, w->grad_o, start - RUN, values);
+        fetch(h, w->to->q, start - RUN, keys), fetch(h, w->to->k, start - RUN, keys), fetch(h, w->to->g, start - RUN, keys);
         keys_side(early, &run, whole(keys), s.keys, 0);
         const Rows grad_o = rows_from(&run.at, w->grad_o, values, s.value_rows), v = rows_from(&run.at, a->v, values, s.value_rows + RUN * whole(values));
         values_side(grad_o, v, whole(values), s.values, 0);
@@ -374,7 +376,7 @@ static void values_task(const void *call, int64_t b, int64_t head, float *room) 
     take_state(&h, a, f->state, 1, state);
     for (int64_t start = 0; start < a->length; start += RUN) {
         run_at(&h, a, start, s.key_rows, 0, 0, &run);
-        fetch_keys(&h, a, start + SOON, 1), fetch(&h, a->v, start + SOON, values), fetch(&h, f->queries, start + SOON, values), fetch(&h, f->o, start + SOON, keys);
+        fetch_keys(&h, a, start + RUN, 1), fetch(&h, a->v, start + RUN, values), fetch(&h, f->queries, start + RUN, values), fetch(&h, f->o, start + RUN, keys);
         keys_side(0, &run, whole(keys), s.keys, 0);
         const Rows q = rows_from(&run.at, f->queries, values, s.value_rows), k = rows_from(&run.at, a->v, values, s.value_rows + RUN * whole(values));
         values_side(q, k, whole(values), s.values, scores);
