@@ -50,8 +50,8 @@ INLINE void forward_walk(const int two, const Head *h, const Forward *f, float *
     Run run;
     take(of_head(h, f->state), keys, values, state);
     for (int64_t start = 0; start < d->length; start += RUN) {
-        run_at(two, h, d, start, s.key_rows, &run);
-        fetch_keys(h, d, start + SOON);
+        run_at(two, h, d, start, s.key_rows, 0, 0, &run);
+        fetch_keys(h, d, start + SOON, 1);
         fetch(h, d->v, start + SOON, values), fetch(h, f->o, start + SOON, values), fetch(h, f->kept, start + SOON, values);
         keys_side(two, &run, whole(keys), s.keys, scores);
         const Pass p = {s.keys_before, s.values_before, s.keys, s.values};
@@ -123,8 +123,8 @@ INLINE void backward_run(const int two, const Run *run, const Backward *w, const
     if (w->d->beta) STEPS_OF_RUN(t) if (t < run->at.there) w->to->beta[step_in(&run->at, t)] = total(of_beta[t]);
 }
 
-/* Backwards through time: to->v, to->recalled, to->beta and the initial state's. */
-INLINE void backward_values(const int two, const Head *h, const Backward *w, float *room) {
+/* Backwards through time: to->v, to->recalled, to->beta and the initial state's. It leaves the decays. */
+INLINE void backward_values(const int two, const Head *h, const Backward *w, float *room, float *decays) {
     const Delta *d = w->d;
     const int64_t keys = d->keys, values = d->values;
     float scores[SCORES], *state = room + sides_size(d->keys, d->values);
@@ -132,8 +132,8 @@ INLINE void backward_values(const int two, const Head *h, const Backward *w, flo
     Run run;
     take(of_head(h, w->grad_state), keys, values, state);
     for (int64_t start = last_run(h); start >= 0; start -= RUN) {
-        run_at(two, h, d, start, s.key_rows, &run);
-        fetch_keys(h, d, start - SOON);
+        run_at(two, h, d, start, s.key_rows, decays, 0, &run);
+        fetch_keys(h, d, start - SOON, 1);
         fetch(h, w->grad_o, start - SOON, values), fetch(h, two ? w->to->recalled : w->kept, start - SOON, values), fetch(h, w->to->v, start - SOON, values);
         keys_side(two, &run, whole(keys), s.keys, scores);
         const Pass p = {s.keys_before, s.values_before, s.keys, s.values};
@@ -275,13 +275,17 @@ INLINE void of_writers(const int two, const Run *run, const Backward *w, const f
 static int64_t chunks_of(const Delta *d) { return (d->length + STEPS - 1) / STEPS; }
 static int64_t turned_size(const Delta *d) { return d->values * whole(d->keys); }
 
+static int64_t runs_of(const Delta *d) { return (d->length + RUN - 1) / RUN; }
+static int64_t decays_size(const Delta *d) { return d->decays > 1 ? runs_of(d) * RUN * whole(d->keys) : 0; }
+
 static int64_t backward_room(const Delta *d) {
-    const int64_t turned = turned_size(d), state = d->keys * whole(d->values), runs = (d->length + RUN - 1) / RUN;
-    return sides_size(d->keys, d->values) + side_size(d->keys) + (turned > state ? turned : state) + chunks_of(d) * turned + runs * SCORES + whole(d->keys);
+    const int64_t turned = turned_size(d), state = d->keys * whole(d->values);
+    return decays_size(d) + sides_size(d->keys, d->values) + side_size(d->keys) + (turned > state ? turned : state) + chunks_of(d) * turned +
+           runs_of(d) * SCORES + whole(d->keys);
 }
 
 /* With keys in the lanes: forwards for q and a, then backwards for k, b and the decays. */
-INLINE void backward_keys(const int two, const Head *h, const Backward *w, float *room) {
+INLINE void backward_keys(const int two, const Head *h, const Backward *w, float *room, const float *decays) {
     const Delta *d = w->d;
     const int64_t keys = d->keys, values = d->values, turned = turned_size(d), last = last_run(h);
     float *read = room + sides_size(d->keys, d->values), *of_scores = read + side_size(keys), *P = of_scores + (last / RUN + 1) * SCORES, *state = P + whole(keys),
@@ -290,8 +294,8 @@ INLINE void backward_keys(const int two, const Head *h, const Backward *w, float
     Run run;
     take_turned(of_head(h, w->state), values, keys, state);
     for (int64_t start = 0; start <= last; start += RUN) {
-        run_at(two, h, d, start, s.key_rows, &run);
-        fetch_keys(h, d, start + SOON);
+        run_at(two, h, d, start, s.key_rows, (float *)decays, 1, &run);
+        fetch_keys(h, d, start + SOON, 0);
         fetch(h, w->grad_o, start + SOON, values), fetch(h, w->kept, start + SOON, values), fetch(h, two ? w->to->recalled : w->to->v, start + SOON, values);
         fetch(h, two ? d->v : 0, start + SOON, values), fetch(h, w->to->q, start + SOON, keys), fetch(h, w->to->a, start + SOON, keys);
         keys_side(two, &run, whole(keys), s.keys, 0);
@@ -309,8 +313,8 @@ INLINE void backward_keys(const int two, const Head *h, const Backward *w, float
     s = sides_in(h, room);
     take_turned(of_head(h, w->grad_state), values, keys, state);
     for (int64_t start = last; start >= 0; start -= RUN) {
-        run_at(two, h, d, start, s.key_rows, &run);
-        fetch_keys(h, d, start - SOON);
+        run_at(two, h, d, start, s.key_rows, (float *)decays, 1, &run);
+        fetch_keys(h, d, start - SOON, 0);
         fetch(h, w->grad_o, start - SOON, values), fetch(h, w->kept, start - SOON, values), fetch(h, two ? w->to->recalled : w->to->v, start - SOON, values);
         fetch(h, two ? d->v : 0, start - SOON, values), fetch(h, w->to->q, start - SOON, keys), fetch(h, w->to->a, start - SOON, keys);
         fetch(h, w->to->k, start - SOON, keys), fetch(h, two ? w->to->b : 0, start - SOON, keys), fetch(h, run.apart ? w->to->g : 0, start - SOON, keys);
@@ -328,10 +332,12 @@ INLINE void backward_keys(const int two, const Head *h, const Backward *w, float
 static void backward_head(const void *call, int64_t b, int64_t head, float *room) {
     const Backward *w = call;
     const Head h = {w->d->length, w->d->heads, w->d->keys, w->d->values, b, head};
+    float *decays = room;
+    room += decays_size(w->d);
     if (w->d->b)
-        backward_values(1, &h, w, room), backward_keys(1, &h, w, room);
+        backward_values(1, &h, w, room, decays), backward_keys(1, &h, w, room, decays);
     else
-        backward_values(0, &h, w, room), backward_keys(0, &h, w, room);
+        backward_values(0, &h, w, room, decays), backward_keys(0, &h, w, room, decays);
 }
 
 /* `state` is the initial one, `grad_state` the final one's gradient, `kept` what delta_rule left. Returns 0, or 1 where there

@@ -42,8 +42,9 @@ INLINE void lengths_of(const Delta *d, Run *run) {
     }
 }
 
-/* Its rows are the first five of the room. */
-INLINE void run_at(const int two, const Head *h, const Delta *d, int64_t start, float *room, Run *run) {
+/* Its rows are the first five of the room. `decays` [length, padded], where they lie apart, are those that a walk before `left`, or
+   where to leave them, or none. */
+INLINE void run_at(const int two, const Head *h, const Delta *d, int64_t start, float *room, float *decays, const int left, Run *run) {
     const int64_t size = RUN * whole(d->keys), keys = d->keys;
     const Span at = span_at(h, start);
     run->at = at, run->apart = d->decays > 1;
@@ -62,8 +63,9 @@ INLINE void run_at(const int two, const Head *h, const Delta *d, int64_t start, 
     if (d->decays == 1) g = exponential(g);
     STEPS_OF_RUN(t) run->decay[t] = run->keep[t] * (d->decays == 1 ? g[t] : 1.0f);
     if (!run->apart) return;
+    run->decays = (Rows){decays ? decays + start * whole(keys) : room + 4 * size, whole(keys)};
+    if (left) return;
     const Rows given = rows_from(&at, d->g, keys, room + 4 * size);
-    run->decays = (Rows){room + 4 * size, whole(keys)};
     for (int64_t c = 0; c < whole(keys); c += LANES)
         STEPS_OF_RUN(t) store_all(row(run->decays, t) + c, t < at.there ? run->keep[t] * exponential(load_all(row(given, t) + c)) : all(1));
 }
@@ -72,10 +74,10 @@ INLINE void run_at(const int two, const Head *h, const Delta *d, int64_t start, 
 
 DEFINE_FETCH(2)
 
-static void fetch_keys(const Head *h, const Delta *d, int64_t start) {
+static void fetch_keys(const Head *h, const Delta *d, int64_t start, int decays) {
     fetch(h, d->q, start, d->keys), fetch(h, d->k, start, d->keys);
     if (d->b) fetch(h, d->a, start, d->keys), fetch(h, d->b, start, d->keys);
-    if (d->decays > 1) fetch(h, d->g, start, d->keys);
+    if (decays && d->decays > 1) fetch(h, d->g, start, d->keys);
 }
 
 /* LANES keys of a run. */
