@@ -20,14 +20,14 @@ from ..ops.parts import linear_parts
 _WHOLE = (nn.Parameter, torch.Tensor)
 
 
-def is_plain_linear(module: nn.Module) -> bool:
-    """Whether `module(x)` is `x @ weight.T + bias` and nothing else.
+def is_plain_linear(module: nn.Module, kind: type[nn.Linear] = nn.Linear) -> bool:
+    """Whether `module(x)` of that class is `x @ weight.T + bias` and nothing else.
 
     Not so for: any subclass or wrapper (PEFT's layers, quantised layers, `torch.nn.utils.parametrize`, FSDP2's sharded
     modules), hooks (old-style weight norm, tensor parallelism), a `forward` replaced on the instance (accelerate's
     offloading), weights of another tensor class (torchao, DTensor), and weights that are not whole here (ZeRO-3).
     """
-    if type(module) is not nn.Linear or is_hooked(module):
+    if type(module) is not kind or is_hooked(module):
         return False
     weight, bias = _weight_and_bias(module)
     return (
@@ -36,6 +36,14 @@ def is_plain_linear(module: nn.Module) -> bool:
         and weight.is_floating_point()
         and tuple(weight.shape) == (module.out_features, module.in_features)
     )
+
+
+def is_readable(layer: nn.Module, kind: type[nn.Linear] = nn.Linear) -> bool:
+    """Whether another form may read the weight of such a layer in training, since it is plain and nobody listens."""
+    if type(layer) is not kind or watches_modules() or torch.compiler.is_compiling():
+        return False
+    # who counts memory has put tensors without numbers in the place of weights
+    return is_plain_linear(layer, kind) or shapes_alone()
 
 
 def project(layer: nn.Module, x: Tensor, row: RowKernels | None = None) -> Tensor:
@@ -60,10 +68,7 @@ def project(layer: nn.Module, x: Tensor, row: RowKernels | None = None) -> Tenso
 
 def project_parts(layer: nn.Module, x: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
     """`project(layer, x).split(widths, -1)`; in training on a CPU by a product for each part, which is contiguous."""
-    watched = torch.compiler.is_compiling() or watches_modules()
-    # who counts memory has put tensors without numbers in the place of weights
-    plain = torch.is_grad_enabled() and not watched and (is_plain_linear(layer) or shapes_alone())
-    if plain and type(layer) is nn.Linear:
+    if torch.is_grad_enabled() and is_readable(layer):
         return linear_parts(x, *_weight_and_bias(layer), widths)
     return project(layer, x).split(list(widths), -1)
 

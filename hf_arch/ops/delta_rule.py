@@ -24,6 +24,7 @@ from .chunks import chunk_view, from_chunks
 from .delta_chunks import chunk_gated_delta
 from .dplr_chunks import MAX_DECAY, chunk_dplr
 from .native_delta import KERNELS, NativeDelta
+from .norm import l2_norm
 from .recurrence import LOG_DECAY, OPTION, ChunkedCall, Recurrence, default_scale
 from .vector_decay import has_kernel
 
@@ -41,13 +42,14 @@ class DeltaRule(ChunkedCall[Tensor]):
     """
 
     q: Annotated[Tensor, "B T H K", "queries, any floating dtype"]
-    k: Annotated[Tensor, "B T H K", "keys, l2-normalised"]
+    k: Annotated[Tensor, "B T H K", "keys, l2-normalised unless `unit_eps` does it"]
     v: Annotated[Tensor, "B T H V", "values"]
     beta: Annotated[Tensor, "B T H", "the strength of the correction, in [0, 2]"]
     g: Annotated[Tensor | None, "B T H | B T H K", LOG_DECAY, "or None for no decay"] = None
     _: KW_ONLY
     scale: Annotated[float | None, OPTION, "of the queries; K^-0.5 if None"] = None
     min_log_decay: Annotated[float | None, OPTION, "as in `dplr_delta_rule`, of a decay per key channel"] = None
+    unit_eps: Annotated[float | None, OPTION, "q and k are divided by sqrt(sum(x^2) + this); not if None"] = None
 
     states = ("B H K V",)
     output = "v"
@@ -62,9 +64,16 @@ class DeltaRule(ChunkedCall[Tensor]):
             state = state + k.unsqueeze(-1) * correction.unsqueeze(-2)
             return (q.unsqueeze(-2) @ state).squeeze(-2), state
 
+        self.normalise()
         decay = torch.ones_like(self.beta, dtype=self.dtype) if self.g is None else self.g.to(self.dtype).exp()
         query = self.q.to(self.dtype) * default_scale(self.scale, self.q)
         return self.each_token(advance, query, self.k, self.v, self.beta, decay)
+
+    def normalise(self) -> None:
+        """For the forms that take q and k as they are."""
+        if self.unit_eps is not None:
+            self.q, self.k = l2_norm(self.q, self.unit_eps), l2_norm(self.k, self.unit_eps)
+            self.unit_eps = None
 
     def by_channel(self) -> bool:
         """Whether each key channel has a decay of its own."""
@@ -90,6 +99,7 @@ class DeltaRule(ChunkedCall[Tensor]):
         )
 
     def step(self) -> tuple[Tensor, Tensor]:
+        self.normalise()
         if self.by_channel():
             return self._general(dplr_delta_rule.step)
         g, dtype = self.g, self.dtype
@@ -109,8 +119,9 @@ class DeltaRule(ChunkedCall[Tensor]):
         if self.is_native():
             query, key, value, strength = (x.to(self.dtype) for x in (self.q, self.k, self.v, self.beta))
             decay = None if self.g is None else self.g.to(self.dtype)
-            query = query * default_scale(self.scale, query)
-            return NativeDelta.apply(query, key, None, None, strength, decay, self.keep(), value, self.start_state())
+            given = query, key, None, None, strength, decay, self.keep(), value, self.start_state()
+            return NativeDelta.apply(*given, default_scale(self.scale, query), self.unit_eps)
+        self.normalise()
         if self.by_channel():
             return self._general(partial(dplr_delta_rule.chunk, chunk_size=self.chunk_size))
         chunk = self.chunk_length()
@@ -127,6 +138,7 @@ class DeltaRule(ChunkedCall[Tensor]):
 
     def kernel(self) -> tuple[Tensor, Tensor]:
         """Without gates in half precision a kernel of its own, which refuses fp32."""
+        self.normalise()
         if self.by_channel():
             return self._general(dplr_delta_rule.kernel)
         v, beta, g = self.v, self.beta, self.g
@@ -185,8 +197,7 @@ class DplrDeltaRule(ChunkedCall[Tensor]):
     def chunk(self) -> tuple[Tensor, Tensor]:
         if self.is_native():
             r, k, a, b, w, v = (x.to(self.dtype) for x in (self.r, self.k, self.a, self.b, self.w, self.v))
-            query = r if self.scale == 1.0 else r * self.scale
-            return NativeDelta.apply(query, k, a, b, None, w, self.keep(), v, self.start_state())
+            return NativeDelta.apply(r, k, a, b, None, w, self.keep(), v, self.start_state(), self.scale)
         chunk = self.chunk_length()
         bounded = self.min_log_decay is not None and -self.min_log_decay * chunk <= MAX_DECAY
         arrays = (chunk_view(x, chunk) for x in (self.r, self.w, self.k, self.v, self.a, self.b))

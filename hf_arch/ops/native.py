@@ -44,6 +44,7 @@ _SECONDS = 120
 _PAUSE = 0.05  # between two looks at what another process builds
 _WORTH_THREADS = 2**15
 """From so many elements on a pass over memory is worth more than one thread."""
+_NUMBERS = (int, float, ctypes.c_void_p)
 _PLAIN = (Tensor, torch.nn.Parameter)  # not those that stand for several or for none
 _log = logging.getLogger(__name__)
 _nothing_is_kept = False
@@ -150,27 +151,32 @@ class Pointer(ctypes.c_void_p):
     """
 
     def __init__(self, x: Tensor | None, strided: bool = False) -> None:
-        if x is not None and not strided and not x.is_contiguous():
-            raise ValueError(
-                f"strides {x.stride()} of a tensor {tuple(x.shape)} are not allowed; it must be contiguous"
-            )
-        super().__init__(None if x is None or _shapes_alone else x.data_ptr())
+        super().__init__(_address(x, strided))
         self.tensor = x
 
 
+def _address(x: Tensor | None, strided: bool = False) -> int | None:
+    if x is None or _shapes_alone:
+        return None
+    if not strided and not x.is_contiguous():
+        raise ValueError(f"strides {x.stride()} of a tensor {tuple(x.shape)} are not allowed; it must be contiguous")
+    return x.data_ptr()
+
+
 class Struct(ctypes.Structure):
-    """A struct of 64-bit integers, then addresses of contiguous tensors or of none, which it keeps alive; of others by
+    """A struct of 64-bit numbers, then addresses of contiguous tensors or of none, which it keeps alive; of others by
     a `Pointer`."""
 
-    def __init__(self, *values: int | Tensor | Pointer | None) -> None:
-        self._kept = [x if isinstance(x, int | Pointer) else Pointer(x) for x in values]  # a name that no field has
-        super().__init__(*self._kept)
+    def __init__(self, *values: int | float | Tensor | Pointer | None) -> None:
+        self._kept = values  # a name that no field has
+        super().__init__(*[x if isinstance(x, _NUMBERS) else _address(x) for x in values])
 
 
-def fields(integers: str, tensors: str) -> list[tuple[str, type]]:
-    """Of a `Struct`: the names of its integers, and of its tensors."""
+def fields(integers: str, tensors: str, doubles: str = "") -> list[tuple[str, type]]:
+    """Of a `Struct`: the names of its integers, of its tensors, and of doubles between them."""
     return [
         *((name, ctypes.c_int64) for name in integers.split()),
+        *((name, ctypes.c_double) for name in doubles.split()),
         *((name, ctypes.c_void_p) for name in tensors.split()),
     ]
 

@@ -34,7 +34,9 @@ KERNELS = Kernels("delta_rule.c")
 class _Delta(Struct):
     """What both kernels read, as `ops/kernels/delta_rule.c` has it."""
 
-    _fields_ = fields("batch length heads keys values decays threads", "q k a b beta decay v keep")
+    _fields_ = fields(
+        "batch length heads keys values decays unit threads", "q k a b beta g v keep", doubles="scale eps"
+    )
 
 
 class _Gradients(Struct):
@@ -42,9 +44,10 @@ class _Gradients(Struct):
 
 
 class NativeDelta(torch.autograd.Function):
-    """q (scaled), k [B, T, H, K], v [B, T, H, V], keep [B, T] or None, state [B, H, K, V]; a, b and a log decay g
-    [B, T, H, K] without beta, or beta [B, T, H] and g [B, T, H], [B, T, H, K] or None without a and b. All fp32 on a
-    CPU, to o [B, T, H, V] and the final state.
+    """q, k [B, T, H, K], v [B, T, H, V], keep [B, T] or None, state [B, H, K, V]; a, b and a log decay g [B, T, H, K]
+    without beta, or beta [B, T, H] and g [B, T, H], [B, T, H, K] or None without a and b. All fp32 on a CPU, to
+    o [B, T, H, V] and the final state. scale is that of q; with `unit_eps` q and k are divided by
+    sqrt(sum(x^2) + unit_eps) first, where those of None are as they are.
     """
 
     @staticmethod
@@ -59,11 +62,14 @@ class NativeDelta(torch.autograd.Function):
         keep: Tensor | None,
         v: Tensor,
         state: Tensor,
+        scale: float = 1.0,
+        unit_eps: float | None = None,
     ) -> tuple[Tensor, Tensor]:
         kernels = KERNELS.loaded()
         initial, final = state.contiguous(), state.new_empty(state.shape)
         o, kept = v.new_empty(v.shape), v.new_empty(v.shape)
-        delta = _delta(q, k, a, b, beta, g, keep, v)
+        ctx.options = scale, unit_eps
+        delta = _delta(q, k, a, b, beta, g, keep, v, *ctx.options)
         results = Pointer(final), Pointer(o), Pointer(kept)
         must_have_memory(kernels.delta_rule(ctypes.byref(delta), Pointer(initial), *results))
         ctx.save_for_backward(q, k, a, b, beta, g, keep, v, state, kept)
@@ -80,14 +86,13 @@ class NativeDelta(torch.autograd.Function):
         grad_b, grad_beta, of_recalled = (
             None if x is None else torch.empty(x.shape, dtype=x.dtype) for x in (b, beta, None if b is None else v)
         )
-        delta = _delta(*given)
-        # where documents alone decay, their gradient has a place and no use
-        grad_g = None if delta.decays == 0 else q.new_empty(*q.shape[:3], delta.decays)
+        delta = _delta(*given, *ctx.options)
+        grad_g = None if g is None else torch.empty(g.shape, dtype=g.dtype)
         to = _Gradients(grad_state, grad_q, grad_k, grad_a, grad_b, grad_beta, grad_g, grad_v, of_recalled)
         arguments = Pointer(initial), Pointer(grad_final), Pointer(grad_o), Pointer(kept), ctypes.byref(to)
         must_have_memory(kernels.delta_rule_backward(ctypes.byref(delta), *arguments))
-        of_g = None if g is None or grad_g is None else grad_g.view(g.shape)
-        return grad_q, grad_k, None if a is None else grad_a, grad_b, grad_beta, of_g, None, grad_v, grad_state
+        of_a = None if a is None else grad_a
+        return grad_q, grad_k, of_a, grad_b, grad_beta, grad_g, None, grad_v, grad_state, None, None
 
 
 def _delta(
@@ -99,11 +104,9 @@ def _delta(
     g: Tensor | None,
     keep: Tensor | None,
     v: Tensor,
+    scale: float,
+    unit_eps: float | None,
 ) -> _Delta:
-    decay = None if g is None else g.exp()
-    if keep is not None:
-        starts = keep.unsqueeze(-1) if decay is None else keep.view(*keep.shape, *[1] * (decay.dim() - 2))
-        decay = starts.expand(q.shape[:3]) if decay is None else decay * starts
-    decays = 0 if decay is None else 1 if decay.dim() == 3 else q.shape[-1]
-    arrays = contiguous(q, k, k if a is None else a, b, beta, decay, v, keep)
-    return _Delta(*q.shape, v.shape[-1], decays, torch.get_num_threads(), *arrays)
+    decays = 0 if g is None else 1 if g.dim() == 3 else g.shape[-1]
+    numbers = decays, int(unit_eps is not None), torch.get_num_threads(), float(scale), float(unit_eps or 0.0)
+    return _Delta(*q.shape, v.shape[-1], *numbers, *contiguous(q, k, k if a is None else a, b, beta, g, v, keep))

@@ -14,9 +14,9 @@ from hf_arch.ops.rwkv7 import gated_output, removal_gates, sigmoid_lerp
 from tests.ops.recurrences import assert_close
 from tests.ops.test_native import needs_kernels
 
-ROWS = {"lerp": 3, "gates": 3, "output": 5}
+ROWS = {"lerp": 3, "lerp with a bias": 3, "gates": 3, "gates with biases": 3, "output": 5}
 """How many inputs are [B, T, H, N]."""
-WEIGHTS = {"lerp": 0, "gates": 2, "output": 3}
+WEIGHTS = {"lerp": 0, "lerp with a bias": 1, "gates": 2, "gates with biases": 4, "output": 3}
 SHAPES = [(1, 1, 1, 1), (2, 3, 2, 5), (2, 33, 3, 16), (1, 70, 2, 40), (3, 11, 6, 64)]
 
 
@@ -29,10 +29,11 @@ def inputs_of(kind: str, shape: tuple[int, ...], scale: float = 1.0) -> list[Ten
 
 
 def call(kind: str, *given: Tensor) -> Tensor:
-    if kind == "lerp":
-        return sigmoid_lerp(*given)
-    if kind == "gates":
-        return torch.stack(removal_gates(*given, min_log_decay=-0.6, eps=1e-6))
+    if kind.startswith("lerp"):
+        return sigmoid_lerp(*(x.flatten(-2) for x in given)).view_as(given[0])
+    if kind.startswith("gates"):
+        *others, decay_bias, rate_bias = given if len(given) == 7 else (*given, None, None)
+        return torch.stack(removal_gates(*others, -0.6, 1e-6, decay_bias, rate_bias))
     *rows, gate, bonus, weight, bias = given
     norm = HeadGroupNorm(*bonus.shape, 1e-3)
     del norm.weight, norm.bias

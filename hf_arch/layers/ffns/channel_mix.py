@@ -15,12 +15,13 @@ from transformers import initialization as init
 
 from ...core.options import Options, options
 from ...core.registry import ACTIVATIONS, FFNS
-from ...ops.token_mix import token_mix
+from ...ops.squared_relu import squared_relu, squared_relu_between
 from ..attention_product import cache_element_bytes
 from ..contract import EMPTY_CONTEXT, LayerContext
 from ..initial import FLA
 from ..mixers.base import MixerCost
-from ..previous_token import previous_token
+from ..plain_linear import is_readable
+from ..previous_token import mixed_with_previous
 from ..state import FFN_STATE
 from .ffn import FeedForward
 
@@ -62,13 +63,19 @@ class ChannelMix(FeedForward):
     def forward(self, hidden_states: Tensor, context: LayerContext = EMPTY_CONTEXT) -> Tensor:
         layout, state = context.layout, context.state(self.layer_idx)
         x = layout.compact(hidden_states)
-        before = previous_token(x, layout, state, FFN_STATE)
         mixes = (self.key_mix, self.receptance_mix) if self.options.use_receptance else (self.key_mix,)
-        key, *receptance = token_mix(x, before, torch.stack(mixes))
-        out = self.down_proj(self.act_fn(self.key_proj(key)))
+        key, *receptance = mixed_with_previous(x, torch.stack(mixes), layout, state, FFN_STATE)
+        out = self._fed(key)
         if self.options.use_receptance:
             out = self.receptance_proj(*receptance).sigmoid() * out
         return layout.restore(out)
+
+    def _fed(self, x: Tensor) -> Tensor:
+        """W_v act(W_k x)."""
+        up, down = self.key_proj, self.down_proj
+        if self.act_fn is squared_relu and is_readable(up) and is_readable(down) and up.bias is down.bias is None:
+            return squared_relu_between(x, up.weight, down.weight)
+        return self.down_proj(self.act_fn(self.key_proj(x)))
 
     def cost(self, seq_len: int) -> MixerCost:
         return MixerCost(state_bytes=self.config.hidden_size * cache_element_bytes(self.config))

@@ -21,7 +21,7 @@ from ...core.options import Options, options
 from ...ops.delta_rule import dplr_delta_rule
 from ...ops.norm import l2_norm
 from ...ops.precision import state_dtype
-from ...ops.softplus import softplus
+from ...ops.softplus_decay import softplus_decay
 from ..layout import SequenceLayout
 from ..norms import GatedRMSNorm
 from ..state import LayerState
@@ -31,6 +31,8 @@ from .mamba import init_step_bias
 
 INITIAL = ("dt_min", "dt_max", "dt_init_floor")
 """Options of initial values alone."""
+UNIT_EPS = 1e-6
+"""Added to the squares of the lengths of queries and keys."""
 
 
 @options
@@ -130,7 +132,7 @@ class DeltaHeadsMixer(LinearHeadsMixer):
     def heads(self, x: Tensor, layout: SequenceLayout, state: LayerState) -> tuple[Tensor, Tensor, Tensor]:
         """q, k of length one and v, by head; k is 0 at padding, where nothing is then written."""
         q, k, v = self.plain_heads(x, layout, state)
-        return l2_norm(q), l2_norm(k), v
+        return l2_norm(q, UNIT_EPS), l2_norm(k, UNIT_EPS), v
 
     def plain_heads(self, x: Tensor, layout: SequenceLayout, state: LayerState) -> tuple[Tensor, Tensor, Tensor]:
         """The same before their norm. The SiLU is that of the convolutions where there are any."""
@@ -192,17 +194,6 @@ class DeltaHeadsMixer(LinearHeadsMixer):
 def low_rank(width: int, rank: int, out: int, *, bias: bool = False) -> nn.Sequential:
     """W_2 W_1 x (+ b), W_1 to `rank` numbers."""
     return nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, out, bias=bias))
-
-
-def softplus_decay(logits: Tensor, rate_log: Tensor, bias: Tensor) -> Tensor:
-    """-exp(A) softplus(logits + b) of logits and biases of H C channels and H rates: fp32 [B, T, H, C]."""
-    return -rate_log.to(state_dtype(logits)).exp().unsqueeze(-1) * softplus(biased(logits, rate_log, bias))
-
-
-def biased(logits: Tensor, rate_log: Tensor, bias: Tensor) -> Tensor:
-    """logits + b in fp32, by head: [B, T, H, C]."""
-    dtype = state_dtype(logits)
-    return (logits.to(dtype) + bias.to(dtype)).unflatten(-1, (rate_log.numel(), -1))
 
 
 def init_rates(rate_log: Tensor, low: float) -> None:

@@ -20,10 +20,11 @@ from ...core.options import options
 from ...core.registry import MIXERS
 from ...ops.delta_rule import delta_rule
 from ...ops.precision import state_dtype
+from ...ops.softplus_decay import biased
 from ..contract import LayerContext
 from ..layout import SequenceLayout
 from ..state import LayerState
-from .delta_heads import DeltaHeadsMixer, DeltaHeadsOptions, biased, low_rank
+from .delta_heads import UNIT_EPS, DeltaHeadsMixer, DeltaHeadsOptions, low_rank
 
 
 @options
@@ -41,6 +42,8 @@ class KimiDeltaAttention(DeltaHeadsMixer):
 
     Options = KDAOptions
     label: ClassVar[str] = "KDA"
+    rewrites_keys: ClassVar[bool] = False
+    """Whether `written_key` makes keys of their own for what is written."""
 
     def __init__(self, config: Any, options: KDAOptions, layer_idx: int):
         super().__init__(config, options, layer_idx)
@@ -63,23 +66,21 @@ class KimiDeltaAttention(DeltaHeadsMixer):
             )
 
     def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
-        q, k, v = self.heads(x, layout, state)
+        q, k, v = self.heads(x, layout, state) if self.rewrites_keys else self.plain_heads(x, layout, state)
         q, k = self.sizes.per_value_head(q), self.sizes.per_value_head(k)
         beta = self.sizes.per_value_head(self.strength(self.b_proj(x)))
-        written, g, bound = (
-            self.written_key(x, k, layout, state),
-            self.log_decay(self.f_proj(x), layout),
-            self.options.lower_bound,
-        )
-        if written is k:
-            out = state.advance(delta_rule, q, k, v, beta, g, min_log_decay=bound, layout=layout)
+        g, bound = self.log_decay(self.f_proj(x), layout), self.options.lower_bound
+        if self.rewrites_keys:
+            written = beta.unsqueeze(-1) * self.written_key(x, k, layout, state)
+            out = self.erase_and_write(q, written, v, g, g.exp() * k, layout, state, bound)
         else:
-            out = self.erase_and_write(q, beta.unsqueeze(-1) * written, v, g, g.exp() * k, layout, state, bound)
+            given = q, k, v, beta, g
+            out = state.advance(delta_rule, *given, min_log_decay=bound, unit_eps=UNIT_EPS, layout=layout)
         return self.read_out(x, out)
 
     def written_key(self, x: Tensor, k: Tensor, layout: SequenceLayout, state: LayerState) -> Tensor:
-        """What of the keys [B, T, Hv, K] is written."""
-        return k
+        """What of the keys [B, T, Hv, K] is written, where `rewrites_keys`."""
+        raise NotImplementedError
 
     def log_decay(self, logits: Tensor, layout: SequenceLayout) -> Tensor:
         bound = self.options.lower_bound

@@ -27,12 +27,13 @@ from ...core.registry import MIXERS
 from ...ops.momentum_delta import momentum_delta_rule
 from ...ops.norm import l2_norm
 from ...ops.precision import state_dtype
+from ...ops.softplus_decay import softplus_decay
 from ..contract import LayerContext
 from ..layout import SequenceLayout
 from ..short_conv import ShortConvolution
 from ..state import LayerState
 from .base import MixerCost
-from .delta_heads import DeltaHeadsMixer, DeltaHeadsOptions, init_rates, softplus_decay
+from .delta_heads import DeltaHeadsMixer, DeltaHeadsOptions, init_rates
 from .mamba import init_step_bias
 
 _LARGEST_FACTOR = 4.0

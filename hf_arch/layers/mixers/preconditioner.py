@@ -22,10 +22,11 @@ from ...core.errors import ConfigError
 from ...core.options import options
 from ...ops.elementwise import hgrn_scan
 from ...ops.precision import state_dtype
+from ...ops.softplus_decay import softplus_decay
 from ..layout import SequenceLayout
 from ..state import LayerState
 from .base import MixerCost
-from .delta_heads import INITIAL, DeltaHeadsMixer, DeltaHeadsOptions, init_rates, softplus_decay
+from .delta_heads import INITIAL, DeltaHeadsMixer, DeltaHeadsOptions, init_rates
 from .mamba import init_step_bias
 
 PARAMETERS = ("A_log_atk", "dt_bias_atk", "log_atk_scale")

@@ -18,21 +18,23 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import initialization as init
 
 from ...core.errors import ConfigError
 from ...core.options import Options, options
 from ...core.registry import MIXERS
+from ...ops.compat import is_hooked
 from ...ops.delta_rule import dplr_delta_rule
 from ...ops.precision import state_dtype
-from ...ops.rwkv7 import gated_output, removal_gates, sigmoid_lerp
-from ...ops.token_mix import token_mix
+from ...ops.rwkv7 import gated_output, removal_gates, sigmoid_lerp, takes_biases
 from ..attention_product import cache_element_bytes
 from ..contract import LayerContext, LayerOutput
 from ..fp32 import Fp32BiasLinear
 from ..layout import SequenceLayout
 from ..norms import HeadGroupNorm
-from ..previous_token import previous_token
+from ..plain_linear import is_readable
+from ..previous_token import mixed_with_previous
 from ..state import LayerState
 from .base import MixerCost, divide
 from .linear_heads import HeadSizes, LinearHeadsMixer
@@ -66,6 +68,14 @@ class LowRank(nn.Sequential):
         self, width: int, rank: int, activation: nn.Module, bias: bool = True, up: type[nn.Linear] = nn.Linear
     ):
         super().__init__(nn.Linear(width, rank, bias=False), activation, up(rank, width, bias=bias))
+
+    def without_bias(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The map without b, and b for whoever adds it for nothing; or the whole map and None."""
+        up: Any = self[2]
+        readable = is_readable(up) or is_readable(up, Fp32BiasLinear)
+        if not readable or is_hooked(self) or not takes_biases(x):
+            return self(x), None
+        return F.linear(self[1](self[0](x)), up.weight), up.bias
 
     def init_weights(self, bias: Tensor | None) -> None:
         """W_1 = 0, W_2 orthogonal x 0.1, b as given: at first the map is its bias."""
@@ -150,21 +160,24 @@ class GeneralizedDeltaTimeMix(LinearHeadsMixer):
         return {**super().effective(config, options), **cls.ranks(config, options)}
 
     def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor | LayerOutput:
-        before = previous_token(x, layout, state)
-        x_r, x_w, x_k, x_v, x_a, x_g = token_mix(x, before, self.shift_mix)
+        x_r, x_w, x_k, x_v, x_a, x_g = mixed_with_previous(x, self.shift_mix, layout, state)
         # Zero keys make padding a no-op: nothing is removed and nothing written.
         key, value = layout.zero_padding(self.k_proj(x_k)), self.v_proj(x_v)
         first_value = value
         if self.value_mix is not None:
-            value = sigmoid_lerp(value, context.values[FIRST_VALUE], self.value_mix(x_v))
+            value = sigmoid_lerp(value, context.values[FIRST_VALUE], *self.value_mix.without_bias(x_v))
+        decay, decay_bias = self.decay.without_bias(x_w)
+        rate, rate_bias = self.rate.without_bias(x_a)
         log_decay, key, remove, replace_with = removal_gates(
             self.heads(key),
-            self.heads(self.decay(x_w).to(state_dtype(x))),
-            self.heads(self.rate(x_a)),
+            self.heads(decay.to(state_dtype(x))),
+            self.heads(rate),
             self.heads(self.removal_scale),
             self.heads(self.rate_scale),
             MIN_LOG_DECAY,
             self.options.key_eps,
+            None if decay_bias is None else self.heads(decay_bias),
+            None if rate_bias is None else self.heads(rate_bias),
         )
         receptance, value = self.heads(self.q_proj(x_r)), self.heads(value)
         out = state.advance(

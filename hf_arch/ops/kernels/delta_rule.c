@@ -1,5 +1,5 @@
 /* The delta rule, and its relatives with a diagonal plus rank-one transition, and their gradient; equations as in
-   hf_arch/ops/native_delta.py. q, k, a, b [batch, length, heads, keys], v, o [batch, length, heads, values], decay [batch,
+   hf_arch/ops/native_delta.py. q, k, a, b [batch, length, heads, keys], v, o [batch, length, heads, values], log decays g [batch,
    length, heads, decays] with 1 or as many as keys, or none, beta [batch, length, heads] or none, keep [batch, length] or
    none, states [batch, heads, keys, values].
 
@@ -50,9 +50,9 @@ INLINE void forward_walk(const int two, const Head *h, const Forward *f, float *
     Run run;
     take(of_head(h, f->state), keys, values, state);
     for (int64_t start = 0; start < d->length; start += RUN) {
-        run_at(two, h, d, start, s.key_rows, &run);
-        fetch_keys(h, d, start + RUN);
-        fetch(h, d->v, start + RUN, values), fetch(h, f->o, start + RUN, values), fetch(h, f->kept, start + RUN, values);
+        run_at(two, h, d, start, s.key_rows, 0, 0, &run);
+        fetch_keys(h, d, start + SOON, 1);
+        fetch(h, d->v, start + SOON, values), fetch(h, f->o, start + SOON, values), fetch(h, f->kept, start + SOON, values);
         keys_side(two, &run, whole(keys), s.keys, scores);
         const Pass p = {s.keys_before, s.values_before, s.keys, s.values};
         pass(0, WRITERS, (1 + two) * RUN, READERS, 2 * RUN, state, keys, values, &p);
@@ -123,8 +123,8 @@ INLINE void backward_run(const int two, const Run *run, const Backward *w, const
     if (w->d->beta) STEPS_OF_RUN(t) if (t < run->at.there) w->to->beta[step_in(&run->at, t)] = total(of_beta[t]);
 }
 
-/* Backwards through time: to->v, to->recalled, to->beta and the initial state's. */
-INLINE void backward_values(const int two, const Head *h, const Backward *w, float *room) {
+/* Backwards through time: to->v, to->recalled, to->beta and the initial state's. It leaves the decays. */
+INLINE void backward_values(const int two, const Head *h, const Backward *w, float *room, float *decays) {
     const Delta *d = w->d;
     const int64_t keys = d->keys, values = d->values;
     float scores[SCORES], *state = room + sides_size(d->keys, d->values);
@@ -132,9 +132,9 @@ INLINE void backward_values(const int two, const Head *h, const Backward *w, flo
     Run run;
     take(of_head(h, w->grad_state), keys, values, state);
     for (int64_t start = last_run(h); start >= 0; start -= RUN) {
-        run_at(two, h, d, start, s.key_rows, &run);
-        fetch_keys(h, d, start - RUN);
-        fetch(h, w->grad_o, start - RUN, values), fetch(h, two ? w->to->recalled : w->kept, start - RUN, values), fetch(h, w->to->v, start - RUN, values);
+        run_at(two, h, d, start, s.key_rows, decays, 0, &run);
+        fetch_keys(h, d, start - SOON, 1);
+        fetch(h, w->grad_o, start - SOON, values), fetch(h, two ? w->to->recalled : w->kept, start - SOON, values), fetch(h, w->to->v, start - SOON, values);
         keys_side(two, &run, whole(keys), s.keys, scores);
         const Pass p = {s.keys_before, s.values_before, s.keys, s.values};
         pass(0, READERS, 2 * RUN, WRITERS, (1 + two) * RUN, state, keys, values, &p);
@@ -200,19 +200,32 @@ INLINE void of_readers(const int two, const Run *run, const Backward *w, const f
     rows_done(&run->at, w->to->q, keys, to_q), rows_done(&run->at, w->to->a, keys, to_a);
 }
 
+/* u / |u| has the gradient (1 - n n^T) / |u|: what lies along q and k is taken out. */
+INLINE void along_lengths(const Run *run, int64_t keys, const lanes *along, Rows to_q, Rows to_k) {
+    float sums[whole(2 * RUN)];
+    all_totals(along, whole(2 * RUN), sums);
+    STEPS_OF_RUN(t) sums[t] *= run->inverse_q[t] * run->inverse_q[t], sums[RUN + t] *= run->inverse_k[t] * run->inverse_k[t];
+    for (int64_t c = 0; c < keys; c += LANES)
+        STEPS_OF_RUN(t) {
+            store_all(row(to_q, t) + c, load_all(row(to_q, t) + c) - sums[t] * load_all(row(run->q, t) + c));
+            store_all(row(to_k, t) + c, load_all(row(to_k, t) + c) - sums[RUN + t] * load_all(row(run->k, t) + c));
+        }
+}
+
 /* The same of to->k and to->b, of what they read of the gradient of the state after it. Then the decays: with P_t = sum_v S
    dL/dS after a step, before its own reading, dL/dg_t = P_t + q dL/dq - k dL/dk - b dL/db and P_{t-1} = dL/dg_t + a dL/da.
-   And what a step's own reading adds. */
+   And what a step's own reading adds. Gradients of what q and k are divided by their lengths for become those of q and k. */
 INLINE void of_writers(const int two, const Run *run, const Backward *w, const float *of_scores, const float *read, float *P, float *room) {
     const Delta *d = w->d;
     const Gradients *to = w->to;
     const int64_t keys = d->keys, size = RUN * whole(keys);
-    lanes of_g[RUN];
+    lanes of_g[RUN], along[whole(2 * RUN)];
     const Rows given_q = rows_from(&run->at, to->q, keys, room + 5 * size), to_a = rows_from(&run->at, to->a, keys, room + 6 * size);
     const Rows to_q = rows_to(&run->at, to->q, keys, room + 5 * size), to_k = rows_to(&run->at, to->k, keys, room + 7 * size);
     const Rows to_b = two ? rows_to(&run->at, to->b, keys, room + 8 * size) : NONE;
     const Rows to_g = run->apart ? rows_to(&run->at, to->g, keys, room + 9 * size) : NONE;
     STEPS_OF_RUN(t) of_g[t] = all(0);
+    ALL(s, whole(2 * RUN)) along[s] = all(0);
     for (int64_t c = 0; c < keys; c += LANES) {
         const Keys x = keys_at(two, run, c);
         const float *block = block_of(read, c);
@@ -245,12 +258,14 @@ INLINE void of_writers(const int two, const Run *run, const Backward *w, const f
                 decay = run->keep[t] * (decay + recall), passed = decay;
                 read_k += of_a;
             }
-            store_all(row(to_k, t) + c, read_k), store_all(row(to_q, t) + c, read_q);
+            store_all(row(to_k, t) + c, run->of_k[t] * read_k), store_all(row(to_q, t) + c, run->of_q[t] * read_q);
+            if (d->unit) along[t] += x.q[t] * read_q, along[RUN + t] += x.k[t] * read_k;
             if (run->apart) store_all(row(to_g, t) + c, decay);
             of_g[t] += decay;
         }
         store_all(P + c, passed);
     }
+    if (d->unit) along_lengths(run, keys, along, to_q, to_k);
     rows_done(&run->at, to->q, keys, to_q), rows_done(&run->at, to->k, keys, to_k);
     if (two) rows_done(&run->at, to->b, keys, to_b);
     if (run->apart) rows_done(&run->at, to->g, keys, to_g);
@@ -260,13 +275,17 @@ INLINE void of_writers(const int two, const Run *run, const Backward *w, const f
 static int64_t chunks_of(const Delta *d) { return (d->length + STEPS - 1) / STEPS; }
 static int64_t turned_size(const Delta *d) { return d->values * whole(d->keys); }
 
+static int64_t runs_of(const Delta *d) { return (d->length + RUN - 1) / RUN; }
+static int64_t decays_size(const Delta *d) { return d->decays > 1 ? runs_of(d) * RUN * whole(d->keys) : 0; }
+
 static int64_t backward_room(const Delta *d) {
-    const int64_t turned = turned_size(d), state = d->keys * whole(d->values), runs = (d->length + RUN - 1) / RUN;
-    return sides_size(d->keys, d->values) + side_size(d->keys) + (turned > state ? turned : state) + chunks_of(d) * turned + runs * SCORES + whole(d->keys);
+    const int64_t turned = turned_size(d), state = d->keys * whole(d->values);
+    return decays_size(d) + sides_size(d->keys, d->values) + side_size(d->keys) + (turned > state ? turned : state) + chunks_of(d) * turned +
+           runs_of(d) * SCORES + whole(d->keys);
 }
 
 /* With keys in the lanes: forwards for q and a, then backwards for k, b and the decays. */
-INLINE void backward_keys(const int two, const Head *h, const Backward *w, float *room) {
+INLINE void backward_keys(const int two, const Head *h, const Backward *w, float *room, const float *decays) {
     const Delta *d = w->d;
     const int64_t keys = d->keys, values = d->values, turned = turned_size(d), last = last_run(h);
     float *read = room + sides_size(d->keys, d->values), *of_scores = read + side_size(keys), *P = of_scores + (last / RUN + 1) * SCORES, *state = P + whole(keys),
@@ -275,10 +294,10 @@ INLINE void backward_keys(const int two, const Head *h, const Backward *w, float
     Run run;
     take_turned(of_head(h, w->state), values, keys, state);
     for (int64_t start = 0; start <= last; start += RUN) {
-        run_at(two, h, d, start, s.key_rows, &run);
-        fetch_keys(h, d, start + RUN);
-        fetch(h, w->grad_o, start + RUN, values), fetch(h, w->kept, start + RUN, values), fetch(h, two ? w->to->recalled : w->to->v, start + RUN, values);
-        fetch(h, two ? d->v : 0, start + RUN, values), fetch(h, w->to->q, start + RUN, keys), fetch(h, w->to->a, start + RUN, keys);
+        run_at(two, h, d, start, s.key_rows, (float *)decays, 1, &run);
+        fetch_keys(h, d, start + SOON, 0);
+        fetch(h, w->grad_o, start + SOON, values), fetch(h, w->kept, start + SOON, values), fetch(h, two ? w->to->recalled : w->to->v, start + SOON, values);
+        fetch(h, two ? d->v : 0, start + SOON, values), fetch(h, w->to->q, start + SOON, keys), fetch(h, w->to->a, start + SOON, keys);
         keys_side(two, &run, whole(keys), s.keys, 0);
         values_side(two, &run, w, s.values, of_scores + start / RUN * SCORES, s.value_rows);
         const Pass p = {s.values_before, s.keys_before, s.values, read};
@@ -294,10 +313,11 @@ INLINE void backward_keys(const int two, const Head *h, const Backward *w, float
     s = sides_in(h, room);
     take_turned(of_head(h, w->grad_state), values, keys, state);
     for (int64_t start = last; start >= 0; start -= RUN) {
-        run_at(two, h, d, start, s.key_rows, &run);
-        fetch_keys(h, d, start - RUN);
-        fetch(h, w->grad_o, start - RUN, values), fetch(h, w->kept, start - RUN, values), fetch(h, two ? w->to->recalled : w->to->v, start - RUN, values);
-        fetch(h, two ? d->v : 0, start - RUN, values), fetch(h, w->to->q, start - RUN, keys), fetch(h, w->to->a, start - RUN, keys);
+        run_at(two, h, d, start, s.key_rows, (float *)decays, 1, &run);
+        fetch_keys(h, d, start - SOON, 0);
+        fetch(h, w->grad_o, start - SOON, values), fetch(h, w->kept, start - SOON, values), fetch(h, two ? w->to->recalled : w->to->v, start - SOON, values);
+        fetch(h, two ? d->v : 0, start - SOON, values), fetch(h, w->to->q, start - SOON, keys), fetch(h, w->to->a, start - SOON, keys);
+        fetch(h, w->to->k, start - SOON, keys), fetch(h, two ? w->to->b : 0, start - SOON, keys), fetch(h, run.apart ? w->to->g : 0, start - SOON, keys);
         const float *scores = of_scores + start / RUN * SCORES;
         keys_side(two, &run, whole(keys), s.keys, 0);
         values_side(two, &run, w, s.values, 0, s.value_rows);
@@ -312,10 +332,12 @@ INLINE void backward_keys(const int two, const Head *h, const Backward *w, float
 static void backward_head(const void *call, int64_t b, int64_t head, float *room) {
     const Backward *w = call;
     const Head h = {w->d->length, w->d->heads, w->d->keys, w->d->values, b, head};
+    float *decays = room;
+    room += decays_size(w->d);
     if (w->d->b)
-        backward_values(1, &h, w, room), backward_keys(1, &h, w, room);
+        backward_values(1, &h, w, room, decays), backward_keys(1, &h, w, room, decays);
     else
-        backward_values(0, &h, w, room), backward_keys(0, &h, w, room);
+        backward_values(0, &h, w, room, decays), backward_keys(0, &h, w, room, decays);
 }
 
 /* `state` is the initial one, `grad_state` the final one's gradient, `kept` what delta_rule left. Returns 0, or 1 where there

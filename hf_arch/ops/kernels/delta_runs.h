@@ -10,40 +10,74 @@
 #define OF_B (SCORES / 2)
 
 typedef struct {
-    int64_t batch, length, heads, keys, values, decays, threads;
-    const float *q, *k, *a, *b, *beta, *decay, *v, *keep;
+    int64_t batch, length, heads, keys, values, decays, unit, threads;
+    double scale, eps;
+    const float *q, *k, *a, *b, *beta, *g, *v, *keep;
 } Delta;
 
 /* What RUN steps multiply: decays lie `apart`, or one for all keys; `recalls` is what a recalls times, `writes` what is
-   written. */
+   written, `of_q` and `of_k` what q and k are multiplied by, `length_*` one over their lengths where those become one. */
 typedef struct {
     Span at;
     Rows q, k, a, b, decays;
     int64_t apart;
-    float decay[RUN], recalls[RUN], writes[RUN], keep[RUN];
+    float decay[RUN], recalls[RUN], writes[RUN], keep[RUN], of_q[RUN], of_k[RUN], inverse_q[RUN], inverse_k[RUN];
 } Run;
 
-/* Its rows are the first five of the room. */
-INLINE void run_at(const int two, const Head *h, const Delta *d, int64_t start, float *room, Run *run) {
+INLINE void lengths_of(const Delta *d, Run *run) {
+    lanes squares[whole(2 * RUN)];
+    float sums[whole(2 * RUN)];
+    ALL(s, whole(2 * RUN)) squares[s] = all(0);
+    for (int64_t c = 0; c < whole(d->keys); c += LANES)
+        STEPS_OF_RUN(t) {
+            const lanes q = load_all(row(run->q, t) + c), k = load_all(row(run->k, t) + c);
+            squares[t] += q * q, squares[RUN + t] += k * k;
+        }
+    all_totals(squares, whole(2 * RUN), sums);
+    STEPS_OF_RUN(t) {
+        const int there = t < run->at.there;
+        run->inverse_q[t] = there ? 1.0f / __builtin_sqrtf(sums[t] + (float)d->eps) : 0.0f;
+        run->inverse_k[t] = there ? 1.0f / __builtin_sqrtf(sums[RUN + t] + (float)d->eps) : 0.0f;
+        run->of_q[t] = run->inverse_q[t] * (float)d->scale, run->of_k[t] = run->inverse_k[t];
+    }
+}
+
+/* Its rows are the first five of the room. `decays` [length, padded], where they lie apart, are those that a walk before `left`, or
+   where to leave them, or none. */
+INLINE void run_at(const int two, const Head *h, const Delta *d, int64_t start, float *room, float *decays, const int left, Run *run) {
     const int64_t size = RUN * whole(d->keys), keys = d->keys;
     const Span at = span_at(h, start);
     run->at = at, run->apart = d->decays > 1;
+    lanes g = all(0);
     STEPS_OF_RUN(t) {
         const int there = t < at.there;
-        run->decay[t] = there && d->decays ? d->decay[step_in(&at, t) * d->decays] : 1.0f;
+        if (there && d->decays == 1) g[t] = d->g[step_in(&at, t)];
+        run->of_q[t] = (float)d->scale, run->of_k[t] = 1.0f;
         run->keep[t] = there && d->keep ? d->keep[h->b * d->length + start + t] : 1.0f;
         run->writes[t] = there && d->beta ? d->beta[step_in(&at, t)] : 1.0f;
         run->recalls[t] = two ? run->keep[t] : -1.0f;
     }
     run->q = rows_from(&at, d->q, keys, room), run->k = rows_from(&at, d->k, keys, room + size);
     if (two) run->a = rows_from(&at, d->a, keys, room + 2 * size), run->b = rows_from(&at, d->b, keys, room + 3 * size);
-    if (run->apart) run->decays = filled_rows(&at, d->decay, keys, 1, room + 4 * size);
+    if (d->unit) lengths_of(d, run);
+    if (d->decays == 1) g = exponential(g);
+    STEPS_OF_RUN(t) run->decay[t] = run->keep[t] * (d->decays == 1 ? g[t] : 1.0f);
+    if (!run->apart) return;
+    run->decays = (Rows){decays ? decays + start * whole(keys) : room + 4 * size, whole(keys)};
+    if (left) return;
+    const Rows given = rows_from(&at, d->g, keys, room + 4 * size);
+    for (int64_t c = 0; c < whole(keys); c += LANES)
+        STEPS_OF_RUN(t) store_all(row(run->decays, t) + c, t < at.there ? run->keep[t] * exponential(load_all(row(given, t) + c)) : all(1));
 }
 
-static void fetch_keys(const Head *h, const Delta *d, int64_t start) {
+#define SOON (2 * RUN) /* for which the first cache has no room */
+
+DEFINE_FETCH(2)
+
+static void fetch_keys(const Head *h, const Delta *d, int64_t start, int decays) {
     fetch(h, d->q, start, d->keys), fetch(h, d->k, start, d->keys);
     if (d->b) fetch(h, d->a, start, d->keys), fetch(h, d->b, start, d->keys);
-    if (d->decays > 1) fetch(h, d->decay, start, d->keys);
+    if (decays && d->decays > 1) fetch(h, d->g, start, d->keys);
 }
 
 /* LANES keys of a run. */
@@ -54,7 +88,7 @@ typedef struct {
 INLINE Keys keys_at(const int two, const Run *run, int64_t c) {
     Keys x;
     STEPS_OF_RUN(t) {
-        x.q[t] = load_all(row(run->q, t) + c), x.k[t] = load_all(row(run->k, t) + c);
+        x.q[t] = run->of_q[t] * load_all(row(run->q, t) + c), x.k[t] = run->of_k[t] * load_all(row(run->k, t) + c);
         x.a[t] = two ? run->recalls[t] * load_all(row(run->a, t) + c) : -x.k[t];
         if (two) x.b[t] = load_all(row(run->b, t) + c);
         x.decay[t] = run->apart ? load_all(row(run->decays, t) + c) : all(run->decay[t]);

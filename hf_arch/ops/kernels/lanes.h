@@ -135,6 +135,17 @@ static inline lanes where(integers condition, lanes x, lanes other) {
 #define MIN(x, y) where(y > x, x, y)
 #endif
 
+static inline lanes square_root(lanes x) {
+#if defined(__AVX512F__)
+    return _mm512_sqrt_ps(x);
+#elif defined(__AVX__)
+    return _mm256_sqrt_ps(x);
+#else
+    for (int i = 0; i < LANES; i++) x[i] = __builtin_sqrtf(x[i]);
+    return x;
+#endif
+}
+
 /* What is not a number stays none. */
 static inline lanes at_least(float low, lanes x) { return MAX(all(low), x); }
 static inline lanes bounded(lanes x, float low, float high) { return MIN(all(high), at_least(low, x)); }

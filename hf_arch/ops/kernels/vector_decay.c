@@ -10,6 +10,8 @@
 #define VALUE_ROWS 3
 #include "walk.h"
 
+DEFINE_FETCH(3)
+
 #define STEPS 32 /* between steps of which sum_v S dL/dS is made of its factors */
 #define SCORES 16
 
