@@ -20,14 +20,14 @@ from ..ops.parts import linear_parts
 _WHOLE = (nn.Parameter, torch.Tensor)
 
 
-def is_plain_linear(module: nn.Module) -> bool:
-    """Whether `module(x)` is `x @ weight.T + bias` and nothing else.
+def is_plain_linear(module: nn.Module, kind: type[nn.Linear] = nn.Linear) -> bool:
+    """Whether `module(x)` is `x @ weight.T + bias` and nothing else, and the module of that class.
 
     Not so for: any subclass or wrapper (PEFT's layers, quantised layers, `torch.nn.utils.parametrize`, FSDP2's sharded
     modules), hooks (old-style weight norm, tensor parallelism), a `forward` replaced on the instance (accelerate's
     offloading), weights of another tensor class (torchao, DTensor), and weights that are not whole here (ZeRO-3).
     """
-    if type(module) is not nn.Linear or is_hooked(module):
+    if type(module) is not kind or is_hooked(module):
         return False
     weight, bias = module.weight, module.bias
     return (
@@ -52,12 +52,17 @@ def project(layer: nn.Module, x: Tensor) -> Tensor:
     return row_product(x, weight, bias)
 
 
+def weights_alone(*layers: tuple[nn.Module, type[nn.Linear]]) -> bool:
+    """Whether training on a CPU may read the weights of all of these, of their classes, instead of calling them."""
+    if torch.compiler.is_compiling() or watches_modules() or not torch.is_grad_enabled():
+        return False
+    # who counts memory has put tensors without numbers in the place of weights
+    return all(type(layer) is kind and (is_plain_linear(layer, kind) or shapes_alone()) for layer, kind in layers)
+
+
 def project_parts(layer: nn.Module, x: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
     """`project(layer, x).split(widths, -1)`; in training on a CPU by a product for each part, which is contiguous."""
-    watched = torch.compiler.is_compiling() or watches_modules()
-    # who counts memory has put tensors without numbers in the place of weights
-    plain = torch.is_grad_enabled() and not watched and (is_plain_linear(layer) or shapes_alone())
-    if plain and type(layer) is nn.Linear:
+    if weights_alone((layer, nn.Linear)):
         weight: Any = layer.weight
         bias: Any = layer.bias
         return linear_parts(x, weight, bias, widths)
