@@ -69,7 +69,7 @@ class _LowRankScan(torch.autograd.Function):
         keep: Tensor | None,
     ) -> Tensor:
         x, z = x.contiguous(), z.contiguous()
-        made = torch.mm(x.view(-1, x.shape[2]), x_weight.t()).view(*x.shape[:2], -1)
+        made = torch.mm(x.view(-1, x.shape[2]), x_weight.t()).view(*x.shape[:2], len(x_weight))
         A_t, weight = A.t().contiguous(), dt_weight.t().contiguous()
         state, y = x.new_zeros(len(x), *A_t.shape), x.new_empty(x.shape)
         kept = x.new_empty(-(-x.shape[1] // CHUNK), *state.shape)
@@ -84,7 +84,7 @@ class _LowRankScan(torch.autograd.Function):
     @manual_backward
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, x_weight, made, weight, dt_bias, A_t, D, z, keep, kept = ctx.saved_tensors
-        rank, states, width = len(weight), *A_t.shape
+        rank, (states, width) = len(weight), A_t.shape
         grad_x, grad_z = x.new_empty(x.shape), x.new_empty(x.shape)
         grad_state, grad_A = x.new_zeros(len(x), states, width), x.new_empty(len(x), states, width)
         grad_weight, grad_bias, grad_D = (x.new_empty(len(x), *like.shape) for like in (weight, dt_bias, D))
@@ -98,7 +98,7 @@ class _LowRankScan(torch.autograd.Function):
         must_have_memory(kernels.selective_scan_backward(ctypes.byref(scan), *pointers, ctypes.byref(to)))
         rows = grad_made.sum(0).view(-1, made.shape[2])
         grad_x.view(-1, width).addmm_(rows, x_weight)
-        grad_x_weight = torch.mm(rows.t(), x.view(-1, width))
+        grad_x_weight = torch.mm(rows.t(), x.view(-1, width)) if ctx.needs_input_grad[1] else None
         sums = grad_weight.sum(0).t().contiguous(), grad_bias.sum(0), grad_A.sum(0).t().contiguous(), grad_D.sum(0)
         return grad_x, grad_x_weight, *sums, grad_z, None
 
