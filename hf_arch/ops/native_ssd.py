@@ -16,6 +16,10 @@ all that d_t is a factor of, while `vector_decay.py` subtracts sums that mostly 
 
     dL/d(dt_t A) = sum_{j < t <= i} V_ij C_i . B_j  +  sum_{i >= t} p_i C_i . S^T dL/dy_i
                    +  sum_{j < t} f_j u_j . R B_j  +  p_L S . R
+
+What a state costs a token does not go with the length of chunks, what tokens of a chunk cost each other does. Rows that
+no state enters or leaves and that are short (`is_short`) are one chunk, without states: W and V of all tokens, in parts
+of 32 rows, whose decays are products of those within the parts.
 """
 
 from __future__ import annotations
@@ -33,6 +37,12 @@ from .parts import empty_parts
 KERNELS = Kernels("ssd.c")
 HEADS = 16  # of a task at most: they share scores, and the gradients of B and C are summed over a task, then over tasks
 TASKS = 4  # of a backward pass at least, where there are heads enough
+LONGEST = 512  # tokens whose scores fit the second cache
+
+
+def is_short(length: int, numbers: int) -> bool:
+    """Whether a row of so many tokens takes less time without states of so many numbers a channel, as measured."""
+    return length <= min(LONGEST, 3 * numbers + 64)
 
 
 class _Ssd(Struct):
@@ -74,7 +84,12 @@ class NativeSsd(torch.autograd.Function):
         end = x.new_empty(len(x), *x.shape[2:], B.shape[-1]) if final else None
         # no number depends on what heads share a task, as sums of gradients do
         given = _given(max(TASKS, torch.get_num_threads()), x, dt, A, B, C, D, keep)
-        must_have_memory(kernels.ssd(ctypes.byref(given), Pointer(state), Pointer(y), Pointer(end)))
+        ctx.short = state is None and end is None and is_short(x.shape[1], B.shape[-1])
+        if ctx.short:
+            failed = kernels.ssd_short(ctypes.byref(given), Pointer(y))
+        else:
+            failed = kernels.ssd(ctypes.byref(given), Pointer(state), Pointer(y), Pointer(end))
+        must_have_memory(failed)
         ctx.save_for_backward(x, dt, A, B, C, D, keep, state)
         ctx.set_materialize_grads(False)
         return y, end
@@ -99,7 +114,11 @@ class NativeSsd(torch.autograd.Function):
         to_x, to_B, to_C = _strided(grad_x, grad_B, grad_C)
         strides = _strides(grad_x, grad_B, grad_C)
         to = _Gradients(*strides, grad_y, grad_final, grad_state, to_x, grad_dt, grad_A, to_B, to_C, grad_D)
-        must_have_memory(kernels.ssd_backward(ctypes.byref(given), Pointer(state), ctypes.byref(to)))
+        if ctx.short:
+            failed = kernels.ssd_short_backward(ctypes.byref(given), ctypes.byref(to))
+        else:
+            failed = kernels.ssd_backward(ctypes.byref(given), Pointer(state), ctypes.byref(to))
+        must_have_memory(failed)
         if blocks > 1:
             torch.sum(grad_B, 3, out=of_B), torch.sum(grad_C, 3, out=of_C)
         of_D = None if D is None or grad_D is None else grad_D.sum(0 if D.dim() == 2 else (0, 2))

@@ -252,7 +252,7 @@ def _scan_backward(
 class _Scan(Struct):
     """What both kernels read, as `ops/kernels/selective_scan.c` has it."""
 
-    _fields_ = fields("batch length width states B_row C_row soft threads", "x dt A B C D z keep")
+    _fields_ = fields("batch length width states B_row C_row soft threads", "x dt A B C D z keep of_dt")
 
     @classmethod
     def of(

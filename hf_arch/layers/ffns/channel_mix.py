@@ -20,7 +20,7 @@ from ..attention_product import cache_element_bytes
 from ..contract import EMPTY_CONTEXT, LayerContext
 from ..initial import FLA
 from ..mixers.base import MixerCost
-from ..plain_linear import is_readable
+from ..plain_linear import is_readable, project
 from ..previous_token import mixed_with_previous
 from ..state import FFN_STATE
 from .ffn import FeedForward
@@ -73,9 +73,10 @@ class ChannelMix(FeedForward):
     def _fed(self, x: Tensor) -> Tensor:
         """W_v act(W_k x)."""
         up, down = self.key_proj, self.down_proj
-        if self.act_fn is squared_relu and is_readable(up) and is_readable(down) and up.bias is down.bias is None:
+        readable = torch.is_grad_enabled() and is_readable(up) and is_readable(down)
+        if self.act_fn is squared_relu and readable and up.bias is down.bias is None:
             return squared_relu_between(x, up.weight, down.weight)
-        return self.down_proj(self.act_fn(self.key_proj(x)))
+        return project(down, self.act_fn(project(up, x)))
 
     def cost(self, seq_len: int) -> MixerCost:
         return MixerCost(state_bytes=self.config.hidden_size * cache_element_bytes(self.config))

@@ -18,6 +18,8 @@ from transformers import initialization as init
 from ...core.errors import ConfigError
 from ...core.options import Options, options
 from ...core.registry import MIXERS
+from ...ops.documents import document_keep
+from ...ops.low_rank_scan import has_low_rank_scan, low_rank_scan
 from ...ops.precision import state_dtype
 from ...ops.selective_scan import selective_scan
 from ...ops.softplus import softplus
@@ -27,7 +29,7 @@ from ..fp32 import Fp32BiasLinear
 from ..initial import FLA, TRANSFORMERS, init_as_torch, residual_branches
 from ..layout import SequenceLayout
 from ..norms import ArchRMSNorm
-from ..plain_linear import project_parts
+from ..plain_linear import is_readable, project_parts
 from ..short_conv import ShortConvolution
 from ..state import LayerState
 from .base import MixerCost, RecurrentMixer
@@ -103,6 +105,8 @@ class SelectiveStateSpace(RecurrentMixer):
     def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
         hidden, gate = project_parts(self.in_proj, x, (self.inner, self.inner))
         hidden = self.conv(layout.zero_padding(hidden), layout, state)  # a bias made padding nonzero
+        if (out := self._scan_of_weights(hidden, gate, layout, state)) is not None:
+            return self.out_proj(out)
         low, B, C = self.x_proj(hidden).split([self.dt_rank, self.state_size, self.state_size], dim=-1)
         if self.options.inner_norms:
             low, B, C = self.dt_norm(low), self.B_norm(B), self.C_norm(C)
@@ -113,6 +117,20 @@ class SelectiveStateSpace(RecurrentMixer):
         A, D = -torch.exp(self.A_log.to(dtype)), self.D.to(dtype)
         out = state.advance(selective_scan, hidden, dt, A, B, C, D, gate, dt_softplus=not padded, layout=layout)
         return self.out_proj(out.to(gate.dtype))
+
+    def _scan_of_weights(
+        self, hidden: Tensor, gate: Tensor, layout: SequenceLayout, state: LayerState
+    ) -> Tensor | None:
+        """What `out_proj` reads, where rows without padding or states are trained on a CPU by kernels; else None."""
+        if state or layout.mask is not None or self.options.inner_norms or hidden.shape[1] == 1:
+            return None
+        if not (torch.is_grad_enabled() and is_readable(self.x_proj) and is_readable(self.dt_proj, Fp32BiasLinear)):
+            return None
+        weights = self.x_proj.weight, self.dt_proj.weight, self.dt_proj.bias
+        if not has_low_rank_scan(hidden, *weights, self.A_log, self.D, gate):
+            return None
+        keep = None if layout.segment_ids is None else document_keep(layout.segment_ids, hidden.dtype)
+        return low_rank_scan(hidden, *weights, -torch.exp(self.A_log), self.D, gate, keep)
 
     def cost(self, seq_len: int) -> MixerCost:
         """h B^T into the state, S C out of it: 4 E N FLOPs a token, E = D expand; E N fp32 numbers and the window."""

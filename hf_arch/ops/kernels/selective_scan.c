@@ -3,6 +3,8 @@
    apart, D [width] or none, z like x or none (the output is y silu(z)), keep [batch, length] or none, a state [batch,
    states, width], kept [chunks, batch, states, width].
 
+   The step sizes may be products, dt = low W + bias, that are made where they are needed (LowRank).
+
    A task is a group of channels of one row. Its part of A and of states lies in vectors [group / LANES, states], and B
    and C of a chunk in rows [states, CHUNK], so that a chunk reads and adds up what lies in order. States go in pairs, one
    of zeros after an odd number; steps after the end of a row are of size 0. */
@@ -15,20 +17,31 @@
 #define EACH UNROLLED for (int i = 0; i < PAIR; i++)
 #define INLINE static inline __attribute__((always_inline))
 
+/* low [batch, length, rank] with rows `row` numbers apart, weight [rank, width], bias [width]. Gradients: of low as those of B
+   and C, all with rows `to_row` numbers apart, weight [batch, rank, width], bias [batch, width]. */
+typedef struct {
+    int64_t rank, row, to_row;
+    const float *low, *weight, *bias;
+    float *to_low, *to_weight, *to_bias;
+} LowRank;
+
 typedef struct {
     int64_t batch, length, width, states, B_row, C_row, soft, threads; /* soft: dt is softplus of what is given */
     const float *x, *dt, *A, *B, *C, *D, *z, *keep;
+    const LowRank *of_dt; /* or none */
 } Scan;
 
-/* `states` is even; A is times log2(e). */
+/* `states` and `rank` are even; A is times log2(e). */
 typedef struct {
     const Scan *s;
-    int64_t b, first, last, states;
+    int64_t b, first, last, states, rank;
     lanes *A;
-    float *B, *C, keep[CHUNK];
+    float *B, *C, *low, keep[CHUNK];
 } Task;
 
 static inline int64_t even_states(const Scan *s) { return (s->states + PAIR - 1) / PAIR * PAIR; }
+
+static inline int64_t even_rank(const Scan *s) { return s->of_dt ? (s->of_dt->rank + PAIR - 1) / PAIR * PAIR : 0; }
 
 static inline int64_t groups_of(const Scan *s) { return (s->width + GROUP - 1) / GROUP; }
 
@@ -44,10 +57,12 @@ static void give(const Task *k, const lanes *vectors, float *rows) {
         for (int64_t n = 0; n < k->s->states; n++) store(rows + n * k->s->width + e, vectors[n], k->last - e);
 }
 
-/* `room` is of states (GROUP + 2 CHUNK) numbers. */
+static inline int64_t task_room(const Scan *s) { return even_states(s) * (GROUP + 2 * CHUNK) + even_rank(s) * CHUNK; }
+
 static Task task_of(const Scan *s, int64_t b, int64_t group, float *room) {
     const int64_t states = even_states(s);
-    Task k = {s, b, group * GROUP, least(s->width, (group + 1) * GROUP), states, (lanes *)room, room + states * GROUP, room + states * (GROUP + CHUNK), {0}};
+    float *B = room + states * GROUP, *C = B + states * CHUNK;
+    Task k = {s, b, group * GROUP, least(s->width, (group + 1) * GROUP), states, even_rank(s), (lanes *)room, B, C, C + states * CHUNK, {0}};
     take(&k, s->A, LOG2_E, k.A);
     return k;
 }
@@ -58,11 +73,14 @@ static void share(Task *k, int64_t start) {
     const int64_t first = k->b * s->length + start, taken = least(CHUNK, s->length - start);
     if (taken < CHUNK || k->states > s->states) memset(k->B, 0, 2 * k->states * CHUNK * sizeof(float));
     for (int64_t t = 0; s->keep && t < CHUNK; t++) k->keep[t] = t < taken ? s->keep[first + t] : 1.0f;
-    for (int64_t t = 0; t < taken; t++)
+    if (taken < CHUNK) memset(k->low, 0, k->rank * CHUNK * sizeof(float));
+    for (int64_t t = 0; t < taken; t++) {
         for (int64_t n = 0; n < s->states; n++) {
             k->B[n * CHUNK + t] = s->B[(first + t) * s->B_row + n];
             k->C[n * CHUNK + t] = s->C[(first + t) * s->C_row + n];
         }
+        for (int64_t r = 0; r < (s->of_dt ? s->of_dt->rank : 0); r++) k->low[r * CHUNK + t] = s->of_dt->low[(first + t) * s->of_dt->row + r];
+    }
 }
 
 /* `call` with whether there are documents, and with how many steps from `start` on and channels from e on there are to
@@ -75,16 +93,31 @@ static void share(Task *k, int64_t start) {
         else { const int64_t masked = !!(k)->s->keep, taken = least(CHUNK, (k)->s->length - (start)), count = least(LANES, (k)->last - (e)); call; } \
     }
 
-/* Inputs that the next chunk reads, which may lie outside of the row. */
-static inline void expect(const Scan *s, int64_t at) {
+/* While the states n are at work, what the next chunk reads and writes at some of its steps is asked for: all at once would
+   wait for each other. It may lie outside of the row. */
+#define EACH_EXPECTED(t, n, states) for (int64_t t = (n) / PAIR; t < CHUNK; t += (states) / PAIR)
+
+INLINE void expect(const Scan *s, int64_t at) {
     __builtin_prefetch(s->x + at);
-    __builtin_prefetch(s->dt + at);
+    if (!s->of_dt) __builtin_prefetch(s->dt + at);
     if (s->z) __builtin_prefetch(s->z + at);
 }
 
-INLINE lanes step_size(const Scan *s, int64_t at, int64_t count) {
-    const lanes dt = load(s->dt + at, count);
-    return s->soft ? soft_plus(dt) : dt;
+/* What the step sizes of the chunk from `at` on are made of; nothing behind the end of a row. */
+INLINE void given_steps(const Task *k, int64_t taken, int64_t count, int64_t at, int64_t e, lanes *dt) {
+    const Scan *s = k->s;
+    const LowRank *l = s->of_dt;
+    if (!l) {
+        for (int64_t t = 0; t < CHUNK; t++) dt[t] = t < taken ? load(s->dt + at + t * s->width, count) : all(0);
+        return;
+    }
+    lanes sum[CHUNK];
+    UNROLLED for (int64_t t = 0; t < CHUNK; t++) sum[t] = load(l->bias + e, count);
+    for (int64_t r = 0; r < l->rank; r++) {
+        const lanes weight = load(l->weight + r * s->width + e, count);
+        UNROLLED for (int64_t t = 0; t < CHUNK; t++) sum[t] += weight * k->low[r * CHUNK + t];
+    }
+    UNROLLED for (int64_t t = 0; t < CHUNK; t++) dt[t] = sum[t];
 }
 
 INLINE lanes gated(const Scan *s, lanes y, int64_t at, int64_t count) {
@@ -100,17 +133,21 @@ INLINE void forward_chunk(int64_t masked, int64_t taken, int64_t count, const Ta
     const lanes *A = k->A + (e - k->first) / LANES * k->states;
     const lanes skip = s->D ? load(s->D + e, count) : all(0);
     lanes step[CHUNK], inflow[CHUNK], out[CHUNK];
+    given_steps(k, taken, count, first, e, step);
     for (int64_t t = 0; t < CHUNK; t++) {
         const lanes x = t < taken ? load(s->x + first + t * width, count) : all(0);
-        step[t] = t < taken ? step_size(s, first + t * width, count) : all(0);
+        step[t] = t >= taken ? all(0) : s->soft ? soft_plus(step[t]) : step[t];
         inflow[t] = step[t] * x;
-        expect(s, first + (t + CHUNK) * width);
         out[t] = s->D ? skip * x : all(0);
     }
     for (int64_t n = 0; n < k->states; n += PAIR) {
         const float *B = k->B + n * CHUNK, *C = k->C + n * CHUNK;
         lanes now[PAIR];
         EACH now[i] = h[n + i];
+        EACH_EXPECTED(t, n, k->states) {
+            expect(s, first + (t + CHUNK) * width);
+            __builtin_prefetch(y + first + (t + CHUNK) * width, 1);
+        }
         if (kept) EACH if (n + i < s->states) store(kept + (n + i) * width, now[i], count);
         UNROLLED for (int64_t t = 0; t < CHUNK; t++) {
             lanes sum = out[t];
@@ -135,8 +172,8 @@ typedef struct {
 static void forward_task(const void *call, int64_t b, int64_t group, float *room) {
     const Forward *f = call;
     const Scan *s = f->s;
-    Task k = task_of(s, b, group, room);
-    lanes *h = (lanes *)(room + k.states * (GROUP + 2 * CHUNK));
+    lanes *h = (lanes *)room;
+    Task k = task_of(s, b, group, room + even_states(s) * GROUP);
     float *state = f->state + b * s->states * s->width;
     take(&k, state, 1.0f, h);
     for (int64_t start = 0; start < s->length; start += CHUNK) {
@@ -154,7 +191,7 @@ static void forward_task(const void *call, int64_t b, int64_t group, float *room
    state before each chunk. Returns 0, or 1 where there was no memory. */
 int selective_scan(const Scan *s, float *state, float *y, float *kept) {
     const Forward call = {s, state, y, kept};
-    return each_head(s->batch, groups_of(s), s->threads, even_states(s) * (2 * GROUP + 2 * CHUNK), forward_task, &call);
+    return each_head(s->batch, groups_of(s), s->threads, even_states(s) * GROUP + task_room(s), forward_task, &call);
 }
 
 /* `state`: of dL/dh after the last step on entry, of dL/dh before the first on return. A [batch, states, width] and
@@ -169,29 +206,71 @@ typedef struct {
     const Gradients *to;
 } Backward;
 
-/* Sums of a task: R and dL/dA as its A, of D [group / LANES]; of a chunk B and C [states, CHUNK], a vector each. */
+/* Sums of a task: R and dL/dA as its A, of D [group / LANES], of W [group / LANES, rank] and its bias; of a chunk B and C [states,
+   CHUNK] and low [rank, CHUNK], a vector each. */
 typedef struct {
-    lanes *R, *A, *D, *B, *C;
+    lanes *R, *A, *D, *B, *C, *low, *weight, *bias;
 } Sums;
+
+/* The step size made of dt, and its derivative: with e = exp(-|dt|), which both share with a division, softplus is
+   max(dt, 0) + 2 artanh(e / (2 + e)), and the sigmoid 1 / (1 + e) or e / (1 + e). */
+INLINE lanes step_and_slope(lanes dt, lanes *slope) {
+    const lanes above = at_least(0.0f, dt), e = exponential(dt - 2.0f * above), r = 1.0f / ((1.0f + e) * (2.0f + e));
+    *slope = where(dt < 0.0f, e, all(1)) * ((2.0f + e) * r);
+    return above + twice_artanh(e * ((1.0f + e) * r));
+}
+
+/* Of dL/ddt of a chunk those of low, W and the bias. */
+INLINE void low_rank_gradients(const Task *k, int64_t count, int64_t e, const lanes *to_dt, const Sums *to) {
+    const LowRank *l = k->s->of_dt;
+    for (int64_t t = 0; t < CHUNK; t++) *to->bias += to_dt[t];
+    for (int64_t r = 0; r < l->rank; r++) {
+        const lanes weight = load(l->weight + r * k->s->width + e, count);
+        lanes sum = to->weight[r];
+        UNROLLED for (int64_t t = 0; t < CHUNK; t++) {
+            sum += to_dt[t] * k->low[r * CHUNK + t];
+            to->low[r * CHUNK + t] += to_dt[t] * weight;
+        }
+        to->weight[r] = sum;
+    }
+}
 
 /* As forward_chunk; `kept` and the sums but for those of B and C are of the channels from e on. */
 INLINE void backward_chunk(int64_t masked, int64_t taken, int64_t count, const Task *k, const Backward *call, int64_t start, int64_t e, const float *kept, const Sums *to) {
     const Scan *s = k->s;
     const int64_t first = (k->b * s->length + start) * s->width + e, width = s->width;
     const lanes *A = k->A + (e - k->first) / LANES * k->states;
-    lanes step[CHUNK], x[CHUNK], inflow[CHUNK], grad[CHUNK], to_inflow[CHUNK], to_step[CHUNK], out[CHUNK];
+    lanes step[CHUNK], slope[CHUNK], open[CHUNK], x[CHUNK], inflow[CHUNK], grad[CHUNK], to_inflow[CHUNK], to_step[CHUNK], out[CHUNK];
+    given_steps(k, taken, count, first, e, step);
+    for (int64_t t = 0; t < CHUNK; t++) {
+        slope[t] = all(1);
+        if (s->soft) step[t] = step_and_slope(step[t], slope + t);
+    }
     for (int64_t t = 0; t < CHUNK; t++) {
         const int64_t at = first + t * width;
-        step[t] = x[t] = grad[t] = all(0);
-        if (t < taken) step[t] = step_size(s, at, count), x[t] = load(s->x + at, count), grad[t] = gated(s, load(call->grad_y + at, count), at, count);
-        inflow[t] = step[t] * x[t], to_inflow[t] = to_step[t] = out[t] = all(0);
-        expect(s, at - CHUNK * width);
-        __builtin_prefetch(call->grad_y + at - CHUNK * width);
+        x[t] = grad[t] = open[t] = to_inflow[t] = to_step[t] = out[t] = all(0);
+        if (t < taken) {
+            x[t] = load(s->x + at, count), grad[t] = load(call->grad_y + at, count);
+            if (s->z) {
+                const lanes z = load(s->z + at, count);
+                open[t] = sigmoid(z), grad[t] *= z * open[t];
+            }
+        } else
+            step[t] = all(0);
+        inflow[t] = step[t] * x[t];
     }
     for (int64_t n = 0; n < k->states; n += PAIR) {
         const float *B = k->B + n * CHUNK, *C = k->C + n * CHUNK;
         lanes decay[CHUNK][PAIR], h[CHUNK + 1][PAIR], now[PAIR];
         EACH __builtin_prefetch(kept + (n + i - s->batch * s->states) * width);
+        EACH_EXPECTED(t, n, k->states) {
+            const int64_t at = first + (t - CHUNK) * width;
+            expect(s, at);
+            __builtin_prefetch(call->grad_y + at);
+            __builtin_prefetch(call->to->x + at, 1);
+            if (!s->of_dt) __builtin_prefetch(call->to->dt + at, 1);
+            if (s->z) __builtin_prefetch(call->to->z + at, 1);
+        }
         EACH h[0][i] = now[i] = n + i < s->states ? load(kept + (n + i) * width, count) : all(0);
         UNROLLED for (int64_t t = 0; t < CHUNK; t++)
             EACH {
@@ -226,27 +305,29 @@ INLINE void backward_chunk(int64_t masked, int64_t taken, int64_t count, const T
     }
     /* dL/ddt += x dL/d(dt x); dL/dx = dt dL/d(dt x) + D dL/dy; dL/dD = sum dL/dy x */
     const lanes skip = s->D ? load(s->D + e, count) : all(0);
-    for (int64_t t = taken - 1; t >= 0; t--) {
+    lanes to_dt[CHUNK];
+    for (int64_t t = 0; t < CHUNK; t++) {
         const int64_t at = first + t * width;
-        lanes to_dt = to_step[t] * LN_2 + to_inflow[t] * x[t];
-        if (s->soft) to_dt *= sigmoid(load(s->dt + at, count));
-        store(call->to->dt + at, to_dt, count);
+        to_dt[t] = (to_step[t] * LN_2 + to_inflow[t] * x[t]) * slope[t];
+        if (t >= taken) continue;
+        if (!s->of_dt) store(call->to->dt + at, to_dt[t], count);
         store(call->to->x + at, to_inflow[t] * step[t] + skip * grad[t], count);
         *to->D += grad[t] * x[t];
         if (s->z) {
             const lanes z = load(s->z + at, count);
-            store(call->to->z + at, load(call->grad_y + at, count) * (out[t] + skip * x[t]) * silu_slope(z, sigmoid(z)), count);
+            store(call->to->z + at, load(call->grad_y + at, count) * (out[t] + skip * x[t]) * silu_slope(z, open[t]), count);
         }
     }
+    if (s->of_dt) low_rank_gradients(k, count, e, to_dt, to);
 }
 
-/* The totals of sums [states, CHUNK] of lanes as rows [length, states]. */
-static void give_totals(const Task *k, const lanes *sums, int64_t taken, float *rows) {
-    for (int64_t i = 0; i < k->states * CHUNK; i += LANES) {
+/* The totals of sums [numbers, CHUNK] of lanes as rows [length, numbers], `row` numbers apart. */
+static void give_totals(const lanes *sums, int64_t numbers, int64_t taken, float *rows, int64_t row) {
+    for (int64_t i = 0; i < numbers * CHUNK; i += LANES) {
         const lanes found = totals((const float *)(sums + i));
         for (int64_t j = 0; j < LANES; j++) {
             const int64_t t = (i + j) % CHUNK, n = (i + j) / CHUNK;
-            if (t < taken && n < k->s->states) rows[t * k->s->states + n] = found[j];
+            if (t < taken && n < numbers) rows[t * row + n] = found[j];
         }
     }
 }
@@ -255,34 +336,43 @@ static void backward_task(const void *call, int64_t b, int64_t group, float *roo
     const Backward *backward = call;
     const Gradients *to = backward->to;
     const Scan *s = backward->s;
-    Task k = task_of(s, b, group, room);
-    const int64_t row = b * s->states * s->width;
-    lanes *free_room = (lanes *)(room + k.states * (GROUP + 2 * CHUNK));
-    lanes *R = free_room, *A = R + k.states * GROUP / LANES, *B = A + k.states * GROUP / LANES, *C = B + k.states * CHUNK, *D = C + k.states * CHUNK;
+    const int64_t states = even_states(s), rank = even_rank(s), row = b * s->states * s->width, vectors = GROUP / LANES;
+    lanes *R = (lanes *)room, *A = R + states * vectors, *B = A + states * vectors, *C = B + states * CHUNK, *D = C + states * CHUNK;
+    lanes *low = D + vectors, *weight = low + rank * CHUNK, *bias = weight + rank * vectors;
+    Task k = task_of(s, b, group, (float *)(bias + vectors));
     take(&k, to->state + row, 1.0f, R);
-    memset(A, 0, k.states * GROUP * sizeof(float));
+    memset(A, 0, states * GROUP * sizeof(float));
     memset(D, 0, GROUP * sizeof(float));
+    memset(weight, 0, (rank + 1) * GROUP * sizeof(float));
     for (int64_t start = (s->length - 1) / CHUNK * CHUNK; start >= 0; start -= CHUNK) {
         share(&k, start);
-        memset(B, 0, 2 * k.states * CHUNK * sizeof(lanes));
+        memset(B, 0, 2 * states * CHUNK * sizeof(lanes));
+        memset(low, 0, rank * CHUNK * sizeof(lanes));
         for (int64_t e = k.first; e < k.last; e += LANES) {
             const int64_t vector = (e - k.first) / LANES;
-            const Sums sums = {R + vector * k.states, A + vector * k.states, D + vector, B, C};
+            const Sums sums = {R + vector * states, A + vector * states, D + vector, B, C, low, weight + vector * rank, bias + vector};
             const float *kept = backward->kept + start / CHUNK * s->batch * s->states * s->width + row + e;
             SIZED(&k, start, e, backward_chunk(masked, taken, count, &k, backward, start, e, kept, &sums))
         }
-        const int64_t at = ((group * s->batch + b) * s->length + start) * s->states, taken = least(CHUNK, s->length - start);
-        give_totals(&k, B, taken, to->B + at);
-        give_totals(&k, C, taken, to->C + at);
+        const int64_t to_row = s->of_dt ? s->of_dt->to_row : s->states, at = ((group * s->batch + b) * s->length + start) * to_row;
+        const int64_t taken = least(CHUNK, s->length - start);
+        give_totals(B, s->states, taken, to->B + at, to_row);
+        give_totals(C, s->states, taken, to->C + at, to_row);
+        if (rank) give_totals(low, s->of_dt->rank, taken, s->of_dt->to_low + at, to_row);
     }
     give(&k, R, to->state + row);
     give(&k, A, to->A + row);
-    for (int64_t e = k.first; e < k.last; e += LANES) store(to->D + b * s->width + e, D[(e - k.first) / LANES], k.last - e);
+    for (int64_t e = k.first; e < k.last; e += LANES) {
+        const int64_t vector = (e - k.first) / LANES, count = k.last - e;
+        store(to->D + b * s->width + e, D[vector], count);
+        for (int64_t r = 0; r < (rank ? s->of_dt->rank : 0); r++) store(s->of_dt->to_weight + (b * s->of_dt->rank + r) * s->width + e, weight[vector * rank + r], count);
+        if (rank) store(s->of_dt->to_bias + b * s->width + e, bias[vector], count);
+    }
 }
 
 /* Returns 0, or 1 where there was no memory. */
 int selective_scan_backward(const Scan *s, const float *kept, const float *grad_y, const Gradients *to) {
     const Backward call = {s, kept, grad_y, to};
-    const int64_t size = even_states(s) * (3 * GROUP + 2 * CHUNK + 2 * CHUNK * LANES) + GROUP;
+    const int64_t size = task_room(s) + even_states(s) * 2 * (GROUP + CHUNK * LANES) + even_rank(s) * (GROUP + CHUNK * LANES) + 2 * GROUP;
     return each_head(s->batch, groups_of(s), s->threads, size, backward_task, &call);
 }

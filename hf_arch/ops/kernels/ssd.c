@@ -4,7 +4,7 @@
 
    A task is `block` heads of one group. It walks through time by chunks, whose B, C and scores they share. */
 
-#include "ssd_chunks.h"
+#include "ssd_short.h"
 
 typedef struct {
     const Ssd *s;
@@ -58,14 +58,6 @@ int ssd(const Ssd *s, const float *initial, float *y, float *final) {
     const int64_t size = task_room(s) + s->block * s->width * padded(s->numbers) + CHUNK * (CHUNK + 2 * padded(s->width));
     return each_head(s->batch, s->groups * blocks_of(s), s->threads, size, forward_task, &f);
 }
-
-/* `final` of dL/dS at the end and `initial` of that at the start, or none; x and, with a sum for each task, B and C have strides
-   of rows and of tokens; A [batch, heads], D [batch, heads, width], which holds zeros on entry, or none. */
-typedef struct {
-    int64_t x_row, x_token, B_row, B_token, C_row, C_token;
-    const float *y, *final;
-    float *initial, *x, *dt, *A, *B, *C, *D;
-} Gradients;
 
 typedef struct {
     const Ssd *s;

@@ -11,6 +11,14 @@ typedef struct {
     const float *x, *B, *C, *dt, *A, *D, *keep;
 } Ssd;
 
+/* `final` of dL/dS at the end and `initial` of that at the start, or none; x and, with a sum for each task, B and C have strides
+   of rows and of tokens; A [batch, heads], D [batch, heads, width], which holds zeros on entry, or none. */
+typedef struct {
+    int64_t x_row, x_token, B_row, B_token, C_row, C_token;
+    const float *y, *final;
+    float *initial, *x, *dt, *A, *B, *C, *D;
+} Gradients;
+
 static inline int64_t padded(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
 static inline int64_t most(int64_t x, int64_t other) { return x > other ? x : other; }
 static inline int64_t blocks_of(const Ssd *s) { return (s->heads / s->groups + s->block - 1) / s->block; }
