@@ -1,7 +1,7 @@
 """GELU in its form by tanh, x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)) (Hendrycks & Gimpel 2016, arXiv 1606.08415).
 
 On a CPU forward and backward pass are one walk in C each; torch's take three times as long in bf16, and in fp32 longer
-too. Elsewhere, for other dtypes, and for few numbers without a gradient it is torch's.
+too. Elsewhere and for other dtypes it is torch's.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from .native import Kernels
 from .pointwise import pointwise
 
 KERNELS = Kernels("gelu.c")
-WORTH = 2**14
-"""Numbers from which a call of the kernel takes no longer than torch's without a gradient."""
 _NAMES = {torch.float32: "gelu_tanh", torch.bfloat16: "gelu_tanh_bf16"}
 
 
@@ -25,8 +23,7 @@ def tanh_gelu(x: Tensor) -> Tensor:
     """`F.gelu(x, approximate="tanh")` of a floating tensor, in its dtype."""
     if torch.compiler.is_compiling() or x.dtype not in _NAMES:
         return F.gelu(x, approximate="tanh")
-    wanted = torch.is_grad_enabled() and x.requires_grad
-    if not (wanted or x.numel() >= WORTH) or KERNELS.for_tensors(x) is None:
+    if KERNELS.for_tensors(x) is None:
         return F.gelu(x, approximate="tanh")
     return _Gelu.apply(x)
 

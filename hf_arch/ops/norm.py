@@ -1,7 +1,7 @@
 """Root-mean-square norms (Zhang & Sennrich 2019), y = x / sqrt(mean(x^2) + eps) * w, plain or gated, and the L2 norm.
 
-Statistics and products are fp32 (fp64 for fp64 input). Where a gradient is needed on a CPU, one gradient written by
-hand works in C, row by row, or through cache-sized blocks of rows, several times as fast as autograd's elementwise
+Statistics and products are fp32 (fp64 for fp64 input). On a CPU they are computed in C, row by row, with a gradient
+written by hand, or that works through cache-sized blocks of rows, several times as fast as autograd's elementwise
 passes over the whole. Under torch.func and forward-mode differentiation the plain operations run, and a second
 derivative is taken through them.
 """

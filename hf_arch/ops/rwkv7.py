@@ -1,6 +1,6 @@
 """What RWKV7 does number by number around its recurrence (Peng et al. 2025, arXiv 2503.14456).
 
-Where a gradient is needed on a CPU, each of these is one walk in C forwards and one backwards, where autograd takes a
+On a CPU each of these is one walk in C forwards and one backwards, where autograd takes a
 pass over memory for each product and sum. Elsewhere, and for other dtypes than fp32, it is plain torch.
 
 Legend: B batch, T time, H heads, N features of a head.
@@ -93,14 +93,13 @@ def gated_output(
 
 def takes_biases(x: Tensor) -> bool:
     """Whether a map of x would be worked on by the kernels here, which add its bias for nothing."""
-    return not torch.is_autocast_enabled("cpu") and torch.is_grad_enabled() and _native(x, wanted=True)
+    return not torch.is_autocast_enabled("cpu") and torch.is_grad_enabled() and _native(x)
 
 
-def _native(*tensors: Tensor | None, wanted: bool = False) -> bool:
+def _native(*tensors: Tensor | None) -> bool:
     given = [x for x in tensors if x is not None]
-    wanted = wanted or (torch.is_grad_enabled() and any(x.requires_grad for x in given))
     fp32 = all(x.dtype == torch.float32 for x in given)
-    return wanted and fp32 and not torch.compiler.is_compiling() and KERNELS.for_tensors(*given) is not None
+    return fp32 and not torch.compiler.is_compiling() and KERNELS.for_tensors(*given) is not None
 
 
 class _LerpSizes(Struct):

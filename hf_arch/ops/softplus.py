@@ -18,10 +18,9 @@ from .pointwise import KERNELS, pointwise
 
 def softplus(x: Tensor) -> Tensor:
     """`F.softplus(x)` of a floating tensor, in its dtype."""
-    wanted = torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling()
-    if wanted and x.dtype == torch.float32 and KERNELS.for_tensors(x) is not None:
-        return _Softplus.apply(x)
-    return F.softplus(x)
+    if torch.compiler.is_compiling() or x.dtype != torch.float32 or KERNELS.for_tensors(x) is None:
+        return F.softplus(x)
+    return _Softplus.apply(x)
 
 
 class _Softplus(torch.autograd.Function):

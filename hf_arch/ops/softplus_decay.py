@@ -1,6 +1,6 @@
 """Log decays of softplus step sizes, -exp(A_h) softplus(x + b): of Gated DeltaNet, KDA and their relatives.
 
-Where a gradient is needed on a CPU, forward and backward pass are one walk in C each (`ops/kernels/pointwise.c`), where
+On a CPU forward and backward pass are one walk in C each (`ops/kernels/pointwise.c`), where
 autograd takes three passes over memory and five. Elsewhere, and for other dtypes than fp32, it is plain torch.
 """
 
@@ -32,10 +32,9 @@ def softplus_decay(x: Tensor, rate_log: Tensor, bias: Tensor) -> Tensor:
         [..., H, C] in the dtype of states, fp32 or fp64.
     """
     given = (x, rate_log, bias)
-    wanted = torch.is_grad_enabled() and any(each.requires_grad for each in given) and not torch.compiler.is_compiling()
     fits = rate_log.dim() == 1 and x.shape[-1] == bias.numel() and x.shape[-1] % len(rate_log) == 0
     fp32 = all(each.dtype == torch.float32 for each in given)
-    if wanted and fits and fp32 and KERNELS.for_tensors(*given) is not None:
+    if fits and fp32 and not torch.compiler.is_compiling() and KERNELS.for_tensors(*given) is not None:
         return _Decay.apply(*given)
     return _plain(*given)
 

@@ -23,10 +23,9 @@ def squared_relu(x: Tensor) -> Tensor:
     """`F.relu(x) ** 2` of a floating tensor, in its dtype."""
     if transformed():
         return F.relu(x).square()
-    wanted = torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling()
-    if wanted and x.dtype == torch.float32 and KERNELS.for_tensors(x) is not None:
-        return _NativeSquaredReLU.apply(x)
-    return _SquaredReLU.apply(x)
+    if torch.compiler.is_compiling() or x.dtype != torch.float32 or KERNELS.for_tensors(x) is None:
+        return _SquaredReLU.apply(x)
+    return _NativeSquaredReLU.apply(x)
 
 
 def squared_relu_between(x: Tensor, up: Tensor, down: Tensor) -> Tensor:

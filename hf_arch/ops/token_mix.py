@@ -2,7 +2,7 @@
 
     y^n_t = x_t + (x_{t-1} - x_t) * m_n
 
-Where a gradient is needed on a CPU, all streams are one walk in C, forwards and backwards, where autograd takes five
+On a CPU all streams are one walk in C, forwards and backwards, where autograd takes five
 passes over memory for each of them. Elsewhere, and for other dtypes than fp32, it is plain torch.
 """
 
@@ -58,10 +58,9 @@ def shifted_token_mix(x: Tensor, amounts: Tensor, segment_ids: Tensor | None) ->
 
 def _is_native(x: Tensor, before: Tensor | None, amounts: Tensor) -> bool:
     tensors = [each for each in (x, before, amounts) if each is not None]
-    wanted = torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
     fits = amounts.shape[1:] == x.shape[-1:] and len(amounts) <= STREAMS
     fp32 = all(each.dtype == torch.float32 for each in tensors)
-    return wanted and fits and fp32 and not torch.compiler.is_compiling() and KERNELS.for_tensors(*tensors) is not None
+    return fits and fp32 and not torch.compiler.is_compiling() and KERNELS.for_tensors(*tensors) is not None
 
 
 def _plain(x: Tensor, before: Tensor, amounts: Tensor) -> tuple[Tensor, ...]:
