@@ -14,6 +14,8 @@ from tests.ops.recurrences import assert_close
 from tests.ops.test_native import DELTAS, HEADS, delta_inputs, needs_kernels
 
 EPS = 1e-6
+SCALE = 3.0
+"""For outputs of order one: with K^-0.5 the terms that cancel in the gradient of decays are larger than these."""
 
 
 def inputs_of(sizes: tuple[int, ...], form: str) -> dict[str, Tensor]:
@@ -22,11 +24,11 @@ def inputs_of(sizes: tuple[int, ...], form: str) -> dict[str, Tensor]:
 
 
 def separately(q: Tensor, k: Tensor, **others: Any) -> tuple[Tensor, Tensor | None]:
-    return delta_rule.naive(l2_norm(q, EPS), l2_norm(k, EPS), **others)
+    return delta_rule.naive(l2_norm(q, EPS), l2_norm(k, EPS), scale=SCALE, **others)
 
 
 def together(**given: Any) -> tuple[Tensor, Tensor | None]:
-    return delta_rule.chunk(**given, unit_eps=EPS)
+    return delta_rule.chunk(**given, unit_eps=EPS, scale=SCALE)
 
 
 def run(form: Any, inputs: dict[str, Tensor], dtype: torch.dtype = torch.float32, **options: Any) -> list[Tensor]:
@@ -90,6 +92,6 @@ def test_all_forms_have_the_same_norms(form: str, monkeypatch: pytest.MonkeyPatc
     inputs = {name: x.double() for name, x in inputs_of((2, 5, 2, 20, 13), form).items()}
     expected = separately(**inputs)[0]
     for call in (delta_rule, delta_rule.naive, delta_rule.chunk):
-        assert_close(call(**inputs, unit_eps=EPS)[0], expected, 1e-12)
+        assert_close(call(**inputs, unit_eps=EPS, scale=SCALE)[0], expected, 1e-12)
     one = {name: x if name == "initial_state" else x[:, :1] for name, x in inputs.items()}
-    assert_close(delta_rule.step(**one, unit_eps=EPS)[0], expected[:, :1], 1e-12)
+    assert_close(delta_rule.step(**one, unit_eps=EPS, scale=SCALE)[0], expected[:, :1], 1e-12)
