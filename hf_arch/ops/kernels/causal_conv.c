@@ -34,6 +34,15 @@ static inline int64_t row_of(const Conv *c, int64_t b, int64_t t) { return (b * 
         if (e < last) { const int64_t count = last - e; call; } \
     }
 
+/* Channels of a task: as many as there are, so that rows are read on and on and few pages at a time are; fewer where that leaves
+   threads without a task. No number depends on it. */
+#define MOST 1024
+
+static int64_t channels_of_task(const Conv *c) {
+    const int64_t groups = (c->channels + GROUP - 1) / GROUP, tasks = c->batch ? (c->threads + c->batch - 1) / c->batch : 1;
+    return groups ? least(MOST, (groups + tasks - 1) / tasks * GROUP) : GROUP;
+}
+
 typedef struct {
     const float *grad_y;
     float *x, *taps, *bias; /* of one row of the batch but for x */
@@ -83,13 +92,13 @@ INLINE void forward_block(const int masked, const Conv *c, int64_t b, int64_t t,
     }
 }
 
-/* Tokens end - 1 to t; `later` [USUAL - 1, GROUP] holds dL/dz of the next ones and then of these. */
-INLINE void backward_block(const int masked, const Conv *c, const Gradients *to, int64_t b, int64_t t, int64_t end, int64_t e, int64_t count, float *later) {
+/* Tokens end - 1 to t; `later` [USUAL - 1, `apart`] holds dL/dz of the next ones and then of these. */
+INLINE void backward_block(const int masked, const Conv *c, const Gradients *to, int64_t b, int64_t t, int64_t end, int64_t e, int64_t count, float *later, int64_t apart) {
     const Taps w = taps_at(c, e, count);
     lanes sums[USUAL], of_bias = load(to->bias + e, count), z[USUAL], x[USUAL];
     for (int lag = 0; lag < USUAL; lag++) {
         sums[lag] = load(to->taps + lag * c->channels + e, count);
-        z[lag] = lag ? load(later + (lag - 1) * GROUP, count) : all(0);
+        z[lag] = lag ? load(later + (lag - 1) * apart, count) : all(0);
         x[lag] = lag < USUAL - 1 ? input_at(c, b, end - 1 - lag, e, count) : all(0);
     }
     while (end-- > t) {
@@ -113,7 +122,7 @@ INLINE void backward_block(const int masked, const Conv *c, const Gradients *to,
     }
     store(to->bias + e, of_bias, count);
     for (int lag = 0; lag < USUAL; lag++) store(to->taps + lag * c->channels + e, sums[lag], count);
-    for (int lag = 1; lag < USUAL; lag++) store(later + (lag - 1) * GROUP, z[lag], count);
+    for (int lag = 1; lag < USUAL; lag++) store(later + (lag - 1) * apart, z[lag], count);
 }
 
 /* A copy of the call that no store can change, so that it stays in registers too. */
@@ -133,14 +142,15 @@ static void forward_columns(const Conv *given, int64_t b, int64_t first, int64_t
 
 static void backward_columns(const Conv *given, const Gradients *to, int64_t b, int64_t first, int64_t last, float *later) {
     KEPT(c, given);
-    memset(later, 0, (USUAL - 1) * GROUP * sizeof(float));
+    const int64_t apart = last - first;
+    memset(later, 0, (USUAL - 1) * apart * sizeof(float));
     for (int64_t end = c->length; end > 0; end -= BLOCK) {
         const int64_t t = end > BLOCK ? end - BLOCK : 0;
         int64_t e = first;
         if (c->masks)
-            VECTORS(e, last, backward_block(1, c, to, b, t, end, e, count, later + e - first))
+            VECTORS(e, last, backward_block(1, c, to, b, t, end, e, count, later + e - first, apart))
         else
-            VECTORS(e, last, backward_block(0, c, to, b, t, end, e, count, later + e - first))
+            VECTORS(e, last, backward_block(0, c, to, b, t, end, e, count, later + e - first, apart))
     }
 }
 
@@ -163,16 +173,16 @@ INLINE void forward_token(const Conv *c, int64_t at, int64_t e, int64_t last, in
 }
 
 void causal_conv(const Conv *c, float *y) {
-    const int64_t groups = (c->channels + GROUP - 1) / GROUP;
+    const int64_t width = channels_of_task(c);
 #pragma omp parallel for collapse(2) num_threads(c->threads) schedule(static)
     for (int64_t b = 0; b < c->batch; b++)
-        for (int64_t group = 0; group < groups; group++) {
-            const int64_t last = least(c->channels, (group + 1) * GROUP);
+        for (int64_t first = 0; first < c->channels; first += width) {
+            const int64_t last = least(c->channels, first + width);
             if (c->width == USUAL) {
-                forward_columns(c, b, group * GROUP, last, y);
+                forward_columns(c, b, first, last, y);
                 continue;
             }
-            for (int64_t t = 0; t < c->length; t++) forward_token(c, row_of(c, b, t), group * GROUP, last, lags_of(c, b, t), y);
+            for (int64_t t = 0; t < c->length; t++) forward_token(c, row_of(c, b, t), first, last, lags_of(c, b, t), y);
         }
 }
 
@@ -217,8 +227,8 @@ static void backward_group(const Conv *c, const Gradients *to, int64_t b, int64_
     }
     for (int64_t t = c->length - 1; t >= 0; t--) {
         const int64_t at = row_of(c, b, t), lags = reached_by(c, b, t);
-        backward_token(c, to, at, first, last, lags_of(c, b, t), room + t % c->width * GROUP);
-        for (int64_t lag = 0; lag < lags; lag++) rows[lag] = room + (t + lag) % c->width * GROUP;
+        backward_token(c, to, at, first, last, lags_of(c, b, t), room + t % c->width * (last - first));
+        for (int64_t lag = 0; lag < lags; lag++) rows[lag] = room + (t + lag) % c->width * (last - first);
         inputs_token(c, to, at, first, last, lags, rows);
     }
 }
@@ -226,16 +236,16 @@ static void backward_group(const Conv *c, const Gradients *to, int64_t b, int64_
 /* dL/dx; dL/dw [batch, width, channels] and dL/dbias [batch, channels] hold zeros on entry. Returns 0, or 1 where there
    was no memory. */
 int causal_conv_backward(const Conv *c, const float *grad_y, float *to_x, float *to_taps, float *to_bias) {
-    const int64_t groups = (c->channels + GROUP - 1) / GROUP;
+    const int64_t width = channels_of_task(c);
     int failed = 0;
 #pragma omp parallel for collapse(2) num_threads(c->threads) schedule(static)
     for (int64_t b = 0; b < c->batch; b++)
-        for (int64_t group = 0; group < groups; group++) {
+        for (int64_t first = 0; first < c->channels; first += width) {
             const Gradients to = {grad_y, to_x, to_taps + b * c->width * c->channels, to_bias + b * c->channels};
-            float *room = malloc(c->width * GROUP * sizeof(float));
+            float *room = malloc(c->width * width * sizeof(float));
             const float **rows = malloc(c->width * sizeof(float *));
             if (room && rows)
-                backward_group(c, &to, b, group * GROUP, least(c->channels, (group + 1) * GROUP), room, rows);
+                backward_group(c, &to, b, first, least(c->channels, first + width), room, rows);
             else {
 #pragma omp atomic write
                 failed = 1;

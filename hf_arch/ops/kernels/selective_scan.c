@@ -5,7 +5,7 @@
 
    The step sizes may be products, dt = low W + bias, that are made where they are needed (LowRank).
 
-   A task is a group of channels of one row. Its part of A and of states lies in vectors [group / LANES, states], and B
+   A task is some channels of one row. Its part of A and of states lies in vectors [channels / LANES, states], and B
    and C of a chunk in rows [states, CHUNK], so that a chunk reads and adds up what lies in order. States go in pairs, one
    of zeros after an odd number; steps after the end of a row are of size 0. */
 
@@ -43,7 +43,16 @@ static inline int64_t even_states(const Scan *s) { return (s->states + PAIR - 1)
 
 static inline int64_t even_rank(const Scan *s) { return s->of_dt ? (s->of_dt->rank + PAIR - 1) / PAIR * PAIR : 0; }
 
-static inline int64_t groups_of(const Scan *s) { return (s->width + GROUP - 1) / GROUP; }
+/* Channels of a task, whole groups: as many as there are, so that rows are read on and on and few pages at a time are; fewer where
+   that leaves threads without a task. No number depends on it. */
+#define MOST 1024
+
+static inline int64_t span_of(const Scan *s) {
+    const int64_t groups = (s->width + GROUP - 1) / GROUP, tasks = s->batch ? (s->threads + s->batch - 1) / s->batch : 1;
+    return groups ? least(MOST, (groups + tasks - 1) / tasks * GROUP) : GROUP;
+}
+
+static inline int64_t tasks_of(const Scan *s) { return (s->width + span_of(s) - 1) / span_of(s); }
 
 /* Rows [states, width] of numbers from, or to, the vectors of a task. */
 static void take(const Task *k, const float *rows, float factor, lanes *vectors) {
@@ -57,12 +66,12 @@ static void give(const Task *k, const lanes *vectors, float *rows) {
         for (int64_t n = 0; n < k->s->states; n++) store(rows + n * k->s->width + e, vectors[n], k->last - e);
 }
 
-static inline int64_t task_room(const Scan *s) { return even_states(s) * (GROUP + 2 * CHUNK) + even_rank(s) * CHUNK; }
+static inline int64_t task_room(const Scan *s) { return even_states(s) * (span_of(s) + 2 * CHUNK) + even_rank(s) * CHUNK; }
 
-static Task task_of(const Scan *s, int64_t b, int64_t group, float *room) {
-    const int64_t states = even_states(s);
-    float *B = room + states * GROUP, *C = B + states * CHUNK;
-    Task k = {s, b, group * GROUP, least(s->width, (group + 1) * GROUP), states, even_rank(s), (lanes *)room, B, C, C + states * CHUNK, {0}};
+static Task task_of(const Scan *s, int64_t b, int64_t task, float *room) {
+    const int64_t states = even_states(s), span = span_of(s);
+    float *B = room + states * span, *C = B + states * CHUNK;
+    Task k = {s, b, task * span, least(s->width, (task + 1) * span), states, even_rank(s), (lanes *)room, B, C, C + states * CHUNK, {0}};
     take(&k, s->A, LOG2_E, k.A);
     return k;
 }
@@ -169,11 +178,11 @@ typedef struct {
     float *state, *y, *kept;
 } Forward;
 
-static void forward_task(const void *call, int64_t b, int64_t group, float *room) {
+static void forward_task(const void *call, int64_t b, int64_t task, float *room) {
     const Forward *f = call;
     const Scan *s = f->s;
     lanes *h = (lanes *)room;
-    Task k = task_of(s, b, group, room + even_states(s) * GROUP);
+    Task k = task_of(s, b, task, room + even_states(s) * span_of(s));
     float *state = f->state + b * s->states * s->width;
     take(&k, state, 1.0f, h);
     for (int64_t start = 0; start < s->length; start += CHUNK) {
@@ -191,7 +200,7 @@ static void forward_task(const void *call, int64_t b, int64_t group, float *room
    state before each chunk. Returns 0, or 1 where there was no memory. */
 int selective_scan(const Scan *s, float *state, float *y, float *kept) {
     const Forward call = {s, state, y, kept};
-    return each_head(s->batch, groups_of(s), s->threads, even_states(s) * GROUP + task_room(s), forward_task, &call);
+    return each_head(s->batch, tasks_of(s), s->threads, even_states(s) * span_of(s) + task_room(s), forward_task, &call);
 }
 
 /* `state`: of dL/dh after the last step on entry, of dL/dh before the first on return. A [batch, states, width] and
@@ -206,7 +215,7 @@ typedef struct {
     const Gradients *to;
 } Backward;
 
-/* Sums of a task: R and dL/dA as its A, of D [group / LANES], of W [group / LANES, rank] and its bias; of a chunk B and C [states,
+/* Sums of a task: R and dL/dA as its A, of D [channels / LANES], of W [channels / LANES, rank] and its bias; of a chunk and a group B and C [states,
    CHUNK] and low [rank, CHUNK], a vector each. */
 typedef struct {
     lanes *R, *A, *D, *B, *C, *low, *weight, *bias;
@@ -332,33 +341,35 @@ static void give_totals(const lanes *sums, int64_t numbers, int64_t taken, float
     }
 }
 
-static void backward_task(const void *call, int64_t b, int64_t group, float *room) {
+static void backward_task(const void *call, int64_t b, int64_t task, float *room) {
     const Backward *backward = call;
     const Gradients *to = backward->to;
     const Scan *s = backward->s;
-    const int64_t states = even_states(s), rank = even_rank(s), row = b * s->states * s->width, vectors = GROUP / LANES;
+    const int64_t states = even_states(s), rank = even_rank(s), row = b * s->states * s->width, span = span_of(s), vectors = span / LANES;
     lanes *R = (lanes *)room, *A = R + states * vectors, *B = A + states * vectors, *C = B + states * CHUNK, *D = C + states * CHUNK;
     lanes *low = D + vectors, *weight = low + rank * CHUNK, *bias = weight + rank * vectors;
-    Task k = task_of(s, b, group, (float *)(bias + vectors));
+    Task k = task_of(s, b, task, (float *)(bias + vectors));
     take(&k, to->state + row, 1.0f, R);
-    memset(A, 0, states * GROUP * sizeof(float));
-    memset(D, 0, GROUP * sizeof(float));
-    memset(weight, 0, (rank + 1) * GROUP * sizeof(float));
+    memset(A, 0, states * span * sizeof(float));
+    memset(D, 0, span * sizeof(float));
+    memset(weight, 0, (rank + 1) * span * sizeof(float));
     for (int64_t start = (s->length - 1) / CHUNK * CHUNK; start >= 0; start -= CHUNK) {
         share(&k, start);
-        memset(B, 0, 2 * states * CHUNK * sizeof(lanes));
-        memset(low, 0, rank * CHUNK * sizeof(lanes));
-        for (int64_t e = k.first; e < k.last; e += LANES) {
-            const int64_t vector = (e - k.first) / LANES;
-            const Sums sums = {R + vector * states, A + vector * states, D + vector, B, C, low, weight + vector * rank, bias + vector};
-            const float *kept = backward->kept + start / CHUNK * s->batch * s->states * s->width + row + e;
-            SIZED(&k, start, e, backward_chunk(masked, taken, count, &k, backward, start, e, kept, &sums))
+        for (int64_t first = k.first; first < k.last; first += GROUP) {
+            memset(B, 0, 2 * states * CHUNK * sizeof(lanes));
+            memset(low, 0, rank * CHUNK * sizeof(lanes));
+            for (int64_t e = first; e < least(k.last, first + GROUP); e += LANES) {
+                const int64_t vector = (e - k.first) / LANES;
+                const Sums sums = {R + vector * states, A + vector * states, D + vector, B, C, low, weight + vector * rank, bias + vector};
+                const float *kept = backward->kept + start / CHUNK * s->batch * s->states * s->width + row + e;
+                SIZED(&k, start, e, backward_chunk(masked, taken, count, &k, backward, start, e, kept, &sums))
+            }
+            const int64_t to_row = s->of_dt ? s->of_dt->to_row : s->states, at = ((first / GROUP * s->batch + b) * s->length + start) * to_row;
+            const int64_t taken = least(CHUNK, s->length - start);
+            give_totals(B, s->states, taken, to->B + at, to_row);
+            give_totals(C, s->states, taken, to->C + at, to_row);
+            if (rank) give_totals(low, s->of_dt->rank, taken, s->of_dt->to_low + at, to_row);
         }
-        const int64_t to_row = s->of_dt ? s->of_dt->to_row : s->states, at = ((group * s->batch + b) * s->length + start) * to_row;
-        const int64_t taken = least(CHUNK, s->length - start);
-        give_totals(B, s->states, taken, to->B + at, to_row);
-        give_totals(C, s->states, taken, to->C + at, to_row);
-        if (rank) give_totals(low, s->of_dt->rank, taken, s->of_dt->to_low + at, to_row);
     }
     give(&k, R, to->state + row);
     give(&k, A, to->A + row);
@@ -373,6 +384,6 @@ static void backward_task(const void *call, int64_t b, int64_t group, float *roo
 /* Returns 0, or 1 where there was no memory. */
 int selective_scan_backward(const Scan *s, const float *kept, const float *grad_y, const Gradients *to) {
     const Backward call = {s, kept, grad_y, to};
-    const int64_t size = task_room(s) + even_states(s) * 2 * (GROUP + CHUNK * LANES) + even_rank(s) * (GROUP + CHUNK * LANES) + 2 * GROUP;
-    return each_head(s->batch, groups_of(s), s->threads, size, backward_task, &call);
+    const int64_t size = task_room(s) + even_states(s) * 2 * (span_of(s) + CHUNK * LANES) + even_rank(s) * (span_of(s) + CHUNK * LANES) + 2 * span_of(s);
+    return each_head(s->batch, tasks_of(s), s->threads, size, backward_task, &call);
 }
