@@ -91,14 +91,14 @@ def test_torchs_takes_its_place_where_it_is_watched(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(gelu, "pointwise", noting)
     x = numbers(60, torch.float32)
     tanh_gelu(x).sum().backward()
-    assert called == ["gelu_tanh", "gelu_tanh_backward"]
+    with torch.no_grad():  # what is scored is what was trained
+        tanh_gelu(x)
+    assert called == ["gelu_tanh", "gelu_tanh_backward", "gelu_tanh"]
     called.clear()
     with FlopCounterMode(display=False):
         tanh_gelu(x).sum().backward()
     tanh_gelu(x.double()).sum().backward()
     torch.func.grad(lambda given: tanh_gelu(given).sum())(x.detach())
-    with torch.no_grad():
-        tanh_gelu(x)
     monkeypatch.setenv("HF_ARCH_BACKEND", "torch")
     tanh_gelu(x).sum().backward()
     assert not called
