@@ -27,10 +27,21 @@ def keep_memory() -> bool:
         Whether it will.
     """
     tunables = environment.read("GLIBC_TUNABLES") or ""
-    if sys.platform != "linux" or "glibc.malloc" in tunables or any(environment.read(name) for name in _SET_BY_USER):
-        return False
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "gnu_get_libc_version"):
+    library = _glibc()
+    if library is None or "glibc.malloc" in tunables or any(environment.read(name) for name in _SET_BY_USER):
         return False
     settings = {_MMAP_MAX: 0, _TRIM_THRESHOLD: _NEVER, _TOP_PAD: _ROOM}
     return sum(library.mallopt(name, value) for name, value in settings.items()) == len(settings)
+
+
+def give_back() -> None:
+    """Gives the system what was freed and kept until now, so that what is taken from here on can be told from it."""
+    library = _glibc()
+    if library is not None:
+        library.malloc_trim(ctypes.c_size_t(0))
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """The C library, where it is glibc."""
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return library if hasattr(library, "gnu_get_libc_version") else None

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from hf_arch.core.heap import give_back
+
 _RESET = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
 
@@ -26,6 +28,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
             self.start = 0
             return
+        give_back()  # a model would grow into it unseen
         try:
             _RESET.write_text("5")  # forgets the peak of earlier work, data preparation, where the system allows it
         except OSError:

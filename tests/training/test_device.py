@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +136,26 @@ def test_the_best_measurement_of_a_cpu_is_kept(monkeypatch: pytest.MonkeyPatch, 
 
 def test_a_matmul_has_a_speed() -> None:
     assert measure_matmul_flops(torch.float32, size=64, seconds=0.01) > 0
+
+
+PEAK = """
+import torch
+from hf_arch.core.heap import keep_memory
+from hf_arch.training.memory import PeakMemory
+keep_memory()
+prepared = torch.ones(64 << 20)
+del prepared
+peak = PeakMemory(torch.device("cpu"))
+taken = torch.ones(32 << 20)
+del taken
+print(peak.read())
+"""
+
+
+def test_what_earlier_work_has_left_counts_again_where_it_is_used() -> None:
+    """A process that trains keeps what data preparation has freed; the model was built in it, and its peak was 0."""
+    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, timeout=120, check=True)
+    assert int(done.stdout) == pytest.approx(4 * (32 << 20), rel=0.1)
 
 
 def test_peak_memory_is_what_was_taken_since() -> None:
