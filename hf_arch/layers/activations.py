@@ -23,6 +23,13 @@ def gated(x: Tensor, gate: Tensor, activation: Callable[[Tensor], Tensor], row: 
     return silu_gated(x, gate) if activation is F.silu else activation(gate) * x
 
 
+def activated(x: Tensor, activation: Callable[[Tensor], Tensor], row: RowKernels | None) -> Tensor:
+    """`activation(x)`; of one row by its kernel, where there is one."""
+    if row is None or activation is not tanh_gelu or x.dtype != torch.float32:
+        return activation(x)
+    return row.tanh_gelu(x.contiguous())
+
+
 @ACTIVATIONS.register("identity")
 def identity(x: Tensor) -> Tensor:
     return x

@@ -97,21 +97,31 @@ class PerHeadRMSNorm(ArchRMSNorm):
         return (rms_norm(x, None, self.eps) * self.weight.view(x.shape[-2:])).to(x.dtype)
 
 
-def _is_vector(x: Tensor, width: int) -> bool:
-    return type(x) in _WHOLE and x.shape == (width,) and x.dtype == torch.float32 and x.is_contiguous()
+def normed(norm: nn.Module, x: Tensor, row: RowKernels | None, add: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(s, `norm(s)`) of s = x + add, or of x; of one row [1, 1, D] by its kernel, where the norm is a plain one and
+    nothing is put around it."""
+    done = None if row is None else _normed_row(norm, x, row, add)
+    if done is not None:
+        return done
+    total = x if add is None else x + add
+    return total, norm(total)
 
 
-def normed(norm: nn.Module, x: Tensor, row: RowKernels | None) -> Tensor:
-    """`norm(x)`; of one row [1, 1, D] by its kernel, where the norm is a plain one and nothing is put around it."""
-    if row is None or type(norm) not in _BY_ROW or is_hooked(norm):
-        return norm(x)
-    weight, bias = parameter_of(norm, "weight"), parameter_of(norm, "bias")
-    if not all(each is None or _is_vector(each, x.shape[-1]) for each in (weight, bias)):
-        return norm(x)
-    if x.numel() != x.shape[-1] or x.dtype != torch.float32 or not x.is_contiguous():
-        return norm(x)
+def _normed_row(norm: nn.Module, x: Tensor, row: RowKernels, add: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    if type(norm) not in _BY_ROW or is_hooked(norm) or x.numel() != x.shape[-1]:
+        return None
+    if add is not None and add.shape != x.shape:
+        return None
+    weight, bias, width = parameter_of(norm, "weight"), parameter_of(norm, "bias"), x.shape[-1]
+    for each in (x, add, weight, bias):
+        if each is not None and (type(each) not in _WHOLE or each.dtype != torch.float32 or not each.is_contiguous()):
+            return None
+    if any(each is not None and each.shape != (width,) for each in (weight, bias)):
+        return None
     eps: Any = norm.eps
-    return row.rms_norm(x, weight, eps) if isinstance(norm, ArchRMSNorm) else row.layer_norm(x, weight, bias, eps)
+    if isinstance(norm, ArchRMSNorm):
+        return row.rms_norm(x, add, weight, eps)
+    return row.layer_norm(x, add, weight, bias, eps)
 
 
 class AllHeadsRMSNorm(ArchRMSNorm):

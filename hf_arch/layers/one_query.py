@@ -16,7 +16,7 @@ from ..ops.one_row import WIDEST_HEAD
 from .compat import calls_torch_sdpa
 from .contract import LayerContext
 from .growing_keys import Room, room_of
-from .plain_linear import is_plain_linear, project
+from .plain_linear import row_product
 
 
 def one_query(mixer: Any, x: Tensor, context: LayerContext) -> Tensor | None:
@@ -32,10 +32,10 @@ def one_query(mixer: Any, x: Tensor, context: LayerContext) -> Tensor | None:
         return None
     row, rotary = context.row, context.position_embeddings
     assert row is not None
-    layers = (mixer.q_proj, mixer.k_proj, mixer.v_proj)
-    if not all(map(is_plain_linear, layers)):
+    products = [row_product(layer, x, row) for layer in (mixer.q_proj, mixer.k_proj, mixer.v_proj)]
+    query, key, value = products
+    if query is None or key is None or value is None:
         return None
-    query, key, value = (project(layer, x, row) for layer in layers)
     query, key = _normed(query, mixer.q_norm, mixer.head_dim), _normed(key, mixer.k_norm, mixer.head_dim)
     past = room.held[0].shape[2]
     out = row.attend(query, key, value, rotary, *room.with_room(past + 1), past, mixer.product.scaling)

@@ -55,14 +55,20 @@ def project(layer: nn.Module, x: Tensor, row: RowKernels | None = None) -> Tenso
     if torch.compiler.is_compiling() or x.numel() != x.shape[-1]:
         return layer(x)
     row = row or row_kernels(x)
-    if row is None or not is_plain_linear(layer):
-        return layer(x)
+    out = None if row is None else row_product(layer, x, row)
+    return layer(x) if out is None else out
+
+
+def row_product(layer: nn.Module, x: Tensor, row: RowKernels) -> Tensor | None:
+    """`layer(x)` of one row [1, 1, I] by its kernel, where the layer is a plain one of fp32; else None."""
+    if not is_plain_linear(layer):
+        return None
     weight, bias = _weight_and_bias(layer)
-    given = (x, weight) if bias is None else (x, weight, bias)
-    if any(each.dtype != torch.float32 or not each.is_contiguous() for each in given):
-        return layer(x)
     if weight.shape[1] != x.shape[-1] or type(x) is not Tensor:
-        return layer(x)
+        return None
+    for each in (x, weight, bias):
+        if each is not None and (each.dtype != torch.float32 or not each.is_contiguous()):
+            return None
     return row.linear(x, weight, bias)
 
 

@@ -140,14 +140,17 @@ class DecoderLayer(GradientCheckpointingLayer):
         done: in a decoding step of a small model, Python takes as long as the products."""
         dropout = self.dropout if self.dropout.p and self.dropout.training else None
         router_logits = None
+        written: Any = None
         for norm, part in ((self.mixer_norm, self.mixer), (self.ffn_norm, self.ffn)):
             if part is None:
                 continue
             assert norm is not None
-            out: Any = part(normed(norm, x, context.row), context=context)
+            x, read = normed(norm, x, context.row, written)
+            out: Any = part(read, context=context)
             if isinstance(out, LayerOutput):
                 out, router_logits = out.hidden_states, out.router_logits
-            x = x + (out if dropout is None else dropout(out))
+            written = out if dropout is None else dropout(out)
+        x = x + written
         return x if router_logits is None else (x, router_logits)
 
     def _normed(self, x: Tensor, norm: nn.Module | None) -> Tensor:

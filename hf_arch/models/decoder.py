@@ -212,7 +212,7 @@ class ArchModel(ArchPreTrainedModel):
                 published.update(zip(layer.publishes, out.published, strict=True))
             if out.router_logits is not None:
                 router_logits.append(out.router_logits)
-        return normed(self.norm, self.stream.run("finish", state), contexts[-1].row), router_logits
+        return normed(self.norm, self.stream.run("finish", state), contexts[-1].row)[1], router_logits
 
     def untrained_layers(self) -> list[int]:
         """The layer of each run that is computed without gradients."""

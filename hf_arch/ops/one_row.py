@@ -48,8 +48,9 @@ class RowKernels:
 
     def __init__(self, library: Any) -> None:
         number, address, real = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
-        self._norm = _typed(library.norm_row, address, address, address, number, real, real)
-        self._layer_norm = _typed(library.layer_norm_row, *[address] * 4, number, real)
+        self._norm = _typed(library.norm_row, *[address] * 5, number, real, real)
+        self._gelu = _typed(library.gelu_row, address, address, number)
+        self._layer_norm = _typed(library.layer_norm_row, *[address] * 6, number, real)
         self._gate = _typed(library.silu_gate_row, address, address, address, number)
         self._attend = _typed(library.attend_row, *[address] * 8, *[number] * 7, real, number)
         self._product = _typed(library.row_product, address, address, address, address, number, number, number)
@@ -59,27 +60,33 @@ class RowKernels:
         rows, width = weight.shape
         y = x.new_empty(*x.shape[:-1], rows)
         threads = threads_for(weight)
-        given = None if bias is None else bias.data_ptr()
-        self._product(weight.data_ptr(), x.data_ptr(), given, y.data_ptr(), rows, width, threads)
+        self._product(*map(_address, (weight, x, bias, y)), rows, width, threads)
         return y
 
-    def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-        """`rms_norm` of x [..., D] with weight [D] or None."""
-        y, width = torch.empty_like(x), x.shape[-1]
-        self._norm(x.data_ptr(), None if weight is None else weight.data_ptr(), y.data_ptr(), width, 1.0 / width, eps)
-        return y
+    def rms_norm(self, x: Tensor, add: Tensor | None, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+        """(x + add, its RMSNorm) of tensors [..., D] with weight [D] or None; x itself where `add` is None."""
+        total, y, width = x if add is None else torch.empty_like(x), torch.empty_like(x), x.shape[-1]
+        self._norm(*map(_address, (x, add, total, weight, y)), width, 1.0 / width, eps)
+        return total, y
 
-    def layer_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-        """`F.layer_norm` of x [..., D] with weight and bias [D] or None."""
+    def layer_norm(
+        self, x: Tensor, add: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """(x + add, its LayerNorm), likewise with bias [D] or None."""
+        total, y = x if add is None else torch.empty_like(x), torch.empty_like(x)
+        self._layer_norm(*map(_address, (x, add, total, weight, bias, y)), x.shape[-1], eps)
+        return total, y
+
+    def tanh_gelu(self, x: Tensor) -> Tensor:
+        """`tanh_gelu` of any x."""
         y = torch.empty_like(x)
-        given = (None if each is None else each.data_ptr() for each in (x, weight, bias, y))
-        self._layer_norm(*given, x.shape[-1], eps)
+        self._gelu(x.data_ptr(), y.data_ptr(), x.numel())
         return y
 
     def silu_gated(self, x: Tensor, gate: Tensor) -> Tensor:
-        """`x silu(gate)` of tensors [..., D]."""
+        """`x silu(gate)` of tensors of one shape."""
         y = torch.empty_like(x)
-        self._gate(x.data_ptr(), gate.data_ptr(), y.data_ptr(), x.shape[-1])
+        self._gate(x.data_ptr(), gate.data_ptr(), y.data_ptr(), x.numel())
         return y
 
     def attend(
@@ -112,6 +119,10 @@ class RowKernels:
         sizes = (heads, key_heads, width, value_width, turned, past, slots)
         self._attend(*given, cos, sin, *kept, *sizes, scale, threads_for(keys))
         return out
+
+
+def _address(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
 
 
 def row_kernels(x: Tensor) -> RowKernels | None:

@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_arch.layers.activations import gated
+from hf_arch.core.registry import ACTIVATIONS
+from hf_arch.layers.activations import activated, gated
 from hf_arch.layers.norms import ArchLayerNorm, ArchLayerNormNoBias, ArchRMSNorm, WeightlessRMSNorm, normed
 from hf_arch.layers.plain_linear import project
 from hf_arch.ops.one_row import RowKernels, row_kernels
@@ -124,16 +125,25 @@ def test_norms_of_a_row(kind: type[nn.Module], width: int) -> None:
     norm, x = kind(width), 1 + 3 * torch.randn(1, 1, width)
     for parameter in norm.parameters():
         parameter.normal_()
-    torch.testing.assert_close(normed(norm, x, kernels()), norm(x), **CLOSE)
+    same, read = normed(norm, x, kernels())
+    assert same is x
+    torch.testing.assert_close(read, norm(x), **CLOSE)
+    add = torch.randn(1, 1, width)
+    total, read = normed(norm, x, kernels(), add)
+    assert torch.equal(total, x + add)
+    torch.testing.assert_close(read, norm(x + add), **CLOSE)
     norm.register_forward_hook(lambda module, given, out: 2 * out)
-    assert torch.equal(normed(norm, x, kernels()), norm(x))
+    assert torch.equal(normed(norm, x, kernels())[1], norm(x))
+    assert torch.equal(normed(norm, x, kernels(), add)[1], norm(x + add))
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("width", [64, 37, 3])
-def test_gates_of_a_row(width: int) -> None:
+@pytest.mark.parametrize("shape", [(1, 1, 64), (1, 1, 37), (1, 1, 3), (1, 4, 21)])
+def test_gates_of_a_row_and_of_several(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    x, gate = torch.randn(2, 1, 1, width)
+    x, gate = torch.randn(2, *shape)
+    for activation in (ACTIVATIONS.get("gelu_tanh", "hidden_act"), torch.sigmoid):
+        torch.testing.assert_close(activated(x, activation, kernels()), activation(x), **CLOSE)
     torch.testing.assert_close(gated(x, gate, F.silu, kernels()), x * F.silu(gate), **CLOSE)
     assert torch.equal(gated(x, gate, torch.sigmoid, kernels()), x * torch.sigmoid(gate))
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...core.errors import ConfigError
 from ...core.options import Options, options
 from ...core.registry import ACTIVATIONS, FFNS
-from ..activations import gated
+from ..activations import activated, gated
 from ..contract import EMPTY_CONTEXT, LayerContext, LayerOutput, check_signature
 from ..fp32 import KeepsFp32
 from ..initial import InitPolicies
@@ -159,7 +159,7 @@ class MLP(FeedForward):
 
     def forward(self, hidden_states: Tensor, context: LayerContext = EMPTY_CONTEXT) -> Tensor:
         (up,) = context.at("ffn_hidden", hidden_states, project(self.up_proj, hidden_states, context.row))
-        return project(self.down_proj, self.act_fn(up), context.row)
+        return project(self.down_proj, activated(up, self.act_fn, context.row), context.row)
 
 
 @options

@@ -1,20 +1,14 @@
-/* gelu(x) = x sigmoid(2 u) with u = sqrt(2 / pi) (x + 0.044715 x^3), which is its form by tanh, and the gradient; `count` numbers. */
+/* GELU by tanh of `total` numbers, and its gradient. */
 
 #include "lanes.h"
+#include "gelu.h"
 
 #define BLOCK 4096 /* numbers of one task */
-#define TWICE_ROOT 1.59576912f /* 2 sqrt(2 / pi) */
-#define CUBE 0.044715f
 #define FLAT 20.0f /* from which on the gradient is 0 or 1 */
-#define LEAST_ODDS 1e37f /* exp(-2 u) from which on sigmoid is 0 */
 
 #define EACH_BLOCK(...) \
     _Pragma("omp parallel for num_threads(threads) schedule(static)") \
     for (int64_t from = 0; from < total; from += BLOCK) EACH_VECTOR(least(BLOCK, total - from), __VA_ARGS__)
-
-static inline lanes odds_against(lanes x) { return exponential(-TWICE_ROOT * (x + CUBE * x * x * x)); } /* exp(-2 u) */
-
-static inline lanes share(lanes odds) { return where(odds > LEAST_ODDS, all(0), 1.0f / (1.0f + odds)); }
 
 #define GELU(name, number, load, store) \
     void name(int64_t total, int64_t threads, const number *x, number *y) { \

@@ -1,21 +1,31 @@
 /* Norm, gate and attention of a single token in a decoding step; equations as in hf_arch/ops/one_row.py. */
 
 #include "lanes.h"
+#include "gelu.h"
 
 #define BLOCK 64   /* keys whose scores wait for each other */
 #define WIDEST 512 /* features of a head; hf_arch/ops/one_row.py has the same */
 
-void norm_row(const float *x, const float *weight, float *y, int64_t width, float factor, float eps) {
+/* Of x, or where there is something to add of `sum`, which is made here. */
+static const float *added(const float *x, const float *add, float *sum, int64_t width) {
+    if (!add) return x;
+    EACH_VECTOR(width, store(sum + c, load(x + c, count) + load(add + c, count), count))
+    return sum;
+}
+
+void norm_row(const float *x, const float *add, float *sum, const float *weight, float *y, int64_t width, float factor, float eps) {
     lanes squares = all(0);
+    x = added(x, add, sum, width);
     EACH_VECTOR(width, const lanes u = load(x + c, count); squares += u * u)
     const float inverse = 1.0f / __builtin_sqrtf(factor * total(squares) + eps);
     EACH_VECTOR(width, lanes u = inverse * load(x + c, count); if (weight) u *= load(weight + c, count); store(y + c, u, count))
 }
 
-void layer_norm_row(const float *x, const float *weight, const float *bias, float *y, int64_t width, float eps) {
-    lanes sum = all(0), squares = all(0);
-    EACH_VECTOR(width, sum += load(x + c, count))
-    const float mean = total(sum) / width;
+void layer_norm_row(const float *x, const float *add, float *sum, const float *weight, const float *bias, float *y, int64_t width, float eps) {
+    lanes all_of_it = all(0), squares = all(0);
+    x = added(x, add, sum, width);
+    EACH_VECTOR(width, all_of_it += load(x + c, count))
+    const float mean = total(all_of_it) / width;
     for (int64_t c = 0; c < width; c += LANES) {
         lanes u = load(x + c, width - c) - mean;
         if (width - c < LANES) store(y + c, u, width - c), u = load(y + c, width - c); /* zeros behind the end */
@@ -28,6 +38,10 @@ void layer_norm_row(const float *x, const float *weight, const float *bias, floa
         if (bias) u += load(bias + c, count);
         store(y + c, u, count);
     })
+}
+
+void gelu_row(const float *x, float *y, int64_t width) {
+    EACH_VECTOR(width, const lanes z = load(x + c, count); store(y + c, z * share(odds_against(z)), count))
 }
 
 void silu_gate_row(const float *x, const float *gate, float *y, int64_t width) {
