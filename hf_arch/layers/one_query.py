@@ -13,10 +13,16 @@ from torch import Tensor, nn
 
 from ..ops.compat import is_hooked
 from ..ops.one_row import WIDEST_HEAD
+from .attention_product import AttentionProduct
 from .compat import calls_torch_sdpa
 from .contract import LayerContext
 from .growing_keys import Room, room_of
 from .plain_linear import row_product
+
+STAGES = frozenset(
+    ("forward", "project", "placed", "split_value", "kept", "attend", "warmed", "scores", "read_out", "published")
+)
+"""Methods of Attention in whose place the kernel stands."""
 
 
 def one_query(mixer: Any, x: Tensor, context: LayerContext) -> Tensor | None:
@@ -54,7 +60,12 @@ def _room(mixer: Any, context: LayerContext) -> Room | None:
     """Where the kernel may write the token's key and value; None where it may not take the place of the stages."""
     if context.row is None or context.cache is None or context.sites or context.values or context.attention_kwargs:
         return None
-    if context.attention_mask is not None or context.position_bias is not None or is_hooked(mixer.product):
+    if context.attention_mask is not None or context.position_bias is not None:
+        return None
+    if is_hooked(mixer.product) or type(mixer.product).forward is not AttentionProduct.forward:
+        return None
+    # What somebody has set on a finished layer, which the other way follows too.
+    if mixer.softcap or mixer.attention_window or mixer.sinks is not None or not STAGES.isdisjoint(mixer.__dict__):
         return None
     if mixer.training or mixer.head_dim > WIDEST_HEAD or not calls_torch_sdpa(mixer.config):
         return None

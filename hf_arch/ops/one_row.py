@@ -27,20 +27,17 @@ WIDEST_HEAD = 512
 """Features of a query that the kernel of attention has room for."""
 
 
-def is_plain_row(x: Tensor, *others: Tensor | None) -> bool:
-    """Whether x is one row [1, ..., D] of fp32 on the CPU, as the `others` are, of which no gradient is needed; and
-    nobody records, transforms or casts the operations."""
-    if watched() or x.dtype != torch.float32 or x.numel() != x.shape[-1] or x.device.type != "cpu":
+def is_plain_row(x: Tensor) -> bool:
+    """Whether x is one row [1, ..., D] of fp32 on the CPU, and nobody records, transforms or casts the operations."""
+    if (
+        watched()
+        or torch.is_grad_enabled()
+        or x.dtype != torch.float32
+        or x.numel() != x.shape[-1]
+        or x.device.type != "cpu"
+    ):
         return False
-    if type(x) is not Tensor or torch.is_autocast_enabled("cpu"):
-        return False
-    recording = torch.is_grad_enabled()
-    if recording and x.requires_grad:
-        return False
-    for other in others:
-        if other is not None and (other.dtype != torch.float32 or (recording and other.requires_grad)):
-            return False
-    return True
+    return type(x) is Tensor and not torch.is_autocast_enabled("cpu")
 
 
 class RowKernels:
@@ -128,7 +125,7 @@ def _address(x: Tensor | None) -> int | None:
 def row_kernels(x: Tensor) -> RowKernels | None:
     """Those for a decoding step of x [1, 1, D], where they may take the place of torch's operations all the way through
     the model; None elsewhere."""
-    if not is_plain_row(x) or torch.is_grad_enabled() or watches_modules() or shapes_alone():
+    if not is_plain_row(x) or watches_modules() or shapes_alone():
         return None
     return None if read("HF_ARCH_BACKEND") == "torch" else _of_library(KERNELS.library)
 

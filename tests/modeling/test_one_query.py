@@ -118,7 +118,31 @@ def _override_a_stage(model: Any) -> None:
         layer.mixer.load_state_dict(mixer.state_dict())
 
 
-@pytest.mark.parametrize("change", [_hook_the_product, _hook_a_projection, _take_eager, _override_a_stage])
+def _set_a_soft_cap(model: Any) -> None:
+    for layer in model.model.layers:
+        layer.mixer.softcap = 0.5
+
+
+def _put_a_stage_on_the_layer(model: Any) -> None:
+    for layer in model.model.layers:
+        layer.mixer.warmed = lambda query, context: 2 * query
+
+
+def _put_another_product(model: Any) -> None:
+    for layer in model.model.layers:
+        product = layer.mixer.product
+        usual = type(product).forward
+
+        def forward(self: Any, query: Tensor, *given: Any, usual: Any = usual, **more: Any) -> Any:
+            return usual(self, 2 * query, *given, **more)
+
+        product.__class__ = type("Mine", (type(product),), {"forward": forward})
+
+
+CHANGES = [_hook_the_product, _hook_a_projection, _take_eager, _override_a_stage, _set_a_soft_cap]
+
+
+@pytest.mark.parametrize("change", [*CHANGES, _put_a_stage_on_the_layer, _put_another_product])
 def test_whatever_is_put_around_a_stage_runs(change: Any, calls: list[int]) -> None:
     model, ids = perturbed_model("llama").eval(), token_ids(1, 9)
     change(model)

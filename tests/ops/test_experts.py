@@ -12,9 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hf_arch.ops import experts
 from hf_arch.ops.gelu import tanh_gelu
+from tests.ops.test_native import needs_kernels
 from tests.suite.models import perturbed_model, token_ids
 
-needs_kernels = pytest.mark.skipif(experts.KERNELS.library is None, reason="no C compiler")
 # Tokens, choices, experts, width, inner width: around the lanes of a vector; experts that nobody chooses, one alone.
 SHAPES = [(1, 1, 1, 3, 5), (7, 2, 4, 16, 8), (40, 2, 6, 33, 17), (5, 3, 9, 20, 48), (70, 1, 2, 24, 100)]
 FORMS = {"silu": (F.silu, True), "gelu": (tanh_gelu, True), "plain": (F.gelu, False)}

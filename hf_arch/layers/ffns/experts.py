@@ -38,7 +38,7 @@ def _trains_here(module: Any, x: Tensor, weights: Tensor) -> bool:
     """Whether the kernels are there for it and pay: with a gradient, and under autocast, which grouped products of
     torch do not know (a model must be scored as it was trained)."""
     wanted = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
-    whole = not (module.has_bias or is_expert_parallel(module))
+    whole = type(module) in (GatedExperts, PlainExperts) and not is_expert_parallel(module)
     return wanted and whole and fits(x, weights, *module.parameters())
 
 

@@ -32,7 +32,7 @@ from ..attention_product import AttentionProduct, cache_element_bytes
 from ..contract import EMPTY_CONTEXT, LayerContext, LayerOutput
 from ..forget_gates import ForgetGate, as_key_features, cache_parts, forget_bias, from_key_features, log_forget
 from ..norms import AllHeadsRMSNorm
-from ..one_query import one_query
+from ..one_query import STAGES, one_query
 from ..plain_linear import project
 from .attention_heads import AttentionCall, AttentionHeads, HeadsOptions, config_rotates
 from .base import MixerCost
@@ -42,7 +42,6 @@ from .windows import Windowed, tokens_kept
 FIRST_VALUE = "first_value"
 """What the first layer with a value residual publishes: its values [B, T, Hkv, V]."""
 
-_STAGES = ("project", "placed", "split_value", "kept", "attend", "warmed", "scores", "read_out", "published")
 _SIZES = (
     "num_heads",
     "num_kv_heads",
@@ -129,10 +128,10 @@ class Attention(Windowed, AttentionHeads):
             config, layer_idx, self.num_heads, self.num_kv_heads, self.head_dim, self.scale(config, options)
         )
 
-        changed = any(getattr(type(self), stage) is not getattr(Attention, stage) for stage in _STAGES)
+        changed = any(getattr(type(self), stage) is not getattr(Attention, stage) for stage in STAGES)
         usual = AttentionOptions()
         same = replace(options, **{name: getattr(usual, name) for name in _SIZES}) == usual
-        self._is_plain = same and not (changed or self.softcap or self.published_names or self.attention_window)
+        self.attends_plainly = same and not (changed or self.published_names)
 
     def head_norm(self, num_heads: int, eps: float) -> nn.Module:
         if self.options.qk_norm_over == "all":
@@ -268,7 +267,7 @@ class Attention(Windowed, AttentionHeads):
     def forward(self, hidden_states: Tensor, context: LayerContext = EMPTY_CONTEXT) -> Tensor | LayerOutput:
         if (
             context.row is not None
-            and self._is_plain
+            and self.attends_plainly
             and (heads := one_query(self, hidden_states, context)) is not None
         ):
             return project(self.o_proj, heads, context.row)

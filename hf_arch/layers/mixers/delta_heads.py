@@ -134,6 +134,15 @@ class DeltaHeadsMixer(LinearHeadsMixer):
         q, k, v = self.plain_heads(x, layout, state)
         return l2_norm(q, UNIT_EPS), l2_norm(k, UNIT_EPS), v
 
+    def heads_for_rule(
+        self, x: Tensor, layout: SequenceLayout, state: LayerState
+    ) -> tuple[Tensor, Tensor, Tensor, float | None]:
+        """`heads` for `delta_rule`, whose `unit_eps` is the fourth: its kernel makes the lengths, but for a subclass
+        with `heads` of its own."""
+        if type(self).heads is DeltaHeadsMixer.heads:
+            return (*self.plain_heads(x, layout, state), UNIT_EPS)
+        return (*self.heads(x, layout, state), None)
+
     def plain_heads(self, x: Tensor, layout: SequenceLayout, state: LayerState) -> tuple[Tensor, Tensor, Tensor]:
         """The same before their norm. The SiLU is that of the convolutions where there are any."""
         q, k, v = self.project(x, layout, state)

@@ -20,7 +20,7 @@ from ..contract import LayerContext
 from ..initial import FLA, init_as_torch
 from ..layout import SequenceLayout
 from ..state import LayerState
-from .delta_heads import UNIT_EPS, DeltaHeadsMixer, DeltaHeadsOptions
+from .delta_heads import DeltaHeadsMixer, DeltaHeadsOptions
 
 
 @options
@@ -61,7 +61,7 @@ class GatedDeltaNet(DeltaHeadsMixer):
                 init_as_torch(conv)
 
     def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
-        q, k, v = self.plain_heads(x, layout, state)
+        q, k, v, unit_eps = self.heads_for_rule(x, layout, state)
         out = state.advance(
             delta_rule,
             self.sizes.per_value_head(q),
@@ -69,7 +69,7 @@ class GatedDeltaNet(DeltaHeadsMixer):
             v,
             self.strength(self.b_proj(x)),
             self.log_decay(self.a_proj(x), layout).squeeze(-1),
-            unit_eps=UNIT_EPS,
+            unit_eps=unit_eps,
             layout=layout,
         )
         return self.read_out(x, out)

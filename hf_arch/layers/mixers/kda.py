@@ -24,7 +24,7 @@ from ...ops.softplus_decay import biased
 from ..contract import LayerContext
 from ..layout import SequenceLayout
 from ..state import LayerState
-from .delta_heads import UNIT_EPS, DeltaHeadsMixer, DeltaHeadsOptions, low_rank
+from .delta_heads import DeltaHeadsMixer, DeltaHeadsOptions, low_rank
 
 
 @options
@@ -42,8 +42,6 @@ class KimiDeltaAttention(DeltaHeadsMixer):
 
     Options = KDAOptions
     label: ClassVar[str] = "KDA"
-    rewrites_keys: ClassVar[bool] = False
-    """Whether `written_key` makes keys of their own for what is written."""
 
     def __init__(self, config: Any, options: KDAOptions, layer_idx: int):
         super().__init__(config, options, layer_idx)
@@ -66,21 +64,25 @@ class KimiDeltaAttention(DeltaHeadsMixer):
             )
 
     def mix(self, x: Tensor, layout: SequenceLayout, state: LayerState, context: LayerContext) -> Tensor:
-        q, k, v = self.heads(x, layout, state) if self.rewrites_keys else self.plain_heads(x, layout, state)
+        rewrites_keys = type(self).written_key is not KimiDeltaAttention.written_key
+        if rewrites_keys:
+            q, k, v = self.heads(x, layout, state)
+        else:
+            q, k, v, unit_eps = self.heads_for_rule(x, layout, state)
         q, k = self.sizes.per_value_head(q), self.sizes.per_value_head(k)
         beta = self.sizes.per_value_head(self.strength(self.b_proj(x)))
         g, bound = self.log_decay(self.f_proj(x), layout), self.options.lower_bound
-        if self.rewrites_keys:
+        if rewrites_keys:
             written = beta.unsqueeze(-1) * self.written_key(x, k, layout, state)
             out = self.erase_and_write(q, written, v, g, g.exp() * k, layout, state, bound)
         else:
             given = q, k, v, beta, g
-            out = state.advance(delta_rule, *given, min_log_decay=bound, unit_eps=UNIT_EPS, layout=layout)
+            out = state.advance(delta_rule, *given, min_log_decay=bound, unit_eps=unit_eps, layout=layout)
         return self.read_out(x, out)
 
     def written_key(self, x: Tensor, k: Tensor, layout: SequenceLayout, state: LayerState) -> Tensor:
-        """What of the keys [B, T, Hv, K] is written, where `rewrites_keys`."""
-        raise NotImplementedError
+        """What of the keys [B, T, Hv, K] is written."""
+        return k
 
     def log_decay(self, logits: Tensor, layout: SequenceLayout) -> Tensor:
         bound = self.options.lower_bound

@@ -34,7 +34,6 @@ class PrecondKDA(PreconditionedMixer, KimiDeltaAttention):
 
     Options = PrecondKDAOptions
     label: ClassVar[str] = "PKDA"
-    rewrites_keys: ClassVar[bool] = True
 
     def __init__(self, config: Any, options: PrecondKDAOptions, layer_idx: int):
         super().__init__(config, options, layer_idx)
